@@ -1,0 +1,68 @@
+# Every target makes .venv and installs what it needs; a second call installs nothing.
+#
+#   PYTHON=python3.12 make demo     another interpreter (3.11 or newer) for a new .venv
+#   PYTEST="-k resume -x" make test more arguments for pytest
+#
+# On Linux pip takes the CUDA build of torch, about 3 GB. A machine without a GPU needs only the CPU build: let
+# PIP_EXTRA_INDEX_URL name the CPU index that pytorch.org's "Get Started" page shows, and pip prefers it.
+
+PYTHON ?= python3
+PYTEST ?=
+VENV   := .venv
+BIN    := $(VENV)/bin
+DEMO   := checkpoints/toyworld-robot
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint format constraints clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed  ## teach the embedded base model the toy robot, then picture it in four places
+	$(BIN)/python train.py configs/toyworld.yaml
+	$(BIN)/python sample.py $(DEMO) \
+	    "a photo of {subject} on the beach" "a photo of {subject} on the moon" \
+	    "a photo of {subject} in the desert" "a photo of {subject} at night" \
+	    --num-images 4 --out $(DEMO)/pictures
+	@echo "The pictures are in $(DEMO)/pictures"
+
+test: $(VENV)/.installed-dev  ## the tests, some minutes
+	$(BIN)/python -m pytest $(PYTEST)
+
+test-slow: $(VENV)/.installed-dev  ## the tests that train for longer and print figures
+	$(BIN)/python -m pytest -m slow -s $(PYTEST)
+
+lint: $(VENV)/.installed-dev  ## ruff check, ruff format --check, mypy
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev  ## mend what ruff can mend
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# A stamp is touched last, so an interrupted install is taken up again by the next call.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
+	@touch $(VENV)/.installed $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "$(PYTHON) is missing or older than 3.11: PYTHON=/path/to/python make ..." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# A local version such as torch==2.13.0+cpu names one machine's build: the part after the + is cut off.
+constraints:  ## resolve the newest versions in a new environment and pin them in constraints.txt
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+	$(PYTHON) -m venv $$folder && $$folder/bin/python -m pip install -e ".[dev,heic]" && \
+	{ sed '/^#/!d' constraints.txt; \
+	  $$folder/bin/python -m pip freeze --exclude-editable | sed 's/+.*//'; } > $$folder/constraints.txt && \
+	cp $$folder/constraints.txt constraints.txt
+
+clean:  ## remove .venv and the tools' caches; runs under checkpoints/ stay
+	rm -rf $(VENV) *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
