@@ -1,0 +1,241 @@
+"""Picture files to pixels and back: what a person sees in a viewer is what a model learns.
+
+What a camera, a phone or an editor writes comes out as upright 8-bit sRGB; what cannot is named in an error.
+Shapes: B batch, C channels (3, red green blue), H/W height and width in pixels.
+"""
+
+import hashlib
+import struct
+import warnings
+import zlib
+from collections.abc import Iterable, Sequence
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from dreambooth.errors import NonFiniteError, UserError
+
+# By content, not by extension. A closed list, because Pillow's own has formats that take almost any bytes for a picture
+# (TGA) or start another program (EPS).
+FORMATS = {
+    "AVIF": "AVIF",
+    "BMP": "BMP",
+    "GIF": "GIF",
+    "HEIF": "HEIC",
+    "JPEG": "JPEG",
+    "PNG": "PNG",
+    "PPM": "PPM",
+    "TIFF": "TIFF",
+    "WEBP": "WebP",
+}
+SYSTEM_FILES = {"__macosx", "desktop.ini", "ehthumbs.db", "thumbs.db"}  # lower case; names with a leading dot as well
+
+# What Pillow's decoders raise on damaged files, found by flipping and cutting bytes of every format above.
+DECODER_ERRORS = (
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    struct.error,
+    zlib.error,
+)
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """The pictures in `folder`, sorted by name; files that the system puts there (.DS_Store, Thumbs.db) do not count.
+
+    Every file is decoded once, so that training never meets one that cannot be. Raises UserError if the folder is
+    missing or has no pictures, or with the names of everything in it that is not a readable picture.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: {'a file' if folder.exists() else 'no such folder'}. Name a folder of pictures.")
+    paths = sorted(path for path in folder.iterdir() if not _is_system_file(path.name))
+    if not paths:
+        raise UserError(f"{folder}: the folder has no pictures. {_allowed()}")
+    reasons = {path.name: _why_unreadable(path) for path in paths}
+    bad = [f"{name} ({reason})" for name, reason in reasons.items() if reason]
+    if bad:
+        raise UserError(
+            f"{folder}: {len(bad)} of {len(paths)} files cannot be used as pictures: {', '.join(bad)}.\n"
+            f"{_allowed()} Mend, move or remove the others."
+        )
+    return paths
+
+
+def load_image(path: str | Path) -> Image.Image:
+    """The picture in a file as a viewer shows it: 8-bit RGB in the sRGB colours, upright, the first frame of several.
+
+    Transparency is laid on white: pages and viewers show a cut-out so, and base models saw it so; the colour that a
+    file holds under full transparency was never meant to be seen. Raises UserError with the file's name and the reason.
+    """
+    try:
+        return _to_rgb(_decode(Path(path)))
+    except UserError as error:
+        raise UserError(f"{path}: {error}. {_allowed()}") from error
+
+
+def is_upscaled(image: Image.Image, resolution: int) -> bool:
+    """Whether `resize_and_crop` to `resolution` has to invent detail: the short side has fewer pixels."""
+    return min(image.size) < resolution
+
+
+def resize_and_crop(image: Image.Image, resolution: int, position_xy: tuple[float, float] = (0.5, 0.5)) -> Image.Image:
+    """The largest square of `image`, resized to `resolution` x `resolution` pixels; nothing is squashed.
+
+    position_xy: where the square lies, 0 left or top, 0.5 the centre, 1 right or bottom; only the long side has room to
+    move. Ask `is_upscaled` first where too small a picture matters.
+    """
+    assert all(0 <= position <= 1 for position in position_xy), position_xy
+    side = min(image.size)
+    # Whole source pixels, so that a picture that needs no resizing is cut and not resampled.
+    left, top = (round(position * (length - side)) for position, length in zip(position_xy, image.size, strict=True))
+    return image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """An RGB picture as pixels_CHW, float32 in [-1, 1]: -1 is 0, 1 is 255."""
+    assert image.mode == "RGB", image.mode
+    pixels_HWC = torch.from_numpy(np.array(image))
+    return pixels_HWC.permute(2, 0, 1).float().div(127.5).sub(1).contiguous()
+
+
+def to_images(pixels_BCHW: Tensor) -> list[Image.Image]:
+    """Pixels in [-1, 1], any dtype and device, as RGB pictures: rounded, and what lies outside is clamped.
+
+    Undoes `to_tensor` exactly. Raises NonFiniteError rather than write the black picture that NaN would become.
+    """
+    pixels_BHWC = pixels_BCHW.detach().float().cpu().permute(0, 2, 3, 1)
+    if not pixels_BHWC.isfinite().all():
+        raise NonFiniteError(
+            "The decoded picture holds numbers that are not finite. "
+            "A VAE in float16 overflows easily: use float32 or bfloat16."
+        )
+    levels_BHWC = pixels_BHWC.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).numpy()
+    return [Image.fromarray(levels_HWC) for levels_HWC in levels_BHWC]
+
+
+def grid(images: Sequence[Image.Image], columns: int, padding: int = 2) -> Image.Image:
+    """Pictures of one size in rows of `columns`, `padding` white pixels around each; a short last row ends white."""
+    assert images, "a grid of no pictures"
+    assert len({image.size for image in images}) == 1, "a grid needs pictures of one size"
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    width, height = (length + padding for length in images[0].size)
+    sheet = Image.new("RGB", (columns * width + padding, rows * height + padding), "white")
+    for number, image in enumerate(images):
+        row, column = divmod(number, columns)
+        sheet.paste(image, (column * width + padding, row * height + padding))
+    return sheet
+
+
+def digest_files(paths: Iterable[str | Path]) -> str:
+    """SHA-256, in hexadecimal, over names and contents in the order given; the folder they lie in does not count."""
+    digest = hashlib.sha256()
+    for path in map(Path, paths):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").digest()
+        # Digests of fixed length: no byte can move from a name to a content and leave the sum as it was.
+        digest.update(hashlib.sha256(path.name.encode()).digest() + content)
+    return digest.hexdigest()
+
+
+def _is_system_file(name: str) -> bool:
+    return name.startswith(".") or name.lower() in SYSTEM_FILES
+
+
+def _allowed() -> str:
+    return f"Allowed: {', '.join(FORMATS[name] for name in _readable_formats())}."
+
+
+def _why_unreadable(path: Path) -> str:
+    """Empty if the picture can be read."""
+    try:
+        _to_rgb(_decode(path))
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@cache
+def _readable_formats() -> tuple[str, ...]:
+    """The FORMATS that this installation of Pillow decodes."""
+    Image.init()
+    try:
+        import pillow_heif  # an extra: it comes with the HEVC decoder
+    except ImportError:
+        return tuple(name for name in FORMATS if name in Image.OPEN and name != "HEIF")
+    pillow_heif.register_heif_opener()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _decode(path: Path) -> Image.Image:
+    """The first frame, upright, in the mode that the file has. Raises UserError with the reason, without the name."""
+    if path.is_dir():
+        raise UserError("a folder; pictures in it are not looked for")
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns from 89 million pixels on and refuses from twice that; phones do take 100 million.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path, formats=_readable_formats()) as image:
+                image.load()
+                return ImageOps.exif_transpose(image)
+    except UnidentifiedImageError as error:
+        if path.suffix.lower() in {".heic", ".heif"} and "HEIF" not in _readable_formats():
+            raise UserError("HEIC is read once pillow-heif is installed: pip install pillow-heif") from error
+        raise UserError("not a picture") from error
+    except FileNotFoundError as error:
+        raise UserError("no such file") from error
+    except Image.DecompressionBombError as error:
+        raise UserError(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} million pixels") from error
+    except DECODER_ERRORS as error:
+        raise UserError(f"cannot be read: {error}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    profile = image.info.get("icc_profile")
+    if image.mode.startswith(("I", "F")):
+        image = _to_8_bits(image)
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    if image.mode != "CMYK":
+        image = image.convert("RGB")
+    return _to_srgb(image, profile)
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Grey levels of 16 bits (modes I;16, I) or floating point in [0, 1] (F) to 8 bits, scaled and not clipped."""
+    levels_HW = np.asarray(image)
+    white = 1.0 if image.mode == "F" else 65535
+    if not (levels_HW.min() >= 0 and levels_HW.max() <= white):  # NaN fails as well
+        raise UserError(
+            f"grey levels from {levels_HW.min():g} to {levels_HW.max():g}, where 0 to {white:g} are known; "
+            "save it with 8 or 16 bits"
+        )
+    grey = Image.fromarray((levels_HW * (255 / white)).round().astype(np.uint8))
+    if "transparency" in image.info:  # PNG: one level is see-through
+        grey.putalpha(Image.fromarray(np.where(levels_HW == image.info["transparency"], 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """RGB or CMYK with its colour profile to RGB in sRGB: without it a phone's Display P3 looks pale."""
+    if profile:
+        try:
+            source = ImageCms.ImageCmsProfile(BytesIO(profile))
+            if source.profile.xcolor_space.strip() == image.mode:
+                converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+                assert converted is not None  # only in-place conversion returns None
+                return converted
+        except (ImageCms.PyCMSError, OSError, ValueError):
+            pass  # a broken profile: viewers take such a picture for sRGB too
+    return image.convert("RGB")

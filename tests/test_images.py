@@ -1,0 +1,444 @@
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageCms, ImageDraw, ImageOps
+
+from dreambooth.errors import NonFiniteError, UserError
+from dreambooth.images import (
+    digest_files,
+    grid,
+    is_upscaled,
+    list_images,
+    load_image,
+    resize_and_crop,
+    to_images,
+    to_tensor,
+)
+
+PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "dreambench"
+ORIENTATION = 0x0112  # the EXIF tag
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    """Smooth, coloured, not square, and different in all eight orientations."""
+    y, x = np.mgrid[0:48, 0:64]
+    return Image.fromarray(np.stack([x * 4, y * 5, 255 - x * 2 - y * 2], -1).astype(np.uint8))
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).astype(int)
+
+
+def assert_same_picture(image: Image.Image, expected: Image.Image, tolerance: int = 0) -> None:
+    assert image.mode == "RGB"
+    assert image.size == expected.size
+    distance = abs(pixels(image) - pixels(expected)).max()
+    assert distance <= tolerance, f"pixels differ by up to {distance} of 255, allowed are {tolerance}"
+
+
+# list_images
+
+
+def test_pictures_are_listed_in_sorted_order_whatever_order_they_were_written_in(tmp_path, picture):
+    for name in ("b.png", "a10.jpg", "C.webp", "a1.bmp"):
+        picture.save(tmp_path / name)
+    assert [path.name for path in list_images(tmp_path)] == ["C.webp", "a1.bmp", "a10.jpg", "b.png"]
+
+
+def test_files_that_the_system_leaves_in_a_folder_are_not_pictures_and_not_errors(tmp_path, picture):
+    picture.save(tmp_path / "a.png")
+    for name in (".DS_Store", "._a.png", "Thumbs.db", "desktop.ini"):
+        (tmp_path / name).write_bytes(b"\0\1junk")
+    (tmp_path / "__MACOSX").mkdir()
+    assert [path.name for path in list_images(str(tmp_path))] == ["a.png"]
+
+
+def test_every_file_that_is_not_a_readable_picture_is_named_in_one_error_and_no_other(tmp_path, picture):
+    picture.save(tmp_path / "good.png")
+    picture.save(tmp_path / "good.jpg")
+    (tmp_path / "notes.txt").write_text("a robot")
+    (tmp_path / "table.png").write_text("not, a, png")
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    for name in ("cut.jpg", "cut.png", "cut.webp"):
+        picture.save(tmp_path / name)
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError) as error:
+        list_images(tmp_path)
+    message = str(error.value)
+    for name in ("notes.txt", "table.png", "empty.jpg", "masks", "gone.png", "cut.jpg", "cut.png", "cut.webp"):
+        assert name in message, f"{name} is not named"
+    assert "good" not in message, "a readable picture is named as bad"
+    assert "PNG" in message, "what is allowed is not named"
+    assert message.count("\n") <= 1, "a message is one or two lines"
+
+
+def test_a_flipped_byte_in_a_png_is_found(tmp_path, picture):
+    path = tmp_path / "flipped.png"
+    picture.save(path)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"IDAT") + 40] ^= 0x40
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"flipped\.png"):
+        list_images(tmp_path)
+
+
+def test_a_folder_that_is_missing_empty_or_a_file_is_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    for name in ("missing", "empty", "file"):
+        with pytest.raises(UserError, match=name):
+            list_images(tmp_path / name)
+
+
+# load_image
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tiff"])
+def test_all_eight_exif_orientations_show_the_same_upright_picture(tmp_path, picture, suffix):
+    plain = tmp_path / f"plain{suffix}"
+    picture.save(plain, quality=95)
+    undo = {  # how a camera that was held so stores the pixels
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    for orientation in range(1, 9):
+        stored = picture.transpose(undo[orientation]) if orientation in undo else picture
+        exif = Image.Exif()
+        exif[ORIENTATION] = orientation
+        path = tmp_path / f"{orientation}{suffix}"
+        stored.save(path, exif=exif, quality=95)
+        # JPEG and WebP lose a little, and in another place in a rotated picture.
+        assert_same_picture(load_image(path), load_image(plain), tolerance=0 if suffix in {".png", ".tiff"} else 16)
+
+
+def test_transparency_is_laid_on_white_in_proportion(tmp_path):
+    for alpha, expected in ((0, 255), (51, 204), (128, 127), (255, 0)):
+        Image.new("RGBA", (4, 4), (0, 0, 0, alpha)).save(tmp_path / "a.png")
+        assert (pixels(load_image(tmp_path / "a.png")) == expected).all(), f"alpha {alpha} of black on white"
+
+
+def test_the_colour_hidden_under_full_transparency_never_shows(tmp_path):
+    for mode, hidden in (("RGBA", (255, 0, 255, 0)), ("LA", (7, 0))):
+        Image.new(mode, (4, 4), hidden).save(tmp_path / "a.png")
+        assert (pixels(load_image(tmp_path / "a.png")) == 255).all(), mode
+    for mode, key in (("RGB", (9, 8, 7)), ("L", 9), ("I;16", 9)):
+        Image.new(mode, (4, 4), key).save(tmp_path / "a.png", transparency=key)
+        assert (pixels(load_image(tmp_path / "a.png")) == 255).all(), f"{mode} with a see-through level"
+
+
+@pytest.mark.parametrize("suffix", [".png", ".gif"])
+def test_the_transparent_entry_of_a_palette_becomes_white_and_the_others_keep_their_colour(tmp_path, suffix):
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([255, 0, 0, 0, 128, 255])
+    image.paste(0, (0, 0, 2, 4))
+    image.save(tmp_path / f"a{suffix}", transparency=0)
+    loaded = load_image(tmp_path / f"a{suffix}")
+    assert loaded.getpixel((0, 0)) == (255, 255, 255)
+    assert loaded.getpixel((3, 0)) == (0, 128, 255)
+
+
+def sixteen_bits(image_HW: np.ndarray, path: Path) -> None:
+    Image.fromarray(image_HW.astype(np.uint16)).save(path)
+
+
+def big_endian_tiff(image_HW: np.ndarray, path: Path) -> None:
+    height, width = image_HW.shape
+    Image.frombytes("I;16B", (width, height), image_HW.astype(">u2").tobytes()).save(path)
+
+
+def wide_integers(image_HW: np.ndarray, path: Path) -> None:
+    Image.fromarray(image_HW.astype(np.int32)).save(path)
+
+
+def fractions(image_HW: np.ndarray, path: Path) -> None:
+    Image.fromarray((image_HW / 65535).astype(np.float32)).save(path)
+
+
+def colours(image_HW: np.ndarray, path: Path) -> None:
+    """A PNG of three 16-bit channels, written by hand: Pillow reads such files and does not write them."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width = image_HW.shape
+    rows = b"".join(b"\0" + np.repeat(row, 3).astype(">u2").tobytes() for row in image_HW)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize(
+    ("write", "name"),
+    [
+        (sixteen_bits, "a.png"),
+        (sixteen_bits, "a.tiff"),
+        (sixteen_bits, "a.pgm"),
+        (big_endian_tiff, "a.tiff"),
+        (wide_integers, "a.tiff"),
+        (fractions, "a.tiff"),
+        (colours, "a.png"),
+    ],
+)
+def test_a_ramp_deeper_than_8_bits_is_scaled_and_not_clipped(
+    tmp_path, write: Callable[[np.ndarray, Path], None], name: str
+):
+    ramp_HW = np.arange(0, 65536, 16).reshape(32, 128)
+    write(ramp_HW, tmp_path / name)
+    loaded_HWC = pixels(load_image(tmp_path / name))
+    assert (np.diff(loaded_HWC[..., 0].ravel()) >= 0).all(), "the ramp goes down somewhere"
+    assert abs(loaded_HWC - ramp_HW[..., None] / 257).max() <= 1, "a level is more than 1 of 255 off"
+
+
+def test_grey_levels_without_a_known_white_are_refused_with_their_range(tmp_path):
+    for levels in ([0, 70000], [-1, 5]):
+        Image.fromarray(np.array([levels], dtype=np.int32)).save(tmp_path / "deep.tiff")
+        with pytest.raises(UserError, match=rf"deep\.tiff.*{levels[0]} to {levels[1]}"):
+            load_image(tmp_path / "deep.tiff")
+    for levels in ([0, 255], [0, float("nan")]):
+        Image.fromarray(np.array([levels], dtype=np.float32)).save(tmp_path / "float.tiff")
+        with pytest.raises(UserError, match=r"float\.tiff"):
+            load_image(tmp_path / "float.tiff")
+
+
+def test_a_cmyk_picture_keeps_its_colours(tmp_path, picture):
+    picture.convert("CMYK").save(tmp_path / "a.jpg", quality=95)
+    assert_same_picture(load_image(tmp_path / "a.jpg"), picture, tolerance=16)
+
+
+def test_the_first_frame_of_an_animation_is_the_picture(tmp_path):
+    red, blue = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
+    for suffix in (".gif", ".png", ".webp", ".tiff"):
+        path = tmp_path / f"a{suffix}"
+        red.save(path, save_all=True, append_images=[blue], lossless=True)
+        assert load_image(path).getpixel((4, 4)) == pytest.approx((255, 0, 0), abs=2), suffix
+
+
+def test_the_srgb_profile_that_cameras_embed_changes_nothing(tmp_path, picture):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    picture.save(tmp_path / "a.png", icc_profile=profile)
+    assert_same_picture(load_image(tmp_path / "a.png"), picture, tolerance=1)
+
+
+def test_a_colour_profile_that_is_broken_or_of_other_channels_is_taken_for_srgb(tmp_path, picture):
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    for profile in (b"broken", lab):
+        picture.save(tmp_path / "a.png", icc_profile=profile)
+        assert_same_picture(load_image(tmp_path / "a.png"), picture)
+
+
+def test_a_wide_gamut_profile_makes_colours_stronger_and_leaves_grey_alone(tmp_path):
+    """Display P3, which phones use: its (200, 100, 100) is more red than the same numbers in sRGB."""
+    path = tmp_path / "p3.png"
+    Image.new("RGB", (4, 4), (200, 100, 100)).save(path, icc_profile=display_p3())
+    red, green, blue = load_image(path).getpixel((0, 0))
+    assert red > 203
+    assert green < 97
+    assert blue < 99
+    Image.new("RGB", (4, 4), (120, 120, 120)).save(path, icc_profile=display_p3())
+    assert load_image(path).getpixel((0, 0)) == pytest.approx((120, 120, 120), abs=1)
+
+
+def display_p3() -> bytes:
+    """The sRGB profile with its three primaries exchanged for those of Display P3 (adapted to D50, as profiles are)."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    primaries = {
+        b"rXYZ": (0.51512, 0.24120, -0.00105),
+        b"gXYZ": (0.29198, 0.69225, 0.04189),
+        b"bXYZ": (0.15710, 0.06657, 0.78407),
+    }
+    for number in range(struct.unpack_from(">I", profile, 128)[0]):
+        tag, offset, _ = struct.unpack_from(">4sII", profile, 132 + 12 * number)
+        if tag in primaries:
+            struct.pack_into(">3i", profile, offset + 8, *(round(value * 65536) for value in primaries[tag]))
+    return bytes(profile)
+
+
+def test_a_decompression_bomb_is_refused_before_it_fills_the_memory(tmp_path):
+    Image.new("1", (20000, 20000)).save(tmp_path / "bomb.png")
+    assert (tmp_path / "bomb.png").stat().st_size < 200_000
+    with pytest.raises(UserError, match=r"bomb\.png.*million pixels"):
+        load_image(tmp_path / "bomb.png")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_phone_picture_of_100_million_pixels_is_taken_without_a_warning(tmp_path):
+    Image.new("1", (10000, 10000)).save(tmp_path / "large.png")
+    assert load_image(tmp_path / "large.png").size == (10000, 10000)
+
+
+def test_a_picture_is_known_by_its_content_and_not_by_its_extension(tmp_path, picture):
+    picture.save(tmp_path / "a.jpg", format="PNG")
+    picture.save(tmp_path / "no_extension", format="PNG")
+    assert_same_picture(load_image(tmp_path / "a.jpg"), picture)
+    assert len(list_images(tmp_path)) == 2
+
+
+def test_heic_is_read_where_its_decoder_is_installed(tmp_path, picture):
+    pillow_heif = pytest.importorskip("pillow_heif", reason="the extra `heic` is not installed")
+    pillow_heif.from_pillow(picture).save(tmp_path / "a.heic", quality=95)
+    assert_same_picture(load_image(tmp_path / "a.heic"), picture, tolerance=24)
+
+
+def test_heic_names_the_missing_decoder_where_it_is_not_installed(tmp_path):
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    code = (
+        "import sys; sys.modules['pillow_heif'] = None\n"
+        "from dreambooth.images import load_image\n"
+        "try: load_image(sys.argv[1])\n"
+        "except ValueError as error: print(error)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    result = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "a.heic"], env=environment, capture_output=True, text=True, check=True
+    )
+    assert "pip install pillow-heif" in result.stdout
+
+
+# resize_and_crop
+
+
+@pytest.mark.parametrize("size", [(96, 64), (64, 96), (640, 400), (333, 1001), (20, 33)])
+def test_a_circle_stays_a_circle(size):
+    width, height = size
+    radius = min(size) * 0.4
+    image = Image.new("RGB", size, "black")
+    box = (width / 2 - radius, height / 2 - radius, width / 2 + radius, height / 2 + radius)
+    ImageDraw.Draw(image).ellipse(box, fill="white")
+    white_HW = pixels(resize_and_crop(image, 64))[..., 0] > 127
+    width_of_disc, height_of_disc = white_HW.any(0).sum(), white_HW.any(1).sum()
+    # A drawn disc is up to one source pixel wider than 0.8 of the side.
+    assert abs(int(width_of_disc) - int(height_of_disc)) <= 1
+    assert abs(width_of_disc - 0.8 * 64) <= 2 + 64 / min(size)
+
+
+def test_a_picture_of_the_right_height_is_cut_and_not_resampled(picture):
+    for x in (0.0, 0.3, 0.5, 1.0):
+        left = round(x * (64 - 48))
+        assert_same_picture(resize_and_crop(picture, 48, (x, 0.7)), picture.crop((left, 0, left + 48, 48)))
+
+
+def test_the_crop_moves_from_one_end_of_the_long_side_to_the_other():
+    """A ramp along the long side: the mean of the crop says where it lay."""
+    for transpose in (False, True):
+        ramp = Image.fromarray(np.tile(np.arange(200, dtype=np.uint8), (50, 1))).convert("RGB")
+        ramp = ramp.transpose(Image.Transpose.TRANSPOSE) if transpose else ramp
+        for position in (0.0, 0.25, 0.5, 1.0):
+            xy = (0.9, position) if transpose else (position, 0.9)
+            mean = pixels(resize_and_crop(ramp, 25, xy)).mean()
+            assert mean == pytest.approx(24.5 + 150 * position, abs=0.6)
+
+
+def test_a_fine_pattern_is_averaged_and_not_aliased():
+    stripes = Image.fromarray(np.tile(np.array([0, 255], dtype=np.uint8), (256, 128))).convert("RGB")
+    inner = pixels(resize_and_crop(stripes, 50))[5:-5, 5:-5]
+    assert abs(inner - 127.5).max() < 16
+
+
+def test_upscaling_is_told_by_the_short_side(picture):
+    assert not is_upscaled(picture, 48)
+    assert is_upscaled(picture, 49)
+    assert resize_and_crop(picture, 100).size == (100, 100)
+
+
+# tensors
+
+
+def test_every_level_survives_the_way_to_a_tensor_and_back():
+    levels_HW = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    image = Image.fromarray(np.stack([levels_HW, levels_HW[::-1], levels_HW.T], -1))
+    pixels_CHW = to_tensor(image)
+    assert pixels_CHW.shape == (3, 16, 16)
+    assert pixels_CHW.dtype == torch.float32
+    assert pixels_CHW.min() == -1
+    assert pixels_CHW.max() == 1
+    (back,) = to_images(pixels_CHW[None])
+    assert_same_picture(back, image)
+
+
+def test_pixels_are_rounded_and_clamped():
+    step = 2 / 255
+    values = torch.tensor([-9.0, -1 - step, -1 + 0.4 * step, -1 + 0.6 * step, 1 - 0.4 * step, 9.0])
+    (image,) = to_images(values.expand(1, 3, 1, 6))
+    assert pixels(image)[0, :, 0].tolist() == [0, 0, 0, 1, 255, 255]
+
+
+def test_pixels_with_gradients_in_half_precision_become_pictures():
+    pixels_BCHW = torch.zeros(2, 3, 4, 5, dtype=torch.bfloat16, requires_grad=True)
+    assert [image.size for image in to_images(pixels_BCHW)] == [(5, 4), (5, 4)]
+
+
+def test_nan_is_an_error_and_not_a_black_picture():
+    with pytest.raises(NonFiniteError, match="float32"):
+        to_images(torch.full((1, 3, 4, 4), float("nan")))
+
+
+# grids and digests
+
+
+def test_a_grid_holds_every_picture_at_its_place_on_white():
+    images = [Image.new("RGB", (5, 4), (level, 0, 0)) for level in (10, 20, 30, 40, 50)]
+    sheet = grid(images, columns=3, padding=2)
+    assert sheet.size == (3 * 7 + 2, 2 * 6 + 2)
+    for number, image in enumerate(images):
+        left, top = 2 + number % 3 * 7, 2 + number // 3 * 6
+        assert_same_picture(sheet.crop((left, top, left + 5, top + 4)), image)
+    assert_same_picture(sheet.crop((16, 8, 21, 12)), Image.new("RGB", (5, 4), "white"))
+    assert sheet.getpixel((0, 0)) == (255, 255, 255)
+    assert grid(images[:2], columns=4, padding=0).size == (10, 4), "columns that no picture fills are left out"
+
+
+def test_a_digest_changes_with_a_name_a_content_and_the_order_and_with_nothing_else(tmp_path):
+    def write(folder: str, **contents: str) -> list[Path]:
+        (tmp_path / folder).mkdir()
+        for name, content in contents.items():
+            (tmp_path / folder / name).write_text(content)
+        return [tmp_path / folder / name for name in contents]
+
+    paths = write("one", a="x", b="y")
+    digest = digest_files(paths)
+    assert digest_files(write("moved", a="x", b="y")) == digest
+    others = [
+        digest_files(write("content", a="x", b="z")),
+        digest_files(write("name", a="x", c="y")),
+        digest_files(write("border", a="", xb="y")),
+        digest_files(write("swapped", b="x", a="y")),
+        digest_files(reversed(paths)),
+        digest_files(paths[:1]),
+        digest_files([]),
+    ]
+    assert len({digest, *others}) == 8, "two different sets of files have one digest"
+
+
+# real photographs
+
+
+@pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason="the DreamBench photographs are not beside the repository")
+@pytest.mark.parametrize("subject", ["backpack_dog", "cat2", "dog6", "grey_sloth_plushie", "rc_car", "teapot"])
+def test_real_photographs_become_square_pixels_with_their_content_in_place(subject):
+    paths = list_images(PHOTOGRAPHS / subject)
+    assert [path.name for path in paths] == ["00.jpg", "01.jpg", "02.jpg", "03.jpg", "04.jpg"]
+    for path in paths:
+        image = load_image(path)
+        square = resize_and_crop(image, 64)
+        assert to_tensor(square).shape == (3, 64, 64)
+        # Another way to the same square: the centre crop of the whole picture, averaged.
+        expected = ImageOps.fit(image, (64, 64), Image.Resampling.BOX)
+        assert abs(pixels(square) - pixels(expected)).mean() < 6, f"{path.name} is squashed or shifted"
