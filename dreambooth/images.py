@@ -232,10 +232,9 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     if profile:
         try:
             source = ImageCms.ImageCmsProfile(BytesIO(profile))
-            if source.profile.xcolor_space.strip() == image.mode:
-                converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-                assert converted is not None  # only in-place conversion returns None
-                return converted
+            converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            assert converted is not None  # only a conversion in place returns None
+            return converted
         except (ImageCms.PyCMSError, OSError, ValueError):
-            pass  # a broken profile: viewers take such a picture for sRGB too
+            pass  # broken, or meant for other channels: viewers take such a picture for sRGB too
     return image.convert("RGB")
