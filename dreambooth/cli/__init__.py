@@ -1,0 +1,63 @@
+"""The commands: `python -m dreambooth COMMAND`, and what each exit code means.
+
+A command is a module with `add_arguments(parser)` and `run(args) -> int` that imports nothing heavy before it runs, and
+one row in `COMMANDS`.
+"""
+
+import argparse
+import importlib
+import signal
+import sys
+from collections.abc import Sequence
+
+from dreambooth import __version__
+from dreambooth.errors import DreamBoothError
+
+COMMANDS = {
+    "train": ("dreambooth.cli.train", "learn a subject; the same command again goes on where it was interrupted"),
+    "sample": ("dreambooth.cli.sample", "make pictures with a learned (or any) model"),
+    "toyworld": ("dreambooth.toyworld.cli", "the embedded base model: render its world, train it, judge it"),
+}
+EXIT_CODES = (
+    "exit codes: 0 done; 1 a bug; 2 a mistake in config, picture or prompt; 3 the model or the network; 4 non-finite \
+numbers; 130 / 143 after SIGINT / SIGTERM, with the state saved"
+)
+
+
+def main(argv: Sequence[str], prog: str | None = None) -> int:
+    """Run one command. `prog` names the script that stands for `argv[0]`, e.g. train.py."""
+    name = argv[0] if argv and argv[0] in COMMANDS else None
+    if prog is None or name is None:
+        parser, arguments = _overview(), list(argv)
+    else:
+        parser, arguments = argparse.ArgumentParser(prog=prog), list(argv[1:])
+        _fill(parser, name)
+    args = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        return int(args.run(args))
+    except DreamBoothError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def _overview() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m dreambooth", epilog=EXIT_CODES)
+    parser.description = "Personalise a text-to-image diffusion model from a few pictures of a subject."
+    parser.add_argument("--version", action="version", version=f"dreambooth {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, (_, help_text) in COMMANDS.items():
+        _fill(commands.add_parser(name, help=help_text), name)
+    return parser
+
+
+def _fill(parser: argparse.ArgumentParser, name: str) -> None:
+    module, help_text = COMMANDS[name]
+    command = importlib.import_module(module)
+    parser.description = parser.description or help_text[0].upper() + help_text[1:] + "."
+    parser.epilog = parser.epilog or EXIT_CODES
+    command.add_arguments(parser)
+    parser.set_defaults(run=command.run)

@@ -1,0 +1,77 @@
+"""`sample MODEL PROMPT [PROMPT ...]`: numbered PNGs with their recipe inside, and a grid."""
+
+import argparse
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="run folder, pipeline folder, hub id or single .safetensors")
+    parser.add_argument("prompts", metavar="PROMPT", nargs="+", help="{subject} stands for what the model has learned")
+    parser.add_argument("--num-images", type=int, default=4, metavar="N", help="pictures a prompt (default 4)")
+    parser.add_argument("--steps", type=int, default=25, metavar="N", help="sampler steps (default 25)")
+    parser.add_argument(
+        "--guidance-scale",
+        type=float,
+        default=7.5,
+        metavar="G",
+        help="pull towards the prompt; 1 is none (default 7.5)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="picture i is made from seed S + i (default 0)"
+    )
+    parser.add_argument("--negative-prompt", default="", metavar="T", help="what to keep away from (default nothing)")
+    parser.add_argument(
+        "--scheduler",
+        default="ddim",
+        metavar="NAME",
+        help="ddim (default), ddpm, pndm, euler, euler-a, dpm++, unipc, lms, heun",
+    )
+    parser.add_argument("--size", metavar="WxH", help="pixels, e.g. 512x768 (default: what the model was trained at)")
+    parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="pictures at a time (default 4)")
+    parser.add_argument("--out", metavar="DIR", help="where the pictures go (default outputs/<name of the model>)")
+    parser.add_argument(
+        "--config", metavar="DIR", help="for a single file: folder or hub id with its configs and tokenizer"
+    )
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: the GPU, if there is one"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="arithmetic (default float16 on a GPU, else float32)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    size = check_arguments(args)
+    from dreambooth import pictures, sampling
+
+    settings = sampling.SamplerSettings(args.steps, args.guidance_scale, args.scheduler, args.negative_prompt)
+    model = pictures.load_model(args.model, args.config, args.device, args.dtype)
+    prompts = [model.fill(prompt) for prompt in args.prompts]
+    size = size or (model.resolution, model.resolution)
+    made = pictures.make(model, prompts, args.num_images, args.seed, size, settings, args.batch_size)
+    for path in pictures.write(made, args.out or pictures.default_folder(args.model), columns=args.num_images):
+        print(path)
+    return 0
+
+
+def check_arguments(args: argparse.Namespace) -> tuple[int, int] | None:
+    """The size as (height, width), None if not given. Raises UserError for a number out of its range."""
+    from dreambooth.errors import UserError
+
+    for name in ("num_images", "steps", "batch_size"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')}: {getattr(args, name)} is too small; at least 1")
+    if args.seed < 0:
+        raise UserError(f"--seed: {args.seed} is too small; at least 0")
+    if args.size is None:
+        return None
+    match = re.fullmatch(r"(\d+)x(\d+)", args.size)
+    if match is None:
+        raise UserError(f"--size: {args.size!r} is not a size; write WIDTHxHEIGHT in pixels, e.g. 512x768")
+    return int(match[2]), int(match[1])

@@ -1,0 +1,417 @@
+"""Every setting of a run: typed, documented, checked before anything heavy is imported.
+
+One dataclass a section; the text of a field is its help (`train.py --help` prints these very texts). OmegaConf merges
+the YAML file with `section.key=value` overrides. All mistakes are found and reported together, each with the key, the
+value and what is allowed. Nothing here imports torch.
+"""
+
+import dataclasses
+import difflib
+import functools
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dreambooth.errors import UserError
+
+PROVENANCE = "provenance"  # the section that a run adds to its config.yaml; read back, it is ignored
+
+
+def knob(default: Any, text: str, *, minimum: float | None = None, above: float | None = None) -> Any:
+    """A config field: its default, its help text with the unit, and its range (`minimum` allowed, `above` not)."""
+    metadata = {"help": text, "minimum": minimum, "above": above}
+    if isinstance(default, tuple):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class RunConfig:
+    """Where a run lives and how it is repeated."""
+
+    name: str = knob(MISSING, "the run's folder is <run.dir>/<run.name>")
+    dir: str = knob("checkpoints", "folder of all runs")
+    seed: int = knob(0, "decides every random choice of the run", minimum=0)
+    resume: Literal["auto", "never"] = knob(
+        "auto", "auto: go on where the run was interrupted; never: start again (an old run of this name is set aside)"
+    )
+
+
+@dataclass
+class ModelConfig:
+    """The model to personalise."""
+
+    base: str = knob(MISSING, "diffusers folder, hub id or single .safetensors file")
+    family: str = knob("auto", "kind of model; auto reads it from the base")
+    config: str | None = knob(None, "for a single file: folder or hub id with its configs and tokenizer; null: the hub")
+    export_dtype: Literal["float32", "float16", "bfloat16"] = knob(
+        "float32", "number format of the weights in model/; float16 halves the folder"
+    )
+
+
+@dataclass
+class SubjectConfig:
+    """What is learned."""
+
+    images: str = knob(MISSING, "folder with the pictures of the subject, 3 to 10 of them")
+    identifier: str = knob("sks", "rare word that will mean the subject; one token of the tokenizer")
+    class_noun: str = knob(MISSING, "what kind of thing it is: dog, backpack, toy ...")
+    prompt: str = knob(
+        "a photo of {subject}", "prompt of the subject's pictures; {subject} is '<identifier> <class_noun>'"
+    )
+    class_prompt: str = knob("a photo of a {class}", "prompt of the class prior; {class} is the class noun")
+
+
+@dataclass
+class DataConfig:
+    """From files to pixels."""
+
+    resolution: int = knob(512, "side of the square training pictures, pixels", minimum=8)
+    crop: Literal["center", "random"] = knob("center", "where the square is cut from a picture that is not square")
+    num_crops: int = knob(8, "crops a picture, encoded once each, when data.crop is random", minimum=1)
+    flip: bool = knob(False, "also learn from mirrored pictures; leave off where left and right matter (lettering)")
+    num_workers: int = knob(0, "processes that load data; 0 is fastest, latents being in memory", minimum=0)
+
+
+@dataclass
+class PriorConfig:
+    """Class-prior preservation: pictures of the class keep the model from forgetting it (paper, section 3.3)."""
+
+    source: Literal["stream", "ahead", "folder", "none"] = knob(
+        "stream",
+        "stream: made by the base model while training runs; ahead: all made first (least memory); "
+        "folder: your own pictures; none: no prior, the class will come to look like the subject",
+    )
+    num_images: int = knob(200, "class pictures to make, used in turn", minimum=1)
+    weight: float = knob(1.0, "lambda: the prior's loss counts this much beside the subject's", minimum=0)
+    folder: str | None = knob(None, "folder of class pictures for prior.source=folder")
+    num_inference_steps: int = knob(25, "sampler steps a class picture", minimum=1)
+    guidance_scale: float = knob(7.5, "classifier-free guidance of the class pictures; 1 is none", minimum=1)
+    scheduler: str = knob("ddim", "sampler of the class pictures, by name as in sample.py --scheduler")
+    batch_size: int = knob(4, "class pictures made at a time", minimum=1)
+
+
+@dataclass
+class MethodConfig:
+    """What trains."""
+
+    name: str = knob("full", "full: every weight of the denoiser (and the text encoder)")
+    train_text_encoder: bool = knob(True, "train the text encoder too: better likeness, more memory")
+
+
+@dataclass
+class OptimConfig:
+    """AdamW and its learning rate."""
+
+    lr: float = knob(2e-6, "learning rate of the denoiser", above=0)
+    text_encoder_lr: float | None = knob(None, "learning rate of the text encoder; null: optim.lr", above=0)
+    schedule: Literal["constant", "cosine", "linear"] = knob(
+        "constant", "shape after the warm-up; the last two end at 0"
+    )
+    warmup_steps: int = knob(0, "optimizer steps from 0 to the full learning rate", minimum=0)
+    weight_decay: float = knob(1e-2, "AdamW's decoupled weight decay", minimum=0)
+    beta1: float = knob(0.9, "AdamW's decay of the mean gradient", minimum=0)
+    beta2: float = knob(0.999, "AdamW's decay of the mean squared gradient", minimum=0)
+    max_grad_norm: float = knob(1.0, "gradients are scaled down to this norm; 0: never", minimum=0)
+
+
+@dataclass
+class TrainConfig:
+    """The loop. A step is an optimizer step."""
+
+    max_steps: int = knob(1000, "optimizer steps of the whole run", minimum=1)
+    batch_size: int = knob(1, "subject pictures a step (and as many of the class), per device", minimum=1)
+    accumulate: int = knob(1, "batches a step: gradients are averaged over them", minimum=1)
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = knob("32-true", "number format of the arithmetic")
+    save_every_steps: int = knob(100, "optimizer steps between saves of the full state", minimum=1)
+    gradient_checkpointing: bool = knob(False, "compute activations twice: much less memory, a third slower")
+    compile: bool = knob(False, "torch.compile the denoiser: slow start, faster steps on a GPU")
+    device: Literal["auto", "cpu", "cuda"] = knob("auto", "auto: the GPU where there is one")
+    num_threads: int | None = knob(None, "CPU threads; null: torch's choice. The last bits depend on it", minimum=1)
+
+
+@dataclass
+class ValidateConfig:
+    """Pictures while training, always from the same noise."""
+
+    every_steps: int = knob(100, "optimizer steps between sample grids; 0: none", minimum=0)
+    prompts: list[str] = knob(("a photo of {subject}", "a photo of a {class}"), "what to sample; {subject}, {class}")
+    num_images: int = knob(4, "pictures a prompt", minimum=1)
+    num_inference_steps: int = knob(25, "sampler steps a picture", minimum=1)
+    guidance_scale: float = knob(7.5, "classifier-free guidance; 1 is none", minimum=1)
+    scheduler: str = knob("ddim", "sampler, by name as in sample.py --scheduler")
+
+
+@dataclass
+class LogConfig:
+    """Where figures go; metrics.csv is always written."""
+
+    every_steps: int = knob(1, "optimizer steps between lines of metrics.csv and the loggers", minimum=1)
+    tensorboard: bool = knob(True, "write TensorBoard files")
+    wandb: bool = knob(False, "log to Weights & Biases (extra 'wandb'); WANDB_MODE=offline works")
+    wandb_project: str = knob("dreambooth", "project on Weights & Biases")
+
+
+@dataclass
+class Config:
+    """All sections; `load_config` makes one that has been checked."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    subject: SubjectConfig = field(default_factory=SubjectConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    prior: PriorConfig = field(default_factory=PriorConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    validate: ValidateConfig = field(default_factory=ValidateConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+
+# What may differ between a run and its resumption: how long, how often it is saved, looked at and logged.
+MAY_CHANGE = (
+    "train.max_steps",
+    "train.save_every_steps",
+    "train.device",
+    "run.dir",
+    "run.resume",
+    "model.export_dtype",
+)
+MAY_CHANGE_SECTIONS = ("log", "validate")
+
+
+def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
+    """Read a YAML file, apply `section.key=value` overrides, check everything.
+
+    Raises UserError that lists every mistake, one a line.
+    """
+    settings = _flatten(_read_yaml(Path(path)), str(path))
+    problems = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            problems.append(f"{override!r} is no override: write section.key=value, e.g. train.max_steps=200")
+        else:
+            settings[key] = _override_value(key, text)
+    problems += [problem for key, value in settings.items() if (problem := _problem(key, value))]
+    problems += [
+        f"{key}: required ({item.metadata['help']})"
+        for key, item in config_fields().items()
+        if item.default is MISSING and key not in settings
+    ]
+    if problems:
+        raise UserError(_listed(path, problems))
+    config = _build(settings, path)
+    if problems := list(_joint_problems(config)):
+        raise UserError(_listed(path, problems))
+    return config
+
+
+@functools.cache
+def config_fields() -> dict[str, dataclasses.Field[Any]]:
+    """Every key, `section.key`, with its dataclass field (whose `type` is resolved)."""
+    fields = {}
+    for section in dataclasses.fields(Config):
+        section_class = typing.cast(type, section.type)
+        hints = typing.get_type_hints(section_class)
+        for item in dataclasses.fields(section_class):
+            item.type = hints[item.name]
+            fields[f"{section.name}.{item.name}"] = item
+    return fields
+
+
+def describe_config() -> str:
+    """All keys with type, default and help, a section a paragraph: what `train.py --help` prints."""
+    lines = []
+    section = ""
+    for key, item in config_fields().items():
+        if key.split(".")[0] != section:
+            section = key.split(".")[0]
+            lines += ["", f"{section}: {typing.cast(Any, getattr(Config(), section)).__doc__}"]
+        lines.append(f"  {key} ({_type_name(item.type)}; {_default_name(item)})")
+        lines.append(f"      {item.metadata['help']}")
+    return "\n".join(lines[1:])
+
+
+def to_dict(config: Config) -> dict[str, dict[str, Any]]:
+    """The config as plain containers, for YAML and for comparing."""
+    return dataclasses.asdict(config)
+
+
+def subject_phrase(identifier: str, class_noun: str) -> str:
+    """What `{subject}` stands for."""
+    return f"{identifier} {class_noun}"
+
+
+def fill_prompt(template: str, identifier: str, class_noun: str) -> str:
+    """Replace `{subject}` and `{class}` in a prompt; other braces stay as they are."""
+    return template.replace("{subject}", subject_phrase(identifier, class_noun)).replace("{class}", class_noun)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What differs between two configs (`to_dict`) and may not change within a run, as `key: old -> new` lines."""
+    lines = []
+    for section, values in new.items():
+        for name, value in values.items():
+            key, before = f"{section}.{name}", old.get(section, {}).get(name)
+            if before != value and key not in MAY_CHANGE and section not in MAY_CHANGE_SECTIONS:
+                lines.append(f"{key}: {before!r} -> {value!r}")
+    return lines
+
+
+# ------------------------------------------------------------------------------------------------ reading and checking
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such config file; configs/ holds examples")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: expected sections ({', '.join(_sections())}), found {type(raw).__name__}")
+    return raw
+
+
+def _sections() -> list[str]:
+    return [section.name for section in dataclasses.fields(Config)]
+
+
+def _flatten(raw: dict[str, Any], path: str) -> dict[str, Any]:
+    """{"train": {"max_steps": 3}} -> {"train.max_steps": 3}."""
+    flat: dict[str, Any] = {}
+    for section, values in raw.items():
+        if section == PROVENANCE:
+            continue
+        if isinstance(values, dict) and section in _sections():
+            flat |= {f"{section}.{name}": value for name, value in values.items()}
+        elif section in _sections():
+            raise UserError(f"{path}: section {section!r} must hold keys, found {values!r}")
+        else:
+            flat[str(section)] = values
+    return flat
+
+
+def _override_value(key: str, text: str) -> Any:
+    """On the command line a text stays a text (007, no); other values are read as YAML."""
+    item = config_fields().get(key)
+    if item is not None and item.type is str:
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _problem(key: str, value: Any) -> str | None:
+    """What is wrong with one setting by itself: its name, its type or its range."""
+    fields = config_fields()
+    if key not in fields:
+        near = difflib.get_close_matches(key, [*fields, *_sections()], n=1, cutoff=0.5)
+        by_name = [known for known in fields if known.split(".")[-1] == key.split(".")[-1]]
+        hint = (by_name or near or [f"one of the sections {', '.join(_sections())}"])[0]
+        return f"{key}: unknown key; did you mean {hint}?"
+    kind = fields[key].type
+    if kind is str and value is not None and not isinstance(value, str):
+        return f"{key}: YAML reads this as {value!r}, not as text; put it in quotes"
+    if isinstance(value, str) and "${" in value:
+        return None  # resolved, and checked, when all settings are together
+    if isinstance(value, str) and _takes_float(kind):
+        value = _number(value)
+    section, name = key.split(".")
+    try:
+        OmegaConf.merge(OmegaConf.structured(Config), {section: {name: value}})
+    except OmegaConfBaseException:
+        return f"{key}: {value!r} is not allowed; expected {_type_name(kind)}"
+    return _range_problem(key, value)
+
+
+def _build(settings: dict[str, Any], path: str | Path) -> Config:
+    """Merge checked settings over the defaults; every required key must be there."""
+    nested: dict[str, dict[str, Any]] = {}
+    for key, value in settings.items():
+        section, name = key.split(".")
+        takes_float = _takes_float(config_fields()[key].type)
+        nested.setdefault(section, {})[name] = _number(value) if takes_float and isinstance(value, str) else value
+    try:
+        return typing.cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), nested)))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
+
+
+def _range_problem(key: str, value: Any) -> str | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    minimum, above = config_fields()[key].metadata["minimum"], config_fields()[key].metadata["above"]
+    if not math.isfinite(value):
+        return f"{key}: {value} is not a finite number"
+    if minimum is not None and value < minimum:
+        return f"{key}: {value} is too small; at least {minimum}"
+    if above is not None and value <= above:
+        return f"{key}: {value} is too small; must be above {above}"
+    return None
+
+
+def _joint_problems(config: Config) -> typing.Iterator[str]:
+    """Rules that join several keys."""
+    subject, prior, optim = config.subject, config.prior, config.optim
+    if "{subject}" not in subject.prompt:
+        yield f"subject.prompt: {subject.prompt!r} must contain {{subject}}"
+    if "{class}" not in subject.class_prompt or "{subject}" in subject.class_prompt:
+        yield f"subject.class_prompt: {subject.class_prompt!r} must contain {{class}}, and not {{subject}}"
+    for key, text in (("subject.identifier", subject.identifier), ("subject.class_noun", subject.class_noun)):
+        if not text.strip():
+            yield f"{key}: must not be empty"
+    if not config.run.name.strip() or config.run.name in (".", "..") or set(config.run.name) & set('/\\:*?"<>|\0'):
+        yield f"run.name: {config.run.name!r} must be the name of a folder, without / and the like"
+    if prior.source == "folder" and not prior.folder:
+        yield "prior.folder: required when prior.source is 'folder'"
+    if prior.source != "folder" and prior.folder:
+        yield f"prior.folder: only read when prior.source is 'folder' (it is {prior.source!r})"
+    if optim.text_encoder_lr is not None and not config.method.train_text_encoder:
+        yield "optim.text_encoder_lr: set, but method.train_text_encoder is false"
+    if optim.warmup_steps >= config.train.max_steps:
+        yield f"optim.warmup_steps: {optim.warmup_steps} must be below train.max_steps ({config.train.max_steps})"
+    if max(optim.beta1, optim.beta2) >= 1:
+        yield f"optim.beta1, optim.beta2: {optim.beta1}, {optim.beta2} must be below 1"
+
+
+def _listed(path: str | Path, problems: list[str]) -> str:
+    return f"{path}: {problems[0]}" if len(problems) == 1 else "\n  ".join([f"{path}:", *problems])
+
+
+def _takes_float(kind: Any) -> bool:
+    return kind is float or float in typing.get_args(kind)
+
+
+def _number(text: str) -> Any:
+    """YAML 1.1 takes 5e-6 for a text (it wants 5.0e-6); everyone means the number."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _type_name(kind: Any) -> str:
+    if typing.get_origin(kind) is Literal:
+        return " | ".join(typing.get_args(kind))
+    if isinstance(kind, types.UnionType):
+        return " or ".join("null" if part is type(None) else _type_name(part) for part in typing.get_args(kind))
+    if typing.get_origin(kind) is list:
+        return "list of texts"
+    return {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}[kind.__name__]
+
+
+def _default_name(item: dataclasses.Field[Any]) -> str:
+    if item.default is MISSING:
+        return "required"
+    default = item.default if item.default is not dataclasses.MISSING else typing.cast(Any, item.default_factory)()
+    return f"default {'null' if default is None else str(default).lower() if isinstance(default, bool) else default}"

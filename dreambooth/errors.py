@@ -1,0 +1,28 @@
+"""What can go wrong through no fault of ours, each with the exit code that the commands answer with.
+
+A message is one or two lines: the file or the key, its value, what is allowed and what to do.
+"""
+
+
+class DreamBoothError(ValueError):
+    """Base of the errors that a command reports without a traceback."""
+
+    exit_code = 1
+
+
+class UserError(DreamBoothError):
+    """The user's mistake: a setting, a picture, a prompt."""
+
+    exit_code = 2
+
+
+class ModelError(DreamBoothError):
+    """The base model or the network: missing, incomplete, of an unknown kind."""
+
+    exit_code = 3
+
+
+class NonFiniteError(DreamBoothError):
+    """Loss or gradient became infinite or not a number. The weights and the last checkpoint are as they were."""
+
+    exit_code = 4

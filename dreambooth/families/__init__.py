@@ -1,0 +1,116 @@
+"""Model families by name, and how a base model is found and told apart.
+
+A new family: one file with a class that follows `base.Family`, and one row in `FAMILIES`.
+"""
+
+import copy
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import diffusers.utils.logging
+import torch
+import transformers.utils.logging
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+
+from dreambooth.errors import ModelError, UserError
+
+for library in (diffusers, transformers):  # bars for every file, notes on torchvision: a run has its own words
+    library.utils.logging.set_verbosity_error()
+    library.utils.logging.disable_progress_bar()
+from dreambooth.families import sd  # noqa: E402
+from dreambooth.families.base import Condition, Family  # noqa: E402
+
+__all__ = ["FAMILIES", "Condition", "Family", "fingerprint", "frozen_copy", "load_family", "move"]
+
+
+@dataclass(frozen=True)
+class FamilyRow:
+    """How to recognise a family by its pipeline class, and how to load it."""
+
+    pipelines: tuple[str, ...]
+    load: Callable[[Path], Family]
+    load_single_file: Callable[[Path, str | None], Family]
+
+
+FAMILIES = {
+    "sd": FamilyRow(("StableDiffusionPipeline",), sd.load, sd.load_single_file),
+}
+
+
+def load_family(base: str, family: str = "auto", config: str | None = None) -> Family:
+    """Load a base model in float32 from a diffusers folder, a hub id or a single `.safetensors` file.
+
+    family: a name in `FAMILIES`, or 'auto' to read it from the base. config: for a single file, where its configs and
+    tokenizer lie. Raises UserError for an unknown family, ModelError for a base that is missing or broken.
+    """
+    if family != "auto" and family not in FAMILIES:
+        raise UserError(f"model.family: {family!r} is not known; one of auto, {', '.join(FAMILIES)}")
+    path = Path(base).expanduser()
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise ModelError(
+                f"{base}: a single file must be .safetensors (other formats can run code when they are read)"
+            )
+        return FAMILIES["sd" if family == "auto" else family].load_single_file(path, config)
+    folder = path if path.is_dir() else _download(base)
+    if not (folder / "model_index.json").is_file():
+        raise ModelError(f"{base}: not a diffusers pipeline folder (it has no model_index.json)")
+    return FAMILIES[_family_of(folder) if family == "auto" else family].load(folder)
+
+
+def _family_of(folder: Path) -> str:
+    pipeline = diffusers.DiffusionPipeline.load_config(folder)["_class_name"]
+    for name, row in FAMILIES.items():
+        if pipeline in row.pipelines:
+            return name
+    known = ", ".join(pipeline for row in FAMILIES.values() for pipeline in row.pipelines)
+    raise ModelError(f"{folder}: a {pipeline} is of no known family; known are {known}")
+
+
+def _download(hub_id: str) -> Path:
+    """A hub id's files in the local cache, downloaded if need be."""
+    if Path(hub_id).is_absolute() or hub_id.startswith(".") or hub_id.count("/") > 1:
+        raise ModelError(f"{hub_id}: there is no such folder or file")
+    try:
+        return Path(diffusers.DiffusionPipeline.download(hub_id))
+    except GatedRepoError as error:  # a subclass of the next one
+        raise ModelError(f"{hub_id}: accept its licence on the hub and log in with `hf auth login`") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise ModelError(f"{hub_id}: neither a folder here nor a model on the hub") from error
+    except (HfHubHTTPError, OSError) as error:
+        raise ModelError(
+            f"{hub_id}: no such folder here, and the hub cannot be reached to look for it there"
+        ) from error
+
+
+def move(family: Family, device: torch.device) -> None:
+    """Bring all networks of a family, the VAE too, to a device."""
+    for part in vars(family).values():
+        if isinstance(part, torch.nn.Module):
+            part.to(device)
+
+
+def frozen_copy(family: Family, dtype: torch.dtype) -> Family:
+    """The same model with its own frozen denoiser and text encoders, in `dtype`; whatever never trains is shared."""
+    frozen = copy.deepcopy(family, {id(part): part for part in vars(family).values() if _is_shared(part, family)})
+    for part in (frozen.denoiser, *frozen.text_encoders):
+        part.requires_grad_(False).eval().to(dtype)
+    return frozen
+
+
+def _is_shared(part: object, family: Family) -> bool:
+    return isinstance(part, torch.nn.Module) and all(
+        part is not own for own in (family.denoiser, *family.text_encoders)
+    )
+
+
+def fingerprint(family: Family) -> str:
+    """SHA-256 over every weight of the denoiser and the text encoders, hexadecimal: which base model this is."""
+    digest = hashlib.sha256()
+    for part in (family.denoiser, *family.text_encoders):
+        for name, tensor in part.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,60 @@
+"""What a model family is to the rest of the program: a few methods around the networks."""
+
+from typing import Any, Protocol
+
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from dreambooth.schedules import Schedule
+
+Condition = dict[str, Tensor]  # what the denoiser is told besides the noisy picture; each tensor [B, ...]
+
+
+class Family(Protocol):
+    """A text-to-image diffusion model. Shapes: B batch, C channels, H/W height and width."""
+
+    schedule: Schedule
+    scheduler_config: dict[str, Any]  # of the base's own sampler; any diffusers scheduler can be made from it
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The UNet or transformer: what a method trains."""
+        ...
+
+    @property
+    def text_encoders(self) -> list[nn.Module]:
+        """All of them; a method may train them too."""
+        ...
+
+    @property
+    def resolution(self) -> int:
+        """Side of the pictures that the base was made for, pixels."""
+        ...
+
+    def encode_images(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels in [-1, 1] to mean and standard deviation of the scaled latents, both [B, C, H, W]."""
+        ...
+
+    def decode_latents(self, latents_BCHW: Tensor) -> Tensor:
+        """Scaled latents to pixels in about [-1, 1], [B, 3, H, W]."""
+        ...
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(C, H, W) of the latents of a picture this large (pixels). Raises UserError for a size that does not fit."""
+        ...
+
+    def condition(self, prompts: list[str]) -> Condition:
+        """What the denoiser is told about each prompt. Raises UserError for a prompt that is too long."""
+        ...
+
+    def predict(self, noisy_BCHW: Tensor, t_B: Tensor, condition: Condition) -> Tensor:
+        """The denoiser's prediction for noisy latents at timesteps `t_B`, [B, C, H, W]."""
+        ...
+
+    def num_tokens(self, text: str) -> int:
+        """How many tokens the tokenizer makes of a text, without start and end."""
+        ...
+
+    def pipeline(self) -> DiffusionPipeline:
+        """The same live networks as a diffusers pipeline, for export."""
+        ...

@@ -1,0 +1,56 @@
+"""AdamW with a learning rate a part, and the shape of the learning rate over the run."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+
+@dataclass(frozen=True)
+class OptimSettings:
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) and its schedule. Steps are optimizer steps."""
+
+    lr: float
+    text_encoder_lr: float
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    max_steps: int = 1
+    weight_decay: float = 1e-2
+    betas: tuple[float, float] = (0.9, 0.999)
+
+
+# Fraction of the run after the warm-up, 0 to 1 -> factor of the learning rate.
+SHAPES: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
+    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+    "linear": lambda done: 1 - done,
+}
+
+
+def lr_factor(step: int, settings: OptimSettings) -> float:
+    """What optimizer step `step` (from 0) multiplies the learning rate by.
+
+    Rises linearly over the warm-up (step 0 takes 1 / warmup_steps of it, so no step is wasted), then follows the shape;
+    cosine and linear would reach 0 at `max_steps`, one past the last step.
+    """
+    if step < settings.warmup_steps:
+        return (step + 1) / settings.warmup_steps
+    done = (step - settings.warmup_steps) / max(1, settings.max_steps - settings.warmup_steps)
+    return SHAPES[settings.schedule](min(1.0, done))
+
+
+def make_optimizer(trained: dict[str, nn.Module], settings: OptimSettings, fused: bool) -> tuple[AdamW, LambdaLR]:
+    """One parameter group a trained part, named after it; text encoders take `text_encoder_lr`."""
+    groups = [
+        {
+            "params": [parameter for parameter in part.parameters() if parameter.requires_grad],
+            "lr": settings.text_encoder_lr if name.startswith("text_encoder") else settings.lr,
+            "name": name,
+        }
+        for name, part in trained.items()
+    ]
+    optimizer = AdamW(groups, betas=settings.betas, weight_decay=settings.weight_decay, fused=fused)
+    return optimizer, LambdaLR(optimizer, lambda step: lr_factor(step, settings))

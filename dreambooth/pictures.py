@@ -1,0 +1,129 @@
+"""Pictures from a trained model to files: which model, which prompts, numbered PNGs that hold their own recipe."""
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from PIL.PngImagePlugin import PngInfo
+from tqdm import tqdm
+
+from dreambooth.config import fill_prompt
+from dreambooth.errors import ModelError, UserError
+from dreambooth.export import SubjectCard, read_card
+from dreambooth.families import Family, load_family, move
+from dreambooth.files import atomic_file
+from dreambooth.images import grid, to_images
+from dreambooth.sampling import SamplerSettings, sample_pixels
+
+RECIPE = "dreambooth"  # the PNG's text chunk
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model ready to sample, and what it has learned (None: a plain base)."""
+
+    name: str
+    family: Family
+    card: SubjectCard | None
+
+    @property
+    def resolution(self) -> int:
+        """Side of the pictures it was trained at, pixels."""
+        return self.card.resolution if self.card is not None else self.family.resolution
+
+    def fill(self, prompt: str) -> str:
+        """Replace {subject} and {class}. Raises UserError where the model does not say what they stand for."""
+        if self.card is not None:
+            return fill_prompt(prompt, self.card.identifier, self.card.class_noun)
+        if "{subject}" in prompt or "{class}" in prompt:
+            raise UserError(
+                f"prompt {prompt!r}: {self.name} has learned no subject (it has no dreambooth.json); spell it out"
+            )
+        return prompt
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture and everything needed to make it again."""
+
+    image: Image
+    recipe: dict[str, Any]
+
+
+def load_model(model: str, config: str | None, device: str, dtype: str | None) -> Model:
+    """Load a run folder, pipeline folder, hub id or single file. Raises ModelError, UserError."""
+    folder = Path(model)
+    if (folder / "config.yaml").is_file() and not (folder / "model_index.json").is_file():
+        if not (folder / "model").is_dir():
+            raise ModelError(
+                f"{model}: this run has no model yet; let its training end (the same train command goes on)"
+            )
+        folder = folder / "model"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device: cuda is wished, but torch sees no GPU; use cpu or auto")
+    picked = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    family = load_family(str(folder) if folder.exists() else model, config=config)
+    move(family, picked)
+    for part in (family.denoiser, *family.text_encoders):
+        part.eval().to(getattr(torch, dtype or ("float16" if picked.type == "cuda" else "float32")))
+    return Model(model, family, read_card(folder))
+
+
+def make(
+    model: Model,
+    prompts: Sequence[str],
+    num_images: int,
+    seed: int,
+    size: tuple[int, int],
+    settings: SamplerSettings,
+    batch_size: int,
+) -> Iterator[Picture]:
+    """Yield `num_images` pictures a prompt; picture i of each is made from seed + i. size: (height, width), pixels."""
+    everything = [(prompt, seed + number) for prompt in prompts for number in range(num_images)]
+    batches = sample_pixels(
+        model.family, [p for p, _ in everything], [s for _, s in everything], size, settings, batch_size
+    )
+    images = (image for pixels_BCHW in batches for image in to_images(pixels_BCHW))
+    common = {**asdict(settings), "model": model.name, "width": size[1], "height": size[0]}
+    common |= {package: version(package) for package in ("torch", "diffusers")}
+    progress = tqdm(images, total=len(everything), unit="picture", disable=not sys.stderr.isatty())
+    for (prompt, picture_seed), image in zip(everything, progress, strict=True):
+        yield Picture(image, {"prompt": prompt, "seed": picture_seed, **common})
+
+
+def write(made: Iterator[Picture], folder: str | Path, columns: int) -> Iterator[Path]:
+    """Write PNGs numbered on from what the folder holds, and a grid of them all; yield each path once it is there."""
+    folder = Path(folder)
+    first = next_number(folder)
+    images = []
+    for number, picture in enumerate(made, start=first):
+        images.append(picture.image)
+        yield write_png(folder / f"{number:05d}.png", picture.image, picture.recipe)
+    yield write_png(folder / f"grid-{first:05d}.png", grid(images, columns), {})
+
+
+def write_png(path: Path, image: Image, recipe: dict[str, Any]) -> Path:
+    """Write one PNG; the recipe lies in an iTXt chunk, as JSON."""
+    info = PngInfo()
+    if recipe:
+        info.add_itxt(RECIPE, json.dumps(recipe))
+    with atomic_file(path) as file:
+        image.save(file, format="PNG", pnginfo=info)
+    return path
+
+
+def next_number(folder: Path) -> int:
+    """One more than the highest number of a picture in the folder."""
+    numbers = [int(match[1]) for path in folder.glob("*.png") if (match := re.fullmatch(r"(\d+)\.png", path.name))]
+    return max(numbers, default=-1) + 1
+
+
+def default_folder(model: str) -> Path:
+    return Path("outputs") / (Path(model.rstrip("/")).stem or "model")

@@ -1,0 +1,96 @@
+"""The class prior, made on the fly: pictures of the class by the frozen base model, kept as latents.
+
+Picture `i` is a pure function of (base model, class prompt, sampler settings, seed, i). It is made the first time a
+step needs it, in blocks on fixed boundaries, so training starts after the first block, and a half-made prior goes on
+where it was. It is never decoded and never goes through JPEG. A block is one small file, put in place whole, in a
+folder that is addressed by a fingerprint of everything the pictures depend on: a changed prompt or base model cannot
+meet stale ones. Shapes: B batch, C channels, H/W latent height and width.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from dreambooth.data import LatentDataset
+from dreambooth.files import atomic_file
+
+MakeLatents = Callable[[list[int]], Tensor]  # indices of class pictures -> their latents [B, C, H, W]
+
+
+class Prior(Protocol):
+    """Where class latents come from."""
+
+    def latents(self, places: Sequence[int]) -> Tensor:
+        """Latents of the class for these places in the run, float32 [B, C, H, W], on the CPU."""
+        ...
+
+
+class FolderPrior:
+    """The user's own pictures of the class."""
+
+    def __init__(self, dataset: LatentDataset) -> None:
+        self.dataset = dataset
+
+    def latents(self, places: Sequence[int]) -> Tensor:
+        return torch.stack([self.dataset[place]["latents"] for place in places])
+
+
+class GeneratedPrior:
+    """`num_images` class pictures used in turn, made in blocks of `block_size` when first needed, kept in `folder`."""
+
+    def __init__(self, make: MakeLatents | None, num_images: int, block_size: int, folder: Path) -> None:
+        self._make = make
+        self._blocks: dict[int, Tensor] = {}
+        self.num_images = num_images
+        self.block_size = block_size
+        self.folder = folder
+
+    @property
+    def num_blocks(self) -> int:
+        return -(-self.num_images // self.block_size)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every block is made; then the frozen base model is no longer needed, and no longer held."""
+        return all(self._path(block).is_file() for block in range(self.num_blocks))
+
+    def latents(self, places: Sequence[int]) -> Tensor:
+        indices = [place % self.num_images for place in places]
+        return torch.stack([self._block(i // self.block_size)[i % self.block_size] for i in indices])
+
+    def make_all(self, progress: Callable[[int, int], None] = lambda made, of: None) -> None:
+        """Make what is missing now. progress: told (blocks made, of how many)."""
+        for block in range(self.num_blocks):
+            self._block(block)
+            progress(block + 1, self.num_blocks)
+
+    def _block(self, block: int) -> Tensor:
+        if block not in self._blocks:
+            path = self._path(block)
+            if not path.is_file():
+                self._write(path, block)
+            self._blocks[block] = load_file(path)["latents"]
+            if self.is_complete:
+                self._make = None
+        return self._blocks[block]
+
+    def _write(self, path: Path, block: int) -> None:
+        assert self._make is not None, "a block is missing, but nothing to make it with was given"
+        first = block * self.block_size
+        latents_BCHW = self._make(list(range(first, min(first + self.block_size, self.num_images))))
+        with atomic_file(path) as file:
+            file.write(save({"latents": latents_BCHW.float().cpu().contiguous()}))
+
+    def _path(self, block: int) -> Path:
+        return self.folder / f"{block:05d}.safetensors"
+
+
+def prior_fingerprint(**depends_on: Any) -> str:
+    """A name for everything that the class pictures depend on: 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]

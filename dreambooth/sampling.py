@@ -1,0 +1,158 @@
+"""From prompts to pictures: classifier-free guidance around any diffusers sampler.
+
+Picture `i` of a seed starts from noise that is a function of `seed + i` alone, so it is the same whatever the batch
+size, the prompt's neighbours and the number of pictures asked for.
+Shapes: B batch, C channels, H/W height and width (pixels or latents).
+"""
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor
+
+from dreambooth.errors import UserError
+from dreambooth.families import Condition, Family
+from dreambooth.randomness import Randomness
+
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("DDIMScheduler", {}),
+    "ddpm": ("DDPMScheduler", {}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler-a": ("EulerAncestralDiscreteScheduler", {}),
+    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "lms": ("LMSDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+}
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """How pictures are sampled. guidance_scale 1 is no guidance; a step is one call of the scheduler."""
+
+    num_inference_steps: int = 25
+    guidance_scale: float = 7.5
+    scheduler: str = "ddim"
+    negative_prompt: str = ""
+
+    def __post_init__(self) -> None:
+        if self.scheduler not in SCHEDULERS:
+            raise UserError(f"scheduler: {self.scheduler!r} is not known; one of {', '.join(SCHEDULERS)}")
+        if self.num_inference_steps < 1:
+            raise UserError(f"steps: {self.num_inference_steps} is too small; at least 1")
+        if not 0 <= self.guidance_scale < float("inf"):
+            raise UserError(f"guidance scale: {self.guidance_scale} is not allowed; 1 is no guidance, 4 to 10 is usual")
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a batch of pictures starts: its noise, and a generator a picture for samplers that add noise."""
+
+    noise_BCHW: Tensor
+    generators: list[torch.Generator]
+
+
+def start_from(randomness: Randomness, choice: str, places: Sequence[int], shape: tuple[int, int, int]) -> Start:
+    """Noise [B, *shape] and generators; row `b` is a function of the b-th place alone."""
+    seeds = [randomness.torch_seed(f"{choice}/sampler", place) for place in places]
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return Start(randomness.normal(f"{choice}/noise", places, shape), generators)
+
+
+def start_from_seeds(seeds: Iterable[int], shape: tuple[int, int, int]) -> Start:
+    """One picture a seed."""
+    starts = [start_from(Randomness(seed), "picture", [0], shape) for seed in seeds]
+    return Start(torch.cat([start.noise_BCHW for start in starts]), [start.generators[0] for start in starts])
+
+
+def guided(
+    predict: Callable[[Tensor, Condition], Tensor], noisy_BCHW: Tensor, condition: Condition, scale: float
+) -> Tensor:
+    """Classifier-free guidance, both halves in one forward pass (Ho & Salimans 2022, arXiv 2207.12598, eq. 6):
+
+        prediction = uncond + scale * (cond - uncond)
+
+    scale 1 is the conditional prediction itself, for which no second half is computed; 0 is the unconditional one.
+
+    condition: tensors [2B, ...], the unconditional half first; of scale 1 the conditional [B, ...] alone.
+    """
+    if scale == 1:
+        return predict(noisy_BCHW, condition)
+    uncond, cond = predict(torch.cat([noisy_BCHW, noisy_BCHW]), condition).chunk(2)
+    return uncond + scale * (cond - uncond)
+
+
+@torch.no_grad()
+def sample_latents(family: Family, prompts: list[str], start: Start, settings: SamplerSettings) -> Tensor:
+    """Denoise one picture a prompt from `start`; scaled latents, float32 [B, C, H, W].
+
+    Raises UserError for a prompt that is too long.
+    """
+    device = next(family.denoiser.parameters()).device
+    condition = _guidance_condition(family, prompts, settings)
+    scheduler = make_scheduler(family, settings.scheduler)
+    scheduler.set_timesteps(settings.num_inference_steps, device=device)
+    takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+    extra = {"generator": start.generators} if takes_generator else {}
+    dtype = next(family.denoiser.parameters()).dtype
+
+    latents_BCHW = start.noise_BCHW.to(device) * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+
+        def predict(noisy_BCHW: Tensor, condition: Condition, t: Tensor = t) -> Tensor:
+            return family.predict(noisy_BCHW.to(dtype), t.expand(len(noisy_BCHW)), condition).float()
+
+        noisy_BCHW = scheduler.scale_model_input(latents_BCHW, t)
+        prediction_BCHW = guided(predict, noisy_BCHW, condition, settings.guidance_scale)
+        latents_BCHW = scheduler.step(prediction_BCHW, t, latents_BCHW, **extra).prev_sample
+    return latents_BCHW
+
+
+def _guidance_condition(family: Family, prompts: list[str], settings: SamplerSettings) -> Condition:
+    """The prompts' condition, behind that of the negative prompt where guidance needs one."""
+    if settings.guidance_scale == 1:
+        return family.condition(prompts)
+    return family.condition([settings.negative_prompt] * len(prompts) + prompts)
+
+
+def make_scheduler(family: Family, name: str) -> Any:
+    """A fresh diffusers scheduler by name, with the base's own noise schedule and kind of prediction."""
+    class_name, options = SCHEDULERS[name]
+    config = {key: value for key, value in family.scheduler_config.items() if not key.startswith("_")}
+    return getattr(diffusers, class_name).from_config(config, **options)
+
+
+def sample_pixels(
+    family: Family,
+    prompts: list[str],
+    seeds: Sequence[int],
+    size: tuple[int, int],
+    settings: SamplerSettings,
+    batch_size: int = 4,
+) -> Iterator[Tensor]:
+    """Yield batches of pixels in [-1, 1], [B, 3, H, W], a picture a prompt and seed. size: (height, width), pixels."""
+    shape = family.latent_shape(*size)
+    for first in range(0, len(prompts), batch_size):
+        part = slice(first, first + batch_size)
+        latents_BCHW = sample_latents(family, prompts[part], start_from_seeds(seeds[part], shape), settings)
+        yield family.decode_latents(latents_BCHW).float().clamp(-1, 1)
+
+
+@contextlib.contextmanager
+def evaluation_mode(family: Family) -> Iterator[None]:
+    """The trained networks in evaluation mode, each put back as it was: no dropout while sampling."""
+    parts = [family.denoiser, *family.text_encoders]
+    modes = [part.training for part in parts]
+    for part in parts:
+        part.eval()
+    try:
+        yield
+    finally:
+        for part, mode in zip(parts, modes, strict=True):
+            part.train(mode)

@@ -1,0 +1,65 @@
+"""The meaning of a timestep: how much picture, how much noise, and what the network is asked to predict.
+
+    noisy = alpha * x0 + sigma * noise
+
+Everything else follows from the two coefficients: with alpha^2 + sigma^2 = 1 this is DDPM (Ho et al. 2020, eq. 4),
+whose targets are epsilon = noise or v = alpha * noise - sigma * x0 (Salimans & Ho 2022, arXiv 2202.00512, appendix D).
+Tables are float32 whatever the training precision: in bfloat16 sigma at the first timesteps would be 0. Shapes: T
+timesteps, B batch, C channels, H/W latent height and width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+TARGETS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+    "epsilon": lambda x0, noise, alpha, sigma: noise,
+    "v_prediction": lambda x0, noise, alpha, sigma: alpha * noise - sigma * x0,
+}
+X0_FROM: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+    "epsilon": lambda prediction, noisy, alpha, sigma: (noisy - sigma * prediction) / alpha,
+    "v_prediction": lambda prediction, noisy, alpha, sigma: alpha * noisy - sigma * prediction,
+}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Coefficients by timestep, float32 [T], and the kind of prediction ('epsilon' or 'v_prediction')."""
+
+    alpha_T: Tensor
+    sigma_T: Tensor
+    prediction: str
+
+    def __post_init__(self) -> None:
+        if self.prediction not in TARGETS:
+            raise ValueError(f"prediction type {self.prediction!r} is not known; one of {', '.join(TARGETS)}")
+
+    @classmethod
+    def from_alphas_cumprod(cls, alphas_cumprod_T: Tensor, prediction: str) -> "Schedule":
+        """From DDPM's cumulative product: alpha^2 = alphas_cumprod, sigma^2 = 1 - alphas_cumprod."""
+        alphas_cumprod_T = alphas_cumprod_T.float()
+        return cls(alphas_cumprod_T.sqrt(), (1 - alphas_cumprod_T).sqrt(), prediction)
+
+    @property
+    def num_timesteps(self) -> int:
+        """T; timesteps are 0 .. T - 1, the last one the noisiest."""
+        return len(self.alpha_T)
+
+    def coefficients(self, t_B: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma) at these timesteps, float32 [B, 1, 1, 1], on the device of `t_B`."""
+        picked = (table_T.to(t_B.device)[t_B].view(-1, 1, 1, 1) for table_T in (self.alpha_T, self.sigma_T))
+        return next(picked), next(picked)
+
+    def add_noise(self, x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor) -> Tensor:
+        """noisy = alpha * x0 + sigma * noise."""
+        alpha, sigma = self.coefficients(t_B)
+        return alpha * x0_BCHW + sigma * noise_BCHW
+
+    def target(self, x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor) -> Tensor:
+        """What the network should predict, given the truth."""
+        return TARGETS[self.prediction](x0_BCHW, noise_BCHW, *self.coefficients(t_B))
+
+    def x0_from(self, prediction_BCHW: Tensor, noisy_BCHW: Tensor, t_B: Tensor) -> Tensor:
+        """The picture that a prediction implies; undefined for epsilon where alpha is 0."""
+        return X0_FROM[self.prediction](prediction_BCHW, noisy_BCHW, *self.coefficients(t_B))
