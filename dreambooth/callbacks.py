@@ -119,22 +119,24 @@ class Progress(StepCallback):
     def __init__(self, num_lines: int = 20) -> None:
         self.num_lines = num_lines
         self._bar: Any = None
-        self._since = (0, 0.0)
+        self._since: tuple[int, float] | None = None  # the first step that ended here, and when
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._since = (trainer.global_step, time.monotonic())
         if sys.stderr.isatty():
             self._bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, unit="step", dynamic_ncols=True)
 
     def on_step_end(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
+        self._since = self._since or (step, time.monotonic())
         loss, lr = module.last_step["train/loss"], module.last_step["optim/lr"]
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.1e}", refresh=False)
             self._bar.update()
         elif step % max(1, trainer.max_steps // self.num_lines) == 0 or step == trainer.max_steps:
-            rate = (step - self._since[0]) / (time.monotonic() - self._since[1])
-            left = time.strftime("%H:%M:%S", time.gmtime((trainer.max_steps - step) / rate))
-            line = f"step {step}/{trainer.max_steps}  loss {loss:.4f}  lr {lr:.1e}  {rate:.2f} steps/s  {left} left"
+            line = f"step {step}/{trainer.max_steps}  loss {loss:.4f}  lr {lr:.1e}"
+            if step > self._since[0]:
+                rate = (step - self._since[0]) / (time.monotonic() - self._since[1])
+                left = time.strftime("%H:%M:%S", time.gmtime((trainer.max_steps - step) / rate))
+                line += f"  {rate:.2f} steps/s  {left} left"
             print(line, file=sys.stderr, flush=True)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

@@ -26,7 +26,7 @@ PROVENANCE = "provenance"  # the section that a run adds to its config.yaml; rea
 
 def knob(default: Any, text: str, *, minimum: float | None = None, above: float | None = None) -> Any:
     """A config field: its default, its help text with the unit, and its range (`minimum` allowed, `above` not)."""
-    metadata = {"help": text, "minimum": minimum, "above": above}
+    metadata = {"text": text, "minimum": minimum, "above": above}
     if isinstance(default, tuple):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -202,7 +202,7 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Confi
             settings[key] = _override_value(key, text)
     problems += [problem for key, value in settings.items() if (problem := _problem(key, value))]
     problems += [
-        f"{key}: required ({item.metadata['help']})"
+        f"{key}: required ({item.metadata['text']})"
         for key, item in config_fields().items()
         if item.default is MISSING and key not in settings
     ]
@@ -236,7 +236,7 @@ def describe_config() -> str:
             section = key.split(".")[0]
             lines += ["", f"{section}: {typing.cast(Any, getattr(Config(), section)).__doc__}"]
         lines.append(f"  {key} ({_type_name(item.type)}; {_default_name(item)})")
-        lines.append(f"      {item.metadata['help']}")
+        lines.append(f"      {item.metadata['text']}")
     return "\n".join(lines[1:])
 
 

@@ -8,6 +8,7 @@ import logging
 import platform
 import subprocess
 import sys
+import uuid
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +30,7 @@ from dreambooth.export import SubjectCard, export_model, read_card
 from dreambooth.families import Family, fingerprint, frozen_copy, load_family, move
 from dreambooth.files import write_text
 from dreambooth.images import digest_files, grid, list_images, to_images
-from dreambooth.methods import attach_method
+from dreambooth.methods import find_method
 from dreambooth.module import DreamBoothModule, Objective
 from dreambooth.optim import OptimSettings
 from dreambooth.prior import FolderPrior, GeneratedPrior, Prior, prior_fingerprint
@@ -55,6 +56,8 @@ def train(config: Config) -> int:
     Raises UserError, ModelError or NonFiniteError; nothing that was there before is lost.
     """
     run = RunFolder(config)
+    attach = find_method(config.method.name)
+    prior_sampler(config), validation_sampler(config)  # a sampler's name that is not known is told before all else
     state = found_state(run, config)
     if state is not None and is_finished(run, state, config):
         print(f"{run.path}: finished at step {state.step}, the model is in {run.model}")
@@ -73,7 +76,7 @@ def train(config: Config) -> int:
     subject = LatentDataset(encode(family, picture_paths, config, randomness), randomness, "subject")
     open_run(run, config)
     prior = make_prior(family, run, config, randomness, identity["base model"])
-    trained = attach_method(config.method.name, family, config.method.train_text_encoder)
+    trained = attach(family, config.method.train_text_encoder)
     apply_memory_settings(family, config)
     module = DreamBoothModule(
         family, trained, make_objective(config), prior, optim_settings(config), randomness, config.optim.max_grad_norm
@@ -84,6 +87,7 @@ def train(config: Config) -> int:
 
     announce(run, config, state)
     trainer.fit(module, loader, ckpt_path=str(run.state) if state is not None else None)
+    finish_loggers(trainer)
     if saving.signal_number:
         print(f"saved at step {trainer.global_step}; the same command goes on from there", file=sys.stderr)
         return 128 + saving.signal_number
@@ -97,7 +101,7 @@ def train(config: Config) -> int:
 
 
 def found_state(run: RunFolder, config: Config) -> StateEntry | None:
-    """The state to go on from, None to start at step 0. Raises UserError for a damaged one, or a config that differs."""
+    """The state to go on from, None to start at step 0. Raises UserError if it is damaged or the config differs."""
     if config.run.resume == "never" or not run.state.is_file():
         return None
     state = find_state(run.state)
@@ -127,7 +131,7 @@ def check_identity(state: StateEntry | None, identity: dict[str, str]) -> None:
 
 
 def open_run(run: RunFolder, config: Config) -> None:
-    """Write the config with what it runs on. With run.resume=never an old run of this name is set aside, not deleted."""
+    """Write the config with what it runs on. With run.resume=never an old run of this name is set aside."""
     if config.run.resume == "never" and run.config.is_file():
         number = next(n for n in range(1, 10**6) if not run.path.with_name(f"{run.path.name}.old-{n}").exists())
         run.path.rename(run.path.with_name(f"{run.path.name}.old-{number}"))
@@ -217,7 +221,7 @@ def make_generated_prior(
 ) -> GeneratedPrior:
     """A prior that the frozen base makes while training runs; with prior.source=ahead, now."""
     prior, prompt = config.prior, fill(config, config.subject.class_prompt)
-    settings = sampling.SamplerSettings(prior.num_inference_steps, prior.guidance_scale, prior.scheduler)
+    settings = prior_sampler(config)
     shape = family.latent_shape(config.data.resolution, config.data.resolution)
     dtype = compute_dtype(config)
     name = prior_fingerprint(
@@ -238,6 +242,18 @@ def make_generated_prior(
     if prior.source == "ahead":
         streamed.make_all(lambda block, of: print(f"class pictures: {block}/{of} batches", file=sys.stderr))
     return streamed
+
+
+def prior_sampler(config: Config) -> sampling.SamplerSettings:
+    """Raises UserError for an unknown scheduler."""
+    prior = config.prior
+    return sampling.SamplerSettings(prior.num_inference_steps, prior.guidance_scale, prior.scheduler)
+
+
+def validation_sampler(config: Config) -> sampling.SamplerSettings:
+    """Raises UserError for an unknown scheduler."""
+    validate = config.validate
+    return sampling.SamplerSettings(validate.num_inference_steps, validate.guidance_scale, validate.scheduler)
 
 
 def make_objective(config: Config) -> Objective:
@@ -294,7 +310,7 @@ def make_trainer(
     identity: dict[str, str],
     state: StateEntry | None,
 ) -> pl.Trainer:
-    """Lightning runs the loop; saving, logging, progress and grids are ours. Figures are logged before a state is saved."""
+    """Lightning runs the loop; saving, logging and grids are ours. Figures are logged before a state is saved."""
     quiet_lightning()
     around: list[pl.Callback] = [
         callbacks.LogFigures(run.logs / "metrics.csv", config.log.every_steps),
@@ -330,9 +346,26 @@ def make_loggers(run: RunFolder, config: Config, state: StateEntry | None) -> li
         purge_step = None if state is None else state.step + 1
         loggers.append(TensorBoardLogger(run.path, name="logs", version="", purge_step=purge_step))
     if config.log.wandb:
-        name = config.run.name
-        loggers.append(WandbLogger(name, save_dir=run.logs, project=config.log.wandb_project, id=name, resume="allow"))
+        number = wandb_id(run, state)
+        loggers.append(
+            WandbLogger(config.run.name, run.logs, project=config.log.wandb_project, id=number, resume="allow")
+        )
     return loggers
+
+
+def wandb_id(run: RunFolder, state: StateEntry | None) -> str:
+    """The W&B run to log to: a new one, or for a resumed run the one that it began."""
+    path = run.logs / "wandb_id"
+    if state is None or not path.is_file():
+        write_text(path, uuid.uuid4().hex[:8])
+    return path.read_text()
+
+
+def finish_loggers(trainer: pl.Trainer) -> None:
+    """W&B writes what it still holds only when told that the run is over."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
 
 
 def quiet_lightning() -> None:
@@ -349,8 +382,7 @@ def quiet_lightning() -> None:
 
 def validation_grid(family: Family, config: Config) -> Image:
     """A row a prompt, a column a seed: always the same noise, so two grids can be compared by eye."""
-    validate = config.validate
-    settings = sampling.SamplerSettings(validate.num_inference_steps, validate.guidance_scale, validate.scheduler)
+    validate, settings = config.validate, validation_sampler(config)
     prompts = [fill(config, prompt) for prompt in validate.prompts for _ in range(validate.num_images)]
     seeds = list(range(validate.num_images)) * len(validate.prompts)
     size = (config.data.resolution, config.data.resolution)

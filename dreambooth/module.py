@@ -121,7 +121,7 @@ class DreamBoothModule(pl.LightningModule):
     def _check_finite(self, value: Tensor, what: str) -> None:
         if not bool(torch.isfinite(value)):
             raise NonFiniteError(
-                f"step {self.trainer.global_step + 1}: {what} is {float(value)}; nothing of this step was kept, "
+                f"step {self.trainer.global_step + 1}: {what} is {float(value.detach())}; nothing of it was kept, "
                 "the last checkpoint is as it was. Lower optim.lr, or use train.precision=bf16-mixed or 32-true"
             )
 

@@ -123,7 +123,7 @@ def load_single_file(path: Path, config: str | None) -> StableDiffusion:
     """Load an original-layout `.safetensors`. config: folder or hub id with configs and tokenizer; None: the hub."""
     try:
         pipeline = StableDiffusionPipeline.from_single_file(
-            str(path), config=config, torch_dtype=torch.float32, safety_checker=None, local_files_only=False
+            str(path), config=config, dtype=torch.float32, safety_checker=None, local_files_only=False
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(
@@ -144,9 +144,10 @@ def _assemble(parts: dict[str, Any], tokenizer: CLIPTokenizer, scheduler_config:
 
 def _load_part(model_class: Any, base: Path, subfolder: str) -> Any:
     """One network in float32, or a ModelError that says what is wrong with its files."""
-    dtype = {"dtype" if model_class is CLIPTextModel else "torch_dtype": torch.float32}
     try:
-        model, info = model_class.from_pretrained(base, subfolder=subfolder, output_loading_info=True, **dtype)
+        model, info = model_class.from_pretrained(
+            base, subfolder=subfolder, output_loading_info=True, dtype=torch.float32
+        )
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{base / subfolder}: cannot be loaded: {_first_line(error)}") from error
     for problem in ("missing_keys", "mismatched_keys"):

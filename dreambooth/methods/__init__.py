@@ -16,8 +16,11 @@ Attach = Callable[[Family, bool], dict[str, nn.Module]]
 METHODS: dict[str, Attach] = {"full": full.attach}
 
 
-def attach_method(name: str, family: Family, train_text_encoder: bool) -> dict[str, nn.Module]:
-    """Set `requires_grad` over the family and return what trains, by name. Raises UserError for an unknown method."""
+def find_method(name: str) -> Attach:
+    """The function that sets `requires_grad` over a family and returns what trains, by name.
+
+    Raises UserError for an unknown method.
+    """
     if name not in METHODS:
         raise UserError(f"method.name: {name!r} is not known; one of {', '.join(METHODS)}")
-    return METHODS[name](family, train_text_encoder)
+    return METHODS[name]

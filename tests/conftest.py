@@ -1,0 +1,130 @@
+"""A real Stable Diffusion at tiny size with random weights, and pictures to learn from: what most tests run on."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # so small a network is fastest on one core, and subprocesses agree
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image, ImageDraw
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from dreambooth.config import Config, load_config
+from dreambooth.families import Family, load_family
+from dreambooth.toyworld.tokenizer import build_tokenizer
+
+ROOT = Path(__file__).parent.parent
+torch.set_num_threads(1)
+
+
+def make_tiny_base(folder: Path, prediction_type: str = "epsilon") -> Path:
+    """Exact classes of Stable Diffusion, 8-fold smaller latents of 4 channels, some 100,000 random weights."""
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer()
+    text_config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=4,
+        norm_num_groups=4,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(4, 4, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        norm_num_groups=4,
+        scaling_factor=0.5,
+    )
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=CLIPTextModel(text_config),
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=DDIMScheduler(
+            beta_schedule="scaled_linear", clip_sample=False, steps_offset=1, prediction_type=prediction_type
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_base(tmp_path_factory.mktemp("base") / "epsilon")
+
+
+@pytest.fixture(scope="session")
+def tiny_base_v(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_base(tmp_path_factory.mktemp("base") / "v", "v_prediction")
+
+
+@pytest.fixture
+def family(tiny_base: Path) -> Family:
+    return load_family(str(tiny_base))
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with three different pictures of 64 x 64 pixels and more."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for number, colour in enumerate(("red", "green", "blue")):
+        image = Image.new("RGB", (64, 64 + 16 * number), "white")
+        ImageDraw.Draw(image).ellipse((8, 8 + 4 * number, 40, 48), fill=colour)
+        image.save(folder / f"{number}.png")
+    return folder
+
+
+CONFIG = """
+run: {{name: run, dir: {runs}}}
+model: {{base: {base}}}
+subject: {{images: {pictures}, class_noun: dog}}
+data: {{resolution: 64}}
+prior: {{num_images: 6, num_inference_steps: 2, batch_size: 2}}
+optim: {{lr: 1.0e-3, warmup_steps: 2, schedule: cosine}}
+train: {{max_steps: 8, batch_size: 2, save_every_steps: 2, num_threads: 1}}
+validate: {{every_steps: 4, num_images: 2, num_inference_steps: 2}}
+log: {{tensorboard: false}}
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path: Path, tiny_base: Path, pictures: Path) -> Path:
+    """A run of 8 quick steps on the tiny base, with everything that a run has but TensorBoard."""
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG.format(runs=tmp_path / "runs", base=tiny_base, pictures=pictures))
+    return path
+
+
+@pytest.fixture
+def config(config_file: Path) -> Config:
+    return load_config(config_file)
+
+
+@pytest.fixture(scope="session")
+def shipped_base() -> Path:
+    """The embedded base model."""
+    folder = ROOT / "checkpoints" / "toyworld"
+    assert (folder / "model_index.json").is_file(), f"{folder} is part of this repository"
+    return folder

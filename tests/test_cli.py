@@ -1,0 +1,151 @@
+"""The commands as a user types them: help at once, exit codes, one or two lines for a mistake."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dreambooth.cli import COMMANDS, main
+from dreambooth.config import Config, config_fields
+from dreambooth.engine import train
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, pictures: Path) -> Path:
+    """A finished run, so a model that knows its subject."""
+    from conftest import CONFIG
+
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "config.yaml").write_text(CONFIG.format(runs=folder, base=tiny_base, pictures=pictures))
+    assert main(["train", str(folder / "config.yaml"), "train.max_steps=3", "validate.every_steps=0"]) == 0
+    return folder / "run"
+
+
+@pytest.mark.parametrize("command", [["-m", "dreambooth"], ["train.py"], ["sample.py"]], ids=" ".join)
+def test_help_answers_without_loading_torch(command: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *command, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "usage:" in done.stdout
+    for heavy in ("torch", "diffusers", "transformers", "pytorch_lightning", "PIL"):
+        assert not re.search(rf"\| +{heavy}\n", done.stderr), f"--help loads {heavy}"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    assert "usage: python -m dreambooth" in capsys.readouterr().out
+
+
+def test_train_help_lists_every_config_key(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"], prog="train.py")
+    told = capsys.readouterr().out
+    assert [key for key in config_fields() if f"{key} (" not in told] == []
+
+
+def test_pictures_are_numbered_hold_their_recipe_and_come_with_a_grid(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--num-images", "2", "--steps", "2", "--guidance-scale", "3", "--seed", "5", "--out", str(tmp_path)]
+    assert main(["sample", str(run_folder), "a photo of {subject}", "a {class} in the snow", *arguments]) == 0
+    paths = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert [path.name for path in paths] == ["00000.png", "00001.png", "00002.png", "00003.png", "grid-00000.png"]
+    recipe = json.loads(Image.open(paths[3]).text["dreambooth"])
+    expected = {"prompt": "a dog in the snow", "seed": 6, "num_inference_steps": 2, "guidance_scale": 3.0}
+    assert expected.items() <= recipe.items()
+    assert json.loads(Image.open(paths[0]).text["dreambooth"])["prompt"] == "a photo of sks dog"
+    assert Image.open(paths[0]).size == (64, 64)
+    assert Image.open(paths[4]).size == (2 * 64 + 3 * 2, 2 * 64 + 3 * 2)
+
+
+def test_a_recipe_makes_the_same_picture_again_alone(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = ["sample", str(run_folder), "a {class}", "--steps", "2", "--num-images", "3", "--out", str(tmp_path / "a")]
+    main(first)
+    recipe = json.loads(Image.open(tmp_path / "a" / "00002.png").text["dreambooth"])
+    again = ["sample", str(run_folder), recipe["prompt"], "--steps", "2", "--num-images", "1", "--batch-size", "1"]
+    main([*again, "--seed", str(recipe["seed"]), "--out", str(tmp_path / "b")])
+    one, other = (Image.open(tmp_path / path) for path in ("a/00002.png", "b/00000.png"))
+    differences = [abs(a - b) for a, b in zip(one.tobytes(), other.tobytes(), strict=True)]
+    assert max(differences) <= 1, "the same seed and prompt gave another picture"
+
+
+def test_a_second_call_numbers_on_and_overwrites_nothing(run_folder: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        main(["sample", str(run_folder), "a dog", "--steps", "1", "--num-images", "1", "--out", str(tmp_path)])
+    expected = ["00000.png", "00001.png", "grid-00000.png", "grid-00001.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == expected
+
+
+def test_a_base_model_and_the_model_folder_itself_can_be_sampled(
+    run_folder: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    short = ["--steps", "1", "--num-images", "1", "--size", "64x48", "--out", str(tmp_path)]
+    assert main(["sample", str(run_folder / "model"), "a {class}", *short]) == 0
+    assert main(["sample", str(tiny_base), "a dog", *short]) == 0
+    assert Image.open(tmp_path / "00001.png").size == (64, 48)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "named"),
+    [
+        (["{run}", "a dog", "--scheduler", "dimm"], 2, "'dimm' is not known; one of ddim"),
+        (["{run}", "a dog", "--size", "big"], 2, "--size: 'big' is not a size; write WIDTHxHEIGHT"),
+        (["{run}", "a dog", "--size", "60x64"], 2, "use a multiple of 8"),
+        (["{run}", "a dog", "--num-images", "0"], 2, "--num-images: 0 is too small"),
+        (["{run}", "a dog", "--seed", "-1"], 2, "--seed: -1"),
+        (["{run}", "very " * 50], 2, "tokens"),
+        (["{base}", "a photo of {subject}"], 2, "has learned no subject"),
+        (["./nowhere", "a dog"], 3, "./nowhere: there is no such folder or file"),
+        (["{unfinished}", "a dog"], 3, "no model yet"),
+    ],
+)
+def test_a_mistake_gets_its_exit_code_and_a_line_that_names_it(
+    run_folder: Path,
+    tiny_base: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: int,
+    named: str,
+) -> None:
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "config.yaml").write_text("run: {name: unfinished}\n")
+    places = {"{run}": run_folder, "{base}": tiny_base, "{unfinished}": tmp_path / "unfinished"}
+    out = tmp_path / "out"
+    assert main(["sample", *[str(places.get(word, word)) for word in arguments], "--out", str(out)]) == code
+    told = capsys.readouterr().err
+    assert named in told
+    assert len(told.strip().splitlines()) <= 2
+    assert not out.exists(), "something was written"
+
+
+def test_a_config_mistake_exits_with_2_and_no_traceback(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "train.py", "configs/toyworld.yaml", "train.max_step=3"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: configs/toyworld.yaml: train.max_step: unknown key; did you mean train.max_steps?\n"
+
+
+def test_numbers_that_are_not_finite_exit_with_4(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(config_file), "optim.lr=1e18", "validate.every_steps=0", "optim.weight_decay=0"]) == 4
+    assert "Lower optim.lr" in capsys.readouterr().err
+
+
+def test_train_through_the_command_equals_train_through_the_engine(config_file: Path, config: Config) -> None:
+    assert main(["train", str(config_file), "run.name=command"]) == train(config) == 0
+    texts = [(Path(config.run.dir) / name / "logs" / "metrics.csv").read_text() for name in ("command", "run")]
+    assert texts[0] == texts[1]

@@ -1,0 +1,133 @@
+"""Loading a base model: every way it can be incomplete is told before training."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+
+from dreambooth.errors import ModelError, UserError
+from dreambooth.families import Family, fingerprint, frozen_copy, load_family
+
+
+@pytest.fixture
+def broken(tiny_base: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny base to break."""
+    return Path(shutil.copytree(tiny_base, tmp_path / "broken"))
+
+
+def edit_weights(folder: Path, change) -> None:
+    path = next(folder.glob("*.safetensors"))
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])
+def test_missing_weights_are_refused(broken: Path, part: str) -> None:
+    edit_weights(broken / part, lambda weights: weights.pop(sorted(weights)[-1]))
+    with pytest.raises(ModelError, match=rf"{part}: 1 missing keys"):
+        load_family(str(broken))
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])
+def test_weights_that_are_not_finite_are_refused(broken: Path, part: str) -> None:
+    edit_weights(broken / part, lambda weights: weights[sorted(weights)[0]].view(-1)[:1].fill_(float("nan")))
+    with pytest.raises(ModelError, match=rf"{part}: weight .* not finite"):
+        load_family(str(broken))
+
+
+def test_an_empty_tokenizer_folder_is_refused(broken: Path) -> None:
+    for file in (broken / "tokenizer").iterdir():
+        file.unlink()
+    with pytest.raises(ModelError, match="tokenizer"):
+        load_family(str(broken))
+
+
+def test_a_truncated_weight_file_is_refused(broken: Path) -> None:
+    path = next((broken / "unet").glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="unet: cannot be loaded"):
+        load_family(str(broken))
+
+
+def test_an_inpainting_base_is_refused_by_name(tiny_base: Path) -> None:
+    family = load_family(str(tiny_base))
+    family.unet.register_to_config(in_channels=9)
+    with pytest.raises(ModelError, match="inpainting"):
+        type(family)(family.vae, family.text_encoder, family.tokenizer, family.unet, family.scheduler_config)
+
+
+def test_a_pipeline_of_another_kind_is_refused_with_the_known_ones(broken: Path) -> None:
+    index = broken / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "_class_name": "WuerstchenDecoderPipeline"}))
+    with pytest.raises(ModelError, match=r"WuerstchenDecoderPipeline is of no known family"):
+        load_family(str(broken))
+
+
+@pytest.mark.parametrize("base", ["no/such/folder", "./nowhere", "/nowhere/at/all"])
+def test_a_folder_that_is_not_there_is_told_without_asking_the_network(base: str) -> None:
+    with pytest.raises(ModelError, match="there is no such folder or file"):
+        load_family(base)
+
+
+def test_a_hub_id_that_cannot_be_reached_is_told_in_a_line() -> None:
+    with pytest.raises(ModelError, match=r"nobody/nothing: .*hub"):
+        load_family("nobody/nothing")
+
+
+def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
+    (tmp_path / "model.ckpt").write_bytes(b"anything")
+    with pytest.raises(ModelError, match=r"must be \.safetensors"):
+        load_family(str(tmp_path / "model.ckpt"))
+
+
+def test_an_unknown_family_is_refused(tiny_base: Path) -> None:
+    with pytest.raises(UserError, match="'flux' is not known; one of auto, sd"):
+        load_family(str(tiny_base), "flux")
+
+
+def test_latents_are_scaled_as_the_pipeline_scales_them(family: Family) -> None:
+    pixels = torch.rand(2, 3, 64, 64) * 2 - 1
+    mean, std = family.encode_images(pixels)
+    expected = family.pipeline().vae.encode(pixels).latent_dist
+    torch.testing.assert_close(mean, expected.mean * 0.5)
+    torch.testing.assert_close(std, expected.std * 0.5)
+    torch.testing.assert_close(family.decode_latents(mean), family.pipeline().vae.decode(expected.mean).sample)
+
+
+def test_the_condition_is_that_of_the_pipeline(family: Family) -> None:
+    pipeline: StableDiffusionPipeline = family.pipeline()
+    prompts = ["a photo of a dog", ""]
+    expected = pipeline.encode_prompt(prompts, "cpu", 1, False)[0]
+    torch.testing.assert_close(family.condition(prompts)["encoder_hidden_states"], expected)
+
+
+def test_a_prompt_that_is_too_long_is_told_with_its_length_and_the_limit(family: Family) -> None:
+    with pytest.raises(UserError, match="has 42 tokens with start and end; this model reads 32: shorten it"):
+        family.condition(["dog " * 40])
+
+
+def test_a_frozen_copy_shares_the_vae_and_nothing_that_trains(family: Family) -> None:
+    frozen = frozen_copy(family, torch.bfloat16)
+    assert frozen.vae is family.vae
+    assert frozen.denoiser is not family.denoiser
+    assert not any(p.requires_grad for p in frozen.denoiser.parameters())
+    assert next(family.denoiser.parameters()).dtype == torch.float32
+    assert next(frozen.denoiser.parameters()).dtype == torch.bfloat16
+
+
+def test_the_fingerprint_notices_a_single_changed_weight(family: Family) -> None:
+    before = fingerprint(family)
+    assert before == fingerprint(family)
+    with torch.no_grad():
+        next(family.text_encoders[0].parameters()).view(-1)[3] += 1e-7
+    assert fingerprint(family) != before

@@ -1,0 +1,120 @@
+"""Pull the plug at any moment, run the same command again: weights and logged figures of a run that never stopped.
+
+Real subprocesses and real signals. The runs accumulate, stop in mid-epoch (3 pictures, 4 a step), load data with a worker, and are
+killed while the class prior is half made.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from dreambooth.checkpointing import find_state
+from dreambooth.config import load_config
+from dreambooth.engine import RunFolder
+
+ROOT = Path(__file__).parent.parent
+SETTINGS = (
+    "train.max_steps=10",
+    "train.accumulate=2",
+    "train.save_every_steps=3",
+    "data.num_workers=1",
+    "data.flip=true",
+    "prior.num_images=32",
+    "validate.every_steps=5",
+)
+
+
+def command(config_file: Path, name: str) -> list[str]:
+    return [sys.executable, str(ROOT / "train.py"), str(config_file), f"run.name={name}", *SETTINGS]
+
+
+def finish(config_file: Path, name: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command(config_file, name), capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def interrupt(config_file: Path, name: str, number: int, when: Callable[[RunFolder], bool]) -> tuple[int, str]:
+    """Start a run, send a signal once `when` holds; exit code and what it said."""
+    run = folder(config_file, name)
+    process = subprocess.Popen(command(config_file, name), stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not when(run):
+            assert process.poll() is None, f"the run ended before it could be interrupted: {process.stderr.read()}"
+            assert time.monotonic() < deadline, "the moment to interrupt never came"
+            time.sleep(0.002)
+        os.kill(process.pid, number)
+        said = process.communicate(timeout=120)[1]
+    finally:
+        process.kill()
+    return process.returncode, said
+
+
+def folder(config_file: Path, name: str) -> RunFolder:
+    return RunFolder(load_config(config_file, [f"run.name={name}", *SETTINGS]))
+
+
+def steps_logged(run: RunFolder) -> int:
+    path = run.logs / "metrics.csv"
+    return max(0, len(path.read_text().splitlines()) - 1) if path.is_file() else 0
+
+
+def assert_equal_runs(first: RunFolder, second: RunFolder) -> None:
+    assert (first.logs / "metrics.csv").read_text() == (second.logs / "metrics.csv").read_text()
+    states = [torch.load(run.state, weights_only=True) for run in (first, second)]
+    for name, value in states[0]["state_dict"].items():
+        assert torch.equal(value, states[1]["state_dict"][name]), f"{name} differs after resuming"
+    for path in first.samples.iterdir():
+        assert path.read_bytes() == (second.samples / path.name).read_bytes(), f"{path.name} differs after resuming"
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    assert (first.model / weights).read_bytes() == (second.model / weights).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, pictures: Path) -> Path:
+    """The config of a run, named `whole`, that was left in peace."""
+    from conftest import CONFIG
+
+    folder = tmp_path_factory.mktemp("interruptions")
+    config_file = folder / "config.yaml"
+    config_file.write_text(CONFIG.format(runs=folder / "runs", base=tiny_base, pictures=pictures))
+    finish(config_file, "whole")
+    return config_file
+
+
+def test_killed_twice_and_run_again_equals_a_run_that_was_never_killed(uninterrupted: Path) -> None:
+    """Once before the first save, when the prior is half made, and once between two saves."""
+    code, _ = interrupt(uninterrupted, "killed", signal.SIGKILL, lambda run: 1 <= steps_logged(run) < 3)
+    assert code == -signal.SIGKILL
+    run = folder(uninterrupted, "killed")
+    made = len(list(run.prior.glob("*/*.safetensors")))
+    assert 0 < made < 16, f"the prior was to be half made, but has {made} of 16 blocks"
+    interrupt(uninterrupted, "killed", signal.SIGKILL, lambda run: steps_logged(run) >= 7)
+    assert 3 <= find_state(run.state).step < 10
+    done = finish(uninterrupted, "killed")
+    assert re.search(r"resuming .*killed at step \d of 10", done.stderr)
+    assert_equal_runs(folder(uninterrupted, "whole"), run)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_told_to_stop_it_saves_after_the_step_and_exits_with_128_plus_the_signal(
+    uninterrupted: Path, number: signal.Signals
+) -> None:
+    name = number.name.lower()
+    code, said = interrupt(uninterrupted, name, number, lambda run: steps_logged(run) >= 4)
+    assert code == 128 + number, said
+    run = folder(uninterrupted, name)
+    assert find_state(run.state).step >= 4
+    assert f"saved at step {find_state(run.state).step}" in said
+    assert "Traceback" not in said
+    finish(uninterrupted, name)
+    assert_equal_runs(folder(uninterrupted, "whole"), run)

@@ -1,0 +1,186 @@
+"""The run folder: what is in it, how a run goes on, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from diffusers import DiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dreambooth.callbacks import append_line, keep_lines
+from dreambooth.checkpointing import find_state
+from dreambooth.config import Config, load_config
+from dreambooth.engine import RunFolder, train
+from dreambooth.errors import ModelError, UserError
+
+
+def test_a_run_leaves_everything_that_was_promised(config: Config) -> None:
+    assert train(config) == 0
+    run = RunFolder(config)
+    saved = yaml.safe_load(run.config.read_text())
+    assert saved["train"]["max_steps"] == 8
+    assert saved["provenance"]["torch"] == torch.__version__
+    assert saved["provenance"]["git_commit"]
+    assert find_state(run.state).step == 8
+    assert sorted(path.name for path in run.samples.iterdir()) == [f"step-{n:06d}.png" for n in (0, 4, 8)]
+    assert Image.open(run.samples / "step-000004.png").size == (2 * 64 + 3 * 2, 2 * 64 + 3 * 2)
+    assert len((run.logs / "metrics.csv").read_text().splitlines()) == 9
+    assert json.loads((run.model / "dreambooth.json").read_text())["identifier"] == "sks"
+    hidden = [path for path in run.path.rglob(".*") if path.is_file()]
+    assert not hidden, f"temporary files were left: {hidden}"
+
+
+def test_plain_diffusers_loads_the_result_and_gives_the_very_weights(config: Config) -> None:
+    train(config)
+    run = RunFolder(config)
+    pipeline = DiffusionPipeline.from_pretrained(run.model)
+    state = torch.load(run.state, weights_only=True)["state_dict"]
+    for name, value in pipeline.unet.state_dict().items():
+        assert torch.equal(value, state[f"trained.denoiser.{name}"]), name
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline("a photo of a sks dog", num_inference_steps=2, height=64, width=64).images[0].size == (64, 64)
+
+
+def test_the_model_takes_the_number_format_that_is_asked_for(config_file: Path) -> None:
+    config = load_config(config_file, ["model.export_dtype=float16", "train.max_steps=3"])
+    train(config)
+    assert DiffusionPipeline.from_pretrained(RunFolder(config).model, dtype=torch.float32).unet.dtype == torch.float32
+    weights = load_file(RunFolder(config).model / "unet" / "diffusion_pytorch_model.safetensors")
+    assert {value.dtype for value in weights.values()} == {torch.float16}
+
+
+def test_a_finished_run_says_so_and_does_nothing(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    train(config)
+    before = {path: path.stat().st_mtime_ns for path in RunFolder(config).path.rglob("*")}
+    capsys.readouterr()
+    assert train(config) == 0
+    assert "finished at step 8" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in RunFolder(config).path.rglob("*")} == before
+
+
+def test_a_finished_run_can_be_made_longer_and_equals_one_that_was_long_from_the_start(config_file: Path) -> None:
+    def run(name: str, steps: int) -> tuple[dict[str, torch.Tensor], str]:
+        overrides = [f"run.name={name}", f"train.max_steps={steps}", "optim.schedule=constant", "optim.warmup_steps=1"]
+        config = load_config(config_file, overrides)
+        assert train(config) == 0
+        folder = RunFolder(config)
+        return torch.load(folder.state, weights_only=True)["state_dict"], (folder.logs / "metrics.csv").read_text()
+
+    run("grown", 3)
+    grown, whole = run("grown", 7), run("whole", 7)
+    assert grown[1] == whole[1]
+    for name, value in whole[0].items():
+        assert torch.equal(value, grown[0][name]), name
+
+
+def test_a_changed_setting_is_refused_with_a_diff_and_nothing_is_touched(config_file: Path) -> None:
+    config = load_config(config_file, ["train.max_steps=2", "optim.warmup_steps=1"])
+    train(config)
+    before = {path: path.read_bytes() for path in RunFolder(config).path.rglob("*") if path.is_file()}
+    changed = load_config(config_file, ["train.max_steps=4", "optim.lr=5e-4", "subject.class_noun=cat"])
+    with pytest.raises(UserError) as caught:
+        train(changed)
+    for line in ("optim.lr: 0.001 -> 0.0005", "subject.class_noun: 'dog' -> 'cat'", "run.resume=never"):
+        assert line in str(caught.value)
+    assert "max_steps" not in str(caught.value)
+    assert {path: path.read_bytes() for path in RunFolder(config).path.rglob("*") if path.is_file()} == before
+
+
+def test_changed_pictures_are_refused(config_file: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), "teal").save(tmp_path / "a.png")
+    mine = [f"subject.images={tmp_path / 'mine'}", "optim.warmup_steps=1"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "a.png").rename(tmp_path / "mine" / "a.png")
+    train(load_config(config_file, [*mine, "train.max_steps=2"]))
+    Image.new("RGB", (64, 64), "navy").save(tmp_path / "mine" / "a.png")
+    with pytest.raises(UserError, match="the subject pictures changed since this run was started"):
+        train(load_config(config_file, [*mine, "train.max_steps=4"]))
+
+
+def test_never_resuming_sets_the_old_run_aside(config_file: Path) -> None:
+    short = ["train.max_steps=2", "optim.warmup_steps=1", "validate.every_steps=0"]
+    train(load_config(config_file, short))
+    again = load_config(config_file, [*short, "run.resume=never", "optim.lr=1e-4"])
+    assert train(again) == 0
+    assert train(again) == 0
+    folder = RunFolder(again).path
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["run", "run.old-1", "run.old-2"]
+    assert find_state(folder.with_name("run.old-1") / "state" / "last.ckpt").step == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "error", "named"),
+    [
+        ("subject.images=nowhere", UserError, "nowhere"),
+        ("model.base=./nowhere", ModelError, "nowhere"),
+        ("data.resolution=60", UserError, "60 pixels does not fit"),
+        ("subject.prompt=" + "very " * 40 + "{subject}", UserError, "tokens"),
+        ("validate.scheduler=dimm", UserError, "'dimm' is not known"),
+        ("prior.scheduler=dimm", UserError, "'dimm' is not known"),
+        ("method.name=lara", UserError, "'lara' is not known; one of full"),
+        ("train.precision=16-mixed", UserError, "needs a GPU"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_written(
+    config_file: Path, override: str, error: type[Exception], named: str
+) -> None:
+    config = load_config(config_file, ["train.device=cpu", override])
+    with pytest.raises(error, match=named):
+        train(config)
+    assert not RunFolder(config).path.exists()
+
+
+def test_an_identifier_that_the_tokenizer_splits_gets_a_clear_word(
+    config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(load_config(config_file, ["subject.identifier=rumpelstilz", "train.max_steps=1", "optim.warmup_steps=0"]))
+    assert "subject.identifier 'rumpelstilz' is" in (told := capsys.readouterr().err)
+    assert "tokens to this tokenizer" in told
+
+
+def test_a_prior_of_another_prompt_is_never_reused(config_file: Path) -> None:
+    short = ["train.max_steps=1", "optim.warmup_steps=0", "run.resume=never"]
+    train(load_config(config_file, short))
+    config = load_config(config_file, [*short, "subject.class_prompt=an image of a {class}"])
+    old = RunFolder(config).prior
+    (first,) = old.iterdir()
+    config.run.resume = "auto"
+    RunFolder(config).state.unlink()  # as if killed before the first save, then the prompt was changed
+    train(config)
+    assert len(list(old.iterdir())) == 2
+    assert first.is_dir()
+
+
+def test_tensorboard_shows_the_same_tree_of_names_and_pictures(config_file: Path) -> None:
+    config = load_config(config_file, ["log.tensorboard=true"])
+    train(config)
+    events = EventAccumulator(str(RunFolder(config).logs))
+    events.Reload()
+    names = {"train/loss", "train/loss_instance", "train/loss_prior", "optim/lr", "optim/grad_norm"}
+    assert names <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 9))
+    assert [event.step for event in events.Images("eval/samples")] == [0, 4, 8]
+
+
+def test_weights_and_biases_logs_offline(config_file: Path) -> None:
+    pytest.importorskip("wandb")
+    config = load_config(config_file, ["log.wandb=true", "train.max_steps=4"])
+    assert train(config) == 0
+    files = list((RunFolder(config).logs / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(files) == 1
+    assert b"train/loss_prior" in files[0].read_bytes()
+
+
+def test_a_resumed_metrics_file_has_neither_gaps_nor_doubles_nor_torn_lines(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    for step in range(1, 6):
+        append_line(path, {"step": step, "train/loss": step / 3})
+    path.write_text(path.read_text() + "6,0.12")
+    kept = keep_lines(path, 3)
+    assert kept.splitlines() == ["step,train/loss", "1,0.3333333333333333", "2,0.6666666666666666", "3,1.0"]
+    assert keep_lines(path, 0) == ""
+    assert keep_lines(tmp_path / "none.csv", 5) == ""

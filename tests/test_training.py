@@ -1,0 +1,198 @@
+"""Properties of training, on real runs of a few steps: two ways to the same thing agree, and nothing else moves."""
+
+import csv
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dreambooth.checkpointing import find_state
+from dreambooth.config import load_config
+from dreambooth.engine import RunFolder, train
+from dreambooth.errors import NonFiniteError
+
+ROOT = Path(__file__).parent.parent
+
+
+def trained(config_file: Path, name: str, *overrides: str) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+    """Run to the end; the trained weights and the lines of metrics.csv."""
+    config = load_config(config_file, ["validate.every_steps=0", "prior.num_images=4", f"run.name={name}", *overrides])
+    assert train(config) == 0
+    return weights(RunFolder(config)), lines(RunFolder(config))
+
+
+def weights(run: RunFolder) -> dict[str, torch.Tensor]:
+    return torch.load(run.state, weights_only=True)["state_dict"]
+
+
+def lines(run: RunFolder) -> list[dict[str, float]]:
+    with open(run.logs / "metrics.csv") as file:
+        return [{name: float(value) for name, value in line.items() if value} for line in csv.DictReader(file)]
+
+
+def assert_same(first: dict[str, Any], second: dict[str, Any], **tolerance: float) -> None:
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], msg=lambda text, name=name: f"{name}: {text}", **tolerance)
+
+
+def test_two_runs_of_one_seed_are_equal_bit_for_bit(config_file: Path) -> None:
+    first, second = trained(config_file, "a"), trained(config_file, "b")
+    assert_same(first[0], second[0], atol=0, rtol=0)
+    assert first[1] == second[1]
+    assert trained(config_file, "c", "run.seed=1")[1] != first[1]
+
+
+def test_prior_weight_zero_equals_plain_training(config_file: Path) -> None:
+    plain, plain_lines = trained(config_file, "plain", "prior.source=none")
+    weightless, weightless_lines = trained(config_file, "weightless", "prior.weight=0")
+    assert_same(plain, weightless, atol=1e-5, rtol=1e-4)
+    for one, other in zip(plain_lines, weightless_lines, strict=True):
+        assert one["train/loss"] == pytest.approx(other["train/loss_instance"], rel=1e-4)
+        assert "train/loss_prior" not in one
+
+
+def test_four_accumulated_batches_equal_one_batch_of_four(config_file: Path) -> None:
+    one, one_lines = trained(config_file, "one", "train.batch_size=4", "train.max_steps=3")
+    four, four_lines = trained(config_file, "four", "train.batch_size=1", "train.accumulate=4", "train.max_steps=3")
+    assert_same(one, four, atol=1e-5, rtol=1e-3)
+    for a, b in zip(one_lines, four_lines, strict=True):
+        assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-3)
+        assert a["optim/grad_norm"] == pytest.approx(b["optim/grad_norm"], rel=1e-2)
+
+
+def test_loader_workers_change_nothing(config_file: Path) -> None:
+    assert_same(
+        trained(config_file, "alone")[0], trained(config_file, "workers", "data.num_workers=2")[0], atol=0, rtol=0
+    )
+
+
+def test_making_class_pictures_changes_nothing_in_what_follows(config_file: Path) -> None:
+    streamed = trained(config_file, "streamed")
+    ahead = trained(config_file, "ahead", "prior.source=ahead")
+    assert_same(streamed[0], ahead[0], atol=0, rtol=0)
+    assert streamed[1] == ahead[1]
+
+
+def test_the_subjects_samples_do_not_depend_on_the_prior(config_file: Path) -> None:
+    with_prior = trained(config_file, "with", "train.max_steps=3")[1]
+    without = trained(config_file, "without", "train.max_steps=3", "prior.source=none")[1]
+    assert with_prior[0]["train/loss_instance"] == pytest.approx(without[0]["train/loss_instance"], rel=1e-4)
+
+
+def test_validation_changes_nothing(config_file: Path) -> None:
+    silent = trained(config_file, "silent")
+    shown = trained(config_file, "shown", "validate.every_steps=2", "validate.scheduler=euler-a")
+    assert_same(silent[0], shown[0], atol=0, rtol=0)
+    assert silent[1] == shown[1]
+
+
+def test_the_loss_is_instance_plus_weight_times_prior_in_every_line(config_file: Path) -> None:
+    for line in trained(config_file, "parts", "prior.weight=0.5", "train.accumulate=2")[1]:
+        assert line["train/loss"] == pytest.approx(
+            line["train/loss_instance"] + 0.5 * line["train/loss_prior"], rel=1e-5
+        )
+
+
+def test_what_is_frozen_gets_no_gradient_and_does_not_move(config_file: Path, tiny_base: Path) -> None:
+    trained(config_file, "unet-only", "method.train_text_encoder=false", "model.export_dtype=float32")
+    model = config_file.parent / "runs" / "unet-only" / "model"
+    for part, moves in (("vae", False), ("text_encoder", False), ("unet", True)):
+        before = load_file(next((tiny_base / part).glob("*.safetensors")))
+        after = load_file(next((model / part).glob("*.safetensors")))
+        moved = [name for name in before if not torch.equal(before[name], after[name])]
+        assert bool(moved) == moves, f"{part}: {len(moved)} weights moved"
+
+
+def test_unet_and_text_encoder_both_train_each_with_its_own_learning_rate(config_file: Path, tiny_base: Path) -> None:
+    _, told = trained(config_file, "both", "optim.text_encoder_lr=1.0e-4")
+    assert told[3]["optim/lr"] == pytest.approx(10 * told[3]["optim/lr_text_encoder_0"])
+    model = config_file.parent / "runs" / "both" / "model"
+    for part in ("text_encoder", "unet"):
+        before = load_file(next((tiny_base / part).glob("*.safetensors")))
+        after = load_file(next((model / part).glob("*.safetensors")))
+        stayed = [name for name in before if torch.equal(before[name], after[name]) and "position_ids" not in name]
+        assert not stayed, f"{part}: {stayed[:3]} did not train"
+
+
+def test_a_frozen_text_encoder_trains_the_unet_as_one_that_is_run_every_step(config_file: Path) -> None:
+    """Its condition is computed once; that shortcut must not change the result."""
+    frozen = trained(config_file, "frozen", "method.train_text_encoder=false")[0]
+    still = trained(config_file, "still", "optim.text_encoder_lr=1.0e-30")[0]
+    still = {name: value for name, value in still.items() if name in frozen}
+    # Both are clipped to one gradient norm, which in the second run includes the text encoder's: nearly equal, not quite.
+    assert_same(frozen, still, atol=2e-3, rtol=1e-1)
+
+
+def test_gradient_checkpointing_changes_only_memory(config_file: Path) -> None:
+    plain, checkpointed = trained(config_file, "p"), trained(config_file, "c", "train.gradient_checkpointing=true")
+    assert_same(plain[0], checkpointed[0], atol=1e-5, rtol=1e-4)
+
+
+def test_bfloat16_stays_near_float32_and_keeps_float32_weights(config_file: Path) -> None:
+    exact, mixed = trained(config_file, "exact"), trained(config_file, "mixed", "train.precision=bf16-mixed")
+    assert all(value.dtype == torch.float32 for value in mixed[0].values())
+    for one, other in zip(exact[1], mixed[1], strict=True):
+        assert other["train/loss"] == pytest.approx(one["train/loss"], rel=0.1)
+
+
+def test_v_prediction_trains(config_file: Path, tiny_base_v: Path) -> None:
+    told = trained(config_file, "v", f"model.base={tiny_base_v}")[1]
+    assert told != trained(config_file, "epsilon")[1]
+    assert len(told) == 8
+
+
+def test_own_class_pictures_serve_as_the_prior(config_file: Path, pictures: Path) -> None:
+    told = trained(config_file, "folder", "prior.source=folder", f"prior.folder={pictures}")[1]
+    assert all(line["train/loss_prior"] > 0 for line in told)
+
+
+def test_more_steps_on_the_same_pictures_lower_their_loss(config_file: Path) -> None:
+    told = trained(config_file, "longer", "train.max_steps=120", "optim.schedule=constant", "prior.source=none")[1]
+    first, last = (sum(line["train/loss"] for line in part) / 20 for part in (told[:20], told[-20:]))
+    assert last < 0.8 * first, f"the loss went from {first:.3f} to {last:.3f}"
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero(config_file: Path) -> None:
+    rates = [line["optim/lr"] for line in trained(config_file, "rates")[1]]
+    assert rates[:2] == pytest.approx([0.0005, 0.001])
+    assert rates == sorted(rates[:2]) + sorted(rates[2:], reverse=True)
+    assert 0 < rates[-1] < 1e-4
+
+
+def test_numbers_that_are_not_finite_stop_the_run_and_leave_the_last_state(config_file: Path) -> None:
+    explosive = ("optim.lr=1e18", "optim.warmup_steps=3", "optim.weight_decay=0", "train.save_every_steps=1")
+    with pytest.raises(NonFiniteError, match=r"step \d+: .* is (nan|inf)") as caught:
+        trained(config_file, "explodes", *explosive)
+    run = RunFolder(load_config(config_file, ["run.name=explodes"]))
+    failed_step = int(re.findall(r"step (\d+)", str(caught.value))[0])
+    assert find_state(run.state).step == failed_step - 1 > 0
+    assert all(torch.isfinite(value).all() for value in weights(run).values())
+    assert not run.model.exists()
+
+
+def test_golden_losses_of_four_steps_on_the_toy_world(tmp_path: Path, shipped_base: Path) -> None:
+    """Pinned: a refactoring that changes the arithmetic shows here. Renewed with the base: `pytest -k golden -s`."""
+    config = load_config(
+        ROOT / "configs" / "toyworld.yaml",
+        [
+            f"run.dir={tmp_path}",
+            f"model.base={shipped_base}",
+            f"subject.images={ROOT / 'data' / 'robot'}",
+            "train.max_steps=4",
+            "train.precision=32-true",
+            "prior.num_inference_steps=5",
+            "validate.every_steps=0",
+            "log.tensorboard=false",
+        ],
+    )
+    assert train(config) == 0
+    found = [(line["train/loss_instance"], line["train/loss_prior"]) for line in lines(RunFolder(config))]
+    print(found)
+    assert found == [pytest.approx(pair, rel=2e-3) for pair in GOLDEN]
+
+
+GOLDEN = [(0.0, 0.0)] * 4
