@@ -179,7 +179,6 @@ class Config:
 MAY_CHANGE = (
     "train.max_steps",
     "train.save_every_steps",
-    "train.device",
     "run.dir",
     "run.resume",
     "model.export_dtype",

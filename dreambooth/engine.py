@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from dreambooth import callbacks, sampling
 from dreambooth.checkpointing import AtomicCheckpointIO, StateEntry, find_state
-from dreambooth.config import PROVENANCE, Config, differences, fill_prompt, to_dict
+from dreambooth.config import PROVENANCE, Config, differences, fill_prompt, load_config, to_dict
 from dreambooth.data import EncodedPictures, LatentDataset, PlaceSampler, encode_pictures
 from dreambooth.errors import UserError
 from dreambooth.export import SubjectCard, export_model, read_card
@@ -69,7 +69,7 @@ def train(config: Config) -> int:
     family = load_family(config.model.base, config.model.family, config.model.config)
     move(family, pick_device(config))
     check_texts(family, config)
-    identity = {"base model": fingerprint(family), "subject pictures": digest_files(picture_paths)}
+    identity = identify(family, picture_paths, config)
     check_identity(state, identity)
 
     randomness = Randomness(config.run.seed)
@@ -105,8 +105,7 @@ def found_state(run: RunFolder, config: Config) -> StateEntry | None:
     if config.run.resume == "never" or not run.state.is_file():
         return None
     state = find_state(run.state)
-    saved = yaml.safe_load(run.config.read_text())
-    if changes := differences(saved, to_dict(config)):
+    if changes := differences(to_dict(load_config(run.config)), to_dict(config)):
         listed = "\n  ".join(changes)
         raise UserError(
             f"{run.path}: this run was started with other settings; set them back, choose another run.name, "
@@ -120,12 +119,20 @@ def is_finished(run: RunFolder, state: StateEntry, config: Config) -> bool:
     return card is not None and card.step >= config.train.max_steps and state.step >= config.train.max_steps
 
 
+def identify(family: Family, picture_paths: list[Path], config: Config) -> dict[str, str]:
+    """Fingerprints of what the run depends on beside its config."""
+    identity = {"base model": fingerprint(family), "subject pictures": digest_files(picture_paths)}
+    if config.prior.folder is not None:
+        identity["class pictures"] = digest_files(list_images(config.prior.folder))
+    return identity
+
+
 def check_identity(state: StateEntry | None, identity: dict[str, str]) -> None:
     """Raises UserError if what the run depends on beside its config is no longer what it was."""
     for name, value in identity.items():
         if state is not None and state.identity.get(name, value) != value:
             raise UserError(
-                f"the {name} changed since this run was started; restore what was there, choose another run.name, "
+                f"{name}: changed since this run was started; restore what was there, choose another run.name, "
                 "or start again with run.resume=never"
             )
 

@@ -97,7 +97,7 @@ def test_changed_pictures_are_refused(config_file: Path, tmp_path: Path) -> None
     (tmp_path / "a.png").rename(tmp_path / "mine" / "a.png")
     train(load_config(config_file, [*mine, "train.max_steps=2"]))
     Image.new("RGB", (64, 64), "navy").save(tmp_path / "mine" / "a.png")
-    with pytest.raises(UserError, match="the subject pictures changed since this run was started"):
+    with pytest.raises(UserError, match="subject pictures: changed since this run was started"):
         train(load_config(config_file, [*mine, "train.max_steps=4"]))
 
 

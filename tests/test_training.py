@@ -123,7 +123,7 @@ def test_a_frozen_text_encoder_trains_the_unet_as_one_that_is_run_every_step(con
     frozen = trained(config_file, "frozen", "method.train_text_encoder=false")[0]
     still = trained(config_file, "still", "optim.text_encoder_lr=1.0e-30")[0]
     still = {name: value for name, value in still.items() if name in frozen}
-    # Both are clipped to one gradient norm, which in the second run includes the text encoder's: nearly equal, not quite.
+    # Both are clipped to one gradient norm, which in the second run includes the text encoder's: not quite equal.
     assert_same(frozen, still, atol=2e-3, rtol=1e-1)
 
 
