@@ -30,15 +30,19 @@ class StateEntry:
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Lightning's reader and writer of checkpoints, made safe against kills, power cuts and full disks."""
+    """Lightning's reader and writer of checkpoints, made safe against kills, power cuts and full disks.
 
-    def __init__(self, identity: dict[str, str] | None = None) -> None:
+    on_disk: the entry of the file that is there, if it has been verified already: gigabytes are hashed once.
+    """
+
+    def __init__(self, identity: dict[str, str] | None = None, on_disk: StateEntry | None = None) -> None:
         self.identity = identity or {}
+        self._on_disk = on_disk
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Raises UserError where the disk is full; the previous checkpoint is then as it was."""
         path = Path(path)
-        replaced = find_state(path) if path.is_file() else None
+        replaced = self._on_disk
         try:
             with atomic_file(path) as file:
                 hashing = _HashingWriter(file)
@@ -50,10 +54,11 @@ class AtomicCheckpointIO(CheckpointIO):
                 write_text(manifest_path(path), json.dumps(entries, indent=1) + "\n")
         except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
             raise UserError(f"{path}: cannot be written ({error}); the previous state is untouched") from error
+        self._on_disk = entry
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Tensors and plain containers only. Raises UserError for a file that is not what its manifest says."""
-        find_state(Path(path))
+        self._on_disk = self._on_disk or find_state(Path(path))
         return torch.load(path, map_location=map_location or "cpu", weights_only=True)
 
     def remove_checkpoint(self, path: Any) -> None:

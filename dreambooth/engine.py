@@ -335,7 +335,7 @@ def make_trainer(
         max_steps=config.train.max_steps,
         max_epochs=-1,
         accumulate_grad_batches=config.train.accumulate,
-        plugins=[AtomicCheckpointIO(identity)],
+        plugins=[AtomicCheckpointIO(identity, state)],
         callbacks=around,
         logger=make_loggers(run, config, state),
         use_distributed_sampler=False,

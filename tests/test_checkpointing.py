@@ -48,10 +48,10 @@ def test_a_torn_file_is_told(saved: Path) -> None:
 
 def test_a_kill_between_manifest_and_rename_leaves_the_old_state_usable(saved: Path) -> None:
     old = saved.read_bytes()
-    AtomicCheckpointIO().save_checkpoint(state(4), saved)
+    AtomicCheckpointIO(on_disk=find_state(saved)).save_checkpoint(state(4), saved)
     saved.write_bytes(old)  # the rename never happened; the manifest already knows the new file
     assert find_state(saved).step == 3
-    AtomicCheckpointIO().save_checkpoint(state(5), saved)
+    AtomicCheckpointIO(on_disk=find_state(saved)).save_checkpoint(state(5), saved)
     assert find_state(saved).step == 5
     assert len(json.loads(manifest_path(saved).read_text())) == 2
 

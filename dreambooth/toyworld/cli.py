@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 
 SHIPPED = Path("checkpoints/toyworld")
+DEMO_SEED = 21  # of the robot in data/robot
 STAGES = ("decoder", "encoder", "judge", "base")
 # Minutes of each stage as a share of --minutes; the base, which everything waits for, takes most.
 SHARES = {"decoder": 0.2, "encoder": 0.05, "judge": 0.08, "base": 0.67}
@@ -44,6 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     evaluate.add_argument("--per-class", type=int, default=30, help="pictures of every class (default: %(default)s)")
     evaluate.add_argument("--sheet", type=Path, help="write the pictures as a contact sheet to this file")
 
+    outcome = commands.add_parser("outcome", help="judge what DreamBooth did: subject, place, class prompt")
+    outcome.add_argument("models", type=Path, nargs="+", metavar="MODEL", help="run folders, a column each")
+    outcome.add_argument("--class", dest="class_noun", default="robot", help="of the subject (default: %(default)s)")
+    outcome.add_argument("--seed", type=int, default=DEMO_SEED, help="of the subject (default: %(default)s)")
+    outcome.add_argument("--num-images", type=int, default=24, help="pictures a prompt (default: %(default)s)")
+    outcome.add_argument("--photos", type=Path, default=Path("data/robot"), help="the subject's (default: %(default)s)")
+    outcome.add_argument("--poster", type=Path, help="write photos and samples of the first model to this file")
+
 
 def _add_folders(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--work", type=Path, default=Path(f"{SHIPPED}.work"), help="states (default: %(default)s)")
@@ -58,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
         "train": _train,
         "export": _export,
         "evaluate": _evaluate,
+        "outcome": _outcome,
     }
     actions[args.toyworld_command](args)
     return 0
@@ -104,3 +114,19 @@ def _evaluate(args: argparse.Namespace) -> None:
     figures = table(measure(args.model, args.per_class, args.sheet))
     refresh_model_card(args.model / "README.md", figures)
     print(figures)
+
+
+def _outcome(args: argparse.Namespace) -> None:
+    from dreambooth.images import list_images, load_image
+    from dreambooth.pictures import load_model
+    from dreambooth.toyworld import outcome, world
+    from dreambooth.toyworld.judge import Judge
+
+    judge, spec = Judge.load(SHIPPED / "judge"), world.subject(args.class_noun, args.seed)
+    models = {str(folder): load_model(str(folder), None, "cpu", None) for folder in args.models}
+    columns = {name: outcome.measure(model, spec, judge, args.num_images) for name, model in models.items()}
+    print(outcome.table(columns))
+    if args.poster is not None:
+        photos = [load_image(path) for path in list_images(args.photos)]
+        outcome.poster(photos, next(iter(models.values()))).save(args.poster)
+        print(args.poster)
