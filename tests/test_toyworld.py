@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dreambooth.errors import UserError
+from dreambooth.errors import NonFiniteError, UserError
 from dreambooth.toyworld import captions, world
 from dreambooth.toyworld.latents import fit_codec, to_pictures, to_pixels
 from dreambooth.toyworld.palette import COLOURS, MIN_CONTRAST, contrast
@@ -285,6 +285,22 @@ def test_a_resumed_training_goes_on_where_it_was(tmp_path):
         assert torch.equal(expected, got)
     for expected, got in zip(whole.average.shadow, second.average.shadow, strict=True):
         assert torch.equal(expected, got)
+
+
+def test_a_gradient_that_is_not_finite_stops_training_and_leaves_the_state_as_it_was(tmp_path):
+    from dreambooth.toyworld.training import fit
+
+    torch.manual_seed(0)
+    module = torch.nn.Linear(2, 2)
+
+    def loss_at(step):
+        return module.weight.sum() * (float("nan") if step == 3 else 1.0)
+
+    with pytest.raises(NonFiniteError, match="step 3"):
+        fit(module, loss_at, tiny_plan(60.0), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert state["step"] == 3
+    assert all(tensor.isfinite().all() for tensor in state["module"].values())
 
 
 def test_the_learning_rate_warms_up_stays_and_falls():

@@ -27,9 +27,9 @@ def train_stages(
     """Run the stages named in `minutes`, each for that long, in the order in which they build on each other."""
     codec = load_or_make_codec(work)
     if "decoder" in minutes:
-        train_decoder(build_vae(), codec, minutes["decoder"], work)
+        train_decoder(build_vae(), codec, minutes["decoder"], work, device)
     if "encoder" in minutes:
-        train_encoder(build_vae(), codec, minutes["encoder"], work)
+        train_encoder(build_vae(), codec, minutes["encoder"], work, device)
     if "judge" in minutes:
         train_judge(minutes["judge"], softeners(codec, work), work)
     if "base" in minutes:

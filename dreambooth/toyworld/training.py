@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dreambooth.errors import NonFiniteError
 from dreambooth.toyworld.muon import Muon
 
 MIN_LR_SHARE = 0.02  # of the peak, at the very end
@@ -144,8 +145,11 @@ class Run:
             }
             save_atomically(state, self.path)
 
-    def update(self, loss: Tensor, share: float) -> float:
-        """One optimizer step on gradients averaged over the processes. Returns the gradient's norm."""
+    def update(self, loss: Tensor, share: float) -> None:
+        """One optimizer step on gradients averaged over the processes.
+
+        Raises NonFiniteError instead if the gradient is not finite; the saved state is then from before it.
+        """
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
@@ -153,11 +157,12 @@ class Run:
         loss.backward()
         _average_gradients(self.trained)
         norm = nn.utils.clip_grad_norm_(self.trained, self.plan.max_grad_norm)
+        if not norm.isfinite():
+            raise NonFiniteError(f"{self.plan.name}: gradient not finite at step {self.step}; lower the learning rate")
         for optimizer in self.optimizers:
             optimizer.step()
         self.step += 1
         self.average.update(self.module, self.step)
-        return float(norm)
 
 
 def load_average(module: nn.Module, state_path: Path) -> None:
@@ -193,17 +198,17 @@ def fit(module: nn.Module, loss_at: Callable[[int], Tensor], plan: Plan, state_p
     run.restore()
     budget = 60 * plan.minutes
     started = time.monotonic() - run.seconds
-    saved_at, losses = run.seconds, torch.zeros(LOG_EVERY_STEPS)
+    saved_at, losses = run.seconds, []
     module.train()
     while True:
         run.seconds = _time_of_rank_zero(time.monotonic() - started)
         if run.seconds >= budget:
             break
         loss = loss_at(run.step)
-        losses[run.step % LOG_EVERY_STEPS] = loss.item()
+        losses.append(loss.item())
         run.update(loss, lr_share(plan, run.step, run.seconds / budget))
         if run.step % LOG_EVERY_STEPS == 0 and rank_and_world()[0] == 0:
-            _log(plan.name, run, losses.mean().item())
+            _log(plan.name, run, losses)
         if run.seconds - saved_at > plan.save_every_seconds:
             run.save()
             saved_at = run.seconds
@@ -212,8 +217,10 @@ def fit(module: nn.Module, loss_at: Callable[[int], Tensor], plan: Plan, state_p
     module.eval()
 
 
-def _log(name: str, run: Run, loss: float) -> None:
-    print(f"{name}: {run.seconds:.0f} s, step {run.step}, loss {loss:.4f}", flush=True)
+def _log(name: str, run: Run, losses: list[float]) -> None:
+    mean = sum(losses) / len(losses)
+    losses.clear()
+    print(f"{name}: {run.seconds:.0f} s, step {run.step}, loss {mean:.4f}", flush=True)
 
 
 def _time_of_rank_zero(seconds: float) -> float:

@@ -79,9 +79,10 @@ def decoder_loss(decoded_BCHW: Tensor, pixels_BCHW: Tensor) -> Tensor:
     return absolute + 4 * squared + 0.5 * sum(((a - b).abs().mean() for a, b in edges), torch.zeros(()))
 
 
-def train_decoder(vae: AutoencoderKL, codec: LinearCodec, minutes: float, folder: Path) -> None:
+def train_decoder(vae: AutoencoderKL, codec: LinearCodec, minutes: float, folder: Path, device: str = "cpu") -> None:
     """Teach `vae` to draw from the codec's latents; its state lies in `folder`/decoder.pt."""
     assert vae.post_quant_conv is not None
+    vae.to(device)
     trained = nn.ModuleDict({"post_quant_conv": vae.post_quant_conv, "decoder": vae.decoder})
 
     def loss_at(step: int) -> Tensor:
@@ -89,19 +90,21 @@ def train_decoder(vae: AutoencoderKL, codec: LinearCodec, minutes: float, folder
         pixels = random_pixels(random.Random(f"decoder {step}"), BATCH_SIZE)
         latents = codec.encode(pixels)
         noise = LATENT_NOISE * torch.rand(len(pixels), 1, 1, 1) * torch.randn_like(latents)
-        return decoder_loss(vae.decode((latents + noise) / SCALING_FACTOR).sample, pixels)
+        decoded = vae.decode(((latents + noise) / SCALING_FACTOR).to(device)).sample
+        return decoder_loss(decoded, pixels.to(device))
 
     plan = Plan("decoder", minutes, peak_lr=2e-3, decay_share=0.6, ema_decay=0.998, betas=(0.9, 0.98))
     fit(trained, loss_at, plan, folder / "decoder.pt")
 
 
-def train_encoder(vae: AutoencoderKL, codec: LinearCodec, minutes: float, folder: Path) -> None:
+def train_encoder(vae: AutoencoderKL, codec: LinearCodec, minutes: float, folder: Path, device: str = "cpu") -> None:
     """Teach `vae` to produce the codec's latents; its state lies in `folder`/encoder.pt."""
+    vae.to(device)
 
     def loss_at(step: int) -> Tensor:
         pixels = random_pixels(random.Random(f"encoder {step}"), BATCH_SIZE)
-        mean = vae.encode(pixels).latent_dist.mean
-        return F.mse_loss(mean * SCALING_FACTOR, codec.encode(pixels))
+        mean = vae.encode(pixels.to(device)).latent_dist.mean
+        return F.mse_loss(mean * SCALING_FACTOR, codec.encode(pixels).to(device))
 
     plan = Plan("encoder", minutes, peak_lr=2e-3, decay_share=0.8, ema_decay=0.998, betas=(0.9, 0.98))
     fit(nn.ModuleDict({"encoder": vae.encoder}), loss_at, plan, folder / "encoder.pt")
@@ -120,7 +123,7 @@ def psnr(first_BCHW: Tensor, second_BCHW: Tensor) -> float:
 
 
 def fresh_pixels(num: int, seed: int = 0) -> Tensor:
-    """Renders that no training saw: held-out objects only, [B, 3, 64, 64]."""
+    """Pictures that no training saw, of objects in held-out colours, [B, 3, 64, 64] in -1..1."""
     rng = random.Random(f"fresh {seed}")
     pictures: list[Image.Image] = []
     while len(pictures) < num:
