@@ -66,6 +66,15 @@ class SaveState(StepCallback):
             signal.signal(*self._handlers.popitem())
 
 
+def ignore_interrupts(worker: int) -> None:
+    """For loader workers: a terminal or a cluster signals them too, but the step under way still needs their batches.
+
+    They end when the main process closes the loader, or notice by themselves that it is gone.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 class LogFigures(StepCallback):
     """Loss, learning rate and gradient norm of every step to metrics.csv and the loggers, under the same names.
 
@@ -157,8 +166,15 @@ class SampleGrids(StepCallback):
         self.folder = folder
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._write_missing(trainer)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._write_missing(trainer)  # the last one: a run that goes on from its last step starts no training
+
+    def _write_missing(self, trainer: pl.Trainer) -> None:
         step = trainer.global_step
-        if step % self.every_steps == 0 and (step == 0 or not self._path(step).is_file()):
+        due = step % self.every_steps == 0 and not trainer.should_stop
+        if due and (step == 0 or not self._path(step).is_file()):
             self._write(trainer, step)
 
     def on_step_end(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:

@@ -306,7 +306,9 @@ def make_loader(subject: LatentDataset, config: Config, trainer: pl.Trainer) -> 
         trainer.global_rank,
         trainer.world_size,
     )
-    return DataLoader(subject, batch_sampler=places, num_workers=config.data.num_workers)
+    return DataLoader(
+        subject, batch_sampler=places, num_workers=config.data.num_workers, worker_init_fn=callbacks.ignore_interrupts
+    )
 
 
 def make_trainer(
@@ -350,7 +352,7 @@ def make_loggers(run: RunFolder, config: Config, state: StateEntry | None) -> li
     run.logs.mkdir(parents=True, exist_ok=True)
     loggers: list[Logger] = []
     if config.log.tensorboard:
-        purge_step = None if state is None else state.step + 1
+        purge_step = 0 if state is None else state.step + 1
         loggers.append(TensorBoardLogger(run.path, name="logs", version="", purge_step=purge_step))
     if config.log.wandb:
         number = wandb_id(run, state)

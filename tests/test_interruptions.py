@@ -4,6 +4,7 @@ Real subprocesses and real signals. The runs accumulate, stop in mid-epoch (3 pi
 worker, and are killed while the class prior is half made.
 """
 
+import contextlib
 import os
 import re
 import signal
@@ -45,17 +46,18 @@ def finish(config_file: Path, name: str) -> subprocess.CompletedProcess[str]:
 def interrupt(config_file: Path, name: str, number: int, when: Callable[[RunFolder], bool]) -> tuple[int, str]:
     """Start a run, send a signal once `when` holds; exit code and what it said."""
     run = folder(config_file, name)
-    process = subprocess.Popen(command(config_file, name), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command(config_file, name), stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         deadline = time.monotonic() + 120
         while not when(run):
             assert process.poll() is None, f"the run ended before it could be interrupted: {process.stderr.read()}"
             assert time.monotonic() < deadline, "the moment to interrupt never came"
             time.sleep(0.002)
-        os.kill(process.pid, number)
+        os.killpg(process.pid, number)  # loader workers too, as a terminal and a cluster do
         said = process.communicate(timeout=120)[1]
     finally:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     return process.returncode, said
 
 

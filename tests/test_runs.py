@@ -1,6 +1,7 @@
 """The run folder: what is in it, how a run goes on, and what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,17 @@ def test_a_finished_run_can_be_made_longer_and_equals_one_that_was_long_from_the
     assert grown[1] == whole[1]
     for name, value in whole[0].items():
         assert torch.equal(value, grown[0][name]), name
+
+
+def test_a_run_killed_while_it_was_exporting_exports_the_same_model(config: Config) -> None:
+    train(config)
+    run = RunFolder(config)
+    weights, last_grid = run.model / "unet" / "diffusion_pytorch_model.safetensors", run.samples / "step-000008.png"
+    before = weights.read_bytes(), last_grid.read_bytes()
+    shutil.rmtree(run.model)
+    last_grid.unlink()
+    assert train(config) == 0
+    assert (weights.read_bytes(), last_grid.read_bytes()) == before
 
 
 def test_a_changed_setting_is_refused_with_a_diff_and_nothing_is_touched(config_file: Path) -> None:
