@@ -11,7 +11,9 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import SingleFileComponentError
 from diffusers.models.attention_processor import AttnProcessor
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -123,9 +125,9 @@ def load_single_file(path: Path, config: str | None) -> StableDiffusion:
     """Load an original-layout `.safetensors`. config: folder or hub id with configs and tokenizer; None: the hub."""
     try:
         pipeline = StableDiffusionPipeline.from_single_file(
-            str(path), config=config, dtype=torch.float32, safety_checker=None, local_files_only=False
+            str(path), config=config, dtype=torch.float32, safety_checker=None
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, SingleFileComponentError) as error:
         raise ModelError(
             f"{path}: cannot be read as a Stable Diffusion file ({_first_line(error)}); "
             "without the network, name a local folder with its configs and tokenizer (model.config, --config)"
