@@ -158,8 +158,10 @@ def training_batch(rng: random.Random, num_objects: int) -> tuple[Tensor, dict[s
 
 
 def roughen(pixels_BCHW: Tensor, rng: random.Random) -> Tensor:
-    """Noise of up to 0.06, and in half of the batches a blur or a reduction to half the size and back."""
-    pixels = pixels_BCHW + torch.randn_like(pixels_BCHW) * 0.06 * rng.random()
+    """Noise of up to 0.06; half of the pictures mirrored; half of the batches blurred, or at half size and back."""
+    mirrored_B111 = torch.rand(len(pixels_BCHW), 1, 1, 1) < 0.5
+    pixels = torch.where(mirrored_B111, pixels_BCHW.flip(-1), pixels_BCHW)
+    pixels = pixels + torch.randn_like(pixels) * 0.06 * rng.random()
     kind = rng.choice(("none", "none", "blur", "reduce"))
     if kind == "blur":
         return F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), "replicate"), 3, 1)
