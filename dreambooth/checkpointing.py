@@ -57,9 +57,12 @@ class AtomicCheckpointIO(CheckpointIO):
         self._on_disk = entry
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Tensors and plain containers only. Raises UserError for a file that is not what its manifest says."""
+        """Tensors and plain containers only. Raises UserError for a file that is not what its manifest says.
+
+        The file is mapped, not read: beside the weights and moments that it fills there is no second copy of them.
+        """
         self._on_disk = self._on_disk or find_state(Path(path))
-        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        return torch.load(path, map_location=map_location or "cpu", weights_only=True, mmap=True)
 
     def remove_checkpoint(self, path: Any) -> None:
         for file in (Path(path), manifest_path(Path(path))):

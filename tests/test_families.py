@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from dreambooth.errors import ModelError, UserError
 from dreambooth.families import Family, fingerprint, frozen_copy, load_family
+from dreambooth.families.sd import check_tokenizer
 
 
 @pytest.fixture
@@ -50,6 +51,15 @@ def test_an_empty_tokenizer_folder_is_refused(broken: Path) -> None:
         file.unlink()
     with pytest.raises(ModelError, match="tokenizer"):
         load_family(str(broken))
+
+
+def test_a_tokenizer_of_another_size_is_refused_or_told(tiny_base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check_tokenizer(49408, 49408)
+    assert capsys.readouterr().err == ""
+    check_tokenizer(574, 49408)
+    assert "tokenizer has 574 entries, the text encoder 49408" in capsys.readouterr().err
+    with pytest.raises(ModelError, match="tokenizer has 49409 entries"):
+        check_tokenizer(49409, 49408)
 
 
 def test_a_truncated_weight_file_is_refused(broken: Path) -> None:

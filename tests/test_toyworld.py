@@ -104,6 +104,14 @@ def test_identity_does_not_depend_on_the_scene(class_noun):
         assert np.array_equal(own_colours(place), own_colours(world.PLACES[0]))
 
 
+@pytest.mark.parametrize("class_noun", world.CLASSES)
+def test_a_mirrored_scene_shows_the_same_object_facing_the_other_way(class_noun):
+    spec = world.random_spec(random.Random(class_noun), class_noun)
+    scene = replace(world.random_scene(random.Random(2)), shift_x=0.0)
+    ahead, back = (pixels_of(world.object_mask(spec, replace(scene, mirrored=flag))) for flag in (False, True))
+    assert np.abs(ahead[:, ::-1] - back).mean() < 6  # of 255: the edges' rounding differs
+
+
 @pytest.mark.parametrize("field", ["main", "second", "accent", "pattern", "proportions", "accessories"])
 def test_every_part_of_an_identity_shows(field):
     rng = random.Random(field)

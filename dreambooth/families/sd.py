@@ -4,6 +4,7 @@ Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Mode
 Shapes: B batch, C channels, H/W height and width (pixels or latents), N tokens, D width of the text encoder.
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from dreambooth.errors import ModelError, UserError
 from dreambooth.families.base import Condition
 from dreambooth.schedules import Schedule
+
+NUM_BYTE_PIECES = 514  # every CLIP tokenizer has 256 bytes, each also as the end of a word, and two special tokens
 
 
 @dataclass
@@ -166,11 +169,7 @@ def check_parts(family: StableDiffusion) -> None:
     Raises ModelError naming the part.
     """
     unet, text_encoder, vae = family.unet.config, family.text_encoder.config, family.vae.config
-    if len(family.tokenizer) != text_encoder.vocab_size:
-        raise ModelError(
-            f"tokenizer has {len(family.tokenizer)} entries, the text encoder {text_encoder.vocab_size}: "
-            "the tokenizer folder is incomplete or of another model"
-        )
+    check_tokenizer(len(family.tokenizer), text_encoder.vocab_size)
     if unet.in_channels == 9:
         raise ModelError("the base is an inpainting model (9 input channels); use its plain text-to-image sibling")
     if not vae.latent_channels == unet.in_channels == unet.out_channels:
@@ -187,6 +186,20 @@ def check_parts(family: StableDiffusion) -> None:
         for name, parameter in getattr(family, part).named_parameters():
             if not bool(torch.isfinite(parameter).all()):
                 raise ModelError(f"{part}: weight {name} holds numbers that are not finite")
+
+
+def check_tokenizer(num_entries: int, num_embeddings: int) -> None:
+    """Raises ModelError for a tokenizer that lacks its vocabulary or is too large for the text encoder.
+
+    One that is merely smaller works, but is hardly the one that the text encoder was trained with: that is told.
+    """
+    if num_entries < NUM_BYTE_PIECES or num_entries > num_embeddings:
+        raise ModelError(
+            f"tokenizer has {num_entries} entries, the text encoder {num_embeddings}: "
+            "the tokenizer folder is incomplete or of another model"
+        )
+    if num_entries < num_embeddings:
+        print(f"warning: tokenizer has {num_entries} entries, the text encoder {num_embeddings}", file=sys.stderr)
 
 
 def _first_line(error: BaseException) -> str:
