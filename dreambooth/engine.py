@@ -288,9 +288,17 @@ def apply_memory_settings(family: Family, config: Config) -> None:
         denoiser.enable_gradient_checkpointing()
         for text_encoder in family.text_encoders:
             if text_encoder.training:
-                text_encoder.gradient_checkpointing_enable()  # type: ignore[operator]
+                checkpoint_activations(text_encoder)
     if config.train.compile:
         denoiser.compile()
+
+
+def checkpoint_activations(text_encoder: Any) -> None:
+    """transformers renamed the method within its version 5."""
+    if hasattr(text_encoder, "activation_checkpointing_enable"):
+        text_encoder.activation_checkpointing_enable()
+    else:
+        text_encoder.gradient_checkpointing_enable()
 
 
 def compute_dtype(config: Config) -> torch.dtype:
