@@ -421,5 +421,7 @@ def subject_card(config: Config, step: int) -> SubjectCard:
         prompt=subject.prompt,
         class_prompt=subject.class_prompt,
         resolution=config.data.resolution,
+        num_inference_steps=config.validate.num_inference_steps,
+        guidance_scale=config.validate.guidance_scale,
         step=step,
     )

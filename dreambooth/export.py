@@ -20,13 +20,18 @@ CARD = "dreambooth.json"
 
 @dataclass(frozen=True)
 class SubjectCard:
-    """What the model has learned, so that nobody has to remember the token. resolution: pixels."""
+    """What the model has learned, so that nobody has to remember the token. resolution: pixels.
+
+    num_inference_steps and guidance_scale are those of the run's own sample grids: what sampling starts from.
+    """
 
     identifier: str
     class_noun: str
     prompt: str
     class_prompt: str
     resolution: int
+    num_inference_steps: int
+    guidance_scale: float
     step: int
 
 

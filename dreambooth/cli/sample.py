@@ -12,7 +12,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="run folder, pipeline folder, hub id or single .safetensors")
     parser.add_argument("prompts", metavar="PROMPT", nargs="+", help="{subject} stands for what the model has learned")
     parser.add_argument("--num-images", type=int, default=4, metavar="N", help="pictures a prompt (default 4)")
-    parser.add_argument("--steps", type=int, default=25, metavar="N", help="sampler steps (default 25)")
+    parser.add_argument(
+        "--steps", type=int, metavar="N", help="sampler steps (default: the run's validation's, else 25)"
+    )
     parser.add_argument(
         "--guidance-scale",
         type=float,
