@@ -79,6 +79,14 @@ def test_a_recipe_makes_the_same_picture_again_alone(
     assert max(differences) <= 1, "the same seed and prompt gave another picture"
 
 
+def test_steps_and_guidance_that_are_not_given_are_those_of_the_runs_own_grids(
+    run_folder: Path, tmp_path: Path
+) -> None:
+    main(["sample", str(run_folder), "a dog", "--num-images", "1", "--out", str(tmp_path)])
+    recipe = json.loads(Image.open(tmp_path / "00000.png").text["dreambooth"])
+    assert (recipe["num_inference_steps"], recipe["guidance_scale"]) == (2, 7.5)
+
+
 def test_a_second_call_numbers_on_and_overwrites_nothing(run_folder: Path, tmp_path: Path) -> None:
     for _ in range(2):
         main(["sample", str(run_folder), "a dog", "--steps", "1", "--num-images", "1", "--out", str(tmp_path)])

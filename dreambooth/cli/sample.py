@@ -5,7 +5,8 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    pass
+    from dreambooth.export import SubjectCard
+    from dreambooth.sampling import SamplerSettings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,9 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--guidance-scale",
         type=float,
-        default=7.5,
         metavar="G",
-        help="pull towards the prompt; 1 is none (default 7.5)",
+        help="pull towards the prompt; 1 is none (default: the run's validation's, else 7.5)",
     )
     parser.add_argument(
         "--seed", type=int, default=0, metavar="S", help="picture i is made from seed S + i (default 0)"
@@ -50,10 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     size = check_arguments(args)
-    from dreambooth import pictures, sampling
+    from dreambooth import pictures
 
-    settings = sampling.SamplerSettings(args.steps, args.guidance_scale, args.scheduler, args.negative_prompt)
+    sampler_settings(args, card=None)  # a mistake is told before a model is loaded
     model = pictures.load_model(args.model, args.config, args.device, args.dtype)
+    settings = sampler_settings(args, model.card)
     prompts = [model.fill(prompt) for prompt in args.prompts]
     size = size or (model.resolution, model.resolution)
     made = pictures.make(model, prompts, args.num_images, args.seed, size, settings, args.batch_size)
@@ -62,11 +63,21 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def sampler_settings(args: argparse.Namespace, card: "SubjectCard | None") -> "SamplerSettings":
+    """What was asked for; steps and guidance that were not, as the run sampled its own grids. Raises UserError."""
+    from dreambooth.sampling import SamplerSettings
+
+    steps, scale = (card.num_inference_steps, card.guidance_scale) if card is not None else (25, 7.5)
+    steps = steps if args.steps is None else args.steps
+    scale = scale if args.guidance_scale is None else args.guidance_scale
+    return SamplerSettings(steps, scale, args.scheduler, args.negative_prompt)
+
+
 def check_arguments(args: argparse.Namespace) -> tuple[int, int] | None:
     """The size as (height, width), None if not given. Raises UserError for a number out of its range."""
     from dreambooth.errors import UserError
 
-    for name in ("num_images", "steps", "batch_size"):
+    for name in ("num_images", "batch_size"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')}: {getattr(args, name)} is too small; at least 1")
     if args.seed < 0:
