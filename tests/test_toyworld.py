@@ -33,7 +33,7 @@ def tokenizer():
 def shipped():
     from diffusers import DiffusionPipeline
 
-    pipeline = DiffusionPipeline.from_pretrained(SHIPPED, torch_dtype=torch.float32)
+    pipeline = DiffusionPipeline.from_pretrained(SHIPPED, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -265,7 +265,15 @@ def test_pictures_survive_the_way_to_pixels_and_back():
 def tiny_plan(seconds: float):
     from dreambooth.toyworld.training import Plan
 
-    return Plan("test", minutes=seconds / 60, peak_lr=0.05, muon_lr=0.02, warmup_steps=1, save_every_seconds=0.0)
+    return Plan(
+        "test",
+        minutes=seconds / 60,
+        peak_lr=0.05,
+        muon_lr=0.02,
+        muon_prefix="unet.",
+        warmup_steps=1,
+        save_every_seconds=0.0,
+    )
 
 
 def test_a_resumed_training_goes_on_where_it_was(tmp_path):
@@ -435,6 +443,28 @@ def test_the_base_draws_what_the_prompt_says():
     assert by_name["place right, where named"] >= 97
     assert by_name["main colour right, where named"] >= 94
     assert by_name["pattern right, where named"] >= 80
+
+
+@pytest.mark.slow
+def test_the_documented_command_trains_every_stage_and_goes_on_when_run_again(tmp_path):
+    from diffusers import DiffusionPipeline
+
+    command = [sys.executable, "-m", "dreambooth", "toyworld", "train", "--num-samples", "300"]
+    command += ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "base")]
+
+    def steps_after(minutes: str) -> dict[str, int]:
+        subprocess.run([*command, "--minutes", minutes], check=True, cwd=REPOSITORY, capture_output=True)
+        states = {path.stem: torch.load(path, weights_only=True) for path in (tmp_path / "work").glob("*.pt")}
+        return {name: state["step"] for name, state in states.items()}
+
+    first = steps_after("0.1")
+    assert set(first) == {"decoder", "encoder", "judge", "base"}
+    assert steps_after("0.1") == first, "what is done is not done again"
+    further = steps_after("0.3")
+    assert all(further[name] > first[name] for name in first)
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    assert pipeline("a robot", height=64, width=64, num_inference_steps=2).images[0].size == (64, 64)
+    assert (tmp_path / "base" / "judge" / "model.safetensors").is_file()
 
 
 # --- the command

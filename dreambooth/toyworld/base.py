@@ -199,7 +199,7 @@ def _worker(rank: int, num_processes: int, port: int, settings: BaseSettings) ->
 def _train(settings: BaseSettings) -> None:
     modules = build_modules(settings).to(settings.device)
     task = BaseTask(modules, load_or_make_dataset(settings.folder, settings.num_samples), settings)
-    plan = Plan("base", settings.minutes, settings.peak_lr, settings.muon_lr)
+    plan = Plan("base", settings.minutes, settings.peak_lr, settings.muon_lr, "unet.")
     fit(modules, task, plan, settings.folder / "base.pt")
 
 

@@ -35,6 +35,7 @@ HEADS: dict[str, tuple[str, ...]] = {
     "place": world.PLACES,
 }
 TEMPERATURE = 0.1  # of the InfoNCE loss
+SHARE_SOFTENED = 0.5  # of the training batches
 NUM_OBJECTS = 48  # a training batch, two pictures each
 
 
@@ -188,8 +189,8 @@ def judge_loss(net: JudgeNet, pixels_BCHW: Tensor, truth: dict[str, Tensor]) -> 
 def train_judge(minutes: float, soften: Sequence[Callable[[Tensor], Tensor]], folder: Path) -> Judge:
     """Train a judge, or go on training it; its state lies in `folder`/judge.pt.
 
-    soften: ways to make pixels [B, 3, H, W] look as if a model had drawn them (a VAE's round trip, say). Each batch
-    goes through one of them or through none, then through `roughen`.
+    soften: ways to make pixels [B, 3, H, W] look as if a model had drawn them (a VAE's round trip, say). Half of the
+    batches go through one of them; all go through `roughen`.
     """
     torch.manual_seed(0)
     net = JudgeNet()
@@ -198,13 +199,15 @@ def train_judge(minutes: float, soften: Sequence[Callable[[Tensor], Tensor]], fo
         torch.manual_seed(step)
         rng = random.Random(f"judge {step}")
         pixels, truth = training_batch(rng, NUM_OBJECTS)
-        way = rng.randrange(len(soften) + 1)
-        if way < len(soften):
+        if rng.random() < SHARE_SOFTENED:
             with torch.no_grad():
-                pixels = soften[way](pixels)
+                pixels = rng.choice(soften)(pixels)
         return judge_loss(net, roughen(pixels, rng), truth)
 
-    plan = Plan("judge", minutes, peak_lr=2e-3, decay_share=0.8, ema_decay=0.99, betas=(0.9, 0.999), weight_decay=1e-2)
+    plan = Plan(
+        "judge", minutes, peak_lr=2e-3, muon_lr=0.02, muon_prefix="body.", decay_share=0.8, ema_decay=0.99,
+        weight_decay=1e-2,
+    )  # fmt: skip
     fit(net, loss_at, plan, folder / "judge.pt")
     return Judge(net)
 

@@ -34,6 +34,7 @@ class Plan:
     minutes: float  # of wall time, over all resumptions together
     peak_lr: float  # of AdamW
     muon_lr: float = 0.0  # of Muon, which takes the hidden layers' matrices; 0: AdamW takes everything
+    muon_prefix: str = ""  # names of the parameters that may go to Muon begin so
     decay_share: float = 0.3  # of the time, at the end, over which the learning rate falls
     warmup_steps: int = 100
     ema_decay: float = 0.999  # of the weights that are kept; half-life some 700 steps
@@ -83,22 +84,16 @@ class Average:
                 parameter.copy_(average)
 
 
-def hidden_matrices(module: nn.Module) -> list[nn.Parameter]:
-    """The denoiser's trained weights of two or more dimensions, without its first and last layer and its embeddings."""
-    ends = ("conv_in.", "conv_out.", "time_embedding.")
-    return [
-        parameter
-        for name, parameter in module.named_parameters()
-        if parameter.requires_grad
-        and parameter.ndim >= 2
-        and name.startswith("unet.")
-        and not any(e in name for e in ends)
-    ]
+def hidden_matrices(module: nn.Module, prefix: str) -> list[nn.Parameter]:
+    """Trained weights of two or more dimensions whose names begin with `prefix`, without first and last layers."""
+    ends = ("conv_in.", "conv_out.", "time_embedding.", "body.0.")
+    inner = [(n, p) for n, p in module.named_parameters() if n.startswith(prefix) and not any(end in n for end in ends)]
+    return [parameter for _, parameter in inner if parameter.requires_grad and parameter.ndim >= 2]
 
 
 def build_optimizers(module: nn.Module, plan: Plan) -> list[torch.optim.Optimizer]:
     """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest."""
-    matrices = hidden_matrices(module) if plan.muon_lr else []
+    matrices = hidden_matrices(module, plan.muon_prefix) if plan.muon_lr else []
     taken = {id(parameter) for parameter in matrices}
     rest = [p for p in module.parameters() if p.requires_grad and id(p) not in taken]
     adamw = torch.optim.AdamW(rest, plan.peak_lr, betas=plan.betas, weight_decay=plan.weight_decay, fused=True)
