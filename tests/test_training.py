@@ -13,6 +13,8 @@ from dreambooth.checkpointing import find_state
 from dreambooth.config import load_config
 from dreambooth.engine import RunFolder, train
 from dreambooth.errors import NonFiniteError
+from dreambooth.families import Family
+from dreambooth.methods import find_method
 
 ROOT = Path(__file__).parent.parent
 
@@ -97,7 +99,28 @@ def test_the_loss_is_instance_plus_weight_times_prior_in_every_line(config_file:
         )
 
 
-def test_what_is_frozen_gets_no_gradient_and_does_not_move(config_file: Path, tiny_base: Path) -> None:
+def test_the_priors_loss_is_on_the_class_prompt_and_the_subjects_on_its_own(config_file: Path, pictures: Path) -> None:
+    """With the same class pictures, each prompt moves its own loss and not the other's."""
+    short = ("prior.source=folder", f"prior.folder={pictures}", "train.max_steps=1", "optim.warmup_steps=0")
+    first = trained(config_file, "first", *short)[1][0]
+    other_subject = trained(config_file, "subject", *short, "subject.prompt=an image of one {subject}")[1][0]
+    other_class = trained(config_file, "class", *short, "subject.class_prompt=an image of one {class}")[1][0]
+    assert other_subject["train/loss_prior"] == pytest.approx(first["train/loss_prior"], rel=1e-6)
+    assert other_subject["train/loss_instance"] != pytest.approx(first["train/loss_instance"], rel=1e-6)
+    assert other_class["train/loss_instance"] == pytest.approx(first["train/loss_instance"], rel=1e-6)
+    assert other_class["train/loss_prior"] != pytest.approx(first["train/loss_prior"], rel=1e-6)
+
+
+def test_what_is_frozen_gets_no_gradient(family: Family) -> None:
+    find_method("full")(family, False)
+    condition = family.condition(["a photo of a dog"])
+    family.predict(torch.randn(1, 4, 8, 8), torch.tensor([500]), condition).sum().backward()
+    frozen = [*family.vae.parameters(), *family.text_encoders[0].parameters()]
+    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in frozen)
+    assert all(parameter.grad is not None for parameter in family.denoiser.parameters())
+
+
+def test_what_is_frozen_does_not_move(config_file: Path, tiny_base: Path) -> None:
     trained(config_file, "unet-only", "method.train_text_encoder=false", "model.export_dtype=float32")
     model = config_file.parent / "runs" / "unet-only" / "model"
     for part, moves in (("vae", False), ("text_encoder", False), ("unet", True)):
