@@ -29,7 +29,7 @@ from dreambooth.errors import UserError
 from dreambooth.export import SubjectCard, export_model, read_card
 from dreambooth.families import Family, fingerprint, frozen_copy, load_family, move
 from dreambooth.files import write_text
-from dreambooth.images import digest_files, grid, list_images, to_images
+from dreambooth.images import digest_files, grid, is_upscaled, list_images, load_image, to_images
 from dreambooth.methods import find_method
 from dreambooth.module import DreamBoothModule, Objective
 from dreambooth.optim import OptimSettings
@@ -69,6 +69,7 @@ def train(config: Config) -> int:
     family = load_family(config.model.base, config.model.family, config.model.config)
     move(family, pick_device(config))
     check_texts(family, config)
+    tell_small_pictures(picture_paths, config.data.resolution)
     identity = identify(family, picture_paths, config)
     check_identity(state, identity)
 
@@ -190,6 +191,13 @@ def check_texts(family: Family, config: Config) -> None:
             "with a meaning of its own; a rare word that is one token (sks, olis) is learned more cleanly",
             file=sys.stderr,
         )
+
+
+def tell_small_pictures(paths: list[Path], resolution: int) -> None:
+    """Enlarging a picture blurs it, and blur is learned with the subject: worth a word, but no reason to refuse."""
+    small = [path.name for path in paths if is_upscaled(load_image(path), resolution)]
+    if small:
+        print(f"warning: smaller than data.resolution ({resolution}), so enlarged: {', '.join(small)}", file=sys.stderr)
 
 
 def texts_of(config: Config) -> list[str]:

@@ -154,6 +154,14 @@ def test_an_identifier_that_the_tokenizer_splits_gets_a_clear_word(
     assert "tokens to this tokenizer" in told
 
 
+def test_pictures_that_must_be_enlarged_are_named(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short = ["train.max_steps=1", "optim.warmup_steps=0", "validate.every_steps=0"]
+    train(load_config(config_file, short))
+    assert "enlarged" not in capsys.readouterr().err
+    train(load_config(config_file, [*short, "run.name=larger", "data.resolution=72"]))
+    assert "smaller than data.resolution (72), so enlarged: 0.png, 1.png, 2.png" in capsys.readouterr().err
+
+
 def test_a_prior_of_another_prompt_is_never_reused(config_file: Path) -> None:
     short = ["train.max_steps=1", "optim.warmup_steps=0", "run.resume=never"]
     train(load_config(config_file, short))

@@ -7,6 +7,7 @@ captions          many ways to say what a picture shows
 tokenizer         a CLIPTokenizer that knows the world's words and reserved rare ones
 latents, vae      latents defined as principal components of patches, and the autoencoder that imitates them
 base              the UNet and the text encoder, trained together
-judge             a classifier and identity embedding that knows the truth, for evaluation
+judge             a classifier and identity embedding that knows the truth
+evaluate, outcome what the base draws, and what DreamBooth did to it, by that judge
 cli               `python -m dreambooth toyworld ...`
 """
