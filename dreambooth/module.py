@@ -132,8 +132,7 @@ class DreamBoothModule(pl.LightningModule):
         return self.last_step
 
     def configure_optimizers(self) -> Any:
-        fused = (
-            self.trainer.precision != "16-mixed"
-        )  # Lightning leaves a fused optimizer's gradients scaled while clipping
+        # Lightning leaves a fused optimizer's gradients scaled while they are clipped.
+        fused = self.trainer.precision != "16-mixed"
         optimizer, schedule = make_optimizer(dict(self.trained.items()), self.optim, fused)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

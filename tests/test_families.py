@@ -62,6 +62,19 @@ def test_a_tokenizer_of_another_size_is_refused_or_told(tiny_base: Path, capsys:
         check_tokenizer(49409, 49408)
 
 
+@pytest.mark.parametrize("part", ["scheduler", "tokenizer", "unet", "vae", "text_encoder"])
+def test_a_base_without_one_of_its_parts_is_refused_by_name(broken: Path, part: str) -> None:
+    shutil.rmtree(broken / part)
+    with pytest.raises(ModelError, match=part):
+        load_family(str(broken))
+
+
+def test_an_index_that_is_no_index_is_refused_by_name(broken: Path) -> None:
+    (broken / "model_index.json").write_text("{")
+    with pytest.raises(ModelError, match=r"model_index\.json: cannot be read"):
+        load_family(str(broken))
+
+
 def test_a_truncated_weight_file_is_refused(broken: Path) -> None:
     path = next((broken / "unet").glob("*.safetensors"))
     path.write_bytes(path.read_bytes()[:1000])

@@ -61,7 +61,10 @@ def load_family(base: str, family: str = "auto", config: str | None = None) -> F
 
 
 def _family_of(folder: Path) -> str:
-    pipeline = diffusers.DiffusionPipeline.load_config(folder)["_class_name"]
+    try:
+        pipeline = diffusers.DiffusionPipeline.load_config(folder)["_class_name"]
+    except (OSError, KeyError) as error:
+        raise ModelError(f"{folder / 'model_index.json'}: cannot be read as a pipeline's index") from error
     for name, row in FAMILIES.items():
         if pipeline in row.pipelines:
             return name

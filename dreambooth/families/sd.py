@@ -120,8 +120,12 @@ def load(base: Path) -> StableDiffusion:
         "unet": _load_part(UNet2DConditionModel, base, "unet"),
         "text_encoder": _load_part(CLIPTextModel, base, "text_encoder"),
     }
-    tokenizer = CLIPTokenizer.from_pretrained(base, subfolder="tokenizer")
-    return _assemble(parts, tokenizer, dict(DDPMScheduler.load_config(base, subfolder="scheduler")))
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(base, subfolder="tokenizer")
+        scheduler_config = dict(DDPMScheduler.load_config(base, subfolder="scheduler"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{base}: tokenizer or scheduler cannot be loaded: {_first_line(error)}") from error
+    return _assemble(parts, tokenizer, scheduler_config)
 
 
 def load_single_file(path: Path, config: str | None) -> StableDiffusion:
