@@ -1,4 +1,4 @@
-"""What happens around the steps: saving, stopping, logging, progress, sample grids. None of it changes the training.
+"""What happens around the steps: saving, stopping, logging, progress. None of it changes the training.
 
 All of it happens between two optimizer steps, never between the batches that one step accumulates.
 """
@@ -8,18 +8,15 @@ import io
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
-from PIL.Image import Image
-from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from tqdm import tqdm
 
-from dreambooth.files import atomic_file, write_text
+from dreambooth.files import write_text
 from dreambooth.module import DreamBoothModule
 
 
@@ -37,12 +34,13 @@ class StepCallback(pl.Callback):
 class SaveState(StepCallback):
     """Saves the full state every so many steps and at the end; on SIGINT or SIGTERM saves after the step and stops.
 
+    every_steps: several periods; validations, which build on a saved state, have their own (0: none).
     `signal_number` tells afterwards what stopped the run, 0 for nothing.
     """
 
-    def __init__(self, path: Path, every_steps: int) -> None:
+    def __init__(self, path: Path, every_steps: Sequence[int]) -> None:
         self.path = path
-        self.every_steps = every_steps
+        self.every_steps = [period for period in every_steps if period]
         self.signal_number = 0
         self._handlers: dict[int, Any] = {}
 
@@ -57,7 +55,7 @@ class SaveState(StepCallback):
 
     def on_step_end(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
         stop = trainer.strategy.reduce_boolean_decision(self.signal_number > 0, all=False)
-        if stop or step % self.every_steps == 0 or step >= trainer.max_steps:
+        if stop or step >= trainer.max_steps or any(step % period == 0 for period in self.every_steps):
             trainer.save_checkpoint(self.path)
         trainer.should_stop = trainer.should_stop or stop
 
@@ -75,48 +73,72 @@ def ignore_interrupts(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-class LogFigures(StepCallback):
-    """Loss, learning rate and gradient norm of every step to metrics.csv and the loggers, under the same names.
+class MetricsFile:
+    """metrics.csv: a line a step, a column a figure, empty where there is none. Both are made when first needed."""
 
-    A resumed run first drops the lines after the step it goes on from, so the file has neither gaps nor doubles.
-    """
-
-    def __init__(self, path: Path, every_steps: int) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
+        self._columns: list[str] = []
+        self._last_step = -1
+
+    def go_on_from(self, step: int) -> None:
+        """Drop the lines after `step` (a last one torn by a kill too), so the file has neither gaps nor doubles."""
+        self._replace([row for row in self._rows() if int(row["step"]) <= step])
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """Add figures to the line of this step, the last one or a new one."""
+        row = {"step": str(step), **{name: str(value) for name, value in figures.items()}}
+        if step > self._last_step and row.keys() <= set(self._columns):
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(_csv(self._columns, [row]))
+            self._last_step = step
+        else:
+            rows = self._rows()
+            last = rows.pop() if rows and rows[-1]["step"] == str(step) else {}
+            self._replace([*rows, {**last, **row}])
+
+    def _rows(self) -> list[dict[str, str]]:
+        if not self.path.is_file():
+            return []
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        rows = csv.DictReader([line for line in lines if line.endswith("\n")])
+        return [{name: value for name, value in row.items() if value} for row in rows]
+
+    def _replace(self, rows: list[dict[str, str]]) -> None:
+        """Columns stand in an order that does not depend on when they came."""
+        order = ("step", "train", "optim", "eval")
+        names = {name for row in rows for name in row}
+        self._columns = sorted(names, key=lambda name: (order.index(name.split("/")[0]), name))
+        self._last_step = int(rows[-1]["step"]) if rows else -1
+        header = {name: name for name in self._columns}
+        write_text(self.path, _csv(self._columns, [header, *rows]) if rows else "")
+
+
+def _csv(columns: list[str], rows: list[dict[str, str]]) -> str:
+    text = io.StringIO()
+    csv.DictWriter(text, columns, restval="", lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+class LogFigures(StepCallback):
+    """Loss, learning rate and gradient norm of every step to metrics.csv and the loggers, under the same names."""
+
+    def __init__(self, metrics: MetricsFile, every_steps: int) -> None:
+        self.metrics = metrics
         self.every_steps = every_steps
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
-            write_text(self.path, keep_lines(self.path, trainer.global_step))
+            self.metrics.go_on_from(trainer.global_step)
 
     def on_step_end(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
         figures = module.close_step()
         if step % self.every_steps:
             return
         if trainer.is_global_zero:
-            append_line(self.path, {"step": step, **figures})
+            self.metrics.write(step, figures)
         for logger in trainer.loggers:
             logger.log_metrics(figures, step=step)
-
-
-def keep_lines(path: Path, step: int) -> str:
-    """The text of a metrics file up to and with `step`; a last line torn by a kill goes too."""
-    if not path.is_file():
-        return ""
-    lines = path.read_text().splitlines(keepends=True)
-    kept = [line for line in lines[1:] if line.endswith("\n") and int(line.split(",")[0]) <= step]
-    return "".join([*lines[:1], *kept]) if kept else ""
-
-
-def append_line(path: Path, figures: Mapping[str, float]) -> None:
-    """Add one line to a metrics file; the first line makes the header."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(figures), lineterminator="\n")
-    with open(path, "a", encoding="utf-8") as file:
-        if file.tell() == 0:
-            writer.writeheader()
-        writer.writerow(figures)
-        file.write(text.getvalue())
 
 
 class Progress(StepCallback):
@@ -138,7 +160,7 @@ class Progress(StepCallback):
         self._since = self._since or (step, time.monotonic())
         loss, lr = module.last_step["train/loss"], module.last_step["optim/lr"]
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.1e}", refresh=False)
+            self._bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.1e}{module.last_scores}", refresh=False)
             self._bar.update()
         elif step % max(1, trainer.max_steps // self.num_lines) == 0 or step == trainer.max_steps:
             line = f"step {step}/{trainer.max_steps}  loss {loss:.4f}  lr {lr:.1e}"
@@ -151,47 +173,3 @@ class Progress(StepCallback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self._bar is not None:
             self._bar.close()
-
-
-class SampleGrids(StepCallback):
-    """A grid of pictures every so many steps (and of the untouched base at step 0) into `folder` and the loggers.
-
-    sample: makes the grid with the live weights, always from the same noise. A grid that a kill left undone is made
-    when the run goes on from that step.
-    """
-
-    def __init__(self, sample: Callable[[], Image], every_steps: int, folder: Path) -> None:
-        self.sample = sample
-        self.every_steps = every_steps
-        self.folder = folder
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._write_missing(trainer)
-
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._write_missing(trainer)  # the last one: a run that goes on from its last step starts no training
-
-    def _write_missing(self, trainer: pl.Trainer) -> None:
-        step = trainer.global_step
-        due = step % self.every_steps == 0 and not trainer.should_stop
-        if due and (step == 0 or not self._path(step).is_file()):
-            self._write(trainer, step)
-
-    def on_step_end(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
-        if step % self.every_steps == 0 and not trainer.should_stop:
-            self._write(trainer, step)
-
-    def _path(self, step: int) -> Path:
-        return self.folder / f"step-{step:06d}.png"
-
-    def _write(self, trainer: pl.Trainer, step: int) -> None:
-        if not trainer.is_global_zero:
-            return
-        grid = self.sample()
-        with atomic_file(self._path(step)) as file:
-            grid.save(file, format="PNG")
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("eval/samples", np.asarray(grid), step, dataformats="HWC")
-            elif isinstance(logger, WandbLogger):
-                logger.log_image("eval/samples", [grid], step=step)

@@ -84,10 +84,16 @@ class DataConfig:
 class PriorConfig:
     """Class-prior preservation: pictures of the class keep the model from forgetting it (paper, section 3.3)."""
 
-    source: Literal["stream", "ahead", "folder", "none"] = knob(
+    source: Literal["stream", "ahead", "folder", "teacher", "none"] = knob(
         "stream",
         "stream: made by the base model while training runs; ahead: all made first (least memory); "
-        "folder: your own pictures; none: no prior, the class will come to look like the subject",
+        "folder: your own pictures; teacher: no pictures, the frozen base's own predictions are the target; "
+        "none: no prior, the class will come to look like the subject",
+    )
+    teacher_latents: Literal["subject", "class"] = knob(
+        "subject",
+        "what the teacher is asked about: noisy latents of the subject's own pictures, or of class pictures made "
+        "as by stream",
     )
     num_images: int = knob(200, "class pictures to make, used in turn", minimum=1)
     weight: float = knob(1.0, "lambda: the prior's loss counts this much beside the subject's", minimum=0)
@@ -139,14 +145,32 @@ class TrainConfig:
 
 @dataclass
 class ValidateConfig:
-    """Pictures while training, always from the same noise."""
+    """Pictures while training, always from the same noise, and what they are worth. The best step is what is kept."""
 
-    every_steps: int = knob(100, "optimizer steps between sample grids; 0: none", minimum=0)
-    prompts: list[str] = knob(("a photo of {subject}", "a photo of a {class}"), "what to sample; {subject}, {class}")
+    every_steps: int = knob(100, "optimizer steps between validations; 0: none", minimum=0)
+    prompts: list[str] = knob(
+        ("a photo of {subject} on the beach", "a photo of {subject} in the snow", "a photo of a {class}"),
+        "what to sample: with {subject} scored as the subject, with {class} as what must not change, others for drift",
+    )
     num_images: int = knob(4, "pictures a prompt", minimum=1)
     num_inference_steps: int = knob(25, "sampler steps a picture", minimum=1)
     guidance_scale: float = knob(7.5, "classifier-free guidance; 1 is none", minimum=1)
     scheduler: str = knob("ddim", "sampler, by name as in sample.py --scheduler")
+    dino: str | None = knob(
+        "auto",
+        "scores the likeness: hub id or folder of a DINO, DINOv2 or ViT; null: none; "
+        "auto: facebook/dino-vits16 where it can be had",
+    )
+    clip: str | None = knob(
+        "auto",
+        "scores obedience to the prompt: hub id or folder of a CLIP; null: none; "
+        "auto: openai/clip-vit-base-patch32 where it can be had",
+    )
+    images: str | None = knob(
+        None, "folder of more pictures of the subject, not trained on, for eval/loss; null: the training pictures"
+    )
+    keep_best: bool = knob(True, "model/ gets the weights of the best step by the scores; false: of the last step")
+    patience: int = knob(5, "validations without a better one before the run ends; 0: never", minimum=0)
 
 
 @dataclass
@@ -182,8 +206,11 @@ MAY_CHANGE = (
     "run.dir",
     "run.resume",
     "model.export_dtype",
+    "validate.every_steps",
+    "validate.keep_best",
+    "validate.patience",
 )
-MAY_CHANGE_SECTIONS = ("log", "validate")
+MAY_CHANGE_SECTIONS = ("log",)
 
 
 def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:

@@ -1,15 +1,20 @@
 """A training run from its config to its exported model. `train` reads like a table of contents.
 
-Here settings become arguments: below this layer nothing sees the config.
+Here and in `parts`, settings become arguments: below this layer nothing sees the config.
 """
 
-import functools
+import contextlib
+import json
 import logging
 import platform
 import subprocess
 import sys
+import time
 import uuid
 import warnings
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,24 +22,23 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import yaml
-from PIL.Image import Image
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from torch.utils.data import DataLoader
 
-from dreambooth import callbacks, sampling
+from dreambooth import callbacks, parts
 from dreambooth.checkpointing import AtomicCheckpointIO, StateEntry, find_state
-from dreambooth.config import PROVENANCE, Config, differences, fill_prompt, load_config, to_dict
-from dreambooth.data import EncodedPictures, LatentDataset, PlaceSampler, encode_pictures
+from dreambooth.config import PROVENANCE, Config, differences, load_config, to_dict
+from dreambooth.data import LatentDataset, PlaceSampler
 from dreambooth.errors import UserError
-from dreambooth.export import SubjectCard, export_model, read_card
-from dreambooth.families import Family, fingerprint, frozen_copy, load_family, move
+from dreambooth.export import export_model, read_card
+from dreambooth.families import Family, fingerprint, load_family, move
 from dreambooth.files import write_text
-from dreambooth.images import digest_files, grid, is_upscaled, list_images, load_image, to_images
+from dreambooth.images import digest_files, list_images
 from dreambooth.methods import find_method
-from dreambooth.module import DreamBoothModule, Objective
-from dreambooth.optim import OptimSettings
-from dreambooth.prior import FolderPrior, GeneratedPrior, Prior, prior_fingerprint
+from dreambooth.metrics.journal import Journal
+from dreambooth.module import DreamBoothModule
 from dreambooth.randomness import Randomness
+from dreambooth.validation import Looks, Validate, restore_best
 
 
 class RunFolder:
@@ -44,9 +48,13 @@ class RunFolder:
         self.path = Path(config.run.dir) / config.run.name
         self.config = self.path / "config.yaml"
         self.state = self.path / "state" / "last.ckpt"
+        self.best = self.path / "state" / "best.ckpt"
         self.model = self.path / "model"
         self.samples = self.path / "samples"
         self.logs = self.path / "logs"
+        self.metrics = self.logs / "metrics.csv"
+        self.scores = self.logs / "scores.jsonl"
+        self.sessions = self.logs / "sessions.jsonl"
         self.prior = self.path / "prior"
 
 
@@ -57,45 +65,73 @@ def train(config: Config) -> int:
     """
     run = RunFolder(config)
     attach = find_method(config.method.name)
-    prior_sampler(config), validation_sampler(config)  # a sampler's name that is not known is told before all else
+    (
+        parts.prior_sampler(config),
+        parts.validation_sampler(config),
+    )  # a sampler's name that is not known is told before all else
     state = found_state(run, config)
-    if state is not None and is_finished(run, state, config):
+    journal = Journal(run.scores, last_step=-1 if state is None else state.step)
+    if state is not None and is_finished(run, state, config, journal):
         print(f"{run.path}: finished at step {state.step}, the model is in {run.model}")
         return 0
 
     if config.train.num_threads is not None:
         torch.set_num_threads(config.train.num_threads)
     picture_paths = list_images(config.subject.images)
+    scorer = parts.make_scorer(config, journal, picture_paths)
     family = load_family(config.model.base, config.model.family, config.model.config)
-    move(family, pick_device(config))
-    check_texts(family, config)
-    tell_small_pictures(picture_paths, config.data.resolution)
+    move(family, parts.pick_device(config))
+    parts.check_texts(family, config)
+    parts.tell_small_pictures(picture_paths, config.data.resolution)
     identity = identify(family, picture_paths, config)
     check_identity(state, identity)
 
     randomness = Randomness(config.run.seed)
-    subject = LatentDataset(encode(family, picture_paths, config, randomness), randomness, "subject")
+    pictures = parts.encode(family, picture_paths, config, randomness)
+    unseen = parts.unseen_pictures(family, config, randomness) or pictures
     open_run(run, config)
-    prior = make_prior(family, run, config, randomness, identity["base model"])
+    prior, teacher = parts.make_prior(family, pictures, run.prior, config, randomness, identity["base model"])
     trained = attach(family, config.method.train_text_encoder)
-    apply_memory_settings(family, config)
+    parts.apply_memory_settings(family, config)
     module = DreamBoothModule(
-        family, trained, make_objective(config), prior, optim_settings(config), randomness, config.optim.max_grad_norm
-    )
-    saving = callbacks.SaveState(run.state, config.train.save_every_steps)
-    trainer = make_trainer(run, config, family, saving, identity, state)
-    loader = make_loader(subject, config, trainer)
+        family, trained, parts.make_objective(config), prior, parts.optim_settings(config), randomness,
+        config.optim.max_grad_norm, teacher,
+    )  # fmt: skip
+    saving = callbacks.SaveState(run.state, (config.train.save_every_steps, config.validate.every_steps))
+    looks = parts.make_looks(family, module, unseen, scorer, config)
+    trainer = make_trainer(run, config, saving, looks, journal, identity, state)
+    loader = make_loader(LatentDataset(pictures, randomness, "subject"), config, trainer)
 
     announce(run, config, state)
-    trainer.fit(module, loader, ckpt_path=str(run.state) if state is not None else None)
+    with record_session(run, trainer, state):
+        trainer.fit(module, loader, ckpt_path=str(run.state) if state is not None else None)
     finish_loggers(trainer)
     if saving.signal_number:
         print(f"saved at step {trainer.global_step}; the same command goes on from there", file=sys.stderr)
         return 128 + saving.signal_number
-    export_model(family, subject_card(config, trainer.global_step), run.model, config.model.export_dtype)
+    step = take_best(run, config, module, journal, trainer.global_step)
+    card = parts.subject_card(config, step, last_step=trainer.global_step)
+    export_model(family, card, run.model, config.model.export_dtype)
     print(f"model: {run.model}")
     print(f'try: python sample.py {run.path} "a photo of {{subject}} on the beach"')
     return 0
+
+
+def take_best(run: RunFolder, config: Config, module: DreamBoothModule, journal: Journal, last_step: int) -> int:
+    """Put the best step's weights into the networks, and say which and why; returns the step that they are of."""
+    best = journal.best
+    if best is None or best.quality is None or not config.validate.keep_best:
+        return last_step
+    if not run.best.is_file():
+        print(f"warning: {run.best} is gone, so the model gets the weights of the last step", file=sys.stderr)
+        return last_step
+    step = restore_best(module, run.best)
+    print(f"best step: {step} of {last_step}, by fidelity * obedience * kept (dreambooth/metrics/selection.py)")
+    for name, entry in (("best", best), ("last", journal.entries[-1])):
+        if entry.quality is not None:
+            parts_of = ", ".join(f"{factor} {value:.3f}" for factor, value in asdict(entry.quality).items())
+            print(f"  {name}: step {entry.step}: quality {entry.quality.value:.3f} ({parts_of})")
+    return step
 
 
 # -------------------------------------------------------------------------------- the run folder
@@ -115,9 +151,11 @@ def found_state(run: RunFolder, config: Config) -> StateEntry | None:
     return state
 
 
-def is_finished(run: RunFolder, state: StateEntry, config: Config) -> bool:
+def is_finished(run: RunFolder, state: StateEntry, config: Config, journal: Journal) -> bool:
     card = read_card(run.model)
-    return card is not None and card.step >= config.train.max_steps and state.step >= config.train.max_steps
+    if card is None or card.last_step != state.step:
+        return False
+    return state.step >= config.train.max_steps or journal.is_exhausted(config.validate.patience)
 
 
 def identify(family: Family, picture_paths: list[Path], config: Config) -> dict[str, str]:
@@ -125,6 +163,8 @@ def identify(family: Family, picture_paths: list[Path], config: Config) -> dict[
     identity = {"base model": fingerprint(family), "subject pictures": digest_files(picture_paths)}
     if config.prior.folder is not None:
         identity["class pictures"] = digest_files(list_images(config.prior.folder))
+    if config.validate.images is not None:
+        identity["validation pictures"] = digest_files(list_images(config.validate.images))
     return identity
 
 
@@ -167,151 +207,40 @@ def announce(run: RunFolder, config: Config, state: StateEntry | None) -> None:
         print(f"resuming {run.path} at step {state.step} of {config.train.max_steps}", file=sys.stderr)
 
 
-# -------------------------------------------------------------------------------- parts of a run
+@contextlib.contextmanager
+def record_session(run: RunFolder, trainer: pl.Trainer, state: StateEntry | None) -> Iterator[None]:
+    """Add a line to logs/sessions.jsonl: when this process trained, how long, which steps, in how much memory."""
+    started, clock = datetime.now(UTC), time.monotonic()
+    try:
+        yield
+    finally:
+        validations = [each for each in trainer.callbacks if isinstance(each, Validate)]  # type: ignore[attr-defined]
+        on_gpu = torch.cuda.is_available() and trainer.strategy.root_device.type == "cuda"
+        session = {
+            "started": started.isoformat(timespec="seconds"),
+            "first_step": 0 if state is None else state.step,
+            "last_step": trainer.global_step,
+            "seconds": round(time.monotonic() - clock, 1),
+            "validation_seconds": round(sum(each.seconds for each in validations), 1),
+            "peak_memory_mib": (torch.cuda.max_memory_allocated() if on_gpu else peak_resident_bytes()) // 2**20,
+            "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+        }
+        run.logs.mkdir(parents=True, exist_ok=True)
+        with open(run.sessions, "a", encoding="utf-8") as file:
+            file.write(json.dumps(session) + "\n")
 
 
-def pick_device(config: Config) -> torch.device:
-    """Raises UserError where the wished device, or the precision on it, is not there."""
-    has_cuda = torch.cuda.is_available()
-    if config.train.device == "cuda" and not has_cuda:
-        raise UserError("train.device: 'cuda' is wished, but torch sees no GPU; use cpu or auto")
-    device = torch.device("cuda" if has_cuda and config.train.device != "cpu" else "cpu")
-    if config.train.precision == "16-mixed" and device.type == "cpu":
-        raise UserError("train.precision: '16-mixed' needs a GPU; on a CPU use bf16-mixed or 32-true")
-    return device
+def peak_resident_bytes() -> int:
+    """The most memory that this process has held so far; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
-def check_texts(family: Family, config: Config) -> None:
-    """Raises UserError for a prompt that is too long; warns of an identifier that is not one token."""
-    with torch.no_grad():
-        family.condition([fill(config, text) for text in texts_of(config)])
-    if (num_tokens := family.num_tokens(config.subject.identifier)) != 1:
-        print(
-            f"warning: subject.identifier {config.subject.identifier!r} is {num_tokens} tokens to this tokenizer, each "
-            "with a meaning of its own; a rare word that is one token (sks, olis) is learned more cleanly",
-            file=sys.stderr,
-        )
-
-
-def tell_small_pictures(paths: list[Path], resolution: int) -> None:
-    """Enlarging a picture blurs it, and blur is learned with the subject: worth a word, but no reason to refuse."""
-    small = [path.name for path in paths if is_upscaled(load_image(path), resolution)]
-    if small:
-        print(f"warning: smaller than data.resolution ({resolution}), so enlarged: {', '.join(small)}", file=sys.stderr)
-
-
-def texts_of(config: Config) -> list[str]:
-    return [config.subject.prompt, config.subject.class_prompt, *config.validate.prompts]
-
-
-def fill(config: Config, template: str) -> str:
-    return fill_prompt(template, config.subject.identifier, config.subject.class_noun)
-
-
-def encode(family: Family, paths: list[Path], config: Config, randomness: Randomness) -> EncodedPictures:
-    data = config.data
-    family.latent_shape(data.resolution, data.resolution)  # raises UserError for a resolution that does not fit
-    return encode_pictures(
-        paths,
-        family.encode_images,
-        resolution=data.resolution,
-        num_crops=data.num_crops if data.crop == "random" else 1,
-        flip=data.flip,
-        randomness=randomness,
-    )
-
-
-def make_prior(family: Family, run: RunFolder, config: Config, randomness: Randomness, base: str) -> Prior | None:
-    """Where class latents come from, or None for no prior."""
-    if config.prior.source == "none":
-        return None
-    if config.prior.source == "folder":
-        pictures = encode(family, list_images(str(config.prior.folder)), config, randomness)
-        return FolderPrior(LatentDataset(pictures, randomness, "prior"))
-    return make_generated_prior(family, run, config, randomness, base)
-
-
-def make_generated_prior(
-    family: Family, run: RunFolder, config: Config, randomness: Randomness, base: str
-) -> GeneratedPrior:
-    """A prior that the frozen base makes while training runs; with prior.source=ahead, now."""
-    prior, prompt = config.prior, fill(config, config.subject.class_prompt)
-    settings = prior_sampler(config)
-    shape = family.latent_shape(config.data.resolution, config.data.resolution)
-    dtype = compute_dtype(config)
-    name = prior_fingerprint(
-        base=base, prompt=prompt, sampler=str(settings), shape=shape, seed=config.run.seed, dtype=str(dtype),
-        num_images=prior.num_images, block_size=prior.batch_size,
-    )  # fmt: skip
-    made = GeneratedPrior(None, prior.num_images, prior.batch_size, run.prior / name)
-    if made.is_complete:
-        return made
-    frozen = frozen_copy(family, dtype)
-
-    def make(indices: list[int]) -> torch.Tensor:
-        start = sampling.start_from(randomness, "class picture", indices, shape)
-        with torch.autocast(pick_device(config).type, enabled=False):  # called within a training step
-            return sampling.sample_latents(frozen, [prompt] * len(indices), start, settings)
-
-    streamed = GeneratedPrior(make, prior.num_images, prior.batch_size, run.prior / name)
-    if prior.source == "ahead":
-        streamed.make_all(lambda block, of: print(f"class pictures: {block}/{of} batches", file=sys.stderr))
-    return streamed
-
-
-def prior_sampler(config: Config) -> sampling.SamplerSettings:
-    """Raises UserError for an unknown scheduler."""
-    prior = config.prior
-    return sampling.SamplerSettings(prior.num_inference_steps, prior.guidance_scale, prior.scheduler)
-
-
-def validation_sampler(config: Config) -> sampling.SamplerSettings:
-    """Raises UserError for an unknown scheduler."""
-    validate = config.validate
-    return sampling.SamplerSettings(validate.num_inference_steps, validate.guidance_scale, validate.scheduler)
-
-
-def make_objective(config: Config) -> Objective:
-    return Objective(
-        fill(config, config.subject.prompt), fill(config, config.subject.class_prompt), config.prior.weight
-    )
-
-
-def optim_settings(config: Config) -> OptimSettings:
-    optim = config.optim
-    return OptimSettings(
-        lr=optim.lr,
-        text_encoder_lr=optim.lr if optim.text_encoder_lr is None else optim.text_encoder_lr,
-        schedule=optim.schedule,
-        warmup_steps=optim.warmup_steps,
-        max_steps=config.train.max_steps,
-        weight_decay=optim.weight_decay,
-        betas=(optim.beta1, optim.beta2),
-    )
-
-
-def apply_memory_settings(family: Family, config: Config) -> None:
-    denoiser: Any = family.denoiser
-    if config.train.gradient_checkpointing:
-        denoiser.enable_gradient_checkpointing()
-        for text_encoder in family.text_encoders:
-            if text_encoder.training:
-                checkpoint_activations(text_encoder)
-    if config.train.compile:
-        denoiser.compile()
-
-
-def checkpoint_activations(text_encoder: Any) -> None:
-    """transformers renamed the method within its version 5."""
-    if hasattr(text_encoder, "activation_checkpointing_enable"):
-        text_encoder.activation_checkpointing_enable()
-    else:
-        text_encoder.gradient_checkpointing_enable()
-
-
-def compute_dtype(config: Config) -> torch.dtype:
-    """Of networks that do not train."""
-    return {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}[config.train.precision]
+# -------------------------------------------------------------------------------- the trainer
 
 
 def make_loader(subject: LatentDataset, config: Config, trainer: pl.Trainer) -> DataLoader[Any]:
@@ -330,27 +259,30 @@ def make_loader(subject: LatentDataset, config: Config, trainer: pl.Trainer) -> 
 def make_trainer(
     run: RunFolder,
     config: Config,
-    family: Family,
     saving: callbacks.SaveState,
+    looks: Looks,
+    journal: Journal,
     identity: dict[str, str],
     state: StateEntry | None,
 ) -> pl.Trainer:
-    """Lightning runs the loop; saving, logging and grids are ours. Figures are logged before a state is saved."""
+    """Lightning runs the loop; saving, logging and validation are ours, in this order."""
     quiet_lightning()
+    metrics, validate = callbacks.MetricsFile(run.metrics), config.validate
     around: list[pl.Callback] = [
-        callbacks.LogFigures(run.logs / "metrics.csv", config.log.every_steps),
+        callbacks.LogFigures(metrics, config.log.every_steps),
         callbacks.Progress(),
         saving,
     ]
-    if config.validate.every_steps:
-        sample = functools.partial(validation_grid, family, config)
-        around.append(callbacks.SampleGrids(sample, config.validate.every_steps, run.samples))
+    if validate.every_steps:
+        best = run.best if validate.keep_best else None
+        around.append(Validate(looks, validate.every_steps, run.samples, journal, metrics, best, validate.patience))
+    stopped = state is not None and journal.is_exhausted(validate.patience)
     return pl.Trainer(
         default_root_dir=run.path,
-        accelerator=pick_device(config).type,
+        accelerator=parts.pick_device(config).type,
         devices=1,
         precision=config.train.precision,
-        max_steps=config.train.max_steps,
+        max_steps=state.step if state is not None and stopped else config.train.max_steps,
         max_epochs=-1,
         accumulate_grad_batches=config.train.accumulate,
         plugins=[AtomicCheckpointIO(identity, state)],
@@ -403,33 +335,3 @@ def quiet_lightning() -> None:
         ".*exists and is not empty.*",
     ):
         warnings.filterwarnings("ignore", message)
-
-
-def validation_grid(family: Family, config: Config) -> Image:
-    """A row a prompt, a column a seed: always the same noise, so two grids can be compared by eye."""
-    validate, settings = config.validate, validation_sampler(config)
-    prompts = [fill(config, prompt) for prompt in validate.prompts for _ in range(validate.num_images)]
-    seeds = list(range(validate.num_images)) * len(validate.prompts)
-    size = (config.data.resolution, config.data.resolution)
-    dtype = compute_dtype(config)
-    with (
-        sampling.evaluation_mode(family),
-        torch.autocast(pick_device(config).type, dtype, enabled=dtype != torch.float32),
-    ):
-        batches = sampling.sample_pixels(family, prompts, seeds, size, settings, config.prior.batch_size)
-        pictures = [picture for pixels_BCHW in batches for picture in to_images(pixels_BCHW)]
-    return grid(pictures, columns=validate.num_images)
-
-
-def subject_card(config: Config, step: int) -> SubjectCard:
-    subject = config.subject
-    return SubjectCard(
-        identifier=subject.identifier,
-        class_noun=subject.class_noun,
-        prompt=subject.prompt,
-        class_prompt=subject.class_prompt,
-        resolution=config.data.resolution,
-        num_inference_steps=config.validate.num_inference_steps,
-        guidance_scale=config.validate.guidance_scale,
-        step=step,
-    )

@@ -22,7 +22,8 @@ CARD = "dreambooth.json"
 class SubjectCard:
     """What the model has learned, so that nobody has to remember the token. resolution: pixels.
 
-    num_inference_steps and guidance_scale are those of the run's own sample grids: what sampling starts from.
+    num_inference_steps, guidance_scale and scheduler are those of the run's own sample grids: what sampling starts
+    from. step: of these weights, the best of a run that was trained to last_step.
     """
 
     identifier: str
@@ -33,6 +34,8 @@ class SubjectCard:
     num_inference_steps: int
     guidance_scale: float
     step: int
+    scheduler: str = "ddim"
+    last_step: int | None = None
 
 
 def export_model(family: Family, card: SubjectCard, folder: Path, dtype: str) -> None:

@@ -101,6 +101,13 @@ def resize_and_crop(image: Image.Image, resolution: int, position_xy: tuple[floa
     return image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
 
 
+def center_square(image: Image.Image) -> Image.Image:
+    """The largest centred square, not resized."""
+    side = min(image.size)
+    left, top = ((length - side) // 2 for length in image.size)
+    return image.crop((left, top, left + side, top + side))
+
+
 def to_tensor(image: Image.Image) -> Tensor:
     """An RGB picture as pixels_CHW, float32 in [-1, 1]: -1 is 0, 1 is 255."""
     assert image.mode == "RGB", image.mode
@@ -135,6 +142,18 @@ def grid(images: Sequence[Image.Image], columns: int, padding: int = 2) -> Image
         row, column = divmod(number, columns)
         sheet.paste(image, (column * width + padding, row * height + padding))
     return sheet
+
+
+def cells(sheet: Image.Image, side: int, padding: int = 2) -> list[Image.Image]:
+    """The pictures of `side` x `side` pixels that `grid` laid out, row by row; empty places of a last row come white.
+
+    Raises UserError where the sheet cannot be such a grid.
+    """
+    columns, rows = ((length - padding) // (side + padding) for length in sheet.size)
+    if sheet.size != (columns * (side + padding) + padding, rows * (side + padding) + padding):
+        raise UserError(f"{sheet.width} x {sheet.height} pixels are no grid of pictures of {side} x {side}")
+    lefts, tops = ([place * (side + padding) + padding for place in range(count)] for count in (columns, rows))
+    return [sheet.crop((left, top, left + side, top + side)) for top in tops for left in lefts]
 
 
 def digest_files(paths: Iterable[str | Path]) -> str:

@@ -16,8 +16,10 @@ from dreambooth.errors import NonFiniteError
 from dreambooth.families import Condition, Family
 from dreambooth.losses import LossParts, prior_preservation, squared_error
 from dreambooth.optim import OptimSettings, make_optimizer
-from dreambooth.prior import Prior
+from dreambooth.prior import Predict, Prior
 from dreambooth.randomness import Randomness
+
+NUM_DECILES = 10
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class DreamBoothModule(pl.LightningModule):
     Only what trains is a submodule, so only that is in a checkpoint; the VAE and a frozen text encoder are not.
     """
 
+    decile_losses: Tensor  # sums and counts of the training loss by tenth of the timesteps, [2, 10]
+
     def __init__(
         self,
         family: Family,
@@ -44,6 +48,7 @@ class DreamBoothModule(pl.LightningModule):
         optim: OptimSettings,
         randomness: Randomness,
         max_grad_norm: float = 1.0,
+        teacher: Predict | None = None,
     ) -> None:
         super().__init__()
         self.family = family
@@ -53,9 +58,12 @@ class DreamBoothModule(pl.LightningModule):
         self.optim = optim
         self.randomness = randomness
         self.max_grad_norm = max_grad_norm
+        self.teacher = teacher
         self.figures: dict[str, Tensor | float] = {}  # of the optimizer step in progress, by log name
         self.last_step: dict[str, float] = {}  # the same of the last whole one
+        self.last_scores = ""  # of the last validation, for the bar
         self._frozen_conditions: Condition | None = None
+        self.register_buffer("decile_losses", torch.zeros(2, NUM_DECILES))
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         places = batch["place"].tolist()
@@ -65,10 +73,14 @@ class DreamBoothModule(pl.LightningModule):
         noise, t = self._noise_and_timesteps(places, x0)
         noisy = self.family.schedule.add_noise(x0, noise, t)
         prediction = self.family.predict(noisy, t, self._condition(is_prior))
-        loss_2B = squared_error(prediction, self.family.schedule.target(x0, noise, t))
+        target = self.family.schedule.target(x0, noise, t)
+        if self.teacher is not None:
+            target[is_prior] = self.teacher(noisy[is_prior], t[is_prior])
+        loss_2B = squared_error(prediction, target)
         loss = prior_preservation(loss_2B, is_prior, self.objective.prior_weight)
 
         self._note(loss)
+        self._note_deciles(loss_2B.detach(), t)
         return loss.total
 
     def _with_prior(self, latents_BCHW: Tensor, places: list[int]) -> tuple[Tensor, Tensor]:
@@ -105,6 +117,31 @@ class DreamBoothModule(pl.LightningModule):
             if value is not None:
                 self.figures[name] = self.figures.get(name, 0.0) + value.detach() * share
         self._check_finite(loss.total, "the loss")
+
+    def _note_deciles(self, loss_2B: Tensor, t_2B: Tensor) -> None:
+        decile_2B = t_2B * NUM_DECILES // self.family.schedule.num_timesteps
+        self.decile_losses.index_add_(1, decile_2B, torch.stack([loss_2B, torch.ones_like(loss_2B)]))
+
+    def take_deciles(self) -> dict[str, float]:
+        """Mean training loss per tenth of the timesteps since last asked: train/loss_t0 (least noise) to t9."""
+        sums, counts = self.decile_losses.tolist()
+        self.decile_losses.zero_()
+        return {f"train/loss_t{i}": sums[i] / counts[i] for i in range(NUM_DECILES) if counts[i]}
+
+    @torch.no_grad()
+    def fixed_loss(self, latents_BCHW: Tensor) -> float:
+        """The subject's loss on these latents, at noise and timesteps that are always the same and spread evenly."""
+        places, num_timesteps = range(len(latents_BCHW)), self.family.schedule.num_timesteps
+        noise = self.randomness.normal("validation/noise", places, tuple(latents_BCHW.shape[1:]))
+        t = torch.tensor([(2 * place + 1) * num_timesteps // (2 * len(places)) for place in places])
+        losses = []
+        for part in zip(latents_BCHW.split(4), noise.split(4), t.split(4), strict=True):
+            x0, noise_part, t_part = (tensor.to(self.device) for tensor in part)
+            condition = self._condition(torch.zeros_like(t_part, dtype=torch.bool))
+            noisy = self.family.schedule.add_noise(x0, noise_part, t_part)
+            prediction = self.family.predict(noisy, t_part, condition)
+            losses.append(squared_error(prediction, self.family.schedule.target(x0, noise_part, t_part)))
+        return float(torch.cat(losses).mean())
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None

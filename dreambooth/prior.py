@@ -18,8 +18,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from dreambooth.data import LatentDataset
+from dreambooth.families import Family
 from dreambooth.files import atomic_file
 
+Predict = Callable[[Tensor, Tensor], Tensor]  # noisy latents [B, C, H, W], timesteps [B] -> prediction [B, C, H, W]
 MakeLatents = Callable[[list[int]], Tensor]  # indices of class pictures -> their latents [B, C, H, W]
 
 
@@ -31,14 +33,36 @@ class Prior(Protocol):
         ...
 
 
-class FolderPrior:
-    """The user's own pictures of the class."""
+class PicturePrior:
+    """Pictures that are there: the user's own of the class, or with a teacher the subject's."""
 
     def __init__(self, dataset: LatentDataset) -> None:
         self.dataset = dataset
 
     def latents(self, places: Sequence[int]) -> Tensor:
         return torch.stack([self.dataset[place]["latents"] for place in places])
+
+
+def make_teacher(frozen: Family, class_prompt: str) -> Predict:
+    """What the frozen base predicts for the class prompt: the target of class samples, in place of the true noise.
+
+        target = epsilon_base(alpha * x0 + sigma * noise, t, class prompt)
+
+    Learning without forgetting (Li & Hoiem 2016, arXiv 1606.09282) for a denoiser. The truth is one sample of what the
+    base has learned, its prediction is the mean; so no class picture has to be sampled, and a tuned model that has lost
+    nothing has a loss of 0. The latents x0 may be any that the base has an opinion on.
+    """
+    dtype = next(frozen.denoiser.parameters()).dtype
+    with torch.no_grad():
+        condition = frozen.condition([class_prompt])
+
+    @torch.no_grad()
+    def predict(noisy_BCHW: Tensor, t_B: Tensor) -> Tensor:
+        for_all = {name: tensor.expand(len(t_B), *tensor.shape[1:]) for name, tensor in condition.items()}
+        with torch.autocast(noisy_BCHW.device.type, enabled=False):  # called within a training step
+            return frozen.predict(noisy_BCHW.to(dtype), t_B, for_all).float()
+
+    return predict
 
 
 class GeneratedPrior:

@@ -104,7 +104,9 @@ data: {{resolution: 64}}
 prior: {{num_images: 6, num_inference_steps: 2, batch_size: 2}}
 optim: {{lr: 1.0e-3, warmup_steps: 2, schedule: cosine}}
 train: {{max_steps: 8, batch_size: 2, save_every_steps: 2, num_threads: 1}}
-validate: {{every_steps: 4, num_images: 2, num_inference_steps: 2}}
+validate:
+  {{every_steps: 4, num_images: 2, num_inference_steps: 2, dino: null, clip: null,
+    prompts: ["a photo of {{subject}}", "a photo of a {{class}}"]}}
 log: {{tensorboard: false}}
 """
 

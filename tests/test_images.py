@@ -13,6 +13,7 @@ from PIL import Image, ImageCms, ImageDraw, ImageOps
 
 from dreambooth.errors import NonFiniteError, UserError
 from dreambooth.images import (
+    cells,
     digest_files,
     grid,
     is_upscaled,
@@ -404,6 +405,25 @@ def test_a_grid_holds_every_picture_at_its_place_on_white():
     assert_same_picture(sheet.crop((16, 8, 21, 12)), Image.new("RGB", (5, 4), "white"))
     assert sheet.getpixel((0, 0)) == (255, 255, 255)
     assert grid(images[:2], columns=4, padding=0).size == (10, 4), "columns that no picture fills are left out"
+
+
+@pytest.mark.parametrize("padding", [0, 1, 2, 5])
+@pytest.mark.parametrize(("num_images", "columns"), [(1, 1), (6, 3), (3, 1), (4, 9)])
+def test_the_cells_of_a_grid_are_the_very_pictures(num_images, columns, padding):
+    random = np.random.default_rng(0)
+    images = [Image.fromarray(random.integers(256, size=(8, 8, 3), dtype=np.uint8)) for _ in range(num_images)]
+    cut = cells(grid(images, columns, padding), side=8, padding=padding)
+    assert len(cut) == num_images
+    for image, cell in zip(images, cut, strict=True):
+        assert_same_picture(cell, image)
+
+
+def test_the_empty_places_of_a_grid_come_white_and_what_is_no_grid_is_refused():
+    images = [Image.new("RGB", (8, 8), "red")] * 5
+    white = cells(grid(images, columns=3), side=8)[5]
+    assert_same_picture(white, Image.new("RGB", (8, 8), "white"))
+    with pytest.raises(UserError, match="32 x 22 pixels are no grid of pictures of 9 x 9"):
+        cells(grid(images, columns=3), side=9)
 
 
 def test_a_digest_changes_with_a_name_a_content_and_the_order_and_with_nothing_else(tmp_path):

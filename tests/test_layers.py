@@ -17,9 +17,9 @@ LAYERS = (
     ("__init__", "errors", "files", "config", "schedules", "losses", "images", "randomness"),
     ("data", "families", "methods", "optim", "metrics"),
     ("sampling", "prior", "export"),
-    ("module", "callbacks", "checkpointing", "pictures"),
-    ("engine",),
-    ("cli", "__main__", "train.py", "sample.py"),
+    ("module", "callbacks", "checkpointing", "validation", "pictures"),
+    ("parts", "engine"),
+    ("cli", "report", "evaluation", "__main__", "train.py", "sample.py"),
     ("toyworld",),  # extras: the core never imports them
 )
 # What a module must not see although the layers would allow it, and why.

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dreambooth.callbacks import append_line, keep_lines
+from dreambooth.callbacks import MetricsFile
 from dreambooth.checkpointing import find_state
 from dreambooth.config import Config, load_config
 from dreambooth.engine import RunFolder, train
@@ -29,7 +29,7 @@ def test_a_run_leaves_everything_that_was_promised(config: Config) -> None:
     assert find_state(run.state).step == 8
     assert sorted(path.name for path in run.samples.iterdir()) == [f"step-{n:06d}.png" for n in (0, 4, 8)]
     assert Image.open(run.samples / "step-000004.png").size == (2 * 64 + 3 * 2, 2 * 64 + 3 * 2)
-    assert len((run.logs / "metrics.csv").read_text().splitlines()) == 9
+    assert len((run.logs / "metrics.csv").read_text().splitlines()) == 1 + 9  # the header, and step 0 for its loss
     assert json.loads((run.model / "dreambooth.json").read_text())["identifier"] == "sks"
     hidden = [path for path in run.path.rglob(".*") if path.is_file()]
     assert not hidden, f"temporary files were left: {hidden}"
@@ -78,15 +78,17 @@ def test_a_finished_run_can_be_made_longer_and_equals_one_that_was_long_from_the
         assert torch.equal(value, grown[0][name]), name
 
 
-def test_a_run_killed_while_it_was_exporting_exports_the_same_model(config: Config) -> None:
+def test_a_run_killed_in_its_last_validation_does_it_again_and_exports_the_same_model(config: Config) -> None:
     train(config)
     run = RunFolder(config)
     weights, last_grid = run.model / "unet" / "diffusion_pytorch_model.safetensors", run.samples / "step-000008.png"
-    before = weights.read_bytes(), last_grid.read_bytes()
+    files = (weights, last_grid, run.metrics, run.scores)
+    before = [path.read_bytes() for path in files]
     shutil.rmtree(run.model)
     last_grid.unlink()
+    run.scores.write_text("".join(run.scores.read_text().splitlines(keepends=True)[:-1]))
     assert train(config) == 0
-    assert (weights.read_bytes(), last_grid.read_bytes()) == before
+    assert [path.read_bytes() for path in files] == before
 
 
 def test_a_changed_setting_is_refused_with_a_diff_and_nothing_is_touched(config_file: Path) -> None:
@@ -197,10 +199,24 @@ def test_weights_and_biases_logs_offline(config_file: Path) -> None:
 
 def test_a_resumed_metrics_file_has_neither_gaps_nor_doubles_nor_torn_lines(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
+    metrics = MetricsFile(path)
     for step in range(1, 6):
-        append_line(path, {"step": step, "train/loss": step / 3})
+        metrics.write(step, {"train/loss": step / 4})
     path.write_text(path.read_text() + "6,0.12")
-    kept = keep_lines(path, 3)
-    assert kept.splitlines() == ["step,train/loss", "1,0.3333333333333333", "2,0.6666666666666666", "3,1.0"]
-    assert keep_lines(path, 0) == ""
-    assert keep_lines(tmp_path / "none.csv", 5) == ""
+    MetricsFile(path).go_on_from(3)
+    assert path.read_text().splitlines() == ["step,train/loss", "1,0.25", "2,0.5", "3,0.75"]
+    MetricsFile(path).go_on_from(0)
+    assert path.read_text() == ""
+
+
+def test_a_validation_fills_in_the_line_of_its_step_and_columns_do_not_depend_on_when_they_came(tmp_path: Path) -> None:
+    early, late = MetricsFile(tmp_path / "early.csv"), MetricsFile(tmp_path / "late.csv")
+    for metrics, is_early in ((early, True), (late, False)):
+        if is_early:
+            metrics.write(0, {"eval/loss": 1.0})
+        metrics.write(1, {"train/loss": 0.5, "optim/lr": 0.1})
+        metrics.write(1, {"eval/loss": 0.25})
+        metrics.write(2, {"train/loss": 0.75, "optim/lr": 0.1})
+    lines = ["1,0.5,0.1,0.25", "2,0.75,0.1,"]
+    assert (tmp_path / "late.csv").read_text().splitlines() == ["step,train/loss,optim/lr,eval/loss", *lines]
+    assert (tmp_path / "early.csv").read_text().splitlines()[1:] == ["0,,,1.0", *lines]

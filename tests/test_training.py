@@ -27,7 +27,8 @@ def trained(config_file: Path, name: str, *overrides: str) -> tuple[dict[str, to
 
 
 def weights(run: RunFolder) -> dict[str, torch.Tensor]:
-    return torch.load(run.state, weights_only=True)["state_dict"]
+    state = torch.load(run.state, weights_only=True)["state_dict"]
+    return {name: value for name, value in state.items() if name.startswith("trained.")}
 
 
 def lines(run: RunFolder) -> list[dict[str, float]]:
@@ -89,7 +90,27 @@ def test_validation_changes_nothing(config_file: Path) -> None:
     silent = trained(config_file, "silent")
     shown = trained(config_file, "shown", "validate.every_steps=2", "validate.scheduler=euler-a")
     assert_same(silent[0], shown[0], atol=0, rtol=0)
-    assert silent[1] == shown[1]
+    steps = [{name: line[name] for name in silent[1][0]} for line in shown[1] if line["step"] > 0]
+    assert silent[1] == steps
+
+
+@pytest.mark.parametrize("latents", ["subject", "class"])
+def test_the_teachers_loss_is_exactly_0_before_anything_has_been_learned(config_file: Path, latents: str) -> None:
+    teacher = ("prior.source=teacher", f"prior.teacher_latents={latents}")
+    first, *later = trained(config_file, latents, *teacher, "optim.warmup_steps=1")[1]
+    assert first["train/loss_prior"] == 0
+    assert first["train/loss"] == first["train/loss_instance"] > 0
+    assert all(line["train/loss_prior"] > 0 for line in later)
+
+
+def test_the_teacher_changes_nothing_in_what_the_subject_draws(config_file: Path) -> None:
+    taught = trained(config_file, "taught", "prior.source=teacher")[1][0]
+    assert taught["train/loss_instance"] == trained(config_file, "streamed")[1][0]["train/loss_instance"]
+
+
+def test_a_teacher_that_is_asked_about_the_subjects_latents_has_no_class_picture_made(config_file: Path) -> None:
+    trained(config_file, "taught", "prior.source=teacher")
+    assert not RunFolder(load_config(config_file, ["run.name=taught"])).prior.exists()
 
 
 def test_the_loss_is_instance_plus_weight_times_prior_in_every_line(config_file: Path) -> None:

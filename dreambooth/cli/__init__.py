@@ -16,7 +16,10 @@ from dreambooth.errors import DreamBoothError
 COMMANDS = {
     "train": ("dreambooth.cli.train", "learn a subject; the same command again goes on where it was interrupted"),
     "sample": ("dreambooth.cli.sample", "make pictures with a learned (or any) model"),
+    "report": ("dreambooth.report.cli", "write what a run has learned, by pictures and scores, into one HTML file"),
+    "evaluate": ("dreambooth.evaluation.cli", "the paper's protocol and measures on any models; resumable, one table"),
     "toyworld": ("dreambooth.toyworld.cli", "the embedded base model: render its world, train it, judge it"),
+    "lab": ("dreambooth.toyworld.lab.cli", "the paper's ablations on the embedded base; resumable, in parallel"),
 }
 EXIT_CODES = (
     "exit codes: 0 done; 1 a bug; 2 a mistake in config, picture or prompt; 3 the model or the network; 4 non-finite \

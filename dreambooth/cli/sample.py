@@ -28,9 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--negative-prompt", default="", metavar="T", help="what to keep away from (default nothing)")
     parser.add_argument(
         "--scheduler",
-        default="ddim",
         metavar="NAME",
-        help="ddim (default), ddpm, pndm, euler, euler-a, dpm++, unipc, lms, heun",
+        help="ddim, ddpm, pndm, euler, euler-a, dpm++, unipc, lms, heun (default: the run's validation's, else ddim)",
     )
     parser.add_argument("--size", metavar="WxH", help="pixels, e.g. 512x768 (default: what the model was trained at)")
     parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="pictures at a time (default 4)")
@@ -64,13 +63,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def sampler_settings(args: argparse.Namespace, card: "SubjectCard | None") -> "SamplerSettings":
-    """What was asked for; steps and guidance that were not, as the run sampled its own grids. Raises UserError."""
+    """What was asked for; of what was not, what the run sampled its own grids with. Raises UserError."""
     from dreambooth.sampling import SamplerSettings
 
-    steps, scale = (card.num_inference_steps, card.guidance_scale) if card is not None else (25, 7.5)
+    steps, scale, scheduler = 25, 7.5, "ddim"
+    if card is not None:
+        steps, scale, scheduler = card.num_inference_steps, card.guidance_scale, card.scheduler
     steps = steps if args.steps is None else args.steps
     scale = scale if args.guidance_scale is None else args.guidance_scale
-    return SamplerSettings(steps, scale, args.scheduler, args.negative_prompt)
+    return SamplerSettings(steps, scale, args.scheduler or scheduler, args.negative_prompt)
 
 
 def check_arguments(args: argparse.Namespace) -> tuple[int, int] | None:

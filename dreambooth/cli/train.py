@@ -1,6 +1,8 @@
 """`train CONFIG.yaml [section.key=value ...]`."""
 
 import argparse
+import sys
+from pathlib import Path
 
 from dreambooth.config import describe_config, load_config
 
@@ -14,6 +16,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
-    from dreambooth.engine import train
+    from dreambooth.engine import RunFolder, train
 
-    return train(config)
+    code = train(config)
+    if code == 0:
+        write_report(RunFolder(config).path)
+    return code
+
+
+def write_report(run: Path) -> None:
+    """Put report.html beside a model that is newer. The run is done: what prevents it is only told."""
+    from dreambooth.errors import DreamBoothError
+    from dreambooth.report import build
+
+    report, model = run / "report.html", run / "model" / "dreambooth.json"
+    if report.is_file() and report.stat().st_mtime_ns >= model.stat().st_mtime_ns:
+        return
+    try:
+        print(f"report: {build(run)}")
+    except DreamBoothError as error:
+        print(f"warning: no report: {error}", file=sys.stderr)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import random
 from pathlib import Path
 
 SHIPPED = Path("checkpoints/toyworld")
@@ -11,6 +10,8 @@ DEMO_SEED = 21  # of the robot in data/robot
 STAGES = ("decoder", "encoder", "judge", "base")
 # Minutes of each stage as a share of --minutes; the base, which everything waits for, takes most.
 SHARES = {"decoder": 0.2, "encoder": 0.05, "judge": 0.08, "base": 0.67}
+ENCODERS = ("clip", "vit")
+SHIPPED_ENCODERS = Path("checkpoints/toyworld-encoders")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     outcome.add_argument("--photos", type=Path, default=Path("data/robot"), help="the subject's (default: %(default)s)")
     outcome.add_argument("--poster", type=Path, help="write photos and samples of the first model to this file")
 
+    encoders = commands.add_parser("encoders", help="train the metric encoders and measure them; run again to resume")
+    encoders.add_argument("--minutes", type=float, default=40.0, help="of both in equal parts (default: %(default)s)")
+    encoders.add_argument("--only", choices=ENCODERS, help="train this one, for its part of the minutes")
+    encoders.add_argument("--work", type=Path, default=Path(f"{SHIPPED_ENCODERS}.work"), help="states (%(default)s)")
+    encoders.add_argument("--out", type=Path, default=SHIPPED_ENCODERS, help="folder to write (default: %(default)s)")
+    encoders.add_argument("--measure-only", action="store_true", help="measure what is in the --out folder")
+
 
 def _add_folders(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--work", type=Path, default=Path(f"{SHIPPED}.work"), help="states (default: %(default)s)")
@@ -68,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
         "export": _export,
         "evaluate": _evaluate,
         "outcome": _outcome,
+        "encoders": _encoders,
     }
     actions[args.toyworld_command](args)
     return 0
@@ -82,14 +91,12 @@ def _render(args: argparse.Namespace) -> None:
 
 
 def _subject(args: argparse.Namespace) -> None:
-    from dreambooth.toyworld import world
+    from dreambooth.toyworld.photos import photos
 
-    spec = world.subject(args.class_noun, args.seed)
-    rng = random.Random(f"pictures of {args.class_noun} {args.seed}")
     args.out.mkdir(parents=True, exist_ok=True)
-    for i in range(args.count):
+    for i, picture in enumerate(photos(args.class_noun, args.seed, args.count, args.places)):
         path = args.out / f"{i:02d}.png"
-        world.render(spec, world.random_scene(rng, args.places[i % len(args.places)])).save(path)
+        picture.save(path)
         print(path)
 
 
@@ -130,3 +137,18 @@ def _outcome(args: argparse.Namespace) -> None:
         photos = [load_image(path) for path in list_images(args.photos)]
         outcome.poster(photos, next(iter(models.values()))).save(args.poster)
         print(args.poster)
+
+
+def _encoders(args: argparse.Namespace) -> None:
+    from dreambooth.toyworld import encoder_figures, encoders
+    from dreambooth.toyworld.evaluate import refresh_model_card
+
+    vae = encoders.load_vae(SHIPPED)
+    for name in () if args.measure_only else ENCODERS:
+        if args.only in (None, name):
+            encoders.train(name, args.minutes / len(ENCODERS), vae, args.work)
+            encoders.save(encoders.trained(name, args.work), args.out / name)
+    if args.only is None:
+        figures = encoder_figures.table(encoder_figures.measure(args.out, vae))
+        refresh_model_card(args.out / "README.md", figures)
+        print(figures)

@@ -87,12 +87,22 @@ def poster(photos: list[Image.Image], model: Model) -> Image.Image:
 
 
 def measure(model: Model, spec: world.Spec, judge: Judge, num_images: int = 24) -> Outcome:
-    """Judge `num_images` pictures of the subject over the unseen places, and as many of the class prompt."""
-    each = num_images // len(UNSEEN_PLACES)
-    places = [place for place in UNSEEN_PLACES for _ in range(each)]
-    subject = judge([image for row in draw_subject(model, each) for image in row])
-    class_BD = judge(draw(model, "a photo of a {class}", num_images)).embedding_BD
-    own_BD, others_BD = (judge(pictures).embedding_BD for pictures in references(spec))
+    """Draw and judge `num_images` pictures of the subject over the unseen places, and as many of the class prompt."""
+    rows = draw_subject(model, num_images // len(UNSEEN_PLACES))
+    class_pictures = draw(model, "a photo of a {class}", num_images)
+    return judged([image for row in rows for image in row], class_pictures, spec, judge)
+
+
+def places_of(num_images: int) -> list[str]:
+    """The place of each of `num_images` pictures in the order of `draw_subject`."""
+    return [place for place in UNSEEN_PLACES for _ in range(num_images // len(UNSEEN_PLACES))]
+
+
+def judged(pictures: list[Image.Image], class_pictures: list[Image.Image], spec: world.Spec, judge: Judge) -> Outcome:
+    """Judge pictures of the subject, in the order of `draw_subject`, and those of the class prompt."""
+    subject, places = judge(pictures), places_of(len(pictures))
+    class_BD = judge(class_pictures).embedding_BD
+    own_BD, others_BD = (judge(renderings).embedding_BD for renderings in references(spec))
     to_own, to_others = subject.embedding_BD @ own_BD.T, subject.embedding_BD @ others_BD.T
     return Outcome(
         subject_similarity=float(to_own.mean()),

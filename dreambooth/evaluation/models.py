@@ -1,0 +1,96 @@
+"""Which models are asked, what they have learned, and one way to sample them all.
+
+A row of the table is a MODEL as it was typed; `{name}` in it stands for the subject's name, so that one row can be
+a run a subject.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dreambooth.errors import UserError
+from dreambooth.evaluation.subjects import Subject
+from dreambooth.export import SubjectCard, read_card
+from dreambooth.pictures import Model, load_model
+
+NAME = "{name}"
+Cards = Mapping[str, SubjectCard | None]  # by model; None: a plain base
+# What a card says of its run's own sampling, and the option that goes over it.
+OPTIONS = {
+    "num_inference_steps": "--steps",
+    "guidance_scale": "--guidance-scale",
+    "scheduler": "--scheduler",
+    "resolution": "--size",
+}
+
+
+@dataclass
+class Loader:
+    """Loads one model at a time and keeps the last: asked twice in a row it loads once."""
+
+    config: str | None
+    device: str
+    dtype: str | None
+    _last: Model | None = None
+
+    def __call__(self, model: str) -> Model:
+        if self._last is None or self._last.name != model:
+            self._last = None  # its memory is free before the next one comes
+            self._last = load_model(model, self.config, self.device, self.dtype)
+        return self._last
+
+
+def model_of(row: str, subject: str) -> str:
+    return row.replace(NAME, subject)
+
+
+def read_cards(models: Iterable[str], load: Loader) -> dict[str, SubjectCard | None]:
+    """What each model has learned. Raises ModelError or UserError for one that is not there.
+
+    A whole folder is not loaded for this, so that a typo in the last of thirty is told in the first seconds.
+    """
+    models = list(dict.fromkeys(models))
+    for model in models:
+        if not _is_there(Path(model)):
+            load(model)  # a hub id, or it says what is wrong
+    return {model: read_card(Path(model)) or read_card(Path(model) / "model") for model in models}
+
+
+def _is_there(path: Path) -> bool:
+    return path.is_file() or any((path / part / "model_index.json").is_file() for part in (".", "model"))
+
+
+def class_noun_of(subject: Subject, cards: Cards) -> str:
+    """What the subject is, by its data set or else by the models' cards. Raises UserError where nothing says it."""
+    if subject.class_noun is not None:
+        return subject.class_noun
+    nouns = sorted({card.class_noun for card in cards.values() if card is not None})
+    if not nouns:
+        raise UserError(
+            f"{subject.name}: what is it? Neither its folder nor {', '.join(cards)} says its class: name --class-noun"
+        )
+    if len(nouns) > 1:
+        raise UserError(f"{subject.name}: the models call it {' and '.join(map(repr, nouns))}: name one --class-noun")
+    return nouns[0]
+
+
+def reference_card(cards: Cards, given: Sequence[str]) -> SubjectCard | None:
+    """A card whose steps, guidance, scheduler and resolution stand for all; None if no model has one.
+
+    given: the fields of OPTIONS that the user has set. Raises UserError where the models differ in another.
+    """
+    known = [card for card in cards.values() if card is not None]
+    for field, option in OPTIONS.items():
+        values = sorted({getattr(card, field) for card in known})
+        if len(values) > 1 and field not in given:
+            told = ", ".join(map(str, values))
+            raise UserError(f"{option}: the runs sampled with {told}; set one for all, or rows cannot be compared")
+    return known[0] if known else None
+
+
+def common_resolution(models: Iterable[str], load: Loader) -> int:
+    """The side of the pictures of plain bases, pixels. Raises UserError where they differ."""
+    sides = sorted({load(model).resolution for model in dict.fromkeys(models)})
+    if len(sides) > 1:
+        raise UserError(f"--size: the models make {' and '.join(map(str, sides))} pixels; set one size for all")
+    return sides[0]

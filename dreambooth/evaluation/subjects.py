@@ -1,0 +1,101 @@
+"""Whose pictures: one folder of photos, or a data set laid out as the DreamBooth paper's.
+
+That is a folder a subject, and beside them `prompts_and_classes.txt` as published (google/dreambooth), or a
+`prompts.yaml` with `classes: {dog6: dog}` and `live: [dog6]`.
+"""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dreambooth.errors import UserError
+from dreambooth.images import list_images
+
+PUBLISHED_LIST = "prompts_and_classes.txt"
+OWN_LIST = "prompts.yaml"
+# The published list does not say which 9 of its 30 subjects are live; it has just 9 of these classes.
+LIVE_CLASSES = ("cat", "dog")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A subject to evaluate on. class_noun, is_live: None where its folder does not tell."""
+
+    name: str
+    photos: tuple[Path, ...]
+    class_noun: str | None = None
+    is_live: bool | None = None
+
+
+def subject_of_folder(folder: Path, class_noun: str | None) -> Subject:
+    """One folder of photos. Raises UserError where there are none."""
+    return Subject(folder.resolve().name, tuple(list_images(folder)), class_noun)
+
+
+def subjects_of_dataset(folder: Path, names: Sequence[str] | None, class_noun: str | None) -> list[Subject]:
+    """The data set's subjects, those in `names` alone if given.
+
+    class_noun: goes over the data set's own; of one subject only. Raises UserError for what is not there.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--dataset: {folder} is no folder; name one that has a folder of pictures a subject")
+    known = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not known:
+        raise UserError(f"--dataset: {folder} has no folders; for a single folder of pictures there is --images")
+    _check_names(names or [], known, folder)
+    chosen = [name for name in known if names is None or name in names]
+    if class_noun is not None and len(chosen) > 1:
+        raise UserError(
+            f"--class-noun: {class_noun!r} for {len(chosen)} subjects at once; write {folder / OWN_LIST} with "
+            f"'classes: {{{chosen[0]}: {class_noun}}}', or name one of --subjects"
+        )
+    classes, live = _read_lists(folder)
+    found = [
+        Subject(name, tuple(list_images(folder / name)), classes.get(name), name in live if name in classes else None)
+        for name in chosen
+    ]
+    return found if class_noun is None else [replace(found[0], class_noun=class_noun)]
+
+
+def _check_names(names: Sequence[str], known: Sequence[str], folder: Path) -> None:
+    wrong = [name for name in names if name not in known]
+    if wrong:
+        near = difflib.get_close_matches(wrong[0], known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}"
+        raise UserError(f"--subjects: {folder} has no {', '.join(wrong)}; {hint}")
+
+
+def _read_lists(folder: Path) -> tuple[dict[str, str], set[str]]:
+    """Each subject's class, and the names of those that live; both empty where the data set has no list."""
+    if (folder / OWN_LIST).is_file():
+        return _read_own_list(folder / OWN_LIST)
+    if (folder / PUBLISHED_LIST).is_file():
+        classes = _read_published_list((folder / PUBLISHED_LIST).read_text(encoding="utf-8"))
+        return classes, {name for name, noun in classes.items() if noun in LIVE_CLASSES}
+    return {}, set()
+
+
+def _read_own_list(path: Path) -> tuple[dict[str, str], set[str]]:
+    try:
+        found: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
+    found = found if isinstance(found, dict) else {}
+    classes, live = found.get("classes"), found.get("live", [])
+    if not isinstance(classes, dict) or not isinstance(live, list):
+        raise UserError(f"{path}: expected 'classes: {{dog6: dog}}' and 'live: [dog6]'")
+    if unknown := [str(name) for name in live if name not in classes]:
+        raise UserError(f"{path}: live names {', '.join(unknown)}, of which classes says nothing")
+    return {str(name): str(noun) for name, noun in classes.items()}, {str(name) for name in live}
+
+
+def _read_published_list(text: str) -> dict[str, str]:
+    """The lines 'backpack_dog,backpack' below the head line 'subject_name,class', as far as an empty line."""
+    lines = [line.strip() for line in text.splitlines()]
+    first = lines.index("subject_name,class") + 1 if "subject_name,class" in lines else len(lines)
+    last = lines.index("", first) if "" in lines[first:] else len(lines)
+    return {name: noun for name, _, noun in (line.partition(",") for line in lines[first:last])}

@@ -1,0 +1,194 @@
+"""The result: a line per picture (scores.csv), and one table as Markdown, CSV and JSON, the paper's rows below ours."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dreambooth.evaluation import paper
+from dreambooth.evaluation.protocol import CLASS_PROMPT, Task, Way
+from dreambooth.evaluation.rows import ALL, OURS, PAPER, Row
+from dreambooth.evaluation.scoring import MEASURES, Scored
+from dreambooth.files import write_text
+from dreambooth.metrics.scores import Estimate
+
+TITLES = {
+    "dino": "DINO ↑",
+    "clip_i": "CLIP-I ↑",
+    "clip_t": "CLIP-T ↑",
+    "div": "DIV ↑",
+    "pres": "PRES ↓",
+    "class_div": "class DIV ↑",
+    "drift": "drift ↓",
+}
+MEANINGS = {
+    "dino": "mean cosine of a picture to the subject's photos; real images: among the photos",
+    "clip_i": "the same by CLIP",
+    "clip_t": "cosine of a picture to its prompt without the identifier",
+    "div": "mean distance among the pictures of one prompt with the subject",
+    "pres": "mean cosine of a picture of the class prompt to the subject's photos: what has leaked into the class",
+    "class_div": "mean distance among the pictures of the class prompt: whether the class has collapsed",
+    "drift": "1 - cosine of a picture of the class prompt to the base's of the same seed",
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a reader must know beside the numbers.
+
+    plain_bases: the models that have learned no subject. base: what drift is measured from.
+    """
+
+    rows: list[Row]
+    tasks: Sequence[Task]
+    way: Way
+    measured_by: dict[str, str]
+    plain_bases: Sequence[str]
+    base: str | None
+
+    @property
+    def measures(self) -> list[str]:
+        """Those that were measured; the paper's others are left out."""
+        return [name for name in MEASURES if any(name in row.estimates for row in self.rows if row.source == OURS)]
+
+
+def markdown(report: Report) -> str:
+    """The table with the paper's rows below a line that sets them apart, how it was made, and a table by subject."""
+    whole = ALL if len(report.tasks) > 1 else report.tasks[0].subject.name
+    ours = [row for row in report.rows if row.source == OURS and row.subject == whole]
+    papers = [row for row in report.rows if row.source == PAPER and set(row.estimates) & set(report.measures)]
+    lines = ["# Evaluation", "", _about(report), "", *_head("model", report.measures)]
+    lines += [_line(row.model, row, report.measures) for row in ours]
+    lines.append(f"| **{paper.MARK}** |" + " |" * len(report.measures))
+    lines += [_line(f"*paper:* {row.model}", row, report.measures) for row in papers]
+    lines += ["", f"Paper: {paper.SOURCE}. {paper.DATA}.", "", *_legend(report)]
+    if len(report.tasks) > 1:
+        each = [row for row in report.rows if row.source == OURS and row.subject != ALL]
+        lines += ["", "## By subject", "", *_head("subject: model", report.measures)]
+        lines += [_line(f"{row.subject}: {row.model}", row, report.measures) for row in each]
+    return "\n".join(lines) + "\n"
+
+
+def _about(report: Report) -> str:
+    way, settings, num = report.way, report.way.settings, len(report.tasks)
+    subjects = ", ".join(f"{task.subject.name} ({task.class_noun})" for task in report.tasks)
+    counts = sorted({len(task.prompts) for task in report.tasks})
+    of_class = f", and {way.num_class_images} of '{CLASS_PROMPT}'" if way.num_class_images else ""
+    over = "prompts (PRES and drift: pictures)" if counts[-1] > 1 else "pictures"
+    text = (
+        f"{num} subject{'s' if num > 1 else ''}: {subjects}. {' or '.join(map(str, counts))} prompts a subject, "
+        f"{way.num_images} images a prompt{of_class}. Sampled by {settings.scheduler}, "
+        f"{settings.num_inference_steps} steps, guidance {settings.guidance_scale:g}, "
+        f"{way.size[1]}x{way.size[0]} pixels, seed {way.seed}. "
+        f"±: half of the 95 % interval over {'subjects' if num > 1 else over}."
+    )
+    bases = ", ".join(report.plain_bases)
+    return text + (f" Without an identifier, as it has learned no subject: {bases}." if bases else "")
+
+
+def _legend(report: Report) -> list[str]:
+    lines = ["| measure | by | what it is |", "|---|---|---|"]
+    for measure in report.measures:
+        meaning = MEANINGS[measure] + (f" (base: {report.base})" if measure == "drift" else "")
+        lines.append(f"| {TITLES[measure]} | {_cell(_encoder(report, measure))} | {_cell(meaning)} |")
+    return lines
+
+
+def _encoder(report: Report, measure: str) -> str:
+    return report.measured_by["div" if measure == "class_div" else measure]
+
+
+def _head(first: str, measures: Sequence[str]) -> list[str]:
+    return [f"| {first} | " + " | ".join(TITLES[name] for name in measures) + " |", "|---" * (len(measures) + 1) + "|"]
+
+
+def _line(name: str, row: Row, measures: Sequence[str]) -> str:
+    cells = [str(row.estimates[measure]) if measure in row.estimates else "" for measure in measures]
+    cells = [cell.replace("-0.000", "0.000") for cell in cells]  # a cosine's rounding: the base's drift from itself
+    return f"| {_cell(name)} | " + " | ".join(cells) + " |"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def table_csv(report: Report) -> str:
+    """A line a row: mean, low and high end of the 95 % interval and the number of what it is over, a measure each."""
+    parts = ("", "_low", "_high", "_num")
+    head = ["source", "model", "subject", *(f"{name}{part}" for name in MEASURES for part in parts)]
+    lines = []
+    for row in report.rows:
+        cells: list[Any] = [row.source, row.model, row.subject]
+        for name in MEASURES:
+            cells += _numbers(row.estimates[name]) if name in row.estimates else [""] * len(parts)
+        lines.append(cells)
+    return _csv(head, lines)
+
+
+def _numbers(found: Estimate) -> list[Any]:
+    return [found.mean, *("" if math.isnan(end) else end for end in (found.low, found.high)), found.num or ""]
+
+
+def table_json(report: Report) -> str:
+    """The same with what a reader must know: how it was sampled, measured by what, where the paper's rows are from."""
+    settings = report.way.settings
+    content = {
+        "measured_by": {name: _encoder(report, name) for name in report.measures},
+        "subjects": {
+            task.subject.name: {"class_noun": task.class_noun, "prompts": list(task.prompts)} for task in report.tasks
+        },
+        "num_images": report.way.num_images,
+        "num_class_images": report.way.num_class_images,
+        "class_prompt": CLASS_PROMPT,
+        "sampled": {**vars(settings), "width": report.way.size[1], "height": report.way.size[0]},
+        "seed": report.way.seed,
+        "plain_bases": list(report.plain_bases),
+        "base": report.base,
+        "paper": {"source": paper.SOURCE, "data": paper.DATA, "note": paper.MARK},
+        "rows": [
+            {"source": row.source, "model": row.model, "subject": row.subject, "scores": _score_dicts(row)}
+            for row in report.rows
+        ],
+    }
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _score_dicts(row: Row) -> dict[str, dict[str, float | None]]:
+    keys = ("mean",) if row.source == PAPER else ("mean", "low", "high", "num")
+    return {name: {key: _or_null(getattr(found, key)) for key in keys} for name, found in row.estimates.items()}
+
+
+def _or_null(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def scores_csv(scored: Sequence[Scored], out: Path) -> str:
+    """A line a picture; empty where a measure does not apply."""
+    head = ["subject", "model", "prompt", "seed", *MEASURES, "file"]
+    return _csv(head, ([
+        one.shot.subject, one.shot.row, one.shot.prompt, one.shot.seed,
+        *(one.scores.get(name, "") for name in MEASURES), one.shot.path.relative_to(out).as_posix(),
+    ] for one in scored))  # fmt: skip
+
+
+def _csv(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([head, *lines])
+    return text.getvalue()
+
+
+def write(report: Report, scored: Sequence[Scored], out: Path) -> list[Path]:
+    """Write table.md, table.csv, table.json and scores.csv; returns where they are."""
+    texts = {
+        "table.md": markdown(report),
+        "table.csv": table_csv(report),
+        "table.json": table_json(report),
+        "scores.csv": scores_csv(scored, out),
+    }
+    for name, text in texts.items():
+        write_text(out / name, text)
+    return [out / name for name in texts]

@@ -1,0 +1,118 @@
+"""Pictures and texts as unit vectors, by the encoders that the field measures with, over transformers directly.
+
+DINO (Caron et al. 2021, arXiv 2104.14294) and DINOv2 (Oquab et al. 2023, arXiv 2304.07193) embed a picture by the
+class token of their last layer, CLIP (Radford et al. 2021, arXiv 2103.00020) pictures and texts in one space. All by
+hub id or local folder. Shapes: B pictures or texts, D embedding dimensions.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import transformers
+from PIL.Image import Image
+from safetensors import SafetensorError
+from torch import Tensor
+
+from dreambooth.errors import ModelError
+from dreambooth.images import center_square
+
+BATCH_SIZE = 32  # pictures or texts at a time
+
+
+class ImageEncoder:
+    """A vision transformer whose class token embeds a picture: DINO, DINOv2, ViT."""
+
+    def __init__(self, name: str, model: Any, processor: Any) -> None:
+        self.name = name
+        self.model = model.eval().requires_grad_(False)
+        self.processor = processor
+
+    @torch.no_grad()
+    def images(self, pictures: Sequence[Image]) -> Tensor:
+        """Embed RGB pictures, the largest centred square of each: float32 [B, D] of length 1, on the CPU.
+
+        The encoders' own preprocessing squashes (DINO) or crops (CLIP) what is not square; this makes them agree.
+        """
+        parts = []
+        for first in range(0, len(pictures), BATCH_SIZE):
+            squares = [center_square(picture) for picture in pictures[first : first + BATCH_SIZE]]
+            pixels_BCHW = self.processor(images=squares, return_tensors="pt")["pixel_values"].to(self.model.device)
+            parts.append(F.normalize(self._embed(pixels_BCHW).float(), dim=-1).cpu())
+        return torch.cat(parts)
+
+    def _embed(self, pixels_BCHW: Tensor) -> Tensor:
+        return self.model(pixel_values=pixels_BCHW).last_hidden_state[:, 0]
+
+
+class ClipEncoder(ImageEncoder):
+    """CLIP: pictures and texts whose cosine says how well they fit."""
+
+    def __init__(self, name: str, model: Any, processor: Any, tokenizer: Any) -> None:
+        super().__init__(name, model, processor)
+        self.tokenizer = tokenizer
+
+    @torch.no_grad()
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Embed texts: float32 [B, D] of length 1, on the CPU. What is longer than CLIP reads is cut off."""
+        parts = []
+        for first in range(0, len(texts), BATCH_SIZE):
+            batch = list(texts[first : first + BATCH_SIZE])
+            tokens = self.tokenizer(batch, padding="max_length", truncation=True, return_tensors="pt")
+            tokens = tokens.to(self.model.device)
+            pooled_BD = self.model.text_model(tokens.input_ids, tokens.attention_mask).pooler_output
+            parts.append(F.normalize(self.model.text_projection(pooled_BD).float(), dim=-1).cpu())
+        return torch.cat(parts)
+
+    def _embed(self, pixels_BCHW: Tensor) -> Tensor:
+        return self.model.visual_projection(self.model.vision_model(pixels_BCHW).pooler_output)
+
+
+def load_image_encoder(name: str, device: str = "cpu") -> ImageEncoder:
+    """Load DINO, DINOv2 or another vision transformer by hub id or local folder.
+
+    Raises ModelError where there is none, or where weights are missing.
+    """
+    model = _load_model(name, transformers.AutoModel).to(device)
+    if not hasattr(model.config, "patch_size") or hasattr(model, "visual_projection"):
+        raise ModelError(f"{name}: a {type(model).__name__} is no vision transformer; name a DINO, DINOv2 or ViT")
+    return ImageEncoder(name, model, _load(name, transformers.AutoImageProcessor))
+
+
+def load_clip(name: str, device: str = "cpu") -> ClipEncoder:
+    """Load a CLIP by hub id or local folder. Raises ModelError where there is none, or where weights are missing."""
+    model = _load_model(name, transformers.CLIPModel).to(device)
+    processor, tokenizer = _load(name, transformers.AutoImageProcessor), _load(name, transformers.CLIPTokenizer)
+    if len(tokenizer) != model.config.text_config.vocab_size:  # without its files a tokenizer of two tokens is made up
+        raise ModelError(
+            f"{name}: the tokenizer has {len(tokenizer)} tokens, the text encoder {model.config.text_config.vocab_size}"
+        )
+    return ClipEncoder(name, model, processor, tokenizer)
+
+
+def _load_model(name: str, model_class: Any) -> Any:
+    """In float32. A pooler is not used here, so it may be missing; nothing else may."""
+    model, info = _load(name, model_class, dtype=torch.float32, output_loading_info=True)
+    if not all(weights.isfinite().all() for weights in model.state_dict().values()):
+        raise ModelError(f"{name}: a {type(model).__name__} with weights that are not finite numbers")
+    missing = [key for key in info["missing_keys"] if not key.startswith("pooler.")]
+    if missing or info["mismatched_keys"]:
+        raise ModelError(f"{name}: not a whole {type(model).__name__}: no weights for {', '.join(missing[:3])} ...")
+    return model
+
+
+def _load(name: str, part_class: Any, **options: Any) -> Any:
+    """From the local cache where it is there: no network is asked for what has been asked for before."""
+    if not Path(name).is_dir():
+        try:
+            return part_class.from_pretrained(name, local_files_only=True, **options)
+        except (OSError, ValueError):
+            pass  # not in the cache
+    try:
+        return part_class.from_pretrained(name, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(
+            f"{name}: no encoder to measure with: neither a whole folder here nor to be had from the hub"
+        ) from error

@@ -1,0 +1,97 @@
+"""The record of a run's validations, `logs/scores.jsonl`: a line a validation, one number per picture and measure.
+
+What is the best step, and whether to go on, follows from this record alone; so a resumed run decides as an
+uninterrupted one does.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dreambooth.files import write_text
+from dreambooth.metrics import selection
+from dreambooth.metrics.selection import Anchors, Quality
+from dreambooth.metrics.subject import Scores
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One validation. Step 0, the untouched base, also holds what the rule measures between and by which encoders."""
+
+    step: int
+    loss: float
+    scores: Scores
+    quality: Quality | None = None
+    anchors: Anchors | None = None
+    measured_by: dict[str, str] | None = None
+
+    def figures(self) -> dict[str, float]:
+        """Means by log name: eval/dino ..., eval/quality, eval/loss."""
+        means = selection.means_of(self.scores)
+        if self.quality is not None:
+            means["quality"] = self.quality.value
+        return {f"eval/{name}": value for name, value in {**means, "loss": self.loss}.items()}
+
+
+class Journal:
+    """The entries of a run up to a step; what is added goes to the file at once.
+
+    The file is read back as far as it is whole: a line torn by a kill, and lines after `last_step`, are dropped.
+    """
+
+    def __init__(self, path: Path, last_step: int | None = None) -> None:
+        self.path = path
+        self.entries = [
+            entry for entry in map(_read, _whole_lines(path)) if last_step is None or entry.step <= last_step
+        ]
+
+    def add(self, entry: Entry) -> None:
+        """Add an entry; the file is replaced as a whole, so it is never torn."""
+        self.entries.append(entry)
+        write_text(self.path, "".join(_write(each) + "\n" for each in self.entries))
+
+    def has(self, step: int) -> bool:
+        return any(entry.step == step for entry in self.entries)
+
+    @property
+    def anchors(self) -> Anchors | None:
+        """What the rule measures between; None where the untouched base was not scored."""
+        return self.entries[0].anchors if self.entries else None
+
+    @property
+    def qualities(self) -> dict[int, float]:
+        """By step, where there is one."""
+        return {entry.step: entry.quality.value for entry in self.entries if entry.quality is not None}
+
+    @property
+    def best(self) -> Entry | None:
+        """The entry of the best step, by the rule of `selection`."""
+        step = selection.best(self.qualities)
+        return next((entry for entry in self.entries if entry.step == step), None)
+
+    def is_exhausted(self, patience: int) -> bool:
+        """Whether the last `patience` validations brought nothing better; 0: never."""
+        return selection.is_exhausted(self.qualities, patience)
+
+
+def _whole_lines(path: Path) -> list[str]:
+    if not path.is_file():
+        return []
+    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _write(entry: Entry) -> str:
+    fields = {name: value for name, value in asdict(entry).items() if value is not None}
+    if entry.quality is not None:
+        fields["quality"]["value"] = entry.quality.value
+    return json.dumps(fields)
+
+
+def _read(line: str) -> Entry:
+    fields: dict[str, Any] = json.loads(line)
+    if "quality" in fields:
+        fields["quality"] = Quality(**{name: fields["quality"][name] for name in ("fidelity", "obedience", "kept")})
+    if "anchors" in fields:
+        fields["anchors"] = Anchors(**fields["anchors"])
+    return Entry(**fields)

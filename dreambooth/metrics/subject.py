@@ -1,0 +1,117 @@
+"""The paper's measures applied to pictures of one subject: what validation, `evaluate` and the laboratory all use.
+
+Shapes: B pictures, N photos, D embedding dimensions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from PIL.Image import Image
+from torch import Tensor
+
+from dreambooth.errors import UserError
+from dreambooth.metrics import scores
+from dreambooth.metrics.encoders import ClipEncoder, ImageEncoder, load_clip, load_image_encoder
+from dreambooth.metrics.perceptual import Perceptual, load_lpips
+
+Scores = dict[str, list[float]]  # dino, clip_i, clip_t, pres, div, drift, drift_other -> one number per picture
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """What to measure with; at least one of the first two. Without `dino`, CLIP's picture side does its work.
+
+    lpips: measures DIV; None: the encoder's cosine distance.
+    """
+
+    dino: ImageEncoder | None = None
+    clip: ClipEncoder | None = None
+    lpips: Perceptual | None = None
+
+    @property
+    def main(self) -> ImageEncoder:
+        """What PRES, drift and (without LPIPS) DIV are measured with."""
+        encoder = self.dino or self.clip
+        assert encoder is not None, "no encoder"
+        return encoder
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Which measure is by which model, for tables and reports."""
+        dino, clip = (encoder.name if encoder is not None else None for encoder in (self.dino, self.clip))
+        div = "LPIPS" if self.lpips is not None else f"cosine distance, {self.main.name}"
+        by = {"dino": dino, "clip_i": clip, "clip_t": clip, "pres": self.main.name, "div": div, "drift": self.main.name}
+        by["drift_other"] = self.main.name
+        return {measure: name for measure, name in by.items() if name is not None}
+
+
+def load_encoders(dino: str | None, clip: str | None, device: str = "cpu", lpips: bool = False) -> Encoders:
+    """Load by hub id or folder; None leaves one out. Raises ModelError where one is not to be had, UserError for none.
+
+    lpips: measure DIV with it where it is installed.
+    """
+    if dino is None and clip is None:
+        raise UserError("no encoder to measure with: name a DINO or a CLIP")
+    return Encoders(
+        dino=None if dino is None else load_image_encoder(dino, device),
+        clip=None if clip is None else load_clip(clip, device),
+        lpips=load_lpips(device) if lpips else None,
+    )
+
+
+@dataclass
+class SubjectScorer:
+    """Scores pictures against the photos of one subject, which are embedded once."""
+
+    encoders: Encoders
+    photos: Sequence[Image]
+    _photos_ND: dict[str, Tensor] = field(default_factory=dict)
+
+    def subject(self, pictures: Sequence[Image], texts: Sequence[str]) -> Scores:
+        """Pictures of prompts with the subject: `dino`, `clip_i`, and `clip_t` against `texts`.
+
+        texts: a picture's prompt with the identifier taken out ("a photo of a dog on the beach"), as it means nothing
+        to CLIP.
+        """
+        found: Scores = {}
+        dino, clip = self.encoders.dino, self.encoders.clip
+        if dino is not None:
+            found["dino"] = self._similarity(dino, dino.images(pictures))
+        if clip is not None:
+            embedding_BD = clip.images(pictures)
+            found["clip_i"] = self._similarity(clip, embedding_BD)
+            found["clip_t"] = scores.prompt_similarity(embedding_BD, clip.texts(texts)).tolist()
+        return found
+
+    def of_class(self, pictures: Sequence[Image], base: Sequence[Image] | None = None) -> Scores:
+        """Pictures of one class prompt: `pres`, `div` (of two pictures and more), and `drift` against `base`.
+
+        base: the untouched base's pictures of the same prompt and seeds.
+        """
+        main = self.encoders.main
+        embedding_BD = main.images(pictures)
+        found = {"pres": self._similarity(main, embedding_BD)}
+        if len(pictures) > 1:
+            lpips = self.encoders.lpips
+            distance_BB = scores.cosine_distance(embedding_BD) if lpips is None else lpips.distance(pictures)
+            found["div"] = scores.diversity(distance_BB).tolist()
+        if base is not None:
+            found["drift"] = scores.drift(embedding_BD, main.images(base)).tolist()
+        return found
+
+    def of_other(self, pictures: Sequence[Image], base: Sequence[Image]) -> Scores:
+        """Pictures of prompts that name neither subject nor class: `drift_other` against the untouched base's."""
+        main = self.encoders.main
+        return {"drift_other": scores.drift(main.images(pictures), main.images(base)).tolist()}
+
+    def real(self) -> float:
+        """`dino` among the photos themselves: what perfect pictures would reach."""
+        return scores.self_similarity(self._photos(self.encoders.main))
+
+    def _similarity(self, encoder: ImageEncoder, embedding_BD: Tensor) -> list[float]:
+        return scores.similarity(embedding_BD, self._photos(encoder)).tolist()
+
+    def _photos(self, encoder: ImageEncoder) -> Tensor:
+        if encoder.name not in self._photos_ND:
+            self._photos_ND[encoder.name] = encoder.images(self.photos)
+        return self._photos_ND[encoder.name]

@@ -1,0 +1,288 @@
+"""From settings to the parts of a run: what `engine.train` puts together. Below this layer nothing sees the config."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dreambooth import sampling
+from dreambooth.config import Config, fill_prompt
+from dreambooth.data import EncodedPictures, LatentDataset, encode_pictures
+from dreambooth.errors import ModelError, UserError
+from dreambooth.export import SubjectCard
+from dreambooth.families import Family, frozen_copy
+from dreambooth.images import is_upscaled, list_images, load_image, to_images
+from dreambooth.metrics.encoders import load_clip, load_image_encoder
+from dreambooth.metrics.journal import Journal
+from dreambooth.metrics.subject import Encoders, SubjectScorer, load_encoders
+from dreambooth.metrics.validation import PictureRows, ValidationScorer, make_prompt
+from dreambooth.module import DreamBoothModule, Objective
+from dreambooth.optim import OptimSettings
+from dreambooth.prior import GeneratedPrior, PicturePrior, Predict, Prior, make_teacher, prior_fingerprint
+from dreambooth.randomness import Randomness
+from dreambooth.validation import Looks
+
+AUTO_ENCODERS = {"dino": "facebook/dino-vits16", "clip": "openai/clip-vit-base-patch32"}  # those of the paper
+NUM_FIXED_LOSSES = 20  # (noise, timestep) pairs of eval/loss: two in each tenth of the timesteps
+
+
+def pick_device(config: Config) -> torch.device:
+    """Raises UserError where the wished device, or the precision on it, is not there."""
+    has_cuda = torch.cuda.is_available()
+    if config.train.device == "cuda" and not has_cuda:
+        raise UserError("train.device: 'cuda' is wished, but torch sees no GPU; use cpu or auto")
+    device = torch.device("cuda" if has_cuda and config.train.device != "cpu" else "cpu")
+    if config.train.precision == "16-mixed" and device.type == "cpu":
+        raise UserError("train.precision: '16-mixed' needs a GPU; on a CPU use bf16-mixed or 32-true")
+    return device
+
+
+def check_texts(family: Family, config: Config) -> None:
+    """Raises UserError for a prompt that is too long; warns of an identifier that is not one token."""
+    with torch.no_grad():
+        family.condition([fill(config, text) for text in texts_of(config)])
+    if (num_tokens := family.num_tokens(config.subject.identifier)) != 1:
+        print(
+            f"warning: subject.identifier {config.subject.identifier!r} is {num_tokens} tokens to this tokenizer, each "
+            "with a meaning of its own; a rare word that is one token (sks, olis) is learned more cleanly",
+            file=sys.stderr,
+        )
+
+
+def tell_small_pictures(paths: list[Path], resolution: int) -> None:
+    """Enlarging a picture blurs it, and blur is learned with the subject: worth a word, but no reason to refuse."""
+    small = [path.name for path in paths if is_upscaled(load_image(path), resolution)]
+    if small:
+        print(f"warning: smaller than data.resolution ({resolution}), so enlarged: {', '.join(small)}", file=sys.stderr)
+
+
+def texts_of(config: Config) -> list[str]:
+    return [config.subject.prompt, config.subject.class_prompt, *config.validate.prompts]
+
+
+def fill(config: Config, template: str) -> str:
+    return fill_prompt(template, config.subject.identifier, config.subject.class_noun)
+
+
+def encode(family: Family, paths: list[Path], config: Config, randomness: Randomness) -> EncodedPictures:
+    data = config.data
+    family.latent_shape(data.resolution, data.resolution)  # raises UserError for a resolution that does not fit
+    return encode_pictures(
+        paths,
+        family.encode_images,
+        resolution=data.resolution,
+        num_crops=data.num_crops if data.crop == "random" else 1,
+        flip=data.flip,
+        randomness=randomness,
+    )
+
+
+# -------------------------------------------------------------------------------- the class prior
+
+
+def make_prior(
+    family: Family, subject: EncodedPictures, folder: Path, config: Config, randomness: Randomness, base: str
+) -> tuple[Prior | None, Predict | None]:
+    """Where class latents come from (None: no prior), and the teacher of their targets (None: the true noise).
+
+    folder: for class latents that are made here. base: fingerprint of the base model.
+    """
+    prior = config.prior
+    if prior.source == "none":
+        return None, None
+    if prior.source == "folder":
+        pictures = encode(family, list_images(str(prior.folder)), config, randomness)
+        return PicturePrior(LatentDataset(pictures, randomness, "prior")), None
+    if prior.source != "teacher":
+        return make_generated_prior(family, None, folder, config, randomness, base), None
+    frozen = frozen_copy(family, compute_dtype(config))
+    teacher = make_teacher(frozen, fill(config, config.subject.class_prompt))
+    if prior.teacher_latents == "subject":
+        return PicturePrior(LatentDataset(subject, randomness, "prior")), teacher
+    return make_generated_prior(family, frozen, folder, config, randomness, base), teacher
+
+
+def make_generated_prior(
+    family: Family, frozen: Family | None, folder: Path, config: Config, randomness: Randomness, base: str
+) -> GeneratedPrior:
+    """A prior that the frozen base makes while training runs; with prior.source=ahead, now.
+
+    frozen: a copy of the base, if there is one already.
+    """
+    prior, prompt = config.prior, fill(config, config.subject.class_prompt)
+    settings = prior_sampler(config)
+    shape = family.latent_shape(config.data.resolution, config.data.resolution)
+    dtype = compute_dtype(config)
+    name = prior_fingerprint(
+        base=base, prompt=prompt, sampler=str(settings), shape=shape, seed=config.run.seed, dtype=str(dtype),
+        num_images=prior.num_images, block_size=prior.batch_size,
+    )  # fmt: skip
+    made = GeneratedPrior(None, prior.num_images, prior.batch_size, folder / name)
+    if made.is_complete:
+        return made
+    sampled_with = frozen or frozen_copy(family, dtype)
+
+    def make(indices: list[int]) -> Tensor:
+        start = sampling.start_from(randomness, "class picture", indices, shape)
+        with torch.autocast(pick_device(config).type, enabled=False):  # called within a training step
+            return sampling.sample_latents(sampled_with, [prompt] * len(indices), start, settings)
+
+    streamed = GeneratedPrior(make, prior.num_images, prior.batch_size, folder / name)
+    if prior.source == "ahead":
+        streamed.make_all(lambda block, of: print(f"class pictures: {block}/{of} batches", file=sys.stderr))
+    return streamed
+
+
+def prior_sampler(config: Config) -> sampling.SamplerSettings:
+    """Raises UserError for an unknown scheduler."""
+    prior = config.prior
+    return sampling.SamplerSettings(prior.num_inference_steps, prior.guidance_scale, prior.scheduler)
+
+
+def validation_sampler(config: Config) -> sampling.SamplerSettings:
+    """Raises UserError for an unknown scheduler."""
+    validate = config.validate
+    return sampling.SamplerSettings(validate.num_inference_steps, validate.guidance_scale, validate.scheduler)
+
+
+def make_objective(config: Config) -> Objective:
+    return Objective(
+        fill(config, config.subject.prompt), fill(config, config.subject.class_prompt), config.prior.weight
+    )
+
+
+def optim_settings(config: Config) -> OptimSettings:
+    optim = config.optim
+    return OptimSettings(
+        lr=optim.lr,
+        text_encoder_lr=optim.lr if optim.text_encoder_lr is None else optim.text_encoder_lr,
+        schedule=optim.schedule,
+        warmup_steps=optim.warmup_steps,
+        max_steps=config.train.max_steps,
+        weight_decay=optim.weight_decay,
+        betas=(optim.beta1, optim.beta2),
+    )
+
+
+def apply_memory_settings(family: Family, config: Config) -> None:
+    denoiser: Any = family.denoiser
+    if config.train.gradient_checkpointing:
+        denoiser.enable_gradient_checkpointing()
+        for text_encoder in family.text_encoders:
+            if text_encoder.training:
+                checkpoint_activations(text_encoder)
+    if config.train.compile:
+        denoiser.compile()
+
+
+def checkpoint_activations(text_encoder: Any) -> None:
+    """transformers renamed the method within its version 5."""
+    if hasattr(text_encoder, "activation_checkpointing_enable"):
+        text_encoder.activation_checkpointing_enable()
+    else:
+        text_encoder.gradient_checkpointing_enable()
+
+
+def compute_dtype(config: Config) -> torch.dtype:
+    """Of networks that do not train."""
+    return {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}[config.train.precision]
+
+
+# -------------------------------------------------------------------------------- validation
+
+
+def unseen_pictures(family: Family, config: Config, randomness: Randomness) -> EncodedPictures | None:
+    """The pictures of validate.images, which are not trained on; None where there are none."""
+    if config.validate.images is None:
+        return None
+    return encode(family, list_images(config.validate.images), config, randomness)
+
+
+def make_scorer(config: Config, journal: Journal, photos: list[Path]) -> ValidationScorer | None:
+    """What scores the validations' pictures; None for a run without validations, or with nothing to measure with."""
+    if not config.validate.every_steps or (encoders := find_encoders(config, journal)) is None:
+        return None
+    prompts = [make_prompt(template, config.subject.class_noun) for template in config.validate.prompts]
+    return ValidationScorer(SubjectScorer(encoders, [load_image(path) for path in photos]), prompts)
+
+
+def find_encoders(config: Config, journal: Journal) -> Encoders | None:
+    """Those that validate.dino and validate.clip name; a run that goes on measures with what it began with.
+
+    Raises ModelError for one that is named and not to be had; what `auto` cannot find is told and left out.
+    """
+    validate, device = config.validate, str(pick_device(config))
+    names = {"dino": validate.dino, "clip": validate.clip}
+    if journal.entries:
+        measured_by = journal.entries[0].measured_by or {}
+        names = {"dino": measured_by.get("dino"), "clip": measured_by.get("clip_t")}
+    names = {part: _auto_encoder(part) if name == "auto" else name for part, name in names.items()}
+    if names["dino"] is None and names["clip"] is None:
+        return None
+    return load_encoders(names["dino"], names["clip"], device, lpips=True)
+
+
+def _auto_encoder(part: str) -> str | None:
+    """The usual encoder, if it can be loaded."""
+    name = AUTO_ENCODERS[part]
+    try:
+        load_image_encoder(name) if part == "dino" else load_clip(name)
+    except ModelError as error:
+        print(f"note: no scores by validate.{part}: {error}; null says that none are wanted", file=sys.stderr)
+        return None
+    return name
+
+
+def make_looks(
+    family: Family, module: DreamBoothModule, subject: EncodedPictures, score: ValidationScorer | None, config: Config
+) -> Looks:
+    """What a validation looks at. subject: the training pictures, or those of validate.images."""
+    means_PCHW = subject.mean_PVCHW[:, 0]
+    latents_BCHW = means_PCHW[torch.arange(NUM_FIXED_LOSSES) % len(means_PCHW)]
+
+    def loss() -> float:
+        with inference(family, config):
+            return module.fixed_loss(latents_BCHW)
+
+    return Looks(lambda: validation_pictures(family, config), loss, score)
+
+
+def validation_pictures(family: Family, config: Config) -> PictureRows:
+    """A row a prompt, a column a seed: always the same noise, so two validations can be compared by eye."""
+    validate, settings = config.validate, validation_sampler(config)
+    prompts = [fill(config, prompt) for prompt in validate.prompts for _ in range(validate.num_images)]
+    seeds = list(range(validate.num_images)) * len(validate.prompts)
+    size = (config.data.resolution, config.data.resolution)
+    with inference(family, config):
+        batches = sampling.sample_pixels(family, prompts, seeds, size, settings, config.prior.batch_size)
+        pictures = [picture for pixels_BCHW in batches for picture in to_images(pixels_BCHW)]
+    return [pictures[first : first + validate.num_images] for first in range(0, len(pictures), validate.num_images)]
+
+
+@contextlib.contextmanager
+def inference(family: Family, config: Config) -> Iterator[None]:
+    """Evaluation mode, no gradients, and the training's number format."""
+    dtype = compute_dtype(config)
+    autocast = torch.autocast(pick_device(config).type, dtype, enabled=dtype != torch.float32)
+    with sampling.evaluation_mode(family), torch.no_grad(), autocast:
+        yield
+
+
+def subject_card(config: Config, step: int, last_step: int) -> SubjectCard:
+    subject = config.subject
+    return SubjectCard(
+        identifier=subject.identifier,
+        class_noun=subject.class_noun,
+        prompt=subject.prompt,
+        class_prompt=subject.class_prompt,
+        resolution=config.data.resolution,
+        num_inference_steps=config.validate.num_inference_steps,
+        guidance_scale=config.validate.guidance_scale,
+        step=step,
+        scheduler=config.validate.scheduler,
+        last_step=last_step,
+    )

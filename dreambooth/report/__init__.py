@@ -1,0 +1,24 @@
+"""The report of a run: `report.html`, one file with its pictures, scores, settings and costs, to open anywhere.
+
+`content` reads the run folder, with `records` for its logs and `samples` for its grids; `words`, `tables` and `curves`
+say what is to be read in them; `plots` draws; `page` lays out `template.html`.
+"""
+
+from pathlib import Path
+
+
+def build(run_folder: Path) -> Path:
+    """Write <run_folder>/report.html, as a whole or not at all, and return its path.
+
+    What the run does not have (scores, photos, a model) is said in its place. Raises UserError for a folder that is no
+    run, and for logs that cannot be read.
+    """
+    from dreambooth.files import write_text
+    from dreambooth.report import (
+        content,
+        page,
+    )  # here: `report --help` imports this package and must load nothing heavy
+
+    path = run_folder / "report.html"
+    write_text(path, page.render(content.read(run_folder)))
+    return path

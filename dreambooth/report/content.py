@@ -1,0 +1,135 @@
+"""What a run's folder says, as plain data for the page. What a run does not have is empty here."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from PIL.Image import Image
+
+from dreambooth.config import PROVENANCE, Config, fill_prompt, load_config, subject_phrase
+from dreambooth.errors import UserError
+from dreambooth.export import read_card
+from dreambooth.images import list_images, load_image
+from dreambooth.metrics.journal import Journal
+from dreambooth.metrics.validation import make_prompt
+from dreambooth.report import curves, gallery, records, tables, words
+from dreambooth.report.samples import Samples
+
+
+@dataclass(frozen=True)
+class Content:
+    """Everything that the page shows; the page decides nothing."""
+
+    name: str
+    subject: str
+    config: Config
+    verdict: words.Verdict
+    best_step: int | None
+    last_step: int
+    model_step: int | None  # of the weights in model/; None: no model yet
+    photos: Sequence[Image]
+    why_no_photos: str
+    comparisons: Sequence[gallery.Comparison]
+    film_prompt: str
+    film: Sequence[gallery.Frame]
+    strange_grids: Sequence[str]
+    panels: Sequence[curves.Panel]
+    scores: tables.ScoreTable
+    spread: float | None  # mean distance between two of the base's class pictures, measured as drift is
+    deciles: curves.Panel | None
+    changed_settings: Sequence[tables.Setting]
+    default_settings: Sequence[tables.Setting]
+    versions: Mapping[str, str]
+    sessions: Sequence[records.Session]
+    command: str
+
+
+def read(folder: Path) -> Content:
+    """Raises UserError for a folder that is no run, and for files in it that cannot be read."""
+    config = _read_config(folder)
+    journal = records.read_journal(folder / "logs" / "scores.jsonl")
+    metrics = records.read_metrics(folder / "logs" / "metrics.csv")
+    samples = _samples(folder, config)
+    last_step = _last_step(journal, metrics, samples)
+    best_step = journal.best.step if journal.best is not None else None
+    prompts = [_shown(config, template) for template in config.validate.prompts]
+    film_prompt, film = gallery.film(samples, prompts, journal)
+    photos, why_no_photos = _photos(config)
+    changed, default = tables.settings(config)
+    card = read_card(folder / "model")
+    return Content(
+        name=config.run.name,
+        subject=subject_phrase(config.subject.identifier, config.subject.class_noun),
+        config=config,
+        verdict=words.verdict(journal, last_step),
+        best_step=best_step,
+        last_step=last_step,
+        model_step=card.step if card is not None else None,
+        photos=photos,
+        why_no_photos=why_no_photos,
+        comparisons=gallery.comparisons(samples, prompts, _compared(best_step, samples), journal),
+        film_prompt=film_prompt,
+        film=film,
+        strange_grids=samples.strange(),
+        panels=curves.panels(journal, metrics),
+        scores=tables.score_table(journal),
+        spread=_spread(journal),
+        deciles=curves.decile_panel(metrics),
+        changed_settings=changed,
+        default_settings=default,
+        versions=_versions(folder),
+        sessions=records.read_sessions(folder / "logs" / "sessions.jsonl"),
+        command=f'python sample.py {shlex.quote(folder.as_posix())} "a photo of {{subject}} on the beach"',
+    )
+
+
+def _read_config(folder: Path) -> Config:
+    if not (folder / "config.yaml").is_file():
+        why = "it has no config.yaml" if folder.is_dir() else "there is no such folder"
+        raise UserError(f"{folder}: no run: {why}. Name a run folder, e.g. checkpoints/my-dog")
+    return load_config(folder / "config.yaml")
+
+
+def _versions(folder: Path) -> dict[str, str]:
+    """What the run wrote beside its settings; older runs may lack it."""
+    raw = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    return {str(name): str(value) for name, value in (raw.get(PROVENANCE) or {}).items()}
+
+
+def _samples(folder: Path, config: Config) -> Samples:
+    validate = config.validate
+    return Samples(folder / "samples", len(validate.prompts), validate.num_images, config.data.resolution)
+
+
+def _shown(config: Config, template: str) -> gallery.ShownPrompt:
+    subject = config.subject
+    kind = make_prompt(template, subject.class_noun).kind
+    return gallery.ShownPrompt(fill_prompt(template, subject.identifier, subject.class_noun), kind)
+
+
+def _last_step(journal: Journal, metrics: Mapping[str, records.Series], samples: Samples) -> int:
+    """How far the run was trained, by any of its traces."""
+    of_metrics = (int(series.steps[-1]) for series in metrics.values() if len(series.steps))
+    return max([0, *(entry.step for entry in journal.entries), *of_metrics, *samples.steps()])
+
+
+def _compared(best_step: int | None, samples: Samples) -> list[int]:
+    """The base, the best step, and the last one with pictures."""
+    return [0, *([best_step] if best_step is not None else []), *samples.steps()[-1:]]
+
+
+def _photos(config: Config) -> tuple[list[Image], str]:
+    """The subject's photos, or why they cannot be shown."""
+    try:
+        return [load_image(path) for path in list_images(config.subject.images)], ""
+    except UserError:
+        return [], f"The photos are no longer in {config.subject.images}, or cannot be read."
+
+
+def _spread(journal: Journal) -> float | None:
+    """DIV of the base, where it is the same distance that drift is measured in (and not LPIPS)."""
+    if journal.anchors is None or "cosine" not in (journal.entries[0].measured_by or {}).get("div", ""):
+        return None
+    return journal.anchors.div

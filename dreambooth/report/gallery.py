@@ -1,0 +1,95 @@
+"""Which of a run's pictures the report shows, with which figures: before and after, and one prompt over the steps."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from PIL.Image import Image
+
+from dreambooth.metrics.journal import Entry, Journal
+from dreambooth.metrics.scores import estimate
+from dreambooth.report.samples import Samples
+from dreambooth.report.tables import MEASURES
+
+Kind = Literal["subject", "class", "other"]
+# What is told beside the pictures of a prompt of each kind.
+FIGURES: dict[Kind, tuple[str, ...]] = {
+    "subject": ("dino", "clip_i", "clip_t"),
+    "class": ("drift", "pres"),
+    "other": ("drift_other",),
+}
+
+
+@dataclass(frozen=True)
+class ShownPrompt:
+    """A validation prompt as it was sampled, and what its pictures are measured for."""
+
+    text: str
+    kind: Kind
+
+
+@dataclass(frozen=True)
+class Strip:
+    """The pictures of one prompt at one step, a picture a seed, and what they measure."""
+
+    step: int
+    pictures: Sequence[Image]
+    figures: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One prompt at a few steps, at the same seeds."""
+
+    prompt: ShownPrompt
+    strips: Sequence[Strip]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture of the filmstrip."""
+
+    step: int
+    picture: Image
+    quality: float | None
+
+
+def comparisons(
+    samples: Samples, prompts: Sequence[ShownPrompt], steps: Sequence[int], journal: Journal
+) -> list[Comparison]:
+    """Every prompt at those of `steps` that have a grid."""
+    there = set(samples.steps())
+    rows = {step: samples.rows(step) for step in dict.fromkeys(steps) if step in there}
+    entries = {entry.step: entry for entry in journal.entries}
+    return [
+        Comparison(
+            prompt,
+            [
+                Strip(step, pictures[number], _figures(entries.get(step), prompts, number, samples.num_images))
+                for step, pictures in rows.items()
+            ],
+        )
+        for number, prompt in enumerate(prompts)
+    ]
+
+
+def _figures(entry: Entry | None, prompts: Sequence[ShownPrompt], number: int, num_images: int) -> list[str]:
+    """Measures of prompt `number` alone: an entry has those of all prompts of a kind, one after the other."""
+    kind = prompts[number].kind
+    first = num_images * [prompt.kind for prompt in prompts[:number]].count(kind)
+    scores = entry.scores if entry is not None else {}
+    return [
+        f"{MEASURES[name].title} {estimate(own)}"
+        for name in FIGURES[kind]
+        if (own := scores.get(name, [])[first : first + num_images])
+    ]
+
+
+def film(samples: Samples, prompts: Sequence[ShownPrompt], journal: Journal) -> tuple[str, list[Frame]]:
+    """The first prompt of the subject with its first seed at every step that has a grid; nothing without such a one."""
+    number = next((number for number, prompt in enumerate(prompts) if prompt.kind == "subject"), None)
+    if number is None:
+        return "", []
+    qualities = journal.qualities
+    frames = [Frame(step, samples.rows(step)[number][0], qualities.get(step)) for step in samples.steps()]
+    return prompts[number].text, frames

@@ -1,0 +1,76 @@
+"""The logs of a run: metrics.csv as columns, sessions.jsonl as one record a process, scores.jsonl as its journal."""
+
+import csv
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from dreambooth.errors import UserError
+from dreambooth.metrics.journal import Journal
+
+
+@dataclass(frozen=True)
+class Series:
+    """One column of metrics.csv, where it has numbers."""
+
+    steps: np.ndarray = field(default_factory=lambda: np.empty(0))
+    values: np.ndarray = field(default_factory=lambda: np.empty(0))
+
+
+@dataclass(frozen=True)
+class Session:
+    """One process that trained: when it began, from which step to which, and what it took."""
+
+    started: str  # ISO 8601
+    first_step: int
+    last_step: int
+    seconds: float
+    peak_memory_mib: float
+    device: str
+    validation_seconds: float = 0.0  # of these seconds
+
+    @property
+    def steps_per_second(self) -> float:
+        """While it trained, so without validation."""
+        training = self.seconds - self.validation_seconds
+        return (self.last_step - self.first_step) / training if training > 0 else 0.0
+
+
+def read_journal(path: Path) -> Journal:
+    """Empty where there is none. Raises UserError for a file that is no journal."""
+    try:
+        return Journal(path)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: a line cannot be read ({error}); mend it or move the file away") from error
+
+
+def read_metrics(path: Path) -> dict[str, Series]:
+    """Columns by name, without `step`; a last line torn by a kill does not count. Raises UserError for other damage."""
+    if not path.is_file():
+        return {}
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    rows = list(csv.DictReader(line for line in lines if line.endswith("\n")))
+    try:
+        return {name: _column(rows, name) for name in (rows[0] if rows else ()) if name != "step"}
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: a line cannot be read ({error}); mend it or move the file away") from error
+
+
+def _column(rows: list[dict[str, str]], name: str) -> Series:
+    filled = [row for row in rows if row[name]]
+    return Series(np.array([int(row["step"]) for row in filled]), np.array([float(row[name]) for row in filled]))
+
+
+def read_sessions(path: Path) -> list[Session]:
+    """In the order that they trained; none where the run has no such file. Raises UserError for a damaged one."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    names = Session.__dataclass_fields__
+    try:
+        records = [json.loads(line) for line in lines if line.endswith("\n")]
+        return [Session(**{name: record[name] for name in names if name in record}) for record in records]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: a line cannot be read ({error!r}); mend it or move the file away") from error

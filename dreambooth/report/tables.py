@@ -1,0 +1,148 @@
+"""What a run came to and was told, as rows of text: scores at a few steps, settings, versions, sessions."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dreambooth.config import Config, config_fields, to_dict
+from dreambooth.metrics.journal import Entry, Journal
+from dreambooth.metrics.scores import estimate
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a score is called, what it means, and which way is better."""
+
+    title: str
+    meaning: str
+    better: str  # ↑ or ↓
+
+
+MEASURES = {
+    "dino": Measure("DINO", "subject prompts: likeness to the photos", "↑"),
+    "clip_i": Measure("CLIP-I", "subject prompts: likeness to the photos", "↑"),
+    "clip_t": Measure("CLIP-T", "subject prompts: agreement with the prompt", "↑"),
+    "pres": Measure("PRES", "class prompts: likeness to the photos, that is what leaked", "↓"),
+    "div": Measure("DIV", "class prompts: distance between pictures", "↑"),
+    "drift": Measure("Drift", "class prompts: distance to the base's pictures", "↓"),
+    "drift_other": Measure("Other drift", "other prompts: distance to the base's pictures", "↓"),
+}
+FACTORS = {
+    "value": ("Quality", "fidelity × obedience × kept"),
+    "fidelity": ("Fidelity", "is it the subject, or just another of its class?"),
+    "obedience": ("Obedience", "does it follow the prompt as the base did?"),
+    "kept": ("Kept", "has the class stayed what it was?"),
+}
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """A measure at the steps of the table, as texts; None where it was not measured."""
+
+    measure: Measure
+    cells: Sequence["Cell | None"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A mean, and half of its 95 % interval (empty where there is none)."""
+
+    mean: str
+    half: str = ""
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """Measures at a few steps. encoders: which measures each has made; photos: likeness among the photos."""
+
+    steps: Sequence[int]
+    rows: Sequence[ScoreRow]
+    encoders: Mapping[str, Sequence[str]]
+    photos: str
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A key of the config with its value, and the default it stands in for."""
+
+    key: str
+    value: str
+    default: str
+
+
+def score_table(journal: Journal) -> ScoreTable:
+    """Quality and its factors, every measure with its 95 % interval, and the loss: at base, best and last step."""
+    entries = _told(journal)
+    rows = [*_quality_rows(entries), *_measure_rows(entries), *_loss_rows(entries)]
+    return ScoreTable([entry.step for entry in entries], rows, _encoders(journal), _among_photos(journal))
+
+
+def _told(journal: Journal) -> list[Entry]:
+    """The base, the best and the last, each once."""
+    chosen = [*journal.entries[:1], *([journal.best] if journal.best is not None else []), *journal.entries[-1:]]
+    return list({entry.step: entry for entry in chosen}.values())
+
+
+def _quality_rows(entries: Sequence[Entry]) -> Iterator[ScoreRow]:
+    if any(entry.quality is not None for entry in entries):
+        for name, (title, meaning) in FACTORS.items():
+            qualities = [entry.quality for entry in entries]
+            cells = [Cell(f"{getattr(each, name):.2f}") if each is not None else None for each in qualities]
+            yield ScoreRow(Measure(title, meaning, "↑"), cells)
+
+
+def _measure_rows(entries: Sequence[Entry]) -> Iterator[ScoreRow]:
+    for name, measure in MEASURES.items():
+        if any(entry.scores.get(name) for entry in entries):
+            yield ScoreRow(measure, [_cell(entry.scores.get(name)) for entry in entries])
+
+
+def _cell(numbers: Sequence[float] | None) -> Cell | None:
+    if not numbers:
+        return None
+    mean, _, half = str(estimate(numbers)).partition(" ± ")
+    return Cell(mean, half)
+
+
+def _loss_rows(entries: Sequence[Entry]) -> Iterator[ScoreRow]:
+    if entries:
+        measure = Measure("Loss", "of the subject, at noise and timesteps that are always the same", "↓")
+        yield ScoreRow(measure, [Cell(f"{entry.loss:.4f}") for entry in entries])
+
+
+def _among_photos(journal: Journal) -> str:
+    """DINO 0.710: what the photos reach among themselves, by the measure that fidelity goes by."""
+    if journal.anchors is None:
+        return ""
+    name = "dino" if "dino" in (journal.entries[0].measured_by or {}) else "clip_i"
+    return f"{MEASURES[name].title} {journal.anchors.real:.3f}"
+
+
+def _encoders(journal: Journal) -> dict[str, list[str]]:
+    """The titles of the measures by the name of what has made them."""
+    measured_by = (journal.entries[0].measured_by or {}) if journal.entries else {}
+    by_encoder: dict[str, list[str]] = {}
+    for name, encoder in measured_by.items():
+        by_encoder.setdefault(encoder, []).append(MEASURES[name].title if name in MEASURES else name)
+    return by_encoder
+
+
+def settings(config: Config) -> tuple[list[Setting], list[Setting]]:
+    """Those that differ from the defaults, and the others."""
+    values, defaults = to_dict(config), to_dict(Config())
+    changed: list[Setting] = []
+    kept: list[Setting] = []
+    for key in config_fields():
+        section, name = key.split(".")
+        value, default = values[section][name], defaults[section][name]
+        (kept if value == default else changed).append(Setting(key, _shown(value), _shown(default)))
+    return changed, kept
+
+
+def _shown(value: Any) -> str:
+    """As one would write it in YAML; `???` is what OmegaConf calls required."""
+    if value == "???":
+        return "required"
+    if isinstance(value, list):
+        return ", ".join(f'"{item}"' for item in value)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,53 @@
+"""What is measured of a cell: the name of each figure and what a reader is told of it."""
+
+from __future__ import annotations
+
+FIGURES: dict[str, str] = {
+    "fidelity_way": "fidelity way",
+    "place_right": "place right",
+    "div_share": "DIV / DIV of the base",
+    "pres_way": "PRES way",
+    "leak_way": "PRES way from the base's own",
+    "dino": "DINO",
+    "clip_i": "CLIP-I",
+    "clip_t": "CLIP-T",
+    "pres": "PRES",
+    "div": "DIV",
+    "drift": "drift of the class prompt",
+    "base_pres": "PRES of the base",
+    "base_div": "DIV of the base",
+    "base_pres_way": "PRES way of the base itself",
+    "other": "DINO of others of the class",
+    "real": "DINO of unseen real pictures",
+    "class_right": "class right",
+    "main_right": "main colour right",
+    "second_right": "second colour right",
+    "pattern_right": "pattern right",
+    "true_similarity": "judge: similarity to the subject",
+    "true_other_similarity": "judge: similarity to others",
+    "nearer_to_subject": "judge: nearer to the subject than to any other",
+    "true_leak": "judge: similarity of the class prompt to the subject",
+    "true_diversity": "judge: diversity of the class prompt",
+    "true_base_diversity": "judge: diversity of the base",
+    "kept_step": "step that was kept",
+    "seconds_training": "CPU seconds of training",
+    "seconds_prior": "CPU seconds of class pictures",
+    "seconds_drawing": "CPU seconds of drawing",
+}
+# What the issue wishes of the defaults: (figure, whether more is better, threshold).
+GOALS = {
+    "fidelity_way": (True, 0.80),
+    "place_right": (True, 0.85),
+    "div_share": (True, 0.90),
+    "pres_way": (False, 0.10),
+}
+
+
+def way(value: float, start: float, end: float) -> float:
+    """How far from `start` to `end` a value is: 0 at the start, 1 at the end. Not cut off, unlike `selection.way`."""
+    return (value - start) / (end - start)
+
+
+def format_figure(name: str, value: float) -> str:
+    """With the digits that mean something."""
+    return f"{value:.0f}" if name.startswith(("seconds", "kept")) else f"{value:.3f}"

@@ -1,0 +1,168 @@
+"""Looking at a run while it trains: a grid, its scores, the best weights, and when to stop. It changes no weight.
+
+A validation happens after the state of its step has been saved, and its line in the journal is written last; so one
+that a kill left undone is done again, to the same numbers, when the run goes on from that state.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytorch_lightning as pl
+from PIL import Image
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+from tqdm import tqdm
+
+from dreambooth.callbacks import MetricsFile, StepCallback
+from dreambooth.checkpointing import AtomicCheckpointIO
+from dreambooth.files import atomic_file
+from dreambooth.images import cells, grid
+from dreambooth.metrics import selection
+from dreambooth.metrics.journal import Entry, Journal
+from dreambooth.metrics.validation import PictureRows, ValidationScorer
+from dreambooth.module import DreamBoothModule
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What a validation looks at, always from the same noise.
+
+    sample: pictures with the live weights, a row a prompt. loss: of the live weights at fixed noise and timesteps.
+    score: None where nothing to measure with is at hand.
+    """
+
+    sample: Callable[[], PictureRows]
+    loss: Callable[[], float]
+    score: ValidationScorer | None
+
+
+class Validate(StepCallback):
+    """Validates at step 0 (the untouched base) and every so many steps.
+
+    best: where the best weights go; None keeps none. patience: validations without a better one before the run ends.
+    """
+
+    def __init__(
+        self,
+        looks: Looks,
+        every_steps: int,
+        samples: Path,
+        journal: Journal,
+        metrics: MetricsFile,
+        best: Path | None,
+        patience: int,
+    ) -> None:
+        self.looks = looks
+        self.every_steps = every_steps
+        self.samples = samples
+        self.journal = journal
+        self.metrics = metrics
+        self.best = best
+        self.patience = patience
+        self.seconds = 0.0  # that validations have taken in this process
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._catch_up(trainer, pl_module)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._catch_up(trainer, pl_module)  # the last one: a run that goes on from its last step starts no training
+
+    def _catch_up(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Do what is due at this step and not in the journal; of what is, only the restored sums are emptied."""
+        assert isinstance(module, DreamBoothModule)
+        step = trainer.global_step
+        if step % self.every_steps or trainer.should_stop:
+            return
+        if self.journal.has(step):
+            module.take_deciles()
+        else:
+            self._validate(trainer, module, step)
+
+    def on_step_end(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
+        if step % self.every_steps == 0 and not trainer.should_stop:
+            self._validate(trainer, module, step)
+            stop = trainer.is_global_zero and self.journal.is_exhausted(self.patience)
+            if stop:
+                tqdm.write(f"no better for {self.patience} validation(s): ending (validate.patience)", file=sys.stderr)
+            trainer.should_stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+
+    def _validate(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
+        if not trainer.is_global_zero:
+            return
+        started = time.monotonic()
+        rows = self.looks.sample()
+        sheet = self._write_grid(rows, step)
+        entry = self._measure(rows, step)
+        figures = {**entry.figures(), **module.take_deciles()}
+        self.metrics.write(step, figures)
+        for logger in trainer.loggers:
+            logger.log_metrics(figures, step=step)
+            log_picture(logger, sheet, step)
+        self._keep(module, entry)
+        self.journal.add(entry)
+        self.seconds += time.monotonic() - started
+        tell(entry, self.journal)
+        module.last_scores = "".join(f", {name[5:]} {value:.2f}" for name, value in entry.figures().items())
+
+    def _write_grid(self, rows: PictureRows, step: int) -> Image.Image:
+        sheet = grid([picture for row in rows for picture in row], columns=len(rows[0]))
+        with atomic_file(self._grid_path(step)) as file:
+            sheet.save(file, format="PNG")
+        return sheet
+
+    def _grid_path(self, step: int) -> Path:
+        return self.samples / f"step-{step:06d}.png"
+
+    def _measure(self, rows: PictureRows, step: int) -> Entry:
+        score, loss = self.looks.score, self.looks.loss()
+        if score is None:
+            return Entry(step, loss, {})
+        if step == 0:
+            anchors, scores = score.anchors(rows), score(rows)
+            quality = selection.quality(selection.means_of(scores), anchors) if anchors is not None else None
+            return Entry(step, loss, scores, quality, anchors, score.subject.encoders.names)
+        scores, anchors = score(rows, self._base_rows(rows)), self.journal.anchors
+        quality = selection.quality(selection.means_of(scores), anchors) if anchors is not None else None
+        return Entry(step, loss, scores, quality)
+
+    def _base_rows(self, rows: PictureRows) -> PictureRows | None:
+        """The untouched base's pictures, cut out of the lossless grid of step 0."""
+        if not self._grid_path(0).is_file():
+            return None
+        with Image.open(self._grid_path(0)) as sheet:
+            pictures = cells(sheet, rows[0][0].width)
+        columns = len(rows[0])
+        return [pictures[first : first + columns] for first in range(0, len(pictures), columns)]
+
+    def _keep(self, module: DreamBoothModule, entry: Entry) -> None:
+        """Save the weights if no validation before had a better step."""
+        before = max(self.journal.qualities.values(), default=0.0)
+        if self.best is not None and entry.quality is not None and entry.quality.value > before:
+            weights = {"global_step": entry.step, "state_dict": module.trained.state_dict()}
+            AtomicCheckpointIO().save_checkpoint(weights, self.best)
+
+
+def restore_best(module: DreamBoothModule, path: Path) -> int:
+    """Put the best weights back; returns their step. Raises UserError for a damaged file."""
+    weights = AtomicCheckpointIO().load_checkpoint(path)
+    module.trained.load_state_dict(weights["state_dict"])
+    return int(weights["global_step"])
+
+
+def tell(entry: Entry, journal: Journal) -> None:
+    """Print a line: the scores, and whether this is the best step so far."""
+    means = [f"{name.removeprefix('eval/')} {value:.3f}" for name, value in entry.figures().items()]
+    best = journal.best
+    note = "" if best is None else " (best)" if best.step == entry.step else f" (best at step {best.step})"
+    tqdm.write(f"validation at step {entry.step}: {', '.join(means)}{note}", file=sys.stderr)
+
+
+def log_picture(logger: object, sheet: Image.Image, step: int) -> None:
+    """Show a grid in the loggers that can show one."""
+    if isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_image("eval/samples", np.asarray(sheet), step, dataformats="HWC")
+    elif isinstance(logger, WandbLogger):
+        logger.log_image("eval/samples", [sheet], step=step)

@@ -1,0 +1,425 @@
+"""The report of a run: what it reads, that it stands alone, and that a browser shows it."""
+
+import csv
+import html
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from dreambooth.cli import main
+from dreambooth.config import load_config
+from dreambooth.engine import train
+from dreambooth.errors import UserError
+from dreambooth.images import grid
+from dreambooth.metrics.journal import Entry, Journal
+from dreambooth.metrics.selection import Anchors, Quality
+from dreambooth.report import build, content, curves, plots
+from dreambooth.report.records import Series
+
+SIDE = 16  # pixels
+NUM_IMAGES = 2
+STEPS = (0, 10, 20, 30)
+PROMPTS = (
+    "a photo of a tree",
+    "{subject} on a hill",
+    "a {class}",
+    "{subject} at sea",
+    "a <script>alert(1)</script> & \"'",
+)
+QUALITY = {
+    0: Quality(0.0, 1.0, 1.0),
+    10: Quality(0.5, 1.0, 1.0),
+    20: Quality(0.8, 0.9, 0.9),
+    30: Quality(0.9, 0.5, 0.6),
+}
+ENCODERS = {"dino": "vit", "clip_t": "clip", "pres": "vit", "div": "cosine distance, vit", "drift": "vit"}
+
+
+def colour(step: int, prompt: int, seed: int) -> tuple[int, int, int]:
+    return step, 40 * prompt + 20, 100 * seed
+
+
+def write_samples(run: Path, side: int = SIDE) -> None:
+    (run / "samples").mkdir(parents=True)
+    for step in STEPS:
+        pictures = [
+            Image.new("RGB", (side, side), colour(step, prompt, seed))
+            for prompt in range(len(PROMPTS))
+            for seed in range(NUM_IMAGES)
+        ]
+        grid(pictures, columns=NUM_IMAGES).save(run / "samples" / f"step-{step:06d}.png")
+
+
+def write_journal(run: Path) -> None:
+    """Numbers that name their place: 0.0 and 0.1 are of the first prompt of its kind, 0.2 and 0.3 of the second."""
+    journal = Journal(run / "logs" / "scores.jsonl")
+    for step in STEPS:
+        scores = {"dino": [0.0, 0.1, 0.2, 0.3], "clip_t": [0.3] * 4, "pres": [0.1, 0.2], "div": [0.4, 0.4]}
+        if step:
+            scores |= {"drift": [0.05, 0.15], "drift_other": [0.0, 0.1, 0.2, 0.3]}
+        of_base = (Anchors(0.7, 0.2, 0.4), ENCODERS) if step == 0 else (None, None)
+        journal.add(Entry(step, 0.2 - step / 1000, scores, QUALITY[step], *of_base))
+
+
+def write_logs(run: Path) -> None:
+    with open(run / "logs" / "metrics.csv", "w") as file:
+        columns = ["step", "train/loss_instance", "train/loss_prior", *(f"train/loss_t{i}" for i in range(10))]
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        for step in range(1, 31):
+            row = {"step": step, "train/loss_instance": 1 / step, "train/loss_prior": 0.5}
+            deciles = {f"train/loss_t{i}": 1 / (i + step) for i in range(10)} if step % 10 == 0 else {}
+            writer.writerow(row | deciles)
+        file.write("31,0.")  # torn by a kill
+    session = {"started": "2026-01-02T03:04:05+00:00", "first_step": 0, "last_step": 30, "seconds": 75.0}
+    session |= {"validation_seconds": 15, "peak_memory_mib": 2048, "device": "cpu"}
+    (run / "logs" / "sessions.jsonl").write_text(json.dumps(session) + "\n")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
+    """A finished run of 30 steps whose best is 20, with its report; every picture has a colour of its own."""
+    folder = tmp_path_factory.mktemp("runs") / "my-robot"
+    write_samples(folder)
+    (folder / "logs").mkdir()
+    write_journal(folder)
+    write_logs(folder)
+    write_config(folder, pictures)
+    card = {"identifier": "sks", "class_noun": "robot", "prompt": "a photo of {subject}"}
+    card |= {"class_prompt": "a {class}", "resolution": SIDE, "num_inference_steps": 2, "guidance_scale": 1, "step": 20}
+    (folder / "model").mkdir()
+    (folder / "model" / "dreambooth.json").write_text(json.dumps(card | {"last_step": 30}))
+    build(folder)
+    return folder
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the same to change, without a report."""
+    return shutil.copytree(finished, tmp_path / "my-robot", ignore=shutil.ignore_patterns("report.html"))
+
+
+@pytest.fixture(scope="module")
+def page(finished: Path) -> str:
+    return (finished / "report.html").read_text()
+
+
+def write_config(folder: Path, pictures: Path) -> None:
+    settings = {
+        "run": {"name": folder.name},
+        "model": {"base": "some/base"},
+        "subject": {"images": str(pictures), "class_noun": "robot"},
+        "data": {"resolution": SIDE},
+        "train": {"max_steps": 30},
+        "validate": {"prompts": list(PROMPTS), "num_images": NUM_IMAGES, "every_steps": 10},
+        "provenance": {"torch": "2.13.0"},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+
+
+def seen_in(page: str) -> str:
+    """What a reader sees: no tags, no style, white space as one blank."""
+    page = re.sub(r"<style>.*?</style>|</?(b|code|small|span|strong)\b[^>]*>", "", page, flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", page)).split())
+
+
+# what is read
+
+
+def test_the_best_step_is_told_with_what_it_does_better_than_the_last(finished, page):
+    found = content.read(finished)
+    assert (found.best_step, found.last_step, found.model_step) == (20, 30, 20)
+    assert found.verdict.headline == "Step 20 of 30 is the best"
+    assert found.verdict.reason == (
+        "its quality is 0.65, against 0.27 at the last step, "
+        "which is nearer to the subject but follows prompts worse and kept less of the class."
+    )
+    assert "0.65 0.80 0.90 0.90" in seen_in(page), "the quality and its three factors"
+
+
+def test_every_picture_stands_at_its_prompt_step_and_seed(finished):
+    for number, comparison in enumerate(content.read(finished).comparisons):
+        assert comparison.prompt.text == PROMPTS[number].replace("{subject}", "sks robot").replace("{class}", "robot")
+        assert [strip.step for strip in comparison.strips] == [0, 20, 30], "the base, the best and the last"
+        for strip in comparison.strips:
+            seen = [picture.getpixel((SIDE // 2, 0)) for picture in strip.pictures]
+            assert seen == [colour(strip.step, number, seed) for seed in range(NUM_IMAGES)]
+
+
+def test_the_film_shows_the_first_subject_prompt_at_every_step(finished):
+    found = content.read(finished)
+    assert found.film_prompt == "sks robot on a hill"
+    assert [frame.step for frame in found.film] == list(STEPS)
+    assert [frame.picture.getpixel((0, 0)) for frame in found.film] == [colour(step, 1, 0) for step in STEPS]
+
+
+def test_figures_beside_a_prompt_are_of_that_prompt_alone(finished):
+    after = {each.prompt.text: each.strips[1].figures for each in content.read(finished).comparisons}
+    assert after["sks robot on a hill"][0].startswith("DINO 0.050")
+    assert after["sks robot at sea"][0].startswith("DINO 0.250")
+    assert [figure[:11] for figure in after["a robot"]] == ["Drift 0.100", "PRES 0.150 "]
+    assert after["a photo of a tree"][0].startswith("Other drift 0.050")
+    assert after[PROMPTS[4]][0].startswith("Other drift 0.250")
+
+
+def test_scores_are_told_with_their_interval_their_direction_and_their_encoder(page):
+    text = seen_in(page)
+    assert "DINO ↑ subject prompts: likeness to the photos 0.150 ± 0.205" in text
+    assert "PRES ↓" in text
+    assert "Drift ↓ class prompts: distance to the base's pictures – 0.100" in text, "the base has no drift"
+    assert "DINO, PRES, Drift by vit; CLIP-T by clip; DIV by cosine distance, vit" in text
+
+
+def test_settings_versions_time_and_the_command_to_sample_are_told(finished, page):
+    text = seen_in(page)
+    for expected in (
+        "train.max_steps 30 1000",
+        "torch 2.13.0",
+        "1 min 15 s in 1 session, at most 2.0 GiB",
+        "15.0 s 0.50 2.0 GiB cpu",
+    ):
+        assert expected in text
+    assert f'python sample.py {finished} "a photo of {{subject}} on the beach"' in text
+
+
+def test_a_smoothed_curve_keeps_the_mean_and_every_step_counts_once():
+    steps = np.arange(1, 2001)
+    values = np.random.default_rng(0).random(2000)
+    (panel,) = curves.panels(Journal(Path("none")), {"train/loss_instance": Series(steps, values)})
+    assert len(panel.curves[0].x) <= curves.NUM_BINS
+    bin_steps = panel.curves[0].x[1] - panel.curves[0].x[0]
+    weights = np.bincount((steps - 1) // int(bin_steps))
+    assert np.average(panel.curves[0].y, weights=weights) == pytest.approx(values.mean())
+
+
+# what is not there
+
+
+def remove_logs(run: Path) -> None:
+    shutil.rmtree(run / "logs")
+
+
+def remove_samples(run: Path) -> None:
+    shutil.rmtree(run / "samples")
+
+
+def remove_base_grid(run: Path) -> None:
+    (run / "samples" / "step-000000.png").unlink()
+
+
+def change_a_grid(run: Path) -> None:
+    Image.new("RGB", (50, 50)).save(run / "samples" / "step-000010.png")
+
+
+def remove_model(run: Path) -> None:
+    shutil.rmtree(run / "model")
+
+
+def leave_scores_out(run: Path) -> None:
+    lines = [json.dumps({"step": step, "loss": 0.1, "scores": {}}) + "\n" for step in STEPS]
+    (run / "logs" / "scores.jsonl").write_text("".join(lines))
+
+
+def make_useless(run: Path) -> None:
+    (run / "logs" / "scores.jsonl").unlink()
+    journal = Journal(run / "logs" / "scores.jsonl")
+    for step in STEPS:
+        journal.add(Entry(step, 0.1, {"dino": [0.1, 0.1]}, Quality(0, 1, 1)))
+
+
+def stop_at_the_base(run: Path) -> None:
+    for path in [*run.glob("samples/step-0000[1-9]0.png"), run / "logs" / "metrics.csv"]:
+        path.unlink()
+    journal = run / "logs" / "scores.jsonl"
+    journal.write_text(journal.read_text().splitlines(keepends=True)[0])
+
+
+def change_config(run: Path, section: str, **values: object) -> None:
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    settings[section] |= values
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+
+
+def move_photos(run: Path) -> None:
+    change_config(run, "subject", images="no/such/folder")
+
+
+def name_no_subject(run: Path) -> None:
+    change_config(run, "validate", prompts=["a tree"] * len(PROMPTS))
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentences"),
+    [
+        (
+            remove_logs,
+            ["Not scored: the run had", "No figures were logged.", "not log its time and memory"],
+        ),
+        (leave_scores_out, ["Not scored: the run had nothing to measure its pictures with", "Loss ↓"]),
+        (make_useless, ["No step is better than the base: the quality at step 30 is 0.00."]),
+        (stop_at_the_base, ["No best step: it takes two validations", "DINO ↑"]),
+        (remove_samples, ["No sample grids of these prompts", "No pictures of class or unrelated prompts"]),
+        (remove_base_grid, ["step 20, best"]),
+        (change_a_grid, ["Left out, as they are no grids of these prompts: step-000010.png."]),
+        (remove_model, ["There is no model yet"]),
+        (move_photos, ["The photos are no longer in no/such/folder, or cannot be read."]),
+        (name_no_subject, ["No prompt of the run names the subject."]),
+    ],
+)
+def test_what_a_run_lacks_is_said_in_its_place(run, damage: Callable[[Path], None], sentences):
+    damage(run)
+    text = seen_in(build(run).read_text())
+    assert [sentence for sentence in sentences if sentence not in text] == []
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path):
+    for folder, why in ((tmp_path, "it has no config.yaml"), (tmp_path / "none", "there is no such folder")):
+        with pytest.raises(UserError, match=rf"{re.escape(str(folder))}: no run: {why}"):
+            build(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "line"), [("scores.jsonl", "{}"), ("sessions.jsonl", "[1"), ("metrics.csv", "step,a\nx,1")]
+)
+def test_a_damaged_log_is_named(run, name, line):
+    (run / "logs" / name).write_text(line + "\n")
+    with pytest.raises(UserError, match=f"{name}: a line cannot be read"):
+        build(run)
+    assert not (run / "report.html").exists()
+
+
+# the file
+
+
+def test_the_page_stands_alone(page):
+    assert page.startswith("<!DOCTYPE html>")
+    sources = re.findall(r"""(?:src|href)\s*=\s*["']([^"']*)""", page)
+    assert len(sources) > 30
+    assert all(source.startswith(("data:image/", "#")) for source in sources), "something is fetched from elsewhere"
+    assert not re.search(r"url\((?!#)|@import|https?://", page)
+    assert "<script" not in page
+    assert "default-src 'none'" in page, "the page itself forbids what it does not need"
+
+
+def test_a_prompt_is_text_and_never_markup(page):
+    assert "a &lt;script&gt;alert(1)&lt;/script&gt; &amp; &#34;&#39;" in page
+    assert PROMPTS[4] in seen_in(page)
+
+
+def test_ids_are_unique_and_references_lead_to_them(page):
+    page = re.sub(r"data:image[^\"]*", "", page)
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    references = set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', page))
+    assert {first or second for first, second in references} <= set(ids)
+    assert references, "plots clip their curves and reuse their markers"
+
+
+def test_plots_take_every_colour_from_the_page(finished):
+    for panel in content.read(finished).panels:
+        drawn = plots.svg(panel, "name", last_step=30, best_step=20)
+        assert set(re.findall(r"#[0-9a-f]{6}\b", drawn)) == set(), "a colour that does not know dark from light"
+        assert "var(--best)" in drawn, f"{panel.title} does not mark the best step"
+
+
+def test_the_command_writes_the_same_bytes_again(finished, page, capsys):
+    assert main(["report", str(finished)]) == 0
+    assert capsys.readouterr().out.strip() == str(finished / "report.html")
+    assert (finished / "report.html").read_text() == page
+
+
+def test_the_command_answers_a_wrong_folder_in_one_line(tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}: no run")
+
+
+def test_large_pictures_are_embedded_smaller_and_small_ones_as_they_are(run, page, tmp_path):
+    rng = np.random.default_rng(0)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    noise_HWC = rng.integers(256, size=(600, 800, 3), dtype=np.uint8)
+    Image.fromarray(noise_HWC).save(photos / "large.png")
+    change_config(run, "subject", images=str(photos))
+    large = build(run).read_text()
+    assert 'width="384" height="288"' in large
+    assert len(large) - len(page) < 400_000, "800 x 600 pixels of noise, the worst there is"
+    assert 'width="16" height="16" class="toy"' in page
+
+
+def test_a_run_without_scores_has_a_report(config_file):
+    config = load_config(config_file)
+    assert train(config) == 0
+    text = seen_in(build(Path(config.run.dir) / config.run.name).read_text())
+    assert "Not scored" in text
+    assert "step 8, last" in text
+    assert "Training loss" in text
+
+
+# in a browser
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PROBE = """
+<script>
+addEventListener("load", () => {
+  const all = selector => [...document.querySelectorAll(selector)];
+  parent.postMessage({
+    width: innerWidth,
+    overflow: document.documentElement.scrollWidth - innerWidth,
+    pictures: all("img").length,
+    broken: all("img").filter(image => !image.complete || image.naturalWidth === 0).length,
+    unnamed: all("img").filter(image => !image.alt).length,
+    plots: all("svg").length,
+    flat: all("svg").filter(svg => svg.getBoundingClientRect().height < 100).length,
+  }, "*");
+});
+</script>
+"""
+# Windows narrower than 500 pixels are widened, frames are not.
+FRAMES = """
+<body data-found="[]">
+<script>
+addEventListener("message", event => {
+  document.body.dataset.found = JSON.stringify([...JSON.parse(document.body.dataset.found), event.data]);
+});
+</script>
+<iframe src="probed.html" width="360" height="800"></iframe>
+<iframe src="probed.html" width="1200" height="800"></iframe>
+"""
+
+
+def chromium(url: str, profile: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    assert CHROMIUM is not None
+    quiet = ("disable-gpu", "no-first-run", "disable-background-networking", "disable-component-update", "disable-sync")
+    options = ["--headless", "--no-sandbox", *(f"--{option}" for option in quiet), f"--user-data-dir={profile}"]
+    logging = ["--enable-logging=stderr", "--virtual-time-budget=5000"]
+    return subprocess.run([CHROMIUM, *options, *logging, *arguments, url], capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on this machine")
+def test_a_browser_shows_the_whole_page_on_a_phone_and_on_a_desk(finished, page, tmp_path):
+    shot = tmp_path / "shot.png"
+    url = (finished / "report.html").as_uri()
+    opened = chromium(url, tmp_path / "profile", f"--screenshot={shot}", "--window-size=1200,800")
+    assert "CONSOLE" not in opened.stderr, opened.stderr
+    assert len(Image.open(shot).convert("RGB").getcolors(2**24)) > 50, "the page is blank"
+
+    # A copy that may run the probe; the page itself forbids scripts.
+    text = re.sub(r"<meta http-equiv=.Content-Security-Policy.[^>]*>", "", page)
+    (tmp_path / "probed.html").write_text(text + PROBE)
+    (tmp_path / "frames.html").write_text(FRAMES)
+    probed = chromium((tmp_path / "frames.html").as_uri(), tmp_path / "profile", "--dump-dom")
+    found = json.loads(html.unescape(re.search('data-found="([^"]*)"', probed.stdout)[1]))
+    assert sorted(each.pop("width") for each in found) == [360, 1200]
+    num_pictures = text.count("<img")
+    for each in found:
+        assert each.pop("plots") >= 7
+        assert each.pop("overflow") <= 0, "the page has to be scrolled sideways"
+        assert each == {"pictures": num_pictures, "broken": 0, "unnamed": 0, "flat": 0}

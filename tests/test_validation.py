@@ -1,0 +1,180 @@
+"""Validation while training: it scores, keeps the best step, ends what no longer helps, and goes on exactly.
+
+On the embedded base and its encoders: the very code that runs Stable Diffusion, DINO and CLIP.
+"""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from dreambooth.config import Config, load_config
+from dreambooth.engine import RunFolder, train
+from dreambooth.errors import ModelError, UserError
+from dreambooth.metrics.journal import Journal
+
+ROOT = Path(__file__).parent.parent
+ENCODERS = ROOT / "checkpoints" / "toyworld-encoders"
+
+
+def quick_demo(runs: Path, base: Path, *overrides: str) -> Config:
+    """The demo without its prior, at a rate at which it learns the robot, and forgets all else, in some 20 steps."""
+    return load_config(
+        ROOT / "configs" / "toyworld.yaml",
+        [
+            f"run.dir={runs}",
+            f"model.base={base}",
+            f"subject.images={ROOT / 'data' / 'robot'}",
+            f"validate.dino={ENCODERS / 'vit'}",
+            f"validate.clip={ENCODERS / 'clip'}",
+            "log.tensorboard=false",
+            "prior.source=none",
+            "optim.lr=1e-3",
+            "optim.schedule=constant",
+            "train.batch_size=2",
+            "train.max_steps=24",
+            "validate.every_steps=6",
+            "validate.num_images=2",
+            "validate.num_inference_steps=4",
+            'validate.prompts=["a photo of {subject} on the moon", "a photo of a {class}", "a photo of a fish"]',
+            *overrides,
+        ],
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, shipped_base: Path) -> RunFolder:
+    """A run of 24 steps with 5 validations, left in peace; no test changes it."""
+    config = quick_demo(tmp_path_factory.mktemp("runs"), shipped_base, "run.name=whole")
+    assert train(config) == 0
+    return RunFolder(config)
+
+
+def exported(run: RunFolder) -> dict[str, torch.Tensor]:
+    return UNet2DConditionModel.from_pretrained(run.model, subfolder="unet").state_dict()
+
+
+def card(run: RunFolder) -> dict[str, int]:
+    return json.loads((run.model / "dreambooth.json").read_text())
+
+
+def test_every_validation_has_one_number_a_picture_and_its_means_in_metrics_csv(finished: RunFolder) -> None:
+    entries = Journal(finished.scores).entries
+    assert [entry.step for entry in entries] == [0, 6, 12, 18, 24]
+    counts = {name: len(numbers) for name, numbers in entries[-1].scores.items()}
+    assert counts == {"dino": 2, "clip_i": 2, "clip_t": 2, "pres": 2, "div": 2, "drift": 2, "drift_other": 2}
+    with open(finished.metrics) as file:
+        lines = {int(line["step"]): line for line in csv.DictReader(file)}
+    assert list(lines) == list(range(25))
+    for entry in entries:
+        for name, mean in entry.figures().items():
+            assert float(lines[entry.step][name]) == mean, (entry.step, name)
+    assert lines[5]["eval/dino"] == lines[0]["train/loss"] == ""
+
+
+def test_the_training_loss_per_timestep_decile_is_that_of_the_steps_since_the_last_validation(
+    finished: RunFolder,
+) -> None:
+    with open(finished.metrics) as file:
+        lines = list(csv.DictReader(file))
+    losses = [float(lines[step]["train/loss"]) for step in range(7, 13)]
+    deciles = [float(value) for i in range(10) if (value := lines[12][f"train/loss_t{i}"])]
+    assert min(deciles) <= sum(losses) / len(losses) <= max(deciles)
+    assert not any(lines[11][f"train/loss_t{i}"] for i in range(10))
+
+
+def test_the_model_has_the_weights_of_the_best_step(finished: RunFolder) -> None:
+    best = Journal(finished.scores).best
+    assert best is not None
+    assert (card(finished)["step"], card(finished)["last_step"]) == (best.step, 24)
+    kept = torch.load(finished.best, weights_only=True)
+    assert kept["global_step"] == best.step
+    for name, value in exported(finished).items():
+        assert torch.equal(value, kept["state_dict"][f"denoiser.{name}"]), name
+
+
+def test_the_model_has_the_last_weights_where_that_is_wished(
+    finished: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "whole"
+    shutil.copytree(finished.path, copy)
+    shutil.rmtree(copy / "model")
+    config = load_config(copy / "config.yaml", [f"run.dir={tmp_path}", "validate.keep_best=false"])
+    assert train(config) == 0
+    run = RunFolder(config)
+    last = torch.load(run.state, weights_only=True)["state_dict"]
+    for name, value in exported(run).items():
+        assert torch.equal(value, last[f"trained.denoiser.{name}"]), name
+    assert card(run)["step"] == 24
+    assert "best step" not in capsys.readouterr().out
+
+
+def test_a_run_that_was_killed_while_it_validated_comes_to_the_same_scores_and_best_step(
+    finished: RunFolder, tmp_path: Path, shipped_base: Path
+) -> None:
+    """As a kill leaves it: the state of step 12 saved, its grid drawn, nothing of it in the journal yet."""
+    config = quick_demo(tmp_path, shipped_base, "run.name=whole", "train.max_steps=12", "train.save_every_steps=6")
+    assert train(config) == 0
+    run = RunFolder(config)
+    run.scores.write_text("".join(run.scores.read_text().splitlines(keepends=True)[:-1]))
+    shutil.rmtree(run.model)
+    assert train(quick_demo(tmp_path, shipped_base, "run.name=whole")) == 0
+    assert run.scores.read_text() == finished.scores.read_text()
+    assert run.metrics.read_text() == finished.metrics.read_text()
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    assert (run.model / weights).read_bytes() == (finished.model / weights).read_bytes()
+
+
+def test_a_run_that_no_longer_gets_better_ends_and_goes_on_only_with_more_patience(
+    tmp_path: Path, shipped_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At this rate the class is soon forgotten, so a best step is followed by worse ones."""
+    config = quick_demo(tmp_path, shipped_base, "train.max_steps=400", "validate.patience=1")
+    assert train(config) == 0
+    run = RunFolder(config)
+    last = Journal(run.scores).entries[-1].step
+    assert card(run)["step"] == last - 6
+    assert card(run)["last_step"] == last < 400
+    assert "no better for 1 validation" in capsys.readouterr().err
+    assert train(config) == 0
+    assert f"finished at step {last}" in capsys.readouterr().out
+    more = quick_demo(tmp_path, shipped_base, f"train.max_steps={last + 6}", "validate.patience=0")
+    assert train(more) == 0
+    assert card(run)["last_step"] == last + 6
+
+
+def test_what_is_measured_may_not_change_within_a_run(finished: RunFolder) -> None:
+    longer = ["train.max_steps=30", f"run.dir={finished.path.parent}"]
+    with pytest.raises(UserError, match=r"validate\.num_images: 2 -> 3"):
+        train(load_config(finished.config, [*longer, "validate.num_images=3"]))
+
+
+@pytest.mark.parametrize(("key", "folder"), [("dino", "nowhere"), ("clip", "vit")])
+def test_an_encoder_that_is_not_one_is_told_before_anything_is_written(
+    tmp_path: Path, shipped_base: Path, key: str, folder: str
+) -> None:
+    config = quick_demo(tmp_path, shipped_base, f"validate.{key}={ENCODERS / folder}")
+    with pytest.raises(ModelError, match=folder):
+        train(config)
+    assert not RunFolder(config).path.exists()
+
+
+def test_without_encoders_there_are_grids_and_losses_and_the_last_step_is_kept(config: Config) -> None:
+    assert train(config) == 0
+    entries = Journal(RunFolder(config).scores).entries
+    assert [(entry.step, entry.scores) for entry in entries] == [(0, {}), (4, {}), (8, {})]
+    assert card(RunFolder(config))["step"] == 8
+
+
+def test_automatic_encoders_that_cannot_be_had_are_told_and_left_out(
+    config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = ["train.max_steps=1", "optim.warmup_steps=0", "validate.dino=auto", "validate.clip=auto"]
+    assert train(load_config(config_file, short)) == 0
+    told = capsys.readouterr().err
+    assert "no scores by validate.dino: facebook/dino-vits16" in told
+    assert "no scores by validate.clip: openai/clip-vit-base-patch32" in told
