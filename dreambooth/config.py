@@ -354,7 +354,7 @@ def _problem(key: str, value: Any) -> str | None:
         value = _number(value)
     section, name = key.split(".")
     try:
-        OmegaConf.merge(OmegaConf.structured(Config), {section: {name: value}})
+        OmegaConf.merge(OmegaConf.structured(type(getattr(Config(), section))), {name: value})
     except OmegaConfBaseException:
         return f"{key}: {value!r} is not allowed; expected {_type_name(kind)}"
     return _range_problem(key, value)

@@ -252,10 +252,13 @@ def make_looks(
 
 
 def validation_pictures(family: Family, config: Config) -> PictureRows:
-    """A row a prompt, a column a seed: always the same noise, so two validations can be compared by eye."""
+    """A row a prompt, each picture from a seed of its own: always the same, so two validations can be compared.
+
+    Rows do not share seeds: what one noise happens to draw (a robot like the subject) would be counted in all of them.
+    """
     validate, settings = config.validate, validation_sampler(config)
     prompts = [fill(config, prompt) for prompt in validate.prompts for _ in range(validate.num_images)]
-    seeds = list(range(validate.num_images)) * len(validate.prompts)
+    seeds = range(len(prompts))
     size = (config.data.resolution, config.data.resolution)
     with inference(family, config):
         batches = sampling.sample_pixels(family, prompts, seeds, size, settings, config.prior.batch_size)

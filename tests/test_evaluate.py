@@ -144,7 +144,7 @@ def test_prompts_come_from_yaml_or_from_lines(tmp_path: Path) -> None:
 
 
 def test_the_shipped_toy_world_prompts_are_prompts() -> None:
-    assert len(read_prompts(ROOT / "configs" / "toyworld-prompts.yaml")) == 8
+    assert len(read_prompts(ROOT / "data" / "toyworld-prompts.yaml")) == 8
 
 
 @pytest.mark.parametrize(
