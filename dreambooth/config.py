@@ -147,7 +147,9 @@ class TrainConfig:
 class ValidateConfig:
     """Pictures while training, always from the same noise, and what they are worth. The best step is what is kept."""
 
-    every_steps: int = knob(100, "optimizer steps between validations; 0: none", minimum=0)
+    every_steps: int = knob(
+        100, "optimizer steps between validations, each after saving the full state; 0: none", minimum=0
+    )
     prompts: list[str] = knob(
         ("a photo of {subject} on the beach", "a photo of {subject} in the snow", "a photo of a {class}"),
         "what to sample: with {subject} scored as the subject, with {class} as what must not change, others for drift",
@@ -204,6 +206,7 @@ MAY_CHANGE = (
     "train.max_steps",
     "train.save_every_steps",
     "run.dir",
+    "run.name",
     "run.resume",
     "model.export_dtype",
     "validate.every_steps",

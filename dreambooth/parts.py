@@ -12,11 +12,11 @@ from torch import Tensor
 from dreambooth import sampling
 from dreambooth.config import Config, fill_prompt
 from dreambooth.data import EncodedPictures, LatentDataset, encode_pictures
-from dreambooth.errors import ModelError, UserError
+from dreambooth.errors import UserError
 from dreambooth.export import SubjectCard
 from dreambooth.families import Family, frozen_copy
 from dreambooth.images import is_upscaled, list_images, load_image, to_images
-from dreambooth.metrics.encoders import load_clip, load_image_encoder
+from dreambooth.metrics.encoders import is_at_hand
 from dreambooth.metrics.journal import Journal
 from dreambooth.metrics.subject import Encoders, SubjectScorer, load_encoders
 from dreambooth.metrics.validation import PictureRows, ValidationScorer, make_prompt
@@ -213,7 +213,7 @@ def make_scorer(config: Config, journal: Journal, photos: list[Path]) -> Validat
 def find_encoders(config: Config, journal: Journal) -> Encoders | None:
     """Those that validate.dino and validate.clip name; a run that goes on measures with what it began with.
 
-    Raises ModelError for one that is named and not to be had; what `auto` cannot find is told and left out.
+    Raises ModelError for one that is named and not to be had; what `auto` does not find is told and left out.
     """
     validate, device = config.validate, str(pick_device(config))
     names = {"dino": validate.dino, "clip": validate.clip}
@@ -229,12 +229,14 @@ def find_encoders(config: Config, journal: Journal) -> Encoders | None:
 def _auto_encoder(part: str) -> str | None:
     """The usual encoder, if it can be loaded."""
     name = AUTO_ENCODERS[part]
-    try:
-        load_image_encoder(name) if part == "dino" else load_clip(name)
-    except ModelError as error:
-        print(f"note: no scores by validate.{part}: {error}; null says that none are wanted", file=sys.stderr)
-        return None
-    return name
+    if is_at_hand(name):
+        return name
+    print(
+        f"note: no scores by validate.{part}: {name} is not in the cache and the hub does not answer; "
+        "name a folder that has one, or null for none",
+        file=sys.stderr,
+    )
+    return None
 
 
 def make_looks(

@@ -139,8 +139,8 @@ class Validate(StepCallback):
 
     def _keep(self, module: DreamBoothModule, entry: Entry) -> None:
         """Save the weights if no validation before had a better step."""
-        before = max(self.journal.qualities.values(), default=0.0)
-        if self.best is not None and entry.quality is not None and entry.quality.value > before:
+        qualities = self.journal.qualities | ({entry.step: entry.quality.value} if entry.quality is not None else {})
+        if self.best is not None and selection.best(qualities) == entry.step:
             weights = {"global_step": entry.step, "state_dict": module.trained.state_dict()}
             AtomicCheckpointIO().save_checkpoint(weights, self.best)
 

@@ -65,7 +65,7 @@ def write_journal(run: Path) -> None:
         scores = {"dino": [0.0, 0.1, 0.2, 0.3], "clip_t": [0.3] * 4, "pres": [0.1, 0.2], "div": [0.4, 0.4]}
         if step:
             scores |= {"drift": [0.05, 0.15], "drift_other": [0.0, 0.1, 0.2, 0.3]}
-        of_base = (Anchors(0.7, 0.2, 0.4), ENCODERS) if step == 0 else (None, None)
+        of_base = (Anchors(real=0.7, dino=0.3, pres=0.2, div=0.4), ENCODERS) if step == 0 else (None, None)
         journal.add(Entry(step, 0.2 - step / 1000, scores, QUALITY[step], *of_base))
 
 

@@ -7,13 +7,13 @@ import pytest
 from dreambooth.metrics.journal import Entry, Journal
 from dreambooth.metrics.selection import Anchors, Quality, best, is_exhausted, quality, way
 
-ANCHORS = Anchors(real=0.9, pres=0.1, div=0.8, clip_t=0.32, clip_t_ignored=0.24)
+ANCHORS = Anchors(real=0.9, dino=0.1, pres=0.1, div=0.8, clip_t=0.32, clip_t_ignored=0.24)
 PERFECT = {"dino": 0.9, "clip_t": 0.32, "pres": 0.1, "div": 0.8, "drift": 0.2}
 GOOD = {"dino": 0.7, "clip_t": 0.31, "pres": 0.15, "div": 0.75, "drift": 0.4}
 
 
 def test_the_untouched_base_is_worth_nothing_and_the_subject_with_nothing_lost_1() -> None:
-    base = {"dino": ANCHORS.pres, "clip_t": 0.32, "pres": 0.1, "div": 0.8}
+    base = {"dino": ANCHORS.dino, "clip_t": 0.32, "pres": 0.1, "div": 0.8}
     assert quality(base, ANCHORS).value == 0
     assert quality(PERFECT, ANCHORS).value == 1
 
@@ -49,11 +49,11 @@ def test_drift_costs_nothing_while_a_class_picture_is_as_near_the_bases_as_those
 def test_what_is_not_measured_does_not_count() -> None:
     only_clip = {"clip_i": 0.5, "clip_t": 0.32, "pres": 0.1}
     assert quality(only_clip, ANCHORS).value == pytest.approx(0.5)
-    assert quality({"dino": 0.5, "pres": 0.1}, Anchors(real=0.9, pres=0.1)).value == pytest.approx(0.5)
+    assert quality({"dino": 0.5, "pres": 0.1}, Anchors(real=0.9, dino=0.1, pres=0.1)).value == pytest.approx(0.5)
 
 
 def test_prompts_that_ask_for_nothing_beyond_the_class_are_compared_with_the_base() -> None:
-    anchors = Anchors(real=0.9, pres=0.1, clip_t=0.3, clip_t_ignored=0.3)
+    anchors = Anchors(real=0.9, dino=0.1, pres=0.1, clip_t=0.3, clip_t_ignored=0.3)
     assert quality({"dino": 0.9, "clip_t": 0.15, "pres": 0.1}, anchors).obedience == pytest.approx(0.5)
 
 

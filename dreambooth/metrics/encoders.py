@@ -5,6 +5,7 @@ class token of their last layer, CLIP (Radford et al. 2021, arXiv 2103.00020) pi
 hub id or local folder. Shapes: B pictures or texts, D embedding dimensions.
 """
 
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import transformers
+from huggingface_hub import constants, try_to_load_from_cache
 from PIL.Image import Image
 from safetensors import SafetensorError
 from torch import Tensor
@@ -68,6 +70,22 @@ class ClipEncoder(ImageEncoder):
 
     def _embed(self, pixels_BCHW: Tensor) -> Tensor:
         return self.model.visual_projection(self.model.vision_model(pixels_BCHW).pooler_output)
+
+
+def is_at_hand(hub_id: str) -> bool:
+    """Whether a hub id can be loaded now: it is in the local cache, or the hub knows it and answers within seconds.
+
+    The hub's own client tries for half a minute before it gives up.
+    """
+    if isinstance(try_to_load_from_cache(hub_id, "config.json"), str):
+        return True
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        with urllib.request.urlopen(f"{constants.ENDPOINT}/api/models/{hub_id}", timeout=5):
+            return True
+    except OSError:
+        return False
 
 
 def load_image_encoder(name: str, device: str = "cpu") -> ImageEncoder:

@@ -2,14 +2,14 @@
 
     quality = fidelity * obedience * kept                                          each in [0, 1]
 
-    fidelity  = way(dino;   from pres_0, to real)               is it the subject, or just another of its class?
+    fidelity  = way(dino;   from dino_0, to real)               is it the subject, or just another of its class?
     obedience = way(clip_t; from ignored, to clip_t_0)          does it follow the prompt as the base did?
     kept      = (1 - way(pres; from pres_0, to real)) * min(1, div / div_0) * min(1, div_0 / drift)
                                                                 has the class stayed what it was?
 
     way(x; from a, to b) = (x - a) / (b - a), cut off at 0 and 1
 
-Every anchor is measured, none is set: `pres_0`, `clip_t_0`, `div_0` on the untouched base's own validation pictures,
+Every anchor is measured, none is set: `dino_0`, `pres_0`, `clip_t_0`, `div_0` on the untouched base's own pictures,
 `real` among the subject's photos, `ignored` on the base's class pictures under the subject prompts' texts, which is
 what a model that has stopped listening would score. So the number means the same for any model, encoder and subject: 0
 is the base itself (not the subject), 1 would be perfect pictures of the subject from a model that has lost nothing.
@@ -27,9 +27,13 @@ MIN_SPAN = 5e-3  # anchors nearer to each other than this cannot be measured bet
 
 @dataclass(frozen=True)
 class Anchors:
-    """What the rule measures between; all from the untouched base and the photos. None: not measured."""
+    """What the rule measures between; all from the untouched base and the photos. None: not measured.
+
+    dino: of `clip_i`, where there is no DINO.
+    """
 
     real: float
+    dino: float
     pres: float
     div: float | None = None
     clip_t: float | None = None
@@ -62,7 +66,7 @@ def quality(means: Mapping[str, float], anchors: Anchors) -> Quality:
     A prompt set that asks for nothing beyond the class leaves `ignored` and `clip_t_0` equal; there obedience is
     min(1, clip_t / clip_t_0).
     """
-    fidelity = way(means["dino"] if "dino" in means else means["clip_i"], anchors.pres, anchors.real)
+    fidelity = way(means["dino"] if "dino" in means else means["clip_i"], anchors.dino, anchors.real)
     return Quality(fidelity, _obedience(means, anchors), _kept(means, anchors))
 
 

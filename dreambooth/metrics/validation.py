@@ -59,6 +59,7 @@ class ValidationScorer:
             return None
         return Anchors(
             real=self.subject.real(),
+            dino=of_base["dino"] if "dino" in of_base else of_base["clip_i"],
             pres=of_base["pres"],
             div=of_base.get("div"),
             clip_t=of_base.get("clip_t"),

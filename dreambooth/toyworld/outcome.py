@@ -35,6 +35,9 @@ class Outcome:
     nearer_to_subject: float  # share nearer to the subject than to every single other object, on average over views
     place_right: float  # share showing the place that the prompt names
     class_right: float  # share of the subject prompt's pictures that show the class
+    main_right: float  # ... the subject's main colour
+    second_right: float  # ... its second colour
+    pattern_right: float  # ... its pattern
     class_prompt_similarity: float  # class prompt's pictures to the subject: what leaked (low is good)
     class_prompt_diversity: float  # mean pairwise distance among the class prompt's pictures (high is good)
 
@@ -46,6 +49,9 @@ class Outcome:
             ("pictures of the subject: share nearer to it than to any other", self.nearer_to_subject),
             ("pictures of the subject: share in the right (unseen) place", self.place_right),
             ("pictures of the subject: share of the right class", self.class_right),
+            ("pictures of the subject: share with its main colour", self.main_right),
+            ("pictures of the subject: share with its second colour", self.second_right),
+            ("pictures of the subject: share with its pattern", self.pattern_right),
             ("class prompt: similarity to the subject", self.class_prompt_similarity),
             ("class prompt: diversity", self.class_prompt_diversity),
         ]
@@ -110,6 +116,9 @@ def judged(pictures: list[Image.Image], class_pictures: list[Image.Image], spec:
         nearer_to_subject=float((to_own.mean(1) > to_others.max(1).values).float().mean()),
         place_right=subject.share("place", places),
         class_right=subject.share("class_noun", [spec.class_noun] * len(places)),
+        main_right=subject.share("main", [spec.main] * len(places)),
+        second_right=subject.share("second", [spec.second] * len(places)),
+        pattern_right=subject.share("pattern", [spec.pattern] * len(places)),
         class_prompt_similarity=float((class_BD @ own_BD.T).mean()),
         class_prompt_diversity=mean_distance(class_BD),
     )

@@ -93,14 +93,13 @@ def _by_encoders(encoders: Encoders, spec: world.Spec, photos: Sequence[Image], 
 
 
 def _by_judge(judge: Judge, spec: world.Spec, pictures: Pictures) -> dict[str, float]:
-    verdict, num_pictures = judge(pictures.subject), len(pictures.subject)
     outcome = judged(list(pictures.subject), list(pictures.of_class), spec, judge)
     return {
         "place_right": outcome.place_right,
         "class_right": outcome.class_right,
-        "main_right": verdict.share("main", [spec.main] * num_pictures),
-        "second_right": verdict.share("second", [spec.second] * num_pictures),
-        "pattern_right": verdict.share("pattern", [spec.pattern] * num_pictures),
+        "main_right": outcome.main_right,
+        "second_right": outcome.second_right,
+        "pattern_right": outcome.pattern_right,
         "true_similarity": outcome.subject_similarity,
         "true_other_similarity": outcome.other_similarity,
         "nearer_to_subject": outcome.nearer_to_subject,
