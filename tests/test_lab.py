@@ -72,7 +72,7 @@ def test_the_settings_of_every_row_are_allowed(row: Row, bench: Bench):
 
 def test_headline_rows_have_five_subjects_and_three_seeds_and_all_others_at_least_three_and_two():
     rows = {(name, row.name): row.grid for name, lab in LABS.items() for row in lab.rows}
-    for row in ("default", "no prior", "teacher, subject latents", "teacher, class latents"):
+    for row in ("default", "no prior", "sampled class pictures", "teacher, subject latents"):
         assert rows["headline", row] == (5, 3)
     assert all(subjects >= 3 and seeds >= 2 for subjects, seeds in rows.values())
     assert len(SUBJECTS) == 5

@@ -229,6 +229,7 @@ def test_golden_losses_of_four_steps_on_the_toy_world(tmp_path: Path, shipped_ba
             "train.max_steps=4",
             "train.precision=32-true",
             "prior.num_inference_steps=5",
+            "prior.source=stream",
             "prior.scheduler=ddim",
             "prior.guidance_scale=2",
             "validate.every_steps=0",

@@ -34,7 +34,7 @@ FIGURES: dict[str, str] = {
     "seconds_prior": "CPU seconds of class pictures",
     "seconds_drawing": "CPU seconds of drawing",
 }
-# What the issue wishes of the defaults: (figure, whether more is better, threshold).
+# What the defaults should reach: (figure, whether more is better, threshold).
 GOALS = {
     "fidelity_way": (True, 0.80),
     "place_right": (True, 0.85),

@@ -115,6 +115,7 @@ def settings_of(config: Config) -> dict[str, Any]:
     ignored = [*LEFT_OUT]
     ignored += [] if config.validate.every_steps else ["validate."]
     ignored += ["prior."] if config.prior.source == "none" else []
+    ignored += ["prior.teacher_latents"] if config.prior.source != "teacher" else []
     kept = {key: value for key, value in flat.items() if not key.startswith(tuple(ignored)) and value != _default(key)}
     return {**kept, "prior.source": config.prior.source}
 
