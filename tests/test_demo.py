@@ -22,7 +22,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory, shipped_base: Path) -> di
     runs = tmp_path_factory.mktemp("demo")
     judge, spec = Judge.load(shipped_base / "judge"), world.subject("robot", DEMO_SEED)
     found = {}
-    for name, override in (("with prior", "prior.source=stream"), ("without prior", "prior.source=none")):
+    for name, override in (("with prior", "prior.source=teacher"), ("without prior", "prior.source=none")):
         paths = [f"model.base={shipped_base}", f"subject.images={ROOT / 'data' / 'robot'}", f"run.dir={runs}"]
         config = load_config(
             ROOT / "configs" / "toyworld.yaml",
