@@ -65,10 +65,8 @@ def train(config: Config) -> int:
     """
     run = RunFolder(config)
     attach = find_method(config.method.name)
-    (
-        parts.prior_sampler(config),
-        parts.validation_sampler(config),
-    )  # a sampler's name that is not known is told before all else
+    # A sampler's name that is not known is told before all else.
+    parts.prior_sampler(config), parts.validation_sampler(config)
     state = found_state(run, config)
     journal = Journal(run.scores, last_step=-1 if state is None else state.step)
     if state is not None and is_finished(run, state, config, journal):
@@ -122,8 +120,11 @@ def take_best(run: RunFolder, config: Config, module: DreamBoothModule, journal:
     best = journal.best
     if best is None or best.quality is None or not config.validate.keep_best:
         return last_step
-    if not run.best.is_file():
-        print(f"warning: {run.best} is gone, so the model gets the weights of the last step", file=sys.stderr)
+    if not run.best.is_file() or find_state(run.best).step != best.step:
+        print(
+            f"warning: {run.best} does not hold the best step, {best.step}; the model gets the last step's weights",
+            file=sys.stderr,
+        )
         return last_step
     step = restore_best(module, run.best)
     print(f"best step: {step} of {last_step}, by fidelity * obedience * kept (dreambooth/metrics/selection.py)")

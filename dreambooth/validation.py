@@ -120,12 +120,11 @@ class Validate(StepCallback):
         score, loss = self.looks.score, self.looks.loss()
         if score is None:
             return Entry(step, loss, {})
-        if step == 0:
-            anchors, scores = score.anchors(rows), score(rows)
-            quality = selection.quality(selection.means_of(scores), anchors) if anchors is not None else None
-            return Entry(step, loss, scores, quality, anchors, score.subject.encoders.names)
-        scores, anchors = score(rows, self._base_rows(rows)), self.journal.anchors
+        anchors = score.anchors(rows) if step == 0 else self.journal.anchors
+        scores = score(rows, None if step == 0 else self._base_rows(rows))
         quality = selection.quality(selection.means_of(scores), anchors) if anchors is not None else None
+        if step == 0:
+            return Entry(step, loss, scores, quality, anchors, score.subject.encoders.names)
         return Entry(step, loss, scores, quality)
 
     def _base_rows(self, rows: PictureRows) -> PictureRows | None:

@@ -113,6 +113,19 @@ def test_the_model_has_the_last_weights_where_that_is_wished(
     assert "best step" not in capsys.readouterr().out
 
 
+def test_best_weights_that_are_gone_are_told_and_never_taken_for_others(
+    finished: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "whole"
+    shutil.copytree(finished.path, copy)
+    shutil.rmtree(copy / "model")
+    (copy / "state" / "best.ckpt").unlink()
+    config = load_config(copy / "config.yaml", [f"run.dir={tmp_path}"])
+    assert train(config) == 0
+    assert card(RunFolder(config))["step"] == 24
+    assert "best.ckpt does not hold the best step" in capsys.readouterr().err
+
+
 def test_a_run_that_was_killed_while_it_validated_comes_to_the_same_scores_and_best_step(
     finished: RunFolder, tmp_path: Path, shipped_base: Path
 ) -> None:
