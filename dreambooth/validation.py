@@ -79,15 +79,19 @@ class Validate(StepCallback):
         if self.journal.has(step):
             module.take_deciles()
         else:
-            self._validate(trainer, module, step)
+            self._look(trainer, module, step)
 
     def on_step_end(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
         if step % self.every_steps == 0 and not trainer.should_stop:
-            self._validate(trainer, module, step)
-            stop = trainer.is_global_zero and self.journal.is_exhausted(self.patience)
-            if stop:
-                tqdm.write(f"no better for {self.patience} validation(s): ending (validate.patience)", file=sys.stderr)
-            trainer.should_stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+            self._look(trainer, module, step)
+
+    def _look(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
+        """Validate, and end the run where that has not helped for too long."""
+        self._validate(trainer, module, step)
+        stop = trainer.is_global_zero and self.journal.is_exhausted(self.patience)
+        if stop:
+            tqdm.write(f"no better for {self.patience} validation(s): ending (validate.patience)", file=sys.stderr)
+        trainer.should_stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
 
     def _validate(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
         if not trainer.is_global_zero:

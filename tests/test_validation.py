@@ -155,6 +155,12 @@ def test_a_run_that_no_longer_gets_better_ends_and_goes_on_only_with_more_patien
     assert "no better for 1 validation" in capsys.readouterr().err
     assert train(config) == 0
     assert f"finished at step {last}" in capsys.readouterr().out
+    before = run.scores.read_text()  # and killed in the validation that ends it, the run ends at the very same step
+    run.scores.write_text("".join(before.splitlines(keepends=True)[:-1]))
+    shutil.rmtree(run.model)
+    assert train(config) == 0
+    assert run.scores.read_text() == before
+    assert card(run)["last_step"] == last
     more = quick_demo(tmp_path, shipped_base, f"train.max_steps={last + 6}", "validate.patience=0")
     assert train(more) == 0
     assert card(run)["last_step"] == last + 6
