@@ -118,6 +118,12 @@ class OptimConfig:
 
     lr: float = knob(2e-6, "learning rate of the denoiser", above=0)
     text_encoder_lr: float | None = knob(None, "learning rate of the text encoder; null: optim.lr", above=0)
+    embedding_lr: float | None = knob(
+        None,
+        "learning rate of its token embedding, which holds the identifier: a high one tells subject and class apart "
+        "sooner; null: that of the text encoder",
+        above=0,
+    )
     schedule: Literal["constant", "cosine", "linear"] = knob(
         "constant", "shape after the warm-up; the last two end at 0"
     )
@@ -405,8 +411,9 @@ def _joint_problems(config: Config) -> typing.Iterator[str]:
         yield "prior.folder: required when prior.source is 'folder'"
     if prior.source != "folder" and prior.folder:
         yield f"prior.folder: only read when prior.source is 'folder' (it is {prior.source!r})"
-    if optim.text_encoder_lr is not None and not config.method.train_text_encoder:
-        yield "optim.text_encoder_lr: set, but method.train_text_encoder is false"
+    for name in ("text_encoder_lr", "embedding_lr"):
+        if getattr(optim, name) is not None and not config.method.train_text_encoder:
+            yield f"optim.{name}: set, but method.train_text_encoder is false"
     if optim.warmup_steps >= config.train.max_steps:
         yield f"optim.warmup_steps: {optim.warmup_steps} must be below train.max_steps ({config.train.max_steps})"
     if max(optim.beta1, optim.beta2) >= 1:

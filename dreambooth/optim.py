@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 from torch import nn
 from torch.optim import AdamW
@@ -15,6 +16,7 @@ class OptimSettings:
 
     lr: float
     text_encoder_lr: float
+    embedding_lr: float | None = None  # of the text encoders' token embedding; None: text_encoder_lr
     schedule: str = "constant"
     warmup_steps: int = 0
     max_steps: int = 1
@@ -43,14 +45,21 @@ def lr_factor(step: int, settings: OptimSettings) -> float:
 
 
 def make_optimizer(trained: dict[str, nn.Module], settings: OptimSettings, fused: bool) -> tuple[AdamW, LambdaLR]:
-    """One parameter group a trained part, named after it; text encoders take `text_encoder_lr`."""
-    groups = [
-        {
-            "params": [parameter for parameter in part.parameters() if parameter.requires_grad],
-            "lr": settings.text_encoder_lr if name.startswith("text_encoder") else settings.lr,
-            "name": name,
-        }
-        for name, part in trained.items()
-    ]
+    """One parameter group a trained part, named after it; text encoders take `text_encoder_lr`.
+
+    With `embedding_lr` their token embeddings are groups of their own, and do not decay: a row that no prompt uses
+    stays as it is.
+    """
+    groups: list[dict[str, Any]] = []
+    for name, part in trained.items():
+        is_text_encoder = name.startswith("text_encoder")
+        lr = settings.text_encoder_lr if is_text_encoder else settings.lr
+        parameters = [parameter for parameter in part.parameters() if parameter.requires_grad]
+        if is_text_encoder and settings.embedding_lr is not None:
+            rows = {id(parameter) for parameter in cast(Any, part).get_input_embeddings().parameters()}
+            own = [parameter for parameter in parameters if id(parameter) in rows]
+            parameters = [parameter for parameter in parameters if id(parameter) not in rows]
+            groups.append({"params": own, "lr": settings.embedding_lr, "weight_decay": 0.0, "name": f"{name}_embedding"})
+        groups.append({"params": parameters, "lr": lr, "name": name})
     optimizer = AdamW(groups, betas=settings.betas, weight_decay=settings.weight_decay, fused=fused)
     return optimizer, LambdaLR(optimizer, lambda step: lr_factor(step, settings))

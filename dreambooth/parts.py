@@ -160,6 +160,7 @@ def optim_settings(config: Config) -> OptimSettings:
     return OptimSettings(
         lr=optim.lr,
         text_encoder_lr=optim.lr if optim.text_encoder_lr is None else optim.text_encoder_lr,
+        embedding_lr=optim.embedding_lr,
         schedule=optim.schedule,
         warmup_steps=optim.warmup_steps,
         max_steps=config.train.max_steps,

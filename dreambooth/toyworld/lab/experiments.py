@@ -109,13 +109,13 @@ LABS: dict[str, Lab] = {
         "Five subjects, three seeds. `configs/toyworld.yaml` as it is: the frozen base as a teacher, asked about class "
         "pictures; without a prior; with the class pictures themselves as the target, as in the paper; and with the "
         "teacher asked about the subject's pictures, so that none of the class is made. Weights of the last step; in "
-        "the last row those of the best step by validation.",
+        "the last row those of the best step by validation. The last two rows: three subjects, two seeds.",
         (
             DEFAULT,
             WITHOUT,
             Row("sampled class pictures", SAMPLED, grid=HEADLINE),
-            Row("teacher, subject latents", TAUGHT_ON_SUBJECT, grid=HEADLINE),
-            Row("default, best step kept", validates=True, grid=HEADLINE),
+            Row("teacher, subject latents", TAUGHT_ON_SUBJECT),
+            Row("default, best step kept", validates=True),
         ),
         figures=(
             "fidelity_way",
@@ -203,7 +203,8 @@ LABS: dict[str, Lab] = {
         "Trained with the denoiser, or left as it was.",
         (
             Row("trained", ("method.train_text_encoder=true",)),
-            Row("frozen", ("method.train_text_encoder=false",)),
+            Row("frozen", ("method.train_text_encoder=false", "optim.embedding_lr=null")),
+            Row("trained, its embedding as the rest", ("optim.embedding_lr=null",)),
         ),
         figures=("fidelity_way", "place_right", "div_share", "pres_way", "dino", "clip_t", "seconds_training"),
         claims=(
