@@ -108,15 +108,43 @@ class PriorConfig:
 class MethodConfig:
     """What trains."""
 
-    name: str = knob("full", "full: every weight of the denoiser (and the text encoder)")
-    train_text_encoder: bool = knob(True, "train the text encoder too: better likeness, more memory")
+    name: str = knob(
+        "full",
+        "full: every weight of the denoiser (and the text encoder); lora, loha, lokr: small matrices beside them, a "
+        "file of a few MB; textual_inversion: a new word only; pivotal: a new word and a LoRA of the denoiser; "
+        "custom_diffusion: what reads the prompt in the denoiser",
+    )
+    train_text_encoder: bool = knob(
+        True, "full, lora, loha, lokr: train the text encoder too: better likeness, more memory"
+    )
+    rank: int = knob(
+        16, "lora, loha, lokr, pivotal: width of the matrices; larger learns more, in a larger file", minimum=1
+    )
+    alpha: float | None = knob(None, "what they add is scaled by alpha / rank; null: rank, so not at all", above=0)
+    dropout: float = knob(0.0, "share of an adapter's inputs (loha, lokr: of its modules) left out a step", minimum=0)
+    dora: bool = knob(False, "lora, pivotal: DoRA in the denoiser, which learns direction and magnitude apart: slower")
+    rslora: bool = knob(False, "lora, pivotal: scale by alpha / sqrt(rank), so that large ranks learn as fast")
+    targets: list[str] = knob(
+        ("attention",),
+        "lora, loha, lokr, pivotal: modules to adapt: attention, feed-forward, projections, convolutions, or ends of "
+        "their names",
+    )
+    num_vectors: int = knob(1, "textual_inversion, pivotal: vectors of the new word, each a token", minimum=1)
+    start_word: str | None = knob(
+        None, "textual_inversion, pivotal: the word whose vector the new one starts from; null: the class noun"
+    )
 
 
 @dataclass
 class OptimConfig:
     """AdamW and its learning rate."""
 
-    lr: float = knob(2e-6, "learning rate of the denoiser", above=0)
+    lr: float | None = knob(
+        None,
+        "learning rate of the denoiser; null: what suits the method: 2e-6 for full, 1e-5 for custom_diffusion, "
+        "5e-4 for textual_inversion, else 1e-4",
+        above=0,
+    )
     text_encoder_lr: float | None = knob(None, "learning rate of the text encoder; null: optim.lr", above=0)
     embedding_lr: float | None = knob(
         None,

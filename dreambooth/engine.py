@@ -64,7 +64,7 @@ def train(config: Config) -> int:
     Raises UserError, ModelError or NonFiniteError; nothing that was there before is lost.
     """
     run = RunFolder(config)
-    attach = find_method(config.method.name)
+    method = find_method(config.method.name)
     # A sampler's name that is not known is told before all else.
     parts.prior_sampler(config), parts.validation_sampler(config)
     state = found_state(run, config)
@@ -79,17 +79,17 @@ def train(config: Config) -> int:
     scorer = parts.make_scorer(config, journal, picture_paths)
     family = load_family(config.model.base, config.model.family, config.model.config)
     move(family, parts.pick_device(config))
-    parts.check_texts(family, config)
-    parts.tell_small_pictures(picture_paths, config.data.resolution)
     identity = identify(family, picture_paths, config)
     check_identity(state, identity)
-
     randomness = Randomness(config.run.seed)
+    trained = method.attach(family, parts.method_settings(config, randomness))
+    parts.check_texts(family, config)
+    parts.tell_small_pictures(picture_paths, config.data.resolution)
+
     pictures = parts.encode(family, picture_paths, config, randomness)
     unseen = parts.unseen_pictures(family, config, randomness) or pictures
     open_run(run, config)
     prior, teacher = parts.make_prior(family, pictures, run.prior, config, randomness, identity["base model"])
-    trained = attach(family, config.method.train_text_encoder)
     parts.apply_memory_settings(family, config)
     module = DreamBoothModule(
         family, trained, parts.make_objective(config), prior, parts.optim_settings(config), randomness,

@@ -26,3 +26,8 @@ class NonFiniteError(DreamBoothError):
     """Loss or gradient became infinite or not a number. The weights and the last checkpoint are as they were."""
 
     exit_code = 4
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's exception says, without its further lines; its kind where it says nothing."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

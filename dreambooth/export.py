@@ -1,4 +1,4 @@
-"""The result of a run as a folder that plain `DiffusionPipeline.from_pretrained` loads.
+"""The result of a run as a folder: a pipeline that `DiffusionPipeline.from_pretrained` loads, or an adapter's files.
 
 What a user must know to prompt it travels along in `dreambooth.json`: identifier, class noun, prompts, resolution.
 """
@@ -14,6 +14,8 @@ import torch
 from dreambooth.errors import UserError
 from dreambooth.families import Family
 from dreambooth.files import write_text
+from dreambooth.methods import find_method
+from dreambooth.methods.adapters import cast_trained
 
 CARD = "dreambooth.json"
 
@@ -23,7 +25,8 @@ class SubjectCard:
     """What the model has learned, so that nobody has to remember the token. resolution: pixels.
 
     num_inference_steps, guidance_scale and scheduler are those of the run's own sample grids: what sampling starts
-    from. step: of these weights, the best of a run that was trained to last_step.
+    from. step: of these weights, the best of a run that was trained to last_step. method: by name. base, base_config:
+    model.base and model.config of the run, which an adapter needs beneath it.
     """
 
     identifier: str
@@ -36,23 +39,35 @@ class SubjectCard:
     step: int
     scheduler: str = "ddim"
     last_step: int | None = None
+    method: str = "full"
+    base: str | None = None
+    base_config: str | None = None
 
 
 def export_model(family: Family, card: SubjectCard, folder: Path, dtype: str) -> None:
-    """Write the live weights as `dtype` ('float32', 'float16', 'bfloat16') to `folder`, replacing it as a whole.
+    """Write what was trained as `dtype` ('float32', 'float16', 'bfloat16') to `folder`, replacing it as a whole.
 
-    The live weights take that dtype too: this is the last thing done with them.
+    It is a pipeline or, where card.method is an adapter, that one's own files. The live weights take that dtype too:
+    this is the last thing done with them.
     """
-    pipeline = family.pipeline().to(dtype=getattr(torch, dtype))
     beside = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
-        pipeline.save_pretrained(beside, safe_serialization=True)
+        _write_weights(family, card.method, beside, getattr(torch, dtype))
         write_text(beside / CARD, json.dumps(asdict(card), indent=1) + "\n")
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(beside, folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _write_weights(family: Family, method: str, folder: Path, dtype: torch.dtype) -> None:
+    save = find_method(method).save
+    if save is None:
+        family.pipeline().to(dtype=dtype).save_pretrained(folder, safe_serialization=True)
+    else:
+        cast_trained(family, dtype)
+        save(family, folder)
 
 
 def read_card(folder: Path) -> SubjectCard | None:

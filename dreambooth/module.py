@@ -4,7 +4,7 @@ Ruiz et al. 2023, arXiv 2208.12242, equation 2. Shapes: B samples of the subject
 channels, H/W latent height and width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from dreambooth.errors import NonFiniteError
+from dreambooth.errors import NonFiniteError, UserError
 from dreambooth.families import Condition, Family
 from dreambooth.losses import LossParts, prior_preservation, squared_error
 from dreambooth.optim import OptimSettings, make_optimizer
@@ -34,8 +34,10 @@ class Objective:
 class DreamBoothModule(pl.LightningModule):
     """Trains `trained` (parts of `family`) on batches {"place": [B], "latents": [B, C, H, W]} of the subject.
 
-    Only what trains is a submodule, so only that is in a checkpoint; the VAE and a frozen text encoder are not.
+    Only networks that train are submodules, and only their trained weights are in a checkpoint.
     """
+
+    strict_loading = False  # what is frozen is not in a checkpoint; that all the rest is, `load_trained` checks
 
     decile_losses: Tensor  # sums and counts of the training loss by tenth of the timesteps, [2, 10]
 
@@ -143,15 +145,34 @@ class DreamBoothModule(pl.LightningModule):
             losses.append(squared_error(prediction, self.family.schedule.target(x0, noise_part, t_part)))
         return float(torch.cat(losses).mean())
 
+    def trained_state(self) -> dict[str, Tensor]:
+        """The weights that train, by name; the tensors themselves, not copies."""
+        return {name: weight for name, weight in self.trained.named_parameters() if weight.requires_grad}
+
+    @torch.no_grad()
+    def load_trained(self, state: Mapping[str, Tensor]) -> None:
+        """Put weights of `trained_state` back. Raises UserError where they are not exactly those that train."""
+        own = self.trained_state()
+        check_names(own, state)
+        for name, weight in own.items():
+            weight.copy_(state[name])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        kept = {f"trained.{name}" for name in self.trained_state()} | {"decile_losses"}
+        checkpoint["state_dict"] = {name: t for name, t in checkpoint["state_dict"].items() if name in kept}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        names = {name.removeprefix("trained.") for name in checkpoint["state_dict"] if name != "decile_losses"}
+        check_names(self.trained_state(), names)
+
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clip to `max_grad_norm`, note the norm, and stop before the optimizer step where it is not finite."""
-        parameters = [parameter for part in self.trained.values() for parameter in part.parameters()]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm or float("inf"))
+        norm = torch.nn.utils.clip_grad_norm_(self.trained_state().values(), self.max_grad_norm or float("inf"))
         self.figures["optim/grad_norm"] = norm
-        for group in optimizer.param_groups:
-            self.figures["optim/lr" if group["name"] == "denoiser" else f"optim/lr_{group['name']}"] = group["lr"]
+        for number, group in enumerate(optimizer.param_groups):  # the denoiser's is the first where it trains
+            self.figures[f"optim/lr_{group['name']}" if number else "optim/lr"] = group["lr"]
         if self.trainer.precision != "16-mixed":  # there an infinite gradient is normal: the scaler skips the step
             self._check_finite(norm, "the gradient's norm")
 
@@ -173,3 +194,11 @@ class DreamBoothModule(pl.LightningModule):
         fused = self.trainer.precision != "16-mixed"
         optimizer, schedule = make_optimizer(dict(self.trained.items()), self.optim, fused)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def check_names(own: Iterable[str], loaded: Iterable[str]) -> None:
+    """Raises UserError where the weights of a checkpoint are not exactly those that train."""
+    if odd := sorted(set(own) ^ set(loaded)):
+        raise UserError(
+            f"the saved state is of another model or method: {len(odd)} weights differ in name, e.g. {odd[0]}"
+        )

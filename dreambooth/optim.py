@@ -1,7 +1,7 @@
 """AdamW with a learning rate a part, and the shape of the learning rate over the run."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -50,16 +50,19 @@ def make_optimizer(trained: dict[str, nn.Module], settings: OptimSettings, fused
     With `embedding_lr` their token embeddings are groups of their own, and do not decay: a row that no prompt uses
     stays as it is.
     """
-    groups: list[dict[str, Any]] = []
-    for name, part in trained.items():
-        is_text_encoder = name.startswith("text_encoder")
-        lr = settings.text_encoder_lr if is_text_encoder else settings.lr
-        parameters = [parameter for parameter in part.parameters() if parameter.requires_grad]
-        if is_text_encoder and settings.embedding_lr is not None:
-            rows = {id(parameter) for parameter in cast(Any, part).get_input_embeddings().parameters()}
-            own = [parameter for parameter in parameters if id(parameter) in rows]
-            parameters = [parameter for parameter in parameters if id(parameter) not in rows]
-            groups.append({"params": own, "lr": settings.embedding_lr, "weight_decay": 0.0, "name": f"{name}_embedding"})
-        groups.append({"params": parameters, "lr": lr, "name": name})
+    groups = [group for name, part in trained.items() for group in _groups_of(name, part, settings)]
     optimizer = AdamW(groups, betas=settings.betas, weight_decay=settings.weight_decay, fused=fused)
     return optimizer, LambdaLR(optimizer, lambda step: lr_factor(step, settings))
+
+
+def _groups_of(name: str, part: nn.Module, settings: OptimSettings) -> Iterator[dict[str, Any]]:
+    """Those of one part that are not empty."""
+    lr = settings.text_encoder_lr if name.startswith("text_encoder") else settings.lr
+    rows: list[nn.Parameter] = []
+    if name.startswith("text_encoder") and settings.embedding_lr is not None:
+        rows = [row for row in cast(Any, part).get_input_embeddings().parameters() if row.requires_grad]
+    others = [each for each in part.parameters() if each.requires_grad and all(each is not row for row in rows)]
+    if others:
+        yield {"params": others, "lr": lr, "name": name}
+    if rows:
+        yield {"params": rows, "lr": settings.embedding_lr, "weight_decay": 0.0, "name": f"{name}_embedding"}

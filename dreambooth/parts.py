@@ -14,8 +14,10 @@ from dreambooth.config import Config, fill_prompt
 from dreambooth.data import EncodedPictures, LatentDataset, encode_pictures
 from dreambooth.errors import UserError
 from dreambooth.export import SubjectCard
-from dreambooth.families import Family, frozen_copy
+from dreambooth.families import Family, evaluation_mode, frozen_copy
 from dreambooth.images import is_upscaled, list_images, load_image, to_images
+from dreambooth.methods import MethodSettings, find_method
+from dreambooth.methods.adapters import base_beneath
 from dreambooth.metrics.encoders import is_at_hand
 from dreambooth.metrics.journal import Journal
 from dreambooth.metrics.subject import Encoders, SubjectScorer, load_encoders
@@ -89,7 +91,8 @@ def make_prior(
 ) -> tuple[Prior | None, Predict | None]:
     """Where class latents come from (None: no prior), and the teacher of their targets (None: the true noise).
 
-    folder: for class latents that are made here. base: fingerprint of the base model.
+    folder: for class latents that are made here. base: fingerprint of the base model, which is taken from `family`:
+    call this before anything trains.
     """
     prior = config.prior
     if prior.source == "none":
@@ -99,11 +102,18 @@ def make_prior(
         return PicturePrior(LatentDataset(pictures, randomness, "prior")), None
     if prior.source != "teacher":
         return make_generated_prior(family, None, folder, config, randomness, base), None
-    frozen = frozen_copy(family, compute_dtype(config))
+    frozen = untouched_base(family, config)
     teacher = make_teacher(frozen, fill(config, config.subject.class_prompt))
     if prior.teacher_latents == "subject":
         return PicturePrior(LatentDataset(subject, randomness, "prior")), teacher
     return make_generated_prior(family, frozen, folder, config, randomness, base), teacher
+
+
+def untouched_base(family: Family, config: Config) -> Family:
+    """The frozen base beside what trains: beneath an adapter, or a copy where every weight may change."""
+    if find_method(config.method.name).is_adapter:
+        return base_beneath(family)
+    return frozen_copy(family, compute_dtype(config))
 
 
 def make_generated_prior(
@@ -124,7 +134,7 @@ def make_generated_prior(
     made = GeneratedPrior(None, prior.num_images, prior.batch_size, folder / name)
     if made.is_complete:
         return made
-    sampled_with = frozen or frozen_copy(family, dtype)
+    sampled_with = frozen or untouched_base(family, config)
 
     def make(indices: list[int]) -> Tensor:
         start = sampling.start_from(randomness, "class picture", indices, shape)
@@ -149,6 +159,24 @@ def validation_sampler(config: Config) -> sampling.SamplerSettings:
     return sampling.SamplerSettings(validate.num_inference_steps, validate.guidance_scale, validate.scheduler)
 
 
+def method_settings(config: Config, randomness: Randomness) -> MethodSettings:
+    method, subject = config.method, config.subject
+    return MethodSettings(
+        train_text_encoder=method.train_text_encoder,
+        rank=method.rank,
+        alpha=method.alpha,
+        dropout=method.dropout,
+        dora=method.dora,
+        rslora=method.rslora,
+        targets=tuple(method.targets),
+        word=subject.identifier,
+        num_vectors=method.num_vectors,
+        start_word=method.start_word or subject.class_noun,
+        base_dtype=compute_dtype(config),
+        seed=randomness.torch_seed("method"),
+    )
+
+
 def make_objective(config: Config) -> Objective:
     return Objective(
         fill(config, config.subject.prompt), fill(config, config.subject.class_prompt), config.prior.weight
@@ -157,9 +185,10 @@ def make_objective(config: Config) -> Objective:
 
 def optim_settings(config: Config) -> OptimSettings:
     optim = config.optim
+    lr = find_method(config.method.name).lr if optim.lr is None else optim.lr
     return OptimSettings(
-        lr=optim.lr,
-        text_encoder_lr=optim.lr if optim.text_encoder_lr is None else optim.text_encoder_lr,
+        lr=lr,
+        text_encoder_lr=lr if optim.text_encoder_lr is None else optim.text_encoder_lr,
         embedding_lr=optim.embedding_lr,
         schedule=optim.schedule,
         warmup_steps=optim.warmup_steps,
@@ -274,7 +303,7 @@ def inference(family: Family, config: Config) -> Iterator[None]:
     """Evaluation mode, no gradients, and the training's number format."""
     dtype = compute_dtype(config)
     autocast = torch.autocast(pick_device(config).type, dtype, enabled=dtype != torch.float32)
-    with sampling.evaluation_mode(family), torch.no_grad(), autocast:
+    with evaluation_mode(family), torch.no_grad(), autocast:
         yield
 
 
@@ -291,4 +320,7 @@ def subject_card(config: Config, step: int, last_step: int) -> SubjectCard:
         step=step,
         scheduler=config.validate.scheduler,
         last_step=last_step,
+        method=config.method.name,
+        base=config.model.base,
+        base_config=config.model.config,
     )

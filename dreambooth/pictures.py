@@ -20,6 +20,7 @@ from dreambooth.export import SubjectCard, read_card
 from dreambooth.families import Family, load_family, move
 from dreambooth.files import atomic_file
 from dreambooth.images import grid, to_images
+from dreambooth.methods import find_method
 from dreambooth.sampling import SamplerSettings, sample_pixels
 
 RECIPE = "dreambooth"  # the PNG's text chunk
@@ -57,8 +58,11 @@ class Picture:
     recipe: dict[str, Any]
 
 
-def load_model(model: str, config: str | None, device: str, dtype: str | None) -> Model:
-    """Load a run folder, pipeline folder, hub id or single file. Raises ModelError, UserError."""
+def load_model(model: str, config: str | None, device: str, dtype: str | None, base: str | None = None) -> Model:
+    """Load a run folder, pipeline folder, adapter folder, hub id or single file. Raises ModelError, UserError.
+
+    config: for a single file, where its configs lie. base: for an adapter, its base model where that is elsewhere now.
+    """
     folder = Path(model)
     if (folder / "config.yaml").is_file() and not (folder / "model_index.json").is_file():
         if not (folder / "model").is_dir():
@@ -69,11 +73,27 @@ def load_model(model: str, config: str | None, device: str, dtype: str | None) -
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device: cuda is wished, but torch sees no GPU; use cpu or auto")
     picked = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-    family = load_family(str(folder) if folder.exists() else model, config=config)
+    card = read_card(folder)
+    if card is not None and find_method(card.method).is_adapter:
+        family = load_adapted(folder, card, base)
+    else:
+        family = load_family(str(folder) if folder.exists() else model, config=config)
     move(family, picked)
     for part in (family.denoiser, *family.text_encoders):
         part.eval().to(getattr(torch, dtype or ("float16" if picked.type == "cuda" else "float32")))
-    return Model(model, family, read_card(folder))
+    return Model(model, family, card)
+
+
+def load_adapted(folder: Path, card: SubjectCard, base: str | None) -> Family:
+    """The base model with an adapter's files laid over it. Raises ModelError."""
+    method, base = find_method(card.method), base or card.base
+    assert method.load is not None
+    try:
+        family = load_family(str(base), config=card.base_config)
+    except ModelError as error:
+        raise ModelError(f"{folder}: a {card.method} of the base {base}, which cannot be loaded: {error}") from error
+    method.load(family, folder)
+    return family
 
 
 def make(

@@ -5,7 +5,6 @@ size, the prompt's neighbours and the number of pictures asked for.
 Shapes: B batch, C channels, H/W height and width (pixels or latents).
 """
 
-import contextlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -142,17 +141,3 @@ def sample_pixels(
         part = slice(first, first + batch_size)
         latents_BCHW = sample_latents(family, prompts[part], start_from_seeds(seeds[part], shape), settings)
         yield family.decode_latents(latents_BCHW).float().clamp(-1, 1)
-
-
-@contextlib.contextmanager
-def evaluation_mode(family: Family) -> Iterator[None]:
-    """The trained networks in evaluation mode, each put back as it was: no dropout while sampling."""
-    parts = [family.denoiser, *family.text_encoders]
-    modes = [part.training for part in parts]
-    for part in parts:
-        part.eval()
-    try:
-        yield
-    finally:
-        for part, mode in zip(parts, modes, strict=True):
-            part.train(mode)

@@ -144,14 +144,14 @@ class Validate(StepCallback):
         """Save the weights if no validation before had a better step."""
         qualities = self.journal.qualities | ({entry.step: entry.quality.value} if entry.quality is not None else {})
         if self.best is not None and selection.best(qualities) == entry.step:
-            weights = {"global_step": entry.step, "state_dict": module.trained.state_dict()}
+            weights = {"global_step": entry.step, "state_dict": module.trained_state()}
             AtomicCheckpointIO().save_checkpoint(weights, self.best)
 
 
 def restore_best(module: DreamBoothModule, path: Path) -> int:
     """Put the best weights back; returns their step. Raises UserError for a damaged file."""
     weights = AtomicCheckpointIO().load_checkpoint(path)
-    module.trained.load_state_dict(weights["state_dict"])
+    module.load_trained(weights["state_dict"])
     return int(weights["global_step"])
 
 

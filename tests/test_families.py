@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from dreambooth.errors import ModelError, UserError
 from dreambooth.families import Family, fingerprint, frozen_copy, load_family
-from dreambooth.families.sd import check_tokenizer
+from dreambooth.families.clip import check_tokenizer
 
 
 @pytest.fixture

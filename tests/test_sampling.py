@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from dreambooth.errors import UserError
-from dreambooth.families import Family, load_family
+from dreambooth.families import Family, evaluation_mode, load_family
 from dreambooth.randomness import Randomness
 from dreambooth.sampling import (
     SCHEDULERS,
     SamplerSettings,
-    evaluation_mode,
     guided,
     make_scheduler,
     sample_latents,

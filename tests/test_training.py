@@ -14,7 +14,7 @@ from dreambooth.config import load_config
 from dreambooth.engine import RunFolder, train
 from dreambooth.errors import NonFiniteError
 from dreambooth.families import Family
-from dreambooth.methods import find_method
+from dreambooth.methods import MethodSettings, find_method
 
 ROOT = Path(__file__).parent.parent
 
@@ -133,7 +133,7 @@ def test_the_priors_loss_is_on_the_class_prompt_and_the_subjects_on_its_own(conf
 
 
 def test_what_is_frozen_gets_no_gradient(family: Family) -> None:
-    find_method("full")(family, False)
+    find_method("full").attach(family, MethodSettings(train_text_encoder=False))
     condition = family.condition(["a photo of a dog"])
     family.predict(torch.randn(1, 4, 8, 8), torch.tensor([500]), condition).sum().backward()
     frozen = [*family.vae.parameters(), *family.text_encoders[0].parameters()]
@@ -160,6 +160,24 @@ def test_unet_and_text_encoder_both_train_each_with_its_own_learning_rate(config
         after = load_file(next((model / part).glob("*.safetensors")))
         stayed = [name for name in before if torch.equal(before[name], after[name]) and "position_ids" not in name]
         assert not stayed, f"{part}: {stayed[:3]} did not train"
+
+
+def test_the_embedding_trains_with_a_rate_of_its_own_and_rows_that_no_prompt_uses_stay(
+    config_file: Path, tiny_base: Path
+) -> None:
+    _, told = trained(config_file, "own", "optim.embedding_lr=5.0e-3")
+    assert told[3]["optim/lr_text_encoder_0_embedding"] == pytest.approx(5 * told[3]["optim/lr"])
+    name = "embeddings.token_embedding.weight"
+    before, after = (
+        next(
+            tensor
+            for key, tensor in load_file(next((folder / "text_encoder").glob("*.safetensors"))).items()
+            if name in key
+        )
+        for folder in (tiny_base, config_file.parent / "runs" / "own" / "model")
+    )
+    moved = (before != after).any(dim=1)
+    assert 0 < moved.sum() < len(before) / 10
 
 
 def test_a_frozen_text_encoder_trains_the_unet_as_one_that_is_run_every_step(config_file: Path) -> None:
@@ -232,6 +250,7 @@ def test_golden_losses_of_four_steps_on_the_toy_world(tmp_path: Path, shipped_ba
             "prior.source=stream",
             "prior.scheduler=ddim",
             "prior.guidance_scale=2",
+            "optim.embedding_lr=null",
             "validate.every_steps=0",
             "log.tensorboard=false",
         ],

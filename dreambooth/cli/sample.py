@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", metavar="DIR", help="for a single file: folder or hub id with its configs and tokenizer"
     )
+    parser.add_argument("--base", metavar="MODEL", help="for an adapter: its base model, if that is elsewhere now")
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: the GPU, if there is one"
     )
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     from dreambooth import pictures
 
     sampler_settings(args, card=None)  # a mistake is told before a model is loaded
-    model = pictures.load_model(args.model, args.config, args.device, args.dtype)
+    model = pictures.load_model(args.model, args.config, args.device, args.dtype, args.base)
     settings = sampler_settings(args, model.card)
     prompts = [model.fill(prompt) for prompt in args.prompts]
     size = size or (model.resolution, model.resolution)

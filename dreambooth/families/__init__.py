@@ -3,9 +3,10 @@
 A new family: one file with a class that follows `base.Family`, and one row in `FAMILIES`.
 """
 
+import contextlib
 import copy
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,17 @@ for library in (diffusers, transformers):  # bars for every file, notes on torch
 from dreambooth.families import sd  # noqa: E402
 from dreambooth.families.base import Condition, Family  # noqa: E402
 
-__all__ = ["FAMILIES", "Condition", "Family", "fingerprint", "frozen_copy", "load_family", "move"]
+__all__ = [
+    "FAMILIES",
+    "Condition",
+    "Family",
+    "components",
+    "evaluation_mode",
+    "fingerprint",
+    "frozen_copy",
+    "load_family",
+    "move",
+]
 
 
 @dataclass(frozen=True)
@@ -93,6 +104,26 @@ def move(family: Family, device: torch.device) -> None:
     for part in vars(family).values():
         if isinstance(part, torch.nn.Module):
             part.to(device)
+
+
+def components(family: Family) -> dict[str, torch.nn.Module]:
+    """The denoiser and the text encoders by their names in the pipeline's folder: "unet", "text_encoder" ..."""
+    own = (family.denoiser, *family.text_encoders)
+    return {name: part for name, part in family.pipeline().components.items() if any(part is each for each in own)}
+
+
+@contextlib.contextmanager
+def evaluation_mode(family: Family) -> Iterator[None]:
+    """The trained networks in evaluation mode, each put back as it was: no dropout while sampling."""
+    parts = [family.denoiser, *family.text_encoders]
+    modes = [part.training for part in parts]
+    for part in parts:
+        part.eval()
+    try:
+        yield
+    finally:
+        for part, mode in zip(parts, modes, strict=True):
+            part.train(mode)
 
 
 def frozen_copy(family: Family, dtype: torch.dtype) -> Family:

@@ -51,6 +51,13 @@ class Family(Protocol):
         """The denoiser's prediction for noisy latents at timesteps `t_B`, [B, C, H, W]."""
         ...
 
+    def add_word(self, word: str, num_vectors: int, start_word: str) -> list[list[int]]:
+        """Add a word of several tokens, each embedded like `start_word`; their ids in each text encoder.
+
+        Raises UserError for a word that is known already, and for a start word that is not one token.
+        """
+        ...
+
     def num_tokens(self, text: str) -> int:
         """How many tokens the tokenizer makes of a text, without start and end."""
         ...

@@ -4,7 +4,6 @@ Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Mode
 Shapes: B batch, C channels, H/W height and width (pixels or latents), N tokens, D width of the text encoder.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from dreambooth.errors import ModelError, UserError
+from dreambooth.errors import ModelError, UserError, first_line
+from dreambooth.families import clip
 from dreambooth.families.base import Condition
 from dreambooth.schedules import Schedule
-
-NUM_BYTE_PIECES = 514  # every CLIP tokenizer has 256 bytes, each also as the end of a word, and two special tokens
 
 
 @dataclass
@@ -80,14 +78,17 @@ class StableDiffusion:
 
     def condition(self, prompts: list[str]) -> Condition:
         """Hidden states of the text encoder, [B, N, D], for prompts padded to the tokenizer's length."""
-        ids_BN = self._tokenize(prompts).to(self.text_encoder.device)
+        ids_BN = clip.tokenize(self.tokenizer, prompts).to(self.text_encoder.device)
         return {"encoder_hidden_states": self.text_encoder(ids_BN).last_hidden_state}
 
     def predict(self, noisy_BCHW: Tensor, t_B: Tensor, condition: Condition) -> Tensor:
         return self.unet(noisy_BCHW, t_B, **condition).sample
 
+    def add_word(self, word: str, num_vectors: int, start_word: str) -> list[list[int]]:
+        return [clip.add_word(self.tokenizer, self.text_encoder, word, num_vectors, start_word)]
+
     def num_tokens(self, text: str) -> int:
-        return len(self.tokenizer(text, add_special_tokens=False).input_ids)
+        return clip.num_tokens(self.tokenizer, text)
 
     def pipeline(self) -> StableDiffusionPipeline:
         """Without a safety checker, which the base's folder may or may not hold."""
@@ -103,15 +104,6 @@ class StableDiffusion:
             requires_safety_checker=False,
         )
 
-    def _tokenize(self, prompts: list[str]) -> Tensor:
-        limit = self.tokenizer.model_max_length
-        for prompt in prompts:
-            if (length := self.num_tokens(prompt) + 2) > limit:
-                raise UserError(
-                    f"prompt {prompt!r} has {length} tokens with start and end; this model reads {limit}: shorten it"
-                )
-        return self.tokenizer(prompts, padding="max_length", return_tensors="pt").input_ids
-
 
 def load(base: Path) -> StableDiffusion:
     """Load a pipeline folder in float32. Raises ModelError for missing, incomplete or non-finite weights."""
@@ -124,7 +116,7 @@ def load(base: Path) -> StableDiffusion:
         tokenizer = CLIPTokenizer.from_pretrained(base, subfolder="tokenizer")
         scheduler_config = dict(DDPMScheduler.load_config(base, subfolder="scheduler"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{base}: tokenizer or scheduler cannot be loaded: {_first_line(error)}") from error
+        raise ModelError(f"{base}: tokenizer or scheduler cannot be loaded: {first_line(error)}") from error
     return _assemble(parts, tokenizer, scheduler_config)
 
 
@@ -136,7 +128,7 @@ def load_single_file(path: Path, config: str | None) -> StableDiffusion:
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, SingleFileComponentError) as error:
         raise ModelError(
-            f"{path}: cannot be read as a Stable Diffusion file ({_first_line(error)}); "
+            f"{path}: cannot be read as a Stable Diffusion file ({first_line(error)}); "
             "without the network, name a local folder with its configs and tokenizer (model.config, --config)"
         ) from error
     parts = {"vae": pipeline.vae, "unet": pipeline.unet, "text_encoder": pipeline.text_encoder}
@@ -159,7 +151,7 @@ def _load_part(model_class: Any, base: Path, subfolder: str) -> Any:
             base, subfolder=subfolder, output_loading_info=True, dtype=torch.float32
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{base / subfolder}: cannot be loaded: {_first_line(error)}") from error
+        raise ModelError(f"{base / subfolder}: cannot be loaded: {first_line(error)}") from error
     for problem in ("missing_keys", "mismatched_keys"):
         if keys := sorted(map(str, info[problem])):
             raise ModelError(
@@ -174,7 +166,7 @@ def check_parts(family: StableDiffusion) -> None:
     Raises ModelError naming the part.
     """
     unet, text_encoder, vae = family.unet.config, family.text_encoder.config, family.vae.config
-    check_tokenizer(len(family.tokenizer), text_encoder.vocab_size)
+    clip.check_tokenizer(len(family.tokenizer), text_encoder.vocab_size)
     if unet.in_channels == 9:
         raise ModelError("the base is an inpainting model (9 input channels); use its plain text-to-image sibling")
     if not vae.latent_channels == unet.in_channels == unet.out_channels:
@@ -191,21 +183,3 @@ def check_parts(family: StableDiffusion) -> None:
         for name, parameter in getattr(family, part).named_parameters():
             if not bool(torch.isfinite(parameter).all()):
                 raise ModelError(f"{part}: weight {name} holds numbers that are not finite")
-
-
-def check_tokenizer(num_entries: int, num_embeddings: int) -> None:
-    """Raises ModelError for a tokenizer that lacks its vocabulary or is too large for the text encoder.
-
-    One that is merely smaller works, but is hardly the one that the text encoder was trained with: that is told.
-    """
-    if num_entries < NUM_BYTE_PIECES or num_entries > num_embeddings:
-        raise ModelError(
-            f"tokenizer has {num_entries} entries, the text encoder {num_embeddings}: "
-            "the tokenizer folder is incomplete or of another model"
-        )
-    if num_entries < num_embeddings:
-        print(f"warning: tokenizer has {num_entries} entries, the text encoder {num_embeddings}", file=sys.stderr)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

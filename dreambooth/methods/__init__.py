@@ -1,26 +1,29 @@
-"""Methods by name: what of a model trains.
+"""Methods by name: what of a model trains, and how the result is kept.
 
 A new method: one file with a function like `full.attach`, and one row here.
 """
 
-from collections.abc import Callable
-
-from torch import nn
+from functools import partial
 
 from dreambooth.errors import UserError
-from dreambooth.families import Family
-from dreambooth.methods import full
+from dreambooth.methods import adapters, custom_diffusion, full, words
+from dreambooth.methods.base import Method, MethodSettings
 
-Attach = Callable[[Family, bool], dict[str, nn.Module]]
+__all__ = ["METHODS", "Method", "MethodSettings", "find_method"]
 
-METHODS: dict[str, Attach] = {"full": full.attach}
+METHODS: dict[str, Method] = {
+    "full": Method(full.attach, 2e-6),
+    "lora": Method(partial(adapters.attach, adapters.lora_config), 1e-4, adapters.save_lora, adapters.load_lora),
+    "loha": Method(partial(adapters.attach, adapters.loha_config), 1e-4, adapters.save_peft, adapters.load_peft),
+    "lokr": Method(partial(adapters.attach, adapters.lokr_config), 1e-4, adapters.save_peft, adapters.load_peft),
+    "textual_inversion": Method(words.attach, 5e-4, words.save, words.load),
+    "pivotal": Method(words.attach_pivotal, 1e-4, words.save_pivotal, words.load_pivotal),
+    "custom_diffusion": Method(custom_diffusion.attach, 1e-5, custom_diffusion.save, custom_diffusion.load),
+}
 
 
-def find_method(name: str) -> Attach:
-    """The function that sets `requires_grad` over a family and returns what trains, by name.
-
-    Raises UserError for an unknown method.
-    """
+def find_method(name: str) -> Method:
+    """A method by name. Raises UserError for an unknown one."""
     if name not in METHODS:
         raise UserError(f"method.name: {name!r} is not known; one of {', '.join(METHODS)}")
     return METHODS[name]

@@ -3,14 +3,15 @@
 from torch import nn
 
 from dreambooth.families import Family
+from dreambooth.methods.base import MethodSettings
 
 
-def attach(family: Family, train_text_encoder: bool) -> dict[str, nn.Module]:
-    """Make them trainable and return them: "denoiser", "text_encoder_0" ..."""
+def attach(family: Family, settings: MethodSettings) -> dict[str, nn.Module]:
+    """Make them trainable, all in float32."""
     trained: dict[str, nn.Module] = {"denoiser": family.denoiser}
     for number, text_encoder in enumerate(family.text_encoders):
-        text_encoder.requires_grad_(train_text_encoder).train(train_text_encoder)
-        if train_text_encoder:
+        text_encoder.requires_grad_(settings.train_text_encoder).train(settings.train_text_encoder)
+        if settings.train_text_encoder:
             trained[f"text_encoder_{number}"] = text_encoder
     family.denoiser.requires_grad_(True).train()
     return trained

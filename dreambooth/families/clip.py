@@ -1,0 +1,73 @@
+"""What families with CLIP's tokenizer and text encoder share. Shapes: B prompts, N tokens."""
+
+import sys
+from typing import Any
+
+import torch
+from diffusers.loaders import TextualInversionLoaderMixin
+from torch import Tensor
+
+from dreambooth.errors import ModelError, UserError
+
+NUM_BYTE_PIECES = 514  # every CLIP tokenizer has 256 bytes, each also as the end of a word, and two special tokens
+
+
+def tokenize(tokenizer: Any, prompts: list[str]) -> Tensor:
+    """Token ids [B, N], padded to the tokenizer's length. Raises UserError for a prompt that is longer."""
+    limit = tokenizer.model_max_length
+    spelled = [spell_out(tokenizer, prompt) for prompt in prompts]
+    for prompt, text in zip(prompts, spelled, strict=True):
+        if (length := num_tokens(tokenizer, text) + 2) > limit:
+            raise UserError(
+                f"prompt {prompt!r} has {length} tokens with start and end; this model reads {limit}: shorten it"
+            )
+    return tokenizer(spelled, padding="max_length", return_tensors="pt").input_ids
+
+
+def num_tokens(tokenizer: Any, text: str) -> int:
+    """Without start and end."""
+    return len(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def spell_out(tokenizer: Any, prompt: str) -> str:
+    """A learned word of several vectors as its tokens: "<dog>" becomes "<dog> <dog>_1 <dog>_2"."""
+    return TextualInversionLoaderMixin().maybe_convert_prompt(prompt, tokenizer)
+
+
+@torch.no_grad()
+def add_word(tokenizer: Any, text_encoder: Any, word: str, num_vectors: int, start_word: str) -> list[int]:
+    """Give the tokenizer a word of `num_vectors` tokens, each embedded like `start_word`; returns their ids.
+
+    Raises UserError for a word that it already has, and for a start word that is not one token.
+    """
+    if num_tokens(tokenizer, word) == 1:
+        raise UserError(
+            f"subject.identifier: {word!r} is a word of this model already, and this method learns a new one; "
+            f"write <{word.strip('<>')}>, say"
+        )
+    start_ids = tokenizer(start_word, add_special_tokens=False).input_ids
+    if len(start_ids) != 1:
+        raise UserError(
+            f"method.start_word: {start_word!r} is {len(start_ids)} tokens to this tokenizer; name one that is one"
+        )
+    tokens = [word, *(f"{word}_{number}" for number in range(1, num_vectors))]
+    tokenizer.add_tokens(tokens)
+    ids = tokenizer.convert_tokens_to_ids(tokens)
+    text_encoder.resize_token_embeddings(max(len(tokenizer), text_encoder.config.vocab_size), mean_resizing=False)
+    embedding = text_encoder.get_input_embeddings().weight
+    embedding[ids] = embedding[start_ids]
+    return ids
+
+
+def check_tokenizer(num_entries: int, num_embeddings: int) -> None:
+    """Raises ModelError for a tokenizer that lacks its vocabulary or is too large for the text encoder.
+
+    One that is merely smaller works, but is hardly the one that the text encoder was trained with: that is told.
+    """
+    if num_entries < NUM_BYTE_PIECES or num_entries > num_embeddings:
+        raise ModelError(
+            f"tokenizer has {num_entries} entries, the text encoder {num_embeddings}: "
+            "the tokenizer folder is incomplete or of another model"
+        )
+    if num_entries < num_embeddings:
+        print(f"warning: tokenizer has {num_entries} entries, the text encoder {num_embeddings}", file=sys.stderr)

@@ -1,0 +1,269 @@
+"""Adapters by peft: a few trained weights beside frozen ones. Switched off, the untouched base lies beneath.
+
+lora   W + alpha / rank * B A                  Hu et al. 2021, arXiv 2106.09685; B starts at 0
+       with rslora alpha / sqrt(rank)          Kalajdzievski 2023, arXiv 2312.03732
+       with dora   direction and magnitude     Liu et al. 2024, arXiv 2402.09353
+loha   W + (B1 A1) * (B2 A2), elementwise      Hyeon-Woo et al. 2021, arXiv 2108.06098
+lokr   W + C (x) (B A), a Kronecker product    Yeh et al. 2023, arXiv 2309.14859
+"""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from diffusers.training_utils import cast_training_params
+from peft import (
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    PeftConfig,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    set_peft_model_state_dict,
+)
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dreambooth.errors import ModelError, UserError, first_line
+from dreambooth.families import Condition, Family, components, evaluation_mode
+from dreambooth.methods.base import MethodSettings
+
+ADAPTER = "default"
+MakeConfig = Callable[[MethodSettings, list[str]], PeftConfig]
+PEFT_FILE = "adapter.safetensors"
+LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
+# Ends of the names of modules: in the UNet, and in CLIP's text encoder.
+TARGETS = {
+    "attention": ("to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj"),
+    "feed-forward": ("ff.net.0.proj", "ff.net.2", "fc1", "fc2"),
+    "projections": ("proj_in", "proj_out"),
+    "convolutions": ("conv1", "conv2", "conv_shortcut", "conv"),
+}
+
+
+def networks(family: Family, train_text_encoder: bool = True) -> dict[str, nn.Module]:
+    """What may train: "denoiser", "text_encoder_0" ..."""
+    text_encoders = family.text_encoders if train_text_encoder else []
+    return {"denoiser": family.denoiser} | {f"text_encoder_{i}": part for i, part in enumerate(text_encoders)}
+
+
+def freeze(family: Family, dtype: torch.dtype) -> None:
+    """Make every weight of the denoiser and the text encoders a constant of this number format."""
+    for part in networks(family).values():
+        part.requires_grad_(False).to(dtype)
+
+
+def lora_config(settings: MethodSettings, targets: list[str]) -> PeftConfig:
+    return LoraConfig(
+        r=settings.rank,
+        lora_alpha=cast(int, alpha_of(settings)),
+        lora_dropout=settings.dropout,
+        use_dora=settings.dora,
+        use_rslora=settings.rslora,
+        target_modules=targets,
+    )
+
+
+def loha_config(settings: MethodSettings, targets: list[str]) -> PeftConfig:
+    return LoHaConfig(
+        r=settings.rank, alpha=cast(int, alpha_of(settings)), module_dropout=settings.dropout, target_modules=targets
+    )
+
+
+def lokr_config(settings: MethodSettings, targets: list[str]) -> PeftConfig:
+    return LoKrConfig(
+        r=settings.rank, alpha=cast(int, alpha_of(settings)), module_dropout=settings.dropout, target_modules=targets
+    )
+
+
+def alpha_of(settings: MethodSettings) -> float:
+    """alpha = rank adds the product of the matrices as it is."""
+    return settings.rank if settings.alpha is None else settings.alpha
+
+
+def attach(make_config: MakeConfig, family: Family, settings: MethodSettings) -> dict[str, nn.Module]:
+    """Freeze the family and lay trainable float32 matrices beside the targets.
+
+    DoRA is the denoiser's alone: transformers 5 loads a text encoder's LoRA without its magnitudes, and says nothing.
+
+    Raises UserError for a target that is in none of the networks.
+    """
+    freeze(family, settings.base_dtype)
+    trained = networks(family, settings.train_text_encoder)
+    targets = find_targets(trained, settings.targets)
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        for name, part in trained.items():
+            if targets[name]:
+                dora = settings.dora and name == "denoiser"
+                inject_adapter_in_model(make_config(replace(settings, dora=dora), targets[name]), part, ADAPTER)
+    return finish(trained)
+
+
+def finish(trained: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """Those networks that have something to train, in training mode, its number format float32."""
+    trained = {name: part for name, part in trained.items() if any(p.requires_grad for p in part.parameters())}
+    for part in trained.values():
+        cast_training_params(part, torch.float32)
+        part.train()
+    return trained
+
+
+def cast_trained(family: Family, dtype: torch.dtype) -> None:
+    """Bring the weights that train to a number format."""
+    for part in networks(family).values():
+        cast_training_params(part, dtype)
+
+
+def find_targets(parts: dict[str, nn.Module], wished: tuple[str, ...]) -> dict[str, list[str]]:
+    """Full names of the linear and convolutional modules that end in a wished name, or in one of a group's."""
+    found: dict[str, list[str]] = {name: [] for name in parts}
+    for wish in wished:
+        ends = TARGETS.get(wish, (wish,))
+        matching = {name: [n for n in _adaptable(part) if _ends(n, ends)] for name, part in parts.items()}
+        if not any(matching.values()):
+            groups, examples = ", ".join(TARGETS), ", ".join(_adaptable(next(iter(parts.values())))[:3])
+            raise UserError(
+                f"method.targets: no module's name ends in {wish!r}; groups are {groups}; names are like {examples}"
+            )
+        for name, names in matching.items():
+            found[name] += [each for each in names if each not in found[name]]
+    return found
+
+
+def _adaptable(part: nn.Module) -> list[str]:
+    return [name for name, module in part.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+
+
+def _ends(name: str, ends: tuple[str, ...]) -> bool:
+    return any(name == end or name.endswith(f".{end}") for end in ends)
+
+
+# -------------------------------------------------------------------------------- the base beneath
+
+
+@contextlib.contextmanager
+def adapters_off(family: Family) -> Iterator[None]:
+    """The networks compute what the untouched base does."""
+    layers = adapted_layers(family)
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+def adapted_layers(family: Family) -> list[Any]:
+    kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+    return [layer for part in networks(family).values() for layer in part.modules() if isinstance(layer, kinds)]
+
+
+class _BaseBeneath:
+    """A family that computes with its adapters off and out of training mode; all else is the family's own."""
+
+    def __init__(self, family: Family) -> None:
+        self._family = family
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._family, name)
+
+    def condition(self, prompts: list[str]) -> Condition:
+        with adapters_off(self._family), evaluation_mode(self._family):
+            return self._family.condition(prompts)
+
+    def predict(self, noisy_BCHW: Tensor, t_B: Tensor, condition: Condition) -> Tensor:
+        with adapters_off(self._family), evaluation_mode(self._family):
+            return self._family.predict(noisy_BCHW, t_B, condition)
+
+
+def base_beneath(family: Family) -> Family:
+    """The untouched base model without a second copy of it: the same networks with their adapters off."""
+    return cast(Family, _BaseBeneath(family))
+
+
+@torch.no_grad()
+def merge(family: Family) -> None:
+    """Add what the adapters have learned to the weights and take them away: a plain model is left."""
+    for part in networks(family).values():
+        for name, layer in list(part.named_modules()):
+            if isinstance(layer, BaseTunerLayer):
+                layer.merge()
+                part.set_submodule(name, layer.get_base_layer())
+            elif isinstance(layer, AuxiliaryTrainingWrapper):
+                part.set_submodule(name, cast(Any, layer).modules_to_save[ADAPTER])
+
+
+# -------------------------------------------------------------------------------- files
+
+
+def save_lora(family: Family, folder: Path) -> None:
+    """Write the file that diffusers' `load_lora_weights` reads, with rank, alpha and the like in its metadata."""
+    arguments: dict[str, Any] = {}
+    for name, part in adapted_components(family, LoraConfig).items():
+        arguments[f"{name}_lora_layers"] = lora_state(part, name)
+        # Without its dropout: diffusers leaves a loaded adapter in training mode.
+        arguments[f"{name}_lora_adapter_metadata"] = part.peft_config[ADAPTER].to_dict() | {"lora_dropout": 0.0}
+    family.pipeline().save_lora_weights(folder, weight_name=LORA_FILE, **arguments)
+
+
+def lora_state(part: Any, name: str) -> dict[str, Tensor]:
+    """Tensors by name. transformers 5.6 took a level out of CLIP's text encoder; files keep it, for other readers."""
+    prefix = "text_model." if name.startswith("text_encoder") and not hasattr(part, "text_model") else ""
+    return {f"{prefix}{key}": tensor for key, tensor in adapter_state(part).items()}
+
+
+def load_lora(family: Family, folder: Path) -> None:
+    """Raises ModelError for a file that is missing or does not fit the base."""
+    try:
+        family.pipeline().load_lora_weights(folder, weight_name=LORA_FILE)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise ModelError(f"{folder / LORA_FILE}: cannot be loaded into this base: {first_line(error)}") from error
+
+
+def save_peft(family: Family, folder: Path) -> None:
+    """Write every adapter into one file: tensors as peft names them behind the network's name, configs as metadata."""
+    parts = adapted_components(family)
+    tensors = {f"{name}.{key}": tensor for name, part in parts.items() for key, tensor in adapter_state(part).items()}
+    configs = {name: json.dumps(part.peft_config[ADAPTER].to_dict(), default=sorted) for name, part in parts.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / PEFT_FILE, metadata={"format": "pt", **configs})
+
+
+def load_peft(family: Family, folder: Path) -> None:
+    """Raises ModelError for a file that is missing or does not fit the base."""
+    path = folder / PEFT_FILE
+    try:
+        with safe_open(path, "pt") as file:
+            configs, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        for name, part in components(family).items():
+            if name in configs:
+                config = PeftConfig.from_peft_type(**json.loads(configs[name]))
+                inject_adapter_in_model(config, part, ADAPTER)
+                own = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
+                set_peft_model_state_dict(part, own, ADAPTER)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise ModelError(f"{path}: cannot be loaded into this base: {first_line(error)}") from error
+
+
+def adapter_state(part: nn.Module) -> dict[str, Tensor]:
+    state = get_peft_model_state_dict(part, adapter_name=ADAPTER, save_embedding_layers=False)
+    return {key: tensor.contiguous() for key, tensor in state.items()}
+
+
+def adapted_components(family: Family, kind: type[PeftConfig] = PeftConfig) -> dict[str, Any]:
+    """The networks that have adapters of this kind, by their names in the pipeline."""
+    parts: dict[str, Any] = components(family)
+    return {
+        name: part
+        for name, part in parts.items()
+        if hasattr(part, "peft_config") and isinstance(part.peft_config[ADAPTER], kind)
+    }

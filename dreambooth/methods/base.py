@@ -1,0 +1,51 @@
+"""What a method is to the rest of the program: what trains, and how the result is kept."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from dreambooth.families import Family
+
+
+@dataclass(frozen=True)
+class MethodSettings:
+    """How a method trains; each reads what concerns it.
+
+    rank, alpha, dropout, dora, rslora, targets: of adapters (`adapters`). word, num_vectors, start_word: of new words
+    (`words`). base_dtype: of weights that an adapter leaves alone. seed: of the adapters' first values.
+    """
+
+    train_text_encoder: bool = True
+    rank: int = 16
+    alpha: float | None = None
+    dropout: float = 0.0
+    dora: bool = False
+    rslora: bool = False
+    targets: tuple[str, ...] = ("attention",)
+    word: str = ""
+    num_vectors: int = 1
+    start_word: str = ""
+    base_dtype: torch.dtype = torch.float32
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Method:
+    """attach: makes what trains trainable and returns the networks that hold it: "denoiser", "text_encoder_0" ...
+
+    lr: a learning rate that suits it. save, load: the result's own files in a folder, and back into an untouched base;
+    None where the result is a model.
+    """
+
+    attach: Callable[[Family, MethodSettings], dict[str, nn.Module]]
+    lr: float
+    save: Callable[[Family, Path], None] | None = None
+    load: Callable[[Family, Path], None] | None = None
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the untouched base lies beneath what was trained."""
+        return self.save is not None

@@ -1,0 +1,84 @@
+"""New words: rows of the text encoder's embedding that mean the subject, trained while all else stays as it is.
+
+Textual inversion: Gal et al. 2022 (arXiv 2208.01618). Pivotal tuning, the same with a LoRA of the denoiser: Roich et
+al. 2021 (arXiv 2106.05744). A word of several vectors is several tokens, `word`, `word_1` ..., as diffusers names them.
+Shapes: V vectors, D width of the text encoder.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from peft import TrainableTokensConfig, inject_adapter_in_model
+from peft.tuners.trainable_tokens import TrainableTokensLayer
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from dreambooth.errors import ModelError, first_line
+from dreambooth.families import Family
+from dreambooth.methods import adapters
+from dreambooth.methods.base import MethodSettings
+
+WORD_FILE = "learned_embeds.safetensors"  # the name that diffusers looks for
+
+
+def attach(family: Family, settings: MethodSettings) -> dict[str, nn.Module]:
+    """Add the word, each of its vectors starting as that of `start_word`, and make it all that trains.
+
+    Raises UserError for a word that the tokenizer already has, and for a start word of several tokens.
+    """
+    adapters.freeze(family, settings.base_dtype)
+    return _add_word(family, settings)
+
+
+def attach_pivotal(family: Family, settings: MethodSettings) -> dict[str, nn.Module]:
+    """The word, and a LoRA of the denoiser. Raises UserError as both of them do."""
+    trained = adapters.attach(adapters.lora_config, family, replace(settings, train_text_encoder=False))
+    return trained | _add_word(family, settings)
+
+
+def _add_word(family: Family, settings: MethodSettings) -> dict[str, nn.Module]:
+    ids_by_encoder = family.add_word(settings.word, settings.num_vectors, settings.start_word)
+    for text_encoder, ids in zip(family.text_encoders, ids_by_encoder, strict=True):
+        text_encoder.requires_grad_(False)  # the embedding is a new, larger one
+        config = TrainableTokensConfig(token_indices=ids, target_modules=["token_embedding"])
+        inject_adapter_in_model(config, text_encoder, adapters.ADAPTER)
+    return adapters.finish({f"text_encoder_{number}": part for number, part in enumerate(family.text_encoders)})
+
+
+# -------------------------------------------------------------------------------- files
+
+
+@torch.no_grad()
+def save(family: Family, folder: Path) -> None:
+    """Write the word's vectors, [V, D], into the file that diffusers' `load_textual_inversion` reads."""
+    (text_encoder,) = family.text_encoders
+    layer = next(module for module in text_encoder.modules() if isinstance(module, TrainableTokensLayer))
+    ids = torch.tensor(layer.token_indices[adapters.ADAPTER], device=next(text_encoder.parameters()).device)
+    word = family.pipeline().tokenizer.convert_ids_to_tokens(int(ids[0]))
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({word: layer(ids).cpu().contiguous()}, folder / WORD_FILE)
+
+
+def load(family: Family, folder: Path) -> None:
+    """Raises ModelError for a file that is missing or does not fit the base."""
+    path = folder / WORD_FILE
+    try:
+        with safe_open(path, "pt") as file:
+            (word,) = file.keys()
+        family.pipeline().load_textual_inversion(str(path), token=word)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"{path}: cannot be loaded into this base: {first_line(error)}") from error
+
+
+def save_pivotal(family: Family, folder: Path) -> None:
+    """Two files: the word's vectors and the LoRA."""
+    save(family, folder)
+    adapters.save_lora(family, folder)
+
+
+def load_pivotal(family: Family, folder: Path) -> None:
+    """Raises ModelError as both of them do."""
+    load(family, folder)
+    adapters.load_lora(family, folder)

@@ -1,0 +1,315 @@
+"""Methods: each trains what it names and nothing else, leaves the base as it is, and comes back from its own files."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dreambooth.config import load_config
+from dreambooth.engine import RunFolder, train
+from dreambooth.errors import ModelError, UserError
+from dreambooth.families import Family, load_family
+from dreambooth.methods import METHODS, MethodSettings
+from dreambooth.methods.adapters import LORA_FILE, base_beneath, merge
+from dreambooth.methods.words import WORD_FILE
+from dreambooth.pictures import load_model
+from dreambooth.sampling import SamplerSettings, sample_latents, start_from_seeds
+
+ADAPTERS = [name for name, method in METHODS.items() if method.is_adapter]
+WORDS = ("textual_inversion", "pivotal")
+# What a method names, as (network, part of a weight's name).
+NAMED = {
+    "full": (("denoiser", ""), ("text_encoder_0", "")),
+    "lora": (("denoiser", ".lora_"), ("text_encoder_0", ".lora_")),
+    "loha": (("denoiser", ".hada_"), ("text_encoder_0", ".hada_")),
+    "lokr": (("denoiser", ".lokr_"), ("text_encoder_0", ".lokr_")),
+    "textual_inversion": (("text_encoder_0", "trainable_tokens_delta"),),
+    "pivotal": (("denoiser", ".lora_"), ("text_encoder_0", "trainable_tokens_delta")),
+    "custom_diffusion": (("denoiser", ".modules_to_save."),),
+}
+PROMPTS = ["a photo of <sks> dog", "a photo of a dog"]
+
+
+def settings(**changes: Any) -> MethodSettings:
+    everything = {"rank": 2, "targets": ("attention", "convolutions"), "word": "<sks>", "start_word": "dog", "seed": 3}
+    return MethodSettings(**{**everything, **changes})
+
+
+def prediction(family: Family) -> Tensor:
+    noisy_BCHW = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return family.predict(noisy_BCHW, torch.tensor([5, 500]), family.condition(PROMPTS))
+
+
+def trained_weights(parts: dict[str, torch.nn.Module]) -> dict[tuple[str, str], Tensor]:
+    return {
+        (part, name): weight
+        for part, network in parts.items()
+        for name, weight in network.named_parameters()
+        if weight.requires_grad
+    }
+
+
+def shake(parts: dict[str, torch.nn.Module]) -> None:
+    """Stands for training: every weight that trains moves."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in trained_weights(parts).values():
+            weight += 0.1 * torch.randn(weight.shape, generator=generator)
+
+
+@pytest.fixture(params=ADAPTERS)
+def adapted(request: pytest.FixtureRequest, tiny_base: Path) -> tuple[str, Family]:
+    """A method's name, and a family that has learned something by it."""
+    family = load_family(str(tiny_base))
+    shake(METHODS[request.param].attach(family, settings(num_vectors=2)))
+    return request.param, family
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_trains_what_it_names_and_nothing_else(name: str, family: Family) -> None:
+    parts = METHODS[name].attach(family, settings())
+    everywhere = {"denoiser": family.denoiser, "text_encoder_0": family.text_encoders[0]}
+    trains = trained_weights(everywhere)
+    assert trains
+    assert trains.keys() == trained_weights(parts).keys()
+    assert {part for part, _ in trains} == {part for part, _ in NAMED[name]}
+    for part, weight in trains:
+        assert any(part == each and named in weight for each, named in NAMED[name]), f"{part}: {weight} trains"
+    before = {part: {n: w.clone() for n, w in network.named_parameters()} for part, network in everywhere.items()}
+    family.predict(torch.randn(2, 4, 8, 8), torch.tensor([5, 500]), family.condition(PROMPTS)).square().sum().backward()
+    optimizer = torch.optim.SGD([w for network in everywhere.values() for w in network.parameters()], lr=1.0)
+    optimizer.step()
+    moved = {
+        (part, n) for part, old in before.items() for n, w in everywhere[part].named_parameters() if (w != old[n]).any()
+    }
+    assert moved
+    assert moved <= trains.keys()
+
+
+@pytest.mark.parametrize("name", ["lora", "loha", "lokr", "custom_diffusion"])
+def test_before_anything_is_learned_an_adapter_changes_no_bit(name: str, family: Family) -> None:
+    before = prediction(family)
+    METHODS[name].attach(family, settings())
+    assert torch.equal(prediction(family), before)
+
+
+def test_the_untouched_base_lies_beneath_every_adapter(adapted: tuple[str, Family], tiny_base: Path) -> None:
+    """Of a prompt without the new word, which the base does not know."""
+    name, family = adapted
+    base = prediction(load_family(str(tiny_base)))
+    learned = prediction(family)
+    assert not torch.equal(learned, base)
+    assert torch.equal(prediction(base_beneath(family))[1], base[1])
+    if name not in WORDS:
+        assert torch.equal(prediction(base_beneath(family)), base)
+    assert torch.equal(prediction(family), learned), "the adapter is back on"
+
+
+def test_the_base_beneath_holds_no_second_copy(adapted: tuple[str, Family]) -> None:
+    _, family = adapted
+    assert base_beneath(family).denoiser is family.denoiser
+    assert base_beneath(family).text_encoders[0] is family.text_encoders[0]
+
+
+def test_looking_at_the_base_beneath_leaves_what_trains_and_the_mode_alone(adapted: tuple[str, Family]) -> None:
+    _, family = adapted
+    parts = {"denoiser": family.denoiser, "text_encoder_0": family.text_encoders[0]}
+    before = trained_weights(parts).keys(), [part.training for part in parts.values()]
+    prediction(base_beneath(family))
+    assert before == (trained_weights(parts).keys(), [part.training for part in parts.values()])
+
+
+def test_saved_and_loaded_again_it_predicts_the_same_bits(
+    adapted: tuple[str, Family], tiny_base: Path, tmp_path: Path
+) -> None:
+    name, family = adapted
+    save, load = METHODS[name].save, METHODS[name].load
+    assert save is not None
+    assert load is not None
+    save(family, tmp_path)
+    again = load_family(str(tiny_base))
+    load(again, tmp_path)
+    assert torch.equal(prediction(again), prediction(family))
+
+
+def test_a_file_of_another_base_is_a_clear_error(adapted: tuple[str, Family], tmp_path: Path) -> None:
+    name, family = adapted
+    save, load = METHODS[name].save, METHODS[name].load
+    assert save is not None
+    assert load is not None
+    save(family, tmp_path)
+    other = load_family("checkpoints/toyworld")
+    with pytest.raises(ModelError, match=str(tmp_path)):
+        load(other, tmp_path)
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"broken")
+    with pytest.raises(ModelError, match=str(tmp_path)):
+        load(other, tmp_path)
+
+
+def test_merged_it_is_a_plain_model_that_predicts_the_same(adapted: tuple[str, Family]) -> None:
+    _, family = adapted
+    before = prediction(family)
+    merge(family)
+    torch.testing.assert_close(prediction(family), before, atol=1e-5, rtol=1e-4)
+    kinds = {type(module).__module__ for part in (family.denoiser, *family.text_encoders) for module in part.modules()}
+    assert not [kind for kind in kinds if kind.startswith("peft")]
+
+
+# -------------------------------------------------------------------------------- one by one
+
+
+@pytest.mark.parametrize("changes", [{}, {"alpha": 5.0}, {"rslora": True, "rank": 4}, {"dora": True}, {"dropout": 0.5}])
+def test_plain_diffusers_loads_the_lora_to_the_same_bits(
+    changes: dict[str, Any], family: Family, tiny_base: Path, tmp_path: Path
+) -> None:
+    parts = METHODS["lora"].attach(family, settings(**changes))
+    shake(parts)
+    for part in parts.values():
+        part.eval()
+    assert METHODS["lora"].save is not None
+    METHODS["lora"].save(family, tmp_path)
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_base, safety_checker=None)
+    pipeline.load_lora_weights(tmp_path, weight_name=LORA_FILE)
+    theirs = load_family(str(tiny_base))
+    theirs.unet, theirs.text_encoder = pipeline.unet, pipeline.text_encoder  # type: ignore[attr-defined]
+    torch.testing.assert_close(prediction(theirs), prediction(family), atol=1e-5, rtol=1e-4)
+
+
+def test_plain_diffusers_loads_the_word(family: Family, tiny_base: Path, tmp_path: Path) -> None:
+    shake(METHODS["textual_inversion"].attach(family, settings(num_vectors=3)))
+    assert METHODS["textual_inversion"].save is not None
+    METHODS["textual_inversion"].save(family, tmp_path)
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_base, safety_checker=None)
+    pipeline.load_textual_inversion(tmp_path / WORD_FILE, token="<sks>")
+    theirs = pipeline.encode_prompt(PROMPTS, "cpu", 1, False)[0]
+    torch.testing.assert_close(theirs, family.condition(PROMPTS)["encoder_hidden_states"])
+
+
+def test_a_word_of_three_vectors_is_three_tokens_that_start_as_the_class_noun(family: Family) -> None:
+    before = family.condition(["a photo of dog dog dog dog"])
+    METHODS["textual_inversion"].attach(family, settings(num_vectors=3))
+    after = family.condition(["a photo of <sks> dog"])
+    torch.testing.assert_close(after["encoder_hidden_states"], before["encoder_hidden_states"])
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("textual_inversion", {"word": "sks"}, "subject.identifier.*'sks'.*<sks>"),
+        ("pivotal", {"start_word": "dogcatdog"}, "method.start_word.*'dogcatdog'"),
+        ("lora", {"targets": ("attenshun",)}, "method.targets.*'attenshun'.*attention"),
+    ],
+)
+def test_what_cannot_be_learned_is_refused(name: str, changes: dict[str, Any], message: str, family: Family) -> None:
+    with pytest.raises(UserError, match=message):
+        METHODS[name].attach(family, settings(**changes))
+
+
+def test_targets_are_groups_or_ends_of_names(family: Family) -> None:
+    parts = METHODS["lora"].attach(family, settings(targets=("attn2.to_k", "fc1")))
+    adapted = {name.split(".lora_")[0] for _, name in trained_weights(parts)}
+    assert all(name.endswith(("attn2.to_k", "fc1")) for name in adapted)
+    assert len(adapted) == 4 + 1  # four blocks of the denoiser, one layer of the text encoder
+
+
+def test_the_adapters_first_values_are_of_the_seed_alone(family: Family, tiny_base: Path) -> None:
+    first = trained_weights(METHODS["lora"].attach(family, settings()))
+    torch.rand(5)
+    again = trained_weights(METHODS["lora"].attach(load_family(str(tiny_base)), settings()))
+    assert all(torch.equal(weight, again[name]) for name, weight in first.items())
+    other = trained_weights(METHODS["lora"].attach(load_family(str(tiny_base)), settings(seed=4)))
+    assert not all(torch.equal(weight, other[name]) for name, weight in first.items())
+
+
+# -------------------------------------------------------------------------------- whole runs
+
+
+def run_with(config_file: Path, method: str, *overrides: str) -> RunFolder:
+    word = ["subject.identifier=<sks>"] if method in WORDS else []
+    quick = [
+        "optim.lr=1.0e-2",
+        "optim.warmup_steps=0",
+        "train.max_steps=4",
+        "validate.every_steps=2",
+        "prior.num_images=4",
+    ]
+    config = load_config(
+        config_file, [f"method.name={method}", f"run.name={method}", "method.rank=2", *word, *quick, *overrides]
+    )
+    assert train(config) == 0
+    return RunFolder(config)
+
+
+def latents_of(run: RunFolder) -> Tensor:
+    model = load_model(str(run.path), None, "cpu", None)
+    start = start_from_seeds([0], model.family.latent_shape(64, 64))
+    return sample_latents(model.family, [model.fill("a photo of {subject}")], start, SamplerSettings(2, 2.0))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_of_every_method_is_sampled_from_its_own_files(method: str, config_file: Path, tmp_path: Path) -> None:
+    """It has learned something, and another folder with the same files gives the same picture."""
+    run = run_with(config_file, method)
+    picture = latents_of(run)
+    shutil.copytree(run.path, tmp_path / "moved")
+    shutil.rmtree(run.path / "state")
+    assert torch.equal(latents_of(run), picture)
+    untouched = run_with(config_file, method, "optim.lr=1.0e-30", "run.name=untouched")
+    assert not torch.equal(latents_of(untouched), picture)
+
+
+@pytest.mark.parametrize("method", ["lora", "pivotal", "custom_diffusion"])
+def test_an_adapter_run_that_was_interrupted_comes_to_the_same_bits(method: str, config_file: Path) -> None:
+    straight = run_with(config_file, method, "optim.schedule=constant", "run.name=straight")
+    run_with(config_file, method, "optim.schedule=constant", "train.max_steps=2")
+    resumed = run_with(config_file, method, "optim.schedule=constant")
+    states = [torch.load(run.state, weights_only=True)["state_dict"] for run in (straight, resumed)]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(weight, states[1][name]) for name, weight in states[0].items())
+
+
+def test_the_state_of_an_adapter_run_holds_what_trains_and_no_more(config_file: Path) -> None:
+    run = run_with(config_file, "lora")
+    state = torch.load(run.state, weights_only=True)["state_dict"]
+    assert all(".lora_" in name or name == "decile_losses" for name in state)
+    written = load_file(run.model / LORA_FILE)
+    assert len(written) == len(state) - 1
+
+
+def test_class_pictures_made_beneath_an_adapter_are_those_of_full_fine_tuning(config_file: Path) -> None:
+    blocks = [sorted(run_with(config_file, method).prior.rglob("*.safetensors")) for method in ("full", "lora")]
+    assert [path.name for path in blocks[0]] == [path.name for path in blocks[1]]
+    assert blocks[0]
+    for one, other in zip(*blocks, strict=True):
+        assert torch.equal(load_file(one)["latents"], load_file(other)["latents"])
+
+
+def test_the_teacher_beneath_an_adapter_has_nothing_to_teach_at_first(config_file: Path) -> None:
+    lines = (
+        run_with(config_file, "lora", "prior.source=teacher", "optim.warmup_steps=1").metrics.read_text().splitlines()
+    )
+    header, _, first, second, *_ = (line.split(",") for line in lines)
+    prior = header.index("train/loss_prior")
+    assert float(first[prior]) == 0 < float(second[prior])
+
+
+def test_another_method_in_the_same_run_folder_is_refused(config_file: Path) -> None:
+    run_with(config_file, "lora", "run.name=one")
+    with pytest.raises(UserError, match=r"method.name: 'lora' -> 'loha'"):
+        run_with(config_file, "loha", "run.name=one", "train.max_steps=6")
+
+
+def test_an_adapter_whose_base_is_gone_says_which(config_file: Path, tiny_base: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    run = run_with(config_file, "lora", f"model.base={base}")
+    shutil.rmtree(base)
+    with pytest.raises(ModelError, match=f"lora of the base {base}"):
+        load_model(str(run.path), None, "cpu", None)
+    assert load_model(str(run.path), None, "cpu", None, base=str(tiny_base)).card is not None
