@@ -163,6 +163,30 @@ class OptimConfig:
 
 
 @dataclass
+class LossConfig:
+    """How an error counts."""
+
+    weighting: Literal["none", "min_snr", "soft_min_snr", "debiased"] = knob(
+        "none", "of the timesteps; min_snr: those with little noise count less, so that fewer steps are needed"
+    )
+    gamma: float = knob(5.0, "signal-to-noise ratio that min_snr and soft_min_snr cap at", above=0)
+    huber_c: float | None = knob(
+        None,
+        "pseudo-Huber loss: differences above this count by their size, not its square; null: squared error",
+        above=0,
+    )
+    noise_offset: float = knob(
+        0.0, "share of noise that is one number a channel: lets the model learn very dark or bright; 0.05", minimum=0
+    )
+    input_perturbation: float = knob(
+        0.0, "share of noise added to what the network sees only: against exposure bias; 0.1", minimum=0
+    )
+    zero_terminal_snr: bool = knob(
+        False, "rescale the noise schedule so that the last timestep is noise alone; for bases that predict v"
+    )
+
+
+@dataclass
 class TrainConfig:
     """The loop. A step is an optimizer step."""
 
@@ -230,6 +254,7 @@ class Config:
     prior: PriorConfig = field(default_factory=PriorConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     validate: ValidateConfig = field(default_factory=ValidateConfig)
     log: LogConfig = field(default_factory=LogConfig)

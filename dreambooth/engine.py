@@ -78,6 +78,7 @@ def train(config: Config) -> int:
     picture_paths = list_images(config.subject.images)
     scorer = parts.make_scorer(config, journal, picture_paths)
     family = load_family(config.model.base, config.model.family, config.model.config)
+    parts.apply_schedule(family, config)
     move(family, parts.pick_device(config))
     identity = identify(family, picture_paths, config)
     check_identity(state, identity)

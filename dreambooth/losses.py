@@ -3,8 +3,10 @@
 So a weighting and the two means cannot fall out of step. Shapes: B batch, C channels, H/W latent height and width.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -19,8 +21,28 @@ class LossParts:
 
 
 def squared_error(prediction_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
-    """Mean squared error of each sample, float32 [B] (Ho et al. 2020, eq. 14)."""
-    return F.mse_loss(prediction_BCHW.float(), target_BCHW.float(), reduction="none").mean(dim=(1, 2, 3))
+    """Squared error of every number, float32 (Ho et al. 2020, eq. 14)."""
+    return F.mse_loss(prediction_BCHW.float(), target_BCHW.float(), reduction="none")
+
+
+def pseudo_huber(prediction_BCHW: Tensor, target_BCHW: Tensor, c: float) -> Tensor:
+    """2 c (sqrt(d^2 + c^2) - c) of every difference d, float32 (Khrapov et al. 2024, arXiv 2403.16728).
+
+    Odd pictures pull less than by their square: for differences well below `c` it is d^2, well above 2 c |d|.
+    """
+    difference = prediction_BCHW.float() - target_BCHW.float()
+    return 2 * c * difference.square() / ((difference.square() + c**2).sqrt() + c)
+
+
+def mean_over_picture(error_BCHW: Tensor, mask_B1HW: Tensor | None = None) -> Tensor:
+    """Mean of each sample, [B]. A mask weights its places: 0 leaves one out, and the others then count for all.
+
+    Dividing by the mask's sum keeps a small subject's loss as large as that of one that fills the picture.
+    """
+    if mask_B1HW is None:
+        return error_BCHW.mean(dim=(1, 2, 3))
+    weight_BCHW = mask_B1HW.to(error_BCHW).expand_as(error_BCHW)
+    return (error_BCHW * weight_BCHW).sum(dim=(1, 2, 3)) / weight_BCHW.sum(dim=(1, 2, 3))
 
 
 def prior_preservation(loss_B: Tensor, is_prior_B: Tensor, weight: float) -> LossParts:
@@ -35,3 +57,46 @@ def prior_preservation(loss_B: Tensor, is_prior_B: Tensor, weight: float) -> Los
         return LossParts(total=instance, instance=instance, prior=None)
     prior = loss_B[is_prior_B].mean()
     return LossParts(total=instance + weight * prior, instance=instance, prior=prior)
+
+
+# -------------------------------------------------------------------------------- weightings over timesteps
+
+# How much an error of x0 counts at a signal-to-noise ratio: one rule for every kind of prediction.
+X0_WEIGHTS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    # Hang et al. 2023, arXiv 2303.09556. gamma = 5 is the paper's.
+    "min_snr": lambda snr, gamma: snr.clamp(max=gamma),
+    # Crowson et al. 2024, arXiv 2401.11605: the same without the kink.
+    "soft_min_snr": lambda snr, gamma: snr * gamma / (snr + gamma),
+    # Yu et al. 2023, arXiv 2310.08442: epsilon's loss divided by sqrt(snr), so that all timesteps learn x0.
+    "debiased": lambda snr, gamma: snr.sqrt(),
+}
+# How much larger the squared error of a prediction is than that of the x0 it implies.
+ERROR_OVER_X0: dict[str, Callable[[Tensor], Tensor]] = {
+    "epsilon": lambda snr: snr,
+    "v_prediction": lambda snr: snr + 1,
+    "flow": lambda snr: (snr.sqrt() + 1).square(),
+}
+WEIGHTINGS = ("none", *X0_WEIGHTS)
+
+
+def timestep_weight(snr_B: Tensor, weighting: str, prediction: str, gamma: float = 5.0) -> Tensor:
+    """w with w * squared_error(prediction) == x0_weight(snr) * squared_error(x0): all predictions share one x0 loss.
+
+    min_snr:       w = min(snr, gamma) / snr for epsilon, min(snr, gamma) / (snr + 1) for v. A gamma of infinity is the
+                   plain epsilon loss, one near 0 the plain x0 loss times gamma.
+    soft_min_snr:  w = gamma / (snr + gamma) for epsilon.
+    debiased:      w = 1 / sqrt(snr) for epsilon.
+    none:          w = 1: the plain loss of whatever is predicted.
+
+    snr_B: alpha^2 / sigma^2, float32, [B]. Returns [B]. Where epsilon's x0 is undefined (snr 0) the limit is taken for
+    min_snr and soft_min_snr; debiased has none there and raises ValueError. Raises ValueError for an unknown name.
+    """
+    if weighting == "none":
+        return torch.ones_like(snr_B)
+    if weighting not in X0_WEIGHTS or prediction not in ERROR_OVER_X0:
+        raise ValueError(f"weighting {weighting!r} of {prediction!r}: known are {WEIGHTINGS} of {tuple(ERROR_OVER_X0)}")
+    if prediction == "epsilon" and bool((snr_B == 0).any()):
+        if weighting == "debiased":
+            raise ValueError("debiased weighting of epsilon is infinite where there is no signal; predict v there")
+        snr_B = snr_B.clamp(min=torch.finfo(snr_B.dtype).tiny)
+    return X0_WEIGHTS[weighting](snr_B, gamma) / ERROR_OVER_X0[prediction](snr_B)

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from dreambooth.errors import NonFiniteError, UserError
 from dreambooth.families import Condition, Family
-from dreambooth.losses import LossParts, prior_preservation, squared_error
+from dreambooth.losses import (
+    LossParts,
+    mean_over_picture,
+    prior_preservation,
+    pseudo_huber,
+    squared_error,
+    timestep_weight,
+)
 from dreambooth.optim import OptimSettings, make_optimizer
 from dreambooth.prior import Predict, Prior
 from dreambooth.randomness import Randomness
@@ -24,11 +31,22 @@ NUM_DECILES = 10
 
 @dataclass(frozen=True)
 class Objective:
-    """What is learned: the two prompts and how much the class counts (the paper's lambda)."""
+    """What is learned: the two prompts, how much the class counts (the paper's lambda), and how an error is counted.
+
+    huber_c: None for the squared error. weighting, gamma: `losses.timestep_weight`. noise_offset: how much of the noise
+    is one number a channel, so that brightness can be learned (N. Guttenberg 2023, "Diffusion with Offset Noise";
+    0.05 to 0.1). input_perturbation: how much noise the network sees beside what it is asked for (Ning et al. 2023,
+    arXiv 2301.11706; 0.1).
+    """
 
     subject_prompt: str
     class_prompt: str
     prior_weight: float = 1.0
+    huber_c: float | None = None
+    weighting: str = "none"
+    gamma: float = 5.0
+    noise_offset: float = 0.0
+    input_perturbation: float = 0.0
 
 
 class DreamBoothModule(pl.LightningModule):
@@ -73,12 +91,12 @@ class DreamBoothModule(pl.LightningModule):
 
         x0, is_prior = self._with_prior(batch["latents"], places)
         noise, t = self._noise_and_timesteps(places, x0)
-        noisy = self.family.schedule.add_noise(x0, noise, t)
+        noisy = self.family.schedule.add_noise(x0, self._perturbed(noise, places), t)
         prediction = self.family.predict(noisy, t, self._condition(is_prior))
         target = self.family.schedule.target(x0, noise, t)
         if self.teacher is not None:
             target[is_prior] = self.teacher(noisy[is_prior], t[is_prior])
-        loss_2B = squared_error(prediction, target)
+        loss_2B = self._error(prediction, target) * self._weight(t)
         loss = prior_preservation(loss_2B, is_prior, self.objective.prior_weight)
 
         self._note(loss)
@@ -95,11 +113,36 @@ class DreamBoothModule(pl.LightningModule):
 
     def _noise_and_timesteps(self, places: list[int], x0: Tensor) -> tuple[Tensor, Tensor]:
         """Subject and class samples draw their own, so that the prior changes nothing in the subject's."""
-        shape, num_timesteps = tuple(x0.shape[1:]), self.family.schedule.num_timesteps
-        choices = ("subject", "prior")[: len(x0) // len(places)]
-        noise = torch.cat([self.randomness.normal(f"{choice}/noise", places, shape) for choice in choices])
+        choices, num_timesteps = self._choices(places, x0), self.family.schedule.num_timesteps
+        noise = self._normal("noise", places, x0, tuple(x0.shape[1:]))
+        if self.objective.noise_offset:
+            noise = noise + self.objective.noise_offset * self._normal("offset", places, x0, (x0.shape[1], 1, 1))
         t = torch.cat([self.randomness.integers(f"{choice}/timestep", places, num_timesteps) for choice in choices])
-        return noise.to(x0.device), t.to(x0.device)
+        return noise, t.to(x0.device)
+
+    def _perturbed(self, noise: Tensor, places: list[int]) -> Tensor:
+        """The noise that the network sees; the target is made of that which was drawn."""
+        if not self.objective.input_perturbation:
+            return noise
+        more = self._normal("perturbation", places, noise, tuple(noise.shape[1:]))
+        return noise + self.objective.input_perturbation * more
+
+    def _normal(self, name: str, places: list[int], like: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """A draw a sample, [len(like), *shape]."""
+        draws = [self.randomness.normal(f"{each}/{name}", places, shape) for each in self._choices(places, like)]
+        return torch.cat(draws).to(like.device)
+
+    def _choices(self, places: list[int], x0: Tensor) -> tuple[str, ...]:
+        return ("subject", "prior")[: len(x0) // len(places)]
+
+    def _error(self, prediction: Tensor, target: Tensor) -> Tensor:
+        if self.objective.huber_c is None:
+            return mean_over_picture(squared_error(prediction, target))
+        return mean_over_picture(pseudo_huber(prediction, target, self.objective.huber_c))
+
+    def _weight(self, t: Tensor) -> Tensor:
+        schedule = self.family.schedule
+        return timestep_weight(schedule.snr(t), self.objective.weighting, schedule.prediction, self.objective.gamma)
 
     def _condition(self, is_prior: Tensor) -> Condition:
         """Each of the two prompts goes through the text encoder once a step (once a run where that is frozen)."""
@@ -142,7 +185,8 @@ class DreamBoothModule(pl.LightningModule):
             condition = self._condition(torch.zeros_like(t_part, dtype=torch.bool))
             noisy = self.family.schedule.add_noise(x0, noise_part, t_part)
             prediction = self.family.predict(noisy, t_part, condition)
-            losses.append(squared_error(prediction, self.family.schedule.target(x0, noise_part, t_part)))
+            target = self.family.schedule.target(x0, noise_part, t_part)
+            losses.append(mean_over_picture(squared_error(prediction, target)))
         return float(torch.cat(losses).mean())
 
     def trained_state(self) -> dict[str, Tensor]:

@@ -43,6 +43,21 @@ def pick_device(config: Config) -> torch.device:
     return device
 
 
+def apply_schedule(family: Family, config: Config) -> None:
+    """Zero terminal SNR (Lin et al. 2023, arXiv 2305.08891, algorithm 1), and sampling that starts from there.
+
+    Raises UserError for a base that predicts the noise, which says nothing of x0 where all is noise.
+    """
+    if not config.loss.zero_terminal_snr:
+        return
+    if family.schedule.prediction == "epsilon":
+        raise UserError(
+            "loss.zero_terminal_snr: this base predicts the noise, and where all is noise nothing can be learned from "
+            "it; use a base that predicts v, or loss.noise_offset"
+        )
+    family.set_scheduler({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"})
+
+
 def check_texts(family: Family, config: Config) -> None:
     """Raises UserError for a prompt that is too long; warns of an identifier that is not one token."""
     with torch.no_grad():
@@ -178,8 +193,16 @@ def method_settings(config: Config, randomness: Randomness) -> MethodSettings:
 
 
 def make_objective(config: Config) -> Objective:
+    loss = config.loss
     return Objective(
-        fill(config, config.subject.prompt), fill(config, config.subject.class_prompt), config.prior.weight
+        fill(config, config.subject.prompt),
+        fill(config, config.subject.class_prompt),
+        config.prior.weight,
+        huber_c=loss.huber_c,
+        weighting=loss.weighting,
+        gamma=loss.gamma,
+        noise_offset=loss.noise_offset,
+        input_perturbation=loss.input_perturbation,
     )
 
 

@@ -3,7 +3,8 @@
     noisy = alpha * x0 + sigma * noise
 
 Everything else follows from the two coefficients: with alpha^2 + sigma^2 = 1 this is DDPM (Ho et al. 2020, eq. 4),
-whose targets are epsilon = noise or v = alpha * noise - sigma * x0 (Salimans & Ho 2022, arXiv 2202.00512, appendix D).
+whose targets are epsilon = noise or v = alpha * noise - sigma * x0 (Salimans & Ho 2022, arXiv 2202.00512, appendix D);
+with alpha + sigma = 1 it is flow matching, whose target is noise - x0 (Lipman et al. 2022, arXiv 2210.02747).
 Tables are float32 whatever the training precision: in bfloat16 sigma at the first timesteps would be 0. Shapes: T
 timesteps, B batch, C channels, H/W latent height and width.
 """
@@ -11,21 +12,24 @@ timesteps, B batch, C channels, H/W latent height and width.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 TARGETS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "epsilon": lambda x0, noise, alpha, sigma: noise,
     "v_prediction": lambda x0, noise, alpha, sigma: alpha * noise - sigma * x0,
+    "flow": lambda x0, noise, alpha, sigma: noise - x0,
 }
 X0_FROM: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "epsilon": lambda prediction, noisy, alpha, sigma: (noisy - sigma * prediction) / alpha,
     "v_prediction": lambda prediction, noisy, alpha, sigma: alpha * noisy - sigma * prediction,
+    "flow": lambda prediction, noisy, alpha, sigma: (noisy - sigma * prediction) / (alpha + sigma),
 }
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Coefficients by timestep, float32 [T], and the kind of prediction ('epsilon' or 'v_prediction')."""
+    """Coefficients by timestep, float32 [T], and the kind of prediction ('epsilon', 'v_prediction' or 'flow')."""
 
     alpha_T: Tensor
     sigma_T: Tensor
@@ -41,6 +45,17 @@ class Schedule:
         alphas_cumprod_T = alphas_cumprod_T.float()
         return cls(alphas_cumprod_T.sqrt(), (1 - alphas_cumprod_T).sqrt(), prediction)
 
+    @classmethod
+    def flow(cls, num_timesteps: int = 1000, shift: float = 1.0) -> "Schedule":
+        """Straight paths: sigma from 1 / T to 1, alpha = 1 - sigma.
+
+        shift moves timesteps to the noisy side, as larger pictures need it (Esser et al. 2024, arXiv 2403.03206):
+        sigma' = shift * sigma / (1 + (shift - 1) * sigma). 1 leaves them, 3 is Stable Diffusion 3's.
+        """
+        sigma_T = torch.arange(1, num_timesteps + 1, dtype=torch.float32) / num_timesteps
+        sigma_T = shift * sigma_T / (1 + (shift - 1) * sigma_T)
+        return cls(1 - sigma_T, sigma_T, "flow")
+
     @property
     def num_timesteps(self) -> int:
         """T; timesteps are 0 .. T - 1, the last one the noisiest."""
@@ -50,6 +65,11 @@ class Schedule:
         """(alpha, sigma) at these timesteps, float32 [B, 1, 1, 1], on the device of `t_B`."""
         picked = (table_T.to(t_B.device)[t_B].view(-1, 1, 1, 1) for table_T in (self.alpha_T, self.sigma_T))
         return next(picked), next(picked)
+
+    def snr(self, t_B: Tensor) -> Tensor:
+        """Signal-to-noise ratio alpha^2 / sigma^2, float32 [B]."""
+        alpha, sigma = self.coefficients(t_B)
+        return (alpha / sigma).square().flatten()
 
     def add_noise(self, x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor) -> Tensor:
         """noisy = alpha * x0 + sigma * noise."""

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from dreambooth.schedules import Schedule
 
@@ -44,6 +44,18 @@ def test_noisy_latents_and_velocity_are_those_of_diffusers(ddpm: DDPMScheduler) 
 def test_the_tables_keep_the_total_variance_at_one(ddpm: DDPMScheduler) -> None:
     schedule = Schedule.from_alphas_cumprod(ddpm.alphas_cumprod, "epsilon")
     torch.testing.assert_close(schedule.alpha_T**2 + schedule.sigma_T**2, torch.ones(schedule.num_timesteps))
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_goes_straight_from_picture_to_noise_as_diffusers_has_it(shift: float) -> None:
+    schedule, theirs = Schedule.flow(1000, shift), FlowMatchEulerDiscreteScheduler(1000, shift)
+    t_B = torch.tensor([0, 250, 700, 999])
+    x0, noise = drawn(t_B)
+    noisy = schedule.add_noise(x0, noise, t_B)
+    torch.testing.assert_close(schedule.sigma_T.flip(0), theirs.sigmas[:1000])
+    torch.testing.assert_close(noisy, x0 + schedule.coefficients(t_B)[1] * schedule.target(x0, noise, t_B))
+    torch.testing.assert_close(schedule.x0_from(noise - x0, noisy, t_B), x0, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(schedule.add_noise(x0, noise, torch.tensor([999] * 4)), noise)
 
 
 def test_half_precision_latents_do_not_lose_the_first_timesteps() -> None:

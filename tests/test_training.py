@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from dreambooth.checkpointing import find_state
 from dreambooth.config import load_config
 from dreambooth.engine import RunFolder, train
-from dreambooth.errors import NonFiniteError
-from dreambooth.families import Family
+from dreambooth.errors import NonFiniteError, UserError
+from dreambooth.families import Family, load_family
 from dreambooth.methods import MethodSettings, find_method
 
 ROOT = Path(__file__).parent.parent
@@ -178,6 +178,38 @@ def test_the_embedding_trains_with_a_rate_of_its_own_and_rows_that_no_prompt_use
     )
     moved = (before != after).any(dim=1)
     assert 0 < moved.sum() < len(before) / 10
+
+
+@pytest.mark.parametrize(
+    ("limit", "usual"),
+    [
+        (("loss.weighting=min_snr", "loss.gamma=1.0e9"), ("loss.weighting=min_snr", "loss.gamma=0.01")),
+        (("loss.weighting=soft_min_snr", "loss.gamma=1.0e9"), ("loss.weighting=soft_min_snr",)),
+        (("loss.huber_c=1.0e4",), ("loss.huber_c=0.1",)),
+        (("loss.noise_offset=1.0e-7",), ("loss.noise_offset=0.1",)),
+        (("loss.input_perturbation=1.0e-7",), ("loss.input_perturbation=0.1",)),
+    ],
+)
+def test_a_loss_at_its_limit_is_the_plain_one_and_at_its_usual_value_is_not(
+    config_file: Path, limit: tuple[str, ...], usual: tuple[str, ...]
+) -> None:
+    one_step = ("train.max_steps=1", "optim.warmup_steps=0")
+    plain, near, far = (
+        trained(config_file, name, *one_step, *changes)[1][0]
+        for name, changes in (("plain", ()), ("near", limit), ("far", usual))
+    )
+    for name in ("train/loss_instance", "train/loss_prior"):
+        assert near[name] == pytest.approx(plain[name], rel=1e-3)
+        assert far[name] != pytest.approx(plain[name], rel=1e-3)
+
+
+def test_zero_terminal_snr_ends_in_noise_alone_and_says_so_in_the_model(config_file: Path, tiny_base_v: Path) -> None:
+    trained(config_file, "zero", f"model.base={tiny_base_v}", "loss.zero_terminal_snr=true")
+    model = config_file.parent / "runs" / "zero" / "model"
+    assert float(load_family(str(tiny_base_v)).schedule.alpha_T[-1]) > 1e-3
+    assert float(load_family(str(model)).schedule.alpha_T[-1]) < 1e-6
+    with pytest.raises(UserError, match=r"loss\.zero_terminal_snr: this base predicts the noise"):
+        trained(config_file, "refused", "loss.zero_terminal_snr=true")
 
 
 def test_a_frozen_text_encoder_trains_the_unet_as_one_that_is_run_every_step(config_file: Path) -> None:

@@ -31,6 +31,10 @@ class Family(Protocol):
         """Side of the pictures that the base was made for, pixels."""
         ...
 
+    def set_scheduler(self, changes: dict[str, Any]) -> None:
+        """Change settings of the base's sampler, and the schedule with them."""
+        ...
+
     def encode_images(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels in [-1, 1] to mean and standard deviation of the scaled latents, both [B, C, H, W]."""
         ...

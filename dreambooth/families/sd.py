@@ -36,6 +36,10 @@ class StableDiffusion:
     def __post_init__(self) -> None:
         check_parts(self)
         self.vae.requires_grad_(False).eval()
+        self.set_scheduler({})
+
+    def set_scheduler(self, changes: dict[str, Any]) -> None:
+        self.scheduler_config = {**self.scheduler_config, **changes}
         ddpm = DDPMScheduler.from_config(self.scheduler_config)
         self.schedule = Schedule.from_alphas_cumprod(ddpm.alphas_cumprod, ddpm.config.prediction_type)
 
