@@ -77,6 +77,12 @@ class DataConfig:
     crop: Literal["center", "random"] = knob("center", "where the square is cut from a picture that is not square")
     num_crops: int = knob(8, "crops a picture, encoded once each, when data.crop is random", minimum=1)
     flip: bool = knob(False, "also learn from mirrored pictures; leave off where left and right matter (lettering)")
+    mask: str | None = knob(
+        None,
+        "what of the subject's pictures counts; alpha: what is not transparent; or a folder with a mask for each, of "
+        "the same name, white where it counts; null: all of it",
+    )
+    unmasked_weight: float = knob(0.1, "how much places count that a mask leaves out, 0 to 1", minimum=0)
     num_workers: int = knob(0, "processes that load data; 0 is fastest, latents being in memory", minimum=0)
 
 
@@ -146,10 +152,10 @@ class OptimConfig:
         above=0,
     )
     text_encoder_lr: float | None = knob(None, "learning rate of the text encoder; null: optim.lr", above=0)
-    embedding_lr: float | None = knob(
+    identifier_lr: float | None = knob(
         None,
-        "learning rate of its token embedding, which holds the identifier: a high one tells subject and class apart "
-        "sooner; null: that of the text encoder",
+        "learning rate of the identifier's rows in its token embedding, whose other rows then stay: a high one tells "
+        "subject and class apart sooner; null: all rows train as the text encoder does",
         above=0,
     )
     schedule: Literal["constant", "cosine", "linear"] = knob(
@@ -464,7 +470,7 @@ def _joint_problems(config: Config) -> typing.Iterator[str]:
         yield "prior.folder: required when prior.source is 'folder'"
     if prior.source != "folder" and prior.folder:
         yield f"prior.folder: only read when prior.source is 'folder' (it is {prior.source!r})"
-    for name in ("text_encoder_lr", "embedding_lr"):
+    for name in ("text_encoder_lr", "identifier_lr"):
         if getattr(optim, name) is not None and not config.method.train_text_encoder:
             yield f"optim.{name}: set, but method.train_text_encoder is false"
     if optim.warmup_steps >= config.train.max_steps:

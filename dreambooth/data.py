@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
@@ -23,37 +25,54 @@ Sample = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class EncodedPictures:
-    """Mean and standard deviation of the latents of every view, float32 [P, V, C, H, W], on the CPU."""
+    """Mean and standard deviation of the latents of every view, float32 [P, V, C, H, W], on the CPU.
+
+    mask_PV1HW: how much each place of the latents counts, 0 to 1; None: all the same.
+    """
 
     mean_PVCHW: Tensor
     std_PVCHW: Tensor
+    mask_PV1HW: Tensor | None = None
 
 
 def encode_pictures(
-    paths: Sequence[Path], encode: Encoder, *, resolution: int, num_crops: int, flip: bool, randomness: Randomness
+    paths: Sequence[Path],
+    encode: Encoder,
+    *,
+    resolution: int,
+    num_crops: int,
+    flip: bool,
+    randomness: Randomness,
+    masks: Sequence[Image.Image] | None = None,
 ) -> EncodedPictures:
-    """Encode `num_crops` random square crops of each picture (1: the centre), and their mirror images if `flip`."""
-    means, stds = [], []
+    """Encode `num_crops` random square crops of each picture (1: the centre), and their mirror images if `flip`.
+
+    masks: for each picture one in grey levels, of its size; 255 counts, 0 does not.
+    """
+    means, stds, weights = [], [], []
     for number, path in enumerate(paths):
-        crops = _crops(
-            path, resolution, num_crops, randomness.generator("crop", number).random((num_crops, 2)).tolist()
+        positions = (
+            randomness.generator("crop", number).random((num_crops, 2)).tolist() if num_crops > 1 else [[0.5, 0.5]]
         )
-        pixels_VCHW = torch.stack(crops + [crop.flip(-1) for crop in crops] if flip else crops)
-        mean_VCHW, std_VCHW = encode(pixels_VCHW)
+        mean_VCHW, std_VCHW = encode(_views(load_image(path), resolution, positions, flip))
         means.append(mean_VCHW.float().cpu())
         stds.append(std_VCHW.float().cpu())
-    return EncodedPictures(torch.stack(means), torch.stack(stds))
+        if masks is not None:
+            mask_VCHW = _views(masks[number].convert("RGB"), resolution, positions, flip)
+            weights.append(
+                F.adaptive_avg_pool2d((mask_VCHW[:, :1] + 1) / 2, (mean_VCHW.shape[-2], mean_VCHW.shape[-1]))
+            )
+    return EncodedPictures(torch.stack(means), torch.stack(stds), torch.stack(weights) if weights else None)
 
 
-def _crops(path: Path, resolution: int, num_crops: int, positions: list[list[float]]) -> list[Tensor]:
-    image = load_image(path)
-    if num_crops == 1:
-        positions = [[0.5, 0.5]]
-    return [to_tensor(resize_and_crop(image, resolution, position_xy=(x, y))) for x, y in positions]
+def _views(image: Image.Image, resolution: int, positions_xy: list[list[float]], flip: bool) -> Tensor:
+    """Crops of a picture in [-1, 1], and their mirror images, [V, 3, H, W]."""
+    crops = [to_tensor(resize_and_crop(image, resolution, position_xy=(x, y))) for x, y in positions_xy]
+    return torch.stack(crops + [crop.flip(-1) for crop in crops] if flip else crops)
 
 
 class LatentDataset(Dataset[Sample]):
-    """Latents by a sample's place in the run: {"place": [], "latents": [C, H, W]}.
+    """Latents by a sample's place in the run: {"place": [], "latents": [C, H, W]}, and with masks "mask": [1, H, W].
 
     Each pass over the pictures goes through all of them in a new order; view and latent noise are drawn for the place.
     `name` keeps two data sets (subject and prior) from drawing the same numbers.
@@ -71,7 +90,10 @@ class LatentDataset(Dataset[Sample]):
         view = int(self.randomness.integers(f"{self.name}/view", [place], num_views))
         noise_CHW = self.randomness.normal(f"{self.name}/latent", [place], tuple(shape))[0]
         mean_CHW, std_CHW = self.pictures.mean_PVCHW[picture, view], self.pictures.std_PVCHW[picture, view]
-        return {"place": torch.tensor(place), "latents": mean_CHW + std_CHW * noise_CHW}
+        sample = {"place": torch.tensor(place), "latents": mean_CHW + std_CHW * noise_CHW}
+        if self.pictures.mask_PV1HW is not None:
+            sample["mask"] = self.pictures.mask_PV1HW[picture, view]
+        return sample
 
 
 class PlaceSampler(Sampler[list[int]]):

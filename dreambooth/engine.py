@@ -76,6 +76,7 @@ def train(config: Config) -> int:
     if config.train.num_threads is not None:
         torch.set_num_threads(config.train.num_threads)
     picture_paths = list_images(config.subject.images)
+    masks = parts.load_masks(picture_paths, config)
     scorer = parts.make_scorer(config, journal, picture_paths)
     family = load_family(config.model.base, config.model.family, config.model.config)
     parts.apply_schedule(family, config)
@@ -87,7 +88,7 @@ def train(config: Config) -> int:
     parts.check_texts(family, config)
     parts.tell_small_pictures(picture_paths, config.data.resolution)
 
-    pictures = parts.encode(family, picture_paths, config, randomness)
+    pictures = parts.encode(family, picture_paths, config, randomness, masks)
     unseen = parts.unseen_pictures(family, config, randomness) or pictures
     open_run(run, config)
     prior, teacher = parts.make_prior(family, pictures, run.prior, config, randomness, identity["base model"])
@@ -163,6 +164,8 @@ def is_finished(run: RunFolder, state: StateEntry, config: Config, journal: Jour
 def identify(family: Family, picture_paths: list[Path], config: Config) -> dict[str, str]:
     """Fingerprints of what the run depends on beside its config."""
     identity = {"base model": fingerprint(family), "subject pictures": digest_files(picture_paths)}
+    if config.data.mask not in (None, "alpha"):
+        identity["masks"] = digest_files(list_images(str(config.data.mask)))
     if config.prior.folder is not None:
         identity["class pictures"] = digest_files(list_images(config.prior.folder))
     if config.validate.images is not None:

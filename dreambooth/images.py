@@ -83,6 +83,21 @@ def load_image(path: str | Path) -> Image.Image:
         raise UserError(f"{path}: {error}. {_allowed()}") from error
 
 
+def load_mask(path: str | Path) -> Image.Image:
+    """A mask as a picture in grey levels: white is the subject, black is not. Raises UserError as `load_image` does."""
+    return load_image(path).convert("L")
+
+
+def transparency_mask(path: str | Path) -> Image.Image:
+    """What a cut-out shows (255) and what is transparent (0). Raises UserError for a picture without transparency."""
+    image = _decode(Path(path))
+    if not image.has_transparency_data:
+        raise UserError(
+            f"{path}: has no transparency, and data.mask is 'alpha'; cut the subject out, or name a folder of masks"
+        )
+    return image.convert("RGBA").getchannel("A")
+
+
 def is_upscaled(image: Image.Image, resolution: int) -> bool:
     """Whether `resize_and_crop` to `resolution` has to invent detail: the short side has fewer pixels."""
     return min(image.size) < resolution

@@ -36,7 +36,7 @@ class Objective:
     huber_c: None for the squared error. weighting, gamma: `losses.timestep_weight`. noise_offset: how much of the noise
     is one number a channel, so that brightness can be learned (N. Guttenberg 2023, "Diffusion with Offset Noise";
     0.05 to 0.1). input_perturbation: how much noise the network sees beside what it is asked for (Ning et al. 2023,
-    arXiv 2301.11706; 0.1).
+    arXiv 2301.11706; 0.1). unmasked_weight: how much places count that a mask leaves out.
     """
 
     subject_prompt: str
@@ -47,10 +47,13 @@ class Objective:
     gamma: float = 5.0
     noise_offset: float = 0.0
     input_perturbation: float = 0.0
+    unmasked_weight: float = 0.0
 
 
 class DreamBoothModule(pl.LightningModule):
-    """Trains `trained` (parts of `family`) on batches {"place": [B], "latents": [B, C, H, W]} of the subject.
+    """Trains `trained` (parts of `family`) on batches of the subject, {"place": [B], "latents": [B, C, H, W]}.
+
+    With masks there is "mask" as well, [B, 1, H, W].
 
     Only networks that train are submodules, and only their trained weights are in a checkpoint.
     """
@@ -96,7 +99,7 @@ class DreamBoothModule(pl.LightningModule):
         target = self.family.schedule.target(x0, noise, t)
         if self.teacher is not None:
             target[is_prior] = self.teacher(noisy[is_prior], t[is_prior])
-        loss_2B = self._error(prediction, target) * self._weight(t)
+        loss_2B = self._error(prediction, target, self._mask(batch, is_prior)) * self._weight(t)
         loss = prior_preservation(loss_2B, is_prior, self.objective.prior_weight)
 
         self._note(loss)
@@ -135,10 +138,18 @@ class DreamBoothModule(pl.LightningModule):
     def _choices(self, places: list[int], x0: Tensor) -> tuple[str, ...]:
         return ("subject", "prior")[: len(x0) // len(places)]
 
-    def _error(self, prediction: Tensor, target: Tensor) -> Tensor:
+    def _mask(self, batch: Mapping[str, Tensor], is_prior: Tensor) -> Tensor | None:
+        """How much each place counts, [2B, 1, H, W]: pictures of the class count as a whole."""
+        if "mask" not in batch:
+            return None
+        outside = self.objective.unmasked_weight
+        mask_B1HW = outside + (1 - outside) * batch["mask"]
+        return torch.cat([mask_B1HW, torch.ones_like(mask_B1HW)])[: len(is_prior)]
+
+    def _error(self, prediction: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
         if self.objective.huber_c is None:
-            return mean_over_picture(squared_error(prediction, target))
-        return mean_over_picture(pseudo_huber(prediction, target, self.objective.huber_c))
+            return mean_over_picture(squared_error(prediction, target), mask)
+        return mean_over_picture(pseudo_huber(prediction, target, self.objective.huber_c), mask)
 
     def _weight(self, t: Tensor) -> Tensor:
         schedule = self.family.schedule

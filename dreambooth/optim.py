@@ -16,7 +16,7 @@ class OptimSettings:
 
     lr: float
     text_encoder_lr: float
-    embedding_lr: float | None = None  # of the text encoders' token embedding; None: text_encoder_lr
+    identifier_lr: float | None = None  # of the token embedding; None: text_encoder_lr
     schedule: str = "constant"
     warmup_steps: int = 0
     max_steps: int = 1
@@ -47,8 +47,7 @@ def lr_factor(step: int, settings: OptimSettings) -> float:
 def make_optimizer(trained: dict[str, nn.Module], settings: OptimSettings, fused: bool) -> tuple[AdamW, LambdaLR]:
     """One parameter group a trained part, named after it; text encoders take `text_encoder_lr`.
 
-    With `embedding_lr` their token embeddings are groups of their own, and do not decay: a row that no prompt uses
-    stays as it is.
+    With `identifier_lr` their token embeddings are groups of their own that do not decay: rows without a gradient stay.
     """
     groups = [group for name, part in trained.items() for group in _groups_of(name, part, settings)]
     optimizer = AdamW(groups, betas=settings.betas, weight_decay=settings.weight_decay, fused=fused)
@@ -59,10 +58,10 @@ def _groups_of(name: str, part: nn.Module, settings: OptimSettings) -> Iterator[
     """Those of one part that are not empty."""
     lr = settings.text_encoder_lr if name.startswith("text_encoder") else settings.lr
     rows: list[nn.Parameter] = []
-    if name.startswith("text_encoder") and settings.embedding_lr is not None:
+    if name.startswith("text_encoder") and settings.identifier_lr is not None:
         rows = [row for row in cast(Any, part).get_input_embeddings().parameters() if row.requires_grad]
     others = [each for each in part.parameters() if each.requires_grad and all(each is not row for row in rows)]
     if others:
         yield {"params": others, "lr": lr, "name": name}
     if rows:
-        yield {"params": rows, "lr": settings.embedding_lr, "weight_decay": 0.0, "name": f"{name}_embedding"}
+        yield {"params": rows, "lr": settings.identifier_lr, "weight_decay": 0.0, "name": f"{name}_embedding"}

@@ -1,12 +1,14 @@
 """From settings to the parts of a run: what `engine.train` puts together. Below this layer nothing sees the config."""
 
 import contextlib
+import glob
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from dreambooth import sampling
@@ -15,7 +17,7 @@ from dreambooth.data import EncodedPictures, LatentDataset, encode_pictures
 from dreambooth.errors import UserError
 from dreambooth.export import SubjectCard
 from dreambooth.families import Family, evaluation_mode, frozen_copy
-from dreambooth.images import is_upscaled, list_images, load_image, to_images
+from dreambooth.images import is_upscaled, list_images, load_image, load_mask, to_images, transparency_mask
 from dreambooth.methods import MethodSettings, find_method
 from dreambooth.methods.adapters import base_beneath
 from dreambooth.metrics.encoders import is_at_hand
@@ -62,7 +64,8 @@ def check_texts(family: Family, config: Config) -> None:
     """Raises UserError for a prompt that is too long; warns of an identifier that is not one token."""
     with torch.no_grad():
         family.condition([fill(config, text) for text in texts_of(config)])
-    if (num_tokens := family.num_tokens(config.subject.identifier)) != 1:
+    num_tokens = len(family.token_ids(config.subject.identifier))
+    if num_tokens != (config.method.num_vectors if find_method(config.method.name).adds_word else 1):
         print(
             f"warning: subject.identifier {config.subject.identifier!r} is {num_tokens} tokens to this tokenizer, each "
             "with a meaning of its own; a rare word that is one token (sks, olis) is learned more cleanly",
@@ -85,7 +88,9 @@ def fill(config: Config, template: str) -> str:
     return fill_prompt(template, config.subject.identifier, config.subject.class_noun)
 
 
-def encode(family: Family, paths: list[Path], config: Config, randomness: Randomness) -> EncodedPictures:
+def encode(
+    family: Family, paths: list[Path], config: Config, randomness: Randomness, masks: list[Image.Image] | None = None
+) -> EncodedPictures:
     data = config.data
     family.latent_shape(data.resolution, data.resolution)  # raises UserError for a resolution that does not fit
     return encode_pictures(
@@ -95,7 +100,32 @@ def encode(family: Family, paths: list[Path], config: Config, randomness: Random
         num_crops=data.num_crops if data.crop == "random" else 1,
         flip=data.flip,
         randomness=randomness,
+        masks=masks,
     )
+
+
+def load_masks(paths: list[Path], config: Config) -> list[Image.Image] | None:
+    """What counts of each of the subject's pictures; None: all. Raises UserError for one that is missing or black."""
+    if config.data.mask is None:
+        return None
+    masks = [transparency_mask(path) if config.data.mask == "alpha" else mask_beside(path, config) for path in paths]
+    for path, mask in zip(paths, masks, strict=True):
+        if mask.getextrema()[1] == 0:
+            raise UserError(f"{path}: its mask (data.mask: {config.data.mask}) leaves nothing of it")
+    return masks
+
+
+def mask_beside(path: Path, config: Config) -> Image.Image:
+    """The mask of a picture in the folder data.mask. Raises UserError where there is none, or of another size."""
+    found = sorted(Path(str(config.data.mask)).glob(f"{glob.escape(path.stem)}.*"))
+    if len(found) != 1:
+        raise UserError(
+            f"data.mask: {config.data.mask} holds {len(found)} masks named {path.stem}.*, and {path.name} needs one"
+        )
+    mask, size = load_mask(found[0]), load_image(path).size
+    if mask.size != size:
+        raise UserError(f"{found[0]}: {mask.size[0]}x{mask.size[1]} pixels; {path.name} has {size[0]}x{size[1]}")
+    return mask
 
 
 # -------------------------------------------------------------------------------- the class prior
@@ -187,6 +217,7 @@ def method_settings(config: Config, randomness: Randomness) -> MethodSettings:
         word=subject.identifier,
         num_vectors=method.num_vectors,
         start_word=method.start_word or subject.class_noun,
+        only_word=config.optim.identifier_lr is not None,
         base_dtype=compute_dtype(config),
         seed=randomness.torch_seed("method"),
     )
@@ -203,6 +234,7 @@ def make_objective(config: Config) -> Objective:
         gamma=loss.gamma,
         noise_offset=loss.noise_offset,
         input_perturbation=loss.input_perturbation,
+        unmasked_weight=config.data.unmasked_weight,
     )
 
 
@@ -212,7 +244,7 @@ def optim_settings(config: Config) -> OptimSettings:
     return OptimSettings(
         lr=lr,
         text_encoder_lr=lr if optim.text_encoder_lr is None else optim.text_encoder_lr,
-        embedding_lr=optim.embedding_lr,
+        identifier_lr=optim.identifier_lr,
         schedule=optim.schedule,
         warmup_steps=optim.warmup_steps,
         max_steps=config.train.max_steps,

@@ -62,8 +62,8 @@ class Family(Protocol):
         """
         ...
 
-    def num_tokens(self, text: str) -> int:
-        """How many tokens the tokenizer makes of a text, without start and end."""
+    def token_ids(self, text: str) -> list[int]:
+        """What the tokenizer makes of a text, without start and end."""
         ...
 
     def pipeline(self) -> DiffusionPipeline:

@@ -17,16 +17,16 @@ def tokenize(tokenizer: Any, prompts: list[str]) -> Tensor:
     limit = tokenizer.model_max_length
     spelled = [spell_out(tokenizer, prompt) for prompt in prompts]
     for prompt, text in zip(prompts, spelled, strict=True):
-        if (length := num_tokens(tokenizer, text) + 2) > limit:
+        if (length := len(token_ids(tokenizer, text)) + 2) > limit:
             raise UserError(
                 f"prompt {prompt!r} has {length} tokens with start and end; this model reads {limit}: shorten it"
             )
     return tokenizer(spelled, padding="max_length", return_tensors="pt").input_ids
 
 
-def num_tokens(tokenizer: Any, text: str) -> int:
+def token_ids(tokenizer: Any, text: str) -> list[int]:
     """Without start and end."""
-    return len(tokenizer(text, add_special_tokens=False).input_ids)
+    return tokenizer(spell_out(tokenizer, text), add_special_tokens=False).input_ids
 
 
 def spell_out(tokenizer: Any, prompt: str) -> str:
@@ -40,12 +40,12 @@ def add_word(tokenizer: Any, text_encoder: Any, word: str, num_vectors: int, sta
 
     Raises UserError for a word that it already has, and for a start word that is not one token.
     """
-    if num_tokens(tokenizer, word) == 1:
+    if len(token_ids(tokenizer, word)) == 1:
         raise UserError(
             f"subject.identifier: {word!r} is a word of this model already, and this method learns a new one; "
             f"write <{word.strip('<>')}>, say"
         )
-    start_ids = tokenizer(start_word, add_special_tokens=False).input_ids
+    start_ids = token_ids(tokenizer, start_word)
     if len(start_ids) != 1:
         raise UserError(
             f"method.start_word: {start_word!r} is {len(start_ids)} tokens to this tokenizer; name one that is one"

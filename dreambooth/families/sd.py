@@ -91,8 +91,8 @@ class StableDiffusion:
     def add_word(self, word: str, num_vectors: int, start_word: str) -> list[list[int]]:
         return [clip.add_word(self.tokenizer, self.text_encoder, word, num_vectors, start_word)]
 
-    def num_tokens(self, text: str) -> int:
-        return clip.num_tokens(self.tokenizer, text)
+    def token_ids(self, text: str) -> list[int]:
+        return clip.token_ids(self.tokenizer, text)
 
     def pipeline(self) -> StableDiffusionPipeline:
         """Without a safety checker, which the base's folder may or may not hold."""

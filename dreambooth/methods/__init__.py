@@ -16,8 +16,8 @@ METHODS: dict[str, Method] = {
     "lora": Method(partial(adapters.attach, adapters.lora_config), 1e-4, adapters.save_lora, adapters.load_lora),
     "loha": Method(partial(adapters.attach, adapters.loha_config), 1e-4, adapters.save_peft, adapters.load_peft),
     "lokr": Method(partial(adapters.attach, adapters.lokr_config), 1e-4, adapters.save_peft, adapters.load_peft),
-    "textual_inversion": Method(words.attach, 5e-4, words.save, words.load),
-    "pivotal": Method(words.attach_pivotal, 1e-4, words.save_pivotal, words.load_pivotal),
+    "textual_inversion": Method(words.attach, 5e-4, words.save, words.load, adds_word=True),
+    "pivotal": Method(words.attach_pivotal, 1e-4, words.save_pivotal, words.load_pivotal, adds_word=True),
     "custom_diffusion": Method(custom_diffusion.attach, 1e-5, custom_diffusion.save, custom_diffusion.load),
 }
 

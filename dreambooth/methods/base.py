@@ -14,8 +14,10 @@ from dreambooth.families import Family
 class MethodSettings:
     """How a method trains; each reads what concerns it.
 
-    rank, alpha, dropout, dora, rslora, targets: of adapters (`adapters`). word, num_vectors, start_word: of new words
-    (`words`). base_dtype: of weights that an adapter leaves alone. seed: of the adapters' first values.
+    rank, alpha, dropout, dora, rslora, targets: of adapters (`adapters`).
+    word: the identifier. num_vectors, start_word: where it is a new word (`words`). only_word: of the token embedding
+    only its rows train.
+    base_dtype: of weights that an adapter leaves alone. seed: of the adapters' first values.
     """
 
     train_text_encoder: bool = True
@@ -28,6 +30,7 @@ class MethodSettings:
     word: str = ""
     num_vectors: int = 1
     start_word: str = ""
+    only_word: bool = False
     base_dtype: torch.dtype = torch.float32
     seed: int = 0
 
@@ -37,13 +40,14 @@ class Method:
     """attach: makes what trains trainable and returns the networks that hold it: "denoiser", "text_encoder_0" ...
 
     lr: a learning rate that suits it. save, load: the result's own files in a folder, and back into an untouched base;
-    None where the result is a model.
+    None where the result is a model. adds_word: the identifier becomes a new word.
     """
 
     attach: Callable[[Family, MethodSettings], dict[str, nn.Module]]
     lr: float
     save: Callable[[Family, Path], None] | None = None
     load: Callable[[Family, Path], None] | None = None
+    adds_word: bool = False
 
     @property
     def is_adapter(self) -> bool:

@@ -1,17 +1,29 @@
 """Full fine-tuning: every weight of the denoiser, and the text encoders if wished (arXiv 2208.12242, section 3.2)."""
 
-from torch import nn
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
 
 from dreambooth.families import Family
 from dreambooth.methods.base import MethodSettings
 
 
 def attach(family: Family, settings: MethodSettings) -> dict[str, nn.Module]:
-    """Make them trainable, all in float32."""
+    """Make them trainable; of the token embeddings with `only_word` just the word's rows."""
     trained: dict[str, nn.Module] = {"denoiser": family.denoiser}
     for number, text_encoder in enumerate(family.text_encoders):
         text_encoder.requires_grad_(settings.train_text_encoder).train(settings.train_text_encoder)
         if settings.train_text_encoder:
             trained[f"text_encoder_{number}"] = text_encoder
+            if settings.only_word:
+                train_rows_only(cast(Any, text_encoder).get_input_embeddings().weight, family.token_ids(settings.word))
     family.denoiser.requires_grad_(True).train()
     return trained
+
+
+def train_rows_only(weight_VD: Tensor, rows: list[int]) -> None:
+    """The gradient of all other rows is 0 from now on. [V, D]: vocabulary and width."""
+    trains_V1 = torch.zeros(len(weight_VD), 1, device=weight_VD.device)
+    trains_V1[rows] = 1
+    weight_VD.register_hook(lambda gradient_VD: gradient_VD * trains_V1)

@@ -181,10 +181,10 @@ LABS: dict[str, Lab] = {
         "Weight of the prior",
         "Lambda; 0 is no prior at all.",
         (
-            Row("1", ("prior.weight=1",)),
+            Row("2", ("prior.weight=2",)),
             Row("0", NO_PRIOR),
             Row("0.5", ("prior.weight=0.5",)),
-            Row("2", ("prior.weight=2",)),
+            Row("1", ("prior.weight=1",)),
         ),
         figures=("fidelity_way", "place_right", "div_share", "pres_way", "leak_way", "drift", "true_leak"),
     ),
@@ -203,8 +203,8 @@ LABS: dict[str, Lab] = {
         "Trained with the denoiser, or left as it was.",
         (
             Row("trained", ("method.train_text_encoder=true",)),
-            Row("frozen", ("method.train_text_encoder=false", "optim.embedding_lr=null")),
-            Row("trained, its embedding as the rest", ("optim.embedding_lr=null",)),
+            Row("frozen", ("method.train_text_encoder=false", "optim.identifier_lr=null")),
+            Row("trained, the identifier as the rest", ("optim.identifier_lr=null",)),
         ),
         figures=("fidelity_way", "place_right", "div_share", "pres_way", "dino", "clip_t", "seconds_training"),
         claims=(
