@@ -27,11 +27,13 @@ Sample = dict[str, Tensor]
 class EncodedPictures:
     """Mean and standard deviation of the latents of every view, float32 [P, V, C, H, W], on the CPU.
 
-    mask_PV1HW: how much each place of the latents counts, 0 to 1; None: all the same.
+    frame_PV6: how each view was cut out of its picture (`frame_of`). mask_PV1HW: how much each place of the latents
+    counts, 0 to 1; None: all the same.
     """
 
     mean_PVCHW: Tensor
     std_PVCHW: Tensor
+    frame_PV6: Tensor
     mask_PV1HW: Tensor | None = None
 
 
@@ -49,20 +51,34 @@ def encode_pictures(
 
     masks: for each picture one in grey levels, of its size; 255 counts, 0 does not.
     """
-    means, stds, weights = [], [], []
+    means, stds, frames, weights = [], [], [], []
     for number, path in enumerate(paths):
         positions = (
             randomness.generator("crop", number).random((num_crops, 2)).tolist() if num_crops > 1 else [[0.5, 0.5]]
         )
-        mean_VCHW, std_VCHW = encode(_views(load_image(path), resolution, positions, flip))
+        image = load_image(path)
+        mean_VCHW, std_VCHW = encode(_views(image, resolution, positions, flip))
         means.append(mean_VCHW.float().cpu())
         stds.append(std_VCHW.float().cpu())
+        frame_V6 = torch.tensor([frame_of(image.size, resolution, position) for position in positions])
+        frames.append(torch.cat([frame_V6, frame_V6]) if flip else frame_V6)
         if masks is not None:
             mask_VCHW = _views(masks[number].convert("RGB"), resolution, positions, flip)
             weights.append(
                 F.adaptive_avg_pool2d((mask_VCHW[:, :1] + 1) / 2, (mean_VCHW.shape[-2], mean_VCHW.shape[-1]))
             )
-    return EncodedPictures(torch.stack(means), torch.stack(stds), torch.stack(weights) if weights else None)
+    masks_PV1HW = torch.stack(weights) if weights else None
+    return EncodedPictures(torch.stack(means), torch.stack(stds), torch.stack(frames), masks_PV1HW)
+
+
+def frame_of(size: tuple[int, int], resolution: int, position_xy: Sequence[float]) -> list[float]:
+    """What SDXL is told of a square crop (arXiv 2307.01952, section 2.2), pixels: height and width of the original, top
+    and left of the crop after resizing, height and width of the result. size: (width, height) of the original."""
+    side = min(size)
+    left, top = (
+        position * (length - side) * resolution / side for position, length in zip(position_xy, size, strict=True)
+    )
+    return [size[1], size[0], round(top), round(left), resolution, resolution]
 
 
 def _views(image: Image.Image, resolution: int, positions_xy: list[list[float]], flip: bool) -> Tensor:
@@ -72,7 +88,9 @@ def _views(image: Image.Image, resolution: int, positions_xy: list[list[float]],
 
 
 class LatentDataset(Dataset[Sample]):
-    """Latents by a sample's place in the run: {"place": [], "latents": [C, H, W]}, and with masks "mask": [1, H, W].
+    """Latents by a sample's place in the run: {"place": [], "latents": [C, H, W], "frame": [6]}.
+
+    With masks there is "mask": [1, H, W] as well.
 
     Each pass over the pictures goes through all of them in a new order; view and latent noise are drawn for the place.
     `name` keeps two data sets (subject and prior) from drawing the same numbers.
@@ -90,7 +108,8 @@ class LatentDataset(Dataset[Sample]):
         view = int(self.randomness.integers(f"{self.name}/view", [place], num_views))
         noise_CHW = self.randomness.normal(f"{self.name}/latent", [place], tuple(shape))[0]
         mean_CHW, std_CHW = self.pictures.mean_PVCHW[picture, view], self.pictures.std_PVCHW[picture, view]
-        sample = {"place": torch.tensor(place), "latents": mean_CHW + std_CHW * noise_CHW}
+        latents_CHW, frame_6 = mean_CHW + std_CHW * noise_CHW, self.pictures.frame_PV6[picture, view]
+        sample = {"place": torch.tensor(place), "latents": latents_CHW, "frame": frame_6}
         if self.pictures.mask_PV1HW is not None:
             sample["mask"] = self.pictures.mask_PV1HW[picture, view]
         return sample

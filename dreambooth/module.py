@@ -51,9 +51,9 @@ class Objective:
 
 
 class DreamBoothModule(pl.LightningModule):
-    """Trains `trained` (parts of `family`) on batches of the subject, {"place": [B], "latents": [B, C, H, W]}.
+    """Trains `trained` (parts of `family`) on batches of the subject.
 
-    With masks there is "mask" as well, [B, 1, H, W].
+    A batch is {"place": [B], "latents": [B, C, H, W], "frame": [B, 6]}, and with masks "mask": [B, 1, H, W].
 
     Only networks that train are submodules, and only their trained weights are in a checkpoint.
     """
@@ -95,7 +95,8 @@ class DreamBoothModule(pl.LightningModule):
         x0, is_prior = self._with_prior(batch["latents"], places)
         noise, t = self._noise_and_timesteps(places, x0)
         noisy = self.family.schedule.add_noise(x0, self._perturbed(noise, places), t)
-        prediction = self.family.predict(noisy, t, self._condition(is_prior))
+        condition = self._condition(is_prior) | self._frame_condition(batch["frame"], is_prior)
+        prediction = self.family.predict(noisy, t, condition)
         target = self.family.schedule.target(x0, noise, t)
         if self.teacher is not None:
             target[is_prior] = self.teacher(noisy[is_prior], t[is_prior])
@@ -164,6 +165,12 @@ class DreamBoothModule(pl.LightningModule):
             if not any(name.startswith("text_encoder") for name in self.trained):
                 self._frozen_conditions = condition = {name: tensor.detach() for name, tensor in condition.items()}
         return {name: tensor[is_prior.long()] for name, tensor in condition.items()}
+
+    def _frame_condition(self, frame_B6: Tensor, is_prior: Tensor) -> Condition:
+        """How the subject's pictures were cut; those of the class are taken for whole ones of the trained size."""
+        height_width_B2 = frame_B6[:, 4:]
+        whole_B6 = torch.cat([height_width_B2, torch.zeros_like(height_width_B2), height_width_B2], dim=1)
+        return self.family.frame_condition(torch.cat([frame_B6, whole_B6])[: len(is_prior)])
 
     def _note(self, loss: LossParts) -> None:
         """Add to the step's figures, averaged over the batches that it accumulates; stop where a loss is not finite."""

@@ -86,7 +86,7 @@ def test_an_inpainting_base_is_refused_by_name(tiny_base: Path) -> None:
     family = load_family(str(tiny_base))
     family.unet.register_to_config(in_channels=9)
     with pytest.raises(ModelError, match="inpainting"):
-        type(family)(family.vae, family.text_encoder, family.tokenizer, family.unet, family.scheduler_config)
+        type(family)(family.vae, family.unet, family.scheduler_config, family.text_encoder, family.tokenizer)
 
 
 def test_a_pipeline_of_another_kind_is_refused_with_the_known_ones(broken: Path) -> None:

@@ -20,8 +20,9 @@ from dreambooth.errors import ModelError, UserError
 for library in (diffusers, transformers):  # bars for every file, notes on torchvision: a run has its own words
     library.utils.logging.set_verbosity_error()
     library.utils.logging.disable_progress_bar()
-from dreambooth.families import sd  # noqa: E402
+from dreambooth.families import sd, sdxl  # noqa: E402
 from dreambooth.families.base import Condition, Family  # noqa: E402
+from dreambooth.families.single_file import family_of_file  # noqa: E402
 
 __all__ = [
     "FAMILIES",
@@ -47,6 +48,7 @@ class FamilyRow:
 
 FAMILIES = {
     "sd": FamilyRow(("StableDiffusionPipeline",), sd.load, sd.load_single_file),
+    "sdxl": FamilyRow(("StableDiffusionXLPipeline",), sdxl.load, sdxl.load_single_file),
 }
 
 
@@ -64,7 +66,7 @@ def load_family(base: str, family: str = "auto", config: str | None = None) -> F
             raise ModelError(
                 f"{base}: a single file must be .safetensors (other formats can run code when they are read)"
             )
-        return FAMILIES["sd" if family == "auto" else family].load_single_file(path, config)
+        return FAMILIES[family_of_file(path) if family == "auto" else family].load_single_file(path, config)
     folder = path if path.is_dir() else _download(base)
     if not (folder / "model_index.json").is_file():
         raise ModelError(f"{base}: not a diffusers pipeline folder (it has no model_index.json)")

@@ -51,6 +51,10 @@ class Family(Protocol):
         """What the denoiser is told about each prompt. Raises UserError for a prompt that is too long."""
         ...
 
+    def frame_condition(self, frames_B6: Tensor) -> Condition:
+        """What is told besides the prompt of how pictures were cut: `EncodedPictures.frame_PV6`. May be nothing."""
+        ...
+
     def predict(self, noisy_BCHW: Tensor, t_B: Tensor, condition: Condition) -> Tensor:
         """The denoiser's prediction for noisy latents at timesteps `t_B`, [B, C, H, W]."""
         ...

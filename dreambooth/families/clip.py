@@ -59,6 +59,16 @@ def add_word(tokenizer: Any, text_encoder: Any, word: str, num_vectors: int, sta
     return ids
 
 
+def pool_at_the_end(tokenizer: Any, text_encoder: Any) -> None:
+    """Let the pooled state be that of the end token.
+
+    Old configs leave its id out, and then transformers takes the token with the largest id, which a new word's is.
+    """
+    for module in text_encoder.modules():
+        if hasattr(module, "eos_token_id"):
+            module.eos_token_id = tokenizer.eos_token_id
+
+
 def check_tokenizer(num_entries: int, num_embeddings: int) -> None:
     """Raises ModelError for a tokenizer that lacks its vocabulary or is too large for the text encoder.
 

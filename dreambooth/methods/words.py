@@ -13,13 +13,14 @@ from peft import TrainableTokensConfig, inject_adapter_in_model
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from dreambooth.errors import ModelError, first_line
 from dreambooth.families import Family
 from dreambooth.methods import adapters
 from dreambooth.methods.base import MethodSettings
 
+CLIP_NAMES = ("clip_l", "clip_g")
 WORD_FILE = "learned_embeds.safetensors"  # the name that diffusers looks for
 
 
@@ -52,23 +53,38 @@ def _add_word(family: Family, settings: MethodSettings) -> dict[str, nn.Module]:
 
 @torch.no_grad()
 def save(family: Family, folder: Path) -> None:
-    """Write the word's vectors, [V, D], into the file that diffusers' `load_textual_inversion` reads."""
-    (text_encoder,) = family.text_encoders
-    layer = next(module for module in text_encoder.modules() if isinstance(module, TrainableTokensLayer))
-    ids = torch.tensor(layer.token_indices[adapters.ADAPTER], device=next(text_encoder.parameters()).device)
-    word = family.pipeline().tokenizer.convert_ids_to_tokens(int(ids[0]))
+    """Write the word's vectors, [V, D], into the file that diffusers' `load_textual_inversion` reads.
+
+    With two text encoders they are named as everywhere: clip_l and clip_g; the word itself is in the metadata.
+    """
+    rows = [_rows_of(text_encoder) for text_encoder in family.text_encoders]
+    word = family.pipeline().tokenizer.convert_ids_to_tokens(rows[0][0])
+    names = [word] if len(rows) == 1 else CLIP_NAMES
+    tensors = {name: vectors_VD for name, (_, vectors_VD) in zip(names, rows, strict=True)}
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({word: layer(ids).cpu().contiguous()}, folder / WORD_FILE)
+    save_file(tensors, folder / WORD_FILE, metadata={"format": "pt", "word": word})
+
+
+def _rows_of(text_encoder: nn.Module) -> tuple[int, Tensor]:
+    """The id of the word's first token, and all its vectors."""
+    layer = next(module for module in text_encoder.modules() if isinstance(module, TrainableTokensLayer))
+    ids = layer.token_indices[adapters.ADAPTER]
+    return int(ids[0]), layer(torch.tensor(ids, device=next(text_encoder.parameters()).device)).cpu().contiguous()
 
 
 def load(family: Family, folder: Path) -> None:
     """Raises ModelError for a file that is missing or does not fit the base."""
-    path = folder / WORD_FILE
+    path, pipeline = folder / WORD_FILE, family.pipeline()
     try:
         with safe_open(path, "pt") as file:
-            (word,) = file.keys()
-        family.pipeline().load_textual_inversion(str(path), token=word)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            word = file.metadata()["word"]
+            names = [word] if len(family.text_encoders) == 1 else CLIP_NAMES
+            tensors = [file.get_tensor(name) for name in names]
+        for number, vectors_VD in enumerate(tensors):
+            suffix = f"_{number + 1}" if number else ""
+            part, tokenizer = pipeline.components[f"text_encoder{suffix}"], pipeline.components[f"tokenizer{suffix}"]
+            pipeline.load_textual_inversion({word: vectors_VD}, token=word, text_encoder=part, tokenizer=tokenizer)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError(f"{path}: cannot be loaded into this base: {first_line(error)}") from error
 
 

@@ -1,0 +1,140 @@
+"""Stable Diffusion XL: two CLIP text encoders, and a UNet that is told the size and the crop of each picture.
+
+Podell et al. 2023, arXiv 2307.01952. Its VAE overflows in float16: here a VAE is always float32.
+Shapes: B batch, C channels, H/W latent height and width, N tokens, D width of both text encoders together, P pooled.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from dreambooth.errors import ModelError
+from dreambooth.families import clip
+from dreambooth.families.base import Condition
+from dreambooth.families.single_file import load_single_file_pipeline
+from dreambooth.families.unet import (
+    UNetFamily,
+    check_finite,
+    check_text_width,
+    load_part,
+    load_scheduler_config,
+    load_tokenizer,
+    suit_the_device,
+)
+
+
+@dataclass
+class StableDiffusionXL(UNetFamily):
+    """The networks of a Stable Diffusion XL base behind the `Family` protocol."""
+
+    text_encoder: CLIPTextModel
+    text_encoder_2: CLIPTextModelWithProjection
+    tokenizer: CLIPTokenizer
+    tokenizer_2: CLIPTokenizer
+    zero_empty_prompts: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for tokenizer, text_encoder in self._text_side:
+            clip.check_tokenizer(len(tokenizer), text_encoder.config.vocab_size)
+            clip.pool_at_the_end(tokenizer, text_encoder)
+        check_text_width(self.unet, sum(encoder.config.hidden_size for _, encoder in self._text_side))
+        check_finite(unet=self.unet, text_encoder=self.text_encoder, text_encoder_2=self.text_encoder_2, vae=self.vae)
+
+    @property
+    def _text_side(self) -> list[tuple[CLIPTokenizer, CLIPTextModel]]:
+        return [(self.tokenizer, self.text_encoder), (self.tokenizer_2, self.text_encoder_2)]
+
+    @property
+    def text_encoders(self) -> list[nn.Module]:
+        return [self.text_encoder, self.text_encoder_2]
+
+    def condition(self, prompts: list[str]) -> Condition:
+        """The last hidden states but one of both encoders side by side, [B, N, D], and the second's pooled one, [B, P].
+
+        Those of empty prompts are zeros where the base was trained so (`force_zeros_for_empty_prompt`).
+        """
+        outputs = [
+            encoder(clip.tokenize(tokenizer, prompts).to(encoder.device), output_hidden_states=True)
+            for tokenizer, encoder in self._text_side
+        ]
+        hidden_BND = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+        condition = {"encoder_hidden_states": hidden_BND, "text_embeds": outputs[1].text_embeds}
+        if self.zero_empty_prompts and "" in prompts:
+            is_full_B = torch.tensor([prompt != "" for prompt in prompts], device=hidden_BND.device)
+            return {name: tensor * is_full_B.view(-1, *[1] * (tensor.ndim - 1)) for name, tensor in condition.items()}
+        return condition
+
+    def frame_condition(self, frames_B6: Tensor) -> Condition:
+        """Original size, crop and target size are told as they are."""
+        return {"time_ids": frames_B6}
+
+    def predict(self, noisy_BCHW: Tensor, t_B: Tensor, condition: Condition) -> Tensor:
+        """Without a frame in the condition the picture is taken for a whole one of its own size."""
+        texts = {name: tensor for name, tensor in condition.items() if name == "encoder_hidden_states"}
+        added = {name: tensor for name, tensor in condition.items() if name not in texts}
+        if "time_ids" not in added:
+            height, width = (side * self.vae_factor for side in noisy_BCHW.shape[-2:])
+            added["time_ids"] = torch.tensor([[height, width, 0, 0, height, width]] * len(noisy_BCHW))
+        added["time_ids"] = added["time_ids"].to(noisy_BCHW)
+        return self.unet(noisy_BCHW, t_B, **texts, added_cond_kwargs=added).sample
+
+    def add_word(self, word: str, num_vectors: int, start_word: str) -> list[list[int]]:
+        return [clip.add_word(tokenizer, part, word, num_vectors, start_word) for tokenizer, part in self._text_side]
+
+    def token_ids(self, text: str) -> list[int]:
+        return clip.token_ids(self.tokenizer, text)
+
+    def pipeline(self) -> StableDiffusionXLPipeline:
+        """Without a watermark."""
+        scheduler_class = getattr(diffusers, self.scheduler_config["_class_name"])
+        return StableDiffusionXLPipeline(
+            vae=self.vae,
+            text_encoder=self.text_encoder,
+            text_encoder_2=self.text_encoder_2,
+            tokenizer=self.tokenizer,
+            tokenizer_2=self.tokenizer_2,
+            unet=self.unet,
+            scheduler=scheduler_class.from_config(self.scheduler_config),
+            force_zeros_for_empty_prompt=self.zero_empty_prompts,
+            add_watermarker=False,
+        )
+
+
+def load(base: Path) -> StableDiffusionXL:
+    """Load a pipeline folder in float32. Raises ModelError for missing, incomplete or non-finite weights."""
+    if not (base / "text_encoder").is_dir():
+        raise ModelError(f"{base}: has no text_encoder: an SDXL refiner? Use the base model")
+    unet = load_part(UNet2DConditionModel, base, "unet")
+    suit_the_device(unet)
+    return StableDiffusionXL(
+        vae=load_part(AutoencoderKL, base, "vae"),
+        unet=unet,
+        scheduler_config=load_scheduler_config(base),
+        text_encoder=load_part(CLIPTextModel, base, "text_encoder"),
+        text_encoder_2=load_part(CLIPTextModelWithProjection, base, "text_encoder_2"),
+        tokenizer=load_tokenizer(base, "tokenizer"),
+        tokenizer_2=load_tokenizer(base, "tokenizer_2"),
+        zero_empty_prompts=StableDiffusionXLPipeline.load_config(base).get("force_zeros_for_empty_prompt", True),
+    )
+
+
+def load_single_file(path: Path, config: str | None) -> StableDiffusionXL:
+    """Load an original-layout `.safetensors`. config: folder or hub id with configs and tokenizers; None: the hub."""
+    pipeline = load_single_file_pipeline(StableDiffusionXLPipeline, path, config, add_watermarker=False)
+    suit_the_device(pipeline.unet)
+    return StableDiffusionXL(
+        vae=pipeline.vae,
+        unet=pipeline.unet,
+        scheduler_config={**pipeline.scheduler.config, "_class_name": type(pipeline.scheduler).__name__},
+        text_encoder=pipeline.text_encoder,
+        text_encoder_2=pipeline.text_encoder_2,
+        tokenizer=pipeline.tokenizer,
+        tokenizer_2=pipeline.tokenizer_2,
+        zero_empty_prompts=pipeline.config.force_zeros_for_empty_prompt,
+    )

@@ -1,0 +1,145 @@
+"""What families with a UNet over the latents of an image VAE share.
+
+Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models" (arXiv 2112.10752).
+Shapes: B batch, C channels, H/W height and width (pixels or latents).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from torch import Tensor, nn
+from transformers import CLIPTokenizer
+
+from dreambooth.errors import ModelError, UserError, first_line
+from dreambooth.schedules import Schedule
+
+
+@dataclass
+class UNetFamily:
+    """VAE, UNet and schedule; the text side is the subclass's."""
+
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
+    scheduler_config: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        check_latents(self.vae, self.unet)
+        self.vae.requires_grad_(False).eval()
+        self.set_scheduler({})
+
+    def set_scheduler(self, changes: dict[str, Any]) -> None:
+        self.scheduler_config = {**self.scheduler_config, **changes}
+        ddpm = DDPMScheduler.from_config(self.scheduler_config)
+        self.schedule = Schedule.from_alphas_cumprod(ddpm.alphas_cumprod, ddpm.config.prediction_type)
+
+    @property
+    def denoiser(self) -> nn.Module:
+        return self.unet
+
+    @property
+    def resolution(self) -> int:
+        return self.unet.config.sample_size * self.vae_factor
+
+    @property
+    def vae_factor(self) -> int:
+        """Pixels a latent, along a side."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @torch.no_grad()
+    def encode_images(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """The VAE's moments, times its scaling factor as the UNet expects."""
+        moments = self.vae.encode(pixels_BCHW.to(self.vae.device, self.vae.dtype)).latent_dist
+        scale = self.vae.config.scaling_factor
+        return moments.mean * scale, moments.std * scale
+
+    @torch.no_grad()
+    def decode_latents(self, latents_BCHW: Tensor) -> Tensor:
+        """The inverse of `encode_images`, as far as the VAE goes."""
+        latents_BCHW = latents_BCHW.to(self.vae.device, self.vae.dtype)
+        return self.vae.decode(latents_BCHW / self.vae.config.scaling_factor).sample
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Latents are smaller by the VAE's factor, 8 for Stable Diffusion."""
+        factor = self.vae_factor
+        for side in (height, width):
+            if side % factor or side <= 0:
+                raise UserError(f"a picture side of {side} pixels does not fit this model; use a multiple of {factor}")
+        return self.unet.config.in_channels, height // factor, width // factor
+
+
+# -------------------------------------------------------------------------------- loading
+
+
+def load_part(model_class: Any, base: Path, subfolder: str) -> Any:
+    """One network in float32. Raises ModelError that says what is wrong with its files."""
+    try:
+        model, info = model_class.from_pretrained(
+            base, subfolder=subfolder, output_loading_info=True, dtype=torch.float32
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{base / subfolder}: cannot be loaded: {first_line(error)}") from error
+    for problem in ("missing_keys", "mismatched_keys"):
+        if keys := sorted(map(str, info[problem])):
+            raise ModelError(
+                f"{base / subfolder}: {len(keys)} {problem.replace('_', ' ')} in the weights, e.g. {keys[0]}"
+            )
+    return model
+
+
+def load_tokenizer(base: Path, subfolder: str) -> CLIPTokenizer:
+    """Raises ModelError."""
+    try:
+        return CLIPTokenizer.from_pretrained(base, subfolder=subfolder)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{base / subfolder}: tokenizer cannot be loaded: {first_line(error)}") from error
+
+
+def load_scheduler_config(base: Path) -> dict[str, Any]:
+    """Raises ModelError."""
+    try:
+        return dict(DDPMScheduler.load_config(base, subfolder="scheduler"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{base / 'scheduler'}: scheduler cannot be loaded: {first_line(error)}") from error
+
+
+def suit_the_device(unet: UNet2DConditionModel) -> None:
+    """On a CPU: plain matmul attention, because the fused kernel's bfloat16 backward takes 43 % of a training step, and
+    weights with their channels last, with which convolutions forward and back take a quarter less time."""
+    if not torch.cuda.is_available():
+        unet.set_attn_processor(AttnProcessor())
+        unet.to(memory_format=torch.channels_last)
+
+
+# -------------------------------------------------------------------------------- what must fit
+
+
+def check_latents(vae: AutoencoderKL, unet: UNet2DConditionModel) -> None:
+    """Raises ModelError where VAE and UNet do not agree: diffusers loads an ill-matched model without a word."""
+    if unet.config.in_channels == 9:
+        raise ModelError("the base is an inpainting model (9 input channels); use its plain text-to-image sibling")
+    if not vae.config.latent_channels == unet.config.in_channels == unet.config.out_channels:
+        raise ModelError(
+            f"the VAE makes {vae.config.latent_channels} latent channels, the UNet reads {unet.config.in_channels} and "
+            f"writes {unet.config.out_channels}: they must agree"
+        )
+
+
+def check_text_width(unet: UNet2DConditionModel, width: int) -> None:
+    """Raises ModelError where the UNet attends to texts of another width."""
+    if unet.config.cross_attention_dim != width:
+        raise ModelError(
+            f"the UNet attends to texts of width {unet.config.cross_attention_dim}, "
+            f"the text encoder's width is {width}: they must agree"
+        )
+
+
+def check_finite(**parts: nn.Module) -> None:
+    """Raises ModelError naming the part and the weight."""
+    for part, network in parts.items():
+        for name, parameter in network.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                raise ModelError(f"{part}: weight {name} holds numbers that are not finite")

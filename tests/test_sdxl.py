@@ -1,0 +1,105 @@
+"""Stable Diffusion XL: its condition, its samples and its runs are those of diffusers, and it is told of every crop."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionXLPipeline
+
+from dreambooth.config import load_config
+from dreambooth.data import encode_pictures, frame_of
+from dreambooth.engine import RunFolder, train
+from dreambooth.errors import ModelError
+from dreambooth.families import Family, load_family
+from dreambooth.images import list_images
+from dreambooth.methods import METHODS
+from dreambooth.pictures import load_model
+from dreambooth.randomness import Randomness
+from dreambooth.sampling import SamplerSettings, sample_latents, start_from_seeds
+
+PROMPTS = ["a photo of a dog on the beach", "a photo of a cat"]
+
+
+@pytest.fixture
+def xl(tiny_xl_base: Path) -> Family:
+    return load_family(str(tiny_xl_base))
+
+
+def test_the_family_is_read_from_the_files(xl: Family) -> None:
+    assert type(xl).__name__ == "StableDiffusionXL"
+    assert len(xl.text_encoders) == 2
+
+
+def test_the_condition_is_that_of_the_pipeline(xl: Family) -> None:
+    hidden, no_hidden, pooled, no_pooled = xl.pipeline().encode_prompt(PROMPTS, device="cpu")
+    condition = xl.condition([*PROMPTS, ""])
+    torch.testing.assert_close(condition["encoder_hidden_states"], torch.cat([hidden, no_hidden[:1]]))
+    torch.testing.assert_close(condition["text_embeds"], torch.cat([pooled, no_pooled[:1]]))
+    assert not no_pooled.any(), "an empty prompt is zeros, as the base was trained"
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_samples_are_those_of_the_pipeline(xl: Family, scale: float) -> None:
+    """Guidance, sizes, crops, pooled texts: all of it, from the same noise."""
+    start = start_from_seeds([0, 1], xl.latent_shape(64, 64))
+    ours = sample_latents(xl, PROMPTS, start, SamplerSettings(3, scale))
+    pipeline: StableDiffusionXLPipeline = xl.pipeline()
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        PROMPTS, latents=start.noise_BCHW, num_inference_steps=3, guidance_scale=scale, height=64, width=64,
+        output_type="latent",
+    ).images  # fmt: skip
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+
+
+def test_a_picture_is_taken_for_a_whole_one_unless_it_is_told_how_it_was_cut(xl: Family) -> None:
+    noisy, t, condition = torch.randn(1, 4, 8, 8), torch.tensor([500]), xl.condition(PROMPTS[:1])
+    whole = xl.frame_condition(torch.tensor([[64.0, 64, 0, 0, 64, 64]]))
+    cut = xl.frame_condition(torch.tensor([[900.0, 600, 120, 0, 64, 64]]))
+    assert torch.equal(xl.predict(noisy, t, condition), xl.predict(noisy, t, condition | whole))
+    assert not torch.equal(xl.predict(noisy, t, condition), xl.predict(noisy, t, condition | cut))
+
+
+def test_frames_tell_the_true_size_and_where_the_crop_lies(xl: Family, pictures: Path) -> None:
+    assert frame_of((64, 96), 64, (0.5, 0.5)) == [96, 64, 16, 0, 64, 64]
+    assert frame_of((1200, 600), 300, (1.0, 0.0)) == [600, 1200, 0, 300, 300, 300]
+    encoded = encode_pictures(
+        list_images(pictures), xl.encode_images, resolution=64, num_crops=1, flip=True, randomness=Randomness(0)
+    )
+    assert encoded.frame_PV6[:, 0].tolist() == encoded.frame_PV6[:, 1].tolist()
+    assert encoded.frame_PV6[:, 0, :4].tolist() == [[64, 64, 0, 0], [80, 64, 8, 0], [96, 64, 16, 0]]
+
+
+def test_a_refiner_is_refused_by_name(tiny_xl_base: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_xl_base, tmp_path / "refiner"))
+    shutil.rmtree(folder / "text_encoder")
+    with pytest.raises(ModelError, match="refiner"):
+        load_family(str(folder))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_of_every_method_is_sampled_from_its_own_files(
+    method: str, config_file: Path, tiny_xl_base: Path
+) -> None:
+    word = ["subject.identifier=<sks>", "method.num_vectors=2"] if METHODS[method].adds_word else []
+    overrides = [f"model.base={tiny_xl_base}", f"method.name={method}", "method.rank=2", *word]
+    quick = ["train.max_steps=2", "optim.lr=1.0e-2", "optim.warmup_steps=0", "validate.every_steps=0"]
+    config = load_config(config_file, [*overrides, *quick, "prior.source=teacher", "prior.teacher_latents=class"])
+    assert train(config) == 0
+    learned, base = load_model(str(RunFolder(config).path), None, "cpu", None), load_family(str(tiny_xl_base))
+    start, settings = start_from_seeds([0], base.latent_shape(64, 64)), SamplerSettings(2, 2.0)
+    picture = sample_latents(learned.family, [learned.fill("a photo of {subject}")], start, settings)
+    untouched = sample_latents(base, [learned.fill("a photo of {subject}")], start, settings)
+    assert not torch.equal(picture, untouched)
+
+
+def test_plain_diffusers_loads_the_result(config_file: Path, tiny_xl_base: Path) -> None:
+    config = load_config(config_file, [f"model.base={tiny_xl_base}", "train.max_steps=3", "model.export_dtype=float16"])
+    assert train(config) == 0
+    pipeline = DiffusionPipeline.from_pretrained(RunFolder(config).model, dtype=torch.float32)
+    assert pipeline.config.force_zeros_for_empty_prompt
+    assert pipeline.vae.config.force_upcast, "in float16 its VAE would overflow"
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline("a photo of a sks dog", num_inference_steps=2, height=64, width=64).images[0].size == (64, 64)
