@@ -110,7 +110,8 @@ def train(config: Config) -> int:
         print(f"saved at step {trainer.global_step}; the same command goes on from there", file=sys.stderr)
         return 128 + saving.signal_number
     step = take_best(run, config, module, journal, trainer.global_step)
-    card = parts.subject_card(config, step, last_step=trainer.global_step)
+    scores = next((entry.figures() for entry in journal.entries if entry.step == step), None)
+    card = parts.subject_card(config, step, trainer.global_step, identity["base model"], scores)
     export_model(family, card, run.model, config.model.export_dtype)
     print(f"model: {run.model}")
     print(f'try: python sample.py {run.path} "a photo of {{subject}} on the beach"')

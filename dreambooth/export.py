@@ -3,9 +3,11 @@
 What a user must know to prompt it travels along in `dreambooth.json`: identifier, class noun, prompts, resolution.
 """
 
+import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,7 +28,8 @@ class SubjectCard:
 
     num_inference_steps, guidance_scale and scheduler are those of the run's own sample grids: what sampling starts
     from. step: of these weights, the best of a run that was trained to last_step. method: by name. base, base_config:
-    model.base and model.config of the run, which an adapter needs beneath it.
+    model.base and model.config of the run, which an adapter needs beneath it. base_fingerprint: `families.fingerprint`.
+    scores: those of the last validation of these weights, by log name.
     """
 
     identifier: str
@@ -42,6 +45,8 @@ class SubjectCard:
     method: str = "full"
     base: str | None = None
     base_config: str | None = None
+    base_fingerprint: str | None = None
+    scores: dict[str, float] | None = None
 
 
 def export_model(family: Family, card: SubjectCard, folder: Path, dtype: str) -> None:
@@ -50,10 +55,17 @@ def export_model(family: Family, card: SubjectCard, folder: Path, dtype: str) ->
     It is a pipeline or, where card.method is an adapter, that one's own files. The live weights take that dtype too:
     this is the last thing done with them.
     """
+    with replaced(folder) as beside:
+        _write_weights(family, card.method, beside, getattr(torch, dtype))
+        write_card(card, beside)
+
+
+@contextlib.contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """A folder to fill that takes the place of `folder` when all went well, and else leaves no trace."""
     beside = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
-        _write_weights(family, card.method, beside, getattr(torch, dtype))
-        write_text(beside / CARD, json.dumps(asdict(card), indent=1) + "\n")
+        yield beside
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(beside, folder)
@@ -68,6 +80,15 @@ def _write_weights(family: Family, method: str, folder: Path, dtype: torch.dtype
     else:
         cast_trained(family, dtype)
         save(family, folder)
+
+
+def write_card(card: SubjectCard, folder: Path) -> None:
+    write_text(folder / CARD, json.dumps(asdict(card), indent=1) + "\n")
+
+
+def card_metadata(card: SubjectCard) -> dict[str, str]:
+    """The card for the metadata of a .safetensors file."""
+    return {"dreambooth": json.dumps(asdict(card))}
 
 
 def read_card(folder: Path) -> SubjectCard | None:

@@ -362,7 +362,9 @@ def inference(family: Family, config: Config) -> Iterator[None]:
         yield
 
 
-def subject_card(config: Config, step: int, last_step: int) -> SubjectCard:
+def subject_card(
+    config: Config, step: int, last_step: int, base_fingerprint: str, scores: dict[str, float] | None
+) -> SubjectCard:
     subject = config.subject
     return SubjectCard(
         identifier=subject.identifier,
@@ -378,4 +380,6 @@ def subject_card(config: Config, step: int, last_step: int) -> SubjectCard:
         method=config.method.name,
         base=config.model.base,
         base_config=config.model.config,
+        base_fingerprint=base_fingerprint,
+        scores=scores,
     )

@@ -63,13 +63,7 @@ def load_model(model: str, config: str | None, device: str, dtype: str | None, b
 
     config: for a single file, where its configs lie. base: for an adapter, its base model where that is elsewhere now.
     """
-    folder = Path(model)
-    if (folder / "config.yaml").is_file() and not (folder / "model_index.json").is_file():
-        if not (folder / "model").is_dir():
-            raise ModelError(
-                f"{model}: this run has no model yet; let its training end (the same train command goes on)"
-            )
-        folder = folder / "model"
+    folder = model_folder(model)
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device: cuda is wished, but torch sees no GPU; use cpu or auto")
     picked = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
@@ -82,6 +76,21 @@ def load_model(model: str, config: str | None, device: str, dtype: str | None, b
     for part in (family.denoiser, *family.text_encoders):
         part.eval().to(getattr(torch, dtype or ("float16" if picked.type == "cuda" else "float32")))
     return Model(model, family, card)
+
+
+def model_folder(model: str) -> Path:
+    """The folder with the result, of a run folder as well. Raises ModelError for a run without one."""
+    folder = Path(model)
+    if not (folder / "config.yaml").is_file() or (folder / "model_index.json").is_file():
+        return folder
+    if not (folder / "model").is_dir():
+        raise ModelError(f"{model}: this run has no model yet; let its training end (the same train command goes on)")
+    return folder / "model"
+
+
+def find_card(model: str) -> SubjectCard | None:
+    """What a run or model folder has learned. Raises ModelError for a run without a model."""
+    return read_card(model_folder(model))
 
 
 def load_adapted(folder: Path, card: SubjectCard, base: str | None) -> Family:

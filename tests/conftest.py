@@ -42,6 +42,7 @@ def make_tiny_base(folder: Path, prediction_type: str = "epsilon") -> Path:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        hidden_act="gelu" if prediction_type == "v_prediction" else "quick_gelu",  # as Stable Diffusion 2.1 has it
     )
     unet = UNet2DConditionModel(
         sample_size=8,
@@ -80,31 +81,35 @@ def make_tiny_xl_base(folder: Path) -> Path:
     """The same of Stable Diffusion XL: two text encoders, pooled texts, sizes and crops."""
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
-    text_config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=tokenizer.model_max_length,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        projection_dim=8,
-    )
+    text_configs = [
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            projection_dim=width,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=tokenizer.model_max_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            hidden_act=activation,
+        )
+        for width, activation in ((16, "quick_gelu"), (24, "gelu"))
+    ]
     unet = UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(8, 16),
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=32,
+        cross_attention_dim=16 + 24,
         attention_head_dim=4,
         norm_num_groups=4,
         use_linear_projection=True,
         addition_embed_type="text_time",
         addition_time_embed_dim=4,
-        projection_class_embeddings_input_dim=6 * 4 + 8,
+        projection_class_embeddings_input_dim=6 * 4 + 24,
     )
     vae = AutoencoderKL(
         block_out_channels=(4, 4, 8, 8),
@@ -116,8 +121,8 @@ def make_tiny_xl_base(folder: Path) -> Path:
     )
     pipeline = StableDiffusionXLPipeline(
         vae=vae,
-        text_encoder=CLIPTextModel(text_config),
-        text_encoder_2=CLIPTextModelWithProjection(text_config),
+        text_encoder=CLIPTextModel(text_configs[0]),
+        text_encoder_2=CLIPTextModelWithProjection(text_configs[1]),
         tokenizer=tokenizer,
         tokenizer_2=build_tokenizer(),
         unet=unet,

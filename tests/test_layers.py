@@ -16,7 +16,7 @@ from dreambooth.cli import COMMANDS
 LAYERS = (
     ("__init__", "errors", "files", "config", "schedules", "losses", "images", "randomness"),
     ("data", "families", "methods", "optim", "metrics"),
-    ("sampling", "prior", "export"),
+    ("sampling", "prior", "export", "formats"),
     ("module", "callbacks", "checkpointing", "validation", "pictures"),
     ("parts", "engine"),
     ("cli", "report", "evaluation", "__main__", "train.py", "sample.py"),

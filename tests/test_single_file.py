@@ -1,6 +1,5 @@
 """A base in the original Stable Diffusion layout, one `.safetensors`: loads, and is the same model."""
 
-import re
 import shutil
 from pathlib import Path
 
@@ -11,60 +10,7 @@ from safetensors.torch import load_file, save_file
 from dreambooth.cli import main
 from dreambooth.errors import ModelError
 from dreambooth.families import Family, fingerprint, load_family
-
-RESNET = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
-ENDS = {
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "conv_in": "input_blocks.0.0",
-    "conv_norm_out": "out.0",
-    "conv_out": "out.2",
-}
-MIDDLE = {"resnets.0": "middle_block.0", "attentions.0": "middle_block.1", "resnets.1": "middle_block.2"}
-VAE = (
-    (r"down_blocks\.(\d+)\.resnets\.", r"down.\1.block."),
-    (r"down_blocks\.(\d+)\.downsamplers\.0", r"down.\1.downsample"),
-    (r"mid_block\.attentions\.0\.group_norm", "mid.attn_1.norm"),
-    (r"mid_block\.attentions\.0\.to_out\.0", "mid.attn_1.proj_out"),
-    (r"mid_block\.attentions\.0\.to_", "mid.attn_1."),
-    (r"mid_block\.resnets\.0", "mid.block_1"),
-    (r"mid_block\.resnets\.1", "mid.block_2"),
-    ("conv_shortcut", "nin_shortcut"),
-    ("conv_norm_out", "norm_out"),
-)
-
-
-def original_unet_key(key: str, per_block: int, attended: set[str]) -> str:
-    """The name that a UNet weight has in the original layout. attended: the up blocks that have attention."""
-    module, _, leaf = key.rpartition(".")
-    if module in ENDS:
-        return f"{ENDS[module]}.{leaf}"
-    if found := re.fullmatch(r"mid_block\.(\w+\.\d)\.(.*)", module):
-        return f"{MIDDLE[found[1]]}.{RESNET.get(found[2], found[2])}.{leaf}"
-    found = re.fullmatch(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(.*)", module)
-    assert found, key
-    side, block, kind, layer, inner = found[1], int(found[2]), found[3], int(found[4]), found[5]
-    if kind in ("downsamplers", "upsamplers"):
-        layer = per_block - 1 if side == "up" else per_block
-        layer += side == "up"
-    number = block * (per_block + 1) + layer + (side == "down")
-    place = {"resnets": 0, "attentions": 1, "downsamplers": 0, "upsamplers": 2 if str(block) in attended else 1}[kind]
-    inner = {"downsamplers": "op"}.get(kind, RESNET.get(inner, inner) if kind == "resnets" else inner)
-    return f"{'input' if side == 'down' else 'output'}_blocks.{number}.{place}.{inner}.{leaf}"
-
-
-def original_vae_key(key: str, num_blocks: int) -> str:
-    for pattern, replacement in VAE:
-        key = re.sub(pattern, replacement, key)
-    key = re.sub(r"up_blocks\.(\d+)\.resnets\.", lambda m: f"up.{num_blocks - 1 - int(m[1])}.block.", key)
-    return re.sub(r"up_blocks\.(\d+)\.upsamplers\.0", lambda m: f"up.{num_blocks - 1 - int(m[1])}.upsample", key)
+from dreambooth.formats.original import original_state
 
 
 def nested_text_encoder(base: Path) -> dict[str, torch.Tensor]:
@@ -75,18 +21,8 @@ def nested_text_encoder(base: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def single_file(tiny_base: Path, tmp_path: Path) -> Path:
-    family = load_family(str(tiny_base))
-    unet, vae = family.unet.state_dict(), family.vae.state_dict()
-    attended = {key.split(".")[1] for key in unet if key.startswith("up_blocks") and "attentions" in key}
-    text = nested_text_encoder(tiny_base)
-    weights = {
-        **{f"model.diffusion_model.{original_unet_key(key, 1, attended)}": value for key, value in unet.items()},
-        **{f"first_stage_model.{original_vae_key(key, 4)}": value for key, value in vae.items()},
-        **{f"cond_stage_model.transformer.{key}": value for key, value in text.items()},
-    }
-    assert len(weights) == len(unet) + len(vae) + len(text), "two weights got one name"
     path = tmp_path / "model.safetensors"
-    save_file({name: value.contiguous() for name, value in weights.items()}, path)
+    save_file(original_state(load_family(str(tiny_base))), path)
     return path
 
 

@@ -16,6 +16,7 @@ from dreambooth.errors import DreamBoothError
 COMMANDS = {
     "train": ("dreambooth.cli.train", "learn a subject; the same command again goes on where it was interrupted"),
     "sample": ("dreambooth.cli.sample", "make pictures with a learned (or any) model"),
+    "export": ("dreambooth.cli.export", "a result as a pipeline, a single file, a LoRA or a word for other tools"),
     "report": ("dreambooth.report.cli", "write what a run has learned, by pictures and scores, into one HTML file"),
     "evaluate": ("dreambooth.evaluation.cli", "the paper's protocol and measures on any models; resumable, one table"),
     "toyworld": ("dreambooth.toyworld.cli", "the embedded base model: render its world, train it, judge it"),

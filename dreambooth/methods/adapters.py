@@ -9,7 +9,7 @@ lokr   W + C (x) (B A), a Kronecker product    Yeh et al. 2023, arXiv 2309.14859
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -28,7 +28,7 @@ from peft import (
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dreambooth.errors import ModelError, UserError, first_line
@@ -194,6 +194,8 @@ def base_beneath(family: Family) -> Family:
 def merge(family: Family) -> None:
     """Add what the adapters have learned to the weights and take them away: a plain model is left."""
     for part in networks(family).values():
+        vars(part).pop("peft_config", None)  # transformers would look for the adapter when it saves
+        vars(part).pop("_hf_peft_config_loaded", None)
         for name, layer in list(part.named_modules()):
             if isinstance(layer, BaseTunerLayer):
                 layer.merge()
@@ -205,14 +207,21 @@ def merge(family: Family) -> None:
 # -------------------------------------------------------------------------------- files
 
 
-def save_lora(family: Family, folder: Path) -> None:
-    """Write the file that diffusers' `load_lora_weights` reads, with rank, alpha and the like in its metadata."""
+def save_lora(family: Family, folder: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write the file that diffusers' `load_lora_weights` reads, with rank, alpha and the like in its metadata.
+
+    metadata: more of it.
+    """
     arguments: dict[str, Any] = {}
     for name, part in adapted_components(family, LoraConfig).items():
         arguments[f"{name}_lora_layers"] = lora_state(part, name)
         # Without its dropout: diffusers leaves a loaded adapter in training mode.
         arguments[f"{name}_lora_adapter_metadata"] = part.peft_config[ADAPTER].to_dict() | {"lora_dropout": 0.0}
     family.pipeline().save_lora_weights(folder, weight_name=LORA_FILE, **arguments)
+    if metadata:
+        with safe_open(folder / LORA_FILE, "pt") as file:
+            metadata = {**file.metadata(), **metadata}
+        save_file(load_file(folder / LORA_FILE), folder / LORA_FILE, metadata=metadata)
 
 
 def lora_state(part: Any, name: str) -> dict[str, Tensor]:
@@ -224,7 +233,7 @@ def lora_state(part: Any, name: str) -> dict[str, Tensor]:
 def load_lora(family: Family, folder: Path) -> None:
     """Raises ModelError for a file that is missing or does not fit the base."""
     try:
-        family.pipeline().load_lora_weights(folder, weight_name=LORA_FILE)
+        family.pipeline().load_lora_weights(folder, weight_name=LORA_FILE, adapter_name=ADAPTER)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError(f"{folder / LORA_FILE}: cannot be loaded into this base: {first_line(error)}") from error
 

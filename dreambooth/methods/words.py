@@ -7,13 +7,14 @@ Shapes: V vectors, D width of the text encoder.
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from peft import TrainableTokensConfig, inject_adapter_in_model
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from dreambooth.errors import ModelError, first_line
 from dreambooth.families import Family
@@ -52,24 +53,25 @@ def _add_word(family: Family, settings: MethodSettings) -> dict[str, nn.Module]:
 
 
 @torch.no_grad()
-def save(family: Family, folder: Path) -> None:
-    """Write the word's vectors, [V, D], into the file that diffusers' `load_textual_inversion` reads.
+def save(family: Family, folder: Path, word: str | None = None) -> None:
+    """Write a word's vectors, [V, D], into the file that diffusers' `load_textual_inversion` reads.
 
     With two text encoders they are named as everywhere: clip_l and clip_g; the word itself is in the metadata.
+    word: None for the one that was trained.
     """
-    rows = [_rows_of(text_encoder) for text_encoder in family.text_encoders]
-    word = family.pipeline().tokenizer.convert_ids_to_tokens(rows[0][0])
-    names = [word] if len(rows) == 1 else CLIP_NAMES
-    tensors = {name: vectors_VD for name, (_, vectors_VD) in zip(names, rows, strict=True)}
+    word = word or _trained_word(family)
+    ids_V = torch.tensor(family.token_ids(word))
+    embeddings = [cast(Any, text_encoder).get_input_embeddings() for text_encoder in family.text_encoders]
+    names = [word] if len(embeddings) == 1 else CLIP_NAMES
+    rows = [embed(ids_V.to(next(embed.parameters()).device)) for embed in embeddings]
+    tensors = {name: vectors_VD.cpu().contiguous() for name, vectors_VD in zip(names, rows, strict=True)}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WORD_FILE, metadata={"format": "pt", "word": word})
 
 
-def _rows_of(text_encoder: nn.Module) -> tuple[int, Tensor]:
-    """The id of the word's first token, and all its vectors."""
-    layer = next(module for module in text_encoder.modules() if isinstance(module, TrainableTokensLayer))
-    ids = layer.token_indices[adapters.ADAPTER]
-    return int(ids[0]), layer(torch.tensor(ids, device=next(text_encoder.parameters()).device)).cpu().contiguous()
+def _trained_word(family: Family) -> str:
+    layers = (module for module in family.text_encoders[0].modules() if isinstance(module, TrainableTokensLayer))
+    return family.pipeline().tokenizer.convert_ids_to_tokens(next(layers).token_indices[adapters.ADAPTER][0])
 
 
 def load(family: Family, folder: Path) -> None:
