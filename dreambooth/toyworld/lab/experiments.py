@@ -87,7 +87,7 @@ class Lab:
 
 HEADLINE = (5, 3)  # subjects, seeds
 NO_PRIOR = ("prior.source=none",)
-SAMPLED = ("prior.source=stream",)
+SAMPLED = ("prior.source=stream", "prior.weight=1")  # the paper's weight; 2 learns the dog half as well
 TAUGHT_ON_SUBJECT = ("prior.source=teacher", "prior.teacher_latents=subject")
 TAUGHT_ON_CLASS = ("prior.source=teacher", "prior.teacher_latents=class")
 DEFAULT = Row("default", grid=HEADLINE)
@@ -107,9 +107,10 @@ LABS: dict[str, Lab] = {
     "headline": Lab(
         "The defaults",
         "Five subjects, three seeds. `configs/toyworld.yaml` as it is: the frozen base as a teacher, asked about class "
-        "pictures; without a prior; with the class pictures themselves as the target, as in the paper; and with the "
-        "teacher asked about the subject's pictures, so that none of the class is made. Weights of the last step; in "
-        "the last row those of the best step by validation. The last two rows: three subjects, two seeds.",
+        "pictures; without a prior; with the class pictures themselves as the target, and a weight of 1, as in the "
+        "paper; and with the teacher asked about the subject's pictures, so that none of the class is made. Weights of "
+        "the last step; in the last row those of the best step by validation. The last two rows: three subjects, two "
+        "seeds.",
         (
             DEFAULT,
             WITHOUT,
