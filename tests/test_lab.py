@@ -17,6 +17,7 @@ from PIL import Image
 from scipy import stats
 
 from dreambooth.cli import main
+from dreambooth.config import load_config
 from dreambooth.errors import ModelError, UserError
 from dreambooth.toyworld import encoders, world
 from dreambooth.toyworld.lab import cli, measure, plan, plots, report, tables
@@ -72,7 +73,8 @@ def test_the_settings_of_every_row_are_allowed(row: Row, bench: Bench):
 
 def test_headline_rows_have_five_subjects_and_three_seeds_and_all_others_at_least_three_and_two():
     rows = {(name, row.name): row.grid for name, lab in LABS.items() for row in lab.rows}
-    for row in ("default", "no prior", "sampled class pictures", "teacher, subject latents"):
+    assert load_config(CONFIG).prior.source == "teacher"  # the default is the teacher prior
+    for row in ("default", "no prior", "sampled class pictures"):
         assert rows["headline", row] == (5, 3)
     assert all(subjects >= 3 and seeds >= 2 for subjects, seeds in rows.values())
     assert len(SUBJECTS) == 5
@@ -109,7 +111,7 @@ def test_fewer_photos_are_the_first_of_more_and_show_no_place_that_is_drawn():
 
 def test_rows_that_come_to_the_same_settings_share_their_runs(bench: Bench):
     default = fingerprint_of(Row("default"), bench)
-    assert fingerprint_of(Row("other name", ("prior.weight=1", "method.train_text_encoder=true")), bench) == default
+    assert fingerprint_of(Row("other name", ("prior.weight=2", "method.train_text_encoder=true")), bench) == default
     assert fingerprint_of(Row("not validated", ("validate.num_images=1",)), bench) == default
     without = fingerprint_of(Row("no prior", ("prior.source=none",)), bench)
     assert fingerprint_of(Row("of no use", ("prior.source=none", "prior.num_images=7")), bench) == without
@@ -122,7 +124,7 @@ def test_whatever_changes_the_figures_changes_the_fingerprint(bench: Bench, tiny
     variants = [
         fingerprint_of(Row("default"), bench),
         fingerprint_of(Row("lr", ("optim.lr=1e-5",)), bench),
-        fingerprint_of(Row("weight", ("prior.weight=2",)), bench),
+        fingerprint_of(Row("weight", ("prior.weight=3",)), bench),
         fingerprint_of(Row("none", ("prior.source=none",)), bench),
         fingerprint_of(Row("photos", num_photos=4), bench),
         fingerprint_of(Row("noun", noun="wrong"), bench),
@@ -281,8 +283,8 @@ def test_a_row_without_results_is_shown_as_such(bench: Bench, cells: list[Cell])
     store = Store(bench.results)
     store.add(cells[0], made_up(0))
     text = tables.lab_text("weight", tables.collect("weight", bench, store))
-    assert "| 1 | 1 of 6 |" in text
-    assert "| 2 | 0 of 6 | – |" in text
+    assert "| 2 | 1 of 6 |" in text
+    assert "| 1 | 0 of 6 | – |" in text
 
 
 @pytest.mark.parametrize("name", ["noun", "map"])
