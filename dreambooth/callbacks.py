@@ -31,6 +31,13 @@ class StepCallback(pl.Callback):
         """step: how many optimizer steps have been taken."""
 
 
+class AverageWeights(StepCallback):
+    """Keeps the average of the weights up to date; goes before whatever saves it or looks at it."""
+
+    def on_step_end(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
+        module.update_average()
+
+
 class SaveState(StepCallback):
     """Saves the full state every so many steps and at the end; on SIGINT or SIGTERM saves after the step and stops.
 

@@ -201,6 +201,12 @@ class TrainConfig:
     accumulate: int = knob(1, "batches a step: gradients are averaged over them", minimum=1)
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = knob("32-true", "number format of the arithmetic")
     save_every_steps: int = knob(100, "optimizer steps between saves of the full state", minimum=1)
+    ema_decay: float = knob(
+        0.0,
+        "keep an average of the trained weights, of which this share stays a step, say 0.999: it is what is looked at "
+        "and comes out; 0: none",
+        minimum=0,
+    )
     gradient_checkpointing: bool = knob(False, "compute activations twice: much less memory, a third slower")
     compile: bool = knob(False, "torch.compile the denoiser: slow start, faster steps on a GPU")
     device: Literal["auto", "cpu", "cuda"] = knob("auto", "auto: the GPU where there is one")
@@ -475,6 +481,10 @@ def _joint_problems(config: Config) -> typing.Iterator[str]:
             yield f"optim.{name}: set, but method.train_text_encoder is false"
     if optim.warmup_steps >= config.train.max_steps:
         yield f"optim.warmup_steps: {optim.warmup_steps} must be below train.max_steps ({config.train.max_steps})"
+    if config.train.ema_decay >= 1:
+        yield f"train.ema_decay: {config.train.ema_decay} must be below 1, or nothing is ever learned"
+    if config.data.unmasked_weight > 1:
+        yield f"data.unmasked_weight: {config.data.unmasked_weight} is too large; at most 1"
     if max(optim.beta1, optim.beta2) >= 1:
         yield f"optim.beta1, optim.beta2: {optim.beta1}, {optim.beta2} must be below 1"
 

@@ -95,7 +95,7 @@ def train(config: Config) -> int:
     parts.apply_memory_settings(family, config)
     module = DreamBoothModule(
         family, trained, parts.make_objective(config), prior, parts.optim_settings(config), randomness,
-        config.optim.max_grad_norm, teacher,
+        config.optim.max_grad_norm, teacher, config.train.ema_decay,
     )  # fmt: skip
     saving = callbacks.SaveState(run.state, (config.train.save_every_steps, config.validate.every_steps))
     looks = parts.make_looks(family, module, unseen, scorer, config)
@@ -109,6 +109,7 @@ def train(config: Config) -> int:
     if saving.signal_number:
         print(f"saved at step {trainer.global_step}; the same command goes on from there", file=sys.stderr)
         return 128 + saving.signal_number
+    module.take_average()
     step = take_best(run, config, module, journal, trainer.global_step)
     scores = next((entry.figures() for entry in journal.entries if entry.step == step), None)
     card = parts.subject_card(config, step, trainer.global_step, identity["base model"], scores)
@@ -275,6 +276,7 @@ def make_trainer(
     quiet_lightning()
     metrics, validate = callbacks.MetricsFile(run.metrics), config.validate
     around: list[pl.Callback] = [
+        callbacks.AverageWeights(),
         callbacks.LogFigures(metrics, config.log.every_steps),
         callbacks.Progress(),
         saving,

@@ -4,12 +4,14 @@ Ruiz et al. 2023, arXiv 2208.12242, equation 2. Shapes: B samples of the subject
 channels, H/W latent height and width.
 """
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from dreambooth.errors import NonFiniteError, UserError
@@ -72,6 +74,7 @@ class DreamBoothModule(pl.LightningModule):
         randomness: Randomness,
         max_grad_norm: float = 1.0,
         teacher: Predict | None = None,
+        ema_decay: float = 0.0,
     ) -> None:
         super().__init__()
         self.family = family
@@ -82,6 +85,7 @@ class DreamBoothModule(pl.LightningModule):
         self.randomness = randomness
         self.max_grad_norm = max_grad_norm
         self.teacher = teacher
+        self.average = EMAModel(list(self.trained_state().values()), ema_decay) if ema_decay else None
         self.figures: dict[str, Tensor | float] = {}  # of the optimizer step in progress, by log name
         self.last_step: dict[str, float] = {}  # the same of the last whole one
         self.last_scores = ""  # of the last validation, for the bar
@@ -219,11 +223,44 @@ class DreamBoothModule(pl.LightningModule):
         for name, weight in own.items():
             weight.copy_(state[name])
 
+    def update_average(self) -> None:
+        """Take the weights of the optimizer step that just ended into their average, where there is one.
+
+        average <- d * average + (1 - d) * weights, with d = min(decay, (1 + n) / (10 + n)) after n > 0 earlier steps and
+        0 at the first: a young average follows closely (Polyak & Juditsky 1992; the warm-up is TensorFlow's).
+        """
+        if self.average is not None:
+            self.average.step(list(self.trained_state().values()))
+
+    def take_average(self) -> None:
+        """Put the average in the place of the weights for good, where there is one."""
+        if self.average is not None:
+            self.average.copy_to(list(self.trained_state().values()))
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The average in place of the weights that train, where there is one."""
+        if self.average is None:
+            yield
+            return
+        weights = list(self.trained_state().values())
+        self.average.store(weights)
+        self.average.copy_to(weights)
+        try:
+            yield
+        finally:
+            self.average.restore(weights)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.average is not None:
+            checkpoint["average"] = self.average.state_dict()
         kept = {f"trained.{name}" for name in self.trained_state()} | {"decile_losses"}
         checkpoint["state_dict"] = {name: t for name, t in checkpoint["state_dict"].items() if name in kept}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.average is not None:
+            self.average.load_state_dict(checkpoint["average"])
+            self.average.to(self.device)
         names = {name.removeprefix("trained.") for name in checkpoint["state_dict"] if name != "decile_losses"}
         check_names(self.trained_state(), names)
 

@@ -97,15 +97,16 @@ class Validate(StepCallback):
         if not trainer.is_global_zero:
             return
         started = time.monotonic()
-        rows = self.looks.sample()
-        sheet = self._write_grid(rows, step)
-        entry = self._measure(rows, step)
+        with module.averaged():
+            rows = self.looks.sample()
+            sheet = self._write_grid(rows, step)
+            entry = self._measure(rows, step)
+            self._keep(module, entry)
         figures = {**entry.figures(), **module.take_deciles()}
         self.metrics.write(step, figures)
         for logger in trainer.loggers:
             logger.log_metrics(figures, step=step)
             log_picture(logger, sheet, step)
-        self._keep(module, entry)
         self.journal.add(entry)
         self.seconds += time.monotonic() - started
         tell(entry, self.journal)

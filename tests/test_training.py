@@ -253,6 +253,39 @@ def test_zero_terminal_snr_ends_in_noise_alone_and_says_so_in_the_model(config_f
         trained(config_file, "refused", "loss.zero_terminal_snr=true")
 
 
+def test_the_average_of_the_weights_is_what_comes_out_and_changes_nothing_in_training(config_file: Path) -> None:
+    """Recomputed here from the saved states of every step, by the formula in the docstring."""
+    every_step = ("train.save_every_steps=1", "train.max_steps=4", "optim.warmup_steps=0")
+    plain, told = trained(config_file, "plain", *every_step)
+    averaged, also_told = trained(config_file, "averaged", *every_step, "train.ema_decay=0.3")
+    assert_same(plain, averaged, atol=0, rtol=0)
+    assert told == also_told
+    flat = (*every_step, "optim.schedule=constant")
+    steps = [trained(config_file, f"to-{n}", *flat, f"train.max_steps={n}")[0] for n in (1, 2, 3)]
+    exported = trained(config_file, "three", *flat, "train.max_steps=3", "train.ema_decay=0.3")
+    assert_same(steps[2], exported[0], atol=0, rtol=0)
+    base = load_family(str(load_config(config_file).model.base)).denoiser.state_dict()
+    model = load_family(str(config_file.parent / "runs" / "three" / "model")).denoiser.state_dict()
+    for name, weight in base.items():
+        average = weight.clone()
+        for step, weights_then in enumerate(steps, start=1):
+            decay = 0.0 if step == 1 else min(0.3, (1 + step - 1) / (10 + step - 1))
+            average = decay * average + (1 - decay) * weights_then[f"trained.denoiser.{name}"]
+        torch.testing.assert_close(model[name], average, atol=1e-6, rtol=1e-5)
+
+
+def test_an_averaged_run_that_was_interrupted_exports_the_same_bits(config_file: Path) -> None:
+    settings = ("train.ema_decay=0.9", "optim.schedule=constant", "optim.warmup_steps=0")
+    trained(config_file, "straight", *settings)
+    trained(config_file, "resumed", *settings, "train.max_steps=4")
+    trained(config_file, "resumed", *settings)
+    runs = config_file.parent / "runs"
+    straight, resumed = (
+        load_family(str(runs / name / "model")).denoiser.state_dict() for name in ("straight", "resumed")
+    )
+    assert_same(straight, resumed, atol=0, rtol=0)
+
+
 def test_a_frozen_text_encoder_trains_the_unet_as_one_that_is_run_every_step(config_file: Path) -> None:
     """Its condition is computed once; that shortcut must not change the result."""
     frozen = trained(config_file, "frozen", "method.train_text_encoder=false")[0]
