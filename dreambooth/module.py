@@ -226,8 +226,10 @@ class DreamBoothModule(pl.LightningModule):
     def update_average(self) -> None:
         """Take the weights of the optimizer step that just ended into their average, where there is one.
 
-        average <- d * average + (1 - d) * weights, with d = min(decay, (1 + n) / (10 + n)) after n > 0 earlier steps and
-        0 at the first: a young average follows closely (Polyak & Juditsky 1992; the warm-up is TensorFlow's).
+            average <- d * average + (1 - d) * weights
+
+        with d = 0 at the first step and min(decay, (1 + n) / (10 + n)) after n more: a young average follows closely
+        (Polyak & Juditsky 1992; the warm-up is TensorFlow's).
         """
         if self.average is not None:
             self.average.step(list(self.trained_state().values()))
