@@ -77,6 +77,17 @@ class DataConfig:
     crop: Literal["center", "random"] = knob("center", "where the square is cut from a picture that is not square")
     num_crops: int = knob(8, "crops a picture, encoded once each, when data.crop is random", minimum=1)
     flip: bool = knob(False, "also learn from mirrored pictures; leave off where left and right matter (lettering)")
+    captions: bool = knob(
+        False,
+        "each picture has a caption of its own, with {subject} in it: a .txt of the same name beside it, or a line of "
+        "metadata.jsonl; class pictures are then made of the same captions without the identifier",
+    )
+    caption_dropout: float = knob(
+        0.0, "share of samples that are shown without any prompt; 0.1 keeps guidance", minimum=0
+    )
+    shuffle_captions: bool = knob(
+        False, "a caption's parts between commas come in a new order each time, but for the first"
+    )
     mask: str | None = knob(
         None,
         "what of the subject's pictures counts; alpha: what is not transparent; or a folder with a mask for each, of "
@@ -483,6 +494,8 @@ def _joint_problems(config: Config) -> typing.Iterator[str]:
         yield f"optim.warmup_steps: {optim.warmup_steps} must be below train.max_steps ({config.train.max_steps})"
     if config.train.ema_decay >= 1:
         yield f"train.ema_decay: {config.train.ema_decay} must be below 1, or nothing is ever learned"
+    if config.data.caption_dropout > 1:
+        yield f"data.caption_dropout: {config.data.caption_dropout} is too large; at most 1"
     if config.data.unmasked_weight > 1:
         yield f"data.unmasked_weight: {config.data.unmasked_weight} is too large; at most 1"
     if max(optim.beta1, optim.beta2) >= 1:

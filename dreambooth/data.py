@@ -9,6 +9,7 @@ it. Shapes: P pictures, V views, B batch, C channels, H/W height and width (pixe
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +17,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from dreambooth.captions import Captions
 from dreambooth.images import load_image, resize_and_crop, to_tensor
 from dreambooth.randomness import Randomness
 
 Encoder = Callable[[Tensor], tuple[Tensor, Tensor]]  # pixels [B, 3, H, W] in [-1, 1] -> mean and std of scaled latents
-Sample = dict[str, Tensor]
+Sample = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def _views(image: Image.Image, resolution: int, positions_xy: list[list[float]],
 
 
 class LatentDataset(Dataset[Sample]):
-    """Latents by a sample's place in the run: {"place": [], "latents": [C, H, W], "frame": [6]}.
+    """Latents by a sample's place in the run: {"place": [], "latents": [C, H, W], "frame": [6], "prompt": text}.
 
     With masks there is "mask": [1, H, W] as well.
 
@@ -96,20 +98,29 @@ class LatentDataset(Dataset[Sample]):
     `name` keeps two data sets (subject and prior) from drawing the same numbers.
     """
 
-    def __init__(self, pictures: EncodedPictures, randomness: Randomness, name: str) -> None:
+    def __init__(self, pictures: EncodedPictures, captions: Captions, randomness: Randomness, name: str) -> None:
         self.pictures = pictures
+        self.captions = captions
         self.randomness = randomness
         self.name = name
 
-    def __getitem__(self, place: int) -> Sample:
-        num_pictures, num_views, *shape = self.pictures.mean_PVCHW.shape
+    def picture_at(self, place: int) -> int:
+        num_pictures = len(self.pictures.mean_PVCHW)
         order = self.randomness.permutation(f"{self.name}/order", num_pictures, place // num_pictures)
-        picture = order[place % num_pictures]
+        return order[place % num_pictures]
+
+    def prompt_at(self, place: int) -> str:
+        return self.captions(self.picture_at(place), place)
+
+    def __getitem__(self, place: int) -> Sample:
+        _, num_views, *shape = self.pictures.mean_PVCHW.shape
+        picture = self.picture_at(place)
         view = int(self.randomness.integers(f"{self.name}/view", [place], num_views))
         noise_CHW = self.randomness.normal(f"{self.name}/latent", [place], tuple(shape))[0]
         mean_CHW, std_CHW = self.pictures.mean_PVCHW[picture, view], self.pictures.std_PVCHW[picture, view]
         latents_CHW, frame_6 = mean_CHW + std_CHW * noise_CHW, self.pictures.frame_PV6[picture, view]
-        sample = {"place": torch.tensor(place), "latents": latents_CHW, "frame": frame_6}
+        sample: Sample = {"place": torch.tensor(place), "latents": latents_CHW, "frame": frame_6}
+        sample["prompt"] = self.prompt_at(place)
         if self.pictures.mask_PV1HW is not None:
             sample["mask"] = self.pictures.mask_PV1HW[picture, view]
         return sample

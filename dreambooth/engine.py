@@ -4,6 +4,7 @@ Here and in `parts`, settings become arguments: below this layer nothing sees th
 """
 
 import contextlib
+import hashlib
 import json
 import logging
 import platform
@@ -26,6 +27,7 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from torch.utils.data import DataLoader
 
 from dreambooth import callbacks, parts
+from dreambooth.captions import Captions
 from dreambooth.checkpointing import AtomicCheckpointIO, StateEntry, find_state
 from dreambooth.config import PROVENANCE, Config, differences, load_config, to_dict
 from dreambooth.data import LatentDataset, PlaceSampler
@@ -76,7 +78,7 @@ def train(config: Config) -> int:
     if config.train.num_threads is not None:
         torch.set_num_threads(config.train.num_threads)
     picture_paths = list_images(config.subject.images)
-    masks = parts.load_masks(picture_paths, config)
+    masks, captions = parts.load_masks(picture_paths, config), parts.captions_of(picture_paths, config)
     scorer = parts.make_scorer(config, journal, picture_paths)
     family = load_family(config.model.base, config.model.family, config.model.config)
     parts.apply_schedule(family, config)
@@ -85,13 +87,13 @@ def train(config: Config) -> int:
     check_identity(state, identity)
     randomness = Randomness(config.run.seed)
     trained = method.attach(family, parts.method_settings(config, randomness))
-    parts.check_texts(family, config)
+    parts.check_texts(family, captions, config)
     parts.tell_small_pictures(picture_paths, config.data.resolution)
 
     pictures = parts.encode(family, picture_paths, config, randomness, masks)
     unseen = parts.unseen_pictures(family, config, randomness) or pictures
     open_run(run, config)
-    prior, teacher = parts.make_prior(family, pictures, run.prior, config, randomness, identity["base model"])
+    prior, teacher = parts.make_prior(family, pictures, captions, run.prior, config, randomness, identity["base model"])
     parts.apply_memory_settings(family, config)
     module = DreamBoothModule(
         family, trained, parts.make_objective(config), prior, parts.optim_settings(config), randomness,
@@ -100,7 +102,8 @@ def train(config: Config) -> int:
     saving = callbacks.SaveState(run.state, (config.train.save_every_steps, config.validate.every_steps))
     looks = parts.make_looks(family, module, unseen, scorer, config)
     trainer = make_trainer(run, config, saving, looks, journal, identity, state)
-    loader = make_loader(LatentDataset(pictures, randomness, "subject"), config, trainer)
+    said = Captions(captions, randomness, config.data.caption_dropout, config.data.shuffle_captions)
+    loader = make_loader(LatentDataset(pictures, said, randomness, "subject"), config, trainer)
 
     announce(run, config, state)
     with record_session(run, trainer, state):
@@ -166,6 +169,9 @@ def is_finished(run: RunFolder, state: StateEntry, config: Config, journal: Jour
 def identify(family: Family, picture_paths: list[Path], config: Config) -> dict[str, str]:
     """Fingerprints of what the run depends on beside its config."""
     identity = {"base model": fingerprint(family), "subject pictures": digest_files(picture_paths)}
+    if config.data.captions:
+        texts = "\n".join(parts.captions_of(picture_paths, config))
+        identity["captions"] = hashlib.sha256(texts.encode()).hexdigest()
     if config.data.mask not in (None, "alpha"):
         identity["masks"] = digest_files(list_images(str(config.data.mask)))
     if config.prior.folder is not None:

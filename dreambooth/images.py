@@ -18,6 +18,7 @@ import torch
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from dreambooth.captions import is_caption_file
 from dreambooth.errors import NonFiniteError, UserError
 
 # By content, not by extension. A closed list, because Pillow's own has formats that take almost any bytes for a picture
@@ -53,12 +54,15 @@ def list_images(folder: str | Path) -> list[Path]:
     """The pictures in `folder`, sorted by name; files that the system puts there (.DS_Store, Thumbs.db) do not count.
 
     Every file is decoded once, so that training never meets one that cannot be. Raises UserError if the folder is
-    missing or has no pictures, or with the names of everything in it that is not a readable picture.
+    missing or has no pictures, or with the names of everything in it that is not a readable picture. Captions beside
+    the pictures do not count as such.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: {'a file' if folder.exists() else 'no such folder'}. Name a folder of pictures.")
-    paths = sorted(path for path in folder.iterdir() if not _is_system_file(path.name))
+    files = sorted(path for path in folder.iterdir() if not _is_system_file(path.name))
+    stems = {path.stem for path in files if path.suffix != ".txt"}
+    paths = [path for path in files if not is_caption_file(path, stems)]
     if not paths:
         raise UserError(f"{folder}: the folder has no pictures. {_allowed()}")
     reasons = {path.name: _why_unreadable(path) for path in paths}

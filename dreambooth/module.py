@@ -5,7 +5,7 @@ channels, H/W latent height and width.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,7 @@ NUM_DECILES = 10
 
 @dataclass(frozen=True)
 class Objective:
-    """What is learned: the two prompts, how much the class counts (the paper's lambda), and how an error is counted.
+    """How an error is counted, and how much the class counts (the paper's lambda).
 
     huber_c: None for the squared error. weighting, gamma: `losses.timestep_weight`. noise_offset: how much of the noise
     is one number a channel, so that brightness can be learned (N. Guttenberg 2023, "Diffusion with Offset Noise";
@@ -41,8 +41,6 @@ class Objective:
     arXiv 2301.11706; 0.1). unmasked_weight: how much places count that a mask leaves out.
     """
 
-    subject_prompt: str
-    class_prompt: str
     prior_weight: float = 1.0
     huber_c: float | None = None
     weighting: str = "none"
@@ -55,7 +53,8 @@ class Objective:
 class DreamBoothModule(pl.LightningModule):
     """Trains `trained` (parts of `family`) on batches of the subject.
 
-    A batch is {"place": [B], "latents": [B, C, H, W], "frame": [B, 6]}, and with masks "mask": [B, 1, H, W].
+    A batch is {"place": [B], "latents": [B, C, H, W], "frame": [B, 6], "prompt": B texts}, and with masks "mask":
+    [B, 1, H, W].
 
     Only networks that train are submodules, and only their trained weights are in a checkpoint.
     """
@@ -89,21 +88,23 @@ class DreamBoothModule(pl.LightningModule):
         self.figures: dict[str, Tensor | float] = {}  # of the optimizer step in progress, by log name
         self.last_step: dict[str, float] = {}  # the same of the last whole one
         self.last_scores = ""  # of the last validation, for the bar
-        self._frozen_conditions: Condition | None = None
+        self._frozen_conditions: dict[str, Condition] = {}  # by prompt, where no text encoder trains
         self.register_buffer("decile_losses", torch.zeros(2, NUM_DECILES))
 
-    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         places = batch["place"].tolist()
         torch.manual_seed(self.randomness.torch_seed("module", places[0]))  # for dropout inside the networks
 
         x0, is_prior = self._with_prior(batch["latents"], places)
+        class_prompts = [] if self.prior is None else self.prior.prompts(places)
         noise, t = self._noise_and_timesteps(places, x0)
         noisy = self.family.schedule.add_noise(x0, self._perturbed(noise, places), t)
-        condition = self._condition(is_prior) | self._frame_condition(batch["frame"], is_prior)
+        condition = self._condition([*batch["prompt"], *class_prompts])
+        condition |= self._frame_condition(batch["frame"], is_prior)
         prediction = self.family.predict(noisy, t, condition)
         target = self.family.schedule.target(x0, noise, t)
         if self.teacher is not None:
-            target[is_prior] = self.teacher(noisy[is_prior], t[is_prior])
+            target[is_prior] = self.teacher(noisy[is_prior], t[is_prior], class_prompts)
         loss_2B = self._error(prediction, target, self._mask(batch, is_prior)) * self._weight(t)
         loss = prior_preservation(loss_2B, is_prior, self.objective.prior_weight)
 
@@ -160,15 +161,16 @@ class DreamBoothModule(pl.LightningModule):
         schedule = self.family.schedule
         return timestep_weight(schedule.snr(t), self.objective.weighting, schedule.prediction, self.objective.gamma)
 
-    def _condition(self, is_prior: Tensor) -> Condition:
-        """Each of the two prompts goes through the text encoder once a step (once a run where that is frozen)."""
-        condition = self._frozen_conditions
-        if condition is None:
-            prompts = [self.objective.subject_prompt, self.objective.class_prompt]
-            condition = self.family.condition(prompts if self.prior is not None else prompts[:1])
-            if not any(name.startswith("text_encoder") for name in self.trained):
-                self._frozen_conditions = condition = {name: tensor.detach() for name, tensor in condition.items()}
-        return {name: tensor[is_prior.long()] for name, tensor in condition.items()}
+    def _condition(self, prompts: Sequence[str]) -> Condition:
+        """Each different prompt goes through the text encoder once a step (once a run where that is frozen)."""
+        different = list(dict.fromkeys(prompts))
+        if any(name.startswith("text_encoder") for name in self.trained):
+            known = _by_prompt(different, self.family.condition(different))
+        else:
+            known = self._frozen_conditions
+            if new := [prompt for prompt in different if prompt not in known]:
+                known |= _by_prompt(new, {name: t.detach() for name, t in self.family.condition(new).items()})
+        return {name: torch.stack([known[prompt][name] for prompt in prompts]) for name in known[different[0]]}
 
     def _frame_condition(self, frame_B6: Tensor, is_prior: Tensor) -> Condition:
         """How the subject's pictures were cut; those of the class are taken for whole ones of the trained size."""
@@ -196,15 +198,16 @@ class DreamBoothModule(pl.LightningModule):
         return {f"train/loss_t{i}": sums[i] / counts[i] for i in range(NUM_DECILES) if counts[i]}
 
     @torch.no_grad()
-    def fixed_loss(self, latents_BCHW: Tensor) -> float:
-        """The subject's loss on these latents, at noise and timesteps that are always the same and spread evenly."""
+    def fixed_loss(self, latents_BCHW: Tensor, prompts: Sequence[str]) -> float:
+        """The loss on latents with a prompt each, at noise and timesteps that are always the same, spread evenly."""
         places, num_timesteps = range(len(latents_BCHW)), self.family.schedule.num_timesteps
         noise = self.randomness.normal("validation/noise", places, tuple(latents_BCHW.shape[1:]))
         t = torch.tensor([(2 * place + 1) * num_timesteps // (2 * len(places)) for place in places])
         losses = []
-        for part in zip(latents_BCHW.split(4), noise.split(4), t.split(4), strict=True):
-            x0, noise_part, t_part = (tensor.to(self.device) for tensor in part)
-            condition = self._condition(torch.zeros_like(t_part, dtype=torch.bool))
+        for first in range(0, len(places), 4):
+            part = slice(first, first + 4)
+            x0, noise_part, t_part = (tensor[part].to(self.device) for tensor in (latents_BCHW, noise, t))
+            condition = self._condition(prompts[part])
             noisy = self.family.schedule.add_noise(x0, noise_part, t_part)
             prediction = self.family.predict(noisy, t_part, condition)
             target = self.family.schedule.target(x0, noise_part, t_part)
@@ -303,3 +306,7 @@ def check_names(own: Iterable[str], loaded: Iterable[str]) -> None:
         raise UserError(
             f"the saved state is of another model or method: {len(odd)} weights differ in name, e.g. {odd[0]}"
         )
+
+
+def _by_prompt(prompts: Sequence[str], condition: Condition) -> dict[str, Condition]:
+    return {prompt: {name: t[i] for name, t in condition.items()} for i, prompt in enumerate(prompts)}

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from dreambooth import sampling
+from dreambooth.captions import Captions, read_captions, without_subject
 from dreambooth.config import Config, fill_prompt
 from dreambooth.data import EncodedPictures, LatentDataset, encode_pictures
 from dreambooth.errors import UserError
@@ -60,10 +61,10 @@ def apply_schedule(family: Family, config: Config) -> None:
     family.set_scheduler({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"})
 
 
-def check_texts(family: Family, config: Config) -> None:
+def check_texts(family: Family, captions: list[str], config: Config) -> None:
     """Raises UserError for a prompt that is too long; warns of an identifier that is not one token."""
     with torch.no_grad():
-        family.condition([fill(config, text) for text in texts_of(config)])
+        family.condition([*(fill(config, text) for text in texts_of(config)), *captions])
     num_tokens = len(family.token_ids(config.subject.identifier))
     if num_tokens != (config.method.num_vectors if find_method(config.method.name).adds_word else 1):
         print(
@@ -132,26 +133,54 @@ def mask_beside(path: Path, config: Config) -> Image.Image:
 
 
 def make_prior(
-    family: Family, subject: EncodedPictures, folder: Path, config: Config, randomness: Randomness, base: str
+    family: Family,
+    subject: EncodedPictures,
+    captions: list[str],
+    folder: Path,
+    config: Config,
+    randomness: Randomness,
+    base: str,
 ) -> tuple[Prior | None, Predict | None]:
     """Where class latents come from (None: no prior), and the teacher of their targets (None: the true noise).
 
-    folder: for class latents that are made here. base: fingerprint of the base model, which is taken from `family`:
-    call this before anything trains.
+    captions: of the subject's pictures. folder: for class latents that are made here. base: fingerprint of the base
+    model, which is taken from `family`: call this before anything trains.
     """
-    prior = config.prior
+    prior, class_prompts = config.prior, class_prompts_of(captions, config)
     if prior.source == "none":
         return None, None
     if prior.source == "folder":
         pictures = encode(family, list_images(str(prior.folder)), config, randomness)
-        return PicturePrior(LatentDataset(pictures, randomness, "prior")), None
+        named = Captions([class_prompts[0]] * len(pictures.mean_PVCHW), randomness)
+        return PicturePrior(LatentDataset(pictures, named, randomness, "prior")), None
     if prior.source != "teacher":
-        return make_generated_prior(family, None, folder, config, randomness, base), None
+        return make_generated_prior(family, None, class_prompts, folder, config, randomness, base), None
     frozen = untouched_base(family, config)
-    teacher = make_teacher(frozen, fill(config, config.subject.class_prompt))
+    teacher = make_teacher(frozen)
     if prior.teacher_latents == "subject":
-        return PicturePrior(LatentDataset(subject, randomness, "prior")), teacher
-    return make_generated_prior(family, frozen, folder, config, randomness, base), teacher
+        return PicturePrior(LatentDataset(subject, Captions(class_prompts, randomness), randomness, "prior")), teacher
+    return make_generated_prior(family, frozen, class_prompts, folder, config, randomness, base), teacher
+
+
+def class_prompts_of(captions: list[str], config: Config) -> list[str]:
+    """What pictures of the class are called, one for each of the subject's."""
+    subject = config.subject
+    if not config.data.captions:
+        return [fill(config, subject.class_prompt)] * len(captions)
+    return [without_subject(caption, subject.identifier, subject.class_noun) for caption in captions]
+
+
+def captions_of(paths: list[Path], config: Config) -> list[str]:
+    """What is said of each of the subject's pictures. Raises UserError for a caption that is missing, or not of it."""
+    if not config.data.captions:
+        return [fill(config, config.subject.prompt)] * len(paths)
+    captions = [fill(config, caption) for caption in read_captions(paths)]
+    for path, caption in zip(paths, captions, strict=True):
+        if config.subject.identifier not in caption:
+            raise UserError(
+                f"{path.name}: its caption {caption!r} has neither {{subject}} nor {config.subject.identifier!r}"
+            )
+    return captions
 
 
 def untouched_base(family: Family, config: Config) -> Family:
@@ -162,21 +191,28 @@ def untouched_base(family: Family, config: Config) -> Family:
 
 
 def make_generated_prior(
-    family: Family, frozen: Family | None, folder: Path, config: Config, randomness: Randomness, base: str
+    family: Family,
+    frozen: Family | None,
+    class_prompts: list[str],
+    folder: Path,
+    config: Config,
+    randomness: Randomness,
+    base: str,
 ) -> GeneratedPrior:
     """A prior that the frozen base makes while training runs; with prior.source=ahead, now.
 
     frozen: a copy of the base, if there is one already.
     """
-    prior, prompt = config.prior, fill(config, config.subject.class_prompt)
+    prior, prompts = config.prior, list(dict.fromkeys(class_prompts))
     settings = prior_sampler(config)
     shape = family.latent_shape(config.data.resolution, config.data.resolution)
     dtype = compute_dtype(config)
     name = prior_fingerprint(
-        base=base, prompt=prompt, sampler=str(settings), shape=shape, seed=config.run.seed, dtype=str(dtype),
+        base=base, prompt=prompts[0] if len(prompts) == 1 else prompts, sampler=str(settings), shape=shape,
+        seed=config.run.seed, dtype=str(dtype),
         num_images=prior.num_images, block_size=prior.batch_size,
     )  # fmt: skip
-    made = GeneratedPrior(None, prior.num_images, prior.batch_size, folder / name)
+    made = GeneratedPrior(None, prior.num_images, prior.batch_size, folder / name, prompts)
     if made.is_complete:
         return made
     sampled_with = frozen or untouched_base(family, config)
@@ -184,9 +220,9 @@ def make_generated_prior(
     def make(indices: list[int]) -> Tensor:
         start = sampling.start_from(randomness, "class picture", indices, shape)
         with torch.autocast(pick_device(config).type, enabled=False):  # called within a training step
-            return sampling.sample_latents(sampled_with, [prompt] * len(indices), start, settings)
+            return sampling.sample_latents(sampled_with, [prompts[i % len(prompts)] for i in indices], start, settings)
 
-    streamed = GeneratedPrior(make, prior.num_images, prior.batch_size, folder / name)
+    streamed = GeneratedPrior(make, prior.num_images, prior.batch_size, folder / name, prompts)
     if prior.source == "ahead":
         streamed.make_all(lambda block, of: print(f"class pictures: {block}/{of} batches", file=sys.stderr))
     return streamed
@@ -226,8 +262,6 @@ def method_settings(config: Config, randomness: Randomness) -> MethodSettings:
 def make_objective(config: Config) -> Objective:
     loss = config.loss
     return Objective(
-        fill(config, config.subject.prompt),
-        fill(config, config.subject.class_prompt),
         config.prior.weight,
         huber_c=loss.huber_c,
         weighting=loss.weighting,
@@ -328,12 +362,12 @@ def make_looks(
     family: Family, module: DreamBoothModule, subject: EncodedPictures, score: ValidationScorer | None, config: Config
 ) -> Looks:
     """What a validation looks at. subject: the training pictures, or those of validate.images."""
-    means_PCHW = subject.mean_PVCHW[:, 0]
+    means_PCHW, prompt = subject.mean_PVCHW[:, 0], fill(config, config.subject.prompt)
     latents_BCHW = means_PCHW[torch.arange(NUM_FIXED_LOSSES) % len(means_PCHW)]
 
     def loss() -> float:
         with inference(family, config):
-            return module.fixed_loss(latents_BCHW)
+            return module.fixed_loss(latents_BCHW, [prompt] * len(latents_BCHW))
 
     return Looks(lambda: validation_pictures(family, config), loss, score)
 

@@ -10,6 +10,7 @@ meet stale ones. Shapes: B batch, C channels, H/W latent height and width.
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,10 +19,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from dreambooth.data import LatentDataset
-from dreambooth.families import Family
+from dreambooth.families import Condition, Family
 from dreambooth.files import atomic_file
 
-Predict = Callable[[Tensor, Tensor], Tensor]  # noisy latents [B, C, H, W], timesteps [B] -> prediction [B, C, H, W]
+# Noisy latents [B, C, H, W], timesteps [B], prompts -> prediction [B, C, H, W].
+Predict = Callable[[Tensor, Tensor, Sequence[str]], Tensor]
 MakeLatents = Callable[[list[int]], Tensor]  # indices of class pictures -> their latents [B, C, H, W]
 
 
@@ -30,6 +32,10 @@ class Prior(Protocol):
 
     def latents(self, places: Sequence[int]) -> Tensor:
         """Latents of the class for these places in the run, float32 [B, C, H, W], on the CPU."""
+        ...
+
+    def prompts(self, places: Sequence[int]) -> list[str]:
+        """What is said of each."""
         ...
 
 
@@ -42,8 +48,11 @@ class PicturePrior:
     def latents(self, places: Sequence[int]) -> Tensor:
         return torch.stack([self.dataset[place]["latents"] for place in places])
 
+    def prompts(self, places: Sequence[int]) -> list[str]:
+        return [self.dataset.prompt_at(place) for place in places]
 
-def make_teacher(frozen: Family, class_prompt: str) -> Predict:
+
+def make_teacher(frozen: Family) -> Predict:
     """What the frozen base predicts for the class prompt: the target of class samples, in place of the true noise.
 
         target = epsilon_base(alpha * x0 + sigma * noise, t, class prompt)
@@ -53,22 +62,31 @@ def make_teacher(frozen: Family, class_prompt: str) -> Predict:
     nothing has a loss of 0. The latents x0 may be any that the base has an opinion on.
     """
     dtype = next(frozen.denoiser.parameters()).dtype
-    with torch.no_grad():
-        condition = frozen.condition([class_prompt])
+
+    @cache
+    def condition_of(prompt: str) -> Condition:
+        return frozen.condition([prompt])
 
     @torch.no_grad()
-    def predict(noisy_BCHW: Tensor, t_B: Tensor) -> Tensor:
-        for_all = {name: tensor.expand(len(t_B), *tensor.shape[1:]) for name, tensor in condition.items()}
+    def predict(noisy_BCHW: Tensor, t_B: Tensor, prompts: Sequence[str]) -> Tensor:
         with torch.autocast(noisy_BCHW.device.type, enabled=False):  # called within a training step
-            return frozen.predict(noisy_BCHW.to(dtype), t_B, for_all).float()
+            conditions = [condition_of(prompt) for prompt in prompts]
+            together = {name: torch.cat([each[name] for each in conditions]) for name in conditions[0]}
+            return frozen.predict(noisy_BCHW.to(dtype), t_B, together).float()
 
     return predict
 
 
 class GeneratedPrior:
-    """`num_images` class pictures used in turn, made in blocks of `block_size` when first needed, kept in `folder`."""
+    """`num_images` class pictures used in turn, made in blocks of `block_size` when first needed, kept in `folder`.
 
-    def __init__(self, make: MakeLatents | None, num_images: int, block_size: int, folder: Path) -> None:
+    class_prompts: used in turn as well, picture i is of prompt i modulo their number.
+    """
+
+    def __init__(
+        self, make: MakeLatents | None, num_images: int, block_size: int, folder: Path, class_prompts: Sequence[str]
+    ) -> None:
+        self.class_prompts = class_prompts
         self._make = make
         self._blocks: dict[int, Tensor] = {}
         self.num_images = num_images
@@ -87,6 +105,9 @@ class GeneratedPrior:
     def latents(self, places: Sequence[int]) -> Tensor:
         indices = [place % self.num_images for place in places]
         return torch.stack([self._block(i // self.block_size)[i % self.block_size] for i in indices])
+
+    def prompts(self, places: Sequence[int]) -> list[str]:
+        return [self.class_prompts[place % self.num_images % len(self.class_prompts)] for place in places]
 
     def make_all(self, progress: Callable[[int, int], None] = lambda made, of: None) -> None:
         """Make what is missing now. progress: told (blocks made, of how many)."""

@@ -5,10 +5,15 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
+from dreambooth.captions import Captions
 from dreambooth.data import EncodedPictures, LatentDataset, PlaceSampler, encode_pictures
 from dreambooth.families import Family
 from dreambooth.images import list_images, load_image, resize_and_crop, to_tensor
 from dreambooth.randomness import Randomness
+
+
+def said() -> Captions:
+    return Captions(["a photo"] * 9, Randomness(0))
 
 
 def frames(means_PVCHW: torch.Tensor) -> torch.Tensor:
@@ -43,7 +48,9 @@ def test_random_crops_differ_where_there_is_room_and_are_the_same_in_every_run(f
 
 def test_every_pass_shows_every_picture_once_in_an_order_of_its_own() -> None:
     means = torch.arange(5.0).view(5, 1, 1, 1, 1)
-    dataset = LatentDataset(EncodedPictures(means, torch.zeros_like(means), frames(means)), Randomness(0), "subject")
+    dataset = LatentDataset(
+        EncodedPictures(means, torch.zeros_like(means), frames(means)), said(), Randomness(0), "subject"
+    )
     passes = [[int(dataset[place]["latents"]) for place in range(5 * n, 5 * n + 5)] for n in range(8)]
     assert all(sorted(order) == list(range(5)) for order in passes)
     assert len({tuple(order) for order in passes}) > 4, "the order is the same in every pass"
@@ -51,7 +58,7 @@ def test_every_pass_shows_every_picture_once_in_an_order_of_its_own() -> None:
 
 def test_latents_are_drawn_anew_at_every_place_around_the_mean() -> None:
     pictures = EncodedPictures(torch.full((1, 1, 2, 8, 8), 3.0), torch.full((1, 1, 2, 8, 8), 0.5), torch.zeros(1, 1, 6))
-    dataset = LatentDataset(pictures, Randomness(0), "subject")
+    dataset = LatentDataset(pictures, said(), Randomness(0), "subject")
     drawn = torch.stack([dataset[place]["latents"] for place in range(40)])
     assert abs(float(drawn.mean()) - 3) < 0.05
     assert abs(float(drawn.std()) - 0.5) < 0.05
@@ -61,7 +68,7 @@ def test_latents_are_drawn_anew_at_every_place_around_the_mean() -> None:
 
 def test_loader_workers_change_nothing() -> None:
     pictures = EncodedPictures(torch.randn(3, 2, 4, 2, 2), torch.ones(3, 2, 4, 2, 2), torch.zeros(3, 2, 6))
-    dataset = LatentDataset(pictures, Randomness(0), "subject")
+    dataset = LatentDataset(pictures, said(), Randomness(0), "subject")
     loaders = [iter(DataLoader(dataset, batch_sampler=PlaceSampler(2), num_workers=n)) for n in (0, 2)]
     for _ in range(5):
         alone, with_workers = (next(loader) for loader in loaders)

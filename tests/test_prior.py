@@ -14,6 +14,8 @@ from dreambooth.prior import GeneratedPrior, prior_fingerprint
 from dreambooth.randomness import Randomness
 from dreambooth.sampling import SamplerSettings, sample_latents, start_from
 
+PROMPTS = ["a photo of a dog"]
+
 
 class Maker:
     """Samples class latents with a real model and remembers what it was asked for."""
@@ -34,7 +36,7 @@ def maker(family: Family) -> Maker:
 
 
 def test_blocks_are_made_when_needed_and_only_once(maker: Maker, tmp_path: Path) -> None:
-    prior = GeneratedPrior(maker, num_images=7, block_size=3, folder=tmp_path / "prior")
+    prior = GeneratedPrior(maker, 7, 3, tmp_path / "prior", PROMPTS)
     assert maker.asked == []
     prior.latents([0, 1])
     assert maker.asked == [[0, 1, 2]]
@@ -44,27 +46,27 @@ def test_blocks_are_made_when_needed_and_only_once(maker: Maker, tmp_path: Path)
 
 
 def test_pictures_are_used_in_turn_and_then_again(maker: Maker, tmp_path: Path) -> None:
-    prior = GeneratedPrior(maker, 5, 2, tmp_path / "prior")
+    prior = GeneratedPrior(maker, 5, 2, tmp_path / "prior", PROMPTS)
     assert torch.equal(prior.latents([0, 4, 3]), prior.latents([5, 9, 13]))
     assert maker.asked[-1] == [2, 3], "the last block holds what is left, the others are on fixed boundaries"
 
 
 def test_the_order_in_which_they_are_made_changes_no_picture(maker: Maker, tmp_path: Path) -> None:
-    forwards, backwards = (GeneratedPrior(maker, 6, 2, tmp_path / name) for name in ("forwards", "backwards"))
+    forwards, backwards = (GeneratedPrior(maker, 6, 2, tmp_path / name, PROMPTS) for name in ("forwards", "backwards"))
     forwards.make_all()
     for place in reversed(range(6)):
         assert torch.equal(backwards.latents([place]), forwards.latents([place]))
 
 
 def test_a_half_made_prior_goes_on_where_it_was(maker: Maker, tmp_path: Path) -> None:
-    GeneratedPrior(maker, 6, 2, tmp_path / "prior").latents([0, 2])
-    again = GeneratedPrior(maker, 6, 2, tmp_path / "prior")
+    GeneratedPrior(maker, 6, 2, tmp_path / "prior", PROMPTS).latents([0, 2])
+    again = GeneratedPrior(maker, 6, 2, tmp_path / "prior", PROMPTS)
     again.make_all()
     assert maker.asked == [[0, 1], [2, 3], [4, 5]]
 
 
 def test_a_kept_latent_is_bit_for_bit_the_one_that_was_made(maker: Maker, tmp_path: Path) -> None:
-    prior = GeneratedPrior(maker, 2, 2, tmp_path / "prior")
+    prior = GeneratedPrior(maker, 2, 2, tmp_path / "prior", PROMPTS)
     made, kept = prior.latents([0, 1]), load_file(tmp_path / "prior" / "00000.safetensors")["latents"]
     assert torch.equal(made, kept)
     assert torch.equal(made, maker([0, 1]))
@@ -72,7 +74,7 @@ def test_a_kept_latent_is_bit_for_bit_the_one_that_was_made(maker: Maker, tmp_pa
 
 def test_once_all_are_made_the_frozen_base_is_let_go(family: Family, tmp_path: Path) -> None:
     maker = Maker(family)
-    prior, model = GeneratedPrior(maker, 4, 2, tmp_path / "prior"), weakref.ref(maker.family.denoiser)
+    prior, model = GeneratedPrior(maker, 4, 2, tmp_path / "prior", PROMPTS), weakref.ref(maker.family.denoiser)
     del maker
     prior.latents([0])
     assert model() is not None

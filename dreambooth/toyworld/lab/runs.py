@@ -121,7 +121,8 @@ def share_prior(bench: Bench, config: Config) -> float:
 
     def prior_in(folder: Path) -> GeneratedPrior:
         randomness = Randomness(config.run.seed)
-        return parts.make_generated_prior(family, None, folder, config, randomness, fingerprint(family))
+        prompts = parts.class_prompts_of([""], config)
+        return parts.make_generated_prior(family, None, prompts, folder, config, randomness, fingerprint(family))
 
     told = prior_in(shared).folder / "seconds"
     if not told.is_file():
