@@ -263,6 +263,19 @@ def test_a_format_that_a_result_cannot_take_names_those_it_can(tiny_base: Path, 
     assert not (Path(run) / "exports").exists()
 
 
+def test_a_folder_that_is_there_is_never_written_over(
+    tiny_base: Path, config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, mine = run_with(config_file, tiny_base, "full"), tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("all of it")
+    assert main(["export", run, "--format", "diffusers", "--out", str(mine)]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert (mine / "thesis.txt").read_text() == "all of it"
+    assert main(["export", run, "--format", "diffusers", "--out", str(tmp_path / "new")]) == 0
+    assert load_model(str(tmp_path / "new"), None, "cpu", None).card is not None
+
+
 def test_a_plain_base_is_no_result(tiny_base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(tiny_base), "--format", "single-file"]) == 2
     assert "nothing to export" in capsys.readouterr().err

@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "merged); lora: as diffusers and peft name it; kohya: as AUTOMATIC1111, SD.Next and ComfyUI name it; "
         "embedding: a learned word",
     )
-    parser.add_argument("--out", metavar="DIR", help="where to (default <RUN>/exports/<NAME>); replaced if it is there")
+    parser.add_argument("--out", metavar="DIR", help="a new folder (default <RUN>/exports/<NAME>, replaced)")
     parser.add_argument(
         "--dtype",
         choices=("float32", "float16", "bfloat16"),
@@ -35,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{args.model}: no result of a run (it has no dreambooth.json), so there is nothing to export")
     form = find_format(args.format, card.method)
     folder = Path(args.out) if args.out else Path(args.model) / "exports" / args.format
+    if args.out and folder.exists():
+        raise UserError(f"--out: {folder} is there already; name a new folder, nothing is written over")
     model = pictures.load_model(args.model, None, "cpu", "float32", args.base)
     with replaced(folder) as beside:
         write_as(form, model.family, card, beside, args.dtype)
