@@ -169,6 +169,9 @@ class OptimConfig:
         "subject and class apart sooner; null: all rows train as the text encoder does",
         above=0,
     )
+    text_encoder_stop_step: int | None = knob(
+        None, "from this step on the text encoder stays as it is, identifier and all; null: never", minimum=0
+    )
     schedule: Literal["constant", "cosine", "linear"] = knob(
         "constant", "shape after the warm-up; the last two end at 0"
     )
@@ -487,7 +490,7 @@ def _joint_problems(config: Config) -> typing.Iterator[str]:
         yield "prior.folder: required when prior.source is 'folder'"
     if prior.source != "folder" and prior.folder:
         yield f"prior.folder: only read when prior.source is 'folder' (it is {prior.source!r})"
-    for name in ("text_encoder_lr", "identifier_lr"):
+    for name in ("text_encoder_lr", "identifier_lr", "text_encoder_stop_step"):
         if getattr(optim, name) is not None and not config.method.train_text_encoder:
             yield f"optim.{name}: set, but method.train_text_encoder is false"
     if optim.warmup_steps >= config.train.max_steps:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 from torch import nn
@@ -17,6 +18,7 @@ class OptimSettings:
     lr: float
     text_encoder_lr: float
     identifier_lr: float | None = None  # of the token embedding; None: text_encoder_lr
+    text_encoder_stop_step: int | None = None  # from here on the text encoders stay as they are; None: never
     schedule: str = "constant"
     warmup_steps: int = 0
     max_steps: int = 1
@@ -32,12 +34,14 @@ SHAPES: dict[str, Callable[[float], float]] = {
 }
 
 
-def lr_factor(step: int, settings: OptimSettings) -> float:
+def lr_factor(step: int, settings: OptimSettings, is_text_encoder: bool = False) -> float:
     """What optimizer step `step` (from 0) multiplies the learning rate by.
 
     Rises linearly over the warm-up (step 0 takes 1 / warmup_steps of it, so no step is wasted), then follows the shape;
     cosine and linear would reach 0 at `max_steps`, one past the last step.
     """
+    if is_text_encoder and settings.text_encoder_stop_step is not None and step >= settings.text_encoder_stop_step:
+        return 0.0
     if step < settings.warmup_steps:
         return (step + 1) / settings.warmup_steps
     done = (step - settings.warmup_steps) / max(1, settings.max_steps - settings.warmup_steps)
@@ -51,7 +55,11 @@ def make_optimizer(trained: dict[str, nn.Module], settings: OptimSettings, fused
     """
     groups = [group for name, part in trained.items() for group in _groups_of(name, part, settings)]
     optimizer = AdamW(groups, betas=settings.betas, weight_decay=settings.weight_decay, fused=fused)
-    return optimizer, LambdaLR(optimizer, lambda step: lr_factor(step, settings))
+    factors: list[Callable[[int], float]] = [
+        partial(lr_factor, settings=settings, is_text_encoder=group["name"].startswith("text_encoder"))
+        for group in groups
+    ]
+    return optimizer, LambdaLR(optimizer, factors)
 
 
 def _groups_of(name: str, part: nn.Module, settings: OptimSettings) -> Iterator[dict[str, Any]]:

@@ -279,6 +279,7 @@ def optim_settings(config: Config) -> OptimSettings:
         lr=lr,
         text_encoder_lr=lr if optim.text_encoder_lr is None else optim.text_encoder_lr,
         identifier_lr=optim.identifier_lr,
+        text_encoder_stop_step=optim.text_encoder_stop_step,
         schedule=optim.schedule,
         warmup_steps=optim.warmup_steps,
         max_steps=config.train.max_steps,

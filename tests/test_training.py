@@ -173,6 +173,15 @@ def test_with_a_rate_of_its_own_the_identifier_alone_moves_in_the_embedding(conf
     assert (before != after).any(dim=1).nonzero().flatten().tolist() == load_family(str(tiny_base)).token_ids("sks")
 
 
+def test_from_its_stop_step_on_the_text_encoder_stays_and_the_denoiser_goes_on(config_file: Path) -> None:
+    settings = ("optim.schedule=constant", "optim.warmup_steps=0", "optim.text_encoder_stop_step=2")
+    at_stop = trained(config_file, "two", *settings, "train.max_steps=2")[0]
+    later = trained(config_file, "later", *settings)[0]
+    for name, weight in at_stop.items():
+        stays = "text_encoder" in name
+        assert torch.equal(later[name], weight) == stays, f"{name} {'moved' if stays else 'did not train on'}"
+
+
 @pytest.mark.parametrize(
     ("limit", "usual"),
     [
