@@ -3,21 +3,21 @@
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL.Image import Image
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from dreambooth.config import fill_prompt
-from dreambooth.errors import ModelError, UserError
+from dreambooth.errors import ModelError, UserError, first_line
 from dreambooth.export import SubjectCard, read_card
-from dreambooth.families import Family, load_family, move
+from dreambooth.families import Family, fingerprint, load_family, move
 from dreambooth.files import atomic_file
 from dreambooth.images import grid, to_images
 from dreambooth.methods import find_method
@@ -28,11 +28,15 @@ RECIPE = "dreambooth"  # the PNG's text chunk
 
 @dataclass(frozen=True)
 class Model:
-    """A model ready to sample, and what it has learned (None: a plain base)."""
+    """A model ready to sample, and what it has learned (None: a plain base).
+
+    loaded_with: arguments of `load_model` that loading it again needs.
+    """
 
     name: str
     family: Family
     card: SubjectCard | None
+    loaded_with: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def resolution(self) -> int:
@@ -54,7 +58,7 @@ class Model:
 class Picture:
     """A picture and everything needed to make it again."""
 
-    image: Image
+    image: Image.Image
     recipe: dict[str, Any]
 
 
@@ -73,9 +77,10 @@ def load_model(model: str, config: str | None, device: str, dtype: str | None, b
     else:
         family = load_family(str(folder) if folder.exists() else model, config=config)
     move(family, picked)
+    dtype = dtype or ("float16" if picked.type == "cuda" else "float32")
     for part in (family.denoiser, *family.text_encoders):
-        part.eval().to(getattr(torch, dtype or ("float16" if picked.type == "cuda" else "float32")))
-    return Model(model, family, card)
+        part.eval().to(getattr(torch, dtype))
+    return Model(model, family, card, {"config": config, "dtype": dtype, "base": base})
 
 
 def model_folder(model: str) -> Path:
@@ -120,7 +125,8 @@ def make(
         model.family, [p for p, _ in everything], [s for _, s in everything], size, settings, batch_size
     )
     images = (image for pixels_BCHW in batches for image in to_images(pixels_BCHW))
-    common = {**asdict(settings), "model": model.name, "width": size[1], "height": size[0]}
+    common = {**asdict(settings), "model": model.name, "width": size[1], "height": size[0], **model.loaded_with}
+    common |= {"weights": fingerprint(model.family)}
     common |= {package: version(package) for package in ("torch", "diffusers")}
     progress = tqdm(images, total=len(everything), unit="picture", disable=not sys.stderr.isatty())
     for (prompt, picture_seed), image in zip(everything, progress, strict=True):
@@ -138,7 +144,7 @@ def write(made: Iterator[Picture], folder: str | Path, columns: int) -> Iterator
     yield write_png(folder / f"grid-{first:05d}.png", grid(images, columns), {})
 
 
-def write_png(path: Path, image: Image, recipe: dict[str, Any]) -> Path:
+def write_png(path: Path, image: Image.Image, recipe: dict[str, Any]) -> Path:
     """Write one PNG; the recipe lies in an iTXt chunk, as JSON."""
     info = PngInfo()
     if recipe:
@@ -146,6 +152,27 @@ def write_png(path: Path, image: Image, recipe: dict[str, Any]) -> Path:
     with atomic_file(path) as file:
         image.save(file, format="PNG", pnginfo=info)
     return path
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """The recipe of a picture that `write_png` wrote. Raises UserError for any other file."""
+    try:
+        with Image.open(path) as image:
+            recipe = json.loads(image.info[RECIPE])
+    except (OSError, KeyError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: not a picture of sample.py (no recipe in it): {first_line(error)}") from error
+    return recipe
+
+
+def make_again(recipe: Mapping[str, Any], model: Model) -> Iterator[Picture]:
+    """The picture of a recipe, the same but for rounding: at most one level of 255.
+
+    A model that has other weights now than when the picture was made is told, not refused.
+    """
+    if recipe["weights"] != fingerprint(model.family):
+        print(f"warning: {model.name} has other weights now; this will be another picture", file=sys.stderr)
+    settings = SamplerSettings(**{each.name: recipe[each.name] for each in fields(SamplerSettings)})
+    return make(model, [recipe["prompt"]], 1, recipe["seed"], (recipe["height"], recipe["width"]), settings, 1)
 
 
 def next_number(folder: Path) -> int:

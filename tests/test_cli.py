@@ -2,10 +2,12 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -92,6 +94,28 @@ def test_a_second_call_numbers_on_and_overwrites_nothing(run_folder: Path, tmp_p
         main(["sample", str(run_folder), "a dog", "--steps", "1", "--num-images", "1", "--out", str(tmp_path)])
     expected = ["00000.png", "00001.png", "grid-00000.png", "grid-00001.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == expected
+
+
+def test_a_picture_is_made_again_from_itself_alone(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--steps", "3", "--guidance-scale", "2", "--seed", "5", "--scheduler", "euler-a", "--num-images", "2"]
+    assert main(["sample", str(run_folder), *options, "a {class} in the snow", "--out", str(tmp_path / "a")]) == 0
+    picture = tmp_path / "a" / "00001.png"
+    assert main(["sample", "--from-image", str(picture), "--out", str(tmp_path / "b")]) == 0
+    first, again = Image.open(picture), Image.open(tmp_path / "b" / "00000.png")
+    assert np.abs(np.asarray(first, dtype=int) - np.asarray(again, dtype=int)).max() <= 1
+    assert again.info["dreambooth"] == first.info["dreambooth"]
+    capsys.readouterr()
+    elsewhere = str(shutil.copytree(run_folder / "model", tmp_path / "elsewhere"))
+    assert main(["sample", elsewhere, "--from-image", str(picture), "--out", str(tmp_path)]) == 0
+    assert "other weights" not in capsys.readouterr().err
+
+
+def test_a_picture_without_a_recipe_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    assert main(["sample", "--from-image", str(tmp_path / "plain.png")]) == 2
+    assert "plain.png: not a picture of sample.py" in capsys.readouterr().err
 
 
 def test_a_base_model_and_the_model_folder_itself_can_be_sampled(

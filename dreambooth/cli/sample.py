@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dreambooth.export import SubjectCard
@@ -10,8 +10,27 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="run folder, pipeline folder, hub id or single .safetensors")
-    parser.add_argument("prompts", metavar="PROMPT", nargs="+", help="{subject} stands for what the model has learned")
+    model = parser.add_argument(
+        "model", metavar="MODEL", help="run folder, pipeline or adapter folder, hub id or single .safetensors"
+    )
+    prompts = parser.add_argument(
+        "prompts", metavar="PROMPT", nargs="+", help="{subject} stands for what the model has learned"
+    )
+
+    class FromImage(argparse.Action):
+        """With a picture to make again, model and prompts are in its recipe."""
+
+        def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: Any = None) -> None:
+            namespace.from_image = values
+            model.required = prompts.required = False
+
+    parser.add_argument(
+        "--from-image",
+        action=FromImage,
+        metavar="PNG",
+        help="make a picture of this command again, by the recipe in it: needs no MODEL (unless that lies elsewhere "
+        "now), no PROMPT, no other option",
+    )
     parser.add_argument("--num-images", type=int, default=4, metavar="N", help="pictures a prompt (default 4)")
     parser.add_argument(
         "--steps", type=int, metavar="N", help="sampler steps (default: the run's validation's, else 25)"
@@ -52,6 +71,9 @@ def run(args: argparse.Namespace) -> int:
     size = check_arguments(args)
     from dreambooth import pictures
 
+    if args.from_image:
+        return make_again(args)
+
     sampler_settings(args, card=None)  # a mistake is told before a model is loaded
     model = pictures.load_model(args.model, args.config, args.device, args.dtype, args.base)
     settings = sampler_settings(args, model.card)
@@ -59,6 +81,18 @@ def run(args: argparse.Namespace) -> int:
     size = size or (model.resolution, model.resolution)
     made = pictures.make(model, prompts, args.num_images, args.seed, size, settings, args.batch_size)
     for path in pictures.write(made, args.out or pictures.default_folder(args.model), columns=args.num_images):
+        print(path)
+    return 0
+
+
+def make_again(args: argparse.Namespace) -> int:
+    """--from-image: MODEL only where it lies elsewhere now; other options but --out and --device are the recipe's."""
+    from dreambooth import pictures
+
+    recipe = pictures.read_recipe(args.from_image)
+    name = args.model or recipe["model"]
+    model = pictures.load_model(name, recipe["config"], args.device, recipe["dtype"], args.base or recipe["base"])
+    for path in pictures.write(pictures.make_again(recipe, model), args.out or pictures.default_folder(name), 1):
         print(path)
     return 0
 
