@@ -487,10 +487,12 @@ def test_ctrl_c_exits_with_130_and_the_same_command_goes_on(place: Path, tmp_pat
     ended = threading.Event()
     four_are_there = lambda: len(list((tmp_path / "out").rglob("*.png"))) >= 4  # noqa: E731
     user = threading.Thread(target=interrupt_once, args=(four_are_there, ended))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is born deaf to it
     user.start()
     code, _, err = evaluate(*words, "--num-images", "400")
     ended.set()
     user.join()
+    signal.signal(signal.SIGINT, before)
     assert code == 130
     assert "interrupted" in err
     assert not (tmp_path / "out" / "table.md").exists()
