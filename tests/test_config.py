@@ -106,6 +106,13 @@ def test_a_runs_own_config_can_be_read_back(tmp_path: Path) -> None:
     assert load_config(path) == config
 
 
+def test_a_rate_for_what_does_not_train_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, optim={"identifier_lr": 1e-3})
+    assert load_config(path, ["method.name=pivotal"]).optim.identifier_lr == 1e-3
+    with pytest.raises(UserError, match=r"optim\.identifier_lr: set, but lora trains no row"):
+        load_config(path, ["method.name=lora"])
+
+
 def test_only_settings_that_may_change_within_a_run_pass_unnoticed(tmp_path: Path) -> None:
     before = to_dict(load_config(written(tmp_path)))
     after = to_dict(load_config(written(tmp_path), ["train.max_steps=9", "log.tensorboard=false", "optim.lr=1e-3"]))
