@@ -494,7 +494,7 @@ def _joint_problems(config: Config) -> typing.Iterator[str]:
         if getattr(optim, name) is not None and not config.method.train_text_encoder:
             yield f"optim.{name}: set, but method.train_text_encoder is false"
     if optim.identifier_lr is not None and config.method.name in ("lora", "loha", "lokr", "custom_diffusion"):
-        yield f"optim.identifier_lr: set, but {config.method.name} trains no row of the embedding (pivotal does); null it"
+        yield f"optim.identifier_lr: {config.method.name} trains no row of the embedding (pivotal does); set it to null"
     if optim.warmup_steps >= config.train.max_steps:
         yield f"optim.warmup_steps: {optim.warmup_steps} must be below train.max_steps ({config.train.max_steps})"
     if config.train.ema_decay >= 1:
