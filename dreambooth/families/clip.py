@@ -15,12 +15,12 @@ NUM_BYTE_PIECES = 514  # every CLIP tokenizer has 256 bytes, each also as the en
 def tokenize(tokenizer: Any, prompts: list[str]) -> Tensor:
     """Token ids [B, N], padded to the tokenizer's length. Raises UserError for a prompt that is longer."""
     limit = tokenizer.model_max_length
-    spelled = [spell_out(tokenizer, prompt) for prompt in prompts]
-    for prompt, text in zip(prompts, spelled, strict=True):
-        if (length := len(token_ids(tokenizer, text)) + 2) > limit:
+    for prompt in prompts:
+        if (length := len(token_ids(tokenizer, prompt)) + 2) > limit:
             raise UserError(
                 f"prompt {prompt!r} has {length} tokens with start and end; this model reads {limit}: shorten it"
             )
+    spelled = [spell_out(tokenizer, prompt) for prompt in prompts]
     return tokenizer(spelled, padding="max_length", return_tensors="pt").input_ids
 
 

@@ -6,7 +6,6 @@ Shapes: B batch, C channels, H/W latent height and width, N tokens, D width of t
 from dataclasses import dataclass
 from pathlib import Path
 
-import diffusers
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -61,13 +60,12 @@ class StableDiffusion(UNetFamily):
 
     def pipeline(self) -> StableDiffusionPipeline:
         """Without a safety checker, which the base's folder may or may not hold."""
-        scheduler_class = getattr(diffusers, self.scheduler_config["_class_name"])
         return StableDiffusionPipeline(
             vae=self.vae,
             text_encoder=self.text_encoder,
             tokenizer=self.tokenizer,
             unet=self.unet,
-            scheduler=scheduler_class.from_config(self.scheduler_config),
+            scheduler=self.scheduler(),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,

@@ -7,7 +7,6 @@ Shapes: B batch, C channels, H/W latent height and width, N tokens, D width of b
 from dataclasses import dataclass
 from pathlib import Path
 
-import diffusers
 import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor, nn
@@ -92,7 +91,6 @@ class StableDiffusionXL(UNetFamily):
 
     def pipeline(self) -> StableDiffusionXLPipeline:
         """Without a watermark."""
-        scheduler_class = getattr(diffusers, self.scheduler_config["_class_name"])
         return StableDiffusionXLPipeline(
             vae=self.vae,
             text_encoder=self.text_encoder,
@@ -100,7 +98,7 @@ class StableDiffusionXL(UNetFamily):
             tokenizer=self.tokenizer,
             tokenizer_2=self.tokenizer_2,
             unet=self.unet,
-            scheduler=scheduler_class.from_config(self.scheduler_config),
+            scheduler=self.scheduler(),
             force_zeros_for_empty_prompt=self.zero_empty_prompts,
             add_watermarker=False,
         )

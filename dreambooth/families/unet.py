@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
@@ -35,6 +36,10 @@ class UNetFamily:
         self.scheduler_config = {**self.scheduler_config, **changes}
         ddpm = DDPMScheduler.from_config(self.scheduler_config)
         self.schedule = Schedule.from_alphas_cumprod(ddpm.alphas_cumprod, ddpm.config.prediction_type)
+
+    def scheduler(self) -> Any:
+        """The base's own sampler, afresh."""
+        return getattr(diffusers, self.scheduler_config["_class_name"]).from_config(self.scheduler_config)
 
     @property
     def denoiser(self) -> nn.Module:
