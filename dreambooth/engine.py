@@ -83,7 +83,7 @@ def train(config: Config) -> int:
     family = load_family(config.model.base, config.model.family, config.model.config)
     parts.apply_schedule(family, config)
     move(family, parts.pick_device(config))
-    identity = identify(family, picture_paths, config)
+    identity = identify(family, picture_paths, captions, config)
     check_identity(state, identity)
     randomness = Randomness(config.run.seed)
     trained = method.attach(family, parts.method_settings(config, randomness))
@@ -166,12 +166,11 @@ def is_finished(run: RunFolder, state: StateEntry, config: Config, journal: Jour
     return state.step >= config.train.max_steps or journal.is_exhausted(config.validate.patience)
 
 
-def identify(family: Family, picture_paths: list[Path], config: Config) -> dict[str, str]:
+def identify(family: Family, picture_paths: list[Path], captions: list[str], config: Config) -> dict[str, str]:
     """Fingerprints of what the run depends on beside its config."""
     identity = {"base model": fingerprint(family), "subject pictures": digest_files(picture_paths)}
     if config.data.captions:
-        texts = "\n".join(parts.captions_of(picture_paths, config))
-        identity["captions"] = hashlib.sha256(texts.encode()).hexdigest()
+        identity["captions"] = hashlib.sha256("\n".join(captions).encode()).hexdigest()
     if config.data.mask not in (None, "alpha"):
         identity["masks"] = digest_files(list_images(str(config.data.mask)))
     if config.prior.folder is not None:
