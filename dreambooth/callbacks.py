@@ -14,10 +14,13 @@ from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from tqdm import tqdm
 
 from dreambooth.files import write_text
 from dreambooth.module import DreamBoothModule
+from dreambooth.prior import GeneratedPrior
+from dreambooth.ranks import Turns, tell
 
 
 class StepCallback(pl.Callback):
@@ -31,6 +34,27 @@ class StepCallback(pl.Callback):
         """step: how many optimizer steps have been taken."""
 
 
+class SharePrior(pl.Callback):
+    """Divides the making of class pictures among the processes as soon as they have met.
+
+    ahead: make all of them then, before there are gradients and an optimizer's moments.
+    """
+
+    def __init__(self, ahead: bool) -> None:
+        self.ahead = ahead
+
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        prior = pl_module.prior
+        if not isinstance(prior, GeneratedPrior):
+            return
+        prior.share(Turns(trainer.global_rank, trainer.world_size, trainer.strategy.barrier))
+        if self.ahead and not prior.is_complete:
+            try:
+                prior.make_all(lambda block, of: tell(f"class pictures: {block}/{of} batches"))
+            except KeyboardInterrupt:  # of which Lightning would make exit code 1
+                raise SystemExit(128 + signal.SIGINT) from None
+
+
 class AverageWeights(StepCallback):
     """Keeps the average of the weights up to date; goes before whatever saves it or looks at it."""
 
@@ -42,7 +66,7 @@ class SaveState(StepCallback):
     """Saves the full state every so many steps and at the end; on SIGINT or SIGTERM saves after the step and stops.
 
     every_steps: several periods; validations, which build on a saved state, have their own (0: none).
-    `signal_number` tells afterwards what stopped the run, 0 for nothing.
+    `signal_number` tells afterwards what stopped the run, 0 for nothing; a signal to one process stops all.
     """
 
     def __init__(self, path: Path, every_steps: Sequence[int]) -> None:
@@ -57,11 +81,13 @@ class SaveState(StepCallback):
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.signal_number = number
-        print(f"\n{signal.Signals(number).name}: saving after this step; once more to stop at once", file=sys.stderr)
+        tell(f"\n{signal.Signals(number).name}: saving after this step; once more to stop at once")
         signal.signal(number, signal.SIG_DFL)
 
     def on_step_end(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
-        stop = trainer.strategy.reduce_boolean_decision(self.signal_number > 0, all=False)
+        number = torch.tensor(self.signal_number, device=module.device)
+        self.signal_number = int(trainer.strategy.reduce(number, reduce_op="max"))
+        stop = self.signal_number > 0
         if stop or step >= trainer.max_steps or any(step % period == 0 for period in self.every_steps):
             trainer.save_checkpoint(self.path)
         trainer.should_stop = trainer.should_stop or stop
@@ -160,7 +186,7 @@ class Progress(StepCallback):
         self._since: tuple[int, float] | None = None  # the first step that ended here, and when
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and trainer.is_global_zero:
             self._bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, unit="step", dynamic_ncols=True)
 
     def on_step_end(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
@@ -175,7 +201,7 @@ class Progress(StepCallback):
                 rate = (step - self._since[0]) / (time.monotonic() - self._since[1])
                 left = time.strftime("%H:%M:%S", time.gmtime((trainer.max_steps - step) / rate))
                 line += f"  {rate:.2f} steps/s  {left} left"
-            print(line, file=sys.stderr, flush=True)
+            tell(line)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self._bar is not None:

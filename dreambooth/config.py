@@ -172,6 +172,12 @@ class OptimConfig:
     text_encoder_stop_step: int | None = knob(
         None, "from this step on the text encoder stays as it is, identifier and all; null: never", minimum=0
     )
+    text_encoder_stop_drift: float | None = knob(
+        None,
+        "the text encoder stays as it is from the first validation on whose eval/drift (how far pictures of the class "
+        "are from the untouched base's, 0 to 2) is above this, say 0.1; null: never",
+        above=0,
+    )
     schedule: Literal["constant", "cosine", "linear"] = knob(
         "constant", "shape after the warm-up; the last two end at 0"
     )
@@ -224,6 +230,17 @@ class TrainConfig:
     gradient_checkpointing: bool = knob(False, "compute activations twice: much less memory, a third slower")
     compile: bool = knob(False, "torch.compile the denoiser: slow start, faster steps on a GPU")
     device: Literal["auto", "cpu", "cuda"] = knob("auto", "auto: the GPU where there is one")
+    devices: int = knob(
+        1,
+        "processes on each machine, a GPU for each; a step sees batch_size x accumulate x devices x num_nodes pictures",
+        minimum=1,
+    )
+    num_nodes: int = knob(
+        1, "machines; torchrun or SLURM starts the processes of several, which all see the run's folder", minimum=1
+    )
+    strategy: Literal["auto", "ddp"] = knob(
+        "auto", "how several processes share the work; ddp: each has the whole model and a part of the batch"
+    )
     num_threads: int | None = knob(None, "CPU threads; null: torch's choice. The last bits depend on it", minimum=1)
 
 
@@ -490,11 +507,13 @@ def _joint_problems(config: Config) -> typing.Iterator[str]:
         yield "prior.folder: required when prior.source is 'folder'"
     if prior.source != "folder" and prior.folder:
         yield f"prior.folder: only read when prior.source is 'folder' (it is {prior.source!r})"
-    for name in ("text_encoder_lr", "identifier_lr", "text_encoder_stop_step"):
+    for name in ("text_encoder_lr", "identifier_lr", "text_encoder_stop_step", "text_encoder_stop_drift"):
         if getattr(optim, name) is not None and not config.method.train_text_encoder:
             yield f"optim.{name}: set, but method.train_text_encoder is false"
     if optim.identifier_lr is not None and config.method.name in ("lora", "loha", "lokr", "custom_diffusion"):
         yield f"optim.identifier_lr: {config.method.name} trains no row of the embedding (pivotal does); set it to null"
+    if optim.text_encoder_stop_drift is not None and not config.validate.every_steps:
+        yield "optim.text_encoder_stop_drift: set, but validate.every_steps is 0: nothing measures the drift"
     if optim.warmup_steps >= config.train.max_steps:
         yield f"optim.warmup_steps: {optim.warmup_steps} must be below train.max_steps ({config.train.max_steps})"
     if config.train.ema_decay >= 1:

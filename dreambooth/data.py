@@ -127,22 +127,19 @@ class LatentDataset(Dataset[Sample]):
 
 
 class PlaceSampler(Sampler[list[int]]):
-    """Endless batches of places for one device of `world_size`, from the batch that `first_batch()` names on.
+    """Endless batches of places for one process of several, from the batch on that `position()` names.
 
-    `first_batch` is asked when iteration starts, which is after a resumed run has restored its position.
+    position: (first batch, rank, world size); asked when iteration starts, which is after a resumed run has restored
+    its step, and processes have found each other.
     """
 
-    def __init__(
-        self, batch_size: int, first_batch: Callable[[], int] = lambda: 0, rank: int = 0, world_size: int = 1
-    ) -> None:
+    def __init__(self, batch_size: int, position: Callable[[], tuple[int, int, int]] = lambda: (0, 0, 1)) -> None:
         self.batch_size = batch_size
-        self.first_batch = first_batch
-        self.rank = rank
-        self.world_size = world_size
+        self.position = position
 
     def __iter__(self) -> Iterator[list[int]]:
-        batch = self.first_batch()
+        batch, rank, world_size = self.position()
         while True:
-            start = (batch * self.world_size + self.rank) * self.batch_size
+            start = (batch * world_size + rank) * self.batch_size
             yield list(range(start, start + self.batch_size))
             batch += 1

@@ -24,6 +24,7 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.strategies import DDPStrategy, Strategy
 from torch.utils.data import DataLoader
 
 from dreambooth import callbacks, parts
@@ -40,6 +41,7 @@ from dreambooth.methods import find_method
 from dreambooth.metrics.journal import Journal
 from dreambooth.module import DreamBoothModule
 from dreambooth.randomness import Randomness
+from dreambooth.ranks import is_first, tell
 from dreambooth.validation import Looks, Validate, restore_best
 
 
@@ -101,7 +103,7 @@ def train(config: Config) -> int:
     )  # fmt: skip
     saving = callbacks.SaveState(run.state, (config.train.save_every_steps, config.validate.every_steps))
     looks = parts.make_looks(family, module, unseen, scorer, config)
-    trainer = make_trainer(run, config, saving, looks, journal, identity, state)
+    trainer = make_trainer(run, config, module, saving, looks, journal, identity, state)
     said = Captions(captions, randomness, config.data.caption_dropout, config.data.shuffle_captions)
     loader = make_loader(LatentDataset(pictures, said, randomness, "subject"), config, trainer)
 
@@ -110,8 +112,10 @@ def train(config: Config) -> int:
         trainer.fit(module, loader, ckpt_path=str(run.state) if state is not None else None)
     finish_loggers(trainer)
     if saving.signal_number:
-        print(f"saved at step {trainer.global_step}; the same command goes on from there", file=sys.stderr)
+        tell(f"saved at step {trainer.global_step}; the same command goes on from there")
         return 128 + saving.signal_number
+    if not trainer.is_global_zero:
+        return 0
     module.take_average()
     step = take_best(run, config, module, journal, trainer.global_step)
     scores = next((entry.figures() for entry in journal.entries if entry.step == step), None)
@@ -128,10 +132,7 @@ def take_best(run: RunFolder, config: Config, module: DreamBoothModule, journal:
     if best is None or best.quality is None or not config.validate.keep_best:
         return last_step
     if not run.best.is_file() or find_state(run.best).step != best.step:
-        print(
-            f"warning: {run.best} does not hold the best step, {best.step}; the model gets the last step's weights",
-            file=sys.stderr,
-        )
+        tell(f"warning: {run.best} does not hold the best step, {best.step}; the model gets the last step's weights")
         return last_step
     step = restore_best(module, run.best)
     print(f"best step: {step} of {last_step}, by fidelity * obedience * kept (dreambooth/metrics/selection.py)")
@@ -192,6 +193,8 @@ def check_identity(state: StateEntry | None, identity: dict[str, str]) -> None:
 
 def open_run(run: RunFolder, config: Config) -> None:
     """Write the config with what it runs on. With run.resume=never an old run of this name is set aside."""
+    if not is_first():
+        return
     if config.run.resume == "never" and run.config.is_file():
         number = next(n for n in range(1, 10**6) if not run.path.with_name(f"{run.path.name}.old-{n}").exists())
         run.path.rename(run.path.with_name(f"{run.path.name}.old-{number}"))
@@ -214,9 +217,9 @@ def provenance() -> dict[str, str]:
 
 def announce(run: RunFolder, config: Config, state: StateEntry | None) -> None:
     if state is None:
-        print(f"training {run.path}: {config.train.max_steps} steps", file=sys.stderr)
+        tell(f"training {run.path}: {config.train.max_steps} steps")
     else:
-        print(f"resuming {run.path} at step {state.step} of {config.train.max_steps}", file=sys.stderr)
+        tell(f"resuming {run.path} at step {state.step} of {config.train.max_steps}")
 
 
 @contextlib.contextmanager
@@ -226,20 +229,29 @@ def record_session(run: RunFolder, trainer: pl.Trainer, state: StateEntry | None
     try:
         yield
     finally:
-        validations = [each for each in trainer.callbacks if isinstance(each, Validate)]  # type: ignore[attr-defined]
-        on_gpu = torch.cuda.is_available() and trainer.strategy.root_device.type == "cuda"
         session = {
             "started": started.isoformat(timespec="seconds"),
             "first_step": 0 if state is None else state.step,
             "last_step": trainer.global_step,
             "seconds": round(time.monotonic() - clock, 1),
-            "validation_seconds": round(sum(each.seconds for each in validations), 1),
-            "peak_memory_mib": (torch.cuda.max_memory_allocated() if on_gpu else peak_resident_bytes()) // 2**20,
-            "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+            **costs(trainer),
         }
-        run.logs.mkdir(parents=True, exist_ok=True)
-        with open(run.sessions, "a", encoding="utf-8") as file:
-            file.write(json.dumps(session) + "\n")
+        if is_first():
+            run.logs.mkdir(parents=True, exist_ok=True)
+            with open(run.sessions, "a", encoding="utf-8") as file:
+                file.write(json.dumps(session) + "\n")
+
+
+def costs(trainer: pl.Trainer) -> dict[str, Any]:
+    """Of this process so far, and how many there are."""
+    validations = [each for each in trainer.callbacks if isinstance(each, Validate)]  # type: ignore[attr-defined]
+    on_gpu = torch.cuda.is_available() and trainer.strategy.root_device.type == "cuda"
+    return {
+        "validation_seconds": round(sum(each.seconds for each in validations), 1),
+        "peak_memory_mib": (torch.cuda.max_memory_allocated() if on_gpu else peak_resident_bytes()) // 2**20,
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+        "processes": trainer.world_size,
+    }
 
 
 def peak_resident_bytes() -> int:
@@ -257,12 +269,11 @@ def peak_resident_bytes() -> int:
 
 def make_loader(subject: LatentDataset, config: Config, trainer: pl.Trainer) -> DataLoader[Any]:
     """Endless batches, from the place where the (restored) run stands."""
-    places = PlaceSampler(
-        config.train.batch_size,
-        lambda: trainer.global_step * config.train.accumulate,
-        trainer.global_rank,
-        trainer.world_size,
-    )
+
+    def position() -> tuple[int, int, int]:
+        return trainer.global_step * config.train.accumulate, trainer.global_rank, trainer.world_size
+
+    places = PlaceSampler(config.train.batch_size, position)
     return DataLoader(
         subject, batch_sampler=places, num_workers=config.data.num_workers, worker_init_fn=callbacks.ignore_interrupts
     )
@@ -271,6 +282,7 @@ def make_loader(subject: LatentDataset, config: Config, trainer: pl.Trainer) -> 
 def make_trainer(
     run: RunFolder,
     config: Config,
+    module: DreamBoothModule,
     saving: callbacks.SaveState,
     looks: Looks,
     journal: Journal,
@@ -281,6 +293,7 @@ def make_trainer(
     quiet_lightning()
     metrics, validate = callbacks.MetricsFile(run.metrics), config.validate
     around: list[pl.Callback] = [
+        callbacks.SharePrior(ahead=config.prior.source == "ahead"),
         callbacks.AverageWeights(),
         callbacks.LogFigures(metrics, config.log.every_steps),
         callbacks.Progress(),
@@ -288,12 +301,19 @@ def make_trainer(
     ]
     if validate.every_steps:
         best = run.best if validate.keep_best else None
-        around.append(Validate(looks, validate.every_steps, run.samples, journal, metrics, best, validate.patience))
+        around.append(
+            Validate(
+                looks, validate.every_steps, run.samples, journal, metrics, best, validate.patience,
+                config.optim.text_encoder_stop_drift,
+            )
+        )  # fmt: skip
     stopped = state is not None and journal.is_exhausted(validate.patience)
     return pl.Trainer(
         default_root_dir=run.path,
         accelerator=parts.pick_device(config).type,
-        devices=1,
+        devices=config.train.devices,
+        num_nodes=config.train.num_nodes,
+        strategy=make_strategy(config, module),
         precision=config.train.precision,
         max_steps=state.step if state is not None and stopped else config.train.max_steps,
         max_epochs=-1,
@@ -306,6 +326,17 @@ def make_trainer(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+
+
+def make_strategy(config: Config, module: DreamBoothModule) -> Strategy | str:
+    """Each process has the whole model; gradients are averaged while backward runs, straight in the exchanged buffers.
+
+    Of XL's first text encoder the last layer is not read: weights without a gradient must then be looked for.
+    """
+    if config.train.devices * config.train.num_nodes == 1:
+        return "auto"
+    has_unread = "text_encoder_1" in module.trained
+    return DDPStrategy(find_unused_parameters=has_unread, gradient_as_bucket_view=True)
 
 
 def make_loggers(run: RunFolder, config: Config, state: StateEntry | None) -> list[Logger]:

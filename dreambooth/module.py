@@ -7,7 +7,7 @@ channels, H/W latent height and width.
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -24,7 +24,7 @@ from dreambooth.losses import (
     squared_error,
     timestep_weight,
 )
-from dreambooth.optim import OptimSettings, make_optimizer
+from dreambooth.optim import OptimSettings, is_of_text, make_optimizer
 from dreambooth.prior import Predict, Prior
 from dreambooth.randomness import Randomness
 
@@ -61,8 +61,6 @@ class DreamBoothModule(pl.LightningModule):
 
     strict_loading = False  # what is frozen is not in a checkpoint; that all the rest is, `load_trained` checks
 
-    decile_losses: Tensor  # sums and counts of the training loss by tenth of the timesteps, [2, 10]
-
     def __init__(
         self,
         family: Family,
@@ -87,9 +85,12 @@ class DreamBoothModule(pl.LightningModule):
         self.average = EMAModel(list(self.trained_state().values()), ema_decay) if ema_decay else None
         self.figures: dict[str, Tensor | float] = {}  # of the optimizer step in progress, by log name
         self.last_step: dict[str, float] = {}  # the same of the last whole one
+        self.text_is_stopped = False  # whether the text encoders stay as they are from now on
         self.last_scores = ""  # of the last validation, for the bar
         self._frozen_conditions: dict[str, Condition] = {}  # by prompt, where no text encoder trains
-        self.register_buffer("decile_losses", torch.zeros(2, NUM_DECILES))
+        # Sums and counts of the training loss by tenth of the timesteps. No buffer: DDP would make all processes' the
+        # first one's.
+        self.decile_losses = torch.zeros(2, NUM_DECILES)
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         places = batch["place"].tolist()
@@ -189,11 +190,16 @@ class DreamBoothModule(pl.LightningModule):
 
     def _note_deciles(self, loss_2B: Tensor, t_2B: Tensor) -> None:
         decile_2B = t_2B * NUM_DECILES // self.family.schedule.num_timesteps
+        self.decile_losses = self.decile_losses.to(loss_2B.device)
         self.decile_losses.index_add_(1, decile_2B, torch.stack([loss_2B, torch.ones_like(loss_2B)]))
 
     def take_deciles(self) -> dict[str, float]:
-        """Mean training loss per tenth of the timesteps since last asked: train/loss_t0 (least noise) to t9."""
-        sums, counts = self.decile_losses.tolist()
+        """Mean training loss per tenth of the timesteps since last asked: train/loss_t0 (least noise) to t9.
+
+        All processes must ask.
+        """
+        total = self.trainer.strategy.reduce(self.decile_losses.to(self.device), reduce_op="sum")
+        sums, counts = total.tolist()
         self.decile_losses.zero_()
         return {f"train/loss_t{i}": sums[i] / counts[i] for i in range(NUM_DECILES) if counts[i]}
 
@@ -259,14 +265,18 @@ class DreamBoothModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.average is not None:
             checkpoint["average"] = self.average.state_dict()
-        kept = {f"trained.{name}" for name in self.trained_state()} | {"decile_losses"}
+        kept = {f"trained.{name}" for name in self.trained_state()}
         checkpoint["state_dict"] = {name: t for name, t in checkpoint["state_dict"].items() if name in kept}
+        of_all = cast(Tensor, self.all_gather(self.decile_losses.to(self.device)))
+        checkpoint["state_dict"]["decile_losses"] = of_all
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.average is not None:
             self.average.load_state_dict(checkpoint["average"])
             self.average.to(self.device)
-        names = {name.removeprefix("trained.") for name in checkpoint["state_dict"] if name != "decile_losses"}
+        of_all = checkpoint["state_dict"].pop("decile_losses").view(-1, 2, NUM_DECILES)
+        self.decile_losses = of_all[self.trainer.global_rank].clone()
+        names = {name.removeprefix("trained.") for name in checkpoint["state_dict"]}
         check_names(self.trained_state(), names)
 
     def configure_gradient_clipping(
@@ -281,23 +291,39 @@ class DreamBoothModule(pl.LightningModule):
             self._check_finite(norm, "the gradient's norm")
 
     def _check_finite(self, value: Tensor, what: str) -> None:
-        if not bool(torch.isfinite(value)):
+        """Of all processes, so that they stop together."""
+        if not self.trainer.strategy.reduce_boolean_decision(bool(torch.isfinite(value)), all=True):
             raise NonFiniteError(
                 f"step {self.trainer.global_step + 1}: {what} is {float(value.detach())}; nothing of it was kept, "
                 "the last checkpoint is as it was. Lower optim.lr, or use train.precision=bf16-mixed or 32-true"
             )
 
     def close_step(self) -> dict[str, float]:
-        """The figures of the optimizer step that just ended, by log name; the next step starts with none."""
-        self.last_step = {name: float(value) for name, value in self.figures.items()}
+        """The figures of the optimizer step that just ended, by log name; the next step starts with none.
+
+        They are means over all processes, which must all ask.
+        """
+        values = [float(value) for value in self.figures.values()]
+        means = self.trainer.strategy.reduce(
+            torch.tensor(values, dtype=torch.float64, device=self.device), reduce_op="mean"
+        )
+        self.last_step = dict(zip(self.figures, means.tolist(), strict=True))
         self.figures.clear()
         return self.last_step
 
     def configure_optimizers(self) -> Any:
         # Lightning leaves a fused optimizer's gradients scaled while they are clipped.
         fused = self.trainer.precision != "16-mixed"
-        optimizer, schedule = make_optimizer(dict(self.trained.items()), self.optim, fused)
+        trained = dict(self.trained.items())
+        optimizer, schedule = make_optimizer(trained, self.optim, fused, lambda: self.text_is_stopped)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def stop_text_encoders(self) -> None:
+        """They stay as they are from now on; the next step's learning rate is set already."""
+        self.text_is_stopped = True
+        for group in self.trainer.optimizers[0].param_groups:
+            if is_of_text(group):
+                group["lr"] = 0.0
 
 
 def check_names(own: Iterable[str], loaded: Iterable[str]) -> None:

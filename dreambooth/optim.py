@@ -48,18 +48,26 @@ def lr_factor(step: int, settings: OptimSettings, is_text_encoder: bool = False)
     return SHAPES[settings.schedule](min(1.0, done))
 
 
-def make_optimizer(trained: dict[str, nn.Module], settings: OptimSettings, fused: bool) -> tuple[AdamW, LambdaLR]:
+def make_optimizer(
+    trained: dict[str, nn.Module], settings: OptimSettings, fused: bool, text_is_stopped: Callable[[], bool]
+) -> tuple[AdamW, LambdaLR]:
     """One parameter group a trained part, named after it; text encoders take `text_encoder_lr`.
 
+    text_is_stopped: asked before each step, whether the text encoders' learning rate is 0 whatever the settings say.
     With `identifier_lr` their token embeddings are groups of their own that do not decay: rows without a gradient stay.
     """
     groups = [group for name, part in trained.items() for group in _groups_of(name, part, settings)]
     optimizer = AdamW(groups, betas=settings.betas, weight_decay=settings.weight_decay, fused=fused)
-    factors: list[Callable[[int], float]] = [
-        partial(lr_factor, settings=settings, is_text_encoder=group["name"].startswith("text_encoder"))
-        for group in groups
-    ]
-    return optimizer, LambdaLR(optimizer, factors)
+
+    def factor(step: int, is_text_encoder: bool) -> float:
+        return 0.0 if is_text_encoder and text_is_stopped() else lr_factor(step, settings, is_text_encoder)
+
+    return optimizer, LambdaLR(optimizer, [partial(factor, is_text_encoder=is_of_text(group)) for group in groups])
+
+
+def is_of_text(group: dict[str, Any]) -> bool:
+    """Whether a parameter group is a text encoder's, or its embedding's."""
+    return group["name"].startswith("text_encoder")
 
 
 def _groups_of(name: str, part: nn.Module, settings: OptimSettings) -> Iterator[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import glob
-import sys
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from dreambooth.module import DreamBoothModule, Objective
 from dreambooth.optim import OptimSettings
 from dreambooth.prior import GeneratedPrior, PicturePrior, Predict, Prior, make_teacher, prior_fingerprint
 from dreambooth.randomness import Randomness
+from dreambooth.ranks import local_rank, tell
 from dreambooth.validation import Looks
 
 AUTO_ENCODERS = {"dino": "facebook/dino-vits16", "clip": "openai/clip-vit-base-patch32"}  # those of the paper
@@ -40,10 +41,24 @@ def pick_device(config: Config) -> torch.device:
     has_cuda = torch.cuda.is_available()
     if config.train.device == "cuda" and not has_cuda:
         raise UserError("train.device: 'cuda' is wished, but torch sees no GPU; use cpu or auto")
-    device = torch.device("cuda" if has_cuda and config.train.device != "cpu" else "cpu")
+    device = torch.device("cuda", local_rank()) if has_cuda and config.train.device != "cpu" else torch.device("cpu")
+    check_num_processes(config, device)
     if config.train.precision == "16-mixed" and device.type == "cpu":
         raise UserError("train.precision: '16-mixed' needs a GPU; on a CPU use bf16-mixed or 32-true")
     return device
+
+
+def check_num_processes(config: Config, device: torch.device) -> None:
+    """Raises UserError where there are fewer GPUs than wished, or torchrun has started another number of processes."""
+    devices, wished = config.train.devices, config.train.devices * config.train.num_nodes
+    if device.type == "cuda" and devices > torch.cuda.device_count():
+        raise UserError(f"train.devices: {devices} are wished, but torch sees {torch.cuda.device_count()} GPU(s)")
+    started = int(os.environ.get("WORLD_SIZE", wished))
+    if started != wished:
+        raise UserError(
+            f"train.devices, train.num_nodes: {devices} x {config.train.num_nodes} processes are wished, but {started} "
+            "were started; make both the same"
+        )
 
 
 def apply_schedule(family: Family, config: Config) -> None:
@@ -67,10 +82,9 @@ def check_texts(family: Family, captions: list[str], config: Config) -> None:
         family.condition([*(fill(config, text) for text in texts_of(config)), *captions])
     num_tokens = len(family.token_ids(config.subject.identifier))
     if num_tokens != (config.method.num_vectors if find_method(config.method.name).adds_word else 1):
-        print(
+        tell(
             f"warning: subject.identifier {config.subject.identifier!r} is {num_tokens} tokens to this tokenizer, each "
-            "with a meaning of its own; a rare word that is one token (sks, olis) is learned more cleanly",
-            file=sys.stderr,
+            "with a meaning of its own; a rare word that is one token (sks, olis) is learned more cleanly"
         )
 
 
@@ -78,7 +92,7 @@ def tell_small_pictures(paths: list[Path], resolution: int) -> None:
     """Enlarging a picture blurs it, and blur is learned with the subject: worth a word, but no reason to refuse."""
     small = [path.name for path in paths if is_upscaled(load_image(path), resolution)]
     if small:
-        print(f"warning: smaller than data.resolution ({resolution}), so enlarged: {', '.join(small)}", file=sys.stderr)
+        tell(f"warning: smaller than data.resolution ({resolution}), so enlarged: {', '.join(small)}")
 
 
 def texts_of(config: Config) -> list[str]:
@@ -199,7 +213,7 @@ def make_generated_prior(
     randomness: Randomness,
     base: str,
 ) -> GeneratedPrior:
-    """A prior that the frozen base makes while training runs; with prior.source=ahead, now.
+    """A prior that the frozen base makes while training runs; with prior.source=ahead before the first step.
 
     frozen: a copy of the base, if there is one already.
     """
@@ -222,10 +236,7 @@ def make_generated_prior(
         with torch.autocast(pick_device(config).type, enabled=False):  # called within a training step
             return sampling.sample_latents(sampled_with, [prompts[i % len(prompts)] for i in indices], start, settings)
 
-    streamed = GeneratedPrior(make, prior.num_images, prior.batch_size, folder / name, prompts)
-    if prior.source == "ahead":
-        streamed.make_all(lambda block, of: print(f"class pictures: {block}/{of} batches", file=sys.stderr))
-    return streamed
+    return GeneratedPrior(make, prior.num_images, prior.batch_size, folder / name, prompts)
 
 
 def prior_sampler(config: Config) -> sampling.SamplerSettings:
@@ -325,6 +336,11 @@ def unseen_pictures(family: Family, config: Config, randomness: Randomness) -> E
 def make_scorer(config: Config, journal: Journal, photos: list[Path]) -> ValidationScorer | None:
     """What scores the validations' pictures; None for a run without validations, or with nothing to measure with."""
     if not config.validate.every_steps or (encoders := find_encoders(config, journal)) is None:
+        if config.optim.text_encoder_stop_drift is not None:
+            raise UserError(
+                "optim.text_encoder_stop_drift: set, but there is nothing to measure the drift with; name an encoder "
+                "(validate.dino, validate.clip)"
+            )
         return None
     prompts = [make_prompt(template, config.subject.class_noun) for template in config.validate.prompts]
     return ValidationScorer(SubjectScorer(encoders, [load_image(path) for path in photos]), prompts)
@@ -351,10 +367,9 @@ def _auto_encoder(part: str) -> str | None:
     name = AUTO_ENCODERS[part]
     if is_at_hand(name):
         return name
-    print(
+    tell(
         f"note: no scores by validate.{part}: {name} is not in the cache and the hub does not answer; "
-        "name a folder that has one, or null for none",
-        file=sys.stderr,
+        "name a folder that has one, or null for none"
     )
     return None
 

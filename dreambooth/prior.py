@@ -4,7 +4,8 @@ Picture `i` is a pure function of (base model, class prompt, sampler settings, s
 step needs it, in blocks on fixed boundaries, so training starts after the first block, and a half-made prior goes on
 where it was. It is never decoded and never goes through JPEG. A block is one small file, put in place whole, in a
 folder that is addressed by a fingerprint of everything the pictures depend on: a changed prompt or base model cannot
-meet stale ones. Shapes: B batch, C channels, H/W latent height and width.
+meet stale ones. Several processes make a block each at a time, and read each other's.
+Shapes: B batch, C channels, H/W latent height and width.
 """
 
 import hashlib
@@ -21,6 +22,7 @@ from torch import Tensor
 from dreambooth.data import LatentDataset
 from dreambooth.families import Condition, Family
 from dreambooth.files import atomic_file
+from dreambooth.ranks import Turns
 
 # Noisy latents [B, C, H, W], timesteps [B], prompts -> prediction [B, C, H, W].
 Predict = Callable[[Tensor, Tensor, Sequence[str]], Tensor]
@@ -92,6 +94,16 @@ class GeneratedPrior:
         self.num_images = num_images
         self.block_size = block_size
         self.folder = folder
+        self.share(Turns())
+
+    def share(self, turns: Turns) -> None:
+        """Divide what is still to be made among processes, which all call this before any of them makes a block.
+
+        They all need to see the same `folder`.
+        """
+        self._turns = turns
+        self._made = {block for block in range(self.num_blocks) if self._path(block).is_file()}
+        turns.barrier()
 
     @property
     def num_blocks(self) -> int:
@@ -100,9 +112,12 @@ class GeneratedPrior:
     @property
     def is_complete(self) -> bool:
         """Whether every block is made; then the frozen base model is no longer needed, and no longer held."""
-        return all(self._path(block).is_file() for block in range(self.num_blocks))
+        return len(self._made) == self.num_blocks
 
     def latents(self, places: Sequence[int]) -> Tensor:
+        """What any process needs for this batch is made by all of them together, so all must call this in each step."""
+        for place in self._turns.places_of_all(places):
+            self._make_sure(place % self.num_images // self.block_size)
         indices = [place % self.num_images for place in places]
         return torch.stack([self._block(i // self.block_size)[i % self.block_size] for i in indices])
 
@@ -112,24 +127,32 @@ class GeneratedPrior:
     def make_all(self, progress: Callable[[int, int], None] = lambda made, of: None) -> None:
         """Make what is missing now. progress: told (blocks made, of how many)."""
         for block in range(self.num_blocks):
-            self._block(block)
-            progress(block + 1, self.num_blocks)
+            self._make_sure(block)
+            progress(len(self._made), self.num_blocks)
+
+    def _make_sure(self, block: int) -> None:
+        """That a block is there: each process makes one, this block and those that come after it."""
+        if block in self._made:
+            return
+        following = [(block + ahead) % self.num_blocks for ahead in range(self.num_blocks)]
+        missing = [each for each in following if each not in self._made][: self._turns.world_size]
+        if self._turns.rank < len(missing):
+            self._write(missing[self._turns.rank])
+        self._turns.barrier()
+        self._made.update(missing)
+        if self.is_complete:
+            self._make = None
 
     def _block(self, block: int) -> Tensor:
         if block not in self._blocks:
-            path = self._path(block)
-            if not path.is_file():
-                self._write(path, block)
-            self._blocks[block] = load_file(path)["latents"]
-            if self.is_complete:
-                self._make = None
+            self._blocks[block] = load_file(self._path(block))["latents"]
         return self._blocks[block]
 
-    def _write(self, path: Path, block: int) -> None:
+    def _write(self, block: int) -> None:
         assert self._make is not None, "a block is missing, but nothing to make it with was given"
         first = block * self.block_size
         latents_BCHW = self._make(list(range(first, min(first + self.block_size, self.num_images))))
-        with atomic_file(path) as file:
+        with atomic_file(self._path(block)) as file:
             file.write(save({"latents": latents_BCHW.float().cpu().contiguous()}))
 
     def _path(self, block: int) -> Path:

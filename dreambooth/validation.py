@@ -24,6 +24,7 @@ from dreambooth.metrics import selection
 from dreambooth.metrics.journal import Entry, Journal
 from dreambooth.metrics.validation import PictureRows, ValidationScorer
 from dreambooth.module import DreamBoothModule
+from dreambooth.ranks import tell
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Validate(StepCallback):
     """Validates at step 0 (the untouched base) and every so many steps.
 
     best: where the best weights go; None keeps none. patience: validations without a better one before the run ends.
+    stop_drift: with a drift above it the text encoders stay as they are; None: never.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Validate(StepCallback):
         metrics: MetricsFile,
         best: Path | None,
         patience: int,
+        stop_drift: float | None = None,
     ) -> None:
         self.looks = looks
         self.every_steps = every_steps
@@ -62,6 +65,7 @@ class Validate(StepCallback):
         self.metrics = metrics
         self.best = best
         self.patience = patience
+        self.stop_drift = stop_drift
         self.seconds = 0.0  # that validations have taken in this process
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -73,10 +77,11 @@ class Validate(StepCallback):
     def _catch_up(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Do what is due at this step and not in the journal; of what is, only the restored sums are emptied."""
         assert isinstance(module, DreamBoothModule)
+        self._stop_text_encoders(trainer, module)
         step = trainer.global_step
         if step % self.every_steps or trainer.should_stop:
             return
-        if self.journal.has(step):
+        if trainer.strategy.broadcast(self.journal.has(step)):
             module.take_deciles()
         else:
             self._look(trainer, module, step)
@@ -86,30 +91,38 @@ class Validate(StepCallback):
             self._look(trainer, module, step)
 
     def _look(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
-        """Validate, and end the run where that has not helped for too long."""
-        self._validate(trainer, module, step)
+        """Validate, and end the run where that has not helped for too long. One process looks, the others wait."""
+        deciles = module.take_deciles()
+        if trainer.is_global_zero:
+            self._validate(trainer, module, step, deciles)
+        self._stop_text_encoders(trainer, module)
         stop = trainer.is_global_zero and self.journal.is_exhausted(self.patience)
         if stop:
             tqdm.write(f"no better for {self.patience} validation(s): ending (validate.patience)", file=sys.stderr)
         trainer.should_stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
 
-    def _validate(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
-        if not trainer.is_global_zero:
-            return
+    def _stop_text_encoders(self, trainer: pl.Trainer, module: DreamBoothModule) -> None:
+        """Where a validation so far found too much drift."""
+        has_drifted = self.stop_drift is not None and self.journal.has_drifted(self.stop_drift)
+        if trainer.strategy.broadcast(has_drifted) and not module.text_is_stopped:
+            module.stop_text_encoders()
+            tell(f"drift is above {self.stop_drift}: the text encoder stays as it is (optim.text_encoder_stop_drift)")
+
+    def _validate(self, trainer: pl.Trainer, module: DreamBoothModule, step: int, deciles: dict[str, float]) -> None:
         started = time.monotonic()
         with module.averaged():
             rows = self.looks.sample()
             sheet = self._write_grid(rows, step)
             entry = self._measure(rows, step)
             self._keep(module, entry)
-        figures = {**entry.figures(), **module.take_deciles()}
+        figures = {**entry.figures(), **deciles}
         self.metrics.write(step, figures)
         for logger in trainer.loggers:
             logger.log_metrics(figures, step=step)
             log_picture(logger, sheet, step)
         self.journal.add(entry)
         self.seconds += time.monotonic() - started
-        tell(entry, self.journal)
+        tell_scores(entry, self.journal)
         module.last_scores = "".join(f", {name[5:]} {value:.2f}" for name, value in entry.figures().items())
 
     def _write_grid(self, rows: PictureRows, step: int) -> Image.Image:
@@ -156,7 +169,7 @@ def restore_best(module: DreamBoothModule, path: Path) -> int:
     return int(weights["global_step"])
 
 
-def tell(entry: Entry, journal: Journal) -> None:
+def tell_scores(entry: Entry, journal: Journal) -> None:
     """Print a line: the scores, and whether this is the best step so far."""
     means = [f"{name.removeprefix('eval/')} {value:.3f}" for name, value in entry.figures().items()]
     best = journal.best

@@ -1,5 +1,7 @@
 """Draws are pure functions of seed, choice and place."""
 
+from functools import partial
+
 import torch
 
 from dreambooth.data import PlaceSampler
@@ -35,7 +37,8 @@ def places_of_step(step: int, batch_size: int, accumulate: int, world_size: int)
     """What each device sees in one optimizer step."""
     seen = []
     for rank in range(world_size):
-        batches = iter(PlaceSampler(batch_size, lambda: step * accumulate, rank, world_size))
+        position = (step * accumulate, rank, world_size)
+        batches = iter(PlaceSampler(batch_size, partial(tuple, position)))
         seen.append([place for _ in range(accumulate) for place in next(batches)])
     return seen
 
@@ -54,5 +57,5 @@ def test_devices_draw_different_noise_and_a_step_the_same_noise_however_it_is_sp
 def test_a_resumed_sampler_goes_on_where_the_run_stands() -> None:
     batches = iter(PlaceSampler(2))
     whole = [next(batches) for _ in range(6)]
-    resumed = iter(PlaceSampler(2, first_batch=lambda: 4))
+    resumed = iter(PlaceSampler(2, lambda: (4, 0, 1)))
     assert [next(resumed), next(resumed)] == whole[4:]

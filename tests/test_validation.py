@@ -197,3 +197,28 @@ def test_automatic_encoders_that_cannot_be_had_are_told_and_left_out(
     told = capsys.readouterr().err
     assert "no scores by validate.dino: facebook/dino-vits16" in told
     assert "no scores by validate.clip: openai/clip-vit-base-patch32" in told
+
+
+def test_the_text_encoder_stops_at_the_first_validation_that_drifts_too_far(
+    tmp_path: Path, shipped_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And after a resumption it is still stopped: the same weights as without one."""
+    settings = ("optim.text_encoder_stop_drift=1e-4", "validate.num_images=1")
+    states = {}
+    for name, steps in (("whole", [12]), ("resumed", [6, 12]), ("short", [6])):
+        for max_steps in steps:
+            config = quick_demo(tmp_path, shipped_base, *settings, f"run.name={name}", f"train.max_steps={max_steps}")
+            assert train(config) == 0
+        states[name] = torch.load(RunFolder(config).state, weights_only=True)["state_dict"]
+    assert "the text encoder stays as it is" in capsys.readouterr().err
+    for name, weight in states["short"].items():
+        if name != "decile_losses":
+            assert torch.equal(states["whole"][name], weight) == ("text_encoder" in name), name
+        assert torch.equal(states["whole"][name], states["resumed"][name]), name
+
+
+def test_a_stop_on_drift_needs_something_that_measures_it(config: Config) -> None:
+    config.optim.text_encoder_stop_drift = 0.1
+    with pytest.raises(UserError, match=r"optim\.text_encoder_stop_drift: set, but there is nothing to measure"):
+        train(config)
+    assert not RunFolder(config).path.exists()

@@ -17,9 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
     from dreambooth.engine import RunFolder, train
+    from dreambooth.ranks import is_first
 
     code = train(config)
-    if code == 0:
+    if code == 0 and is_first():
         write_report(RunFolder(config).path)
     return code
 

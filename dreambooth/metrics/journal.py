@@ -70,6 +70,10 @@ class Journal:
         step = selection.best(self.qualities)
         return next((entry for entry in self.entries if entry.step == step), None)
 
+    def has_drifted(self, limit: float) -> bool:
+        """Whether any validation found pictures of the class further than this from the untouched base's."""
+        return any(selection.means_of(entry.scores).get("drift", 0.0) > limit for entry in self.entries)
+
     def is_exhausted(self, patience: int) -> bool:
         """Whether the last `patience` validations brought nothing better; 0: never."""
         return selection.is_exhausted(self.qualities, patience)

@@ -1,0 +1,178 @@
+"""Several processes of one run: they take the steps that one would, share the work, write once, and end together.
+
+Real processes on gloo, started by Lightning and by torchrun.
+"""
+
+import contextlib
+import csv
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from test_interruptions import assert_equal_runs
+from torch import Tensor
+
+from dreambooth.checkpointing import find_state
+from dreambooth.config import Config, load_config
+from dreambooth.engine import RunFolder, train
+from dreambooth.errors import UserError
+from dreambooth.parts import pick_device
+from dreambooth.prior import GeneratedPrior
+from dreambooth.ranks import Turns
+
+ROOT = Path(__file__).parent.parent
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+SETTINGS = ("train.max_steps=6", "train.accumulate=2", "prior.num_images=14", "validate.every_steps=3")
+TWO = (*SETTINGS, "train.devices=2", "train.batch_size=1")
+
+
+def command(config_file: Path, name: str, starter: Sequence[str] = (sys.executable,)) -> list[str]:
+    return [*starter, str(ROOT / "train.py"), str(config_file), f"run.name={name}", *TWO]
+
+
+def run_of(config_file: Path, name: str) -> RunFolder:
+    return RunFolder(load_config(config_file, [f"run.name={name}"]))
+
+
+def finish(line: list[str]) -> str:
+    done = subprocess.run(line, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, pictures: Path) -> Path:
+    from conftest import CONFIG
+
+    folder = tmp_path_factory.mktemp("ranks")
+    path = folder / "config.yaml"
+    path.write_text(CONFIG.format(runs=folder / "runs", base=tiny_base, pictures=pictures))
+    return path
+
+
+@pytest.fixture(scope="module")
+def pair(config_file: Path) -> RunFolder:
+    """A run of two processes that torchrun has started."""
+    said = finish(command(config_file, "pair", TORCHRUN))
+    assert said.count("training ") == 1, "both processes speak"
+    return run_of(config_file, "pair")
+
+
+def figures(run: RunFolder) -> list[dict[str, str]]:
+    with open(run.metrics, encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_two_processes_take_the_steps_of_one(pair: RunFolder, config_file: Path) -> None:
+    """The same samples, noise and timesteps: equal losses, weights, class pictures and validations but for rounding."""
+    assert train(load_config(config_file, ["run.name=alone", *SETTINGS, "train.batch_size=2"])) == 0
+    alone = run_of(config_file, "alone")
+    for one, two in zip(figures(alone), figures(pair), strict=True):
+        assert one.keys() == two.keys()
+        for name in one:
+            assert float(two[name] or 0) == pytest.approx(float(one[name] or 0), rel=1e-6, abs=1e-6), (
+                one["step"],
+                name,
+            )
+    states = [torch.load(run.state, weights_only=True)["state_dict"] for run in (alone, pair)]
+    assert states[0].keys() == states[1].keys()
+    # A key's bias moves no attention, and of a gradient that is rounding Adam makes whole steps; sums are by process.
+    others = ("k_proj.bias", "decile_losses")
+    for name, weight in states[0].items():
+        if not name.endswith(others):
+            torch.testing.assert_close(states[1][name], weight, rtol=1e-3, atol=1e-5, msg=f"{name} differs")
+    blocks = [{path.name: path.read_bytes() for path in run.prior.glob("*/*.safetensors")} for run in (alone, pair)]
+    assert blocks[0] == blocks[1]
+    assert len(blocks[0]) == 7
+
+
+def test_a_signal_to_one_process_stops_all_and_a_killed_one_ends_the_job(pair: RunFolder, config_file: Path) -> None:
+    """After both the same command goes on, and comes to the weights and figures of a run left in peace."""
+    run = run_of(config_file, "disturbed")
+    with started(command(config_file, "disturbed")) as process:
+        wait_for_step(run, 1, process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=120) == 128 + signal.SIGTERM
+    step = find_state(run.state).step
+    with started(command(config_file, "disturbed")) as process:
+        wait_for_step(run, step + 1, process)
+        os.kill(second_of(process), signal.SIGKILL)
+        assert process.wait(timeout=60) != 0, "the job outlived one of its processes"
+    assert find_state(run.state).step < 6
+    assert "resuming" in finish(command(config_file, "disturbed"))
+    assert_equal_runs(pair, run)
+
+
+@contextlib.contextmanager
+def started(line: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(line, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_for_step(run: RunFolder, step: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while last_step(run) < step:
+        assert process.poll() is None, "the run ended before it could be disturbed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def last_step(run: RunFolder) -> int:
+    lines = run.metrics.read_text().splitlines()[1:] if run.metrics.is_file() else []
+    return int(lines[-1].split(",")[0]) if lines else 0
+
+
+def second_of(process: subprocess.Popen[bytes]) -> int:
+    """The process that Lightning has started as the second."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return next(int(pid) for pid in children if b"LOCAL_RANK=1" in Path(f"/proc/{pid}/environ").read_bytes())
+
+
+def test_class_pictures_are_shared_out_and_none_is_made_twice(tmp_path: Path) -> None:
+    """Three processes (threads here) with batches of one: each makes blocks, all get the same latents."""
+    meeting, asked = threading.Barrier(3), [list[int]() for _ in range(3)]
+    results: list[list[Tensor]] = [[] for _ in range(3)]
+
+    def make_for(rank: int) -> None:
+        def make(indices: list[int]) -> Tensor:
+            asked[rank] += indices
+            return torch.tensor(indices, dtype=torch.float32).view(-1, 1, 1, 1).expand(-1, 4, 2, 2)
+
+        prior = GeneratedPrior(make, 10, 2, tmp_path / "prior", ["a photo of a dog"])
+        prior.share(Turns(rank, 3, lambda: meeting.wait(timeout=60)))
+        results[rank] = [prior.latents([batch * 3 + rank]) for batch in range(8)]
+
+    threads = [threading.Thread(target=make_for, args=(rank,)) for rank in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(index for made in asked for index in made) == list(range(10)), "some were made twice, or not at all"
+    assert [len(made) for made in asked] == [4, 4, 2], "the work is not shared"
+    for rank in range(3):
+        assert [int(latents.mean()) for latents in results[rank]] == [(b * 3 + rank) % 10 for b in range(8)]
+
+
+def test_another_number_of_processes_than_wished_is_refused(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun with one process too many would have two runs write into one folder."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="1 x 1 processes are wished, but 2 were started"):
+        pick_device(config)
+    config.train.devices = 2
+    assert pick_device(config).type in ("cpu", "cuda")
+
+
+def test_a_run_does_not_change_its_number_of_processes(pair: RunFolder, config_file: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.devices: 2 -> 1"):
+        train(load_config(config_file, ["run.name=pair", *TWO, "train.devices=1", "train.max_steps=7"]))
