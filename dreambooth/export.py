@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -47,6 +48,18 @@ class SubjectCard:
     base_config: str | None = None
     base_fingerprint: str | None = None
     scores: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class ExportCard(SubjectCard):
+    """Of a result that is passed on, which has left its run behind.
+
+    settings: what decided the weights, by key of the config. extracted_rank: the result is a LoRA of that rank out of
+    fully trained weights, and `scores` are those of the latter.
+    """
+
+    settings: dict[str, Any] | None = None
+    extracted_rank: int | None = None
 
 
 def export_model(family: Family, card: SubjectCard, folder: Path, dtype: str) -> None:
@@ -91,13 +104,13 @@ def card_metadata(card: SubjectCard) -> dict[str, str]:
     return {"dreambooth": json.dumps(asdict(card))}
 
 
-def read_card(folder: Path) -> SubjectCard | None:
+def read_card(folder: Path) -> ExportCard | None:
     """What a model folder says of its subject; None for a model that has none. Raises UserError for a broken card."""
     path = folder / CARD
     if not path.is_file():
         return None
     try:
-        return SubjectCard(**json.loads(path.read_text()))
+        return ExportCard(**json.loads(path.read_text()))
     except (json.JSONDecodeError, TypeError) as error:
         raise UserError(
             f"{path}: cannot be read ({error}); write the prompt without {{subject}}, or export again"

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from dreambooth.config import fill_prompt
 from dreambooth.errors import ModelError, UserError, first_line
-from dreambooth.export import SubjectCard, read_card
+from dreambooth.export import ExportCard, SubjectCard, read_card
 from dreambooth.families import Family, fingerprint, load_family, move
 from dreambooth.files import atomic_file
 from dreambooth.images import grid, to_images
@@ -93,7 +93,7 @@ def model_folder(model: str) -> Path:
     return folder / "model"
 
 
-def find_card(model: str) -> SubjectCard | None:
+def find_card(model: str) -> ExportCard | None:
     """What a run or model folder has learned. Raises ModelError for a run without a model."""
     return read_card(model_folder(model))
 

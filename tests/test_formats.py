@@ -1,13 +1,16 @@
 """Formats: what is written loads elsewhere to the same picture; the names are those that other tools look for."""
 
+import contextlib
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from conftest import CONFIG, ROOT
+from diffusers import DiffusionPipeline, UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -16,12 +19,13 @@ from dreambooth.cli import main
 from dreambooth.config import load_config
 from dreambooth.engine import RunFolder, train
 from dreambooth.errors import UserError
-from dreambooth.families import Family, load_family
-from dreambooth.formats import FORMATS, find_format
+from dreambooth.families import FAMILIES, Family, components, fingerprint, load_family
+from dreambooth.formats import FORMATS, Format, find_format
 from dreambooth.formats.adapter import KOHYA_FILE, kohya_state
+from dreambooth.formats.metadata import kohya_version
 from dreambooth.formats.original import MODEL_FILE, original_state, original_unet_name, vae_state
 from dreambooth.methods import METHODS, MethodSettings
-from dreambooth.methods.adapters import LORA_FILE
+from dreambooth.methods.adapters import LORA_FILE, TARGETS, adaptable
 from dreambooth.methods.words import WORD_FILE
 from dreambooth.pictures import load_model
 
@@ -48,9 +52,9 @@ def prediction(family: Family, prompts: list[str] = PROMPTS) -> Tensor:
 
 
 def run_with(config_file: Path, base: Path, method: str, *overrides: str) -> str:
-    """A run's folder, trained for two steps."""
+    """A run's folder, trained for two steps in which everything moves."""
     word = ["subject.identifier=<sks>", "method.num_vectors=2"] if METHODS[method].adds_word else []
-    quick = ["optim.lr=1.0e-2", "optim.warmup_steps=0", "train.max_steps=2", "validate.every_steps=0"]
+    quick = ["optim.lr=1.0e-2", "optim.warmup_steps=0", "train.max_steps=2", "validate.every_steps=2"]
     changes = [f"model.base={base}", f"method.name={method}", "method.rank=2", *word, *quick, "prior.source=none"]
     config = load_config(config_file, [*changes, *overrides])
     assert train(config) == 0
@@ -67,24 +71,130 @@ def base(request: pytest.FixtureRequest) -> Path:
     return request.getfixturevalue(request.param)
 
 
+# -------------------------------------------------------------------------------- every method, family and format
+
+BASES = {"sd": "tiny_base", "sdxl": "tiny_xl_base"}
+Learned = Callable[[str, str], tuple[str, Path]]
+
+
+@pytest.fixture(scope="module")
+def learned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Learned:
+    """A run of a method on a family, trained once for all cells, and its base."""
+    folder, runs = tmp_path_factory.mktemp("cells"), {}
+
+    def learn(method: str, family: str) -> tuple[str, Path]:
+        base = request.getfixturevalue(BASES[family])
+        if (method, family) not in runs:
+            config_file = folder / "config.yaml"
+            config_file.write_text(CONFIG.format(runs=folder, base=base, pictures=pictures))
+            runs[method, family] = run_with(config_file, base, method, f"run.name={method}-{family}")
+        return runs[method, family], base
+
+    return learn
+
+
+def read_as_its_card_says(folder: Path) -> DiffusionPipeline:
+    """By the lines of README.md up to the picture, which use nothing of this repository."""
+    code = re.search(r"```python\n(.*?)picture =", (folder / "README.md").read_text(), re.DOTALL)
+    assert code is not None
+    made: dict[str, Any] = {}
+    with contextlib.chdir(folder):
+        exec(code[1], made)
+    return made["pipeline"]
+
+
+def drawn(pipeline: Any, prompt: str) -> Tensor:
+    """Latents of a picture."""
+    start = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline(prompt, latents=start, num_inference_steps=2, guidance_scale=2.0, output_type="latent").images
+
+
+def read(pipeline: Any, prompt: str) -> Tensor:
+    """What the text encoders make of it."""
+    return pipeline.encode_prompt(prompt, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)[0]
+
+
+def without_what_no_lora_holds(family: Family, base: Path) -> None:
+    """Norms, biases, embeddings, first and last layers as they were, but for the identifier's row."""
+    ends = tuple(end for group in TARGETS.values() for end in group)
+    (row,) = family.token_ids("sks")
+    with torch.no_grad():
+        for before, after in zip(components(load_family(str(base))).values(), components(family).values(), strict=True):
+            held = {f"{name}.weight" for name in adaptable(before, ends)}
+            for name, weight in before.named_parameters():
+                if name.endswith("token_embedding.weight"):
+                    weight[row] = after.get_parameter(name)[row]
+                if name not in held:
+                    after.get_parameter(name).copy_(weight)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("family_name", FAMILIES)
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_written_draws_the_same_in_plain_diffusers_and_all_else_is_refused(
+    method: str, family_name: str, form: str, learned: Learned, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, base = learned(method, family_name)
+    if not FORMATS[form].takes(method):
+        assert main(["export", run, "--format", form]) == 2
+        assert f"{form} is for" in capsys.readouterr().err
+        assert not (Path(run) / "exports" / form).exists()
+        return
+    is_extracted = method in FORMATS[form].extracted
+    folder = exported(run, form, "--dtype", "float32", *(["--rank", "100"] if is_extracted else []))
+    theirs, ours = read_as_its_card_says(folder), load_model(run, None, "cpu", None)
+    if is_extracted and method == "full":
+        without_what_no_lora_holds(ours.family, base)
+    pipeline, subject = ours.family.pipeline(), ours.fill("a photo of {subject}")
+    said = subject.replace("sks", "<sks>") if is_extracted and method == "full" else subject
+    if form == "embedding":  # a word alone; the LoRA that a pivotal run has besides is another file
+        torch.testing.assert_close(read(theirs, subject), read(pipeline, subject))
+        return
+    torch.testing.assert_close(drawn(theirs, said), drawn(pipeline, subject), atol=1e-4, rtol=1e-3)
+    untouched = DiffusionPipeline.from_pretrained(base)
+    assert not torch.allclose(drawn(untouched, "a photo of sks dog"), drawn(pipeline, subject), atol=1e-3)
+
+
+def test_the_readmes_table_says_what_the_code_does() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    head = next(number for number, row in enumerate(rows) if row[1:] == list(FORMATS))
+    told = {row[0]: row[1:] for row in rows[head + 2 : head + 2 + len(METHODS)]}
+    assert told == {method: [in_the_table(form, method) for form in FORMATS.values()] for method in METHODS}
+
+
+def in_the_table(form: Format, method: str) -> str:
+    if form.methods is None:
+        return "merged" if METHODS[method].is_adapter else "yes"
+    if method in form.extracted:
+        return "--rank"
+    return "yes" if method in form.methods else "-"
+
+
 # -------------------------------------------------------------------------------- whole models
 
 
-def test_a_single_file_is_read_back_to_the_same_model(base: Path, config_file: Path) -> None:
-    run = run_with(config_file, base, "full")
+def test_a_single_file_of_a_2x_model_is_read_back_to_the_same_model(tiny_base_v: Path, config_file: Path) -> None:
+    """Its text encoder has other names than those of 1.x and XL, which the cells above read."""
+    run = run_with(config_file, tiny_base_v, "full")
     path = exported(run, "single-file", "--dtype", "float32") / MODEL_FILE
-    again, learned = load_family(str(path), config=str(base)), load_model(run, None, "cpu", None).family
+    again, learned = load_family(str(path), config=str(tiny_base_v)), load_model(run, None, "cpu", None).family
     torch.testing.assert_close(prediction(again), prediction(learned), atol=1e-6, rtol=1e-5)
     pixels = torch.rand(1, 3, 64, 64)
     torch.testing.assert_close(again.encode_images(pixels), learned.encode_images(pixels), atol=1e-6, rtol=1e-5)
 
 
-def test_half_precision_halves_the_file(tiny_base: Path, config_file: Path) -> None:
-    run = run_with(config_file, tiny_base, "full")
-    exact = (exported(run, "single-file", "--dtype", "float32") / MODEL_FILE).stat().st_size
-    half = exported(run, "single-file") / MODEL_FILE
-    assert half.stat().st_size < 0.6 * exact
-    assert {tensor.dtype for tensor in load_file(half).values() if tensor.is_floating_point()} == {torch.float16}
+def test_half_precision_halves_the_file(learned: Learned, tmp_path: Path) -> None:
+    run, _ = learned("full", "sd")
+    sizes = {}
+    for dtype in ("float32", "float16"):
+        arguments = ["--format", "single-file", "--dtype", dtype, "--out", str(tmp_path / dtype)]
+        assert main(["export", run, *arguments]) == 0
+        sizes[dtype] = (tmp_path / dtype / MODEL_FILE).stat().st_size
+    assert sizes["float16"] < 0.6 * sizes["float32"]
+    half = load_file(tmp_path / "float16" / MODEL_FILE)
+    assert {tensor.dtype for tensor in half.values() if tensor.is_floating_point()} == {torch.float16}
 
 
 @pytest.mark.parametrize(
@@ -156,36 +266,24 @@ def test_text_encoders_have_the_names_of_their_generation(base: Path) -> None:
 # -------------------------------------------------------------------------------- adapters
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_can_be_merged_into_a_plain_pipeline(method: str, tiny_base: Path, config_file: Path) -> None:
-    run = run_with(config_file, tiny_base, method)
-    merged = load_model(str(exported(run, "diffusers", "--dtype", "float32")), None, "cpu", None)
-    learned = load_model(run, None, "cpu", None)
-    prompts = [learned.fill("a photo of {subject}"), learned.fill("a photo of a {class}")]
-    assert merged.fill("{subject}") == learned.fill("{subject}")
-    torch.testing.assert_close(
-        prediction(merged.family, prompts), prediction(learned.family, prompts), atol=1e-5, rtol=1e-4
-    )
-
-
-VARIANTS = [(), ("method.alpha=5",), ("method.rslora=true",), ("method.dora=true",)]
+VARIANTS = [("method.alpha=5",), ("method.rslora=true",), ("method.dora=true",)]
 
 
 @pytest.mark.parametrize(
     ("form", "changes"),
-    [("lora", changes) for changes in VARIANTS] + [("kohya", changes) for changes in VARIANTS[:3]],
+    [("lora", changes) for changes in VARIANTS] + [("kohya", changes) for changes in VARIANTS[:2]],
 )
-def test_plain_diffusers_loads_a_lora_of_either_naming(
-    base: Path, form: str, changes: tuple[str, ...], config_file: Path
+def test_plain_diffusers_loads_every_kind_of_lora_of_either_naming(
+    tiny_base_v: Path, form: str, changes: tuple[str, ...], config_file: Path
 ) -> None:
-    run = run_with(config_file, base, "lora", "method.targets=[attention,convolutions]", *changes)
+    """On 2.x; the cells above have 1.x and XL."""
+    run = run_with(config_file, tiny_base_v, "lora", "method.targets=[attention,convolutions]", *changes)
     folder = exported(run, form, "--dtype", "float32")
-    untouched = load_family(str(base))
-    pipeline = untouched.pipeline()
-    pipeline.load_lora_weights(folder, weight_name={"lora": LORA_FILE, "kohya": KOHYA_FILE}[form])
+    untouched = load_family(str(tiny_base_v))
+    untouched.pipeline().load_lora_weights(folder, weight_name={"lora": LORA_FILE, "kohya": KOHYA_FILE}[form])
     learned = prediction(load_model(run, None, "cpu", None).family)
     torch.testing.assert_close(prediction(untouched), learned, atol=1e-4, rtol=1e-3)
-    assert not torch.allclose(prediction(load_family(str(base))), learned, atol=1e-3)
+    assert not torch.allclose(prediction(load_family(str(tiny_base_v))), learned, atol=1e-3)
 
 
 @pytest.mark.parametrize("changes", VARIANTS)
@@ -230,37 +328,58 @@ def test_kohyas_names_are_those_that_other_tools_look_for(base: Path) -> None:
     assert kinds == {"lora_down.weight", "lora_up.weight", "alpha"}
 
 
-def test_a_words_file_is_read_by_plain_diffusers(tiny_base: Path, config_file: Path) -> None:
-    run = run_with(config_file, tiny_base, "textual_inversion")
-    folder = exported(run, "embedding", "--dtype", "float32")
-    pipeline = StableDiffusionPipeline.from_pretrained(tiny_base, safety_checker=None)
-    pipeline.load_textual_inversion(folder / WORD_FILE, token="<sks>")
-    learned = load_model(run, None, "cpu", None).family.condition(["a <sks> dog"])["encoder_hidden_states"]
-    torch.testing.assert_close(pipeline.encode_prompt("a <sks> dog", "cpu", 1, False)[0], learned)
+METADATA = {
+    "single-file": ("lora", MODEL_FILE, "stable-diffusion-xl-v1-base", "sgm"),
+    "lora": ("lora", LORA_FILE, "stable-diffusion-xl-v1-base-lora", "diffusers"),
+    "kohya": ("lora", KOHYA_FILE, "stable-diffusion-xl-v1-base-lora", "sd-scripts"),
+    "embedding": ("pivotal", WORD_FILE, "stable-diffusion-xl-v1-base-textual-inversion", "diffusers"),
+}
 
 
-@pytest.mark.parametrize(("form", "file"), [("lora", LORA_FILE), ("kohya", KOHYA_FILE), ("single-file", MODEL_FILE)])
-def test_the_file_says_what_it_has_learned(form: str, file: str, tiny_base: Path, config_file: Path) -> None:
-    folder = exported(run_with(config_file, tiny_base, "lora"), form)
-    with safe_open(folder / file, "pt") as opened:
-        card = json.loads(opened.metadata()["dreambooth"])
-    assert (card["identifier"], card["class_noun"], card["base"]) == ("sks", "dog", str(tiny_base))
-    assert len(card["base_fingerprint"]) == 64
+@pytest.mark.parametrize("form", METADATA)
+def test_a_file_says_what_it_has_learned_on_which_base_how_and_how_well(form: str, learned: Learned) -> None:
+    method, file, architecture, implementation = METADATA[form]
+    run, base = learned(method, "sdxl")
+    with safe_open(exported(run, form) / file, "pt") as opened:
+        metadata = opened.metadata()
+    card = json.loads(metadata["dreambooth"])
+    word = "<sks>" if method == "pivotal" else "sks"
+    told = {"identifier": word, "class_noun": "dog", "prompt": "a photo of {subject}", "step": 2, "base": str(base)}
+    assert told.items() <= card.items()
+    assert card["base_fingerprint"] == fingerprint(load_family(str(base)))
+    decided = {"method.name": method, "method.rank": 2, "optim.lr": 1e-2, "train.max_steps": 2, "prior.source": "none"}
+    assert decided.items() <= card["settings"].items()
+    assert card["scores"].keys() == {"eval/loss"}
+    assert metadata["modelspec.architecture"] == architecture
+    assert metadata["modelspec.implementation"] == implementation
+    assert metadata["modelspec.trigger_phrase"] == f"{word} dog"
+    assert (metadata["modelspec.resolution"], metadata["modelspec.prediction_type"]) == ("64x64", "epsilon")
+
+
+def test_kohyas_file_says_which_generation_it_is_for(base: Path) -> None:
+    """As AUTOMATIC1111 reads it, which takes a file that says nothing for one of 1.x and hides it beside others."""
+    said = kohya_version(load_family(str(base)))
+    is_xl, is_v2 = said["ss_base_model_version"].startswith("sdxl_"), said["ss_v2"] == "True"
+    assert (is_xl, is_v2) == {"epsilon": (False, False), "v": (False, True), "xl": (True, False)}[base.name]
 
 
 # -------------------------------------------------------------------------------- what is refused
 
 
-def test_a_format_that_a_result_cannot_take_names_those_it_can(tiny_base: Path, config_file: Path) -> None:
-    with pytest.raises(
-        UserError, match="kohya is for lora and pivotal, this was trained with full; use diffusers, sin"
-    ):
-        find_format("kohya", "full")
-    with pytest.raises(UserError, match=f"'gguf' is not known; one of {', '.join(FORMATS)}"):
-        find_format("gguf", "full")
-    run = run_with(config_file, tiny_base, "full")
-    assert main(["export", run, "--format", "kohya"]) == 2
-    assert not (Path(run) / "exports").exists()
+@pytest.mark.parametrize(
+    ("form", "method", "rank", "message"),
+    [
+        ("gguf", "full", None, f"--format: 'gguf' is not known; one of {', '.join(FORMATS)}"),
+        ("embedding", "full", None, "embedding is for textual_inversion and pivotal, .* full; use diffusers, single-f"),
+        ("kohya", "full", None, "--rank: required for kohya of a run that was trained with full"),
+        ("kohya", "lora", 4, "--rank: 4, but kohya of lora is written as it was trained"),
+        ("diffusers", "full", 4, "--rank: 4, but diffusers of full"),
+        ("lora", "full", 0, "--rank: 0 is too small; at least 1"),
+    ],
+)
+def test_what_cannot_be_written_is_told_with_what_can(form: str, method: str, rank: int | None, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        find_format(form, method, rank)
 
 
 def test_a_folder_that_is_there_is_never_written_over(

@@ -4,15 +4,15 @@ A new format: one function that writes a model's files into a folder, and one ro
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from dreambooth.errors import UserError
-from dreambooth.export import SubjectCard
+from dreambooth.export import ExportCard
 from dreambooth.families import Family
-from dreambooth.formats import adapter, original, pipeline
+from dreambooth.formats import adapter, original, pipeline, word
 from dreambooth.methods import adapters
 
 __all__ = ["FORMATS", "Format", "find_format", "write_as"]
@@ -20,38 +20,55 @@ __all__ = ["FORMATS", "Format", "find_format", "write_as"]
 
 @dataclass(frozen=True)
 class Format:
-    """write: puts files into a folder. methods: of which results; None: of all, adapters merged into their base."""
+    """write: puts files into a folder. methods: of which results; None: of all, adapters merged into their base.
 
-    write: Callable[[Family, SubjectCard, Path], None]
+    extracted: of which further methods, as a LoRA that `extraction` makes of what they have changed.
+    """
+
+    write: Callable[[Family, ExportCard, Path], None]
     methods: tuple[str, ...] | None = None
+    extracted: tuple[str, ...] = ()
+
+    def takes(self, method: str) -> bool:
+        return self.methods is None or method in (*self.methods, *self.extracted)
 
 
+HAVE_A_LORA = ("lora", "pivotal")
+CHANGE_MATRICES = ("full", "loha", "lokr", "custom_diffusion")
 FORMATS: dict[str, Format] = {
     "diffusers": Format(pipeline.write),
     "single-file": Format(original.write),
-    "lora": Format(adapter.write_lora, ("lora", "pivotal")),
-    "kohya": Format(adapter.write_kohya, ("lora", "pivotal")),
-    "embedding": Format(adapter.write_embedding, ("textual_inversion", "pivotal")),
+    "lora": Format(adapter.write_lora, HAVE_A_LORA, CHANGE_MATRICES),
+    "kohya": Format(adapter.write_kohya, HAVE_A_LORA, CHANGE_MATRICES),
+    "embedding": Format(word.write, ("textual_inversion", "pivotal")),
 }
 
 
-def write_as(form: Format, family: Family, card: SubjectCard, folder: Path, dtype: str) -> None:
+def write_as(form: Format, family: Family, card: ExportCard, folder: Path, dtype: str) -> None:
     """Write what a family has learned. Its live weights are merged where need be, and take `dtype`."""
     if form.methods is None:
         adapters.merge(family)
-        card = replace(card, method="full")
     family.pipeline().to(dtype=getattr(torch, dtype))
     form.write(family, card, folder)
 
 
-def find_format(name: str, method: str) -> Format:
-    """A format by name. Raises UserError for an unknown one, and for one that a method's result cannot take."""
+def find_format(name: str, method: str, rank: int | None = None) -> Format:
+    """A format by name. rank: of a LoRA that is to be extracted.
+
+    Raises UserError for an unknown one, for one that a method's result cannot take, and for a rank that is missing, out
+    of its range or of no use.
+    """
     if name not in FORMATS:
         raise UserError(f"--format: {name!r} is not known; one of {', '.join(FORMATS)}")
-    methods = FORMATS[name].methods
-    if methods is not None and method not in methods:
-        possible = ", ".join(each for each, row in FORMATS.items() if row.methods is None or method in row.methods)
-        raise UserError(
-            f"--format: {name} is for {' and '.join(methods)}, this was trained with {method}; use {possible}"
-        )
-    return FORMATS[name]
+    form = FORMATS[name]
+    if not form.takes(method):
+        takers = " and ".join((*(form.methods or ()), *form.extracted))
+        possible = ", ".join(each for each, row in FORMATS.items() if row.takes(method))
+        raise UserError(f"--format: {name} is for {takers}, this was trained with {method}; use {possible}")
+    if method in form.extracted and rank is None:
+        raise UserError(f"--rank: required for {name} of a run that was trained with {method}: 16, say")
+    if method not in form.extracted and rank is not None:
+        raise UserError(f"--rank: {rank}, but {name} of {method} is written as it was trained; leave --rank out")
+    if rank is not None and rank < 1:
+        raise UserError(f"--rank: {rank} is too small; at least 1")
+    return form

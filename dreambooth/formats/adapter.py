@@ -1,4 +1,4 @@
-"""LoRA and learned words as single files, under the names that other tools look for.
+"""A LoRA as a single file, under the names that other tools look for.
 
 diffusers and peft name a LoRA's tensors by module; kohya's scripts, AUTOMATIC1111, SD.Next and ComfyUI by the module's
 name with underscores behind "lora_unet_" and "lora_te_", with an alpha beside each, which they divide by the rank.
@@ -12,29 +12,29 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dreambooth.export import SubjectCard, card_metadata
+from dreambooth.export import ExportCard, write_card
 from dreambooth.families import Family
+from dreambooth.formats import word
+from dreambooth.formats.metadata import file_metadata, kohya_version
 from dreambooth.formats.original import original_unet_name
-from dreambooth.methods import adapters, words
+from dreambooth.methods import adapters
 
 KOHYA_FILE = "kohya.safetensors"
 
 
-def write_lora(family: Family, card: SubjectCard, folder: Path) -> None:
-    """The file that diffusers' `load_lora_weights` reads; the card is added to its metadata."""
-    adapters.save_lora(family, folder, card_metadata(card))
+def write_lora(family: Family, card: ExportCard, folder: Path) -> None:
+    """The file that diffusers' `load_lora_weights` reads, a learned word beside it, and the subject's card."""
+    adapters.save_lora(family, folder, file_metadata(family, card, "diffusers", "lora"))
+    word.write_beside(family, card, folder)
+    write_card(card, folder)
 
 
-def write_embedding(family: Family, card: SubjectCard, folder: Path) -> None:
-    """The learned word: diffusers and AUTOMATIC1111 read it as it is, ComfyUI by the file's name."""
-    words.save(family, folder, card.identifier)
-
-
-def write_kohya(family: Family, card: SubjectCard, folder: Path) -> None:
-    """One file in kohya's layout."""
-    metadata = {"format": "pt", "modelspec.title": f"{card.identifier} {card.class_noun}", **card_metadata(card)}
+def write_kohya(family: Family, card: ExportCard, folder: Path) -> None:
+    """One file in kohya's layout, and a learned word beside it."""
+    metadata = file_metadata(family, card, "sd-scripts", "lora") | kohya_version(family)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(kohya_state(family), folder / KOHYA_FILE, metadata=metadata)
+    word.write_beside(family, card, folder)
 
 
 def kohya_state(family: Family) -> dict[str, Tensor]:

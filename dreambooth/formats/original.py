@@ -14,8 +14,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dreambooth.export import SubjectCard, card_metadata
+from dreambooth.export import ExportCard
 from dreambooth.families import Family, components
+from dreambooth.formats import word
+from dreambooth.formats.metadata import file_metadata
+from dreambooth.methods import find_method
 
 MODEL_FILE = "model.safetensors"
 RESNET = {
@@ -59,10 +62,23 @@ OPEN_CLIP = (
 )
 
 
-def write(family: Family, card: SubjectCard, folder: Path) -> None:
-    """The whole model, adapters merged already; the card is in the metadata."""
+def write(family: Family, card: ExportCard, folder: Path) -> None:
+    """The whole model, adapters merged already. A learned word lies beside it, in a file of its own."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(original_state(family), folder / MODEL_FILE, metadata={"format": "pt", **card_metadata(card)})
+    state = original_state(family)
+    if find_method(card.method).adds_word:
+        state = without_word(state, family.token_ids(card.identifier))
+    save_file(state, folder / MODEL_FILE, metadata=file_metadata(family, card, "sgm"))
+    word.write_beside(family, card, folder)
+
+
+def without_word(state: dict[str, Tensor], ids: list[int]) -> dict[str, Tensor]:
+    """Without the rows of a word behind all others: who reads the file has the base's vocabulary."""
+
+    def is_longer(name: str) -> bool:
+        return name.endswith("token_embedding.weight") and len(state[name]) == ids[-1] + 1
+
+    return {name: tensor[: ids[0]] if is_longer(name) else tensor for name, tensor in state.items()}
 
 
 def original_state(family: Family) -> dict[str, Tensor]:

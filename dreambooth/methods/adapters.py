@@ -127,9 +127,9 @@ def find_targets(parts: dict[str, nn.Module], wished: tuple[str, ...]) -> dict[s
     found: dict[str, list[str]] = {name: [] for name in parts}
     for wish in wished:
         ends = TARGETS.get(wish, (wish,))
-        matching = {name: [n for n in _adaptable(part) if _ends(n, ends)] for name, part in parts.items()}
+        matching = {name: adaptable(part, ends) for name, part in parts.items()}
         if not any(matching.values()):
-            groups, examples = ", ".join(TARGETS), ", ".join(_adaptable(next(iter(parts.values())))[:3])
+            groups, examples = ", ".join(TARGETS), ", ".join(adaptable(next(iter(parts.values())), None)[:3])
             raise UserError(
                 f"method.targets: no module's name ends in {wish!r}; groups are {groups}; names are like {examples}"
             )
@@ -138,12 +138,10 @@ def find_targets(parts: dict[str, nn.Module], wished: tuple[str, ...]) -> dict[s
     return found
 
 
-def _adaptable(part: nn.Module) -> list[str]:
-    return [name for name, module in part.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
-
-
-def _ends(name: str, ends: tuple[str, ...]) -> bool:
-    return any(name == end or name.endswith(f".{end}") for end in ends)
+def adaptable(part: nn.Module, ends: tuple[str, ...] | None) -> list[str]:
+    """Full names of the linear and convolutional modules that end in one of `ends`; None: of all."""
+    names = [name for name, module in part.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    return names if ends is None else [name for name in names if f".{name}".endswith(tuple(f".{e}" for e in ends))]
 
 
 # -------------------------------------------------------------------------------- the base beneath

@@ -5,6 +5,7 @@ al. 2021 (arXiv 2106.05744). A word of several vectors is several tokens, `word`
 Shapes: V vectors, D width of the text encoder.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +15,7 @@ from peft import TrainableTokensConfig, inject_adapter_in_model
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from dreambooth.errors import ModelError, first_line
 from dreambooth.families import Family
@@ -52,21 +53,29 @@ def _add_word(family: Family, settings: MethodSettings) -> dict[str, nn.Module]:
 # -------------------------------------------------------------------------------- files
 
 
-@torch.no_grad()
-def save(family: Family, folder: Path, word: str | None = None) -> None:
+def save(family: Family, folder: Path, word: str | None = None, metadata: Mapping[str, str] | None = None) -> None:
     """Write a word's vectors, [V, D], into the file that diffusers' `load_textual_inversion` reads.
 
     With two text encoders they are named as everywhere: clip_l and clip_g; the word itself is in the metadata.
-    word: None for the one that was trained.
+    word: None for the one that was trained. metadata: more of it.
     """
     word = word or _trained_word(family)
+    rows = vectors(family, word)
+    names = [word] if len(rows) == 1 else CLIP_NAMES
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(
+        dict(zip(names, rows, strict=True)),
+        folder / WORD_FILE,
+        metadata={"format": "pt", "word": word, **(metadata or {})},
+    )
+
+
+@torch.no_grad()
+def vectors(family: Family, word: str) -> list[Tensor]:
+    """The rows of a word's tokens, [V, D], in the embedding of each text encoder."""
     ids_V = torch.tensor(family.token_ids(word))
     embeddings = [cast(Any, text_encoder).get_input_embeddings() for text_encoder in family.text_encoders]
-    names = [word] if len(embeddings) == 1 else CLIP_NAMES
-    rows = [embed(ids_V.to(next(embed.parameters()).device)) for embed in embeddings]
-    tensors = {name: vectors_VD.cpu().contiguous() for name, vectors_VD in zip(names, rows, strict=True)}
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / WORD_FILE, metadata={"format": "pt", "word": word})
+    return [embed(ids_V.to(next(embed.parameters()).device)).cpu().contiguous() for embed in embeddings]
 
 
 def _trained_word(family: Family) -> str:
@@ -76,18 +85,24 @@ def _trained_word(family: Family) -> str:
 
 def load(family: Family, folder: Path) -> None:
     """Raises ModelError for a file that is missing or does not fit the base."""
-    path, pipeline = folder / WORD_FILE, family.pipeline()
+    path = folder / WORD_FILE
     try:
         with safe_open(path, "pt") as file:
             word = file.metadata()["word"]
             names = [word] if len(family.text_encoders) == 1 else CLIP_NAMES
             tensors = [file.get_tensor(name) for name in names]
-        for number, vectors_VD in enumerate(tensors):
-            suffix = f"_{number + 1}" if number else ""
-            part, tokenizer = pipeline.components[f"text_encoder{suffix}"], pipeline.components[f"tokenizer{suffix}"]
-            pipeline.load_textual_inversion({word: vectors_VD}, token=word, text_encoder=part, tokenizer=tokenizer)
+        put(family, word, tensors)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError(f"{path}: cannot be loaded into this base: {first_line(error)}") from error
+
+
+def put(family: Family, word: str, rows: list[Tensor]) -> None:
+    """Add a word with its vectors, [V, D] for each text encoder. Raises ValueError for a word that is there already."""
+    pipeline = family.pipeline()
+    for number, vectors_VD in enumerate(rows):
+        suffix = f"_{number + 1}" if number else ""
+        part, tokenizer = pipeline.components[f"text_encoder{suffix}"], pipeline.components[f"tokenizer{suffix}"]
+        pipeline.load_textual_inversion({word: vectors_VD}, token=word, text_encoder=part, tokenizer=tokenizer)
 
 
 def save_pivotal(family: Family, folder: Path) -> None:

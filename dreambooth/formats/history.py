@@ -1,0 +1,59 @@
+"""What a run's folder tells of its result: the settings that made it, its pictures, and what measured it."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dreambooth.config import Config, fill_prompt, to_dict
+from dreambooth.export import ExportCard
+from dreambooth.methods import find_method
+from dreambooth.metrics.journal import Journal
+
+# Sections whose settings decide the weights, and keys that are told even where they have their default.
+SECTIONS = ("data", "prior", "method", "optim", "loss", "train")
+ALWAYS = ("run.seed", "method.name", "prior.source", "prior.weight", "optim.lr", "train.max_steps", "train.batch_size")
+
+
+@dataclass(frozen=True)
+class History:
+    """Empty where only the result is left of a run.
+
+    grid: the pictures of the kept step, a row for each of `prompts`. measured_by: by the name of a score.
+    """
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    grid: Path | None = None
+    prompts: list[str] = field(default_factory=list)
+    measured_by: dict[str, str] = field(default_factory=dict)
+
+
+def read_history(model: Path, card: ExportCard) -> History:
+    """model: a run folder, or the model/ of one. card: of its result."""
+    run = model.resolve().parent if model.resolve().name == "model" else model
+    if not (run / "config.yaml").is_file():
+        return History()
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    grid = run / "samples" / f"step-{card.step:06d}.png"
+    entries = Journal(run / "logs" / "scores.jsonl").entries
+    return History(
+        settings=deciding_settings(config),
+        grid=grid if grid.is_file() else None,
+        prompts=[fill_prompt(prompt, card.identifier, card.class_noun) for prompt in config["validate"]["prompts"]],
+        measured_by=(entries[0].measured_by or {}) if entries else {},
+    )
+
+
+def deciding_settings(config: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """By key, of a run's config.yaml: what decides the weights and is not as by default; the learning rate resolved."""
+    defaults = to_dict(Config())
+    settings = {
+        f"{section}.{name}": value
+        for section, values in config.items()
+        for name, value in values.items()
+        if f"{section}.{name}" in ALWAYS or (section in SECTIONS and value != defaults[section].get(name))
+    }
+    if settings["optim.lr"] is None:
+        settings["optim.lr"] = find_method(config["method"]["name"]).lr
+    return settings

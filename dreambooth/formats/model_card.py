@@ -1,0 +1,120 @@
+"""The model card of an export, README.md: what it has learned, its pictures, how to use it, settings, scores, base."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+
+from dreambooth.config import fill_prompt, subject_phrase
+from dreambooth.export import ExportCard
+from dreambooth.families import Family
+from dreambooth.files import write_text
+from dreambooth.formats.history import History
+from dreambooth.methods import find_method
+
+PICTURES = "samples.png"
+KINDS = {
+    "diffusers": "A text-to-image model",
+    "single-file": "A text-to-image model in the original layout",
+    "lora": "A LoRA",
+    "kohya": "A LoRA in kohya's layout",
+    "embedding": "A learned word",
+}
+SCORES = {
+    "eval/dino": "likeness of the subject's pictures to the photos",
+    "eval/clip_i": "the same, by CLIP",
+    "eval/clip_t": "do they follow the prompt?",
+    "eval/pres": "likeness of the class to the photos: what leaked",
+    "eval/div": "distance among pictures of the class",
+    "eval/drift": "distance of the class from the base's pictures",
+    "eval/drift_other": "the same of other prompts",
+    "eval/quality": "fidelity * obedience * kept, by which the step was chosen",
+    "eval/loss": "at noise and timesteps that are always the same",
+}
+TAGS = {"lora": ["lora"], "kohya": ["lora"], "embedding": ["textual_inversion"]}
+
+
+def write(folder: Path, form: str, family: Family, card: ExportCard, history: History, repo: str | None) -> None:
+    """Write README.md, and beside it the pictures of the kept step. repo: its place on the hub, if it goes there."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    if history.grid is not None:
+        shutil.copyfile(history.grid, folder / PICTURES)
+    licence = licence_of(card.base)
+    text = environment.get_template("model_card.md").render(
+        metadata=metadata(form, card, licence).to_yaml(),
+        subject=subject_phrase(card.identifier, card.class_noun),
+        prompt=fill_prompt(card.prompt, card.identifier, card.class_noun),
+        kind=KINDS[form],
+        method=(card.settings or {}).get("method.name", card.method),
+        scores=list(told_scores(card, history)),
+        card=card,
+        form=form,
+        repo=repo,
+        history=history,
+        licence=licence,
+        pictures=PICTURES,
+        pipeline=type(family.pipeline()).__name__,
+        has_word=form != "diffusers" and find_method(card.method).adds_word,
+        base_is_file=Path(card.base or "").is_file(),
+    )
+    write_text(folder / "README.md", text)
+
+
+def told_scores(card: ExportCard, history: History) -> Iterator[tuple[str, float, str]]:
+    """Name, mean, and what it means, with what has measured it."""
+    for name, score in (card.scores or {}).items():
+        encoder = history.measured_by.get(name.removeprefix("eval/"))
+        yield name, score, SCORES.get(name, "") + (f", by {encoder}" if encoder else "")
+
+
+def metadata(form: str, card: ExportCard, licence: dict[str, str]) -> ModelCardData:
+    """What the hub reads. A base that lies in a folder has no name there."""
+    named: dict[str, Any] = {**licence}
+    if is_on_the_hub(card.base):
+        named |= {"base_model": card.base, "base_model_relation": "adapter" if form in TAGS else "finetune"}
+    return ModelCardData(
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=["text-to-image", "diffusers", "dreambooth", *TAGS.get(form, [])],
+        instance_prompt=fill_prompt(card.prompt, card.identifier, card.class_noun),
+        **named,
+    )
+
+
+def is_on_the_hub(base: str | None) -> bool:
+    return base is not None and base.count("/") == 1 and base[0] not in "./~" and not Path(base).exists()
+
+
+def licence_of(base: str | None) -> dict[str, str]:
+    """license, license_name and license_link of a base's own model card; empty where there is none at hand."""
+    path = None if base is None else _card_of(base)
+    if path is None:
+        return {}
+    try:
+        data = ModelCard.load(path).data.to_dict()
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return {key: str(data[key]) for key in ("license", "license_name", "license_link") if data.get(key)}
+
+
+def _card_of(base: str) -> Path | None:
+    """In the base's folder, or what the cache has of the hub's."""
+    if Path(base).exists():
+        path = Path(base) / "README.md"
+        return path if path.is_file() else None
+    try:
+        found = try_to_load_from_cache(base, "README.md")
+    except HFValidationError:
+        return None
+    return Path(found) if isinstance(found, str) else None

@@ -1,0 +1,19 @@
+"""A learned word as a file: alone, or beside a file that cannot hold it, having no tokenizer."""
+
+from pathlib import Path
+
+from dreambooth.export import ExportCard
+from dreambooth.families import Family
+from dreambooth.formats.metadata import file_metadata
+from dreambooth.methods import find_method, words
+
+
+def write(family: Family, card: ExportCard, folder: Path) -> None:
+    """diffusers and AUTOMATIC1111 read it as it is, ComfyUI by the file's name."""
+    words.save(family, folder, card.identifier, file_metadata(family, card, "diffusers", "textual-inversion"))
+
+
+def write_beside(family: Family, card: ExportCard, folder: Path) -> None:
+    """The same, of a result that has one."""
+    if find_method(card.method).adds_word:
+        write(family, card, folder)
