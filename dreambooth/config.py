@@ -238,8 +238,10 @@ class TrainConfig:
     num_nodes: int = knob(
         1, "machines; torchrun or SLURM starts the processes of several, which all see the run's folder", minimum=1
     )
-    strategy: Literal["auto", "ddp"] = knob(
-        "auto", "how several processes share the work; ddp: each has the whole model and a part of the batch"
+    strategy: Literal["auto", "ddp", "fsdp"] = knob(
+        "auto",
+        "what several processes divide; ddp (auto): the pictures; fsdp: weights, gradients and Adam's moments too, for "
+        "what does not fit one GPU: more is sent, method full only",
     )
     num_threads: int | None = knob(None, "CPU threads; null: torch's choice. The last bits depend on it", minimum=1)
 
@@ -522,8 +524,25 @@ def _joint_problems(config: Config) -> typing.Iterator[str]:
         yield f"data.caption_dropout: {config.data.caption_dropout} is too large; at most 1"
     if config.data.unmasked_weight > 1:
         yield f"data.unmasked_weight: {config.data.unmasked_weight} is too large; at most 1"
+    if config.train.strategy == "fsdp":
+        yield from _fsdp_problems(config)
     if max(optim.beta1, optim.beta2) >= 1:
         yield f"optim.beta1, optim.beta2: {optim.beta1}, {optim.beta2} must be below 1"
+
+
+def _fsdp_problems(config: Config) -> typing.Iterator[str]:
+    """What does not go with divided weights."""
+    if config.train.devices * config.train.num_nodes == 1:
+        yield "train.strategy: fsdp divides the weights among processes; set train.devices, or use auto"
+    if config.method.name != "full":
+        yield f"train.strategy: fsdp is for method full; what {config.method.name} trains is small: use ddp"
+    for key, is_set in (
+        ("optim.identifier_lr", config.optim.identifier_lr is not None),
+        ("train.ema_decay", config.train.ema_decay > 0),
+        ("train.compile", config.train.compile),
+    ):
+        if is_set:
+            yield f"{key}: not possible with train.strategy fsdp; leave it at its default, or use ddp"
 
 
 def _listed(path: str | Path, problems: list[str]) -> str:

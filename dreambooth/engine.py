@@ -24,7 +24,7 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
-from pytorch_lightning.strategies import DDPStrategy, Strategy
+from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch.utils.data import DataLoader
 
 from dreambooth import callbacks, parts
@@ -116,14 +116,29 @@ def train(config: Config) -> int:
         return 128 + saving.signal_number
     if not trainer.is_global_zero:
         return 0
+    if module.is_sharded:
+        module = put_together(run, config)
     module.take_average()
     step = take_best(run, config, module, journal, trainer.global_step)
     scores = next((entry.figures() for entry in journal.entries if entry.step == step), None)
     card = parts.subject_card(config, step, trainer.global_step, identity["base model"], scores)
-    export_model(family, card, run.model, config.model.export_dtype)
+    export_model(module.family, card, run.model, config.model.export_dtype)
     print(f"model: {run.model}")
     print(f'try: python sample.py {run.path} "a photo of {{subject}} on the beach"')
     return 0
+
+
+def put_together(run: RunFolder, config: Config) -> DreamBoothModule:
+    """The last state's weights, which were divided among processes, in networks of their own."""
+    randomness = Randomness(config.run.seed)
+    family = load_family(config.model.base, config.model.family, config.model.config)
+    trained = find_method(config.method.name).attach(family, parts.method_settings(config, randomness))
+    module = DreamBoothModule(
+        family, trained, parts.make_objective(config), None, parts.optim_settings(config), randomness
+    )
+    saved = AtomicCheckpointIO().load_checkpoint(run.state)["state_dict"]
+    module.load_trained({name.removeprefix("trained."): weight for name, weight in saved.items()})
+    return module
 
 
 def take_best(run: RunFolder, config: Config, module: DreamBoothModule, journal: Journal, last_step: int) -> int:
@@ -329,12 +344,15 @@ def make_trainer(
 
 
 def make_strategy(config: Config, module: DreamBoothModule) -> Strategy | str:
-    """Each process has the whole model; gradients are averaged while backward runs, straight in the exchanged buffers.
+    """With ddp each process has the whole model, and gradients are averaged in place while backward runs.
 
     Of XL's first text encoder the last layer is not read: weights without a gradient must then be looked for.
     """
-    if config.train.devices * config.train.num_nodes == 1:
+    world_size = config.train.devices * config.train.num_nodes
+    if world_size == 1:
         return "auto"
+    if config.train.strategy == "fsdp":
+        return ModelParallelStrategy(world_size, tensor_parallel_size=1, save_distributed_checkpoint=False)
     has_unread = "text_encoder_1" in module.trained
     return DDPStrategy(find_unused_parameters=has_unread, gradient_as_bucket_view=True)
 

@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytorch_lightning as pl
 import torch
 from diffusers.training_utils import EMAModel
+from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
 from dreambooth.errors import NonFiniteError, UserError
@@ -27,6 +28,7 @@ from dreambooth.losses import (
 from dreambooth.optim import OptimSettings, is_of_text, make_optimizer
 from dreambooth.prior import Predict, Prior
 from dreambooth.randomness import Randomness
+from dreambooth.ranks import shard, whole
 
 NUM_DECILES = 10
 
@@ -91,6 +93,16 @@ class DreamBoothModule(pl.LightningModule):
         # Sums and counts of the training loss by tenth of the timesteps. No buffer: DDP would make all processes' the
         # first one's.
         self.decile_losses = torch.zeros(2, NUM_DECILES)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process has only a part of every trained weight."""
+        return isinstance(self.trainer.strategy, ModelParallelStrategy)
+
+    def configure_model(self) -> None:
+        if self.is_sharded:
+            for network in self.trained.values():
+                shard(network, cast(Any, self.device_mesh)["data_parallel"])
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         places = batch["place"].tolist()
@@ -265,25 +277,25 @@ class DreamBoothModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.average is not None:
             checkpoint["average"] = self.average.state_dict()
+        of_all = torch.zeros(self.trainer.world_size, 2, NUM_DECILES, device=self.device)
+        of_all[self.trainer.global_rank] = self.decile_losses
+        checkpoint["decile_losses"] = self.trainer.strategy.reduce(of_all, reduce_op="sum")
         kept = {f"trained.{name}" for name in self.trained_state()}
         checkpoint["state_dict"] = {name: t for name, t in checkpoint["state_dict"].items() if name in kept}
-        of_all = cast(Tensor, self.all_gather(self.decile_losses.to(self.device)))
-        checkpoint["state_dict"]["decile_losses"] = of_all
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.average is not None:
             self.average.load_state_dict(checkpoint["average"])
             self.average.to(self.device)
-        of_all = checkpoint["state_dict"].pop("decile_losses").view(-1, 2, NUM_DECILES)
-        self.decile_losses = of_all[self.trainer.global_rank].clone()
-        names = {name.removeprefix("trained.") for name in checkpoint["state_dict"]}
-        check_names(self.trained_state(), names)
+        self.decile_losses = checkpoint["decile_losses"][self.trainer.global_rank].clone()
+        if "state_dict" in checkpoint:  # divided weights are in their place already
+            check_names(self.trained_state(), {name.removeprefix("trained.") for name in checkpoint["state_dict"]})
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clip to `max_grad_norm`, note the norm, and stop before the optimizer step where it is not finite."""
-        norm = torch.nn.utils.clip_grad_norm_(self.trained_state().values(), self.max_grad_norm or float("inf"))
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.trained_state().values(), self.max_grad_norm or float("inf")))
         self.figures["optim/grad_norm"] = norm
         for number, group in enumerate(optimizer.param_groups):  # the denoiser's is the first where it trains
             self.figures[f"optim/lr_{group['name']}" if number else "optim/lr"] = group["lr"]

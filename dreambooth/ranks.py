@@ -6,11 +6,13 @@ Lightning's trainer. The first process writes and speaks for all.
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import torch
 from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor, nn
 
 
 def is_first() -> bool:
@@ -41,3 +43,31 @@ class Turns:
         """The places in the run of all processes' samples in the batch of which `places` are this one's."""
         ahead = [(other - self.rank) * len(places) for other in range(self.world_size)]
         return [place + by for by in ahead for place in places]
+
+
+# -------------------------------------------------------------------------------- divided weights
+
+
+def shard(network: nn.Module, mesh: Any) -> None:
+    """Divide every weight among the processes of a mesh; a block's are put together while it computes.
+
+    Fully sharded data parallelism, torch's second version (Zhao et al. 2023, arXiv 2304.11277): gradients and an
+    optimizer's moments are divided with the weights.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    cast(Any, network).to(memory_format=torch.contiguous_format)
+    for block in _blocks(network):
+        fully_shard(block, mesh=mesh)
+    fully_shard(network, mesh=mesh)
+
+
+def _blocks(network: nn.Module) -> Iterator[nn.Module]:
+    """The layers that a network has several of."""
+    for child in network.children():
+        yield from child if isinstance(child, nn.ModuleList) else _blocks(child)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A divided tensor put together, for which all processes must ask; any other as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

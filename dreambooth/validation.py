@@ -24,7 +24,7 @@ from dreambooth.metrics import selection
 from dreambooth.metrics.journal import Entry, Journal
 from dreambooth.metrics.validation import PictureRows, ValidationScorer
 from dreambooth.module import DreamBoothModule
-from dreambooth.ranks import tell
+from dreambooth.ranks import tell, whole
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,17 @@ class Validate(StepCallback):
             self._look(trainer, module, step)
 
     def _look(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
-        """Validate, and end the run where that has not helped for too long. One process looks, the others wait."""
-        deciles = module.take_deciles()
-        if trainer.is_global_zero:
-            self._validate(trainer, module, step, deciles)
+        """Validate, and end the run where that has not helped for too long.
+
+        One process looks and the others wait. Where each has only a part of the weights all draw, and one looks.
+        """
+        started, deciles = time.monotonic(), module.take_deciles()
+        with module.averaged():
+            entry = self._validate(trainer, module, step)
+            self._keep(trainer, module, entry)
+        if entry is not None:
+            self._record(trainer, module, entry, deciles)
+        self.seconds += time.monotonic() - started
         self._stop_text_encoders(trainer, module)
         stop = trainer.is_global_zero and self.journal.is_exhausted(self.patience)
         if stop:
@@ -108,34 +115,38 @@ class Validate(StepCallback):
             module.stop_text_encoders()
             tell(f"drift is above {self.stop_drift}: the text encoder stays as it is (optim.text_encoder_stop_drift)")
 
-    def _validate(self, trainer: pl.Trainer, module: DreamBoothModule, step: int, deciles: dict[str, float]) -> None:
-        started = time.monotonic()
-        with module.averaged():
-            rows = self.looks.sample()
-            sheet = self._write_grid(rows, step)
-            entry = self._measure(rows, step)
-            self._keep(module, entry)
-        figures = {**entry.figures(), **deciles}
+    def _validate(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> Entry | None:
+        """Draw and measure; None in the processes that do not look."""
+        if not (trainer.is_global_zero or module.is_sharded):
+            return None
+        rows, loss = self.looks.sample(), self.looks.loss()
+        if not trainer.is_global_zero:
+            return None
+        self._write_grid(rows, step)
+        return self._measure(rows, loss, step)
+
+    def _record(self, trainer: pl.Trainer, module: DreamBoothModule, entry: Entry, deciles: dict[str, float]) -> None:
+        """Log, and last of all write the line in the journal."""
+        step, figures = entry.step, {**entry.figures(), **deciles}
         self.metrics.write(step, figures)
-        for logger in trainer.loggers:
-            logger.log_metrics(figures, step=step)
-            log_picture(logger, sheet, step)
+        with Image.open(self._grid_path(step)) as sheet:
+            for logger in trainer.loggers:
+                logger.log_metrics(figures, step=step)
+                log_picture(logger, sheet, step)
         self.journal.add(entry)
-        self.seconds += time.monotonic() - started
         tell_scores(entry, self.journal)
         module.last_scores = "".join(f", {name[5:]} {value:.2f}" for name, value in entry.figures().items())
 
-    def _write_grid(self, rows: PictureRows, step: int) -> Image.Image:
+    def _write_grid(self, rows: PictureRows, step: int) -> None:
         sheet = grid([picture for row in rows for picture in row], columns=len(rows[0]))
         with atomic_file(self._grid_path(step)) as file:
             sheet.save(file, format="PNG")
-        return sheet
 
     def _grid_path(self, step: int) -> Path:
         return self.samples / f"step-{step:06d}.png"
 
-    def _measure(self, rows: PictureRows, step: int) -> Entry:
-        score, loss = self.looks.score, self.looks.loss()
+    def _measure(self, rows: PictureRows, loss: float, step: int) -> Entry:
+        score = self.looks.score
         if score is None:
             return Entry(step, loss, {})
         anchors = score.anchors(rows) if step == 0 else self.journal.anchors
@@ -154,12 +165,17 @@ class Validate(StepCallback):
         columns = len(rows[0])
         return [pictures[first : first + columns] for first in range(0, len(pictures), columns)]
 
-    def _keep(self, module: DreamBoothModule, entry: Entry) -> None:
+    def _keep(self, trainer: pl.Trainer, module: DreamBoothModule, entry: Entry | None) -> None:
         """Save the weights if no validation before had a better step."""
+        if self.best is None or not trainer.strategy.broadcast(entry is not None and self._is_best(entry)):
+            return
+        weights = {name: whole(weight) for name, weight in module.trained_state().items()}
+        if entry is not None:
+            AtomicCheckpointIO().save_checkpoint({"global_step": entry.step, "state_dict": weights}, self.best)
+
+    def _is_best(self, entry: Entry) -> bool:
         qualities = self.journal.qualities | ({entry.step: entry.quality.value} if entry.quality is not None else {})
-        if self.best is not None and selection.best(qualities) == entry.step:
-            weights = {"global_step": entry.step, "state_dict": module.trained_state()}
-            AtomicCheckpointIO().save_checkpoint(weights, self.best)
+        return selection.best(qualities) == entry.step
 
 
 def restore_best(module: DreamBoothModule, path: Path) -> int:

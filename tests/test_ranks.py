@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_interruptions import assert_equal_runs
 from torch import Tensor
 
@@ -33,8 +34,8 @@ SETTINGS = ("train.max_steps=6", "train.accumulate=2", "prior.num_images=14", "v
 TWO = (*SETTINGS, "train.devices=2", "train.batch_size=1")
 
 
-def command(config_file: Path, name: str, starter: Sequence[str] = (sys.executable,)) -> list[str]:
-    return [*starter, str(ROOT / "train.py"), str(config_file), f"run.name={name}", *TWO]
+def command(config_file: Path, name: str, *more: str, starter: Sequence[str] = (sys.executable,)) -> list[str]:
+    return [*starter, str(ROOT / "train.py"), str(config_file), f"run.name={name}", *TWO, *more]
 
 
 def run_of(config_file: Path, name: str) -> RunFolder:
@@ -60,7 +61,7 @@ def config_file(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, pictu
 @pytest.fixture(scope="module")
 def pair(config_file: Path) -> RunFolder:
     """A run of two processes that torchrun has started."""
-    said = finish(command(config_file, "pair", TORCHRUN))
+    said = finish(command(config_file, "pair", starter=TORCHRUN))
     assert said.count("training ") == 1, "both processes speak"
     return run_of(config_file, "pair")
 
@@ -74,23 +75,41 @@ def test_two_processes_take_the_steps_of_one(pair: RunFolder, config_file: Path)
     """The same samples, noise and timesteps: equal losses, weights, class pictures and validations but for rounding."""
     assert train(load_config(config_file, ["run.name=alone", *SETTINGS, "train.batch_size=2"])) == 0
     alone = run_of(config_file, "alone")
-    for one, two in zip(figures(alone), figures(pair), strict=True):
+    assert_equal_but_for_rounding(alone, pair)
+    blocks = [{path.name: path.read_bytes() for path in run.prior.glob("*/*.safetensors")} for run in (alone, pair)]
+    assert blocks[0] == blocks[1]
+    assert len(blocks[0]) == 7
+
+
+def test_divided_weights_train_as_whole_ones_and_so_after_an_interruption(pair: RunFolder, config_file: Path) -> None:
+    """Fully sharded: what is saved and exported is whole again."""
+    run, line = run_of(config_file, "divided"), command(config_file, "divided", "train.strategy=fsdp")
+    with started(line) as process:
+        wait_for_step(run, 1, process)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=120) == 128 + signal.SIGINT
+    assert 1 <= find_state(run.state).step < 6
+    finish(line)
+    assert_equal_but_for_rounding(pair, run)
+    saved = torch.load(run.state, weights_only=True)["state_dict"]
+    exported = load_file(run.model / "unet" / "diffusion_pytorch_model.safetensors")
+    for name, weight in exported.items():
+        assert torch.equal(weight, saved[f"trained.denoiser.{name}"]), name
+
+
+def assert_equal_but_for_rounding(first: RunFolder, second: RunFolder) -> None:
+    for one, two in zip(figures(first), figures(second), strict=True):
         assert one.keys() == two.keys()
         for name in one:
             assert float(two[name] or 0) == pytest.approx(float(one[name] or 0), rel=1e-6, abs=1e-6), (
                 one["step"],
                 name,
             )
-    states = [torch.load(run.state, weights_only=True)["state_dict"] for run in (alone, pair)]
+    states = [torch.load(run.state, weights_only=True)["state_dict"] for run in (first, second)]
     assert states[0].keys() == states[1].keys()
-    # A key's bias moves no attention, and of a gradient that is rounding Adam makes whole steps; sums are by process.
-    others = ("k_proj.bias", "decile_losses")
     for name, weight in states[0].items():
-        if not name.endswith(others):
+        if not name.endswith("k_proj.bias"):  # it moves no attention: of rounding for a gradient Adam makes whole steps
             torch.testing.assert_close(states[1][name], weight, rtol=1e-3, atol=1e-5, msg=f"{name} differs")
-    blocks = [{path.name: path.read_bytes() for path in run.prior.glob("*/*.safetensors")} for run in (alone, pair)]
-    assert blocks[0] == blocks[1]
-    assert len(blocks[0]) == 7
 
 
 def test_a_signal_to_one_process_stops_all_and_a_killed_one_ends_the_job(pair: RunFolder, config_file: Path) -> None:
@@ -171,6 +190,19 @@ def test_another_number_of_processes_than_wished_is_refused(config: Config, monk
         pick_device(config)
     config.train.devices = 2
     assert pick_device(config).type in ("cpu", "cuda")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["train.devices=1"], "divides the weights among processes; set train.devices"),
+        (["train.devices=2", "method.name=lora"], "fsdp is for method full"),
+        (["train.devices=2", "optim.identifier_lr=1e-3"], "optim.identifier_lr: not possible with train.strategy fsdp"),
+    ],
+)
+def test_what_divided_weights_cannot_do_is_told(config_file: Path, settings: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        load_config(config_file, ["train.strategy=fsdp", *settings])
 
 
 def test_a_run_does_not_change_its_number_of_processes(pair: RunFolder, config_file: Path) -> None:

@@ -1,0 +1,52 @@
+"""Run a training script and note when each optimizer step ends: `timed.py EVENTS.jsonl SCRIPT [arguments ...]`.
+
+The script runs as it lies on disk. Both sides of a comparison are timed by this, at the same place: the end of
+`torch.optim.AdamW.step`, from one of which to the next lies a whole training step.
+"""
+
+import functools
+import json
+import runpy
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+START = time.perf_counter()
+
+import torch  # noqa: E402
+
+
+def note_steps(events: Path) -> None:
+    """Write a line of seconds since the start whenever an AdamW step ends."""
+    step = torch.optim.AdamW.step
+
+    @functools.wraps(step)
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        result = step(*args, **kwargs)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        with open(events, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"seconds": time.perf_counter() - START}) + "\n")
+        return result
+
+    torch.optim.AdamW.step = timed  # type: ignore[method-assign]
+
+
+def let_torchvision_load() -> None:
+    """Its published wheel is for a CUDA torch. Beside a CPU torch the schemas of two operators have to be there."""
+    if torch.version.cuda is None:
+        library = torch.library.Library("torchvision", "DEF")
+        for operator in ("nms", "qnms"):
+            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        globals()["_library"] = library  # what it defines goes with it
+
+
+if __name__ == "__main__":
+    events, script = Path(sys.argv[1]), Path(sys.argv[2]).resolve()
+    note_steps(events)
+    if script.name.startswith("train_dreambooth"):
+        let_torchvision_load()
+    sys.argv = sys.argv[2:]
+    sys.path.insert(0, str(script.parent))
+    runpy.run_path(str(script), run_name="__main__")
