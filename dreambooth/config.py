@@ -74,7 +74,15 @@ class DataConfig:
     """From files to pixels."""
 
     resolution: int = knob(512, "side of the square training pictures, pixels", minimum=8)
-    crop: Literal["center", "random"] = knob("center", "where the square is cut from a picture that is not square")
+    buckets: bool = knob(
+        False,
+        "each picture is cut not to a square but, by a few percent, to the nearest of some shapes between 1:2 and 2:1 "
+        "that have about the square's area; class pictures are made in the same shapes",
+    )
+    bucket_step: int = knob(
+        64, "sides of these shapes are multiples of this, pixels; a smaller one cuts off less", minimum=8
+    )
+    crop: Literal["center", "random"] = knob("center", "where a picture is cut that has not the shape it is to get")
     num_crops: int = knob(8, "crops a picture, encoded once each, when data.crop is random", minimum=1)
     flip: bool = knob(False, "also learn from mirrored pictures; leave off where left and right matter (lettering)")
     captions: bool = knob(
@@ -520,6 +528,8 @@ def _joint_problems(config: Config) -> typing.Iterator[str]:
         yield f"optim.warmup_steps: {optim.warmup_steps} must be below train.max_steps ({config.train.max_steps})"
     if config.train.ema_decay >= 1:
         yield f"train.ema_decay: {config.train.ema_decay} must be below 1, or nothing is ever learned"
+    if config.data.buckets and config.data.resolution % config.data.bucket_step:
+        yield f"data.bucket_step: {config.data.bucket_step} must divide data.resolution ({config.data.resolution})"
     if config.data.caption_dropout > 1:
         yield f"data.caption_dropout: {config.data.caption_dropout} is too large; at most 1"
     if config.data.unmasked_weight > 1:
@@ -540,6 +550,7 @@ def _fsdp_problems(config: Config) -> typing.Iterator[str]:
         ("optim.identifier_lr", config.optim.identifier_lr is not None),
         ("train.ema_decay", config.train.ema_decay > 0),
         ("train.compile", config.train.compile),
+        ("data.buckets", config.data.buckets),  # processes would compute in different numbers of groups, and wait
     ):
         if is_set:
             yield f"{key}: not possible with train.strategy fsdp; leave it at its default, or use ddp"

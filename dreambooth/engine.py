@@ -90,9 +90,11 @@ def train(config: Config) -> int:
     randomness = Randomness(config.run.seed)
     trained = method.attach(family, parts.method_settings(config, randomness))
     parts.check_texts(family, captions, config)
-    parts.tell_small_pictures(picture_paths, config.data.resolution)
+    parts.tell_small_pictures(picture_paths, parts.buckets_of(family, config), config.data.resolution)
 
     pictures = parts.encode(family, picture_paths, config, randomness, masks)
+    if config.data.buckets:
+        parts.tell_buckets(pictures)
     unseen = parts.unseen_pictures(family, config, randomness) or pictures
     open_run(run, config)
     prior, teacher = parts.make_prior(family, pictures, captions, run.prior, config, randomness, identity["base model"])
@@ -283,14 +285,18 @@ def peak_resident_bytes() -> int:
 
 
 def make_loader(subject: LatentDataset, config: Config, trainer: pl.Trainer) -> DataLoader[Any]:
-    """Endless batches, from the place where the (restored) run stands."""
+    """Endless batches, lists of samples, from the place where the (restored) run stands."""
 
     def position() -> tuple[int, int, int]:
         return trainer.global_step * config.train.accumulate, trainer.global_rank, trainer.world_size
 
     places = PlaceSampler(config.train.batch_size, position)
     return DataLoader(
-        subject, batch_sampler=places, num_workers=config.data.num_workers, worker_init_fn=callbacks.ignore_interrupts
+        subject,
+        batch_sampler=places,
+        collate_fn=list,
+        num_workers=config.data.num_workers,
+        worker_init_fn=callbacks.ignore_interrupts,
     )
 
 

@@ -1,7 +1,7 @@
 """Picture files to pixels and back: what a person sees in a viewer is what a model learns.
 
 What a camera, a phone or an editor writes comes out as upright 8-bit sRGB; what cannot is named in an error.
-Shapes: B batch, C channels (3, red green blue), H/W height and width in pixels.
+Shapes: B batch, C channels (3, red green blue), H/W height and width in pixels. A size is (width, height).
 """
 
 import hashlib
@@ -18,6 +18,7 @@ import torch
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from dreambooth.buckets import Size, largest_part
 from dreambooth.captions import is_caption_file
 from dreambooth.errors import NonFiniteError, UserError
 
@@ -102,22 +103,25 @@ def transparency_mask(path: str | Path) -> Image.Image:
     return image.convert("RGBA").getchannel("A")
 
 
-def is_upscaled(image: Image.Image, resolution: int) -> bool:
-    """Whether `resize_and_crop` to `resolution` has to invent detail: the short side has fewer pixels."""
-    return min(image.size) < resolution
+def is_upscaled(image: Image.Image, size: Size) -> bool:
+    """Whether `resize_and_crop` to `size` has to invent detail: a side has fewer pixels."""
+    return image.width < size[0] or image.height < size[1]
 
 
-def resize_and_crop(image: Image.Image, resolution: int, position_xy: tuple[float, float] = (0.5, 0.5)) -> Image.Image:
-    """The largest square of `image`, resized to `resolution` x `resolution` pixels; nothing is squashed.
+def resize_and_crop(image: Image.Image, size: Size, position_xy: tuple[float, float] = (0.5, 0.5)) -> Image.Image:
+    """The largest part of `image` in the shape of `size`, resized to that many pixels; nothing is squashed.
 
-    position_xy: where the square lies, 0 left or top, 0.5 the centre, 1 right or bottom; only the long side has room to
-    move. Ask `is_upscaled` first where too small a picture matters.
+    position_xy: where the part lies, 0 left or top, 0.5 the centre, 1 right or bottom; only one side has room to move.
+    Ask `is_upscaled` first where too small a picture matters.
     """
     assert all(0 <= position <= 1 for position in position_xy), position_xy
-    side = min(image.size)
+    width, height = largest_part(image.size, size)
     # Whole source pixels, so that a picture that needs no resizing is cut and not resampled.
-    left, top = (round(position * (length - side)) for position, length in zip(position_xy, image.size, strict=True))
-    return image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+    left, top = (
+        min(round(position * room), room)
+        for position, room in zip(position_xy, (image.width - width, image.height - height), strict=True)
+    )
+    return image.resize(size, Image.Resampling.LANCZOS, box=(left, top, left + width, top + height))
 
 
 def center_square(image: Image.Image) -> Image.Image:

@@ -1,7 +1,8 @@
 """The training step: DreamBooth's loss on one batch of subject and class latents. It reads like the paper.
 
-Ruiz et al. 2023, arXiv 2208.12242, equation 2. Shapes: B samples of the subject, 2B with those of the class, C
-channels, H/W latent height and width.
+Ruiz et al. 2023, arXiv 2208.12242, equation 2. Pictures may differ in shape: those of one shape go through the networks
+together. Shapes: B samples of one shape (in `training_step` of the subject, 2B with those of the class), C channels,
+H/W latent height and width.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ from diffusers.training_utils import EMAModel
 from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
+from dreambooth.data import Sample, by_shape
 from dreambooth.errors import NonFiniteError, UserError
 from dreambooth.families import Condition, Family
 from dreambooth.losses import (
@@ -53,10 +55,7 @@ class Objective:
 
 
 class DreamBoothModule(pl.LightningModule):
-    """Trains `trained` (parts of `family`) on batches of the subject.
-
-    A batch is {"place": [B], "latents": [B, C, H, W], "frame": [B, 6], "prompt": B texts}, and with masks "mask":
-    [B, 1, H, W].
+    """Trains `trained` (parts of `family`) on batches of the subject: lists of samples.
 
     Only networks that train are submodules, and only their trained weights are in a checkpoint.
     """
@@ -104,66 +103,71 @@ class DreamBoothModule(pl.LightningModule):
             for network in self.trained.values():
                 shard(network, cast(Any, self.device_mesh)["data_parallel"])
 
-    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        places = batch["place"].tolist()
-        torch.manual_seed(self.randomness.torch_seed("module", places[0]))  # for dropout inside the networks
+    def training_step(self, batch: Sequence[Sample], batch_idx: int) -> Tensor:
+        torch.manual_seed(self.randomness.torch_seed("module", batch[0].place))  # for dropout inside the networks
 
-        x0, is_prior = self._with_prior(batch["latents"], places)
-        class_prompts = [] if self.prior is None else self.prior.prompts(places)
-        noise, t = self._noise_and_timesteps(places, x0)
-        noisy = self.family.schedule.add_noise(x0, self._perturbed(noise, places), t)
-        condition = self._condition([*batch["prompt"], *class_prompts])
-        condition |= self._frame_condition(batch["frame"], is_prior)
-        prediction = self.family.predict(noisy, t, condition)
-        target = self.family.schedule.target(x0, noise, t)
-        if self.teacher is not None:
-            target[is_prior] = self.teacher(noisy[is_prior], t[is_prior], class_prompts)
-        loss_2B = self._error(prediction, target, self._mask(batch, is_prior)) * self._weight(t)
+        groups = by_shape([*batch, *self._class_samples(batch)])
+        loss_2B = torch.cat([self._losses(samples) for samples in groups])
+        is_prior = torch.cat([self._is_prior(samples) for samples in groups])
         loss = prior_preservation(loss_2B, is_prior, self.objective.prior_weight)
 
         self._note(loss)
-        self._note_deciles(loss_2B.detach(), t)
         return loss.total
 
-    def _with_prior(self, latents_BCHW: Tensor, places: list[int]) -> tuple[Tensor, Tensor]:
-        """Subject latents, followed by as many class latents; and which are which, bool [2B]."""
-        is_prior_B = torch.zeros(len(places), dtype=torch.bool, device=latents_BCHW.device)
-        if self.prior is None:
-            return latents_BCHW, is_prior_B
-        prior_BCHW = self.prior.latents(places).to(latents_BCHW.device)
-        return torch.cat([latents_BCHW, prior_BCHW]), torch.cat([is_prior_B, ~is_prior_B])
+    def _class_samples(self, batch: Sequence[Sample]) -> list[Sample]:
+        """As many as there are of the subject."""
+        return [] if self.prior is None else self.prior.samples([sample.place for sample in batch])
 
-    def _noise_and_timesteps(self, places: list[int], x0: Tensor) -> tuple[Tensor, Tensor]:
-        """Subject and class samples draw their own, so that the prior changes nothing in the subject's."""
-        choices, num_timesteps = self._choices(places, x0), self.family.schedule.num_timesteps
-        noise = self._normal("noise", places, x0, tuple(x0.shape[1:]))
+    def _losses(self, samples: Sequence[Sample]) -> Tensor:
+        """The loss of each of some samples of one shape, [B]."""
+        x0 = torch.stack([sample.latents_CHW.to(self.device) for sample in samples])
+        noise, t = self._noise(samples), self._timesteps(samples)
+        noisy = self.family.schedule.add_noise(x0, self._perturbed(noise, samples), t)
+        condition = self._condition([sample.prompt for sample in samples]) | self._frame_condition(samples)
+        prediction = self.family.predict(noisy, t, condition)
+        target = self.family.schedule.target(x0, noise, t)
+        class_prompts = [sample.prompt for sample in samples if sample.is_prior]
+        if self.teacher is not None and class_prompts:
+            is_prior = self._is_prior(samples)
+            target[is_prior] = self.teacher(noisy[is_prior], t[is_prior], class_prompts)
+        loss_B = self._error(prediction, target, self._mask(samples)) * self._weight(t)
+        self._note_deciles(loss_B.detach(), t)
+        return loss_B
+
+    def _is_prior(self, samples: Sequence[Sample]) -> Tensor:
+        return torch.tensor([sample.is_prior for sample in samples], device=self.device)
+
+    def _timesteps(self, samples: Sequence[Sample]) -> Tensor:
+        num_timesteps = self.family.schedule.num_timesteps
+        draws = [self.randomness.integers(f"{one.source}/timestep", [one.place], num_timesteps) for one in samples]
+        return torch.cat(draws).to(self.device)
+
+    def _noise(self, samples: Sequence[Sample]) -> Tensor:
+        shape = samples[0].latents_CHW.shape
+        noise = self._normal("noise", samples, shape)
         if self.objective.noise_offset:
-            noise = noise + self.objective.noise_offset * self._normal("offset", places, x0, (x0.shape[1], 1, 1))
-        t = torch.cat([self.randomness.integers(f"{choice}/timestep", places, num_timesteps) for choice in choices])
-        return noise, t.to(x0.device)
+            noise = noise + self.objective.noise_offset * self._normal("offset", samples, (shape[0], 1, 1))
+        return noise
 
-    def _perturbed(self, noise: Tensor, places: list[int]) -> Tensor:
+    def _perturbed(self, noise: Tensor, samples: Sequence[Sample]) -> Tensor:
         """The noise that the network sees; the target is made of that which was drawn."""
         if not self.objective.input_perturbation:
             return noise
-        more = self._normal("perturbation", places, noise, tuple(noise.shape[1:]))
-        return noise + self.objective.input_perturbation * more
+        return noise + self.objective.input_perturbation * self._normal("perturbation", samples, noise.shape[1:])
 
-    def _normal(self, name: str, places: list[int], like: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """A draw a sample, [len(like), *shape]."""
-        draws = [self.randomness.normal(f"{each}/{name}", places, shape) for each in self._choices(places, like)]
-        return torch.cat(draws).to(like.device)
+    def _normal(self, name: str, samples: Sequence[Sample], shape: tuple[int, ...]) -> Tensor:
+        """A draw a sample, [B, *shape]. The class draws its own: a prior changes nothing in what the subject draws."""
+        draws = [self.randomness.normal(f"{one.source}/{name}", [one.place], tuple(shape)) for one in samples]
+        return torch.cat(draws).to(self.device)
 
-    def _choices(self, places: list[int], x0: Tensor) -> tuple[str, ...]:
-        return ("subject", "prior")[: len(x0) // len(places)]
-
-    def _mask(self, batch: Mapping[str, Tensor], is_prior: Tensor) -> Tensor | None:
-        """How much each place counts, [2B, 1, H, W]: pictures of the class count as a whole."""
-        if "mask" not in batch:
+    def _mask(self, samples: Sequence[Sample]) -> Tensor | None:
+        """How much each place counts, [B, 1, H, W]; None: all the same."""
+        masks = [sample.mask_1HW for sample in samples]
+        if all(mask is None for mask in masks):
             return None
-        outside = self.objective.unmasked_weight
-        mask_B1HW = outside + (1 - outside) * batch["mask"]
-        return torch.cat([mask_B1HW, torch.ones_like(mask_B1HW)])[: len(is_prior)]
+        whole, outside = torch.ones_like(samples[0].latents_CHW[:1]), self.objective.unmasked_weight
+        counts = [whole if mask is None else outside + (1 - outside) * mask for mask in masks]
+        return torch.stack([count.to(self.device) for count in counts])
 
     def _error(self, prediction: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
         if self.objective.huber_c is None:
@@ -175,7 +179,7 @@ class DreamBoothModule(pl.LightningModule):
         return timestep_weight(schedule.snr(t), self.objective.weighting, schedule.prediction, self.objective.gamma)
 
     def _condition(self, prompts: Sequence[str]) -> Condition:
-        """Each different prompt goes through the text encoder once a step (once a run where that is frozen)."""
+        """Each different prompt goes through the text encoder once (once a run where that is frozen)."""
         different = list(dict.fromkeys(prompts))
         if any(name.startswith("text_encoder") for name in self.trained):
             known = _by_prompt(different, self.family.condition(different))
@@ -185,11 +189,12 @@ class DreamBoothModule(pl.LightningModule):
                 known |= _by_prompt(new, {name: t.detach() for name, t in self.family.condition(new).items()})
         return {name: torch.stack([known[prompt][name] for prompt in prompts]) for name in known[different[0]]}
 
-    def _frame_condition(self, frame_B6: Tensor, is_prior: Tensor) -> Condition:
-        """How the subject's pictures were cut; those of the class are taken for whole ones of the trained size."""
-        height_width_B2 = frame_B6[:, 4:]
-        whole_B6 = torch.cat([height_width_B2, torch.zeros_like(height_width_B2), height_width_B2], dim=1)
-        return self.family.frame_condition(torch.cat([frame_B6, whole_B6])[: len(is_prior)])
+    def _frame_condition(self, samples: Sequence[Sample]) -> Condition:
+        """How pictures were cut; those that do not say are taken for whole ones."""
+        height, width = (side * self.family.vae_factor for side in samples[0].latents_CHW.shape[1:])
+        whole_6 = torch.tensor([height, width, 0, 0, height, width])
+        frames = [whole_6 if sample.frame_6 is None else sample.frame_6 for sample in samples]
+        return self.family.frame_condition(torch.stack([frame_6.to(self.device) for frame_6 in frames]))
 
     def _note(self, loss: LossParts) -> None:
         """Add to the step's figures, averaged over the batches that it accumulates; stop where a loss is not finite."""
@@ -216,20 +221,20 @@ class DreamBoothModule(pl.LightningModule):
         return {f"train/loss_t{i}": sums[i] / counts[i] for i in range(NUM_DECILES) if counts[i]}
 
     @torch.no_grad()
-    def fixed_loss(self, latents_BCHW: Tensor, prompts: Sequence[str]) -> float:
-        """The loss on latents with a prompt each, at noise and timesteps that are always the same, spread evenly."""
-        places, num_timesteps = range(len(latents_BCHW)), self.family.schedule.num_timesteps
-        noise = self.randomness.normal("validation/noise", places, tuple(latents_BCHW.shape[1:]))
-        t = torch.tensor([(2 * place + 1) * num_timesteps // (2 * len(places)) for place in places])
-        losses = []
-        for first in range(0, len(places), 4):
-            part = slice(first, first + 4)
-            x0, noise_part, t_part = (tensor[part].to(self.device) for tensor in (latents_BCHW, noise, t))
-            condition = self._condition(prompts[part])
-            noisy = self.family.schedule.add_noise(x0, noise_part, t_part)
-            prediction = self.family.predict(noisy, t_part, condition)
-            target = self.family.schedule.target(x0, noise_part, t_part)
-            losses.append(mean_over_picture(squared_error(prediction, target)))
+    def fixed_loss(self, samples: Sequence[Sample]) -> float:
+        """The loss on samples of places from 0 on, at noise and timesteps that are always the same, spread evenly."""
+        num_timesteps, losses = self.family.schedule.num_timesteps, []
+        for group in by_shape(samples):
+            for first in range(0, len(group), 4):
+                part = group[first : first + 4]
+                x0 = torch.stack([sample.latents_CHW for sample in part]).to(self.device)
+                noise = self._normal("noise", part, x0.shape[1:])
+                t = torch.tensor([(2 * sample.place + 1) * num_timesteps // (2 * len(samples)) for sample in part])
+                t = t.to(self.device)
+                noisy = self.family.schedule.add_noise(x0, noise, t)
+                prediction = self.family.predict(noisy, t, self._condition([sample.prompt for sample in part]))
+                target = self.family.schedule.target(x0, noise, t)
+                losses.append(mean_over_picture(squared_error(prediction, target)))
         return float(torch.cat(losses).mean())
 
     def trained_state(self) -> dict[str, Tensor]:

@@ -3,18 +3,20 @@
 import contextlib
 import glob
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from dreambooth import sampling
+from dreambooth.buckets import Size, make_buckets, nearest_bucket
 from dreambooth.captions import Captions, read_captions, without_subject
 from dreambooth.config import Config, fill_prompt
-from dreambooth.data import EncodedPictures, LatentDataset, encode_pictures
+from dreambooth.data import EncodedPicture, LatentDataset, Sample, encode_pictures
 from dreambooth.errors import UserError
 from dreambooth.export import SubjectCard
 from dreambooth.families import Family, evaluation_mode, frozen_copy
@@ -33,6 +35,7 @@ from dreambooth.ranks import local_rank, tell
 from dreambooth.validation import Looks
 
 AUTO_ENCODERS = {"dino": "facebook/dino-vits16", "clip": "openai/clip-vit-base-patch32"}  # those of the paper
+Shape = tuple[int, int, int]  # of latents: (C, H, W)
 NUM_FIXED_LOSSES = 20  # (noise, timestep) pairs of eval/loss: two in each tenth of the timesteps
 
 
@@ -88,9 +91,9 @@ def check_texts(family: Family, captions: list[str], config: Config) -> None:
         )
 
 
-def tell_small_pictures(paths: list[Path], resolution: int) -> None:
+def tell_small_pictures(paths: list[Path], buckets: list[Size], resolution: int) -> None:
     """Enlarging a picture blurs it, and blur is learned with the subject: worth a word, but no reason to refuse."""
-    small = [path.name for path in paths if is_upscaled(load_image(path), resolution)]
+    small = [path.name for path in paths if is_upscaled(image := load_image(path), nearest_bucket(image.size, buckets))]
     if small:
         tell(f"warning: smaller than data.resolution ({resolution}), so enlarged: {', '.join(small)}")
 
@@ -103,15 +106,38 @@ def fill(config: Config, template: str) -> str:
     return fill_prompt(template, config.subject.identifier, config.subject.class_noun)
 
 
+def buckets_of(family: Family, config: Config) -> list[Size]:
+    """The sizes that pictures are cut to: one square, or with data.buckets several shapes.
+
+    Raises UserError for a resolution, or a step, that does not fit the base.
+    """
+    data = config.data
+    family.latent_shape(data.resolution, data.resolution)
+    if not data.buckets:
+        return [(data.resolution, data.resolution)]
+    if data.bucket_step % family.even_side:
+        raise UserError(
+            f"data.bucket_step: {data.bucket_step} does not suit this base, whose denoiser halves sides of "
+            f"{family.even_side} pixels evenly; use a multiple of {family.even_side}"
+        )
+    return make_buckets(data.resolution, data.bucket_step)
+
+
+def tell_buckets(pictures: list[EncodedPicture]) -> None:
+    """How many pictures each bucket got."""
+    sizes = Counter(tuple(picture.frame_V6[0, 4:].tolist()) for picture in pictures)
+    listed = ", ".join(f"{width}x{height} ({count})" for (height, width), count in sorted(sizes.items()))
+    tell(f"buckets (and pictures in each): {listed}")
+
+
 def encode(
     family: Family, paths: list[Path], config: Config, randomness: Randomness, masks: list[Image.Image] | None = None
-) -> EncodedPictures:
+) -> list[EncodedPicture]:
     data = config.data
-    family.latent_shape(data.resolution, data.resolution)  # raises UserError for a resolution that does not fit
     return encode_pictures(
         paths,
         family.encode_images,
-        resolution=data.resolution,
+        buckets=buckets_of(family, config),
         num_crops=data.num_crops if data.crop == "random" else 1,
         flip=data.flip,
         randomness=randomness,
@@ -148,7 +174,7 @@ def mask_beside(path: Path, config: Config) -> Image.Image:
 
 def make_prior(
     family: Family,
-    subject: EncodedPictures,
+    subject: list[EncodedPicture],
     captions: list[str],
     folder: Path,
     config: Config,
@@ -165,15 +191,22 @@ def make_prior(
         return None, None
     if prior.source == "folder":
         pictures = encode(family, list_images(str(prior.folder)), config, randomness)
-        named = Captions([class_prompts[0]] * len(pictures.mean_PVCHW), randomness)
+        named = Captions([class_prompts[0]] * len(pictures), randomness)
         return PicturePrior(LatentDataset(pictures, named, randomness, "prior")), None
+    shapes = shapes_of(subject)
     if prior.source != "teacher":
-        return make_generated_prior(family, None, class_prompts, folder, config, randomness, base), None
+        return make_generated_prior(family, None, class_prompts, shapes, folder, config, randomness, base), None
     frozen = untouched_base(family, config)
     teacher = make_teacher(frozen)
     if prior.teacher_latents == "subject":
         return PicturePrior(LatentDataset(subject, Captions(class_prompts, randomness), randomness, "prior")), teacher
-    return make_generated_prior(family, frozen, class_prompts, folder, config, randomness, base), teacher
+    return make_generated_prior(family, frozen, class_prompts, shapes, folder, config, randomness, base), teacher
+
+
+def shapes_of(pictures: list[EncodedPicture]) -> list[Shape]:
+    """Shapes of latents that class pictures are made in, in turn: those of the subject's; one, where they agree."""
+    shapes = [cast(Shape, tuple(picture.mean_VCHW.shape[1:])) for picture in pictures]
+    return shapes[:1] if len(set(shapes)) == 1 else shapes
 
 
 def class_prompts_of(captions: list[str], config: Config) -> list[str]:
@@ -208,6 +241,7 @@ def make_generated_prior(
     family: Family,
     frozen: Family | None,
     class_prompts: list[str],
+    shapes: list[Shape],
     folder: Path,
     config: Config,
     randomness: Randomness,
@@ -215,15 +249,14 @@ def make_generated_prior(
 ) -> GeneratedPrior:
     """A prior that the frozen base makes while training runs; with prior.source=ahead before the first step.
 
-    frozen: a copy of the base, if there is one already.
+    frozen: a copy of the base, if there is one already. shapes: of the latents, a block in each in turn.
     """
     prior, prompts = config.prior, list(dict.fromkeys(class_prompts))
     settings = prior_sampler(config)
-    shape = family.latent_shape(config.data.resolution, config.data.resolution)
     dtype = compute_dtype(config)
     name = prior_fingerprint(
-        base=base, prompt=prompts[0] if len(prompts) == 1 else prompts, sampler=str(settings), shape=shape,
-        seed=config.run.seed, dtype=str(dtype),
+        base=base, prompt=prompts[0] if len(prompts) == 1 else prompts, sampler=str(settings),
+        shape=shapes[0] if len(shapes) == 1 else shapes, seed=config.run.seed, dtype=str(dtype),
         num_images=prior.num_images, block_size=prior.batch_size,
     )  # fmt: skip
     made = GeneratedPrior(None, prior.num_images, prior.batch_size, folder / name, prompts)
@@ -232,6 +265,7 @@ def make_generated_prior(
     sampled_with = frozen or untouched_base(family, config)
 
     def make(indices: list[int]) -> Tensor:
+        shape = shapes[indices[0] // prior.batch_size % len(shapes)]  # one a block
         start = sampling.start_from(randomness, "class picture", indices, shape)
         with torch.autocast(pick_device(config).type, enabled=False):  # called within a training step
             return sampling.sample_latents(sampled_with, [prompts[i % len(prompts)] for i in indices], start, settings)
@@ -326,7 +360,7 @@ def compute_dtype(config: Config) -> torch.dtype:
 # -------------------------------------------------------------------------------- validation
 
 
-def unseen_pictures(family: Family, config: Config, randomness: Randomness) -> EncodedPictures | None:
+def unseen_pictures(family: Family, config: Config, randomness: Randomness) -> list[EncodedPicture] | None:
     """The pictures of validate.images, which are not trained on; None where there are none."""
     if config.validate.images is None:
         return None
@@ -375,15 +409,20 @@ def _auto_encoder(part: str) -> str | None:
 
 
 def make_looks(
-    family: Family, module: DreamBoothModule, subject: EncodedPictures, score: ValidationScorer | None, config: Config
+    family: Family,
+    module: DreamBoothModule,
+    subject: list[EncodedPicture],
+    score: ValidationScorer | None,
+    config: Config,
 ) -> Looks:
     """What a validation looks at. subject: the training pictures, or those of validate.images."""
-    means_PCHW, prompt = subject.mean_PVCHW[:, 0], fill(config, config.subject.prompt)
-    latents_BCHW = means_PCHW[torch.arange(NUM_FIXED_LOSSES) % len(means_PCHW)]
+    prompt = fill(config, config.subject.prompt)
+    means = [subject[place % len(subject)].mean_VCHW[0] for place in range(NUM_FIXED_LOSSES)]
+    samples = [Sample("validation", place, mean_CHW, prompt) for place, mean_CHW in enumerate(means)]
 
     def loss() -> float:
         with inference(family, config):
-            return module.fixed_loss(latents_BCHW, [prompt] * len(latents_BCHW))
+            return module.fixed_loss(samples)
 
     return Looks(lambda: validation_pictures(family, config), loss, score)
 

@@ -19,25 +19,21 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from dreambooth.data import LatentDataset
+from dreambooth.data import LatentDataset, Sample
 from dreambooth.families import Condition, Family
 from dreambooth.files import atomic_file
 from dreambooth.ranks import Turns
 
 # Noisy latents [B, C, H, W], timesteps [B], prompts -> prediction [B, C, H, W].
 Predict = Callable[[Tensor, Tensor, Sequence[str]], Tensor]
-MakeLatents = Callable[[list[int]], Tensor]  # indices of class pictures -> their latents [B, C, H, W]
+MakeLatents = Callable[[list[int]], Tensor]  # indices of class pictures, a block -> their latents [B, C, H, W]
 
 
 class Prior(Protocol):
-    """Where class latents come from."""
+    """Where class samples come from."""
 
-    def latents(self, places: Sequence[int]) -> Tensor:
-        """Latents of the class for these places in the run, float32 [B, C, H, W], on the CPU."""
-        ...
-
-    def prompts(self, places: Sequence[int]) -> list[str]:
-        """What is said of each."""
+    def samples(self, places: Sequence[int]) -> list[Sample]:
+        """Of the class for these places in the run, on the CPU; taken for whole pictures, all of which count."""
         ...
 
 
@@ -47,11 +43,8 @@ class PicturePrior:
     def __init__(self, dataset: LatentDataset) -> None:
         self.dataset = dataset
 
-    def latents(self, places: Sequence[int]) -> Tensor:
-        return torch.stack([self.dataset[place]["latents"] for place in places])
-
-    def prompts(self, places: Sequence[int]) -> list[str]:
-        return [self.dataset.prompt_at(place) for place in places]
+    def samples(self, places: Sequence[int]) -> list[Sample]:
+        return [self.dataset[place]._replace(frame_6=None, mask_1HW=None) for place in places]
 
 
 def make_teacher(frozen: Family) -> Predict:
@@ -114,15 +107,16 @@ class GeneratedPrior:
         """Whether every block is made; then the frozen base model is no longer needed, and no longer held."""
         return len(self._made) == self.num_blocks
 
-    def latents(self, places: Sequence[int]) -> Tensor:
+    def samples(self, places: Sequence[int]) -> list[Sample]:
         """What any process needs for this batch is made by all of them together, so all must call this in each step."""
         for place in self._turns.places_of_all(places):
             self._make_sure(place % self.num_images // self.block_size)
-        indices = [place % self.num_images for place in places]
-        return torch.stack([self._block(i // self.block_size)[i % self.block_size] for i in indices])
+        return [self._sample(place) for place in places]
 
-    def prompts(self, places: Sequence[int]) -> list[str]:
-        return [self.class_prompts[place % self.num_images % len(self.class_prompts)] for place in places]
+    def _sample(self, place: int) -> Sample:
+        i = place % self.num_images
+        latents_CHW = self._block(i // self.block_size)[i % self.block_size]
+        return Sample("prior", place, latents_CHW, self.class_prompts[i % len(self.class_prompts)])
 
     def make_all(self, progress: Callable[[int, int], None] = lambda made, of: None) -> None:
         """Make what is missing now. progress: told (blocks made, of how many)."""

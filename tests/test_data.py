@@ -1,14 +1,17 @@
 """From pictures to latents by place."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 
+from dreambooth.buckets import Size
 from dreambooth.captions import Captions
-from dreambooth.data import EncodedPictures, LatentDataset, PlaceSampler, encode_pictures
+from dreambooth.data import EncodedPicture, LatentDataset, PlaceSampler, Sample, by_shape, encode_pictures
 from dreambooth.families import Family
-from dreambooth.images import list_images, load_image, resize_and_crop, to_tensor
+from dreambooth.images import list_images, load_image, load_mask, resize_and_crop, to_tensor
 from dreambooth.randomness import Randomness
 
 
@@ -16,61 +19,96 @@ def said() -> Captions:
     return Captions(["a photo"] * 9, Randomness(0))
 
 
-def frames(means_PVCHW: torch.Tensor) -> torch.Tensor:
-    return torch.zeros(*means_PVCHW.shape[:2], 6)
-
-
-def encoded(family: Family, pictures: Path, num_crops: int = 1, flip: bool = False) -> EncodedPictures:
+def encoded(
+    family: Family, pictures: Path, num_crops: int = 1, flip: bool = False, buckets: Sequence[Size] = ((64, 64),)
+) -> list[EncodedPicture]:
     return encode_pictures(
         list_images(pictures),
         family.encode_images,
-        resolution=64,
+        buckets=buckets,
         num_crops=num_crops,
         flip=flip,
         randomness=Randomness(0),
     )
 
 
+def around(mean_VCHW: torch.Tensor, std: float) -> EncodedPicture:
+    return EncodedPicture(mean_VCHW, torch.full_like(mean_VCHW, std), torch.zeros(len(mean_VCHW), 6))
+
+
 def test_a_picture_is_encoded_once_more_mirrored_when_flips_are_wished(family: Family, pictures: Path) -> None:
     views = encoded(family, pictures, flip=True)
-    assert tuple(views.mean_PVCHW.shape) == (3, 2, 4, 8, 8)
-    mirrored = to_tensor(resize_and_crop(load_image(pictures / "0.png"), 64)).flip(-1)
-    torch.testing.assert_close(views.mean_PVCHW[0, 1], family.encode_images(mirrored[None])[0][0], atol=1e-5, rtol=1e-4)
-    assert tuple(encoded(family, pictures).mean_PVCHW.shape) == (3, 1, 4, 8, 8)
+    assert [tuple(picture.mean_VCHW.shape) for picture in views] == [(2, 4, 8, 8)] * 3
+    mirrored = to_tensor(resize_and_crop(load_image(pictures / "0.png"), (64, 64))).flip(-1)
+    torch.testing.assert_close(views[0].mean_VCHW[1], family.encode_images(mirrored[None])[0][0], atol=1e-5, rtol=1e-4)
+    assert tuple(encoded(family, pictures)[0].mean_VCHW.shape) == (1, 4, 8, 8)
 
 
 def test_random_crops_differ_where_there_is_room_and_are_the_same_in_every_run(family: Family, pictures: Path) -> None:
-    views = encoded(family, pictures, num_crops=3)
-    assert not torch.equal(views.mean_PVCHW[2, 0], views.mean_PVCHW[2, 1]), "the tall picture was cropped only one way"
-    assert torch.equal(views.mean_PVCHW[0, 0], views.mean_PVCHW[0, 1]), "the square picture has only one crop"
-    assert torch.equal(views.mean_PVCHW, encoded(family, pictures, num_crops=3).mean_PVCHW)
+    square, _, tall = (picture.mean_VCHW for picture in encoded(family, pictures, num_crops=3))
+    assert not torch.equal(tall[0], tall[1]), "the tall picture was cropped only one way"
+    assert torch.equal(square[0], square[1]), "the square picture has only one crop"
+    assert torch.equal(tall, encoded(family, pictures, num_crops=3)[2].mean_VCHW)
+
+
+def test_with_buckets_each_picture_is_encoded_in_the_shape_nearest_to_its_own(family: Family, pictures: Path) -> None:
+    """64x64, 64x80 and 64x96 pixels."""
+    views = encoded(family, pictures, num_crops=2, flip=True, buckets=[(80, 48), (64, 64), (48, 80)])
+    assert [tuple(picture.mean_VCHW.shape) for picture in views] == [(4, 4, 8, 8), (4, 4, 8, 8), (4, 4, 10, 6)]
+    assert views[2].frame_V6[:, [0, 1, 4, 5]].tolist() == [[96, 64, 80, 48]] * 4
+    upright = to_tensor(resize_and_crop(load_image(pictures / "2.png"), (48, 80)))
+    alone = encoded(family, pictures, buckets=[(48, 80)])[2].mean_VCHW
+    torch.testing.assert_close(alone, family.encode_images(upright[None])[0], atol=1e-5, rtol=1e-4)
+
+
+def test_a_mask_is_cut_and_mirrored_as_its_picture_is(tmp_path: Path) -> None:
+    """Each picture is its own mask, and the encoder an average over 8 x 8 pixels: both must come out the same."""
+
+    def encode(pixels_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mean_BCHW = torch.nn.functional.avg_pool2d(pixels_BCHW, 8)
+        return mean_BCHW, torch.zeros_like(mean_BCHW)
+
+    for number, size in enumerate([(90, 60), (64, 70), (50, 101)]):
+        levels = Randomness(0).generator("test", number).integers(0, 256, (size[1], size[0]), dtype="uint8")
+        Image.fromarray(levels).convert("RGB").save(tmp_path / f"{number}.png")
+    paths = list_images(tmp_path)
+    masks = [load_mask(path) for path in paths]
+    views = encode_pictures(
+        paths, encode, buckets=[(80, 48), (64, 64), (48, 80)], num_crops=2, flip=True, randomness=Randomness(0),
+        masks=masks,
+    )  # fmt: skip
+    assert [tuple(picture.mask_V1HW.shape) for picture in views] == [(4, 1, 6, 10), (4, 1, 8, 8), (4, 1, 10, 6)]
+    for picture in views:
+        torch.testing.assert_close(2 * picture.mask_V1HW - 1, picture.mean_VCHW[:, :1], atol=1e-5, rtol=0)
 
 
 def test_every_pass_shows_every_picture_once_in_an_order_of_its_own() -> None:
-    means = torch.arange(5.0).view(5, 1, 1, 1, 1)
-    dataset = LatentDataset(
-        EncodedPictures(means, torch.zeros_like(means), frames(means)), said(), Randomness(0), "subject"
-    )
-    passes = [[int(dataset[place]["latents"]) for place in range(5 * n, 5 * n + 5)] for n in range(8)]
+    pictures = [around(torch.full((1, 1, 1, 1), float(number)), 0) for number in range(5)]
+    dataset = LatentDataset(pictures, said(), Randomness(0), "subject")
+    passes = [[int(dataset[place].latents_CHW) for place in range(5 * n, 5 * n + 5)] for n in range(8)]
     assert all(sorted(order) == list(range(5)) for order in passes)
     assert len({tuple(order) for order in passes}) > 4, "the order is the same in every pass"
 
 
 def test_latents_are_drawn_anew_at_every_place_around_the_mean() -> None:
-    pictures = EncodedPictures(torch.full((1, 1, 2, 8, 8), 3.0), torch.full((1, 1, 2, 8, 8), 0.5), torch.zeros(1, 1, 6))
-    dataset = LatentDataset(pictures, said(), Randomness(0), "subject")
-    drawn = torch.stack([dataset[place]["latents"] for place in range(40)])
+    dataset = LatentDataset([around(torch.full((1, 2, 8, 8), 3.0), 0.5)], said(), Randomness(0), "subject")
+    drawn = torch.stack([dataset[place].latents_CHW for place in range(40)])
     assert abs(float(drawn.mean()) - 3) < 0.05
     assert abs(float(drawn.std()) - 0.5) < 0.05
     assert not torch.equal(drawn[0], drawn[1])
-    assert torch.equal(drawn[7], dataset[7]["latents"])
+    assert torch.equal(drawn[7], dataset[7].latents_CHW)
 
 
 def test_loader_workers_change_nothing() -> None:
-    pictures = EncodedPictures(torch.randn(3, 2, 4, 2, 2), torch.ones(3, 2, 4, 2, 2), torch.zeros(3, 2, 6))
+    pictures = [around(torch.randn(2, 4, height, 2), 1) for height in (2, 3, 2)]
     dataset = LatentDataset(pictures, said(), Randomness(0), "subject")
-    loaders = [iter(DataLoader(dataset, batch_sampler=PlaceSampler(2), num_workers=n)) for n in (0, 2)]
+    loaders = [iter(DataLoader(dataset, batch_sampler=PlaceSampler(2), collate_fn=list, num_workers=n)) for n in (0, 2)]
     for _ in range(5):
-        alone, with_workers = (next(loader) for loader in loaders)
-        assert torch.equal(alone["latents"], with_workers["latents"])
-        assert torch.equal(alone["place"], with_workers["place"])
+        for alone, with_workers in zip(*(next(loader) for loader in loaders), strict=True):
+            assert torch.equal(alone.latents_CHW, with_workers.latents_CHW)
+            assert (alone.source, alone.place, alone.prompt) == (with_workers.source, with_workers.place, "a photo")
+
+
+def test_samples_of_one_shape_come_together_in_their_order() -> None:
+    samples = [Sample("subject", place, torch.zeros(4, height, 2), "") for place, height in enumerate([3, 2, 3, 4, 2])]
+    assert [[sample.place for sample in group] for group in by_shape(samples)] == [[0, 2], [1, 4], [3]]

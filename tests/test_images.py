@@ -324,7 +324,7 @@ def test_a_circle_stays_a_circle(size):
     image = Image.new("RGB", size, "black")
     box = (width / 2 - radius, height / 2 - radius, width / 2 + radius, height / 2 + radius)
     ImageDraw.Draw(image).ellipse(box, fill="white")
-    white_HW = pixels(resize_and_crop(image, 64))[..., 0] > 127
+    white_HW = pixels(resize_and_crop(image, (64, 64)))[..., 0] > 127
     width_of_disc, height_of_disc = white_HW.any(0).sum(), white_HW.any(1).sum()
     # A drawn disc is up to one source pixel wider than 0.8 of the side.
     assert abs(int(width_of_disc) - int(height_of_disc)) <= 1
@@ -334,7 +334,7 @@ def test_a_circle_stays_a_circle(size):
 def test_a_picture_of_the_right_height_is_cut_and_not_resampled(picture):
     for x in (0.0, 0.3, 0.5, 1.0):
         left = round(x * (64 - 48))
-        assert_same_picture(resize_and_crop(picture, 48, (x, 0.7)), picture.crop((left, 0, left + 48, 48)))
+        assert_same_picture(resize_and_crop(picture, (48, 48), (x, 0.7)), picture.crop((left, 0, left + 48, 48)))
 
 
 def test_the_crop_moves_from_one_end_of_the_long_side_to_the_other():
@@ -344,20 +344,20 @@ def test_the_crop_moves_from_one_end_of_the_long_side_to_the_other():
         ramp = ramp.transpose(Image.Transpose.TRANSPOSE) if transpose else ramp
         for position in (0.0, 0.25, 0.5, 1.0):
             xy = (0.9, position) if transpose else (position, 0.9)
-            mean = pixels(resize_and_crop(ramp, 25, xy)).mean()
+            mean = pixels(resize_and_crop(ramp, (25, 25), xy)).mean()
             assert mean == pytest.approx(24.5 + 150 * position, abs=0.6)
 
 
 def test_a_fine_pattern_is_averaged_and_not_aliased():
     stripes = Image.fromarray(np.tile(np.array([0, 255], dtype=np.uint8), (256, 128))).convert("RGB")
-    inner = pixels(resize_and_crop(stripes, 50))[5:-5, 5:-5]
+    inner = pixels(resize_and_crop(stripes, (50, 50)))[5:-5, 5:-5]
     assert abs(inner - 127.5).max() < 16
 
 
-def test_upscaling_is_told_by_the_short_side(picture):
-    assert not is_upscaled(picture, 48)
-    assert is_upscaled(picture, 49)
-    assert resize_and_crop(picture, 100).size == (100, 100)
+def test_upscaling_is_told_by_the_side_that_is_short_of_pixels(picture):
+    assert not is_upscaled(picture, (48, 48))
+    assert is_upscaled(picture, (49, 49))
+    assert resize_and_crop(picture, (100, 100)).size == (100, 100)
 
 
 # tensors
@@ -458,7 +458,7 @@ def test_real_photographs_become_square_pixels_with_their_content_in_place(subje
     assert [path.name for path in paths] == ["00.jpg", "01.jpg", "02.jpg", "03.jpg", "04.jpg"]
     for path in paths:
         image = load_image(path)
-        square = resize_and_crop(image, 64)
+        square = resize_and_crop(image, (64, 64))
         assert to_tensor(square).shape == (3, 64, 64)
         # Another way to the same square: the centre crop of the whole picture, averaged.
         expected = ImageOps.fit(image, (64, 64), Image.Resampling.BOX)

@@ -14,7 +14,19 @@ from dreambooth.cli import COMMANDS
 
 # Left to right; a folder counts as one module. CONTRIBUTING.md tells what each layer is for.
 LAYERS = (
-    ("__init__", "errors", "files", "config", "schedules", "losses", "images", "randomness", "captions", "ranks"),
+    (
+        "__init__",
+        "errors",
+        "files",
+        "config",
+        "schedules",
+        "losses",
+        "images",
+        "buckets",
+        "randomness",
+        "captions",
+        "ranks",
+    ),
     ("data", "families", "methods", "optim", "metrics"),
     ("sampling", "prior", "export", "formats"),
     ("module", "callbacks", "checkpointing", "validation", "pictures"),

@@ -63,13 +63,16 @@ def test_a_picture_is_taken_for_a_whole_one_unless_it_is_told_how_it_was_cut(xl:
 
 
 def test_frames_tell_the_true_size_and_where_the_crop_lies(xl: Family, pictures: Path) -> None:
-    assert frame_of((64, 96), 64, (0.5, 0.5)) == [96, 64, 16, 0, 64, 64]
-    assert frame_of((1200, 600), 300, (1.0, 0.0)) == [600, 1200, 0, 300, 300, 300]
+    assert frame_of((64, 96), (64, 64), (0.5, 0.5)) == [96, 64, 16, 0, 64, 64]
+    assert frame_of((1200, 600), (300, 300), (1.0, 0.0)) == [600, 1200, 0, 300, 300, 300]
+    assert frame_of((1600, 900), (640, 384), (1.0, 0.3)) == [900, 1600, 0, 43, 384, 640]
+    assert frame_of((900, 1800), (384, 640), (0.3, 0.5)) == [1800, 900, 64, 0, 640, 384]
     encoded = encode_pictures(
-        list_images(pictures), xl.encode_images, resolution=64, num_crops=1, flip=True, randomness=Randomness(0)
+        list_images(pictures), xl.encode_images, buckets=[(64, 64)], num_crops=1, flip=True, randomness=Randomness(0)
     )
-    assert encoded.frame_PV6[:, 0].tolist() == encoded.frame_PV6[:, 1].tolist()
-    assert encoded.frame_PV6[:, 0, :4].tolist() == [[64, 64, 0, 0], [80, 64, 8, 0], [96, 64, 16, 0]]
+    frames = [picture.frame_V6.tolist() for picture in encoded]
+    assert all(plain == mirrored for plain, mirrored in frames)
+    assert [plain[:4] for plain, _ in frames] == [[64, 64, 0, 0], [80, 64, 8, 0], [96, 64, 16, 0]]
 
 
 def test_a_refiner_is_refused_by_name(tiny_xl_base: Path, tmp_path: Path) -> None:

@@ -31,6 +31,16 @@ class Family(Protocol):
         """Side of the pictures that the base was made for, pixels."""
         ...
 
+    @property
+    def vae_factor(self) -> int:
+        """Pixels a latent, along a side."""
+        ...
+
+    @property
+    def even_side(self) -> int:
+        """Pixels. Sides that are multiples of it the denoiser halves, level by level, without a remainder."""
+        ...
+
     def set_scheduler(self, changes: dict[str, Any]) -> None:
         """Change settings of the base's sampler, and the schedule with them."""
         ...
@@ -52,7 +62,7 @@ class Family(Protocol):
         ...
 
     def frame_condition(self, frames_B6: Tensor) -> Condition:
-        """What is told besides the prompt of how pictures were cut: `EncodedPictures.frame_PV6`. May be nothing."""
+        """What is told besides the prompt of how pictures were cut: `data.frame_of`. May be nothing."""
         ...
 
     def predict(self, noisy_BCHW: Tensor, t_B: Tensor, condition: Condition) -> Tensor:

@@ -54,6 +54,12 @@ class UNetFamily:
         """Pixels a latent, along a side."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
+    @property
+    def even_side(self) -> int:
+        """64 for Stable Diffusion, 32 for XL. From other sides diffusers comes to odd ones, which it reaches on the way
+        back by repeating some places and not others: they are shifted against the skip connections."""
+        return self.vae_factor * 2**self.unet.num_upsamplers
+
     @torch.no_grad()
     def encode_images(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """The VAE's moments, times its scaling factor as the UNet expects."""

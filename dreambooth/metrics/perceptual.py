@@ -28,7 +28,9 @@ class Perceptual:
     @torch.no_grad()
     def distance(self, pictures: Sequence[Image]) -> Tensor:
         """LPIPS of all pairs, [B, B], 0 on the diagonal."""
-        pixels_BCHW = torch.stack([to_tensor(resize_and_crop(picture, RESOLUTION)) for picture in pictures])
+        pixels_BCHW = torch.stack(
+            [to_tensor(resize_and_crop(picture, (RESOLUTION, RESOLUTION))) for picture in pictures]
+        )
         pixels_BCHW = pixels_BCHW.to(self.device)
         rows = [self.network(one.expand_as(pixels_BCHW), pixels_BCHW).flatten() for one in pixels_BCHW]
         return torch.stack(rows).float().cpu()

@@ -122,7 +122,10 @@ def share_prior(bench: Bench, config: Config) -> float:
     def prior_in(folder: Path) -> GeneratedPrior:
         randomness = Randomness(config.run.seed)
         prompts = parts.class_prompts_of([""], config)
-        return parts.make_generated_prior(family, None, prompts, folder, config, randomness, fingerprint(family))
+        shapes = [family.latent_shape(config.data.resolution, config.data.resolution)]
+        return parts.make_generated_prior(
+            family, None, prompts, shapes, folder, config, randomness, fingerprint(family)
+        )
 
     told = prior_in(shared).folder / "seconds"
     if not told.is_file():

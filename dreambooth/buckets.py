@@ -1,0 +1,50 @@
+"""Aspect-ratio buckets: a few sizes of nearly one area, so that a picture is trained in nearly its own shape.
+
+Podell et al. 2023 (SDXL, arXiv 2307.01952), section 2.3, after NovelAI's "Improvements on Stable Diffusion" (2022).
+A size is (width, height) in pixels, as Pillow has it.
+"""
+
+from collections.abc import Sequence
+
+MAX_RATIO = 2  # of the longer side to the shorter: base models have hardly seen longer pictures
+
+Size = tuple[int, int]
+
+
+def make_buckets(resolution: int, step: int) -> list[Size]:
+    """Every size of at most resolution^2 pixels whose sides are multiples of `step`, neither of which could be a step
+    longer. `step` must divide `resolution`; so the square is one of them.
+
+    512 and 64 give 384x640, 448x576, 512x512 and the first two lying down.
+    """
+    assert resolution % step == 0, (resolution, step)
+
+    def longest_beside(side: int) -> int:
+        return resolution**2 // side // step * step
+
+    sides = [(side, longest_beside(side)) for side in range(step, MAX_RATIO * resolution, step)]
+    return [size for size in sides if max(size) <= MAX_RATIO * min(size) and longest_beside(size[1]) == size[0]]
+
+
+def nearest_bucket(size: Size, buckets: Sequence[Size]) -> Size:
+    """The bucket whose aspect ratio is nearest to that of a picture in log scale.
+
+        argmin_b |log(w / h) - log(w_b / h_b)|  =  argmax_b kept_share
+
+    A distance of the ratios themselves would not treat 2:3 as it treats 3:2.
+    """
+    return max(buckets, key=lambda bucket: kept_share(size, bucket))
+
+
+def kept_share(size: Size, shape: Size) -> float:
+    """How much of a picture the largest part of another shape holds, 0 to 1: exp(-distance) of `nearest_bucket`."""
+    one, other = size[0] * shape[1], size[1] * shape[0]
+    return min(one, other) / max(one, other)
+
+
+def largest_part(size: Size, shape: Size) -> tuple[float, float]:
+    """Width and height of the largest part of a picture that has the aspect ratio of `shape`, in its own pixels."""
+    (width, height), (shape_width, shape_height) = size, shape
+    if width * shape_height <= height * shape_width:
+        return width, width * shape_height / shape_width
+    return height * shape_width / shape_height, height
