@@ -1,7 +1,7 @@
 """Pull the plug at any moment, run the same command again: weights and logged figures of a run that never stopped.
 
-Real subprocesses and real signals. The runs accumulate, stop in mid-epoch (3 pictures, 4 a step), load data with a
-worker, and are killed while the class prior is half made.
+Real subprocesses and real signals. The runs accumulate, stop in mid-epoch (3 pictures of two shapes, 4 a step), load
+data with a worker, and are killed while the class prior is half made.
 """
 
 import contextlib
@@ -28,6 +28,8 @@ SETTINGS = (
     "train.save_every_steps=3",
     "data.num_workers=1",
     "data.flip=true",
+    "data.buckets=true",
+    "data.bucket_step=16",
     "prior.num_images=32",
     "validate.every_steps=5",
 )
