@@ -20,12 +20,13 @@ from dreambooth.config import load_config
 from dreambooth.data import EncodedPicture, LatentDataset, Sample
 from dreambooth.engine import RunFolder
 from dreambooth.errors import UserError
-from dreambooth.families import Family, load_family
+from dreambooth.families import Family, fingerprint, load_family
 from dreambooth.images import resize_and_crop
 from dreambooth.losses import mean_over_picture, squared_error
 from dreambooth.module import DreamBoothModule, Objective
 from dreambooth.optim import OptimSettings
-from dreambooth.prior import PicturePrior
+from dreambooth.parts import prior_sampler
+from dreambooth.prior import PicturePrior, prior_fingerprint
 from dreambooth.randomness import Randomness
 
 BUCKETED = ("data.buckets=true", "data.bucket_step=16")  # at 64 pixels: 48x80, 64x64, 80x48
@@ -149,6 +150,12 @@ def test_buckets_change_nothing_where_every_picture_is_a_square(config_file: Pat
         for run in (run_of(config_file, "plain"), run_of(config_file, "bucketed"))
     ]
     assert priors[0] == priors[1] != {}
+    config = load_config(config_file)
+    name = prior_fingerprint(
+        base=fingerprint(load_family(config.model.base)), prompt="a photo of a dog", seed=0, dtype="torch.float32",
+        sampler=str(prior_sampler(config)), shape=[4, 8, 8], num_images=4, block_size=2,
+    )  # fmt: skip
+    assert {path.parts[0] for path in priors[0]} == {name}
 
 
 def drawn(place: int, height: int, width: int) -> torch.Tensor:
