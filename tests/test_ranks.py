@@ -30,7 +30,14 @@ from dreambooth.ranks import Turns
 
 ROOT = Path(__file__).parent.parent
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-SETTINGS = ("train.max_steps=6", "train.accumulate=2", "prior.num_images=14", "validate.every_steps=3")
+SETTINGS = (
+    "train.max_steps=6",
+    "train.accumulate=2",
+    "prior.num_images=14",
+    "validate.every_steps=3",
+    "data.buckets=true",  # the processes then also differ in which shapes their batches hold
+    "data.bucket_step=16",
+)
 TWO = (*SETTINGS, "train.devices=2", "train.batch_size=1")
 
 
