@@ -88,16 +88,18 @@ def test_two_processes_take_the_steps_of_one(pair: RunFolder, config_file: Path)
     assert len(blocks[0]) == 7
 
 
-def test_divided_weights_train_as_whole_ones_and_so_after_an_interruption(pair: RunFolder, config_file: Path) -> None:
+def test_divided_weights_train_as_whole_ones_and_so_after_an_interruption(config_file: Path) -> None:
     """Fully sharded: what is saved and exported is whole again."""
-    run, line = run_of(config_file, "divided"), command(config_file, "divided", "train.strategy=fsdp")
+    run, squares = run_of(config_file, "divided"), "data.buckets=false"
+    line = command(config_file, "divided", "train.strategy=fsdp", squares)
+    assert train(load_config(config_file, ["run.name=undivided", *SETTINGS, squares, "train.batch_size=2"])) == 0
     with started(line) as process:
         wait_for_step(run, 1, process)
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(timeout=120) == 128 + signal.SIGINT
     assert 1 <= find_state(run.state).step < 6
     finish(line)
-    assert_equal_but_for_rounding(pair, run)
+    assert_equal_but_for_rounding(run_of(config_file, "undivided"), run)
     saved = torch.load(run.state, weights_only=True)["state_dict"]
     exported = load_file(run.model / "unet" / "diffusion_pytorch_model.safetensors")
     for name, weight in exported.items():
