@@ -50,7 +50,11 @@ class ModelConfig:
 
     base: str = knob(MISSING, "diffusers folder, hub id or single .safetensors file")
     family: str = knob("auto", "kind of model; auto reads it from the base")
-    config: str | None = knob(None, "for a single file: folder or hub id with its configs and tokenizer; null: the hub")
+    config: str | None = knob(
+        None,
+        "for a single file: folder or hub id with its configs and tokenizer, or one of those that are shipped: sd1, "
+        "sd1-v, sd2, sd2-v, sdxl, sdxl-v, sdxl-v-ztsnr (v: predicts v); null: the one that the file itself tells",
+    )
     export_dtype: Literal["float32", "float16", "bfloat16"] = knob(
         "float32", "number format of the weights in model/; float16 halves the folder"
     )

@@ -20,6 +20,7 @@ from dreambooth.config import load_config
 from dreambooth.engine import RunFolder, train
 from dreambooth.errors import UserError
 from dreambooth.families import FAMILIES, Family, components, fingerprint, load_family
+from dreambooth.families.single_file import read_header
 from dreambooth.formats import FORMATS, Format, find_format
 from dreambooth.formats.adapter import KOHYA_FILE, kohya_state
 from dreambooth.formats.metadata import kohya_version
@@ -180,6 +181,7 @@ def test_a_single_file_of_a_2x_model_is_read_back_to_the_same_model(tiny_base_v:
     run = run_with(config_file, tiny_base_v, "full")
     path = exported(run, "single-file", "--dtype", "float32") / MODEL_FILE
     again, learned = load_family(str(path), config=str(tiny_base_v)), load_model(run, None, "cpu", None).family
+    assert read_header(path).prediction == "v_prediction"
     torch.testing.assert_close(prediction(again), prediction(learned), atol=1e-6, rtol=1e-5)
     pixels = torch.rand(1, 3, 64, 64)
     torch.testing.assert_close(again.encode_images(pixels), learned.encode_images(pixels), atol=1e-6, rtol=1e-5)

@@ -1,16 +1,29 @@
 """A base in the original Stable Diffusion layout, one `.safetensors`: loads, and is the same model."""
 
+import dataclasses
+import functools
+import json
 import shutil
+import socket
 from pathlib import Path
+from typing import Any
 
+import diffusers
 import pytest
 import torch
+import transformers
+from diffusers import DDIMScheduler
 from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import CLIPTokenizer
 
 from dreambooth.cli import main
 from dreambooth.errors import ModelError
-from dreambooth.families import Family, fingerprint, load_family
-from dreambooth.formats.original import original_state
+from dreambooth.families import Condition, Family, fingerprint, load_family
+from dreambooth.families.sd import StableDiffusion, settle_prediction
+from dreambooth.families.shipped import SHIPPED, config_folder
+from dreambooth.families.single_file import measured_prediction, read_header
+from dreambooth.formats.original import original_state, original_unet_name, text_state, vae_state
 
 
 def nested_text_encoder(base: Path) -> dict[str, torch.Tensor]:
@@ -72,3 +85,178 @@ def test_a_text_encoder_saved_by_an_older_transformers_is_read_whole(tiny_base: 
     weights["text_model.embeddings.position_ids"] = torch.arange(32)[None]
     save_file(weights, folder / "text_encoder" / "model.safetensors", metadata={"format": "pt"})
     assert fingerprint(load_family(str(folder))) == fingerprint(load_family(str(tiny_base)))
+
+
+# -------------------------------------------------------------------------------- without configs of its own
+
+
+@functools.cache
+def shipped_networks(name: str) -> dict[str, Any]:
+    """The networks of shipped configs, at their real shapes and without memory."""
+    networks: dict[str, Any] = {}
+    with config_folder(name) as folder, torch.device("meta"):
+        index = json.loads((folder / "model_index.json").read_text())
+        for part in ("unet", "vae"):
+            kind = getattr(diffusers, index[part][1])
+            networks[part] = kind.from_config(kind.load_config(folder, subfolder=part))
+        for part in sorted(index.keys() & {"text_encoder", "text_encoder_2"}):
+            kind = getattr(transformers, index[part][1])
+            networks[part] = kind(kind.config_class.from_pretrained(folder / part))
+    return networks
+
+
+def real_shapes(name: str) -> dict[str, Tensor]:
+    """All names of an original-layout file at their real shapes."""
+    parts = shipped_networks(name)
+    state = {
+        f"model.diffusion_model.{original_unet_name(parts['unet'], key)}": tensor
+        for key, tensor in parts["unet"].state_dict().items()
+    }
+    return (
+        state | {f"first_stage_model.{key}": each for key, each in vae_state(parts["vae"]).items()} | text_state(parts)
+    )
+
+
+def write_zeros(path: Path, state: dict[str, Tensor], **metadata: str) -> Path:
+    """A float16 file of these shapes: gigabytes of zeros that take no room on the disk."""
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, tensor in state.items():
+        begin, end = end, end + 2 * tensor.numel()
+        header[name] = {"dtype": "F16", "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("sd1", {"unet": 859.5, "vae": 83.65, "text_encoder": 123.06}),
+        ("sd2", {"unet": 865.9, "vae": 83.65, "text_encoder": 340.4}),
+        ("sdxl", {"unet": 2567.5, "vae": 83.65, "text_encoder": 123.06, "text_encoder_2": 694.66}),
+    ],
+)
+def test_shipped_configs_make_networks_of_the_published_sizes(name: str, millions: dict[str, float]) -> None:
+    sizes = {part: sum(p.numel() for p in each.parameters()) / 1e6 for part, each in shipped_networks(name).items()}
+    assert sizes == pytest.approx(millions, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_any_sampler_made_of_a_shipped_config_has_the_models_noise_schedule(name: str) -> None:
+    with config_folder(name) as folder:
+        own = json.loads((folder / "model_index.json").read_text())["scheduler"][1]
+        config = getattr(diffusers, own).from_pretrained(folder, subfolder="scheduler").config
+        unet = json.loads((folder / "unet" / "config.json").read_text())
+    ddim = DDIMScheduler.from_config(config)
+    assert not ddim.config.clip_sample
+    assert not ddim.config.set_alpha_to_one
+    assert ddim.config.steps_offset == 1
+    assert ddim.config.prediction_type == ("v_prediction" if "-v" in name else "epsilon")
+    assert ddim.alphas_cumprod[-1] == pytest.approx(0.0 if "ztsnr" in name else 0.00466, abs=1e-5)
+    assert unet["sample_size"] * 8 == {"sd1": 512, "sd1-v": 512, "sd2": 512, "sd2-v": 768}.get(name, 1024)
+
+
+@pytest.mark.parametrize(("name", "pads"), [("sd1", [49407]), ("sd2", [0]), ("sdxl", [49407, 0])])
+def test_the_shipped_tokenizer_is_clips(name: str, pads: list[int]) -> None:
+    with config_folder(name) as folder:
+        tokenizers = [CLIPTokenizer.from_pretrained(folder / part) for part in SHIPPED[name].pads]
+    for tokenizer, pad in zip(tokenizers, pads, strict=True):
+        assert len(tokenizer) == 49408
+        assert tokenizer("sks", add_special_tokens=False).input_ids == [48136]
+        ids = tokenizer("A photo of  a dog", padding="max_length").input_ids
+        assert ids == [49406, 320, 1125, 539, 320, 1929, 49407, *[pad] * 70]
+
+
+@pytest.mark.parametrize(
+    ("name", "tensors", "metadata"),
+    [
+        ("sd1", (), {}),
+        ("sd1-v", ("v_pred",), {}),
+        ("sd2", (), {}),
+        ("sd2", (), {"modelspec.architecture": "stable-diffusion-v2-512"}),
+        ("sd2-v", (), {"modelspec.architecture": "stable-diffusion-v2-768-v"}),
+        ("sd2-v", (), {"modelspec.prediction_type": "v"}),
+        ("sd2-v", ("v_pred",), {}),
+        ("sdxl", (), {"modelspec.architecture": "stable-diffusion-xl-v1-base", "modelspec.predict_key": "epsilon"}),
+        ("sdxl-v", (), {"modelspec.predict_key": "v"}),
+        ("sdxl-v-ztsnr", ("v_pred", "ztsnr"), {}),
+    ],
+)
+def test_a_file_is_recognised_by_its_names_its_shapes_and_what_it_says(
+    name: str, tensors: tuple[str, ...], metadata: dict[str, str], tmp_path: Path
+) -> None:
+    state = real_shapes(name.split("-")[0]) | dict.fromkeys(tensors, torch.zeros(0))
+    header = read_header(write_zeros(tmp_path / "model.safetensors", state, **metadata))
+    assert header.config == name
+    assert header.family == ("sdxl" if "xl" in name else "sd")
+    assert header.prediction == (
+        None if not tensors and not metadata else "v_prediction" if "-v" in name else "epsilon"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"edm_vpred.sigma_max": (1,)}, "of the EDM kind"),
+        ({"conditioner.embedders.0.model.ln_final.weight": (1280,)}, "refiner"),
+        ({"model.diffusion_model.input_blocks.0.0.weight": (320, 9, 3, 3)}, "reads 9 channels"),
+    ],
+)
+def test_a_model_of_another_kind_is_refused_by_name(
+    changes: dict[str, tuple[int, ...]], message: str, tmp_path: Path
+) -> None:
+    state = real_shapes("sd1") | {name: torch.empty(shape, device="meta") for name, shape in changes.items()}
+    path = write_zeros(tmp_path / "model.safetensors", state)
+    with pytest.raises(ModelError, match=rf"model\.safetensors: .*{message}"):
+        load_family(str(path))
+
+
+class PredictsTheNoise(StableDiffusion):
+    """The same model, its answers said as noise: epsilon = alpha * v + sigma * noisy."""
+
+    def predict(self, noisy_BCHW: Tensor, t_B: Tensor, condition: Condition) -> Tensor:
+        alpha, sigma = self.schedule.coefficients(t_B)
+        return alpha * super().predict(noisy_BCHW, t_B, condition) + sigma * noisy_BCHW
+
+
+def test_what_a_network_predicts_is_told_by_its_answer_to_noise(
+    shipped_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The embedded base is trained to predict v."""
+    family = load_family(str(shipped_base))
+    assert isinstance(family, StableDiffusion)
+    assert family.schedule.prediction == measured_prediction(family) == "v_prediction"
+    same = {each.name: getattr(family, each.name) for each in dataclasses.fields(family)}
+    assert measured_prediction(PredictsTheNoise(**same)) == "epsilon"
+    family.set_scheduler({"prediction_type": "epsilon"})
+    settle_prediction(family, Path("model.safetensors"))
+    assert family.schedule.prediction == "v_prediction"
+    assert "model.safetensors does not say what it predicts" in capsys.readouterr().err
+
+
+def test_shipped_configs_can_be_named(single_file: Path) -> None:
+    with pytest.raises(ModelError, match="cannot be read as a single-file StableDiffusionPipeline"):
+        load_family(str(single_file), config="sd1")  # a tiny file, so that it does not fit
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the network was asked")
+
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_network")
+def test_a_file_at_real_size_loads_without_configs_and_without_the_network(tmp_path: Path) -> None:
+    """All of Stable Diffusion 1.5, with zeros for weights: 5 GB of memory."""
+    family = load_family(str(write_zeros(tmp_path / "model.safetensors", real_shapes("sd1"))))
+    assert (family.resolution, family.schedule.prediction) == (512, "epsilon")
+    assert family.token_ids("sks") == [48136]
+    assert family.condition(["a photo of a dog"])["encoder_hidden_states"].shape == (1, 77, 768)

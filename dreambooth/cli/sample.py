@@ -54,7 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="pictures at a time (default 4)")
     parser.add_argument("--out", metavar="DIR", help="where the pictures go (default outputs/<name of the model>)")
     parser.add_argument(
-        "--config", metavar="DIR", help="for a single file: folder or hub id with its configs and tokenizer"
+        "--config",
+        metavar="DIR",
+        help="for a single file: folder or hub id with its configs and tokenizer, or one of sd1, sd1-v, sd2, sd2-v, "
+        "sdxl, sdxl-v, sdxl-v-ztsnr (default: read from the file)",
     )
     parser.add_argument("--base", metavar="MODEL", help="for an adapter: its base model, if that is elsewhere now")
     parser.add_argument(

@@ -22,7 +22,7 @@ for library in (diffusers, transformers):  # bars for every file, notes on torch
     library.utils.logging.disable_progress_bar()
 from dreambooth.families import sd, sdxl  # noqa: E402
 from dreambooth.families.base import Condition, Family  # noqa: E402
-from dreambooth.families.single_file import family_of_file  # noqa: E402
+from dreambooth.families.single_file import Header, read_header  # noqa: E402
 
 __all__ = [
     "FAMILIES",
@@ -43,7 +43,7 @@ class FamilyRow:
 
     pipelines: tuple[str, ...]
     load: Callable[[Path], Family]
-    load_single_file: Callable[[Path, str | None], Family]
+    load_single_file: Callable[[Header, str | None], Family]
 
 
 FAMILIES = {
@@ -56,7 +56,8 @@ def load_family(base: str, family: str = "auto", config: str | None = None) -> F
     """Load a base model in float32 from a diffusers folder, a hub id or a single `.safetensors` file.
 
     family: a name in `FAMILIES`, or 'auto' to read it from the base. config: for a single file, where its configs and
-    tokenizer lie. Raises UserError for an unknown family, ModelError for a base that is missing or broken.
+    tokenizer lie, or a row of `shipped.SHIPPED`; None: the row that the file itself tells. Raises UserError for an
+    unknown family, ModelError for a base that is missing or broken.
     """
     if family != "auto" and family not in FAMILIES:
         raise UserError(f"model.family: {family!r} is not known; one of auto, {', '.join(FAMILIES)}")
@@ -66,7 +67,8 @@ def load_family(base: str, family: str = "auto", config: str | None = None) -> F
             raise ModelError(
                 f"{base}: a single file must be .safetensors (other formats can run code when they are read)"
             )
-        return FAMILIES[family_of_file(path) if family == "auto" else family].load_single_file(path, config)
+        header = read_header(path)
+        return FAMILIES[header.family if family == "auto" else family].load_single_file(header, config)
     folder = path if path.is_dir() else _download(base)
     if not (folder / "model_index.json").is_file():
         raise ModelError(f"{base}: not a diffusers pipeline folder (it has no model_index.json)")

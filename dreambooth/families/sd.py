@@ -3,6 +3,7 @@
 Shapes: B batch, C channels, H/W latent height and width, N tokens, D width of the text encoder.
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from dreambooth.families import clip
 from dreambooth.families.base import Condition
-from dreambooth.families.single_file import load_single_file_pipeline
+from dreambooth.families.shipped import PREDICTS_V, SIZE_2_V
+from dreambooth.families.single_file import Header, load_single_file_pipeline, measured_prediction
 from dreambooth.families.unet import (
     UNetFamily,
     check_finite,
@@ -85,14 +87,30 @@ def load(base: Path) -> StableDiffusion:
     )
 
 
-def load_single_file(path: Path, config: str | None) -> StableDiffusion:
-    """Load an original-layout `.safetensors`. config: folder or hub id with configs and tokenizer; None: the hub."""
-    pipeline = load_single_file_pipeline(StableDiffusionPipeline, path, config, safety_checker=None)
+def load_single_file(header: Header, config: str | None) -> StableDiffusion:
+    """Load an original-layout `.safetensors`. config: as in `load_single_file_pipeline`."""
+    pipeline = load_single_file_pipeline(StableDiffusionPipeline, header, config, safety_checker=None)
     suit_the_device(pipeline.unet)
-    return StableDiffusion(
+    family = StableDiffusion(
         vae=pipeline.vae,
         unet=pipeline.unet,
         scheduler_config={**pipeline.scheduler.config, "_class_name": type(pipeline.scheduler).__name__},
         text_encoder=pipeline.text_encoder,
         tokenizer=pipeline.tokenizer,
     )
+    if config is None and header.config == "sd2" and header.prediction is None:
+        settle_prediction(family, header.path)
+    return family
+
+
+def settle_prediction(family: StableDiffusion, path: Path) -> None:
+    """2.x that predicts epsilon (512 pixels) and v (768) are alike in names and shapes: ask the network."""
+    prediction = measured_prediction(family)
+    print(
+        f"note: {path} does not say what it predicts; by its answer to pure noise it is {prediction} "
+        "(else name it: model.config, --config: sd2 or sd2-v)",
+        file=sys.stderr,
+    )
+    if prediction == "v_prediction":
+        family.set_scheduler(PREDICTS_V)
+        family.unet.register_to_config(sample_size=SIZE_2_V)

@@ -15,7 +15,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from dreambooth.errors import ModelError
 from dreambooth.families import clip
 from dreambooth.families.base import Condition
-from dreambooth.families.single_file import load_single_file_pipeline
+from dreambooth.families.single_file import Header, load_single_file_pipeline
 from dreambooth.families.unet import (
     UNetFamily,
     check_finite,
@@ -122,9 +122,9 @@ def load(base: Path) -> StableDiffusionXL:
     )
 
 
-def load_single_file(path: Path, config: str | None) -> StableDiffusionXL:
-    """Load an original-layout `.safetensors`. config: folder or hub id with configs and tokenizers; None: the hub."""
-    pipeline = load_single_file_pipeline(StableDiffusionXLPipeline, path, config, add_watermarker=False)
+def load_single_file(header: Header, config: str | None) -> StableDiffusionXL:
+    """Load an original-layout `.safetensors`. config: as in `load_single_file_pipeline`."""
+    pipeline = load_single_file_pipeline(StableDiffusionXLPipeline, header, config, add_watermarker=False)
     suit_the_device(pipeline.unet)
     return StableDiffusionXL(
         vae=pipeline.vae,

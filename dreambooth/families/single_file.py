@@ -1,5 +1,12 @@
-"""Models in one `.safetensors` of the original layout, as most of them are passed around."""
+"""Models in one `.safetensors` of the original layout, as most of them are passed around.
 
+Such a file holds weights alone. Which of the shipped configs is its own is read from their names and shapes; what a
+network predicts is not in them: some files say it, in the ways of ComfyUI and of the modelspec metadata.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,31 +15,121 @@ from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError, safe_open
 
 from dreambooth.errors import ModelError, first_line
+from dreambooth.families.base import Family
+from dreambooth.families.shipped import SHIPPED, config_folder
+
+UNET = "model.diffusion_model."
+TEXT_WIDTHS = {768: "sd1", 1024: "sd2", 768 + 1280: "sdxl"}  # of the texts that the UNet attends to
+OTHER_KINDS = {  # a name, or the beginning of one, that only models of other kinds have
+    "edm_mean": "of the EDM kind (Playground 2.5)",
+    "edm_vpred.sigma_max": "of the EDM kind (CosXL)",
+    "conditioner.embedders.0.model.": "an SDXL refiner",
+}
+# Where the metadata say what the UNet predicts, and how: kohya's scripts, ComfyUI, Stability's own files.
+PREDICTION_KEYS = ("modelspec.prediction_type", "modelspec.predict_key", "modelspec.architecture")
+PREDICTIONS = {
+    "epsilon": "epsilon",
+    "stable-diffusion-v2-512": "epsilon",
+    "v": "v_prediction",
+    "v_prediction": "v_prediction",
+    "stable-diffusion-v2-768-v": "v_prediction",
+}
 
 
-def load_single_file_pipeline(pipeline_class: Any, path: Path, config: str | None, **options: Any) -> Any:
-    """The file as a pipeline in float32. config: folder or hub id with configs and tokenizers; None: the hub.
+@dataclass(frozen=True)
+class Header:
+    """What a single file says of itself before its weights are read."""
 
-    Raises ModelError.
-    """
-    try:
-        return pipeline_class.from_single_file(str(path), config=config, dtype=torch.float32, **options)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, SingleFileComponentError) as error:
-        raise ModelError(
-            f"{path}: cannot be read as a single-file {pipeline_class.__name__} ({first_line(error)}); "
-            "without the network, name a local folder with its configs and tokenizer (model.config, --config)"
-        ) from error
+    path: Path
+    shapes: dict[str, tuple[int, ...]]
+    metadata: dict[str, str]
+
+    @property
+    def family(self) -> str:
+        """'sdxl' or 'sd'. Raises ModelError for a file of neither."""
+        if any(name.startswith("conditioner.embedders.1.") for name in self.shapes):
+            return "sdxl"
+        if any(name.startswith(UNET) for name in self.shapes):
+            return "sd"
+        raise ModelError(f"{self.path}: holds no Stable Diffusion model (no {UNET}*); is it a LoRA?")
+
+    @property
+    def prediction(self) -> str | None:
+        """What its UNet predicts, 'epsilon' or 'v_prediction'; None where the file does not say."""
+        if "v_pred" in self.shapes:
+            return "v_prediction"
+        said = (PREDICTIONS.get(self.metadata.get(key, "")) for key in PREDICTION_KEYS)
+        return next(filter(None, said), None)
+
+    @property
+    def config(self) -> str:
+        """The shipped config that is its own. Raises ModelError where there is none."""
+        for start, kind in OTHER_KINDS.items():
+            if any(name.startswith(start) for name in self.shapes):
+                raise ModelError(f"{self.path}: {kind}, which cannot be trained here; use a plain text-to-image model")
+        channels = self.shapes.get(f"{UNET}input_blocks.0.0.weight", (0, 0))[1]
+        if channels != 4:
+            raise ModelError(
+                f"{self.path}: its UNet reads {channels} channels, not 4: an inpainting model, or the like; "
+                "use its plain text-to-image sibling"
+            )
+        widths = {shape[-1] for name, shape in self.shapes.items() if name.endswith(".attn2.to_k.weight")}
+        if len(widths) != 1 or (width := widths.pop()) not in TEXT_WIDTHS:
+            raise ModelError(
+                f"{self.path}: none of the shipped configs ({', '.join(SHIPPED)}) is of this size; name a folder or "
+                "hub id with its configs and tokenizer (model.config, --config)"
+            )
+        name = TEXT_WIDTHS[width]
+        if self.prediction != "v_prediction":
+            return name
+        return f"{name}-v-ztsnr" if name == "sdxl" and "ztsnr" in self.shapes else f"{name}-v"
 
 
-def family_of_file(path: Path) -> str:
-    """'sdxl' or 'sd', by the names of the weights. Raises ModelError for a file that is damaged or of neither."""
+def read_header(path: Path) -> Header:
+    """Raises ModelError for a file that is damaged."""
     try:
         with safe_open(path, "pt") as file:
-            names = set(file.keys())
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            return Header(path, shapes, file.metadata() or {})
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path}: cannot be read as .safetensors ({first_line(error)})") from error
-    if any(name.startswith("conditioner.embedders.1.") for name in names):
-        return "sdxl"
-    if any(name.startswith("model.diffusion_model.") for name in names):
-        return "sd"
-    raise ModelError(f"{path}: holds no Stable Diffusion model (no model.diffusion_model.*); is it a LoRA?")
+
+
+def load_single_file_pipeline(pipeline_class: Any, header: Header, config: str | None, **options: Any) -> Any:
+    """The file as a pipeline in float32.
+
+    config: folder or hub id with configs and tokenizers, or a row of `SHIPPED`; None: the row that its header tells.
+    Raises ModelError.
+    """
+    with _configs(config or header.config) as source:
+        try:
+            return pipeline_class.from_single_file(str(header.path), config=source, dtype=torch.float32, **options)
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, SingleFileComponentError) as error:
+            raise ModelError(
+                f"{header.path}: cannot be read as a single-file {pipeline_class.__name__} ({first_line(error)}); "
+                "name a local folder with its own configs and tokenizer (model.config, --config)"
+            ) from error
+
+
+@contextlib.contextmanager
+def _configs(config: str) -> Iterator[str]:
+    """A folder or hub id as it is; of shipped configs a folder that holds them."""
+    if config not in SHIPPED or Path(config).is_dir():
+        yield config
+        return
+    with config_folder(config) as folder:
+        yield str(folder)
+
+
+@torch.no_grad()
+def measured_prediction(family: Family) -> str:
+    """What a trained UNet predicts, by its answer y to pure noise x at the last timestep: 'epsilon' or 'v_prediction'.
+
+    epsilon is the noise, so x comes back: y.x / x.x = 1. v = alpha * noise - sigma * x0 (Salimans & Ho 2022, arXiv
+    2202.00512, appendix D) holds hardly any of it there: y.x / x.x is about alpha, 0.07 for Stable Diffusion.
+    """
+    t_B = torch.tensor([family.schedule.num_timesteps - 1])
+    noise_BCHW = torch.randn(1, *family.latent_shape(256, 256), generator=torch.Generator().manual_seed(0))
+    answer_BCHW = family.predict(noise_BCHW, t_B, family.condition([""]))
+    share = (answer_BCHW * noise_BCHW).sum() / noise_BCHW.square().sum()
+    return "epsilon" if share > 0.5 else "v_prediction"
