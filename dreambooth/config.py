@@ -55,6 +55,10 @@ class ModelConfig:
         "for a single file: folder or hub id with its configs and tokenizer, or one of those that are shipped: sd1, "
         "sd1-v, sd2, sd2-v, sdxl, sdxl-v, sdxl-v-ztsnr (v: predicts v); null: the one that the file itself tells",
     )
+    revision: str | None = knob(None, "of a hub id: branch, tag or commit to take; null: its main branch")
+    variant: str | None = knob(
+        None, "which of the weights that lie beside each other: fp16, non_ema ...; null: those without such a word"
+    )
     export_dtype: Literal["float32", "float16", "bfloat16"] = knob(
         "float32", "number format of the weights in model/; float16 halves the folder"
     )

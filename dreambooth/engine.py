@@ -82,7 +82,8 @@ def train(config: Config) -> int:
     picture_paths = list_images(config.subject.images)
     masks, captions = parts.load_masks(picture_paths, config), parts.captions_of(picture_paths, config)
     scorer = parts.make_scorer(config, journal, picture_paths)
-    family = load_family(config.model.base, config.model.family, config.model.config)
+    base = config.model
+    family = load_family(base.base, base.family, base.config, base.revision, base.variant)
     parts.apply_schedule(family, config)
     move(family, parts.pick_device(config))
     identity = identify(family, picture_paths, captions, config)

@@ -28,8 +28,9 @@ class SubjectCard:
     """What the model has learned, so that nobody has to remember the token. resolution: pixels.
 
     num_inference_steps, guidance_scale and scheduler are those of the run's own sample grids: what sampling starts
-    from. step: of these weights, the best of a run that was trained to last_step. method: by name. base, base_config:
-    model.base and model.config of the run, which an adapter needs beneath it. base_fingerprint: `families.fingerprint`.
+    from. step: of these weights, the best of a run that was trained to last_step. method: by name. base,
+    base_config, base_revision, base_variant: model.base, model.config and so on of the run, which an adapter needs
+    beneath it. base_fingerprint: `families.fingerprint`.
     scores: those of the last validation of these weights, by log name.
     """
 
@@ -46,6 +47,8 @@ class SubjectCard:
     method: str = "full"
     base: str | None = None
     base_config: str | None = None
+    base_revision: str | None = None
+    base_variant: str | None = None
     base_fingerprint: str | None = None
     scores: dict[str, float] | None = None
 

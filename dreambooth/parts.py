@@ -469,6 +469,8 @@ def subject_card(
         method=config.method.name,
         base=config.model.base,
         base_config=config.model.config,
+        base_revision=config.model.revision,
+        base_variant=config.model.variant,
         base_fingerprint=base_fingerprint,
         scores=scores,
     )

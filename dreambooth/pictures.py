@@ -62,10 +62,19 @@ class Picture:
     recipe: dict[str, Any]
 
 
-def load_model(model: str, config: str | None, device: str, dtype: str | None, base: str | None = None) -> Model:
+def load_model(
+    model: str,
+    config: str | None,
+    device: str,
+    dtype: str | None,
+    base: str | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
+) -> Model:
     """Load a run folder, pipeline folder, adapter folder, hub id or single file. Raises ModelError, UserError.
 
     config: for a single file, where its configs lie. base: for an adapter, its base model where that is elsewhere now.
+    revision: of a hub id; variant: of the weights; of an adapter both are its base's.
     """
     folder = model_folder(model)
     if device == "cuda" and not torch.cuda.is_available():
@@ -73,14 +82,17 @@ def load_model(model: str, config: str | None, device: str, dtype: str | None, b
     picked = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
     card = read_card(folder)
     if card is not None and find_method(card.method).is_adapter:
-        family = load_adapted(folder, card, base)
+        family = load_adapted(folder, card, base, revision, variant)
     else:
-        family = load_family(str(folder) if folder.exists() else model, config=config)
+        place = str(folder) if folder.exists() else model
+        family = load_family(place, config=config, revision=revision, variant=variant)
     move(family, picked)
     dtype = dtype or ("float16" if picked.type == "cuda" else "float32")
     for part in (family.denoiser, *family.text_encoders):
         part.eval().to(getattr(torch, dtype))
-    return Model(model, family, card, {"config": config, "dtype": dtype, "base": base})
+    return Model(
+        model, family, card, {"config": config, "dtype": dtype, "base": base, "revision": revision, "variant": variant}
+    )
 
 
 def model_folder(model: str) -> Path:
@@ -98,12 +110,16 @@ def find_card(model: str) -> ExportCard | None:
     return read_card(model_folder(model))
 
 
-def load_adapted(folder: Path, card: SubjectCard, base: str | None) -> Family:
-    """The base model with an adapter's files laid over it. Raises ModelError."""
-    method, base = find_method(card.method), base or card.base
+def load_adapted(
+    folder: Path, card: SubjectCard, base: str | None, revision: str | None = None, variant: str | None = None
+) -> Family:
+    """The base model with an adapter's files laid over it; what is None is as in its run. Raises ModelError."""
+    method = find_method(card.method)
     assert method.load is not None
+    if base is None:
+        base, revision, variant = card.base, revision or card.base_revision, variant or card.base_variant
     try:
-        family = load_family(str(base), config=card.base_config)
+        family = load_family(str(base), config=card.base_config, revision=revision, variant=variant)
     except ModelError as error:
         raise ModelError(f"{folder}: a {card.method} of the base {base}, which cannot be loaded: {error}") from error
     method.load(family, folder)

@@ -1,7 +1,11 @@
 """Loading a base model: every way it can be incomplete is told before training."""
 
+import copy
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,9 +13,13 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
+from dreambooth.cli import main
 from dreambooth.errors import ModelError, UserError
 from dreambooth.families import Family, fingerprint, frozen_copy, load_family
 from dreambooth.families.clip import check_tokenizer
+from dreambooth.pictures import load_model
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -105,6 +113,135 @@ def test_a_folder_that_is_not_there_is_told_without_asking_the_network(base: str
 def test_a_hub_id_that_cannot_be_reached_is_told_in_a_line() -> None:
     with pytest.raises(ModelError, match=r"nobody/nothing: .*hub"):
         load_family("nobody/nothing")
+
+
+HUB_ANSWERS = """
+import os, sys, threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+class Hub(BaseHTTPRequestHandler):
+    def do_HEAD(self):
+        code = next((word for word in ("RepoNotFound", "RevisionNotFound", "GatedRepo") if word in self.path), None)
+        self.send_response(403 if code == "GatedRepo" else 404)
+        self.send_header("X-Error-Code", str(code))
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+    do_GET = do_HEAD
+    def log_message(self, *_): pass
+
+server = HTTPServer(("127.0.0.1", 0), Hub)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
+from dreambooth.cli import main
+from dreambooth.errors import ModelError
+from dreambooth.families import load_family
+for name in ("RepoNotFound", "RevisionNotFound", "GatedRepo"):
+    try:
+        load_family(f"somebody/{name}", revision="v2")
+    except ModelError as error:
+        print(error)
+"""
+
+
+def python(script: str, **environment: str) -> str:
+    """What a new process prints; libraries read the hub's settings when they are imported."""
+    own = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "HF_HOME")}
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, cwd=ROOT, env={**own, **environment}, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_what_the_hub_answers_is_told(tmp_path: Path) -> None:
+    missing, revision, gated = python(HUB_ANSWERS, HF_HOME=str(tmp_path)).splitlines()
+    assert missing == "somebody/RepoNotFound: neither a folder here nor a model on the hub"
+    assert "has no revision 'v2' (model.revision, --revision)" in revision
+    assert "accept its licence on the hub" in gated
+
+
+def cache_as_hub(cache: Path, folder: Path, commit: str, *names: str) -> None:
+    """Lay a pipeline folder into the hub's cache as a commit of somebody/something that some names stand for."""
+    repository = cache / "hub" / "models--somebody--something"
+    shutil.copytree(folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir(exist_ok=True)
+    for name in names:
+        (repository / "refs" / name).write_text(commit)
+
+
+FINGERPRINTS = """
+from dreambooth.cli import main
+from dreambooth.errors import ModelError
+from dreambooth.families import fingerprint, load_family
+for revision in (None, "main", "v2", "{}", "v3"):
+    try:
+        print(fingerprint(load_family("somebody/something", revision=revision)))
+    except ModelError as error:
+        print(error)
+"""
+
+
+def test_a_revision_of_a_hub_id_is_a_branch_a_tag_or_a_commit(
+    tiny_base: Path, tiny_base_v: Path, tmp_path: Path
+) -> None:
+    commits = "1" * 40, "2" * 40
+    cache_as_hub(tmp_path, tiny_base, commits[0], "main")
+    cache_as_hub(tmp_path, tiny_base_v, commits[1], "v2")
+    said = python(FINGERPRINTS.format(commits[1]), HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1").splitlines()
+    first, second = (fingerprint(load_family(str(base))) for base in (tiny_base, tiny_base_v))
+    assert said[:4] == [first, first, second, second]
+    assert "somebody/something at v3: no such folder here" in said[4]
+
+
+@pytest.mark.parametrize(("key", "value"), [("revision", "main"), ("variant", "fp16")])
+def test_what_a_local_base_does_not_have_is_refused(key: str, value: str, tiny_base: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"model.{key}: '{value}' is .*{tiny_base}"):
+        load_family(str(tiny_base), **{key: value})
+    single = tmp_path / "model.safetensors"
+    single.touch()
+    with pytest.raises(UserError, match=f"model.{key}: '{value}' is .*single file"):
+        load_family(str(single), **{key: value})
+
+
+def test_a_variant_is_taken_of_the_parts_that_have_it(tiny_base: Path, broken: Path) -> None:
+    plain = load_family(str(tiny_base))
+    changed = copy.deepcopy(plain.pipeline().unet)
+    with torch.no_grad():
+        changed.conv_in.bias += 1
+    changed.save_pretrained(broken / "unet", variant="non_ema")
+    assert fingerprint(load_family(str(broken))) == fingerprint(plain)
+    family = load_family(str(broken), variant="non_ema")
+    torch.testing.assert_close(family.pipeline().unet.conv_in.bias, changed.conv_in.bias)
+    assert fingerprint(family) != fingerprint(plain)
+    with pytest.raises(UserError, match=r"model.variant: 'fp16' is none of .*; it has non_ema"):
+        load_family(str(broken), variant="fp16")
+
+
+def test_a_folder_with_nothing_but_a_variant_is_loaded_by_its_name(tiny_base: Path, tmp_path: Path) -> None:
+    pipeline = load_family(str(tiny_base)).pipeline().to(dtype=torch.float16)
+    pipeline.save_pretrained(tmp_path / "half", variant="fp16")
+    family = load_family(str(tmp_path / "half"), variant="fp16")
+    assert family.denoiser.dtype == torch.float32
+    torch.testing.assert_close(family.denoiser.conv_in.weight, pipeline.unet.conv_in.weight.float())
+    with pytest.raises(ModelError, match=r"unet: .*model.variant.* fp16"):
+        load_family(str(tmp_path / "half"))
+
+
+def test_an_adapter_finds_the_revision_and_variant_of_its_base_again(
+    tiny_base: Path, tmp_path: Path, config_file: Path
+) -> None:
+    half = tmp_path / "half"
+    load_family(str(tiny_base)).pipeline().to(dtype=torch.float16).save_pretrained(half, variant="fp16")
+    quick = ["train.max_steps=1", "optim.warmup_steps=0", "validate.every_steps=0", "prior.source=none"]
+    overrides = [f"model.base={half}", "model.variant=fp16", "method.name=lora", *quick]
+    run = str(tmp_path / "runs" / "run")
+    assert main(["train", str(config_file), *overrides]) == 0
+    assert load_model(run, None, "cpu", None).card.base_variant == "fp16"  # type: ignore[union-attr]
+    out = tmp_path / "out"
+    sample = ["--steps", "1", "--num-images", "1", "--size", "64x64", "--out", str(out)]
+    assert main(["sample", run, "a dog", *sample, "--base", str(half), "--variant", "fp16"]) == 0
+    assert main(["sample", "--from-image", str(out / "00000.png"), "--out", str(tmp_path / "again")]) == 0
+    assert main(["sample", run, "a dog", *sample, "--base", str(half)]) == 3
+    assert main(["sample", str(half), "a dog", *sample, "--revision", "main"]) == 2
 
 
 def test_a_pickle_is_never_opened(tmp_path: Path) -> None:

@@ -61,6 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--base", metavar="MODEL", help="for an adapter: its base model, if that is elsewhere now")
     parser.add_argument(
+        "--revision", metavar="NAME", help="of a hub id (of an adapter's base): branch, tag or commit (default: main)"
+    )
+    parser.add_argument(
+        "--variant", metavar="NAME", help="which of the weights that lie beside each other: fp16, non_ema ..."
+    )
+    parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: the GPU, if there is one"
     )
     parser.add_argument(
@@ -78,7 +84,9 @@ def run(args: argparse.Namespace) -> int:
         return make_again(args)
 
     sampler_settings(args, card=None)  # a mistake is told before a model is loaded
-    model = pictures.load_model(args.model, args.config, args.device, args.dtype, args.base)
+    model = pictures.load_model(
+        args.model, args.config, args.device, args.dtype, args.base, args.revision, args.variant
+    )
     settings = sampler_settings(args, model.card)
     prompts = [model.fill(prompt) for prompt in args.prompts]
     size = size or (model.resolution, model.resolution)
@@ -94,7 +102,11 @@ def make_again(args: argparse.Namespace) -> int:
 
     recipe = pictures.read_recipe(args.from_image)
     name = args.model or recipe["model"]
-    model = pictures.load_model(name, recipe["config"], args.device, recipe["dtype"], args.base or recipe["base"])
+    loaded_with = {"revision": None, "variant": None, **recipe}  # which older pictures do not name
+    model = pictures.load_model(
+        name, recipe["config"], args.device, recipe["dtype"], args.base or recipe["base"], loaded_with["revision"],
+        loaded_with["variant"],
+    )  # fmt: skip
     for path in pictures.write(pictures.make_again(recipe, model), args.out or pictures.default_folder(name), 1):
         print(path)
     return 0

@@ -13,7 +13,6 @@ from pathlib import Path
 import diffusers.utils.logging
 import torch
 import transformers.utils.logging
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
 from dreambooth.errors import ModelError, UserError
 
@@ -22,6 +21,7 @@ for library in (diffusers, transformers):  # bars for every file, notes on torch
     library.utils.logging.disable_progress_bar()
 from dreambooth.families import sd, sdxl  # noqa: E402
 from dreambooth.families.base import Condition, Family  # noqa: E402
+from dreambooth.families.location import find_folder  # noqa: E402
 from dreambooth.families.single_file import Header, read_header  # noqa: E402
 
 __all__ = [
@@ -42,7 +42,7 @@ class FamilyRow:
     """How to recognise a family by its pipeline class, and how to load it."""
 
     pipelines: tuple[str, ...]
-    load: Callable[[Path], Family]
+    load: Callable[[Path, str | None], Family]
     load_single_file: Callable[[Header, str | None], Family]
 
 
@@ -52,27 +52,35 @@ FAMILIES = {
 }
 
 
-def load_family(base: str, family: str = "auto", config: str | None = None) -> Family:
+def load_family(
+    base: str,
+    family: str = "auto",
+    config: str | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
+) -> Family:
     """Load a base model in float32 from a diffusers folder, a hub id or a single `.safetensors` file.
 
     family: a name in `FAMILIES`, or 'auto' to read it from the base. config: for a single file, where its configs and
-    tokenizer lie, or a row of `shipped.SHIPPED`; None: the row that the file itself tells. Raises UserError for an
-    unknown family, ModelError for a base that is missing or broken.
+    tokenizer lie, or a row of `shipped.SHIPPED`; None: the row that the file itself tells. revision: of a hub id.
+    variant: of the weights in a folder or hub id; parts that lack it are loaded without.
+
+    Raises UserError for an unknown family, and for a revision or variant that is not there; ModelError for a base that
+    is missing or broken.
     """
     if family != "auto" and family not in FAMILIES:
         raise UserError(f"model.family: {family!r} is not known; one of auto, {', '.join(FAMILIES)}")
     path = Path(base).expanduser()
-    if path.is_file():
-        if path.suffix != ".safetensors":
-            raise ModelError(
-                f"{base}: a single file must be .safetensors (other formats can run code when they are read)"
-            )
-        header = read_header(path)
-        return FAMILIES[header.family if family == "auto" else family].load_single_file(header, config)
-    folder = path if path.is_dir() else _download(base)
-    if not (folder / "model_index.json").is_file():
-        raise ModelError(f"{base}: not a diffusers pipeline folder (it has no model_index.json)")
-    return FAMILIES[_family_of(folder) if family == "auto" else family].load(folder)
+    if not path.is_file():
+        folder = find_folder(base, revision, variant)
+        return FAMILIES[_family_of(folder) if family == "auto" else family].load(folder, variant)
+    if path.suffix != ".safetensors":
+        raise ModelError(f"{base}: a single file must be .safetensors (other formats can run code when they are read)")
+    for key, value in (("revision", revision), ("variant", variant)):
+        if value is not None:
+            raise UserError(f"model.{key}: {value!r} is set, and {base} is a single file, which has none; leave it out")
+    header = read_header(path)
+    return FAMILIES[header.family if family == "auto" else family].load_single_file(header, config)
 
 
 def _family_of(folder: Path) -> str:
@@ -85,22 +93,6 @@ def _family_of(folder: Path) -> str:
             return name
     known = ", ".join(pipeline for row in FAMILIES.values() for pipeline in row.pipelines)
     raise ModelError(f"{folder}: a {pipeline} is of no known family; known are {known}")
-
-
-def _download(hub_id: str) -> Path:
-    """A hub id's files in the local cache, downloaded if need be."""
-    if Path(hub_id).is_absolute() or hub_id.startswith(".") or hub_id.count("/") > 1:
-        raise ModelError(f"{hub_id}: there is no such folder or file")
-    try:
-        return Path(diffusers.DiffusionPipeline.download(hub_id))
-    except GatedRepoError as error:  # a subclass of the next one
-        raise ModelError(f"{hub_id}: accept its licence on the hub and log in with `hf auth login`") from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise ModelError(f"{hub_id}: neither a folder here nor a model on the hub") from error
-    except (HfHubHTTPError, OSError) as error:
-        raise ModelError(
-            f"{hub_id}: no such folder here, and the hub cannot be reached to look for it there"
-        ) from error
 
 
 def move(family: Family, device: torch.device) -> None:

@@ -74,15 +74,18 @@ class StableDiffusion(UNetFamily):
         )
 
 
-def load(base: Path) -> StableDiffusion:
-    """Load a pipeline folder in float32. Raises ModelError for missing, incomplete or non-finite weights."""
-    unet = load_part(UNet2DConditionModel, base, "unet")
+def load(base: Path, variant: str | None = None) -> StableDiffusion:
+    """Load a pipeline folder in float32. variant: as in `load_part`.
+
+    Raises ModelError for missing, incomplete or non-finite weights.
+    """
+    unet = load_part(UNet2DConditionModel, base, "unet", variant)
     suit_the_device(unet)
     return StableDiffusion(
-        vae=load_part(AutoencoderKL, base, "vae"),
+        vae=load_part(AutoencoderKL, base, "vae", variant),
         unet=unet,
         scheduler_config=load_scheduler_config(base),
-        text_encoder=load_part(CLIPTextModel, base, "text_encoder"),
+        text_encoder=load_part(CLIPTextModel, base, "text_encoder", variant),
         tokenizer=load_tokenizer(base, "tokenizer"),
     )
 

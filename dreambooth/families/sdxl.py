@@ -104,18 +104,21 @@ class StableDiffusionXL(UNetFamily):
         )
 
 
-def load(base: Path) -> StableDiffusionXL:
-    """Load a pipeline folder in float32. Raises ModelError for missing, incomplete or non-finite weights."""
+def load(base: Path, variant: str | None = None) -> StableDiffusionXL:
+    """Load a pipeline folder in float32. variant: as in `load_part`.
+
+    Raises ModelError for missing, incomplete or non-finite weights.
+    """
     if not (base / "text_encoder").is_dir():
         raise ModelError(f"{base}: has no text_encoder: an SDXL refiner? Use the base model")
-    unet = load_part(UNet2DConditionModel, base, "unet")
+    unet = load_part(UNet2DConditionModel, base, "unet", variant)
     suit_the_device(unet)
     return StableDiffusionXL(
-        vae=load_part(AutoencoderKL, base, "vae"),
+        vae=load_part(AutoencoderKL, base, "vae", variant),
         unet=unet,
         scheduler_config=load_scheduler_config(base),
-        text_encoder=load_part(CLIPTextModel, base, "text_encoder"),
-        text_encoder_2=load_part(CLIPTextModelWithProjection, base, "text_encoder_2"),
+        text_encoder=load_part(CLIPTextModel, base, "text_encoder", variant),
+        text_encoder_2=load_part(CLIPTextModelWithProjection, base, "text_encoder_2", variant),
         tokenizer=load_tokenizer(base, "tokenizer"),
         tokenizer_2=load_tokenizer(base, "tokenizer_2"),
         zero_empty_prompts=StableDiffusionXLPipeline.load_config(base).get("force_zeros_for_empty_prompt", True),

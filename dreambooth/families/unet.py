@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from dreambooth.errors import ModelError, UserError, first_line
+from dreambooth.families.location import find_variants
 from dreambooth.schedules import Schedule
 
 
@@ -85,14 +86,20 @@ class UNetFamily:
 # -------------------------------------------------------------------------------- loading
 
 
-def load_part(model_class: Any, base: Path, subfolder: str) -> Any:
-    """One network in float32. Raises ModelError that says what is wrong with its files."""
+def load_part(model_class: Any, base: Path, subfolder: str, variant: str | None) -> Any:
+    """One network in float32. Raises ModelError that says what is wrong with its files.
+
+    variant: of its weights, where it has that one; else its plain ones.
+    """
+    own = variant if variant in find_variants(base / subfolder) else None
     try:
         model, info = model_class.from_pretrained(
-            base, subfolder=subfolder, output_loading_info=True, dtype=torch.float32
+            base, subfolder=subfolder, output_loading_info=True, dtype=torch.float32, variant=own
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{base / subfolder}: cannot be loaded: {first_line(error)}") from error
+        others = find_variants(base / subfolder) - {own}
+        hint = f" (model.variant, --variant: it has {', '.join(sorted(others))})" if others else ""
+        raise ModelError(f"{base / subfolder}: cannot be loaded{hint}: {first_line(error)}") from error
     for problem in ("missing_keys", "mismatched_keys"):
         if keys := sorted(map(str, info[problem])):
             raise ModelError(

@@ -1,0 +1,71 @@
+"""Where a base's files are: in a folder here or, of a hub id, in the hub's cache; and which of them are wanted.
+
+A revision is a branch, tag or commit of a hub id. A variant is a second set of weights in the same folder, by a word in
+their names: `unet/diffusion_pytorch_model.fp16.safetensors`.
+"""
+
+import re
+from pathlib import Path
+
+from diffusers import DiffusionPipeline
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from dreambooth.errors import ModelError, UserError, first_line
+
+WEIGHTS = re.compile(r"(?:diffusion_pytorch_)?model(?:\.(?P<variant>[\w-]+?))?(?:-\d+-of-\d+)?\.safetensors")
+
+
+def find_folder(base: str, revision: str | None, variant: str | None) -> Path:
+    """A pipeline's folder, of a hub id downloaded if need be.
+
+    Raises ModelError for one that is not to be had or is no pipeline, UserError for a revision or variant of something
+    that has none.
+    """
+    path = Path(base).expanduser()
+    if path.is_dir() and revision is not None:
+        raise UserError(f"model.revision: {revision!r} is one of a hub id, and {base} is a folder here; leave it out")
+    folder = path if path.is_dir() else _download(base, revision, variant)
+    if not (folder / "model_index.json").is_file():
+        raise ModelError(f"{base}: not a diffusers pipeline folder (it has no model_index.json)")
+    if variant is not None and variant not in (known := find_variants(folder)):
+        raise UserError(f"model.variant: {variant!r} is none of {base}; it has {', '.join(sorted(known)) or 'none'}")
+    return folder
+
+
+def find_variants(folder: Path) -> set[str]:
+    """Of the weights in a folder and the folders in it."""
+    matches = (WEIGHTS.fullmatch(path.name) for path in (*folder.glob("*"), *folder.glob("*/*")))
+    return {match["variant"] for match in matches if match is not None and match["variant"] is not None}
+
+
+def _download(hub_id: str, revision: str | None, variant: str | None) -> Path:
+    """A hub id's files in the local cache, downloaded if need be."""
+    if Path(hub_id).is_absolute() or hub_id.startswith(".") or hub_id.count("/") > 1:
+        raise ModelError(f"{hub_id}: there is no such folder or file")
+    try:
+        return Path(DiffusionPipeline.download(hub_id, revision=revision, variant=variant))
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        # What the hub says is what diffusers' own error comes from, once it has looked into the cache as well.
+        said = error.__cause__ if isinstance(error.__cause__, HfHubHTTPError) else error
+        raise ModelError(_told(hub_id, revision, said)) from error
+
+
+def _told(hub_id: str, revision: str | None, error: BaseException) -> str:
+    if isinstance(error, GatedRepoError):  # a subclass of the next one
+        return f"{hub_id}: accept its licence on the hub and log in with `hf auth login`"
+    if isinstance(error, (RepositoryNotFoundError, HFValidationError)):
+        return f"{hub_id}: neither a folder here nor a model on the hub"
+    if isinstance(error, RevisionNotFoundError):
+        return (
+            f"{hub_id}: has no revision {revision!r} (model.revision, --revision): name a branch, tag or commit of it"
+        )
+    named = hub_id if revision is None else f"{hub_id} at {revision}"
+    if isinstance(error, ValueError):
+        return f"{named}: {first_line(error)}"
+    return f"{named}: no such folder here, and the hub cannot be reached to look for it there"
