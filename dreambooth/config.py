@@ -162,6 +162,12 @@ class MethodConfig:
         "lora, loha, lokr, pivotal: modules to adapt: attention, feed-forward, projections, convolutions, or ends of "
         "their names",
     )
+    start: str | None = knob(
+        None,
+        "what to train on from; lora: a LoRA's file, in diffusers' names or kohya's; lora, loha, lokr, pivotal, "
+        "textual_inversion: a run or model folder of the same method; rank, alpha and targets must be as there; "
+        "null: nothing",
+    )
     num_vectors: int = knob(1, "textual_inversion, pivotal: vectors of the new word, each a token", minimum=1)
     start_word: str | None = knob(
         None, "textual_inversion, pivotal: the word whose vector the new one starts from; null: the class noun"
@@ -532,6 +538,8 @@ def _joint_problems(config: Config) -> typing.Iterator[str]:
         yield f"optim.identifier_lr: {config.method.name} trains no row of the embedding (pivotal does); set it to null"
     if optim.text_encoder_stop_drift is not None and not config.validate.every_steps:
         yield "optim.text_encoder_stop_drift: set, but validate.every_steps is 0: nothing measures the drift"
+    if config.method.start is not None and config.method.name in ("full", "custom_diffusion"):
+        yield f"method.start: {config.method.name} starts from model.base; set it to null"
     if optim.warmup_steps >= config.train.max_steps:
         yield f"optim.warmup_steps: {optim.warmup_steps} must be below train.max_steps ({config.train.max_steps})"
     if config.train.ema_decay >= 1:

@@ -69,8 +69,9 @@ def train(config: Config) -> int:
     """
     run = RunFolder(config)
     method = find_method(config.method.name)
-    # A sampler's name that is not known is told before all else.
+    # A sampler's name that is not known, a start that is not there: told before all else.
     parts.prior_sampler(config), parts.validation_sampler(config)
+    start = parts.find_start(config)
     state = found_state(run, config)
     journal = Journal(run.scores, last_step=-1 if state is None else state.step)
     if state is not None and is_finished(run, state, config, journal):
@@ -88,6 +89,7 @@ def train(config: Config) -> int:
     move(family, parts.pick_device(config))
     identity = identify(family, picture_paths, captions, config)
     check_identity(state, identity)
+    parts.tell_other_base(start, identity["base model"])
     randomness = Randomness(config.run.seed)
     trained = method.attach(family, parts.method_settings(config, randomness))
     parts.check_texts(family, captions, config)
@@ -194,6 +196,8 @@ def identify(family: Family, picture_paths: list[Path], captions: list[str], con
         identity["masks"] = digest_files(list_images(str(config.data.mask)))
     if config.prior.folder is not None:
         identity["class pictures"] = digest_files(list_images(config.prior.folder))
+    if (start := parts.find_start(config)) is not None:
+        identity["start"] = digest_files([start] if start.is_file() else sorted(start.glob("*.safetensors")))
     if config.validate.images is not None:
         identity["validation pictures"] = digest_files(list_images(config.validate.images))
     return identity

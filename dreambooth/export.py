@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
-from dreambooth.errors import UserError
+from dreambooth.errors import ModelError, UserError, first_line
 from dreambooth.families import Family
 from dreambooth.files import write_text
 from dreambooth.methods import find_method
@@ -105,6 +106,16 @@ def write_card(card: SubjectCard, folder: Path) -> None:
 def card_metadata(card: SubjectCard) -> dict[str, str]:
     """The card for the metadata of a .safetensors file."""
     return {"dreambooth": json.dumps(asdict(card))}
+
+
+def card_in_file(path: Path) -> ExportCard | None:
+    """What a .safetensors file says of its subject; None for one of other tools. Raises ModelError."""
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get("dreambooth")
+        return None if text is None else ExportCard(**json.loads(text))
+    except (OSError, SafetensorError, json.JSONDecodeError, TypeError) as error:
+        raise ModelError(f"{path}: cannot be read: {first_line(error)}") from error
 
 
 def read_card(folder: Path) -> ExportCard | None:

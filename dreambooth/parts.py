@@ -18,7 +18,7 @@ from dreambooth.captions import Captions, read_captions, without_subject
 from dreambooth.config import Config, fill_prompt
 from dreambooth.data import EncodedPicture, LatentDataset, Sample, encode_pictures
 from dreambooth.errors import UserError
-from dreambooth.export import SubjectCard
+from dreambooth.export import SubjectCard, card_in_file, read_card
 from dreambooth.families import Family, evaluation_mode, frozen_copy
 from dreambooth.images import is_upscaled, list_images, load_image, load_mask, to_images, transparency_mask
 from dreambooth.methods import MethodSettings, find_method
@@ -29,6 +29,7 @@ from dreambooth.metrics.subject import Encoders, SubjectScorer, load_encoders
 from dreambooth.metrics.validation import PictureRows, ValidationScorer, make_prompt
 from dreambooth.module import DreamBoothModule, Objective
 from dreambooth.optim import OptimSettings
+from dreambooth.pictures import model_folder
 from dreambooth.prior import GeneratedPrior, PicturePrior, Predict, Prior, make_teacher, prior_fingerprint
 from dreambooth.randomness import Randomness
 from dreambooth.ranks import local_rank, tell
@@ -300,8 +301,46 @@ def method_settings(config: Config, randomness: Randomness) -> MethodSettings:
         start_word=method.start_word or subject.class_noun,
         only_word=config.optim.identifier_lr is not None,
         base_dtype=compute_dtype(config),
+        start=find_start(config),
         seed=randomness.torch_seed("method"),
     )
+
+
+def find_start(config: Config) -> Path | None:
+    """The LoRA's file, or the folder of an adapter's own files, that method.start names.
+
+    Raises UserError for what is not there, and for another method's.
+    """
+    start, method = config.method.start, config.method.name
+    if start is None:
+        return None
+    path = Path(start).expanduser()
+    if not path.exists():
+        raise UserError(f"method.start: {start}: there is no such file or folder")
+    if path.is_file() and method != "lora":
+        raise UserError(f"method.start: {start} is a file, and {method} starts from a run or model folder of its own")
+    folder = path if path.is_file() else model_folder(str(path))
+    card = find_start_card(folder)
+    if card is None and method != "lora":
+        raise UserError(f"method.start: {start} is no result of {method} (it has no dreambooth.json)")
+    if card is not None and card.method != method:
+        raise UserError(f"method.start: {start} was trained with {card.method}, this run is to train with {method}")
+    return folder
+
+
+def find_start_card(start: Path) -> SubjectCard | None:
+    """What it says of how it was trained; None for a LoRA of other tools."""
+    return card_in_file(start) if start.is_file() else read_card(start)
+
+
+def tell_other_base(start: Path | None, base: str) -> None:
+    """Warn of a start that was trained on other weights: of the same shapes, it may well be what is wished."""
+    card = None if start is None else find_start_card(start)
+    if card is not None and card.base_fingerprint not in (None, base):
+        print(
+            f"warning: method.start: {start} was trained on another base ({card.base}), and is another model on this",
+            file=sys.stderr,
+        )
 
 
 def make_objective(config: Config) -> Objective:
@@ -424,7 +463,9 @@ def make_looks(
         with inference(family, config):
             return module.fixed_loss(samples)
 
-    return Looks(lambda: validation_pictures(family, config), loss, score)
+    # A start makes step 0 another model than the base, which is what scores are measured against.
+    base = None if config.method.start is None else lambda: validation_pictures(base_beneath(family), config)
+    return Looks(lambda: validation_pictures(family, config), loss, score, base)
 
 
 def validation_pictures(family: Family, config: Config) -> PictureRows:

@@ -32,12 +32,14 @@ class Looks:
     """What a validation looks at, always from the same noise.
 
     sample: pictures with the live weights, a row a prompt. loss: of the live weights at fixed noise and timesteps.
-    score: None where nothing to measure with is at hand.
+    score: None where nothing to measure with is at hand. base: pictures of the untouched base; None where that is what
+    step 0 is.
     """
 
     sample: Callable[[], PictureRows]
     loss: Callable[[], float]
     score: ValidationScorer | None
+    base: Callable[[], PictureRows] | None = None
 
 
 class Validate(StepCallback):
@@ -122,7 +124,7 @@ class Validate(StepCallback):
         rows, loss = self.looks.sample(), self.looks.loss()
         if not trainer.is_global_zero:
             return None
-        self._write_grid(rows, step)
+        self._write_grid(rows, self._grid_path(step))
         return self._measure(rows, loss, step)
 
     def _record(self, trainer: pl.Trainer, module: DreamBoothModule, entry: Entry, deciles: dict[str, float]) -> None:
@@ -137,9 +139,9 @@ class Validate(StepCallback):
         tell_scores(entry, self.journal)
         module.last_scores = "".join(f", {name[5:]} {value:.2f}" for name, value in entry.figures().items())
 
-    def _write_grid(self, rows: PictureRows, step: int) -> None:
+    def _write_grid(self, rows: PictureRows, path: Path) -> None:
         sheet = grid([picture for row in rows for picture in row], columns=len(rows[0]))
-        with atomic_file(self._grid_path(step)) as file:
+        with atomic_file(path) as file:
             sheet.save(file, format="PNG")
 
     def _grid_path(self, step: int) -> Path:
@@ -149,18 +151,24 @@ class Validate(StepCallback):
         score = self.looks.score
         if score is None:
             return Entry(step, loss, {})
-        anchors = score.anchors(rows) if step == 0 else self.journal.anchors
-        scores = score(rows, None if step == 0 else self._base_rows(rows))
+        base = self._base_rows(rows, step)
+        anchors = score.anchors(base or rows) if step == 0 else self.journal.anchors
+        scores = score(rows, base)
         quality = selection.quality(selection.means_of(scores), anchors) if anchors is not None else None
         if step == 0:
             return Entry(step, loss, scores, quality, anchors, score.subject.encoders.names)
         return Entry(step, loss, scores, quality)
 
-    def _base_rows(self, rows: PictureRows) -> PictureRows | None:
-        """The untouched base's pictures, cut out of the lossless grid of step 0."""
-        if not self._grid_path(0).is_file():
+    def _base_rows(self, rows: PictureRows, step: int) -> PictureRows | None:
+        """The untouched base's pictures, cut out of a lossless grid, most often that of step 0; None at that step."""
+        path = self._grid_path(0) if self.looks.base is None else self.samples / "base.png"
+        if step == 0:
+            if self.looks.base is None:
+                return None
+            self._write_grid(self.looks.base(), path)
+        if not path.is_file():
             return None
-        with Image.open(self._grid_path(0)) as sheet:
+        with Image.open(path) as sheet:
             pictures = cells(sheet, rows[0][0].width)
         columns = len(rows[0])
         return [pictures[first : first + columns] for first in range(0, len(pictures), columns)]

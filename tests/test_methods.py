@@ -7,16 +7,19 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dreambooth.cli import main
 from dreambooth.config import load_config
 from dreambooth.engine import RunFolder, train
 from dreambooth.errors import ModelError, UserError
 from dreambooth.families import Family, load_family
-from dreambooth.methods import METHODS, MethodSettings
+from dreambooth.formats.adapter import kohya_state
+from dreambooth.methods import METHODS, MethodSettings, adapters
 from dreambooth.methods.adapters import LORA_FILE, base_beneath, merge
 from dreambooth.methods.words import WORD_FILE
+from dreambooth.metrics.journal import Journal
 from dreambooth.pictures import load_model
 from dreambooth.sampling import SamplerSettings, sample_latents, start_from_seeds
 
@@ -313,3 +316,183 @@ def test_an_adapter_whose_base_is_gone_says_which(config_file: Path, tiny_base: 
     with pytest.raises(ModelError, match=f"lora of the base {base}"):
         load_model(str(run.path), None, "cpu", None)
     assert load_model(str(run.path), None, "cpu", None, base=str(tiny_base)).card is not None
+
+
+# -------------------------------------------------------------------------------- training on from files
+
+
+STARTS = [("lora", {"train_text_encoder": False}), *((name, {}) for name in ("lora", "loha", "lokr", *WORDS))]
+ODD = {"alpha": 3.0, "num_vectors": 2}
+
+
+def learned_files(method: str, base: Path, folder: Path, **changes: Any) -> tuple[Path, Tensor]:
+    """A method's own files of something learned, and what that predicts."""
+    family = load_family(str(base))
+    shake(METHODS[method].attach(family, settings(**changes)))
+    save = METHODS[method].save
+    assert save is not None
+    save(family, folder)
+    return folder, prediction(family)
+
+
+@pytest.mark.parametrize(("method", "changes"), STARTS)
+def test_a_start_predicts_from_the_first_step_what_its_files_do(
+    method: str, changes: dict[str, Any], tiny_base: Path, tmp_path: Path
+) -> None:
+    files, learned = learned_files(method, tiny_base, tmp_path, **ODD, **changes)
+    family = load_family(str(tiny_base))
+    parts = METHODS[method].attach(family, settings(**ODD, **changes, start=files, seed=8))
+    assert torch.equal(prediction(family), learned)
+    fresh = METHODS[method].attach(load_family(str(tiny_base)), settings(**ODD, **changes))
+    started = trained_weights(parts)
+    assert {name: weight.dtype for name, weight in started.items()} == {
+        name: weight.dtype for name, weight in trained_weights(fresh).items()
+    }
+    if method not in WORDS:
+        assert torch.equal(prediction(base_beneath(family)), prediction(load_family(str(tiny_base))))
+
+
+@pytest.mark.parametrize("xl", [False, True], ids=["1.x", "xl"])
+@pytest.mark.parametrize("changes", [{}, {"alpha": 3.0}, {"rslora": True}])
+def test_kohyas_file_and_diffusers_file_start_the_same(
+    xl: bool, changes: dict[str, Any], tiny_base: Path, tiny_xl_base: Path, tmp_path: Path
+) -> None:
+    base = tiny_xl_base if xl else tiny_base
+    family = load_family(str(base))
+    shake(METHODS["lora"].attach(family, settings(**changes)))
+    adapters.save_lora(family, tmp_path)
+    save_file(kohya_state(family), tmp_path / "kohya.safetensors")
+    learned = prediction(family)
+    for file in (LORA_FILE, "kohya.safetensors"):
+        again = load_family(str(base))
+        METHODS["lora"].attach(again, settings(**changes, start=tmp_path / file))
+        torch.testing.assert_close(prediction(again), learned, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rank": 4}, "method.rank: 4, but .* has 2"),
+        ({"alpha": 5.0}, "method.alpha: 5, but .* has 2"),
+        ({"rslora": True}, "method.alpha: 2, but .* has 1.41421"),
+        ({"targets": ("attention",)}, r"method.targets: .*; set method.targets=\[attention,convolutions\]"),
+        (
+            {"train_text_encoder": False},
+            "method.train_text_encoder: false, but .* adapts a text encoder; set it to true",
+        ),
+        ({"dora": True}, "method.dora: true, but .* has it otherwise"),
+    ],
+)
+def test_settings_that_the_files_contradict_are_told(
+    changes: dict[str, Any], message: str, tiny_base: Path, tmp_path: Path
+) -> None:
+    files, _ = learned_files("lora", tiny_base, tmp_path)
+    with pytest.raises(UserError, match=message):
+        METHODS["lora"].attach(load_family(str(tiny_base)), settings(**changes, start=files))
+
+
+def test_dora_starts_from_diffusers_names_and_is_refused_in_kohyas(tiny_base: Path, tmp_path: Path) -> None:
+    files, learned = learned_files("lora", tiny_base, tmp_path, dora=True)
+    family = load_family(str(tiny_base))
+    METHODS["lora"].attach(family, settings(dora=True, start=files))
+    torch.testing.assert_close(prediction(family), learned, atol=1e-6, rtol=1e-5)
+    save_file(kohya_state(family), tmp_path / "kohya.safetensors")
+    with pytest.raises(ModelError, match=r"kohya\.safetensors: DoRA in kohya's names"):
+        METHODS["lora"].attach(load_family(str(tiny_base)), settings(dora=True, start=tmp_path / "kohya.safetensors"))
+
+
+@pytest.mark.parametrize("change", [{"word": "<other>"}, {"num_vectors": 3}])
+@pytest.mark.parametrize("method", WORDS)
+def test_another_word_than_the_files_is_told(
+    method: str, change: dict[str, Any], tiny_base: Path, tmp_path: Path
+) -> None:
+    files, _ = learned_files(method, tiny_base, tmp_path, num_vectors=2)
+    with pytest.raises(UserError, match=r"subject.identifier: '<other>'.*'<sks>'|method.num_vectors: 3, but .* has 2"):
+        METHODS[method].attach(load_family(str(tiny_base)), settings(**{"num_vectors": 2, **change}, start=files))
+
+
+@pytest.mark.parametrize("names", ["diffusers", "kohya"])
+@pytest.mark.parametrize("other", ["checkpoints/toyworld", "xl"])
+def test_a_start_of_another_base_exits_with_3_and_writes_nothing(
+    names: str, other: str, tiny_base: Path, tiny_xl_base: Path, config_file: Path, tmp_path: Path
+) -> None:
+    family = load_family(str(tiny_xl_base if other == "xl" else other))
+    METHODS["lora"].attach(family, settings())
+    adapters.save_lora(family, tmp_path / "files")
+    path = tmp_path / "files" / LORA_FILE
+    if names == "kohya":
+        save_file(kohya_state(family), path)
+    overrides = ["method.name=lora", "method.rank=2", "method.targets=[attention,convolutions]"]
+    assert main(["train", str(config_file), *overrides, f"method.start={path}"]) == 3
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["method.name=lora", "method.start=nowhere"], "method.start: nowhere: there is no such"),
+        (["method.name=full", "method.start=nowhere"], "method.start: full starts from model.base"),
+        (["method.name=pivotal", "subject.identifier=<sks>", "method.start={file}"], "is a file, and pivotal starts"),
+        (["method.name=loha", "method.start={run}"], "was trained with lora, this run is to train with loha"),
+        (["method.name=loha", "method.start={base}"], "is no result of loha"),
+    ],
+)
+def test_what_cannot_be_a_start_is_told(
+    overrides: list[str], message: str, config_file: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_with(config_file, "lora", "train.max_steps=1", "validate.every_steps=0", "prior.source=none")
+    names = {"run": run.path, "base": tiny_base, "file": run.model / LORA_FILE}
+    filled = [each.format(**names) for each in overrides]
+    assert main(["train", str(config_file), "run.name=second", *filled]) == 2
+    assert message in capsys.readouterr().err
+    assert not run.path.with_name("second").exists()
+
+
+@pytest.mark.parametrize("method", ["lora", "pivotal"])
+def test_a_run_goes_on_from_another_runs_result(method: str, config_file: Path) -> None:
+    """At step 0 it draws what the other drew at its end, and it ends elsewhere."""
+    quick = ["validate.keep_best=false", "validate.every_steps=2", "prior.source=teacher"]
+    first = run_with(config_file, method, *quick)
+    start = f"method.start={first.path}"
+    second = run_with(config_file, method, *quick, start, "run.name=second", "train.max_steps=2")
+    assert (second.samples / "step-000000.png").read_bytes() == (first.samples / "step-000004.png").read_bytes()
+    assert (second.samples / "step-000002.png").read_bytes() != (second.samples / "step-000000.png").read_bytes()
+    assert not torch.equal(latents_of(second), latents_of(first))
+
+
+def test_a_run_whose_start_has_changed_is_not_resumed(config_file: Path, tmp_path: Path) -> None:
+    run = run_with(config_file, "lora", "validate.every_steps=0", "prior.source=none")
+    path = Path(shutil.copy(run.model / LORA_FILE, tmp_path / "start.safetensors"))
+    overrides = ["run.name=second", f"method.start={path}", "validate.every_steps=0", "prior.source=none"]
+    run_with(config_file, "lora", *overrides, "train.max_steps=1")
+    save_file({name: tensor + 1 for name, tensor in load_file(path).items()}, path)
+    with pytest.raises(UserError, match="start: changed since this run was started"):
+        run_with(config_file, "lora", *overrides)
+
+
+def test_a_start_of_a_base_with_other_weights_is_told(
+    config_file: Path, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_with(config_file, "lora", "validate.every_steps=0", "prior.source=none")
+    family = load_family(str(tiny_base))
+    with torch.no_grad():
+        family.denoiser.conv_in.bias += 1
+    family.pipeline().save_pretrained(tmp_path / "other")
+    quick = ["validate.every_steps=0", "prior.source=none", f"method.start={run.path}"]
+    capsys.readouterr()
+    run_with(config_file, "lora", *quick, "run.name=same")
+    assert "another base" not in capsys.readouterr().err
+    run_with(config_file, "lora", *quick, "run.name=second", f"model.base={tmp_path / 'other'}")
+    assert f"was trained on another base ({tiny_base})" in capsys.readouterr().err
+
+
+def test_scores_of_a_run_with_a_start_are_measured_against_the_untouched_base(config_file: Path) -> None:
+    encoders = Path("checkpoints/toyworld-encoders")
+    measured = [f"validate.dino={encoders / 'vit'}", f"validate.clip={encoders / 'clip'}", "prior.source=none"]
+    first = run_with(config_file, "lora", *measured, "optim.lr=0.1")
+    second = run_with(config_file, "lora", *measured, f"method.start={first.path}", "run.name=second")
+    assert (second.samples / "base.png").read_bytes() == (first.samples / "step-000000.png").read_bytes()
+    anchors = [Journal(run.scores, last_step=4).anchors for run in (first, second)]
+    assert anchors[0] is not None
+    assert anchors[0] == anchors[1]
+    assert Journal(second.scores, last_step=4).entries[0].figures()["eval/drift"] > 0

@@ -6,16 +6,22 @@ A new method: one file with a function like `full.attach`, and one row here.
 from functools import partial
 
 from dreambooth.errors import UserError
-from dreambooth.methods import adapters, custom_diffusion, full, words
+from dreambooth.methods import adapters, custom_diffusion, full, start, words
 from dreambooth.methods.base import Method, MethodSettings
 
 __all__ = ["METHODS", "Method", "MethodSettings", "find_method"]
 
 METHODS: dict[str, Method] = {
     "full": Method(full.attach, 2e-6),
-    "lora": Method(partial(adapters.attach, adapters.lora_config), 1e-4, adapters.save_lora, adapters.load_lora),
-    "loha": Method(partial(adapters.attach, adapters.loha_config), 1e-4, adapters.save_peft, adapters.load_peft),
-    "lokr": Method(partial(adapters.attach, adapters.lokr_config), 1e-4, adapters.save_peft, adapters.load_peft),
+    "lora": Method(
+        partial(start.attach, adapters.lora_config, adapters.load_lora), 1e-4, adapters.save_lora, adapters.load_lora
+    ),
+    "loha": Method(
+        partial(start.attach, adapters.loha_config, adapters.load_peft), 1e-4, adapters.save_peft, adapters.load_peft
+    ),
+    "lokr": Method(
+        partial(start.attach, adapters.lokr_config, adapters.load_peft), 1e-4, adapters.save_peft, adapters.load_peft
+    ),
     "textual_inversion": Method(words.attach, 5e-4, words.save, words.load, adds_word=True),
     "pivotal": Method(words.attach_pivotal, 1e-4, words.save_pivotal, words.load_pivotal, adds_word=True),
     "custom_diffusion": Method(custom_diffusion.attach, 1e-5, custom_diffusion.save, custom_diffusion.load),

@@ -9,6 +9,7 @@ lokr   W + C (x) (B A), a Kronecker product    Yeh et al. 2023, arXiv 2309.14859
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from peft import (
     inject_adapter_in_model,
     set_peft_model_state_dict,
 )
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors import SafetensorError, safe_open
@@ -39,6 +41,7 @@ ADAPTER = "default"
 MakeConfig = Callable[[MethodSettings, list[str]], PeftConfig]
 PEFT_FILE = "adapter.safetensors"
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
+LORA_DOWN = re.compile(r"\.(lora_A|lora_down|lora\.down|lora_linear_layer\.down)(\.default)?\.weight$")
 # Ends of the names of modules: in the UNet, and in CLIP's text encoder.
 TARGETS = {
     "attention": ("to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj"),
@@ -141,7 +144,11 @@ def find_targets(parts: dict[str, nn.Module], wished: tuple[str, ...]) -> dict[s
 def adaptable(part: nn.Module, ends: tuple[str, ...] | None) -> list[str]:
     """Full names of the linear and convolutional modules that end in one of `ends`; None: of all."""
     names = [name for name, module in part.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
-    return names if ends is None else [name for name in names if f".{name}".endswith(tuple(f".{e}" for e in ends))]
+    return names if ends is None else [name for name in names if ends_in(name, ends)]
+
+
+def ends_in(name: str, ends: tuple[str, ...]) -> bool:
+    return any(name == end or name.endswith(f".{end}") for end in ends)
 
 
 # -------------------------------------------------------------------------------- the base beneath
@@ -191,12 +198,19 @@ def base_beneath(family: Family) -> Family:
 @torch.no_grad()
 def merge(family: Family) -> None:
     """Add what the adapters have learned to the weights and take them away: a plain model is left."""
+    for layer in adapted_layers(family):
+        if isinstance(layer, BaseTunerLayer):
+            layer.merge()
+    take_away(family)
+
+
+def take_away(family: Family) -> None:
+    """Take away the adapters, merged or not."""
     for part in networks(family).values():
         vars(part).pop("peft_config", None)  # transformers would look for the adapter when it saves
         vars(part).pop("_hf_peft_config_loaded", None)
         for name, layer in list(part.named_modules()):
             if isinstance(layer, BaseTunerLayer):
-                layer.merge()
                 part.set_submodule(name, layer.get_base_layer())
             elif isinstance(layer, AuxiliaryTrainingWrapper):
                 part.set_submodule(name, cast(Any, layer).modules_to_save[ADAPTER])
@@ -228,12 +242,33 @@ def lora_state(part: Any, name: str) -> dict[str, Tensor]:
     return {f"{prefix}{key}": tensor for key, tensor in adapter_state(part).items()}
 
 
-def load_lora(family: Family, folder: Path) -> None:
-    """Raises ModelError for a file that is missing or does not fit the base."""
+def load_lora(family: Family, place: Path) -> None:
+    """place: a file, in diffusers' names or kohya's, or the folder of one in diffusers'.
+
+    Raises ModelError for one that is missing or does not fit the base.
+    """
+    path = place / LORA_FILE if place.is_dir() else place
     try:
-        family.pipeline().load_lora_weights(folder, weight_name=LORA_FILE, adapter_name=ADAPTER)
+        num_modules = count_lora_modules(path)
+        family.pipeline().load_lora_weights(path.parent, weight_name=path.name, adapter_name=ADAPTER)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ModelError(f"{folder / LORA_FILE}: cannot be loaded into this base: {first_line(error)}") from error
+        raise ModelError(f"{path}: cannot be loaded into this base: {first_line(error)}") from error
+    num_loaded = sum(isinstance(layer, LoraLayer) for layer in adapted_layers(family))
+    if num_loaded != num_modules:
+        raise ModelError(
+            f"{path}: adapts {num_modules} modules, of which this base has {num_loaded}: it was trained on another"
+        )
+
+
+def count_lora_modules(path: Path) -> int:
+    """How many modules a LoRA's file adapts. Raises ModelError for DoRA in kohya's names, which diffusers reads not."""
+    with safe_open(path, "pt") as file:
+        names = list(file.keys())
+    if any(name.endswith(".dora_scale") for name in names):
+        raise ModelError(
+            f"{path}: DoRA in kohya's names is read without its magnitudes; use the file in diffusers' names"
+        )
+    return sum(bool(LORA_DOWN.search(name)) for name in names)
 
 
 def save_peft(family: Family, folder: Path) -> None:

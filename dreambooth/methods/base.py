@@ -17,6 +17,7 @@ class MethodSettings:
     rank, alpha, dropout, dora, rslora, targets: of adapters (`adapters`).
     word: the identifier. num_vectors, start_word: where it is a new word (`words`). only_word: of the token embedding
     only its rows train.
+    start: a file, or a folder with a result's own files, that the adapter or the word begins from (`start`).
     base_dtype: of weights that an adapter leaves alone. seed: of the adapters' first values.
     """
 
@@ -31,6 +32,7 @@ class MethodSettings:
     num_vectors: int = 1
     start_word: str = ""
     only_word: bool = False
+    start: Path | None = None
     base_dtype: torch.dtype = torch.float32
     seed: int = 0
 

@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dreambooth.errors import ModelError, first_line
+from dreambooth.errors import ModelError, UserError, first_line
 from dreambooth.families import Family
-from dreambooth.methods import adapters
+from dreambooth.methods import adapters, start
 from dreambooth.methods.base import MethodSettings
 
 CLIP_NAMES = ("clip_l", "clip_g")
@@ -37,7 +37,8 @@ def attach(family: Family, settings: MethodSettings) -> dict[str, nn.Module]:
 
 def attach_pivotal(family: Family, settings: MethodSettings) -> dict[str, nn.Module]:
     """The word, and a LoRA of the denoiser. Raises UserError as both of them do."""
-    trained = adapters.attach(adapters.lora_config, family, replace(settings, train_text_encoder=False))
+    without_text = replace(settings, train_text_encoder=False)
+    trained = start.attach(adapters.lora_config, adapters.load_lora, family, without_text)
     return trained | _add_word(family, settings)
 
 
@@ -47,7 +48,28 @@ def _add_word(family: Family, settings: MethodSettings) -> dict[str, nn.Module]:
         text_encoder.requires_grad_(False)  # the embedding is a new, larger one
         config = TrainableTokensConfig(token_indices=ids, target_modules=["token_embedding"])
         inject_adapter_in_model(config, text_encoder, adapters.ADAPTER)
+    if settings.start is not None:
+        _start_word(family, settings, settings.start)
     return adapters.finish({f"text_encoder_{number}": part for number, part in enumerate(family.text_encoders)})
+
+
+@torch.no_grad()
+def _start_word(family: Family, settings: MethodSettings, folder: Path) -> None:
+    """Let the word begin as the files have it. Raises UserError for another word, ModelError for another base."""
+    word, vectors = read(family, folder)
+    if word != settings.word:
+        raise UserError(f"subject.identifier: {settings.word!r}, but {folder} has learned {word!r}")
+    if (num_vectors := len(vectors[0])) != settings.num_vectors:
+        raise UserError(f"method.num_vectors: {settings.num_vectors}, but {folder} has {num_vectors}")
+    for text_encoder, vectors_VD in zip(family.text_encoders, vectors, strict=True):
+        (layer,) = (module for module in text_encoder.modules() if isinstance(module, TrainableTokensLayer))
+        rows_VD = layer.trainable_tokens_delta[adapters.ADAPTER]  # the rows themselves, for all its name
+        if rows_VD.shape != vectors_VD.shape:
+            raise ModelError(
+                f"{folder / WORD_FILE}: vectors of width {vectors_VD.shape[1]}, this base's have {rows_VD.shape[1]}: "
+                "it was trained on another"
+            )
+        rows_VD.copy_(vectors_VD)
 
 
 # -------------------------------------------------------------------------------- files
@@ -83,17 +105,25 @@ def _trained_word(family: Family) -> str:
     return family.pipeline().tokenizer.convert_ids_to_tokens(next(layers).token_indices[adapters.ADAPTER][0])
 
 
-def load(family: Family, folder: Path) -> None:
-    """Raises ModelError for a file that is missing or does not fit the base."""
+def read(family: Family, folder: Path) -> tuple[str, list[Tensor]]:
+    """A word and its vectors, [V, D], for each text encoder. Raises ModelError for a file that has not just these."""
     path = folder / WORD_FILE
     try:
         with safe_open(path, "pt") as file:
             word = file.metadata()["word"]
             names = [word] if len(family.text_encoders) == 1 else CLIP_NAMES
-            tensors = [file.get_tensor(name) for name in names]
-        put(family, word, tensors)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+            return word, [file.get_tensor(name) for name in names]
+    except (OSError, KeyError, SafetensorError) as error:
         raise ModelError(f"{path}: cannot be loaded into this base: {first_line(error)}") from error
+
+
+def load(family: Family, folder: Path) -> None:
+    """Raises ModelError for a file that is missing or does not fit the base."""
+    word, rows = read(family, folder)
+    try:
+        put(family, word, rows)
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(f"{folder / WORD_FILE}: cannot be loaded into this base: {first_line(error)}") from error
 
 
 def put(family: Family, word: str, rows: list[Tensor]) -> None:
