@@ -411,6 +411,18 @@ def test_another_word_than_the_files_is_told(
         METHODS[method].attach(load_family(str(tiny_base)), settings(**{"num_vectors": 2, **change}, start=files))
 
 
+def test_a_file_that_adapts_more_than_the_base_has_is_refused(tiny_base: Path, tmp_path: Path) -> None:
+    """diffusers loads the rest and says nothing."""
+    files, _ = learned_files("lora", tiny_base, tmp_path)
+    tensors = load_file(files / LORA_FILE)
+    module = next(name for name in tensors if name.startswith("unet.") and ".lora_A" in name).split(".lora_A")[0]
+    more = {f"unet.nowhere.to_q.{half}": tensors[f"{module}.{half}"] for half in ("lora_A.weight", "lora_B.weight")}
+    save_file({**tensors, **more}, tmp_path / "more.safetensors")
+    num_modules = sum(".lora_A" in name for name in tensors)
+    with pytest.raises(ModelError, match=f"adapts {num_modules + 1} modules, of which this base has {num_modules}"):
+        METHODS["lora"].attach(load_family(str(tiny_base)), settings(start=tmp_path / "more.safetensors"))
+
+
 @pytest.mark.parametrize("names", ["diffusers", "kohya"])
 @pytest.mark.parametrize("other", ["checkpoints/toyworld", "xl"])
 def test_a_start_of_another_base_exits_with_3_and_writes_nothing(
