@@ -416,7 +416,9 @@ def test_a_file_that_adapts_more_than_the_base_has_is_refused(tiny_base: Path, t
     files, _ = learned_files("lora", tiny_base, tmp_path)
     tensors = load_file(files / LORA_FILE)
     module = next(name for name in tensors if name.startswith("unet.") and ".lora_A" in name).split(".lora_A")[0]
-    more = {f"unet.nowhere.to_q.{half}": tensors[f"{module}.{half}"] for half in ("lora_A.weight", "lora_B.weight")}
+    more = {
+        f"unet.nowhere.to_q.{half}": tensors[f"{module}.{half}"].clone() for half in ("lora_A.weight", "lora_B.weight")
+    }
     save_file({**tensors, **more}, tmp_path / "more.safetensors")
     num_modules = sum(".lora_A" in name for name in tensors)
     with pytest.raises(ModelError, match=f"adapts {num_modules + 1} modules, of which this base has {num_modules}"):

@@ -24,6 +24,7 @@ from dreambooth.families.sd import StableDiffusion, settle_prediction
 from dreambooth.families.shipped import SHIPPED, config_folder
 from dreambooth.families.single_file import measured_prediction, read_header
 from dreambooth.formats.original import original_state, original_unet_name, text_state, vae_state
+from dreambooth.sampling import make_scheduler
 
 
 def nested_text_encoder(base: Path) -> dict[str, torch.Tensor]:
@@ -53,6 +54,21 @@ def test_a_single_file_is_the_same_model_as_its_folder(single_file: Path, tiny_b
     pixels = torch.rand(1, 3, 64, 64)
     torch.testing.assert_close(loaded.encode_images(pixels), expected.encode_images(pixels))
     assert loaded.scheduler_config["_class_name"] == "DDIMScheduler"
+
+
+def test_the_sampler_of_a_single_file_is_that_of_its_config_and_can_be_changed(
+    single_file: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    """Of what the config leaves open too: published ones are short."""
+    folder = Path(shutil.copytree(tiny_base, tmp_path / "short"))
+    path = folder / "scheduler" / "scheduler_config.json"
+    short = {"_class_name": "DDIMScheduler", "beta_schedule": "scaled_linear", "clip_sample": False, "steps_offset": 1}
+    path.write_text(json.dumps(short))
+    family = load_family(str(single_file), config=str(folder))
+    assert family.scheduler_config == short
+    family.set_scheduler({"prediction_type": "v_prediction", "timestep_spacing": "trailing"})
+    assert family.schedule.prediction == "v_prediction"
+    assert make_scheduler(family, "ddim").config.timestep_spacing == "trailing"
 
 
 def test_a_single_file_can_be_trained_and_sampled(single_file: Path, tiny_base: Path, config_file: Path) -> None:

@@ -22,6 +22,7 @@ from dreambooth.families.unet import (
     load_part,
     load_scheduler_config,
     load_tokenizer,
+    scheduler_config_of,
     suit_the_device,
 )
 
@@ -97,7 +98,7 @@ def load_single_file(header: Header, config: str | None) -> StableDiffusion:
     family = StableDiffusion(
         vae=pipeline.vae,
         unet=pipeline.unet,
-        scheduler_config={**pipeline.scheduler.config, "_class_name": type(pipeline.scheduler).__name__},
+        scheduler_config=scheduler_config_of(pipeline.scheduler),
         text_encoder=pipeline.text_encoder,
         tokenizer=pipeline.tokenizer,
     )

@@ -23,6 +23,7 @@ from dreambooth.families.unet import (
     load_part,
     load_scheduler_config,
     load_tokenizer,
+    scheduler_config_of,
     suit_the_device,
 )
 
@@ -132,7 +133,7 @@ def load_single_file(header: Header, config: str | None) -> StableDiffusionXL:
     return StableDiffusionXL(
         vae=pipeline.vae,
         unet=pipeline.unet,
-        scheduler_config={**pipeline.scheduler.config, "_class_name": type(pipeline.scheduler).__name__},
+        scheduler_config=scheduler_config_of(pipeline.scheduler),
         text_encoder=pipeline.text_encoder,
         text_encoder_2=pipeline.text_encoder_2,
         tokenizer=pipeline.tokenizer,

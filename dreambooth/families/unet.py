@@ -124,6 +124,16 @@ def load_scheduler_config(base: Path) -> dict[str, Any]:
         raise ModelError(f"{base / 'scheduler'}: scheduler cannot be loaded: {first_line(error)}") from error
 
 
+def scheduler_config_of(scheduler: Any) -> dict[str, Any]:
+    """A loaded sampler's config as its file has it: what the file leaves open, another sampler settles for itself.
+
+    diffusers keeps a list of such settings in the config, and would take a later change of them back.
+    """
+    left_open = scheduler.config.get("_use_default_values", [])
+    given = {key: value for key, value in scheduler.config.items() if key not in left_open and not key.startswith("_")}
+    return {**given, "_class_name": type(scheduler).__name__}
+
+
 def suit_the_device(unet: UNet2DConditionModel) -> None:
     """On a CPU: plain matmul attention, because the fused kernel's bfloat16 backward takes 43 % of a training step, and
     weights with their channels last, with which convolutions forward and back take a quarter less time."""
