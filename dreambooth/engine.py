@@ -69,9 +69,8 @@ def train(config: Config) -> int:
     """
     run = RunFolder(config)
     method = find_method(config.method.name)
-    # A sampler's name that is not known, a start that is not there: told before all else.
+    # A sampler's name that is not known is told before all else.
     parts.prior_sampler(config), parts.validation_sampler(config)
-    start = parts.find_start(config)
     state = found_state(run, config)
     journal = Journal(run.scores, last_step=-1 if state is None else state.step)
     if state is not None and is_finished(run, state, config, journal):
@@ -80,7 +79,7 @@ def train(config: Config) -> int:
 
     if config.train.num_threads is not None:
         torch.set_num_threads(config.train.num_threads)
-    picture_paths = list_images(config.subject.images)
+    start, picture_paths = parts.find_start(config), list_images(config.subject.images)
     masks, captions = parts.load_masks(picture_paths, config), parts.captions_of(picture_paths, config)
     scorer = parts.make_scorer(config, journal, picture_paths)
     base = config.model

@@ -337,10 +337,7 @@ def tell_other_base(start: Path | None, base: str) -> None:
     """Warn of a start that was trained on other weights: of the same shapes, it may well be what is wished."""
     card = None if start is None else find_start_card(start)
     if card is not None and card.base_fingerprint not in (None, base):
-        print(
-            f"warning: method.start: {start} was trained on another base ({card.base}), and is another model on this",
-            file=sys.stderr,
-        )
+        tell(f"warning: method.start: {start} was trained on another base ({card.base}), and is another model on this")
 
 
 def make_objective(config: Config) -> Objective:
