@@ -34,7 +34,7 @@ from dreambooth.config import PROVENANCE, Config, differences, load_config, to_d
 from dreambooth.data import LatentDataset, PlaceSampler
 from dreambooth.errors import UserError
 from dreambooth.export import export_model, read_card
-from dreambooth.families import Family, fingerprint, load_family, move
+from dreambooth.families import Family, fingerprint
 from dreambooth.files import write_text
 from dreambooth.images import digest_files, list_images
 from dreambooth.methods import find_method
@@ -82,13 +82,9 @@ def train(config: Config) -> int:
     start, picture_paths = parts.find_start(config), list_images(config.subject.images)
     masks, captions = parts.load_masks(picture_paths, config), parts.captions_of(picture_paths, config)
     scorer = parts.make_scorer(config, journal, picture_paths)
-    base = config.model
-    family = load_family(base.base, base.family, base.config, base.revision, base.variant)
-    parts.apply_schedule(family, config)
-    move(family, parts.pick_device(config))
-    identity = identify(family, picture_paths, captions, config)
+    family = parts.load_base(config)
+    identity = identify(family, picture_paths, captions, start, config)
     check_identity(state, identity)
-    parts.tell_other_base(start, identity["base model"])
     randomness = Randomness(config.run.seed)
     trained = method.attach(family, parts.method_settings(config, randomness))
     parts.check_texts(family, captions, config)
@@ -186,7 +182,9 @@ def is_finished(run: RunFolder, state: StateEntry, config: Config, journal: Jour
     return state.step >= config.train.max_steps or journal.is_exhausted(config.validate.patience)
 
 
-def identify(family: Family, picture_paths: list[Path], captions: list[str], config: Config) -> dict[str, str]:
+def identify(
+    family: Family, picture_paths: list[Path], captions: list[str], start: Path | None, config: Config
+) -> dict[str, str]:
     """Fingerprints of what the run depends on beside its config."""
     identity = {"base model": fingerprint(family), "subject pictures": digest_files(picture_paths)}
     if config.data.captions:
@@ -195,7 +193,8 @@ def identify(family: Family, picture_paths: list[Path], captions: list[str], con
         identity["masks"] = digest_files(list_images(str(config.data.mask)))
     if config.prior.folder is not None:
         identity["class pictures"] = digest_files(list_images(config.prior.folder))
-    if (start := parts.find_start(config)) is not None:
+    if start is not None:
+        parts.tell_other_base(start, identity["base model"])
         identity["start"] = digest_files([start] if start.is_file() else sorted(start.glob("*.safetensors")))
     if config.validate.images is not None:
         identity["validation pictures"] = digest_files(list_images(config.validate.images))

@@ -19,7 +19,7 @@ from dreambooth.config import Config, fill_prompt
 from dreambooth.data import EncodedPicture, LatentDataset, Sample, encode_pictures
 from dreambooth.errors import UserError
 from dreambooth.export import SubjectCard, card_in_file, read_card
-from dreambooth.families import Family, evaluation_mode, frozen_copy
+from dreambooth.families import Family, evaluation_mode, frozen_copy, load_family, move
 from dreambooth.images import is_upscaled, list_images, load_image, load_mask, to_images, transparency_mask
 from dreambooth.methods import MethodSettings, find_method
 from dreambooth.methods.adapters import base_beneath
@@ -63,6 +63,15 @@ def check_num_processes(config: Config, device: torch.device) -> None:
             f"train.devices, train.num_nodes: {devices} x {config.train.num_nodes} processes are wished, but {started} "
             "were started; make both the same"
         )
+
+
+def load_base(config: Config) -> Family:
+    """The base model with the run's noise schedule, on its device. Raises ModelError, UserError."""
+    model = config.model
+    family = load_family(model.base, model.family, model.config, model.revision, model.variant)
+    apply_schedule(family, config)
+    move(family, pick_device(config))
+    return family
 
 
 def apply_schedule(family: Family, config: Config) -> None:
@@ -333,9 +342,9 @@ def find_start_card(start: Path) -> SubjectCard | None:
     return card_in_file(start) if start.is_file() else read_card(start)
 
 
-def tell_other_base(start: Path | None, base: str) -> None:
+def tell_other_base(start: Path, base: str) -> None:
     """Warn of a start that was trained on other weights: of the same shapes, it may well be what is wished."""
-    card = None if start is None else find_start_card(start)
+    card = find_start_card(start)
     if card is not None and card.base_fingerprint not in (None, base):
         tell(f"warning: method.start: {start} was trained on another base ({card.base}), and is another model on this")
 

@@ -53,6 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", metavar="WxH", help="pixels, e.g. 512x768 (default: what the model was trained at)")
     parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="pictures at a time (default 4)")
     parser.add_argument("--out", metavar="DIR", help="where the pictures go (default outputs/<name of the model>)")
+    add_loading_arguments(parser)
+
+
+def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
+    """What a model needs beside its name, and what it computes with."""
     parser.add_argument(
         "--config",
         metavar="DIR",
