@@ -130,8 +130,7 @@ def train(config: Config) -> int:
 
 def put_together(run: RunFolder, config: Config) -> DreamBoothModule:
     """The last state's weights, which were divided among processes, in networks of their own."""
-    randomness = Randomness(config.run.seed)
-    family = load_family(config.model.base, config.model.family, config.model.config)
+    randomness, family = Randomness(config.run.seed), parts.load_base(config)
     trained = find_method(config.method.name).attach(family, parts.method_settings(config, randomness))
     module = DreamBoothModule(
         family, trained, parts.make_objective(config), None, parts.optim_settings(config), randomness
