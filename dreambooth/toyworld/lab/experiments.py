@@ -90,6 +90,13 @@ NO_PRIOR = ("prior.source=none",)
 SAMPLED = ("prior.source=stream", "prior.weight=1")  # the paper's weight; 2 learns the dog half as well
 TAUGHT_ON_SUBJECT = ("prior.source=teacher", "prior.teacher_latents=subject")
 TAUGHT_ON_CLASS = ("prior.source=teacher", "prior.teacher_latents=class")
+WORD_AND_LORA = (  # what configs/toyworld-lora.yaml has beside configs/toyworld.yaml
+    "method.name=pivotal",
+    "method.rank=16",
+    "subject.identifier=<sks>",
+    "optim.lr=2e-3",
+    "optim.identifier_lr=2e-2",
+)
 DEFAULT = Row("default", grid=HEADLINE)
 WITHOUT = Row("no prior", NO_PRIOR, grid=HEADLINE)
 PAPER_PRIOR = {
@@ -234,13 +241,19 @@ LABS: dict[str, Lab] = {
             "seconds_prior",
         ),
     ),
+    "lora": Lab(
+        "A LoRA",
+        "`configs/toyworld-lora.yaml`, a new word and a LoRA of rank 16, beside all weights.",
+        (Row("full"), Row("word and LoRA", WORD_AND_LORA)),
+        figures=("fidelity_way", "place_right", "div_share", "pres_way", "dino", "clip_t", "seconds_training"),
+    ),
     "map": Lab(
         "Learning rate and steps",
         "What the defaults of `configs/toyworld.yaml` are chosen from.",
         tuple(
             Row(f"lr {rate}, {steps} steps", (f"optim.lr={rate}", f"train.max_steps={steps}"))
             for steps in (240, 120, 480)
-            for rate in ("4e-4", "2e-4", "8e-4", "1e-4")
+            for rate in ("4e-4", "2e-4", "8e-4")
         ),
         late=True,
         heat=True,
