@@ -1,7 +1,8 @@
 """What is said of each picture: the run's prompt, or a caption of its own from a file.
 
-A caption is a text in which {subject} stands for identifier and class noun. It lies in a `.txt` beside the picture, as
-most captioning tools write it, or in a `metadata.jsonl` of the folder, as the hub's image data sets have it.
+A caption is a template (`prompts`) in which {subject} stands for identifier and class noun. It lies in a `.txt` beside
+the picture, as most captioning tools write it, or in a `metadata.jsonl` of the folder, as the hub's image data sets
+have it.
 """
 
 import json
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dreambooth.errors import UserError
+from dreambooth.prompts import Named
 from dreambooth.randomness import Randomness
 
 METADATA = "metadata.jsonl"  # a line a picture: {"file_name": "a.png", "text": "a photo of {subject} on grass"}
@@ -55,10 +57,11 @@ def is_caption_file(path: Path, stems: set[str]) -> bool:
     return path.name == METADATA or (path.suffix == ".txt" and path.stem in stems)
 
 
-def without_subject(caption: str, identifier: str, class_noun: str) -> str:
+def without_subjects(caption: str, subjects: Sequence[Named]) -> str:
     """What the same picture of any other of the class would be called: "a photo of sks dog" is "a photo of dog"."""
-    plain = caption.replace("{subject}", class_noun).replace(identifier, " ")
-    return " ".join(plain.split())
+    for subject in subjects:
+        caption = caption.replace(subject.identifier, " ")
+    return " ".join(caption.split())
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@ value and what is allowed. Nothing here imports torch.
 import dataclasses
 import difflib
 import functools
+import itertools
 import math
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -20,8 +22,10 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dreambooth.errors import UserError
+from dreambooth.prompts import has_field, unknown_fields
 
 PROVENANCE = "provenance"  # the section that a run adds to its config.yaml; read back, it is ignored
+ENTRY = re.compile(r"^subjects\[(\d+)\]")  # how the keys of the second subject begin: subjects[1]
 
 
 def knob(default: Any, text: str, *, minimum: float | None = None, above: float | None = None) -> Any:
@@ -66,7 +70,7 @@ class ModelConfig:
 
 @dataclass
 class SubjectConfig:
-    """What is learned."""
+    """What is learned. Of several subjects each is an entry of a list `subjects` (subjects.1.class_noun=cat)."""
 
     images: str = knob(MISSING, "folder with the pictures of the subject, 3 to 10 of them")
     identifier: str = knob("sks", "rare word that will mean the subject; one token of the tokenizer")
@@ -277,7 +281,8 @@ class ValidateConfig:
     )
     prompts: list[str] = knob(
         ("a photo of {subject} on the beach", "a photo of {subject} in the snow", "a photo of a {class}"),
-        "what to sample: with {subject} scored as the subject, with {class} as what must not change, others for drift",
+        "what to sample: with {subject} scored as the subject, with {class} as what must not change, others for drift; "
+        "of several subjects a row for each, but {subject_2} or {class_2} names one, and joins it to others",
     )
     num_images: int = knob(4, "pictures a prompt", minimum=1)
     num_inference_steps: int = knob(25, "sampler steps a picture", minimum=1)
@@ -312,11 +317,11 @@ class LogConfig:
 
 @dataclass
 class Config:
-    """All sections; `load_config` makes one that has been checked."""
+    """All sections; `load_config` makes one that has been checked. The section `subject` is a list of one."""
 
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    subject: SubjectConfig = field(default_factory=SubjectConfig)
+    subjects: list[SubjectConfig] = field(default_factory=lambda: [SubjectConfig()])
     data: DataConfig = field(default_factory=DataConfig)
     prior: PriorConfig = field(default_factory=PriorConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
@@ -347,20 +352,17 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Confi
 
     Raises UserError that lists every mistake, one a line.
     """
-    settings = _flatten(_read_yaml(Path(path)), str(path))
+    settings = flatten(_read_yaml(Path(path)), str(path))
     problems = []
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
             problems.append(f"{override!r} is no override: write section.key=value, e.g. train.max_steps=200")
         else:
+            key = re.sub(r"^subjects\.(\d+)\.", r"subjects[\1].", key)
             settings[key] = _override_value(key, text)
     problems += [problem for key, value in settings.items() if (problem := _problem(key, value))]
-    problems += [
-        f"{key}: required ({item.metadata['text']})"
-        for key, item in config_fields().items()
-        if item.default is MISSING and key not in settings
-    ]
+    problems += [*_list_problems(settings), *_missing_keys(settings)]
     if problems:
         raise UserError(_listed(path, problems))
     config = _build(settings, path)
@@ -373,13 +375,28 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Confi
 def config_fields() -> dict[str, dataclasses.Field[Any]]:
     """Every key, `section.key`, with its dataclass field (whose `type` is resolved)."""
     fields = {}
-    for section in dataclasses.fields(Config):
-        section_class = typing.cast(type, section.type)
+    for section, section_class in _sections().items():
         hints = typing.get_type_hints(section_class)
         for item in dataclasses.fields(section_class):
             item.type = hints[item.name]
-            fields[f"{section.name}.{item.name}"] = item
+            fields[f"{section}.{item.name}"] = item
     return fields
+
+
+def field_of(key: str) -> dataclasses.Field[Any] | None:
+    """The field of a key, None for an unknown one; an entry of `subjects` has those of `subject`."""
+    return config_fields().get(ENTRY.sub("subject", key))
+
+
+def default_of(key: str) -> Any:
+    """The default of a key that is known; `???` where it is required."""
+    item = field_of(key)
+    assert item is not None, key
+    return _default(item)
+
+
+def _default(item: dataclasses.Field[Any]) -> Any:
+    return item.default if item.default is not dataclasses.MISSING else typing.cast(Any, item.default_factory)()
 
 
 def describe_config() -> str:
@@ -389,36 +406,55 @@ def describe_config() -> str:
     for key, item in config_fields().items():
         if key.split(".")[0] != section:
             section = key.split(".")[0]
-            lines += ["", f"{section}: {typing.cast(Any, getattr(Config(), section)).__doc__}"]
+            lines += ["", f"{section}: {_sections()[section].__doc__}"]
         lines.append(f"  {key} ({_type_name(item.type)}; {_default_name(item)})")
         lines.append(f"      {item.metadata['text']}")
     return "\n".join(lines[1:])
 
 
-def to_dict(config: Config) -> dict[str, dict[str, Any]]:
-    """The config as plain containers, for YAML and for comparing."""
-    return dataclasses.asdict(config)
+def to_dict(config: Config) -> dict[str, Any]:
+    """The config as a file has it, in plain containers: one subject is the section `subject`."""
+    sections = dataclasses.asdict(config)
+    if len(config.subjects) > 1:
+        return sections
+    return {
+        "subject" if name == "subjects" else name: values[0] if name == "subjects" else values
+        for name, values in sections.items()
+    }
 
 
-def subject_phrase(identifier: str, class_noun: str) -> str:
-    """What `{subject}` stands for."""
-    return f"{identifier} {class_noun}"
-
-
-def fill_prompt(template: str, identifier: str, class_noun: str) -> str:
-    """Replace `{subject}` and `{class}` in a prompt; other braces stay as they are."""
-    return template.replace("{subject}", subject_phrase(identifier, class_noun)).replace("{class}", class_noun)
+def subject_key(config: Config, number: int) -> str:
+    """How a subject's keys begin: `subject`, or of several `subjects[1]`."""
+    return "subject" if len(config.subjects) == 1 else f"subjects[{number}]"
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """What differs between two configs (`to_dict`) and may not change within a run, as `key: old -> new` lines."""
-    lines = []
-    for section, values in new.items():
-        for name, value in values.items():
-            key, before = f"{section}.{name}", old.get(section, {}).get(name)
-            if before != value and key not in MAY_CHANGE and section not in MAY_CHANGE_SECTIONS:
-                lines.append(f"{key}: {before!r} -> {value!r}")
-    return lines
+    before, after = flatten(old), flatten(new)
+    return [
+        f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
+        for key in {**after, **before}
+        if before.get(key) != after.get(key) and key not in MAY_CHANGE and key.split(".")[0] not in MAY_CHANGE_SECTIONS
+    ]
+
+
+def flatten(raw: dict[str, Any], path: str = "config") -> dict[str, Any]:
+    """{"train": {"max_steps": 3}} -> {"train.max_steps": 3}; entries of the list `subjects` are `subjects[0]` ...
+
+    Raises UserError, which names `path`, for what is no section.
+    """
+    flat: dict[str, Any] = {}
+    for section, values in _without_list(raw, path).items():
+        if section == PROVENANCE:
+            continue
+        is_section = section in _sections() or ENTRY.fullmatch(section)
+        if isinstance(values, dict) and is_section:
+            flat |= {f"{section}.{name}": value for name, value in values.items()}
+        elif is_section:
+            raise UserError(f"{path}: section {section!r} must hold keys, found {values!r}")
+        else:
+            flat[str(section)] = values
+    return flat
 
 
 # ------------------------------------------------------------------------------------------------ reading and checking
@@ -436,28 +472,55 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _sections() -> list[str]:
-    return [section.name for section in dataclasses.fields(Config)]
+def _sections() -> dict[str, type]:
+    """The sections of a file with their classes, in order."""
+    classes = {item.name: typing.cast(Any, item.type) for item in dataclasses.fields(Config)}
+    return {
+        "subject" if name == "subjects" else name: SubjectConfig if name == "subjects" else kind
+        for name, kind in classes.items()
+    }
 
 
-def _flatten(raw: dict[str, Any], path: str) -> dict[str, Any]:
-    """{"train": {"max_steps": 3}} -> {"train.max_steps": 3}."""
-    flat: dict[str, Any] = {}
-    for section, values in raw.items():
-        if section == PROVENANCE:
-            continue
-        if isinstance(values, dict) and section in _sections():
-            flat |= {f"{section}.{name}": value for name, value in values.items()}
-        elif section in _sections():
-            raise UserError(f"{path}: section {section!r} must hold keys, found {values!r}")
-        else:
-            flat[str(section)] = values
-    return flat
+def _without_list(raw: dict[str, Any], path: str) -> dict[str, Any]:
+    """The entries of the list `subjects`, if there is one, as sections of their own."""
+    if "subjects" not in raw:
+        return raw
+    entries = raw["subjects"]
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f"{path}: subjects must be a list of entries with the keys of 'subject', found {entries!r}")
+    return {str(name): values for name, values in raw.items() if name != "subjects"} | {
+        f"subjects[{number}]": entry for number, entry in enumerate(entries)
+    }
+
+
+def _subject_sections(keys: typing.Iterable[str]) -> list[str]:
+    """How these settings name what is learned: `subject`, or `subjects[0]`, `subjects[1]` ..."""
+    numbers = sorted({int(match[1]) for key in keys if (match := ENTRY.match(key))})
+    return [f"subjects[{number}]" for number in numbers] or ["subject"]
+
+
+def _list_problems(settings: dict[str, Any]) -> typing.Iterator[str]:
+    """What is wrong with the list `subjects` as such."""
+    sections = _subject_sections(settings)
+    if sections == ["subject"]:
+        return
+    if told := [key for key in settings if key.startswith("subject.")]:
+        yield f"subjects: stands in the place of the section 'subject'; there is {told[0]} as well: leave one out"
+    if gaps := [name for number, name in enumerate(sections) if name != f"subjects[{number}]"]:
+        yield f"{gaps[0]}: no such entry; they count from 0, and the next to add is subjects[{sections.index(gaps[0])}]"
+
+
+def _missing_keys(settings: dict[str, Any]) -> typing.Iterator[str]:
+    for key, item in config_fields().items():
+        section, name = key.split(".")
+        for own in _subject_sections(settings) if section == "subject" else [section]:
+            if item.default is MISSING and f"{own}.{name}" not in settings:
+                yield f"{own}.{name}: required ({item.metadata['text']})"
 
 
 def _override_value(key: str, text: str) -> Any:
     """On the command line a text stays a text (007, no); other values are read as YAML."""
-    item = config_fields().get(key)
+    item = field_of(key)
     if item is not None and item.type is str:
         return text
     try:
@@ -468,44 +531,56 @@ def _override_value(key: str, text: str) -> Any:
 
 def _problem(key: str, value: Any) -> str | None:
     """What is wrong with one setting by itself: its name, its type or its range."""
-    fields = config_fields()
-    if key not in fields:
+    fields, item = config_fields(), field_of(key)
+    if item is None:
         near = difflib.get_close_matches(key, [*fields, *_sections()], n=1, cutoff=0.5)
         by_name = [known for known in fields if known.split(".")[-1] == key.split(".")[-1]]
         hint = (by_name or near or [f"one of the sections {', '.join(_sections())}"])[0]
-        return f"{key}: unknown key; did you mean {hint}?"
-    kind = fields[key].type
+        entry = ENTRY.match(key)
+        return f"{key}: unknown key; did you mean {hint.replace('subject.', f'{entry[0]}.') if entry else hint}?"
+    kind = item.type
     if kind is str and value is not None and not isinstance(value, str):
         return f"{key}: YAML reads this as {value!r}, not as text; put it in quotes"
     if isinstance(value, str) and "${" in value:
         return None  # resolved, and checked, when all settings are together
     if isinstance(value, str) and _takes_float(kind):
         value = _number(value)
-    section, name = key.split(".")
+    section, name = ENTRY.sub("subject", key).split(".")
     try:
-        OmegaConf.merge(OmegaConf.structured(type(getattr(Config(), section))), {name: value})
+        OmegaConf.merge(OmegaConf.structured(_sections()[section]), {name: value})
     except OmegaConfBaseException:
         return f"{key}: {value!r} is not allowed; expected {_type_name(kind)}"
-    return _range_problem(key, value)
+    return _range_problem(key, item, value)
 
 
 def _build(settings: dict[str, Any], path: str | Path) -> Config:
     """Merge checked settings over the defaults; every required key must be there."""
-    nested: dict[str, dict[str, Any]] = {}
+    nested: dict[str, dict[str, Any]] = {name: {} for name in _sections()}
     for key, value in settings.items():
         section, name = key.split(".")
-        takes_float = _takes_float(config_fields()[key].type)
-        nested.setdefault(section, {})[name] = _number(value) if takes_float and isinstance(value, str) else value
+        takes_float = _takes_float(typing.cast(Any, field_of(key)).type)
+        own = nested.setdefault(section, {})
+        own[name] = _number(value) if takes_float and isinstance(value, str) else value
     try:
-        return typing.cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), nested)))
+        entries = [_structured(SubjectConfig, nested[name]) for name in _subject_sections(settings)]
+        sections = {name: _structured(kind, nested[name]) for name, kind in _sections().items() if name != "subject"}
+        # Under both names, for ${subject.class_noun} as well as ${subjects[1].class_noun}.
+        tree = OmegaConf.create({**sections, "subject": entries[0], "subjects": entries})
+        made = typing.cast(dict[str, Any], OmegaConf.to_object(tree))
     except OmegaConfBaseException as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
+    del made["subject"]
+    return Config(**made)
 
 
-def _range_problem(key: str, value: Any) -> str | None:
+def _structured(kind: type, values: dict[str, Any]) -> typing.Any:
+    return OmegaConf.merge(OmegaConf.structured(kind), values)
+
+
+def _range_problem(key: str, item: dataclasses.Field[Any], value: Any) -> str | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    minimum, above = config_fields()[key].metadata["minimum"], config_fields()[key].metadata["above"]
+    minimum, above = item.metadata["minimum"], item.metadata["above"]
     if not math.isfinite(value):
         return f"{key}: {value} is not a finite number"
     if minimum is not None and value < minimum:
@@ -517,14 +592,13 @@ def _range_problem(key: str, value: Any) -> str | None:
 
 def _joint_problems(config: Config) -> typing.Iterator[str]:
     """Rules that join several keys."""
-    subject, prior, optim = config.subject, config.prior, config.optim
-    if "{subject}" not in subject.prompt:
-        yield f"subject.prompt: {subject.prompt!r} must contain {{subject}}"
-    if "{class}" not in subject.class_prompt or "{subject}" in subject.class_prompt:
-        yield f"subject.class_prompt: {subject.class_prompt!r} must contain {{class}}, and not {{subject}}"
-    for key, text in (("subject.identifier", subject.identifier), ("subject.class_noun", subject.class_noun)):
-        if not text.strip():
-            yield f"{key}: must not be empty"
+    prior, optim = config.prior, config.optim
+    for number, subject in enumerate(config.subjects):
+        yield from _subject_problems(subject_key(config, number), subject)
+    yield from _problems_of_several(config)
+    for key, prompt in _templates(config):
+        if unknown := unknown_fields(prompt, len(config.subjects)):
+            yield f"{key}: {prompt!r} has {unknown[0]}, and this run has {len(config.subjects)} subject(s)"
     if not config.run.name.strip() or config.run.name in (".", "..") or set(config.run.name) & set('/\\:*?"<>|\0'):
         yield f"run.name: {config.run.name!r} must be the name of a folder, without / and the like"
     if prior.source == "folder" and not prior.folder:
@@ -572,6 +646,44 @@ def _fsdp_problems(config: Config) -> typing.Iterator[str]:
             yield f"{key}: not possible with train.strategy fsdp; leave it at its default, or use ddp"
 
 
+def _subject_problems(section: str, subject: SubjectConfig) -> typing.Iterator[str]:
+    if "{subject}" not in subject.prompt:
+        yield f"{section}.prompt: {subject.prompt!r} must contain {{subject}}"
+    if "{class}" not in subject.class_prompt or has_field(subject.class_prompt, "subject"):
+        yield f"{section}.class_prompt: {subject.class_prompt!r} must contain {{class}}, and not {{subject}}"
+    for name, text in (("identifier", subject.identifier), ("class_noun", subject.class_noun)):
+        if not text.strip():
+            yield f"{section}.{name}: must not be empty"
+
+
+def _templates(config: Config) -> typing.Iterator[tuple[str, str]]:
+    """Every prompt with its key."""
+    for number, subject in enumerate(config.subjects):
+        yield f"{subject_key(config, number)}.prompt", subject.prompt
+        yield f"{subject_key(config, number)}.class_prompt", subject.class_prompt
+    yield from (("validate.prompts", prompt) for prompt in config.validate.prompts)
+
+
+def _problems_of_several(config: Config) -> typing.Iterator[str]:
+    """What goes for several subjects only. CLIP's tokenizer does not tell capitals from small letters."""
+    words = [subject.identifier.strip().casefold() for subject in config.subjects]
+    for (one, word), (other, later) in itertools.combinations(enumerate(words), 2):
+        if word and later and (word in later or later in word):
+            yield (
+                f"subjects[{other}].identifier: {config.subjects[other].identifier!r} must differ from that of "
+                f"subjects[{one}], {config.subjects[one].identifier!r}, and neither may be a part of the other"
+            )
+    if len(words) == 1:
+        return
+    nouns = list(dict.fromkeys(subject.class_noun for subject in config.subjects))
+    if config.prior.source == "folder" and len(nouns) > 1:
+        yield f"prior.source: a folder has pictures of one class, here are {', '.join(nouns)}; use stream or teacher"
+    if config.data.mask not in (None, "alpha"):
+        yield "data.mask: a folder is for one subject, pictures of two may have one name; cut them out, and use alpha"
+    if config.validate.images is not None:
+        yield "validate.images: does not tell whose pictures they are; with several subjects leave it null"
+
+
 def _listed(path: str | Path, problems: list[str]) -> str:
     return f"{path}: {problems[0]}" if len(problems) == 1 else "\n  ".join([f"{path}:", *problems])
 
@@ -601,5 +713,5 @@ def _type_name(kind: Any) -> str:
 def _default_name(item: dataclasses.Field[Any]) -> str:
     if item.default is MISSING:
         return "required"
-    default = item.default if item.default is not dataclasses.MISSING else typing.cast(Any, item.default_factory)()
+    default = _default(item)
     return f"default {'null' if default is None else str(default).lower() if isinstance(default, bool) else default}"

@@ -31,13 +31,14 @@ class EncodedPicture:
     """Mean and standard deviation of the latents of every view of a picture, float32 [V, C, H, W], on the CPU.
 
     frame_V6: how each view was cut out of the picture (`frame_of`). mask_V1HW: how much each place of the latents
-    counts, 0 to 1; None: all the same.
+    counts, 0 to 1; None: all the same. subject: which of a run's subjects it shows.
     """
 
     mean_VCHW: Tensor
     std_VCHW: Tensor
     frame_V6: Tensor
     mask_V1HW: Tensor | None = None
+    subject: int = 0
 
 
 class Sample(NamedTuple):
@@ -68,11 +69,12 @@ def encode_pictures(
     flip: bool,
     randomness: Randomness,
     masks: Sequence[Image.Image] | None = None,
+    subjects: Sequence[int] | None = None,
 ) -> list[EncodedPicture]:
     """Encode `num_crops` random crops of each picture (1: the centre), and their mirror images if `flip`.
 
     buckets: sizes, of which each picture gets the one nearest to its shape. masks: for each picture one in grey levels,
-    of its size; 255 counts, 0 does not.
+    of its size; 255 counts, 0 does not. subjects: which one each picture shows; None: the first.
     """
     encoded = []
     for number, path in enumerate(paths):
@@ -88,7 +90,8 @@ def encode_pictures(
             mask_VCHW = _views(masks[number].convert("RGB"), size, positions, flip)
             mask_V1HW = F.adaptive_avg_pool2d((mask_VCHW[:, :1] + 1) / 2, (mean_VCHW.shape[-2], mean_VCHW.shape[-1]))
         frame_V6 = torch.cat([frame_V6, frame_V6]) if flip else frame_V6
-        encoded.append(EncodedPicture(mean_VCHW.float().cpu(), std_VCHW.float().cpu(), frame_V6, mask_V1HW))
+        subject = 0 if subjects is None else subjects[number]
+        encoded.append(EncodedPicture(mean_VCHW.float().cpu(), std_VCHW.float().cpu(), frame_V6, mask_V1HW, subject))
     return encoded
 
 
@@ -111,24 +114,35 @@ def _views(image: Image.Image, size: Size, positions_xy: list[list[float]], flip
     return torch.stack(crops + [crop.flip(-1) for crop in crops] if flip else crops)
 
 
+def by_subject(pictures: Sequence[EncodedPicture]) -> list[list[int]]:
+    """The numbers of each subject's pictures."""
+    subjects = dict.fromkeys(picture.subject for picture in pictures)
+    return [[number for number, picture in enumerate(pictures) if picture.subject == own] for own in subjects]
+
+
 class LatentDataset(Dataset[Sample]):
     """Samples by their place in the run.
 
     Each pass over the pictures goes through all of them in a new order; view and latent noise are drawn for the place.
+    Several subjects take turns, place by place, each in an order of its own: one of few pictures is seen as often as
+    one of many.
     """
 
     def __init__(
         self, pictures: Sequence[EncodedPicture], captions: Captions, randomness: Randomness, source: Source
     ) -> None:
         self.pictures = pictures
+        self.by_subject = by_subject(pictures)
         self.captions = captions
         self.randomness = randomness
         self.source = source
 
     def picture_at(self, place: int) -> int:
-        num_pictures = len(self.pictures)
-        order = self.randomness.permutation(f"{self.source}/order", num_pictures, place // num_pictures)
-        return order[place % num_pictures]
+        turn, subject = divmod(place, len(self.by_subject))
+        own = self.by_subject[subject]
+        address = (turn // len(own), subject) if subject else (turn // len(own),)  # of the first as of an only one
+        order = self.randomness.permutation(f"{self.source}/order", len(own), *address)
+        return own[order[turn % len(own)]]
 
     def __getitem__(self, place: int) -> Sample:
         number = self.picture_at(place)

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from dreambooth.images import digest_files, list_images
 from dreambooth.methods import find_method
 from dreambooth.metrics.journal import Journal
 from dreambooth.module import DreamBoothModule
+from dreambooth.prompts import examples
 from dreambooth.randomness import Randomness
 from dreambooth.ranks import is_first, tell
 from dreambooth.validation import Looks, Validate, restore_best
@@ -79,18 +81,21 @@ def train(config: Config) -> int:
 
     if config.train.num_threads is not None:
         torch.set_num_threads(config.train.num_threads)
-    start, picture_paths = parts.find_start(config), list_images(config.subject.images)
-    masks, captions = parts.load_masks(picture_paths, config), parts.captions_of(picture_paths, config)
-    scorer = parts.make_scorer(config, journal, picture_paths)
+    start, photos = parts.find_start(config), [list_images(subject.images) for subject in config.subjects]
+    captions = parts.captions_of(photos, config)
+    all_photos, all_captions = [*chain(*photos)], [*chain(*captions)]
+    masks = parts.load_masks(all_photos, config)
+    scorer = parts.make_scorer(config, journal, photos)
     family = parts.load_base(config)
-    identity = identify(family, picture_paths, captions, start, config)
+    identity = identify(family, photos, all_captions, start, config)
     check_identity(state, identity)
     randomness = Randomness(config.run.seed)
     trained = method.attach(family, parts.method_settings(config, randomness))
-    parts.check_texts(family, captions, config)
-    parts.tell_small_pictures(picture_paths, parts.buckets_of(family, config), config.data.resolution)
+    parts.check_texts(family, all_captions, config)
+    parts.tell_small_pictures(all_photos, parts.buckets_of(family, config), config.data.resolution)
 
-    pictures = parts.encode(family, picture_paths, config, randomness, masks)
+    subjects = [number for number, own in enumerate(photos) for _ in own]
+    pictures = parts.encode(family, all_photos, config, randomness, masks, subjects)
     if config.data.buckets:
         parts.tell_buckets(pictures)
     unseen = parts.unseen_pictures(family, config, randomness) or pictures
@@ -104,7 +109,7 @@ def train(config: Config) -> int:
     saving = callbacks.SaveState(run.state, (config.train.save_every_steps, config.validate.every_steps))
     looks = parts.make_looks(family, module, unseen, scorer, config)
     trainer = make_trainer(run, config, module, saving, looks, journal, identity, state)
-    said = Captions(captions, randomness, config.data.caption_dropout, config.data.shuffle_captions)
+    said = Captions(all_captions, randomness, config.data.caption_dropout, config.data.shuffle_captions)
     loader = make_loader(LatentDataset(pictures, said, randomness, "subject"), config, trainer)
 
     announce(run, config, state)
@@ -124,7 +129,7 @@ def train(config: Config) -> int:
     card = parts.subject_card(config, step, trainer.global_step, identity["base model"], scores)
     export_model(module.family, card, run.model, config.model.export_dtype)
     print(f"model: {run.model}")
-    print(f'try: python sample.py {run.path} "a photo of {{subject}} on the beach"')
+    print(f"try: python sample.py {run.path} {examples(len(config.subjects))}")
     return 0
 
 
@@ -182,10 +187,11 @@ def is_finished(run: RunFolder, state: StateEntry, config: Config, journal: Jour
 
 
 def identify(
-    family: Family, picture_paths: list[Path], captions: list[str], start: Path | None, config: Config
+    family: Family, photos: list[list[Path]], captions: list[str], start: Path | None, config: Config
 ) -> dict[str, str]:
-    """Fingerprints of what the run depends on beside its config."""
-    identity = {"base model": fingerprint(family), "subject pictures": digest_files(picture_paths)}
+    """Fingerprints of what the run depends on beside its config. photos: of each subject."""
+    identity = {"base model": fingerprint(family), "subject pictures": digest_files(photos[0])}
+    identity |= {f"pictures of subject {n}": digest_files(own) for n, own in enumerate(photos[1:], start=2)}
     if config.data.captions:
         identity["captions"] = hashlib.sha256("\n".join(captions).encode()).hexdigest()
     if config.data.mask not in (None, "alpha"):

@@ -1,6 +1,6 @@
 """The result of a run as a folder: a pipeline that `DiffusionPipeline.from_pretrained` loads, or an adapter's files.
 
-What a user must know to prompt it travels along in `dreambooth.json`: identifier, class noun, prompts, resolution.
+What a user must know to prompt it travels along in `dreambooth.json`: identifiers, class nouns, prompts, resolution.
 """
 
 import contextlib
@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,16 @@ CARD = "dreambooth.json"
 
 
 @dataclass(frozen=True)
+class LearnedSubject:
+    """One subject, by what it is called and was shown with."""
+
+    identifier: str
+    class_noun: str
+    prompt: str
+    class_prompt: str
+
+
+@dataclass(frozen=True)
 class SubjectCard:
     """What the model has learned, so that nobody has to remember the token. resolution: pixels.
 
@@ -35,10 +45,7 @@ class SubjectCard:
     scores: those of the last validation of these weights, by log name.
     """
 
-    identifier: str
-    class_noun: str
-    prompt: str
-    class_prompt: str
+    subjects: tuple[LearnedSubject, ...]
     resolution: int
     num_inference_steps: int
     guidance_scale: float
@@ -124,8 +131,15 @@ def read_card(folder: Path) -> ExportCard | None:
     if not path.is_file():
         return None
     try:
-        return ExportCard(**json.loads(path.read_text()))
-    except (json.JSONDecodeError, TypeError) as error:
+        return _card_of(json.loads(path.read_text()))
+    except (json.JSONDecodeError, TypeError, KeyError) as error:
         raise UserError(
             f"{path}: cannot be read ({error}); write the prompt without {{subject}}, or export again"
         ) from error
+
+
+def _card_of(found: dict[str, Any]) -> ExportCard:
+    """A card that was written before there could be several subjects has the keys of the only one beside the others."""
+    names = [each.name for each in fields(LearnedSubject)]
+    subjects = found.pop("subjects") if "subjects" in found else [{name: found.pop(name) for name in names}]
+    return ExportCard(tuple(LearnedSubject(**subject) for subject in subjects), **found)

@@ -4,7 +4,8 @@ import contextlib
 import glob
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,11 +15,11 @@ from torch import Tensor
 
 from dreambooth import sampling
 from dreambooth.buckets import Size, make_buckets, nearest_bucket
-from dreambooth.captions import Captions, read_captions, without_subject
-from dreambooth.config import Config, fill_prompt
-from dreambooth.data import EncodedPicture, LatentDataset, Sample, encode_pictures
+from dreambooth.captions import Captions, read_captions, without_subjects
+from dreambooth.config import Config, subject_key
+from dreambooth.data import EncodedPicture, LatentDataset, Sample, by_subject, encode_pictures
 from dreambooth.errors import UserError
-from dreambooth.export import SubjectCard, card_in_file, read_card
+from dreambooth.export import LearnedSubject, SubjectCard, card_in_file, read_card
 from dreambooth.families import Family, evaluation_mode, frozen_copy, load_family, move
 from dreambooth.images import is_upscaled, list_images, load_image, load_mask, to_images, transparency_mask
 from dreambooth.methods import MethodSettings, find_method
@@ -26,11 +27,12 @@ from dreambooth.methods.adapters import base_beneath
 from dreambooth.metrics.encoders import is_at_hand
 from dreambooth.metrics.journal import Journal
 from dreambooth.metrics.subject import Encoders, SubjectScorer, load_encoders
-from dreambooth.metrics.validation import PictureRows, ValidationScorer, make_prompt
+from dreambooth.metrics.validation import PictureRows, ValidationScorer
 from dreambooth.module import DreamBoothModule, Objective
 from dreambooth.optim import OptimSettings
 from dreambooth.pictures import model_folder
 from dreambooth.prior import GeneratedPrior, PicturePrior, Predict, Prior, make_teacher, prior_fingerprint
+from dreambooth.prompts import Prompt, expand, fill_prompt
 from dreambooth.randomness import Randomness
 from dreambooth.ranks import local_rank, tell
 from dreambooth.validation import Looks
@@ -92,13 +94,16 @@ def apply_schedule(family: Family, config: Config) -> None:
 def check_texts(family: Family, captions: list[str], config: Config) -> None:
     """Raises UserError for a prompt that is too long; warns of an identifier that is not one token."""
     with torch.no_grad():
-        family.condition([*(fill(config, text) for text in texts_of(config)), *captions])
-    num_tokens = len(family.token_ids(config.subject.identifier))
-    if num_tokens != (config.method.num_vectors if find_method(config.method.name).adds_word else 1):
-        tell(
-            f"warning: subject.identifier {config.subject.identifier!r} is {num_tokens} tokens to this tokenizer, each "
-            "with a meaning of its own; a rare word that is one token (sks, olis) is learned more cleanly"
-        )
+        family.condition([*texts_of(config), *captions])
+    num_wished = config.method.num_vectors if find_method(config.method.name).adds_word else 1
+    for number, subject in enumerate(config.subjects):
+        num_tokens = len(family.token_ids(subject.identifier))
+        if num_tokens != num_wished:
+            tell(
+                f"warning: {subject_key(config, number)}.identifier {subject.identifier!r} is {num_tokens} tokens to "
+                "this tokenizer, each with a meaning of its own; a rare word that is one token (sks, olis) is learned "
+                "more cleanly"
+            )
 
 
 def tell_small_pictures(paths: list[Path], buckets: list[Size], resolution: int) -> None:
@@ -109,11 +114,22 @@ def tell_small_pictures(paths: list[Path], buckets: list[Size], resolution: int)
 
 
 def texts_of(config: Config) -> list[str]:
-    return [config.subject.prompt, config.subject.class_prompt, *config.validate.prompts]
+    """Every prompt of a run as the model gets it."""
+    numbers = range(len(config.subjects))
+    own = [[subject_prompt(config, number), class_prompt(config, number)] for number in numbers]
+    return [*chain(*own), *(prompt.filled for prompt in validation_prompts(config))]
 
 
-def fill(config: Config, template: str) -> str:
-    return fill_prompt(template, config.subject.identifier, config.subject.class_noun)
+def subject_prompt(config: Config, number: int) -> str:
+    return fill_prompt(config.subjects[number].prompt, config.subjects, number)
+
+
+def class_prompt(config: Config, number: int) -> str:
+    return fill_prompt(config.subjects[number].class_prompt, config.subjects, number)
+
+
+def validation_prompts(config: Config) -> list[Prompt]:
+    return expand(config.validate.prompts, config.subjects)
 
 
 def buckets_of(family: Family, config: Config) -> list[Size]:
@@ -141,8 +157,14 @@ def tell_buckets(pictures: list[EncodedPicture]) -> None:
 
 
 def encode(
-    family: Family, paths: list[Path], config: Config, randomness: Randomness, masks: list[Image.Image] | None = None
+    family: Family,
+    paths: list[Path],
+    config: Config,
+    randomness: Randomness,
+    masks: list[Image.Image] | None = None,
+    subjects: Sequence[int] | None = None,
 ) -> list[EncodedPicture]:
+    """subjects: which one each picture shows; None: the first."""
     data = config.data
     return encode_pictures(
         paths,
@@ -152,6 +174,7 @@ def encode(
         flip=data.flip,
         randomness=randomness,
         masks=masks,
+        subjects=subjects,
     )
 
 
@@ -185,7 +208,7 @@ def mask_beside(path: Path, config: Config) -> Image.Image:
 def make_prior(
     family: Family,
     subject: list[EncodedPicture],
-    captions: list[str],
+    captions: list[list[str]],
     folder: Path,
     config: Config,
     randomness: Randomness,
@@ -193,7 +216,7 @@ def make_prior(
 ) -> tuple[Prior | None, Predict | None]:
     """Where class latents come from (None: no prior), and the teacher of their targets (None: the true noise).
 
-    captions: of the subject's pictures. folder: for class latents that are made here. base: fingerprint of the base
+    captions: of each subject's pictures. folder: for class latents that are made here. base: fingerprint of the base
     model, which is taken from `family`: call this before anything trains.
     """
     prior, class_prompts = config.prior, class_prompts_of(captions, config)
@@ -201,16 +224,21 @@ def make_prior(
         return None, None
     if prior.source == "folder":
         pictures = encode(family, list_images(str(prior.folder)), config, randomness)
-        named = Captions([class_prompts[0]] * len(pictures), randomness)
+        named = Captions([class_prompts[0][0]] * len(pictures), randomness)
         return PicturePrior(LatentDataset(pictures, named, randomness, "prior")), None
     shapes = shapes_of(subject)
     if prior.source != "teacher":
-        return make_generated_prior(family, None, class_prompts, shapes, folder, config, randomness, base), None
+        return make_generated_prior(
+            family, None, in_turn(class_prompts), shapes, folder, config, randomness, base
+        ), None
     frozen = untouched_base(family, config)
     teacher = make_teacher(frozen)
     if prior.teacher_latents == "subject":
-        return PicturePrior(LatentDataset(subject, Captions(class_prompts, randomness), randomness, "prior")), teacher
-    return make_generated_prior(family, frozen, class_prompts, shapes, folder, config, randomness, base), teacher
+        named = Captions([*chain(*class_prompts)], randomness)
+        return PicturePrior(LatentDataset(subject, named, randomness, "prior")), teacher
+    return make_generated_prior(
+        family, frozen, in_turn(class_prompts), shapes, folder, config, randomness, base
+    ), teacher
 
 
 def shapes_of(pictures: list[EncodedPicture]) -> list[Shape]:
@@ -219,24 +247,34 @@ def shapes_of(pictures: list[EncodedPicture]) -> list[Shape]:
     return shapes[:1] if len(set(shapes)) == 1 else shapes
 
 
-def class_prompts_of(captions: list[str], config: Config) -> list[str]:
-    """What pictures of the class are called, one for each of the subject's."""
-    subject = config.subject
+def class_prompts_of(captions: list[list[str]], config: Config) -> list[list[str]]:
+    """What pictures of each subject's class are called, one for each of the subject's."""
     if not config.data.captions:
-        return [fill(config, subject.class_prompt)] * len(captions)
-    return [without_subject(caption, subject.identifier, subject.class_noun) for caption in captions]
+        return [[class_prompt(config, number)] * len(own) for number, own in enumerate(captions)]
+    return [[without_subjects(caption, config.subjects) for caption in own] for own in captions]
 
 
-def captions_of(paths: list[Path], config: Config) -> list[str]:
-    """What is said of each of the subject's pictures. Raises UserError for a caption that is missing, or not of it."""
+def in_turn(prompts: list[list[str]]) -> list[str]:
+    """The prompts of each class, each once, such that all classes come equally often: a, b, a, b ..."""
+    by_class = list(dict.fromkeys(tuple(dict.fromkeys(own)) for own in prompts))
+    longest = max(map(len, by_class))
+    return [own[turn % len(own)] for turn in range(longest) for own in by_class]
+
+
+def captions_of(photos: list[list[Path]], config: Config) -> list[list[str]]:
+    """What is said of each subject's pictures. Raises UserError for a caption that is missing, or not of it."""
     if not config.data.captions:
-        return [fill(config, config.subject.prompt)] * len(paths)
-    captions = [fill(config, caption) for caption in read_captions(paths)]
+        return [[subject_prompt(config, number)] * len(paths) for number, paths in enumerate(photos)]
+    return [own_captions(paths, config, number) for number, paths in enumerate(photos)]
+
+
+def own_captions(paths: list[Path], config: Config, number: int) -> list[str]:
+    """Those of one subject's pictures, from files."""
+    captions = [fill_prompt(caption, config.subjects, number) for caption in read_captions(paths)]
+    identifier = config.subjects[number].identifier
     for path, caption in zip(paths, captions, strict=True):
-        if config.subject.identifier not in caption:
-            raise UserError(
-                f"{path.name}: its caption {caption!r} has neither {{subject}} nor {config.subject.identifier!r}"
-            )
+        if identifier not in caption:
+            raise UserError(f"{path.name}: its caption {caption!r} has neither {{subject}} nor {identifier!r}")
     return captions
 
 
@@ -250,7 +288,7 @@ def untouched_base(family: Family, config: Config) -> Family:
 def make_generated_prior(
     family: Family,
     frozen: Family | None,
-    class_prompts: list[str],
+    prompts: list[str],
     shapes: list[Shape],
     folder: Path,
     config: Config,
@@ -259,9 +297,10 @@ def make_generated_prior(
 ) -> GeneratedPrior:
     """A prior that the frozen base makes while training runs; with prior.source=ahead before the first step.
 
-    frozen: a copy of the base, if there is one already. shapes: of the latents, a block in each in turn.
+    frozen: a copy of the base, if there is one already. prompts: what to make, in turn. shapes: of the latents, a block
+    in each in turn.
     """
-    prior, prompts = config.prior, list(dict.fromkeys(class_prompts))
+    prior = config.prior
     settings = prior_sampler(config)
     dtype = compute_dtype(config)
     name = prior_fingerprint(
@@ -296,7 +335,7 @@ def validation_sampler(config: Config) -> sampling.SamplerSettings:
 
 
 def method_settings(config: Config, randomness: Randomness) -> MethodSettings:
-    method, subject = config.method, config.subject
+    method, subjects = config.method, config.subjects
     return MethodSettings(
         train_text_encoder=method.train_text_encoder,
         rank=method.rank,
@@ -305,10 +344,10 @@ def method_settings(config: Config, randomness: Randomness) -> MethodSettings:
         dora=method.dora,
         rslora=method.rslora,
         targets=tuple(method.targets),
-        word=subject.identifier,
+        words=tuple(subject.identifier for subject in subjects),
         num_vectors=method.num_vectors,
-        start_word=method.start_word or subject.class_noun,
-        only_word=config.optim.identifier_lr is not None,
+        start_words=tuple(method.start_word or subject.class_noun for subject in subjects),
+        only_words=config.optim.identifier_lr is not None,
         base_dtype=compute_dtype(config),
         start=find_start(config),
         seed=randomness.torch_seed("method"),
@@ -412,8 +451,11 @@ def unseen_pictures(family: Family, config: Config, randomness: Randomness) -> l
     return encode(family, list_images(config.validate.images), config, randomness)
 
 
-def make_scorer(config: Config, journal: Journal, photos: list[Path]) -> ValidationScorer | None:
-    """What scores the validations' pictures; None for a run without validations, or with nothing to measure with."""
+def make_scorer(config: Config, journal: Journal, photos: list[list[Path]]) -> ValidationScorer | None:
+    """What scores the validations' pictures; None for a run without validations, or with nothing to measure with.
+
+    photos: of each subject.
+    """
     if not config.validate.every_steps or (encoders := find_encoders(config, journal)) is None:
         if config.optim.text_encoder_stop_drift is not None:
             raise UserError(
@@ -421,8 +463,8 @@ def make_scorer(config: Config, journal: Journal, photos: list[Path]) -> Validat
                 "(validate.dino, validate.clip)"
             )
         return None
-    prompts = [make_prompt(template, config.subject.class_noun) for template in config.validate.prompts]
-    return ValidationScorer(SubjectScorer(encoders, [load_image(path) for path in photos]), prompts)
+    subjects = [SubjectScorer(encoders, [load_image(path) for path in own]) for own in photos]
+    return ValidationScorer(subjects, validation_prompts(config))
 
 
 def find_encoders(config: Config, journal: Journal) -> Encoders | None:
@@ -460,10 +502,11 @@ def make_looks(
     score: ValidationScorer | None,
     config: Config,
 ) -> Looks:
-    """What a validation looks at. subject: the training pictures, or those of validate.images."""
-    prompt = fill(config, config.subject.prompt)
-    means = [subject[place % len(subject)].mean_VCHW[0] for place in range(NUM_FIXED_LOSSES)]
-    samples = [Sample("validation", place, mean_CHW, prompt) for place, mean_CHW in enumerate(means)]
+    """What a validation looks at. subject: the training pictures, or those of validate.images.
+
+    The loss is of the subjects in turn, and of each one's pictures in turn.
+    """
+    samples = list(fixed_samples(subject, config))
 
     def loss() -> float:
         with inference(family, config):
@@ -474,13 +517,22 @@ def make_looks(
     return Looks(lambda: validation_pictures(family, config), loss, score, base)
 
 
+def fixed_samples(pictures: list[EncodedPicture], config: Config) -> Iterator[Sample]:
+    """What the held-out loss is of."""
+    numbers = by_subject(pictures)
+    for place in range(NUM_FIXED_LOSSES):
+        turn, subject = divmod(place, len(numbers))
+        picture = pictures[numbers[subject][turn % len(numbers[subject])]]
+        yield Sample("validation", place, picture.mean_VCHW[0], subject_prompt(config, subject))
+
+
 def validation_pictures(family: Family, config: Config) -> PictureRows:
     """A row a prompt, each picture from a seed of its own: always the same, so two validations can be compared.
 
     Rows do not share seeds: what one noise happens to draw (a robot like the subject) would be counted in all of them.
     """
     validate, settings = config.validate, validation_sampler(config)
-    prompts = [fill(config, prompt) for prompt in validate.prompts for _ in range(validate.num_images)]
+    prompts = [prompt.filled for prompt in validation_prompts(config) for _ in range(validate.num_images)]
     seeds = range(len(prompts))
     size = (config.data.resolution, config.data.resolution)
     with inference(family, config):
@@ -501,12 +553,10 @@ def inference(family: Family, config: Config) -> Iterator[None]:
 def subject_card(
     config: Config, step: int, last_step: int, base_fingerprint: str, scores: dict[str, float] | None
 ) -> SubjectCard:
-    subject = config.subject
     return SubjectCard(
-        identifier=subject.identifier,
-        class_noun=subject.class_noun,
-        prompt=subject.prompt,
-        class_prompt=subject.class_prompt,
+        subjects=tuple(
+            LearnedSubject(each.identifier, each.class_noun, each.prompt, each.class_prompt) for each in config.subjects
+        ),
         resolution=config.data.resolution,
         num_inference_steps=config.validate.num_inference_steps,
         guidance_scale=config.validate.guidance_scale,

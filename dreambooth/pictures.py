@@ -14,13 +14,13 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
-from dreambooth.config import fill_prompt
 from dreambooth.errors import ModelError, UserError, first_line
 from dreambooth.export import ExportCard, SubjectCard, read_card
 from dreambooth.families import Family, fingerprint, load_family, move
 from dreambooth.files import atomic_file
 from dreambooth.images import grid, to_images
 from dreambooth.methods import find_method
+from dreambooth.prompts import fill_prompt, has_field
 from dreambooth.sampling import SamplerSettings, sample_pixels
 
 RECIPE = "dreambooth"  # the PNG's text chunk
@@ -44,10 +44,10 @@ class Model:
         return self.card.resolution if self.card is not None else self.family.resolution
 
     def fill(self, prompt: str) -> str:
-        """Replace {subject} and {class}. Raises UserError where the model does not say what they stand for."""
+        """Replace {subject}, {class}, {subject_2} ... Raises UserError where the model does not say what that is."""
         if self.card is not None:
-            return fill_prompt(prompt, self.card.identifier, self.card.class_noun)
-        if "{subject}" in prompt or "{class}" in prompt:
+            return fill_prompt(prompt, self.card.subjects)
+        if has_field(prompt):
             raise UserError(
                 f"prompt {prompt!r}: {self.name} has learned no subject (it has no dreambooth.json); spell it out"
             )

@@ -6,7 +6,7 @@ that a kill left undone is done again, to the same numbers, when the run goes on
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,7 +136,7 @@ class Validate(StepCallback):
                 logger.log_metrics(figures, step=step)
                 log_picture(logger, sheet, step)
         self.journal.add(entry)
-        tell_scores(entry, self.journal)
+        tell_scores(entry, self.journal, self.looks.score.means_of_subjects(entry.scores) if self.looks.score else {})
         module.last_scores = "".join(f", {name[5:]} {value:.2f}" for name, value in entry.figures().items())
 
     def _write_grid(self, rows: PictureRows, path: Path) -> None:
@@ -156,7 +156,7 @@ class Validate(StepCallback):
         scores = score(rows, base)
         quality = selection.quality(selection.means_of(scores), anchors) if anchors is not None else None
         if step == 0:
-            return Entry(step, loss, scores, quality, anchors, score.subject.encoders.names)
+            return Entry(step, loss, scores, quality, anchors, score.encoders.names)
         return Entry(step, loss, scores, quality)
 
     def _base_rows(self, rows: PictureRows, step: int) -> PictureRows | None:
@@ -193,9 +193,13 @@ def restore_best(module: DreamBoothModule, path: Path) -> int:
     return int(weights["global_step"])
 
 
-def tell_scores(entry: Entry, journal: Journal) -> None:
-    """Print a line: the scores, and whether this is the best step so far."""
-    means = [f"{name.removeprefix('eval/')} {value:.3f}" for name, value in entry.figures().items()]
+def tell_scores(entry: Entry, journal: Journal, of_subjects: Mapping[str, Sequence[float]]) -> None:
+    """Print a line: the scores, with each one's of several subjects, and whether this is the best step so far."""
+    means = []
+    for name, value in entry.figures().items():
+        measure = name.removeprefix("eval/")
+        each = " ".join(f"{own:.3f}" for own in of_subjects.get(measure, ()))
+        means.append(f"{measure} {value:.3f}" + (f" ({each})" if each else ""))
     best = journal.best
     note = "" if best is None else " (best)" if best.step == entry.step else f" (best at step {best.step})"
     tqdm.write(f"validation at step {entry.step}: {', '.join(means)}{note}", file=sys.stderr)

@@ -91,6 +91,7 @@ def learned(args: argparse.Namespace, card: "ExportCard") -> "tuple[Family, Expo
         return family, card
     extracted, kept = extraction.extract(family, base, card, args.rank)
     print(f"rank {args.rank}: {kept}", file=sys.stderr)
-    if extracted.identifier != card.identifier:
-        print(f"the identifier {card.identifier!r} is the word {extracted.identifier!r} now", file=sys.stderr)
+    for before, after in zip(card.subjects, extracted.subjects, strict=True):
+        if before.identifier != after.identifier:
+            print(f"the identifier {before.identifier!r} is the word {after.identifier!r} now", file=sys.stderr)
     return base, extracted

@@ -14,7 +14,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model", metavar="MODEL", help="run folder, pipeline or adapter folder, hub id or single .safetensors"
     )
     prompts = parser.add_argument(
-        "prompts", metavar="PROMPT", nargs="+", help="{subject} stands for what the model has learned"
+        "prompts",
+        metavar="PROMPT",
+        nargs="+",
+        help="{subject} stands for what the model has learned, {subject_2} for the second of several",
     )
 
     class FromImage(argparse.Action):

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from dreambooth.errors import UserError
 from dreambooth.evaluation.subjects import Subject
-from dreambooth.export import SubjectCard, read_card
+from dreambooth.export import LearnedSubject, SubjectCard, read_card
 from dreambooth.pictures import Model, load_model
+from dreambooth.prompts import subject_phrase
 
 NAME = "{name}"
 Cards = Mapping[str, SubjectCard | None]  # by model; None: a plain base
@@ -64,7 +65,7 @@ def class_noun_of(subject: Subject, cards: Cards) -> str:
     """What the subject is, by its data set or else by the models' cards. Raises UserError where nothing says it."""
     if subject.class_noun is not None:
         return subject.class_noun
-    nouns = sorted({card.class_noun for card in cards.values() if card is not None})
+    nouns = sorted({learned.class_noun for card in cards.values() if card is not None for learned in card.subjects})
     if not nouns:
         raise UserError(
             f"{subject.name}: what is it? Neither its folder nor {', '.join(cards)} says its class: name --class-noun"
@@ -72,6 +73,20 @@ def class_noun_of(subject: Subject, cards: Cards) -> str:
     if len(nouns) > 1:
         raise UserError(f"{subject.name}: the models call it {' and '.join(map(repr, nouns))}: name one --class-noun")
     return nouns[0]
+
+
+def learned_by(card: SubjectCard, class_noun: str) -> LearnedSubject:
+    """What a model has learned; of several subjects the one of this class. Raises UserError where that is not one."""
+    if len(card.subjects) == 1:
+        return card.subjects[0]
+    own = [learned for learned in card.subjects if learned.class_noun == class_noun]
+    if len(own) != 1:
+        names = ", ".join(map(subject_phrase, card.subjects))
+        raise UserError(
+            f"--class-noun: a model has learned {names}; {len(own)} of them are of the class {class_noun!r}, by which "
+            "`evaluate` tells them apart"
+        )
+    return own[0]
 
 
 def reference_card(cards: Cards, given: Sequence[str]) -> SubjectCard | None:

@@ -20,16 +20,15 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from dreambooth.config import fill_prompt
 from dreambooth.errors import UserError
-from dreambooth.evaluation.models import Loader, model_of
+from dreambooth.evaluation.models import Loader, learned_by, model_of
 from dreambooth.evaluation.prompts import SEEDS_A_PROMPT
 from dreambooth.evaluation.subjects import Subject
 from dreambooth.export import SubjectCard
 from dreambooth.families import fingerprint
 from dreambooth.images import to_images
-from dreambooth.metrics.validation import make_prompt
 from dreambooth.pictures import RECIPE, Model, write_png
+from dreambooth.prompts import fill_prompt, plain_prompt
 from dreambooth.sampling import SamplerSettings, sample_pixels
 
 CLASS_PROMPT = "a photo of a {class}"
@@ -87,7 +86,7 @@ def plan(
         for number, template in enumerate(task.prompts)
     ]  # fmt: skip
     for label, template, num_images, seed in [*asked, ("class", CLASS_PROMPT, way.num_class_images, way.seed)]:
-        prompt, text = fill(template, card, noun), make_prompt(template, noun).text
+        prompt, text = fill(template, card, noun), plain_prompt(template, [noun])
         for number in range(num_images):
             path = folder / f"{label}-{slug(template)}" / f"{number:03d}.png"
             yield Shot(
@@ -97,10 +96,13 @@ def plan(
 
 
 def fill(template: str, card: SubjectCard | None, class_noun: str) -> str:
-    """The prompt as a model gets it. A plain base does not know the identifier: it gets the class noun alone."""
+    """The prompt as a model gets it. A plain base does not know the identifier: it gets the class noun alone.
+
+    Raises UserError where a model has learned several subjects, and not just one of the class.
+    """
     if card is None or "{subject}" not in template:
-        return make_prompt(template, class_noun).text
-    return fill_prompt(template, card.identifier, card.class_noun)
+        return plain_prompt(template, [class_noun])
+    return fill_prompt(template, [learned_by(card, class_noun)])
 
 
 def slug(text: str) -> str:

@@ -16,6 +16,7 @@ from dreambooth.evaluation.models import (
     Loader,
     class_noun_of,
     common_resolution,
+    learned_by,
     model_of,
     read_cards,
     reference_card,
@@ -69,8 +70,8 @@ def _task(args: argparse.Namespace, subject: Subject, prompts: tuple[str, ...], 
     own = {model: cards[model] for model in _models(args, [subject])}
     noun = class_noun_of(subject, own)
     for model, card in own.items():
-        if card is not None and card.class_noun != noun:
-            _say(f"note: {model} has learned a {card.class_noun}, {subject.name} is a {noun}")
+        if card is not None and (learned := learned_by(card, noun)).class_noun != noun:
+            _say(f"note: {model} has learned a {learned.class_noun}, {subject.name} is a {noun}")
     if args.prompts == AUTO and subject.is_live is None:
         _say(f"note: whether {subject.name} lives is not known; it gets the prompts for objects (--prompts live)")
     return Task(subject, noun, prompts)

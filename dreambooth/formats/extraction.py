@@ -5,6 +5,7 @@ The truncated singular value decomposition leaves the least squared error of all
 """
 
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, cast
 
 import torch
@@ -13,7 +14,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from dreambooth.errors import ModelError, UserError
-from dreambooth.export import ExportCard
+from dreambooth.export import ExportCard, LearnedSubject
 from dreambooth.families import Family, components, fingerprint, load_family
 from dreambooth.methods import adapters, words
 
@@ -55,8 +56,8 @@ def load_base(card: ExportCard, base: str | None) -> Family:
 def extract(tuned: Family, base: Family, card: ExportCard, rank: int) -> tuple[ExportCard, Kept]:
     """Lay over `base` what `tuned` has learned, as a LoRA of at most `rank`, and say how much of it that is.
 
-    It adapts the linear and convolutional modules that `adapters.TARGETS` names. Where the rows of the identifier have
-    changed they become a new word, "<sks>" for "sks", as no LoRA holds them; the card that is returned says so.
+    It adapts the linear and convolutional modules that `adapters.TARGETS` names. Where rows of identifiers have changed
+    each becomes a new word, "<sks>" for "sks", as no LoRA holds them; the card that is returned says so.
 
     Raises UserError where nothing has changed.
     """
@@ -68,10 +69,10 @@ def extract(tuned: Family, base: Family, card: ExportCard, rank: int) -> tuple[E
     if not everything:
         raise UserError("--rank: the weights are those of the base, so there is no LoRA in them")
     adaptable, lora = map(sum, zip(*(_adapt(part, other, rank) for part, other in pairs), strict=True))
-    word, kept_by_word = _take_word(tuned, base, card.identifier)
-    method = "lora" if word is None else "pivotal"
-    card = replace(card, method=method, identifier=word or card.identifier, extracted_rank=rank)
-    return card, Kept(everything, adaptable, lora, kept_by_word)
+    subjects, kept_by_words = _take_words(tuned, base, card.subjects)
+    method = "lora" if subjects == card.subjects else "pivotal"
+    card = replace(card, method=method, subjects=subjects, extracted_rank=rank)
+    return card, Kept(everything, adaptable, lora, kept_by_words)
 
 
 def low_rank(change_OI: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -122,12 +123,20 @@ def _squared(tensor: Tensor) -> float:
     return float(tensor.double().square().sum())
 
 
-def _take_word(tuned: Family, base: Family, identifier: str) -> tuple[str | None, float]:
-    """Add the identifier's rows, where they have changed, to the base as a new word. Returns it and their change."""
-    rows, before = words.vectors(tuned, identifier), words.vectors(base, identifier)
-    change = sum(_squared(after_VD - before_VD) for after_VD, before_VD in zip(rows, before, strict=True))
+def _take_words(
+    tuned: Family, base: Family, subjects: tuple[LearnedSubject, ...]
+) -> tuple[tuple[LearnedSubject, ...], float]:
+    """Add the identifiers' rows, where any has changed, to the base as new words.
+
+    Returns the subjects under these, and how much the rows have changed.
+    """
+    rows = [words.vectors(tuned, subject.identifier) for subject in subjects]
+    before = [words.vectors(base, subject.identifier) for subject in subjects]
+    pairs = zip(chain(*rows), chain(*before), strict=True)
+    change = sum(_squared(after_VD - before_VD) for after_VD, before_VD in pairs)
     if not change:
-        return None, 0.0
-    word = f"<{identifier.strip('<>')}>"
-    words.put(base, word, rows)
-    return word, change
+        return subjects, 0.0
+    renamed = tuple(replace(each, identifier=f"<{each.identifier.strip('<>')}>") for each in subjects)
+    for subject, own in zip(renamed, rows, strict=True):
+        words.put(base, subject.identifier, own)
+    return renamed, change

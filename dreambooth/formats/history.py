@@ -6,10 +6,11 @@ from typing import Any
 
 import yaml
 
-from dreambooth.config import Config, fill_prompt, to_dict
+from dreambooth.config import default_of, field_of, flatten
 from dreambooth.export import ExportCard
 from dreambooth.methods import find_method
 from dreambooth.metrics.journal import Journal
+from dreambooth.prompts import expand
 
 # Sections whose settings decide the weights, and keys that are told even where they have their default.
 SECTIONS = ("data", "prior", "method", "optim", "loss", "train")
@@ -40,19 +41,18 @@ def read_history(model: Path, card: ExportCard) -> History:
     return History(
         settings=deciding_settings(config),
         grid=grid if grid.is_file() else None,
-        prompts=[fill_prompt(prompt, card.identifier, card.class_noun) for prompt in config["validate"]["prompts"]],
+        prompts=[prompt.filled for prompt in expand(config["validate"]["prompts"], card.subjects)],
         measured_by=(entries[0].measured_by or {}) if entries else {},
     )
 
 
-def deciding_settings(config: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def deciding_settings(config: dict[str, Any]) -> dict[str, Any]:
     """By key, of a run's config.yaml: what decides the weights and is not as by default; the learning rate resolved."""
-    defaults = to_dict(Config())
     settings = {
-        f"{section}.{name}": value
-        for section, values in config.items()
-        for name, value in values.items()
-        if f"{section}.{name}" in ALWAYS or (section in SECTIONS and value != defaults[section].get(name))
+        key: value
+        for key, value in flatten(config).items()
+        if key in ALWAYS
+        or (key.split(".")[0] in SECTIONS and value != (default_of(key) if field_of(key) is not None else None))
     }
     if settings["optim.lr"] is None:
         settings["optim.lr"] = find_method(config["method"]["name"]).lr

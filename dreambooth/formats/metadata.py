@@ -6,14 +6,14 @@ that AUTOMATIC1111 tells XL and 2.x by; a file with metadata but without them it
 
 from typing import Any
 
-from dreambooth.config import subject_phrase
 from dreambooth.export import ExportCard, card_metadata
 from dreambooth.families import Family, components
+from dreambooth.prompts import subject_phrase
 
 
 def file_metadata(family: Family, card: ExportCard, implementation: str, kind: str = "") -> dict[str, str]:
     """implementation: whose names the tensors have. kind: "lora", "textual-inversion"; empty for a whole model."""
-    subject = subject_phrase(card.identifier, card.class_noun)
+    subject = ", ".join(map(subject_phrase, card.subjects))
     spec = {
         "sai_model_spec": "1.0.0",
         "architecture": f"{architecture(family)}{kind and '-'}{kind}",

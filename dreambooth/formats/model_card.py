@@ -10,12 +10,13 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
-from dreambooth.config import fill_prompt, subject_phrase
 from dreambooth.export import ExportCard
 from dreambooth.families import Family
 from dreambooth.files import write_text
 from dreambooth.formats.history import History
 from dreambooth.methods import find_method
+from dreambooth.methods.words import word_file
+from dreambooth.prompts import fill_prompt, subject_phrase
 
 PICTURES = "samples.png"
 KINDS = {
@@ -53,8 +54,9 @@ def write(folder: Path, form: str, family: Family, card: ExportCard, history: Hi
     licence = licence_of(card.base)
     text = environment.get_template("model_card.md").render(
         metadata=metadata(form, card, licence).to_yaml(),
-        subject=subject_phrase(card.identifier, card.class_noun),
-        prompt=fill_prompt(card.prompt, card.identifier, card.class_noun),
+        names=[subject_phrase(subject) for subject in card.subjects],
+        prompt=instance_prompt(card),
+        words={subject.identifier: word_file(number) for number, subject in enumerate(card.subjects)},
         kind=KINDS[form],
         method=(card.settings or {}).get("method.name", card.method),
         scores=list(told_scores(card, history)),
@@ -69,6 +71,11 @@ def write(folder: Path, form: str, family: Family, card: ExportCard, history: Hi
         base_is_file=Path(card.base or "").is_file(),
     )
     write_text(folder / "README.md", text)
+
+
+def instance_prompt(card: ExportCard) -> str:
+    """The first subject's own."""
+    return fill_prompt(card.subjects[0].prompt, card.subjects)
 
 
 def told_scores(card: ExportCard, history: History) -> Iterator[tuple[str, float, str]]:
@@ -87,7 +94,7 @@ def metadata(form: str, card: ExportCard, licence: dict[str, str]) -> ModelCardD
         library_name="diffusers",
         pipeline_tag="text-to-image",
         tags=["text-to-image", "diffusers", "dreambooth", *TAGS.get(form, [])],
-        instance_prompt=fill_prompt(card.prompt, card.identifier, card.class_noun),
+        instance_prompt=instance_prompt(card),
         **named,
     )
 

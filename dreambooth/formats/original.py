@@ -67,13 +67,13 @@ def write(family: Family, card: ExportCard, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     state = original_state(family)
     if find_method(card.method).adds_word:
-        state = without_word(state, family.token_ids(card.identifier))
+        state = without_words(state, [row for each in card.subjects for row in family.token_ids(each.identifier)])
     save_file(state, folder / MODEL_FILE, metadata=file_metadata(family, card, "sgm"))
     word.write_beside(family, card, folder)
 
 
-def without_word(state: dict[str, Tensor], ids: list[int]) -> dict[str, Tensor]:
-    """Without the rows of a word behind all others: who reads the file has the base's vocabulary."""
+def without_words(state: dict[str, Tensor], ids: list[int]) -> dict[str, Tensor]:
+    """Without the rows of words behind all others: who reads the file has the base's vocabulary."""
 
     def is_longer(name: str) -> bool:
         return name.endswith("token_embedding.weight") and len(state[name]) == ids[-1] + 1

@@ -9,8 +9,9 @@ from dreambooth.methods import find_method, words
 
 
 def write(family: Family, card: ExportCard, folder: Path) -> None:
-    """diffusers and AUTOMATIC1111 read it as it is, ComfyUI by the file's name."""
-    words.save(family, folder, card.identifier, file_metadata(family, card, "diffusers", "textual-inversion"))
+    """A file a word: diffusers and AUTOMATIC1111 read it as it is, ComfyUI by the file's name."""
+    identifiers = [subject.identifier for subject in card.subjects]
+    words.save(family, folder, identifiers, file_metadata(family, card, "diffusers", "textual-inversion"))
 
 
 def write_beside(family: Family, card: ExportCard, folder: Path) -> None:

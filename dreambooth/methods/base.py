@@ -15,9 +15,9 @@ class MethodSettings:
     """How a method trains; each reads what concerns it.
 
     rank, alpha, dropout, dora, rslora, targets: of adapters (`adapters`).
-    word: the identifier. num_vectors, start_word: where it is a new word (`words`). only_word: of the token embedding
-    only its rows train.
-    start: a file, or a folder with a result's own files, that the adapter or the word begins from (`start`).
+    words: the identifiers. num_vectors, start_words: where they are new words (`words`). only_words: of the token
+    embedding only their rows train.
+    start: a file, or a folder with a result's own files, that the adapter or the words begin from (`start`).
     base_dtype: of weights that an adapter leaves alone. seed: of the adapters' first values.
     """
 
@@ -28,10 +28,10 @@ class MethodSettings:
     dora: bool = False
     rslora: bool = False
     targets: tuple[str, ...] = ("attention",)
-    word: str = ""
+    words: tuple[str, ...] = ()
     num_vectors: int = 1
-    start_word: str = ""
-    only_word: bool = False
+    start_words: tuple[str, ...] = ()
+    only_words: bool = False
     start: Path | None = None
     base_dtype: torch.dtype = torch.float32
     seed: int = 0
@@ -42,7 +42,7 @@ class Method:
     """attach: makes what trains trainable and returns the networks that hold it: "denoiser", "text_encoder_0" ...
 
     lr: a learning rate that suits it. save, load: the result's own files in a folder, and back into an untouched base;
-    None where the result is a model. adds_word: the identifier becomes a new word.
+    None where the result is a model. adds_word: each identifier becomes a new word.
     """
 
     attach: Callable[[Family, MethodSettings], dict[str, nn.Module]]

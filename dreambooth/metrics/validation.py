@@ -1,88 +1,119 @@
 """Scores of one validation's pictures: which prompt is measured how, and what the untouched base sets as the scale."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+import torch
 from PIL.Image import Image
 
 from dreambooth.metrics import scores
 from dreambooth.metrics.selection import Anchors, means_of
-from dreambooth.metrics.subject import Scores, SubjectScorer
+from dreambooth.metrics.subject import Encoders, Scores, SubjectScorer
+from dreambooth.prompts import Kind, Prompt
 
 PictureRows = Sequence[Sequence[Image]]  # a row a prompt, a column a seed
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """A validation prompt. kind: what its pictures are measured for. text: without the identifier, as CLIP reads it."""
-
-    kind: Literal["subject", "class", "other"]
-    text: str
-
-
-def make_prompt(template: str, class_noun: str) -> Prompt:
-    """`{subject}` makes a prompt one of the subject, `{class}` alone one of the class."""
-    kind: Literal["subject", "class", "other"] = "other"
-    if "{subject}" in template:
-        kind = "subject"
-    elif "{class}" in template:
-        kind = "class"
-    return Prompt(kind, template.replace("{subject}", class_noun).replace("{class}", class_noun))
+# What the pictures of each kind of prompt are measured for, as far as it is told by subject.
+MEASURES: dict[Kind, tuple[str, ...]] = {"subject": ("dino", "clip_i", "clip_t"), "class": ("pres", "div", "drift")}
 
 
 @dataclass(frozen=True)
 class ValidationScorer:
-    """Scores the pictures of always the same prompts and seeds."""
+    """Scores the pictures of always the same prompts and seeds, each against the photos of the subjects it names.
 
-    subject: SubjectScorer
+    A picture of a prompt with two subjects scores the mean of both.
+    """
+
+    subjects: Sequence[SubjectScorer]
     prompts: Sequence[Prompt]
+
+    @property
+    def encoders(self) -> Encoders:
+        return self.subjects[0].encoders
 
     def __call__(self, rows: PictureRows, base: PictureRows | None = None) -> Scores:
         """One number per picture and measure, in the order of the rows. base: the untouched base's pictures."""
-        found: Scores = {}
-        if pictures := self._pictures(rows, "subject"):
-            found |= self.subject.subject(pictures, self._texts(rows))
+        found = self._of_subjects(rows)
         for number, prompt in enumerate(self.prompts):
             base_row = None if base is None else base[number]
             if prompt.kind == "class":
-                _extend(found, self.subject.of_class(rows[number], base_row))
+                _extend(found, _mean(self.subjects[i].of_class(rows[number], base_row) for i in prompt.subjects))
             elif prompt.kind == "other" and base_row is not None:
-                _extend(found, self.subject.of_other(rows[number], base_row))
+                _extend(found, self.subjects[0].of_other(rows[number], base_row))
         return found
+
+    def _of_subjects(self, rows: PictureRows) -> Scores:
+        """Those of subject prompts; pictures of the same subjects are measured together."""
+        shown = list(self._shown(rows, "subject"))
+        found: Scores = {}
+        for subjects in dict.fromkeys(prompt.subjects for prompt, _ in shown):
+            places = [place for place, (prompt, _) in enumerate(shown) if prompt.subjects == subjects]
+            pictures, texts = [shown[place][1] for place in places], [shown[place][0].text for place in places]
+            for name, numbers in _mean(self.subjects[i].subject(pictures, texts) for i in subjects).items():
+                in_order = found.setdefault(name, [0.0] * len(shown))
+                for place, number in zip(places, numbers, strict=True):
+                    in_order[place] = number
+        return found
+
+    def means_of_subjects(self, found: Scores) -> dict[str, list[float]]:
+        """What `found` comes to for each subject, by measure, on prompts of it alone; nothing for one subject."""
+        means: dict[str, list[float]] = {}
+        for kind, names in MEASURES.items() if len(self.subjects) > 1 else ():
+            of_kind = [prompt for prompt in self.prompts if prompt.kind == kind]
+            for name in names:
+                by_subject = [_of_prompts(found.get(name, []), of_kind, (i,)) for i in range(len(self.subjects))]
+                if all(by_subject):
+                    means[name] = [sum(numbers) / len(numbers) for numbers in by_subject]
+        return means
 
     def anchors(self, base: PictureRows) -> Anchors | None:
         """What the rule measures between, from the untouched base's pictures; None without a class prompt."""
         of_base = means_of(self(base))
-        class_pictures = self._pictures(base, "class")
-        if not class_pictures or not self._pictures(base, "subject"):
+        if not {"subject", "class"} <= {prompt.kind for prompt in self.prompts}:
             return None
         return Anchors(
-            real=self.subject.real(),
+            real=sum(subject.real() for subject in self.subjects) / len(self.subjects),
             dino=of_base["dino"] if "dino" in of_base else of_base["clip_i"],
             pres=of_base["pres"],
             div=of_base.get("div"),
             clip_t=of_base.get("clip_t"),
-            clip_t_ignored=self._ignored(class_pictures),
+            clip_t_ignored=self._ignored(base),
         )
 
-    def _ignored(self, class_pictures: Sequence[Image]) -> float | None:
-        """CLIP-T of class pictures under the subject prompts: what a model scores that does not listen."""
-        clip = self.subject.encoders.clip
+    def _ignored(self, base: PictureRows) -> float | None:
+        """CLIP-T of class pictures under their subjects' prompts: what a model scores that does not listen."""
+        clip, similarity = self.encoders.clip, []
         if clip is None:
             return None
-        texts = [prompt.text for prompt in self.prompts if prompt.kind == "subject"]
-        return float(scores.similarity(clip.images(class_pictures), clip.texts(texts)).mean())
+        of_subject = [prompt for prompt in self.prompts if prompt.kind == "subject"]
+        for subjects in dict.fromkeys(prompt.subjects for prompt in of_subject):
+            texts = [prompt.text for prompt in of_subject if prompt.subjects == subjects]
+            pictures = [each for prompt, each in self._shown(base, "class") if {*prompt.subjects} & {*subjects}]
+            if pictures:
+                similarity.append(scores.similarity(clip.images(pictures), clip.texts(texts)))
+        return float(torch.cat(similarity).mean()) if similarity else None
 
-    def _pictures(self, rows: PictureRows, kind: str) -> list[Image]:
-        return [
-            picture for prompt, row in zip(self.prompts, rows, strict=True) if prompt.kind == kind for picture in row
-        ]
+    def _shown(self, rows: PictureRows, kind: Kind) -> Iterator[tuple[Prompt, Image]]:
+        """Every picture of prompts of a kind."""
+        for prompt, row in zip(self.prompts, rows, strict=True):
+            if prompt.kind == kind:
+                yield from ((prompt, picture) for picture in row)
 
-    def _texts(self, rows: PictureRows) -> list[str]:
-        return [
-            prompt.text for prompt, row in zip(self.prompts, rows, strict=True) if prompt.kind == "subject" for _ in row
-        ]
+
+def _mean(each: Iterable[Scores]) -> Scores:
+    """Of the scores of the same pictures, picture by picture."""
+    together = list(each)
+    return {
+        name: [sum(numbers) / len(numbers) for numbers in zip(*(found[name] for found in together), strict=True)]
+        for name in together[0]
+    }
+
+
+def _of_prompts(numbers: Sequence[float], prompts: Sequence[Prompt], subjects: tuple[int, ...]) -> list[float]:
+    """Those of the prompts of just these subjects; every prompt has as many numbers."""
+    size = len(numbers) // max(1, len(prompts))
+    return [number for place, number in enumerate(numbers) if prompts[place // size].subjects == subjects]
 
 
 def _extend(found: Scores, more: Scores) -> None:

@@ -8,14 +8,24 @@ from pathlib import Path
 import yaml
 from PIL.Image import Image
 
-from dreambooth.config import PROVENANCE, Config, fill_prompt, load_config, subject_phrase
+from dreambooth.config import PROVENANCE, Config, SubjectConfig, load_config
 from dreambooth.errors import UserError
 from dreambooth.export import read_card
 from dreambooth.images import list_images, load_image
 from dreambooth.metrics.journal import Journal
-from dreambooth.metrics.validation import make_prompt
+from dreambooth.prompts import examples, expand, fill_prompt, subject_phrase
 from dreambooth.report import curves, gallery, records, tables, words
 from dreambooth.report.samples import Samples
+
+
+@dataclass(frozen=True)
+class ShownSubject:
+    """A subject, and the photos that the run learned from under `prompt`, or why they cannot be shown."""
+
+    name: str
+    prompt: str
+    photos: Sequence[Image]
+    why_no_photos: str
 
 
 @dataclass(frozen=True)
@@ -23,14 +33,12 @@ class Content:
     """Everything that the page shows; the page decides nothing."""
 
     name: str
-    subject: str
+    subjects: Sequence[ShownSubject]
     config: Config
     verdict: words.Verdict
     best_step: int | None
     last_step: int
     model_step: int | None  # of the weights in model/; None: no model yet
-    photos: Sequence[Image]
-    why_no_photos: str
     comparisons: Sequence[gallery.Comparison]
     film_prompt: str
     film: Sequence[gallery.Frame]
@@ -51,24 +59,21 @@ def read(folder: Path) -> Content:
     config = _read_config(folder)
     journal = records.read_journal(folder / "logs" / "scores.jsonl")
     metrics = records.read_metrics(folder / "logs" / "metrics.csv")
-    samples = _samples(folder, config)
+    prompts = [gallery.ShownPrompt(each.filled, each.kind) for each in expand(config.validate.prompts, config.subjects)]
+    samples = Samples(folder / "samples", len(prompts), config.validate.num_images, config.data.resolution)
     last_step = _last_step(journal, metrics, samples)
     best_step = journal.best.step if journal.best is not None else None
-    prompts = [_shown(config, template) for template in config.validate.prompts]
     film_prompt, film = gallery.film(samples, prompts, journal)
-    photos, why_no_photos = _photos(config)
     changed, default = tables.settings(config)
     card = read_card(folder / "model")
     return Content(
         name=config.run.name,
-        subject=subject_phrase(config.subject.identifier, config.subject.class_noun),
+        subjects=[_shown(config, number) for number in range(len(config.subjects))],
         config=config,
         verdict=words.verdict(journal, last_step),
         best_step=best_step,
         last_step=last_step,
         model_step=card.step if card is not None else None,
-        photos=photos,
-        why_no_photos=why_no_photos,
         comparisons=gallery.comparisons(samples, prompts, _compared(best_step, samples), journal),
         film_prompt=film_prompt,
         film=film,
@@ -81,7 +86,7 @@ def read(folder: Path) -> Content:
         default_settings=default,
         versions=_versions(folder),
         sessions=records.read_sessions(folder / "logs" / "sessions.jsonl"),
-        command=f'python sample.py {shlex.quote(folder.as_posix())} "a photo of {{subject}} on the beach"',
+        command=f"python sample.py {shlex.quote(folder.as_posix())} {examples(len(config.subjects))}",
     )
 
 
@@ -98,17 +103,6 @@ def _versions(folder: Path) -> dict[str, str]:
     return {str(name): str(value) for name, value in (raw.get(PROVENANCE) or {}).items()}
 
 
-def _samples(folder: Path, config: Config) -> Samples:
-    validate = config.validate
-    return Samples(folder / "samples", len(validate.prompts), validate.num_images, config.data.resolution)
-
-
-def _shown(config: Config, template: str) -> gallery.ShownPrompt:
-    subject = config.subject
-    kind = make_prompt(template, subject.class_noun).kind
-    return gallery.ShownPrompt(fill_prompt(template, subject.identifier, subject.class_noun), kind)
-
-
 def _last_step(journal: Journal, metrics: Mapping[str, records.Series], samples: Samples) -> int:
     """How far the run was trained, by any of its traces."""
     of_metrics = (int(series.steps[-1]) for series in metrics.values() if len(series.steps))
@@ -120,12 +114,18 @@ def _compared(best_step: int | None, samples: Samples) -> list[int]:
     return [0, *([best_step] if best_step is not None else []), *samples.steps()[-1:]]
 
 
-def _photos(config: Config) -> tuple[list[Image], str]:
+def _shown(config: Config, number: int) -> ShownSubject:
+    subject = config.subjects[number]
+    prompt = fill_prompt(subject.prompt, config.subjects, number)
+    return ShownSubject(subject_phrase(subject), prompt, *_photos(subject))
+
+
+def _photos(subject: SubjectConfig) -> tuple[list[Image], str]:
     """The subject's photos, or why they cannot be shown."""
     try:
-        return [load_image(path) for path in list_images(config.subject.images)], ""
+        return [load_image(path) for path in list_images(subject.images)], ""
     except UserError:
-        return [], f"The photos are no longer in {config.subject.images}, or cannot be read."
+        return [], f"The photos are no longer in {subject.images}, or cannot be read."
 
 
 def _spread(journal: Journal) -> float | None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dreambooth.config import Config, config_fields, to_dict
+from dreambooth.config import Config, default_of, flatten, to_dict
 from dreambooth.metrics.journal import Entry, Journal
 from dreambooth.metrics.scores import estimate
 
@@ -129,12 +129,10 @@ def _encoders(journal: Journal) -> dict[str, list[str]]:
 
 def settings(config: Config) -> tuple[list[Setting], list[Setting]]:
     """Those that differ from the defaults, and the others."""
-    values, defaults = to_dict(config), to_dict(Config())
     changed: list[Setting] = []
     kept: list[Setting] = []
-    for key in config_fields():
-        section, name = key.split(".")
-        value, default = values[section][name], defaults[section][name]
+    for key, value in flatten(to_dict(config)).items():
+        default = default_of(key)
         (kept if value == default else changed).append(Setting(key, _shown(value), _shown(default)))
     return changed, kept
 

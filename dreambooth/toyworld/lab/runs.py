@@ -121,7 +121,7 @@ def share_prior(bench: Bench, config: Config) -> float:
 
     def prior_in(folder: Path) -> GeneratedPrior:
         randomness = Randomness(config.run.seed)
-        prompts = parts.class_prompts_of([""], config)
+        prompts = parts.in_turn(parts.class_prompts_of([[""]], config))
         shapes = [family.latent_shape(config.data.resolution, config.data.resolution)]
         return parts.make_generated_prior(
             family, None, prompts, shapes, folder, config, randomness, fingerprint(family)
