@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dreambooth.captions import Captions, read_captions, without_subject
-from dreambooth.config import load_config
+from dreambooth.captions import Captions, read_captions, without_subjects
+from dreambooth.config import SubjectConfig, load_config
 from dreambooth.engine import RunFolder, train
 from dreambooth.errors import UserError
 from dreambooth.images import list_images
@@ -58,8 +58,9 @@ def test_a_text_that_belongs_to_no_picture_is_still_told(captioned: Path) -> Non
 
 
 def test_without_the_subject_a_caption_is_of_any_other_of_the_class() -> None:
-    assert without_subject("a photo of {subject}, at night", "sks", "dog") == "a photo of dog, at night"
-    assert without_subject("a photo of sks dog", "sks", "dog") == "a photo of dog"
+    subjects = [SubjectConfig(identifier="sks"), SubjectConfig(identifier="olis")]
+    assert without_subjects("a photo of sks dog, at night", subjects) == "a photo of dog, at night"
+    assert without_subjects("a photo of sks dog and olis cat", subjects) == "a photo of dog and cat"
 
 
 def test_dropout_and_shuffling_are_functions_of_the_place() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dreambooth.config import config_fields, describe_config, differences, fill_prompt, load_config, to_dict
+from dreambooth.config import config_fields, describe_config, differences, load_config, to_dict
 from dreambooth.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -63,7 +63,7 @@ def test_a_text_that_yaml_reads_as_something_else_must_be_quoted(tmp_path: Path)
 
 def test_on_the_command_line_a_text_stays_as_it_is_typed(tmp_path: Path) -> None:
     config = load_config(written(tmp_path), ["subject.identifier=007", "subject.class_noun=no"])
-    assert (config.subject.identifier, config.subject.class_noun) == ("007", "no")
+    assert (config.subjects[0].identifier, config.subjects[0].class_noun) == ("007", "no")
 
 
 def test_missing_required_keys_are_all_named(tmp_path: Path) -> None:
@@ -124,7 +124,3 @@ def test_help_lists_every_key_with_type_and_default() -> None:
     for key, field in config_fields().items():
         assert f"  {key} (" in text
         assert field.metadata["text"] in text
-
-
-def test_prompts_fill_subject_and_class_and_leave_other_braces_alone() -> None:
-    assert fill_prompt("{subject}, a {class}, {x}", "sks", "dog") == "sks dog, a dog, {x}"

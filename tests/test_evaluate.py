@@ -25,13 +25,15 @@ from dreambooth.errors import UserError
 from dreambooth.evaluation import paper
 from dreambooth.evaluation.prompts import SETS, load_prompts, read_prompts
 from dreambooth.evaluation.subjects import subjects_of_dataset
-from dreambooth.export import SubjectCard, export_model
+from dreambooth.export import LearnedSubject, SubjectCard, export_model
 from dreambooth.families import load_family
 
 ROOT = Path(__file__).parents[1]
 PHOTOGRAPHS = ROOT.parent / "shared" / "dreambench"
 PROMPTS = ("a {subject} on the beach", "a red {subject}")
-CARD = SubjectCard("sks", "dog", "a photo of {subject}", "a photo of a {class}", 64, 2, 3.0, 8)
+DOG = LearnedSubject("sks", "dog", "a photo of {subject}", "a photo of a {class}")
+TEAPOT = replace(DOG, class_noun="teapot")
+CARD = SubjectCard((DOG,), 64, 2, 3.0, 8)
 T_ONE_DEGREE = 12.706204736  # 97.5 % quantile of Student's t: what an interval over two subjects is made with
 
 Evaluate = Callable[..., tuple[int, str, str]]
@@ -68,7 +70,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
     (folder / "data" / "prompts.yaml").write_text(yaml.safe_dump(lists))
     (folder / "prompts.txt").write_text("# ours\n\n" + "\n".join(PROMPTS) + "\n")
     make_run(tiny_base, folder / "runs" / "dog6", CARD, seed=1)
-    make_run(tiny_base, folder / "runs" / "teapot", replace(CARD, class_noun="teapot"), seed=2)
+    make_run(tiny_base, folder / "runs" / "teapot", replace(CARD, subjects=(TEAPOT,)), seed=2)
     return folder
 
 

@@ -1,6 +1,7 @@
 """A LoRA out of fully trained weights: the best of its rank, and all of them where the rank is full."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,18 +12,20 @@ from dreambooth.cli import main
 from dreambooth.config import load_config
 from dreambooth.engine import RunFolder, train
 from dreambooth.errors import ModelError, UserError
-from dreambooth.export import ExportCard
+from dreambooth.export import ExportCard, LearnedSubject
 from dreambooth.families import Family, components, fingerprint, load_family
 from dreambooth.formats.extraction import extract, load_base, low_rank
+from dreambooth.methods import words
 from dreambooth.methods.adapters import LORA_FILE, TARGETS, adaptable
 from dreambooth.methods.words import WORD_FILE
 from dreambooth.pictures import load_model
 
+DOG = LearnedSubject("sks", "dog", "a photo of {subject}", "a photo of a {class}")
 ENDS = tuple(end for group in TARGETS.values() for end in group)
 
 
 def card_of(base: Path | str) -> ExportCard:
-    card = ExportCard("sks", "dog", "a photo of {subject}", "a photo of a {class}", 64, 2, 3.0, 8)
+    card = ExportCard((DOG,), 64, 2, 3.0, 8)
     return ExportCard(**{**vars(card), "base": str(base), "base_fingerprint": fingerprint(load_family(str(base)))})
 
 
@@ -81,10 +84,24 @@ def test_at_full_rank_nothing_of_what_it_can_hold_is_lost(base: Path) -> None:
     wanted = prediction(tuned, "a photo of sks dog")
     before = prediction(untouched, "a photo of sks dog")
     card, kept = extract(tuned, untouched, card_of(base), rank=1000)
-    assert (card.method, card.identifier, card.extracted_rank) == ("pivotal", "<sks>", 1000)
+    assert (card.method, card.subjects[0].identifier, card.extracted_rank) == ("pivotal", "<sks>", 1000)
     torch.testing.assert_close(prediction(untouched, "a photo of <sks> dog"), wanted, atol=1e-4, rtol=1e-3)
     assert not torch.allclose(before, wanted, atol=1e-2)
     assert kept.everything == pytest.approx(kept.lora + kept.word)
+
+
+def test_of_two_subjects_both_words_are_kept_where_one_has_changed(tiny_base: Path, tmp_path: Path) -> None:
+    tuned, untouched = load_family(str(tiny_base)), load_family(str(tiny_base))
+    change_identifier(tuned)
+    two = replace(card_of(tiny_base), subjects=(replace(DOG, identifier="olis"), DOG))
+    wanted = prediction(tuned, "a photo of sks dog and olis dog")
+    card, _ = extract(tuned, untouched, two, rank=4)
+    assert [subject.identifier for subject in card.subjects] == ["<olis>", "<sks>"]
+    torch.testing.assert_close(prediction(untouched, "a photo of <sks> dog and <olis> dog"), wanted)
+    words.save(untouched, tmp_path, ["<olis>", "<sks>"])
+    again = load_family(str(tiny_base))
+    words.load(again, tmp_path)
+    torch.testing.assert_close(prediction(again, "a photo of <sks> dog and <olis> dog"), wanted)
 
 
 def test_the_error_falls_with_the_rank_and_is_told(base: Path) -> None:
@@ -94,7 +111,7 @@ def test_the_error_falls_with_the_rank_and_is_told(base: Path) -> None:
         change_matrices(tuned)
         wanted = prediction(tuned, "a photo of a dog")
         card, kept = extract(tuned, untouched, card_of(base), rank)
-        assert (card.method, card.identifier) == ("lora", "sks"), "its row has not changed"
+        assert (card.method, card.subjects) == ("lora", (DOG,)), "its row has not changed"
         errors.append(
             (float((prediction(untouched, "a photo of a dog") - wanted).square().sum()), kept.adaptable - kept.lora)
         )

@@ -25,6 +25,7 @@ LAYERS = (
         "buckets",
         "randomness",
         "captions",
+        "prompts",
         "ranks",
     ),
     ("data", "families", "methods", "optim", "metrics"),

@@ -39,8 +39,8 @@ PROMPTS = ["a photo of <sks> dog", "a photo of a dog"]
 
 
 def settings(**changes: Any) -> MethodSettings:
-    everything = {"rank": 2, "targets": ("attention", "convolutions"), "word": "<sks>", "start_word": "dog", "seed": 3}
-    return MethodSettings(**{**everything, **changes})
+    everything = {"rank": 2, "targets": ("attention", "convolutions"), "words": ("<sks>",), "start_words": ("dog",)}
+    return MethodSettings(**{**everything, "seed": 3, **changes})
 
 
 def prediction(family: Family) -> Tensor:
@@ -205,8 +205,8 @@ def test_a_word_of_three_vectors_is_three_tokens_that_start_as_the_class_noun(fa
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("textual_inversion", {"word": "sks"}, "subject.identifier.*'sks'.*<sks>"),
-        ("pivotal", {"start_word": "dogcatdog"}, "method.start_word.*'dogcatdog'"),
+        ("textual_inversion", {"words": ("sks",)}, "subject.identifier.*'sks'.*<sks>"),
+        ("pivotal", {"start_words": ("dogcatdog",)}, "method.start_word.*'dogcatdog'"),
         ("lora", {"targets": ("attenshun",)}, "method.targets.*'attenshun'.*attention"),
     ],
 )

@@ -18,7 +18,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from dreambooth.cli import main
-from dreambooth.export import ExportCard
+from dreambooth.export import ExportCard, LearnedSubject
 from dreambooth.formats.model_card import licence_of, metadata
 
 QUICK = ["train.max_steps=4", "validate.every_steps=4", "method.name=lora", "method.rank=2", "prior.source=none"]
@@ -89,7 +89,8 @@ def test_a_result_that_has_left_its_run_says_that_settings_and_pictures_are_miss
 def test_a_base_on_the_hub_is_named_and_its_licence_read_from_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    card = ExportCard("sks", "dog", "a photo of {subject}", "a photo of a {class}", 64, 2, 3.0, 8, base="maker/base")
+    subject = LearnedSubject("sks", "dog", "a photo of {subject}", "a photo of a {class}")
+    card = ExportCard((subject,), 64, 2, 3.0, 8, base="maker/base")
     told = metadata("lora", card, licence_of("maker/base")).to_dict()
     assert (told["base_model"], told["base_model_relation"]) == ("maker/base", "adapter")
     assert "license" not in told, "it is not known, so it is not told"

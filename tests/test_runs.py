@@ -30,7 +30,7 @@ def test_a_run_leaves_everything_that_was_promised(config: Config) -> None:
     assert sorted(path.name for path in run.samples.iterdir()) == [f"step-{n:06d}.png" for n in (0, 4, 8)]
     assert Image.open(run.samples / "step-000004.png").size == (2 * 64 + 3 * 2, 2 * 64 + 3 * 2)
     assert len((run.logs / "metrics.csv").read_text().splitlines()) == 1 + 9  # the header, and step 0 for its loss
-    assert json.loads((run.model / "dreambooth.json").read_text())["identifier"] == "sks"
+    assert json.loads((run.model / "dreambooth.json").read_text())["subjects"][0]["identifier"] == "sks"
     hidden = [path for path in run.path.rglob(".*") if path.is_file()]
     assert not hidden, f"temporary files were left: {hidden}"
 
