@@ -678,6 +678,8 @@ def _problems_of_several(config: Config) -> typing.Iterator[str]:
     nouns = list(dict.fromkeys(subject.class_noun for subject in config.subjects))
     if config.prior.source == "folder" and len(nouns) > 1:
         yield f"prior.source: a folder has pictures of one class, here are {', '.join(nouns)}; use stream or teacher"
+    if config.prior.num_images < len(nouns):
+        yield f"prior.num_images: {config.prior.num_images} is too small for {len(nouns)} classes: {', '.join(nouns)}"
     if config.data.mask not in (None, "alpha"):
         yield "data.mask: a folder is for one subject, pictures of two may have one name; cut them out, and use alpha"
     if config.validate.images is not None:

@@ -123,6 +123,7 @@ def test_another_key_may_refer_to_a_subjects(two_file: Path, config_file: Path) 
         ),
         ("subjects.1.identifier=SKS1", r"subjects\[1\]\.identifier: 'SKS1' .* neither may be a part of the other"),
         ("subjects.0.identifier=oli", r"subjects\[1\]\.identifier: 'olis' .* neither may be a part of the other"),
+        ("prior.num_images=1", r"prior\.num_images: 1 is too small for 2 classes: dog, cat"),
         ("data.mask=masks", r"data\.mask: a folder is for one subject"),
         ("validate.images=more", r"validate\.images: does not tell whose"),
     ],

@@ -76,9 +76,16 @@ def draw(model: Model, prompt: str, num_images: int, seed: int = 1000) -> list[I
     ]
 
 
-def draw_subject(model: Model, num_images: int) -> list[list[Image.Image]]:
-    """The subject in each of the unseen places, `num_images` a place."""
-    return [draw(model, f"a photo of {{subject}} {PHRASES[place][0]}", num_images) for place in UNSEEN_PLACES]
+def draw_subject(model: Model, num_images: int, number: int = 1) -> list[list[Image.Image]]:
+    """The subject, of several the one of this number, in each of the unseen places, `num_images` a place."""
+    template = f"a photo of {{subject_{number}}}"
+    return [draw(model, f"{template} {PHRASES[place][0]}", num_images) for place in UNSEEN_PLACES]
+
+
+def number_of(model: Model, class_noun: str) -> int:
+    """Which of the subjects that the model has learned is of this class; 1, the first, if none is."""
+    nouns = [subject.class_noun for subject in model.card.subjects] if model.card is not None else []
+    return nouns.index(class_noun) + 1 if class_noun in nouns else 1
 
 
 def poster(photos: list[Image.Image], model: Model) -> Image.Image:
@@ -94,8 +101,9 @@ def poster(photos: list[Image.Image], model: Model) -> Image.Image:
 
 def measure(model: Model, spec: world.Spec, judge: Judge, num_images: int = 24) -> Outcome:
     """Draw and judge `num_images` pictures of the subject over the unseen places, and as many of the class prompt."""
-    rows = draw_subject(model, num_images // len(UNSEEN_PLACES))
-    class_pictures = draw(model, "a photo of a {class}", num_images)
+    number = number_of(model, spec.class_noun)
+    rows = draw_subject(model, num_images // len(UNSEEN_PLACES), number)
+    class_pictures = draw(model, f"a photo of a {{class_{number}}}", num_images)
     return judged([image for row in rows for image in row], class_pictures, spec, judge)
 
 
