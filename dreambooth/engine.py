@@ -119,18 +119,23 @@ def train(config: Config) -> int:
     if saving.signal_number:
         tell(f"saved at step {trainer.global_step}; the same command goes on from there")
         return 128 + saving.signal_number
-    if not trainer.is_global_zero:
-        return 0
-    if module.is_sharded:
-        module = put_together(run, config)
+    if trainer.is_global_zero:
+        whole = put_together(run, config) if module.is_sharded else module
+        finish(run, config, whole, journal, trainer.global_step, identity["base model"])
+    return 0
+
+
+def finish(
+    run: RunFolder, config: Config, module: DreamBoothModule, journal: Journal, last_step: int, base: str
+) -> None:
+    """Export the weights to keep, and say where they are. base: fingerprint of the base model."""
     module.take_average()
-    step = take_best(run, config, module, journal, trainer.global_step)
+    step = take_best(run, config, module, journal, last_step)
     scores = next((entry.figures() for entry in journal.entries if entry.step == step), None)
-    card = parts.subject_card(config, step, trainer.global_step, identity["base model"], scores)
+    card = parts.subject_card(config, step, last_step, base, scores)
     export_model(module.family, card, run.model, config.model.export_dtype)
     print(f"model: {run.model}")
     print(f"try: python sample.py {run.path} {examples(len(config.subjects))}")
-    return 0
 
 
 def put_together(run: RunFolder, config: Config) -> DreamBoothModule:
