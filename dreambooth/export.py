@@ -120,8 +120,8 @@ def card_in_file(path: Path) -> ExportCard | None:
     try:
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get("dreambooth")
-        return None if text is None else ExportCard(**json.loads(text))
-    except (OSError, SafetensorError, json.JSONDecodeError, TypeError) as error:
+        return None if text is None else _card_of(json.loads(text))
+    except (OSError, SafetensorError, json.JSONDecodeError, TypeError, KeyError) as error:
         raise ModelError(f"{path}: cannot be read: {first_line(error)}") from error
 
 

@@ -21,7 +21,7 @@ from dreambooth.config import load_config
 from dreambooth.errors import ModelError, UserError
 from dreambooth.toyworld import encoders, world
 from dreambooth.toyworld.lab import cli, measure, plan, plots, report, tables
-from dreambooth.toyworld.lab.experiments import LABS, SUBJECTS, Claim, Row
+from dreambooth.toyworld.lab.experiments import LABS, SUBJECTS, WORD_AND_LORA, Claim, Row
 from dreambooth.toyworld.lab.figures import FIGURES, way
 from dreambooth.toyworld.lab.plan import Bench, Cell
 from dreambooth.toyworld.lab.pool import run_tasks
@@ -446,3 +446,12 @@ def test_cells_share_class_pictures_which_changes_nothing(bench: Bench):
     alone = run_cell(Bench(CONFIG, bench.encoders, bench.judge, bench.results, bench.work / "own", bench.more), double)
     costs = [name for name in FIGURES if name.startswith("seconds")]
     assert {**alone, **{name: shared[name] for name in costs}} == shared
+
+
+def test_the_lora_of_the_laboratory_is_the_shipped_config() -> None:
+    """Else its figures would be of something that nobody trains."""
+    lora, shipped = (
+        plan.settings_of(load_config(path, overrides))
+        for path, overrides in ((CONFIG, WORD_AND_LORA), (CONFIG.with_name("toyworld-lora.yaml"), []))
+    )
+    assert lora == shipped

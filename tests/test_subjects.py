@@ -25,7 +25,7 @@ from dreambooth.data import EncodedPicture, LatentDataset
 from dreambooth.engine import RunFolder, train
 from dreambooth.errors import ModelError, UserError
 from dreambooth.evaluation.models import learned_by
-from dreambooth.export import LearnedSubject, SubjectCard, read_card, write_card
+from dreambooth.export import ExportCard, LearnedSubject, SubjectCard, read_card, write_card
 from dreambooth.families import Family, load_family
 from dreambooth.images import list_images, load_image
 from dreambooth.methods import METHODS, MethodSettings
@@ -322,7 +322,7 @@ def make_old(model: Path) -> None:
 
 
 def test_a_card_from_before_there_were_several_is_read(tmp_path: Path) -> None:
-    card = SubjectCard((LearnedSubject("sks", "dog", "a {subject}", "a {class}"),), 64, 2, 3.0, 8, last_step=9)
+    card = ExportCard((LearnedSubject("sks", "dog", "a {subject}", "a {class}"),), 64, 2, 3.0, 8, last_step=9)
     write_card(card, tmp_path)
     assert read_card(tmp_path) == card
     make_old(tmp_path)

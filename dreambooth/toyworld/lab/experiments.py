@@ -94,7 +94,7 @@ WORD_AND_LORA = (  # what configs/toyworld-lora.yaml has beside configs/toyworld
     "method.name=pivotal",
     "method.rank=16",
     "subject.identifier=<sks>",
-    "optim.lr=2e-3",
+    "optim.lr=4e-3",
     "optim.identifier_lr=2e-2",
 )
 DEFAULT = Row("default", grid=HEADLINE)
