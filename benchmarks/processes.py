@@ -43,9 +43,9 @@ def main() -> None:
         spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} – {ratios[-1]:.2f})"
         print(f"| {way} | {statistics.median(seconds):.3f} | {spread} |")
     print(
-        f"\ntrained weights: {sent / 2**20:.1f} MiB. A step of ddp reduces as many bytes of gradients over all processes; one"
+        f"\ntrained weights: {sent / 2**20:.1f} MiB. In a step ddp reduces as many bytes of gradients over all processes;"
     )
-    print("of fsdp gathers the weights before forward and backward and scatters the gradients: three times as many.")
+    print("fsdp gathers the weights before forward and backward and scatters the gradients, three times as many.")
 
 
 def median_step(args: argparse.Namespace, way: str, folder: Path) -> float:
