@@ -42,9 +42,7 @@ def main() -> None:
         ratios = sorted(mine / alone for mine, alone in zip(seconds, steps["1 process"], strict=True))
         spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} – {ratios[-1]:.2f})"
         print(f"| {way} | {statistics.median(seconds):.3f} | {spread} |")
-    print(
-        f"\ntrained weights: {sent / 2**20:.1f} MiB. In a step ddp reduces as many bytes of gradients over all processes;"
-    )
+    print(f"\ntrained weights: {sent / 2**20:.1f} MiB. In a step ddp reduces as many bytes of gradients over all;")
     print("fsdp gathers the weights before forward and backward and scatters the gradients, three times as many.")
 
 
