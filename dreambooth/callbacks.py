@@ -86,8 +86,9 @@ class SaveState(StepCallback):
 
     def on_step_end(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
         number = torch.tensor(self.signal_number, device=module.device)
-        self.signal_number = int(trainer.strategy.reduce(number, reduce_op="max"))
-        stop = self.signal_number > 0
+        of_all = int(trainer.strategy.reduce(number, reduce_op="max"))
+        self.signal_number = max(self.signal_number, of_all)  # one may have come meanwhile: the next step sees it
+        stop = of_all > 0
         if stop or step >= trainer.max_steps or any(step % period == 0 for period in self.every_steps):
             trainer.save_checkpoint(self.path)
         trainer.should_stop = trainer.should_stop or stop
