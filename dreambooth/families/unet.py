@@ -19,7 +19,6 @@ from dreambooth.errors import ModelError, UserError, first_line
 from dreambooth.families.location import find_variants
 from dreambooth.schedules import Schedule
 
-
 SMALL = 100e6  # parameters of a UNet: the embedded base has 7 million, Stable Diffusion 1.5 has 860
 
 
@@ -138,8 +137,8 @@ def scheduler_config_of(scheduler: Any) -> dict[str, Any]:
 
 
 def suit_the_device(unet: UNet2DConditionModel) -> None:
-    """A small UNet on a CPU: plain matmul attention, because the fused kernel's bfloat16 backward takes 43 % of a training
-    step, and weights with their channels last, with which convolutions forward and back take a quarter less time.
+    """A small UNet on a CPU: plain attention, as the fused kernel's bfloat16 backward takes 43 % of a step, and
+    weights with their channels last, with which convolutions forward and back take a quarter less time.
 
     One of Stable Diffusion's size is a tenth slower so, and takes 2.5 GiB more (float32, 256 pixels).
     """
