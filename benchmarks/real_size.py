@@ -43,7 +43,7 @@ def main() -> None:
     run = args.work / f"{args.config}-lora"
     print(f"  of it: {(run / 'logs' / 'sessions.jsonl').read_text().strip()}")
     for name in ("lora", "kohya", "single-file"):
-        out = args.work / f"{args.config}-{name}"
+        out = args.work / f"{args.config}-as-{name}"
         tell(f"export {name}", *measure(["-m", "dreambooth", "export", str(run), "--format", name, "--out", str(out)]))
         print(f"  {sum(path.stat().st_size for path in out.glob('*.safetensors')) / 1e6:.1f} MB")
 
