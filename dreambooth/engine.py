@@ -89,6 +89,7 @@ def train(config: Config) -> int:
     family = parts.load_base(config)
     identity = identify(family, photos, all_captions, start, config)
     check_identity(state, identity)
+    parts.tell_other_base(start, identity["base model"])
     randomness = Randomness(config.run.seed)
     trained = method.attach(family, parts.method_settings(config, randomness))
     parts.check_texts(family, all_captions, config)
@@ -204,7 +205,6 @@ def identify(
     if config.prior.folder is not None:
         identity["class pictures"] = digest_files(list_images(config.prior.folder))
     if start is not None:
-        parts.tell_other_base(start, identity["base model"])
         identity["start"] = digest_files([start] if start.is_file() else sorted(start.glob("*.safetensors")))
     if config.validate.images is not None:
         identity["validation pictures"] = digest_files(list_images(config.validate.images))

@@ -381,9 +381,9 @@ def find_start_card(start: Path) -> SubjectCard | None:
     return card_in_file(start) if start.is_file() else read_card(start)
 
 
-def tell_other_base(start: Path, base: str) -> None:
+def tell_other_base(start: Path | None, base: str) -> None:
     """Warn of a start that was trained on other weights: of the same shapes, it may well be what is wished."""
-    card = find_start_card(start)
+    card = None if start is None else find_start_card(start)
     if card is not None and card.base_fingerprint not in (None, base):
         tell(f"warning: method.start: {start} was trained on another base ({card.base}), and is another model on this")
 

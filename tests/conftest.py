@@ -1,12 +1,15 @@
 """A real Stable Diffusion at tiny size with random weights, and pictures to learn from: what most tests run on."""
 
+import contextlib
 import os
+import re
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # so small a network is fastest on one core, and subprocesses agree
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -197,3 +200,13 @@ def shipped_base() -> Path:
     folder = ROOT / "checkpoints" / "toyworld"
     assert (folder / "model_index.json").is_file(), f"{folder} is part of this repository"
     return folder
+
+
+def run_model_card(folder: Path, end: str = "```") -> dict[str, Any]:
+    """Run the Python of an export's README.md, up to `end`, in its folder; what that has made, by name."""
+    code = re.search(rf"```python\n(.*?){end}", (folder / "README.md").read_text(), re.DOTALL)
+    assert code is not None, f"{folder / 'README.md'} shows no code"
+    made: dict[str, Any] = {}
+    with contextlib.chdir(folder):
+        exec(code[1], made)
+    return made

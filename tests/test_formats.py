@@ -1,6 +1,5 @@
 """Formats: what is written loads elsewhere to the same picture; the names are those that other tools look for."""
 
-import contextlib
 import json
 import re
 from collections.abc import Callable
@@ -9,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CONFIG, ROOT
+from conftest import CONFIG, ROOT, run_model_card
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -96,12 +95,7 @@ def learned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def read_as_its_card_says(folder: Path) -> DiffusionPipeline:
     """By the lines of README.md up to the picture, which use nothing of this repository."""
-    code = re.search(r"```python\n(.*?)picture =", (folder / "README.md").read_text(), re.DOTALL)
-    assert code is not None
-    made: dict[str, Any] = {}
-    with contextlib.chdir(folder):
-        exec(code[1], made)
-    return made["pipeline"]
+    return run_model_card(folder, end="picture =")["pipeline"]
 
 
 def drawn(pipeline: Any, prompt: str) -> Tensor:

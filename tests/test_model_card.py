@@ -1,7 +1,6 @@
 """The model card of an export, and its way to the hub: its client's real requests, answered by a local server."""
 
 import base64
-import contextlib
 import json
 import re
 import shutil
@@ -13,7 +12,7 @@ from typing import Any
 
 import huggingface_hub.constants
 import pytest
-from conftest import CONFIG
+from conftest import CONFIG, run_model_card
 from huggingface_hub import ModelCard
 from PIL import Image
 
@@ -68,11 +67,7 @@ def test_its_picture_is_the_kept_steps_grid_with_the_prompts_of_the_rows(exporte
 
 def test_the_code_in_it_makes_a_picture(exported: Path) -> None:
     """Every format's loading lines are run in test_formats.py; here to the end."""
-    code = re.search(r"```python\n(.*?)```", (exported / "README.md").read_text(), re.DOTALL)
-    assert code is not None
-    made: dict[str, Any] = {}
-    with contextlib.chdir(exported):
-        exec(code[1], made)
+    made = run_model_card(exported)
     assert isinstance(made["picture"], Image.Image)
     assert made["picture"].size == (64, 64)
 
