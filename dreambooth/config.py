@@ -244,6 +244,12 @@ class TrainConfig:
 
     max_steps: int = knob(1000, "optimizer steps of the whole run", minimum=1)
     batch_size: int = knob(1, "subject pictures a step (and as many of the class), per device", minimum=1)
+    micro_batch_size: int | None = knob(
+        None,
+        "samples, of the subject and the class together, that go through the networks at a time; 1: least memory, for "
+        "the same gradient; null: the whole batch",
+        minimum=1,
+    )
     accumulate: int = knob(1, "batches a step: gradients are averaged over them", minimum=1)
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = knob("32-true", "number format of the arithmetic")
     save_every_steps: int = knob(100, "optimizer steps between saves of the full state", minimum=1)

@@ -160,12 +160,17 @@ class LatentDataset(Dataset[Sample]):
         )
 
 
-def by_shape(samples: Iterable[Sample]) -> list[list[Sample]]:
-    """Samples whose latents have one shape together; within each group they stay in their order."""
+def by_shape(samples: Iterable[Sample], largest: int | None = None) -> list[list[Sample]]:
+    """Samples whose latents have one shape together, at most `largest` of them; in a shape they stay in their order."""
     groups: dict[torch.Size, list[Sample]] = {}
     for sample in samples:
         groups.setdefault(sample.latents_CHW.shape, []).append(sample)
-    return list(groups.values())
+    return [list(part) for group in groups.values() for part in batched(group, largest or len(group))]
+
+
+def batched(samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:
+    """`itertools.batched` of Python 3.12."""
+    return (samples[first : first + size] for first in range(0, len(samples), size))
 
 
 class PlaceSampler(Sampler[list[int]]):

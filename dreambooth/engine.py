@@ -92,7 +92,8 @@ def train(config: Config) -> int:
     parts.tell_other_base(start, identity["base model"])
     randomness = Randomness(config.run.seed)
     trained = method.attach(family, parts.method_settings(config, randomness))
-    parts.check_texts(family, all_captions, config)
+    text_trains = any(name.startswith("text_encoder") for name in trained)
+    parts.read_texts(family, captions, config, text_trains)
     parts.tell_small_pictures(all_photos, parts.buckets_of(family, config), config.data.resolution)
 
     subjects = [number for number, own in enumerate(photos) for _ in own]
@@ -102,10 +103,10 @@ def train(config: Config) -> int:
     unseen = parts.unseen_pictures(family, config, randomness) or pictures
     open_run(run, config)
     prior, teacher = parts.make_prior(family, pictures, captions, run.prior, config, randomness, identity["base model"])
-    parts.apply_memory_settings(family, config)
+    parts.save_memory(family, config, text_trains)
     module = DreamBoothModule(
         family, trained, parts.make_objective(config), prior, parts.optim_settings(config), randomness,
-        config.optim.max_grad_norm, teacher, config.train.ema_decay,
+        config.optim.max_grad_norm, teacher, config.train.ema_decay, config.train.micro_batch_size,
     )  # fmt: skip
     saving = callbacks.SaveState(run.state, (config.train.save_every_steps, config.validate.every_steps))
     looks = parts.make_looks(family, module, unseen, scorer, config)

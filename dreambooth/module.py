@@ -24,6 +24,7 @@ from dreambooth.losses import (
     mean_over_picture,
     prior_preservation,
     pseudo_huber,
+    shares,
     squared_error,
     timestep_weight,
 )
@@ -73,6 +74,7 @@ class DreamBoothModule(pl.LightningModule):
         max_grad_norm: float = 1.0,
         teacher: Predict | None = None,
         ema_decay: float = 0.0,
+        micro_batch_size: int | None = None,
     ) -> None:
         super().__init__()
         self.family = family
@@ -83,12 +85,12 @@ class DreamBoothModule(pl.LightningModule):
         self.randomness = randomness
         self.max_grad_norm = max_grad_norm
         self.teacher = teacher
+        self.micro_batch_size = micro_batch_size  # samples that go through the networks at a time; None: all
         self.average = EMAModel(list(self.trained_state().values()), ema_decay) if ema_decay else None
         self.figures: dict[str, Tensor | float] = {}  # of the optimizer step in progress, by log name
         self.last_step: dict[str, float] = {}  # the same of the last whole one
         self.text_is_stopped = False  # whether the text encoders stay as they are from now on
         self.last_scores = ""  # of the last validation, for the bar
-        self._frozen_conditions: dict[str, Condition] = {}  # by prompt, where no text encoder trains
         # Sums and counts of the training loss by tenth of the timesteps. No buffer: DDP would make all processes' the
         # first one's.
         self.decile_losses = torch.zeros(2, NUM_DECILES)
@@ -105,14 +107,31 @@ class DreamBoothModule(pl.LightningModule):
 
     def training_step(self, batch: Sequence[Sample], batch_idx: int) -> Tensor:
         torch.manual_seed(self.randomness.torch_seed("module", batch[0].place))  # for dropout inside the networks
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self.trainer.optimizers[0].zero_grad()
 
-        groups = by_shape([*batch, *self._class_samples(batch)])
-        loss_2B = torch.cat([self._losses(samples) for samples in groups])
+        groups = by_shape([*batch, *self._class_samples(batch)], self.micro_batch_size)
         is_prior = torch.cat([self._is_prior(samples) for samples in groups])
+        losses = self._losses_in_turn(groups, is_prior) if self.micro_batch_size else map(self._losses, groups)
+        loss_2B = torch.cat(list(losses))
         loss = prior_preservation(loss_2B, is_prior, self.objective.prior_weight)
 
         self._note(loss)
         return loss.total
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        """Not here, behind the forward pass: `training_step` has done it before, and a step's peak memory is lower."""
+
+    def _losses_in_turn(self, groups: Sequence[list[Sample]], is_prior_2B: Tensor) -> Iterator[Tensor]:
+        """Of each group, [B]; all but the last have been led back through the networks before the next begins."""
+        share_2B = shares(is_prior_2B, self.objective.prior_weight) / self.trainer.accumulate_grad_batches
+        share_of_groups = share_2B.split([len(samples) for samples in groups])
+        for samples, share_B in zip(groups[:-1], share_of_groups, strict=False):
+            loss_B = self._losses(samples)
+            with torch.autocast(self.device.type, enabled=False):
+                self.trainer.strategy.backward((share_B * loss_B).sum(), self.trainer.optimizers[0])
+            yield loss_B.detach()
+        yield self._losses(groups[-1])
 
     def _class_samples(self, batch: Sequence[Sample]) -> list[Sample]:
         """As many as there are of the subject."""
@@ -179,15 +198,10 @@ class DreamBoothModule(pl.LightningModule):
         return timestep_weight(schedule.snr(t), self.objective.weighting, schedule.prediction, self.objective.gamma)
 
     def _condition(self, prompts: Sequence[str]) -> Condition:
-        """Each different prompt goes through the text encoder once (once a run where that is frozen)."""
+        """Each different prompt goes through the text encoder once."""
         different = list(dict.fromkeys(prompts))
-        if any(name.startswith("text_encoder") for name in self.trained):
-            known = _by_prompt(different, self.family.condition(different))
-        else:
-            known = self._frozen_conditions
-            if new := [prompt for prompt in different if prompt not in known]:
-                known |= _by_prompt(new, {name: t.detach() for name, t in self.family.condition(new).items()})
-        return {name: torch.stack([known[prompt][name] for prompt in prompts]) for name in known[different[0]]}
+        rows = [different.index(prompt) for prompt in prompts]
+        return {name: tensor[rows] for name, tensor in self.family.condition(different).items()}
 
     def _frame_condition(self, samples: Sequence[Sample]) -> Condition:
         """How pictures were cut; those that do not say are taken for whole ones."""
@@ -349,7 +363,3 @@ def check_names(own: Iterable[str], loaded: Iterable[str]) -> None:
         raise UserError(
             f"the saved state is of another model or method: {len(odd)} weights differ in name, e.g. {odd[0]}"
         )
-
-
-def _by_prompt(prompts: Sequence[str], condition: Condition) -> dict[str, Condition]:
-    return {prompt: {name: t[i] for name, t in condition.items()} for i, prompt in enumerate(prompts)}

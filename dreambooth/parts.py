@@ -91,10 +91,18 @@ def apply_schedule(family: Family, config: Config) -> None:
     family.set_scheduler({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"})
 
 
-def check_texts(family: Family, captions: list[str], config: Config) -> None:
-    """Raises UserError for a prompt that is too long; warns of an identifier that is not one token."""
-    with torch.no_grad():
-        family.condition([*texts_of(config), *captions])
+def read_texts(family: Family, captions: list[list[str]], config: Config, text_trains: bool) -> None:
+    """Encode every prompt of the run: to keep, or where the text encoders train to see that they can be.
+
+    captions: of each subject's pictures. Raises UserError for a prompt that is too long; warns of an identifier that is
+    not one token.
+    """
+    texts = ["", *texts_of(config), *chain(*captions), *chain(*class_prompts_of(captions, config))]
+    if text_trains or config.data.shuffle_captions:
+        with torch.no_grad():
+            family.condition(texts)
+    else:
+        family.remember(texts)
     num_wished = config.method.num_vectors if find_method(config.method.name).adds_word else 1
     for number, subject in enumerate(config.subjects):
         num_tokens = len(family.token_ids(subject.identifier))
@@ -417,7 +425,19 @@ def optim_settings(config: Config) -> OptimSettings:
     )
 
 
-def apply_memory_settings(family: Family, config: Config) -> None:
+def save_memory(family: Family, config: Config, text_trains: bool) -> None:
+    """Let go of networks that the run has no more use for, and apply the settings that trade time for memory.
+
+    An adapter's result holds none of the base, so what neither trains nor looks is done: the text encoders when all
+    prompts are known by heart, the VAE when no picture is to be decoded. On a GPU the VAE waits beside it.
+    """
+    if pick_device(config).type == "cuda":
+        family.vae.to("cpu")
+    if find_method(config.method.name).is_adapter:
+        knows_texts = not (text_trains or config.data.shuffle_captions)
+        text_encoders = family.text_encoders if knows_texts else []
+        for network in text_encoders if config.validate.every_steps else [*text_encoders, family.vae]:
+            network.to("meta")
     denoiser: Any = family.denoiser
     if config.train.gradient_checkpointing:
         denoiser.enable_gradient_checkpointing()
@@ -535,10 +555,21 @@ def validation_pictures(family: Family, config: Config) -> PictureRows:
     prompts = [prompt.filled for prompt in validation_prompts(config) for _ in range(validate.num_images)]
     seeds = range(len(prompts))
     size = (config.data.resolution, config.data.resolution)
-    with inference(family, config):
+    with at_hand(family.vae, pick_device(config)), inference(family, config):
         batches = sampling.sample_pixels(family, prompts, seeds, size, settings, config.prior.batch_size)
         pictures = [picture for pixels_BCHW in batches for picture in to_images(pixels_BCHW)]
     return [pictures[first : first + validate.num_images] for first in range(0, len(pictures), validate.num_images)]
+
+
+@contextlib.contextmanager
+def at_hand(network: torch.nn.Module, device: torch.device) -> Iterator[None]:
+    """A network on the device, and afterwards back where it waits."""
+    home = next(network.parameters()).device
+    network.to(device)
+    try:
+        yield
+    finally:
+        network.to(home)
 
 
 @contextlib.contextmanager

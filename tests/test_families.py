@@ -271,6 +271,14 @@ def test_the_condition_is_that_of_the_pipeline(family: Family) -> None:
     torch.testing.assert_close(family.condition(prompts)["encoder_hidden_states"], expected)
 
 
+def test_remembered_prompts_need_no_text_encoder(family: Family) -> None:
+    expected = family.condition(["a dog"])["encoder_hidden_states"], family.condition([""])["encoder_hidden_states"]
+    family.remember(["", "a dog", "a dog"])
+    family.text_encoders[0].to("meta")
+    found = family.condition(["a dog", "", "a dog"])["encoder_hidden_states"]
+    assert torch.equal(found, torch.cat([*expected, expected[0]]))
+
+
 def test_a_prompt_that_is_too_long_is_told_with_its_length_and_the_limit(family: Family) -> None:
     with pytest.raises(UserError, match="has 42 tokens with start and end; this model reads 32: shorten it"):
         family.condition(["dog " * 40])

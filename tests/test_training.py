@@ -68,6 +68,16 @@ def test_four_accumulated_batches_equal_one_batch_of_four(config_file: Path) -> 
         assert a["optim/grad_norm"] == pytest.approx(b["optim/grad_norm"], rel=1e-2)
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_parts_of_a_batch_in_turn_equal_the_whole_batch(config_file: Path, size: int) -> None:
+    batch = ("train.batch_size=2", "train.accumulate=2", "prior.weight=0.5", "train.max_steps=3")
+    whole, whole_lines = trained(config_file, "whole", *batch)
+    parts, parts_lines = trained(config_file, "parts", *batch, f"train.micro_batch_size={size}")
+    assert_same(whole, parts, atol=1e-5, rtol=1e-3)
+    for a, b in zip(whole_lines, parts_lines, strict=True):
+        assert a == pytest.approx(b, rel=1e-3)
+
+
 def test_loader_workers_change_nothing(config_file: Path) -> None:
     assert_same(
         trained(config_file, "alone")[0], trained(config_file, "workers", "data.num_workers=2")[0], atol=0, rtol=0
@@ -87,9 +97,11 @@ def test_the_subjects_samples_do_not_depend_on_the_prior(config_file: Path) -> N
     assert with_prior[0]["train/loss_instance"] == pytest.approx(without[0]["train/loss_instance"], rel=1e-4)
 
 
-def test_validation_changes_nothing(config_file: Path) -> None:
-    silent = trained(config_file, "silent")
-    shown = trained(config_file, "shown", "validate.every_steps=2", "validate.scheduler=euler-a")
+@pytest.mark.parametrize("method", [["method.name=full"], ["method.name=lora", "method.train_text_encoder=false"]])
+def test_validation_changes_nothing(config_file: Path, method: list[str]) -> None:
+    """A LoRA's run without it lets go of the VAE."""
+    silent = trained(config_file, "silent", *method)
+    shown = trained(config_file, "shown", "validate.every_steps=2", "validate.scheduler=euler-a", *method)
     assert_same(silent[0], shown[0], atol=0, rtol=0)
     steps = [{name: line[name] for name in silent[1][0]} for line in shown[1] if line["step"] > 0]
     assert silent[1] == steps

@@ -1,5 +1,6 @@
 """What a model family is to the rest of the program: a few methods around the networks."""
 
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from diffusers import DiffusionPipeline
@@ -24,6 +25,11 @@ class Family(Protocol):
     @property
     def text_encoders(self) -> list[nn.Module]:
         """All of them; a method may train them too."""
+        ...
+
+    @property
+    def vae(self) -> Any:
+        """Between pixels and latents; it never trains."""
         ...
 
     @property
@@ -59,6 +65,13 @@ class Family(Protocol):
 
     def condition(self, prompts: list[str]) -> Condition:
         """What the denoiser is told about each prompt. Raises UserError for a prompt that is too long."""
+        ...
+
+    def remember(self, prompts: Iterable[str]) -> None:
+        """Let `condition` know these prompts, and no others, by heart: frozen text encoders are then done.
+
+        Raises UserError for a prompt that is too long.
+        """
         ...
 
     def frame_condition(self, frames_B6: Tensor) -> Condition:

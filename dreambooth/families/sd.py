@@ -44,7 +44,7 @@ class StableDiffusion(UNetFamily):
     def text_encoders(self) -> list[nn.Module]:
         return [self.text_encoder]
 
-    def condition(self, prompts: list[str]) -> Condition:
+    def encode_texts(self, prompts: list[str]) -> Condition:
         """Hidden states of the text encoder, [B, N, D], for prompts padded to the tokenizer's length."""
         ids_BN = clip.tokenize(self.tokenizer, prompts).to(self.text_encoder.device)
         return {"encoder_hidden_states": self.text_encoder(ids_BN).last_hidden_state}

@@ -54,7 +54,7 @@ class StableDiffusionXL(UNetFamily):
     def text_encoders(self) -> list[nn.Module]:
         return [self.text_encoder, self.text_encoder_2]
 
-    def condition(self, prompts: list[str]) -> Condition:
+    def encode_texts(self, prompts: list[str]) -> Condition:
         """The last hidden states but one of both encoders side by side, [B, N, D], and the second's pooled one, [B, P].
 
         Those of empty prompts are zeros where the base was trained so (`force_zeros_for_empty_prompt`).

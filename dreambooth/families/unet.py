@@ -4,6 +4,7 @@ Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Mode
 Shapes: B batch, C channels, H/W height and width (pixels or latents).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from dreambooth.errors import ModelError, UserError, first_line
+from dreambooth.families.base import Condition
 from dreambooth.families.location import find_variants
 from dreambooth.schedules import Schedule
 
@@ -34,6 +36,7 @@ class UNetFamily:
         check_latents(self.vae, self.unet)
         self.vae.requires_grad_(False).eval()
         self.set_scheduler({})
+        self.known_texts: dict[str, Condition] = {}  # by prompt, each tensor without its batch axis
 
     def set_scheduler(self, changes: dict[str, Any]) -> None:
         self.scheduler_config = {**self.scheduler_config, **changes}
@@ -47,6 +50,27 @@ class UNetFamily:
     @property
     def denoiser(self) -> nn.Module:
         return self.unet
+
+    def encode_texts(self, prompts: list[str]) -> Condition:
+        """What the text encoders make of prompts, each tensor [B, ...]. Raises UserError for one that is too long."""
+        raise NotImplementedError
+
+    def condition(self, prompts: list[str]) -> Condition:
+        """What the text encoders make of prompts, or made of them when they were remembered; each tensor [B, ...]."""
+        if not self.known_texts:
+            return self.encode_texts(prompts)
+        known = [self.known_texts[prompt] for prompt in prompts]
+        dtype = next(self.unet.parameters()).dtype
+        return {name: torch.stack([each[name] for each in known]).to(dtype) for name in known[0]}
+
+    @torch.no_grad()
+    def remember(self, prompts: Iterable[str]) -> None:
+        """Each prompt by itself: what is made of it does not depend on its neighbours."""
+        different = dict.fromkeys(prompts)
+        self.known_texts = {
+            prompt: {name: tensor_1[0] for name, tensor_1 in self.encode_texts([prompt]).items()}
+            for prompt in different
+        }
 
     @property
     def resolution(self) -> int:
