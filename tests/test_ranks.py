@@ -89,7 +89,7 @@ def test_two_processes_take_the_steps_of_one(pair: RunFolder, config_file: Path)
 
 
 def test_parts_of_a_batch_in_turn_are_averaged_over_processes_too(config_file: Path) -> None:
-    short = ("train.max_steps=2", "validate.every_steps=0")
+    short = ("train.max_steps=3", "validate.every_steps=0")
     finish(command(config_file, "parts", *short, "train.micro_batch_size=1"))
     assert train(load_config(config_file, ["run.name=whole", *SETTINGS, *short, "train.batch_size=2"])) == 0
     assert_equal_but_for_rounding(run_of(config_file, "whole"), run_of(config_file, "parts"))
