@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from dreambooth.files import write_text
-from dreambooth.module import DreamBoothModule
+from dreambooth.module import DreamBoothModule, StepFigures
 from dreambooth.prior import GeneratedPrior
 from dreambooth.ranks import Turns, tell
 
@@ -155,24 +155,40 @@ def _csv(columns: list[str], rows: list[dict[str, str]]) -> str:
 
 
 class LogFigures(StepCallback):
-    """Loss, learning rate and gradient norm of every step to metrics.csv and the loggers, under the same names."""
+    """Loss, learning rate and gradient norm of every step to metrics.csv and the loggers, under the same names.
+
+    They are read when the next step has been handed to the device, so that it never runs out of work, and before a
+    state is saved, which thereby holds finite numbers only.
+    """
 
     def __init__(self, metrics: MetricsFile, every_steps: int) -> None:
         self.metrics = metrics
         self.every_steps = every_steps
+        self._under_way: StepFigures | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
             self.metrics.go_on_from(trainer.global_step)
 
     def on_step_end(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
-        figures = module.close_step()
-        if step % self.every_steps:
+        ended = module.close_step()
+        self._log(trainer)
+        self._under_way = ended
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Any) -> None:
+        self._log(trainer)
+
+    def _log(self, trainer: pl.Trainer) -> None:
+        ended, self._under_way = self._under_way, None
+        if ended is None:
+            return
+        figures = ended.by_name
+        if ended.step % self.every_steps:
             return
         if trainer.is_global_zero:
-            self.metrics.write(step, figures)
+            self.metrics.write(ended.step, figures)
         for logger in trainer.loggers:
-            logger.log_metrics(figures, step=step)
+            logger.log_metrics(figures, step=ended.step)
 
 
 class Progress(StepCallback):
@@ -181,25 +197,30 @@ class Progress(StepCallback):
     Goes behind `LogFigures` in the list of callbacks: it shows the figures that one closes.
     """
 
+    SECONDS = 0.5  # between readings of the figures for the bar
+
     def __init__(self, num_lines: int = 20) -> None:
         self.num_lines = num_lines
         self._bar: Any = None
         self._since: tuple[int, float] | None = None  # the first step that ended here, and when
+        self._read_at = 0.0  # when the figures in the bar were read
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if sys.stderr.isatty() and trainer.is_global_zero:
             self._bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, unit="step", dynamic_ncols=True)
 
     def on_step_end(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
-        self._since = self._since or (step, time.monotonic())
-        loss, lr = module.last_step["train/loss"], module.last_step["optim/lr"]
+        now = time.monotonic()
+        self._since = self._since or (step, now)
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.1e}{module.last_scores}", refresh=False)
+            if now - self._read_at > self.SECONDS or step == trainer.max_steps:
+                self._bar.set_postfix_str(_loss_and_lr(module, ", ") + module.last_scores, refresh=False)
+                self._read_at = now
             self._bar.update()
         elif step % max(1, trainer.max_steps // self.num_lines) == 0 or step == trainer.max_steps:
-            line = f"step {step}/{trainer.max_steps}  loss {loss:.4f}  lr {lr:.1e}"
+            line = f"step {step}/{trainer.max_steps}  {_loss_and_lr(module, '  ')}"
             if step > self._since[0]:
-                rate = (step - self._since[0]) / (time.monotonic() - self._since[1])
+                rate = (step - self._since[0]) / (now - self._since[1])
                 left = time.strftime("%H:%M:%S", time.gmtime((trainer.max_steps - step) / rate))
                 line += f"  {rate:.2f} steps/s  {left} left"
             tell(line)
@@ -207,3 +228,10 @@ class Progress(StepCallback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def _loss_and_lr(module: DreamBoothModule, between: str) -> str:
+    """Of the last step, waiting for the device to have them."""
+    assert module.last_step is not None
+    figures = module.last_step.by_name
+    return f"loss {figures['train/loss']:.4f}{between}lr {figures['optim/lr']:.1e}"

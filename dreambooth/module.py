@@ -6,6 +6,8 @@ H/W latent height and width.
 """
 
 import contextlib
+import functools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -55,6 +57,28 @@ class Objective:
     unmasked_weight: float = 0.0
 
 
+class StepFigures:
+    """What was measured in an optimizer step, still on its device: reading it waits until it is there.
+
+    names, values: of the figures, [F]. finite: which of them have to be.
+    """
+
+    def __init__(self, step: int, names: Sequence[str], values_F: Tensor, finite: Sequence[str]) -> None:
+        self.step, self._names, self._values_F, self._finite = step, names, values_F, finite
+
+    @functools.cached_property
+    def by_name(self) -> dict[str, float]:
+        """Raises NonFiniteError."""
+        values = dict(zip(self._names, self._values_F.tolist(), strict=True))
+        for name in self._finite:
+            if not math.isfinite(values[name]):
+                raise NonFiniteError(
+                    f"step {self.step}: {name} is {values[name]}; nothing of it was kept, the last checkpoint is as it "
+                    "was. Lower optim.lr, or use train.precision=bf16-mixed or 32-true"
+                )
+        return values
+
+
 class DreamBoothModule(pl.LightningModule):
     """Trains `trained` (parts of `family`) on batches of the subject: lists of samples.
 
@@ -88,7 +112,7 @@ class DreamBoothModule(pl.LightningModule):
         self.micro_batch_size = micro_batch_size  # samples that go through the networks at a time; None: all
         self.average = EMAModel(list(self.trained_state().values()), ema_decay) if ema_decay else None
         self.figures: dict[str, Tensor | float] = {}  # of the optimizer step in progress, by log name
-        self.last_step: dict[str, float] = {}  # the same of the last whole one
+        self.last_step: StepFigures | None = None  # the same of the last whole one
         self.text_is_stopped = False  # whether the text encoders stay as they are from now on
         self.last_scores = ""  # of the last validation, for the bar
         # Sums and counts of the training loss by tenth of the timesteps. No buffer: DDP would make all processes' the
@@ -124,7 +148,9 @@ class DreamBoothModule(pl.LightningModule):
 
     def _losses_in_turn(self, groups: Sequence[list[Sample]], is_prior_2B: Tensor) -> Iterator[Tensor]:
         """Of each group, [B]; all but the last have been led back through the networks before the next begins."""
-        share_2B = shares(is_prior_2B, self.objective.prior_weight) / self.trainer.accumulate_grad_batches
+        share_2B = (
+            shares(is_prior_2B, self.objective.prior_weight).to(self.device) / self.trainer.accumulate_grad_batches
+        )
         share_of_groups = share_2B.split([len(samples) for samples in groups])
         for samples, share_B in zip(groups[:-1], share_of_groups, strict=False):
             loss_B = self._losses(samples)
@@ -154,7 +180,8 @@ class DreamBoothModule(pl.LightningModule):
         return loss_B
 
     def _is_prior(self, samples: Sequence[Sample]) -> Tensor:
-        return torch.tensor([sample.is_prior for sample in samples], device=self.device)
+        """On the CPU, where what is picked by it can be known without waiting for the device."""
+        return torch.tensor([sample.is_prior for sample in samples])
 
     def _timesteps(self, samples: Sequence[Sample]) -> Tensor:
         num_timesteps = self.family.schedule.num_timesteps
@@ -211,13 +238,12 @@ class DreamBoothModule(pl.LightningModule):
         return self.family.frame_condition(torch.stack([frame_6.to(self.device) for frame_6 in frames]))
 
     def _note(self, loss: LossParts) -> None:
-        """Add to the step's figures, averaged over the batches that it accumulates; stop where a loss is not finite."""
+        """Add to the step's figures, averaged over the batches that it accumulates."""
         share = 1 / self.trainer.accumulate_grad_batches
         parts = {"train/loss": loss.total, "train/loss_instance": loss.instance, "train/loss_prior": loss.prior}
         for name, value in parts.items():
             if value is not None:
                 self.figures[name] = self.figures.get(name, 0.0) + value.detach() * share
-        self._check_finite(loss.total, "the loss")
 
     def _note_deciles(self, loss_2B: Tensor, t_2B: Tensor) -> None:
         decile_2B = t_2B * NUM_DECILES // self.family.schedule.num_timesteps
@@ -313,40 +339,40 @@ class DreamBoothModule(pl.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clip to `max_grad_norm`, note the norm, and stop before the optimizer step where it is not finite."""
+        """Clip to `max_grad_norm` and note the norm; where it is not finite the step leaves weights and moments alone.
+
+        It does so on the device, nobody waits for it: `StepFigures` stops the run when it is read.
+        """
         norm = whole(torch.nn.utils.clip_grad_norm_(self.trained_state().values(), self.max_grad_norm or float("inf")))
         self.figures["optim/grad_norm"] = norm
+        if self._is_fused:
+            optimizer.found_inf = (~torch.isfinite(norm)).float()
         for number, group in enumerate(optimizer.param_groups):  # the denoiser's is the first where it trains
             self.figures[f"optim/lr_{group['name']}" if number else "optim/lr"] = group["lr"]
-        if self.trainer.precision != "16-mixed":  # there an infinite gradient is normal: the scaler skips the step
-            self._check_finite(norm, "the gradient's norm")
 
-    def _check_finite(self, value: Tensor, what: str) -> None:
-        """Of all processes, so that they stop together."""
-        if not self.trainer.strategy.reduce_boolean_decision(bool(torch.isfinite(value)), all=True):
-            raise NonFiniteError(
-                f"step {self.trainer.global_step + 1}: {what} is {float(value.detach())}; nothing of it was kept, "
-                "the last checkpoint is as it was. Lower optim.lr, or use train.precision=bf16-mixed or 32-true"
-            )
-
-    def close_step(self) -> dict[str, float]:
-        """The figures of the optimizer step that just ended, by log name; the next step starts with none.
+    def close_step(self) -> StepFigures:
+        """The figures of the optimizer step that just ended; the next step starts with none.
 
         They are means over all processes, which must all ask.
         """
-        values = [float(value) for value in self.figures.values()]
-        means = self.trainer.strategy.reduce(
-            torch.tensor(values, dtype=torch.float64, device=self.device), reduce_op="mean"
-        )
-        self.last_step = dict(zip(self.figures, means.tolist(), strict=True))
+        own = torch.stack([torch.as_tensor(value, device=self.device).double() for value in self.figures.values()])
+        means = self.trainer.strategy.reduce(own, reduce_op="mean")
+        finite = ("train/loss", "optim/grad_norm") if self._is_fused else ("train/loss",)
+        self.last_step = StepFigures(self.trainer.global_step, tuple(self.figures), means, finite)
         self.figures.clear()
         return self.last_step
 
+    @property
+    def _is_fused(self) -> bool:
+        """Of 16-mixed Lightning leaves a fused optimizer's gradients scaled while they are clipped.
+
+        There an infinite gradient is normal: the scaler skips the step.
+        """
+        return self.trainer.precision != "16-mixed"
+
     def configure_optimizers(self) -> Any:
-        # Lightning leaves a fused optimizer's gradients scaled while they are clipped.
-        fused = self.trainer.precision != "16-mixed"
         trained = dict(self.trained.items())
-        optimizer, schedule = make_optimizer(trained, self.optim, fused, lambda: self.text_is_stopped)
+        optimizer, schedule = make_optimizer(trained, self.optim, self._is_fused, lambda: self.text_is_stopped)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def stop_text_encoders(self) -> None:

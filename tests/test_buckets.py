@@ -188,7 +188,7 @@ def gradients(
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(module, DataLoader(samples, batch_size, collate_fn=list))
-    return kept.gradients, module.close_step()["train/loss"]
+    return kept.gradients, module.close_step().by_name["train/loss"]
 
 
 @pytest.mark.parametrize(
