@@ -132,12 +132,12 @@ class PriorConfig:
         "what the teacher is asked about: noisy latents of the subject's own pictures, or of class pictures made "
         "as by stream",
     )
-    num_images: int = knob(200, "class pictures to make, used in turn", minimum=1)
+    num_images: int = knob(200, "class pictures, used in turn; no more are made than the run's steps see", minimum=1)
     weight: float = knob(1.0, "lambda: the prior's loss counts this much beside the subject's", minimum=0)
     folder: str | None = knob(None, "folder of class pictures for prior.source=folder")
-    num_inference_steps: int = knob(25, "sampler steps a class picture", minimum=1)
+    num_inference_steps: int = knob(20, "sampler steps a class picture", minimum=1)
     guidance_scale: float = knob(7.5, "classifier-free guidance of the class pictures; 1 is none", minimum=1)
-    scheduler: str = knob("ddim", "sampler of the class pictures, by name as in sample.py --scheduler")
+    scheduler: str = knob("dpm++", "sampler of the class pictures, by name as in sample.py --scheduler")
     batch_size: int = knob(4, "class pictures made at a time", minimum=1)
 
 

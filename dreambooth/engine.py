@@ -41,6 +41,7 @@ from dreambooth.images import digest_files, list_images
 from dreambooth.methods import find_method
 from dreambooth.metrics.journal import Journal
 from dreambooth.module import DreamBoothModule
+from dreambooth.profiling import StepProfiler
 from dreambooth.prompts import examples
 from dreambooth.randomness import Randomness
 from dreambooth.ranks import is_first, tell
@@ -64,8 +65,10 @@ class RunFolder:
         self.prior = self.path / "prior"
 
 
-def train(config: Config) -> int:
+def train(config: Config, profile: bool = False) -> int:
     """Train, or go on training, and export. Returns the exit code: 0, or 128 + signal when told to stop.
+
+    profile: tell at the end what the time of a step went to.
 
     Raises UserError, ModelError or NonFiniteError; nothing that was there before is lost.
     """
@@ -110,7 +113,8 @@ def train(config: Config) -> int:
     )  # fmt: skip
     saving = callbacks.SaveState(run.state, (config.train.save_every_steps, config.validate.every_steps))
     looks = parts.make_looks(family, module, unseen, scorer, config)
-    trainer = make_trainer(run, config, module, saving, looks, journal, identity, state)
+    profiler = StepProfiler(config.train.accumulate) if profile else None
+    trainer = make_trainer(run, config, module, saving, looks, journal, identity, state, profiler)
     said = Captions(all_captions, randomness, config.data.caption_dropout, config.data.shuffle_captions)
     loader = make_loader(LatentDataset(pictures, said, randomness, "subject"), config, trainer)
 
@@ -118,6 +122,8 @@ def train(config: Config) -> int:
     with record_session(run, trainer, state):
         trainer.fit(module, loader, ckpt_path=str(run.state) if state is not None else None)
     finish_loggers(trainer)
+    if profiler is not None:
+        tell(profiler.table())
     if saving.signal_number:
         tell(f"saved at step {trainer.global_step}; the same command goes on from there")
         return 128 + saving.signal_number
@@ -323,6 +329,7 @@ def make_trainer(
     journal: Journal,
     identity: dict[str, str],
     state: StateEntry | None,
+    profiler: StepProfiler | None = None,
 ) -> pl.Trainer:
     """Lightning runs the loop; saving, logging and validation are ours, in this order."""
     quiet_lightning()
@@ -356,6 +363,7 @@ def make_trainer(
         plugins=[AtomicCheckpointIO(identity, state)],
         callbacks=around,
         logger=make_loggers(run, config, state),
+        profiler=profiler,
         use_distributed_sampler=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -161,14 +161,20 @@ class DreamBoothModule(pl.LightningModule):
 
     def _class_samples(self, batch: Sequence[Sample]) -> list[Sample]:
         """As many as there are of the subject."""
-        return [] if self.prior is None else self.prior.samples([sample.place for sample in batch])
+        with self._timed("class samples"):
+            return [] if self.prior is None else self.prior.samples([sample.place for sample in batch])
+
+    def _timed(self, part: str) -> contextlib.AbstractContextManager[Any]:
+        """As a part of its own in the profile (`profiling`), where there is one."""
+        return cast(Any, self.trainer).profiler.profile(part)
 
     def _losses(self, samples: Sequence[Sample]) -> Tensor:
         """The loss of each of some samples of one shape, [B]."""
         x0 = torch.stack([sample.latents_CHW.to(self.device) for sample in samples])
         noise, t = self._noise(samples), self._timesteps(samples)
         noisy = self.family.schedule.add_noise(x0, self._perturbed(noise, samples), t)
-        condition = self._condition([sample.prompt for sample in samples]) | self._frame_condition(samples)
+        with self._timed("texts"):
+            condition = self._condition([sample.prompt for sample in samples]) | self._frame_condition(samples)
         prediction = self.family.predict(noisy, t, condition)
         target = self.family.schedule.target(x0, noise, t)
         class_prompts = [sample.prompt for sample in samples if sample.is_prior]

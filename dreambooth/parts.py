@@ -316,7 +316,8 @@ def make_generated_prior(
         shape=shapes[0] if len(shapes) == 1 else shapes, seed=config.run.seed, dtype=str(dtype),
         num_images=prior.num_images, block_size=prior.batch_size,
     )  # fmt: skip
-    made = GeneratedPrior(None, prior.num_images, prior.batch_size, folder / name, prompts)
+    num_places = places_of_run(config)
+    made = GeneratedPrior(None, prior.num_images, prior.batch_size, folder / name, prompts, num_places)
     if made.is_complete:
         return made
     sampled_with = frozen or untouched_base(family, config)
@@ -327,7 +328,13 @@ def make_generated_prior(
         with torch.autocast(pick_device(config).type, enabled=False):  # called within a training step
             return sampling.sample_latents(sampled_with, [prompts[i % len(prompts)] for i in indices], start, settings)
 
-    return GeneratedPrior(make, prior.num_images, prior.batch_size, folder / name, prompts)
+    return GeneratedPrior(make, prior.num_images, prior.batch_size, folder / name, prompts, num_places)
+
+
+def places_of_run(config: Config) -> int:
+    """How many samples of the subject all steps of the run see together."""
+    train = config.train
+    return train.max_steps * train.batch_size * train.accumulate * train.devices * train.num_nodes
 
 
 def prior_sampler(config: Config) -> sampling.SamplerSettings:

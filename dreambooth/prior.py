@@ -75,16 +75,24 @@ def make_teacher(frozen: Family) -> Predict:
 class GeneratedPrior:
     """`num_images` class pictures used in turn, made in blocks of `block_size` when first needed, kept in `folder`.
 
-    class_prompts: used in turn as well, picture i is of prompt i modulo their number.
+    class_prompts: used in turn as well, picture i is of prompt i modulo their number. num_places: of the whole run,
+    which has no use for more pictures; None: not known.
     """
 
     def __init__(
-        self, make: MakeLatents | None, num_images: int, block_size: int, folder: Path, class_prompts: Sequence[str]
+        self,
+        make: MakeLatents | None,
+        num_images: int,
+        block_size: int,
+        folder: Path,
+        class_prompts: Sequence[str],
+        num_places: int | None = None,
     ) -> None:
         self.class_prompts = class_prompts
         self._make = make
         self._blocks: dict[int, Tensor] = {}
         self.num_images = num_images
+        self.num_used = num_images if num_places is None else min(num_images, num_places)
         self.block_size = block_size
         self.folder = folder
         self.share(Turns())
@@ -100,11 +108,11 @@ class GeneratedPrior:
 
     @property
     def num_blocks(self) -> int:
-        return -(-self.num_images // self.block_size)
+        return -(-self.num_used // self.block_size)
 
     @property
     def is_complete(self) -> bool:
-        """Whether every block is made; then the frozen base model is no longer needed, and no longer held."""
+        """Whether every block that the run uses is made; then the frozen base model is not needed, and not held."""
         return len(self._made) == self.num_blocks
 
     def samples(self, places: Sequence[int]) -> list[Sample]:

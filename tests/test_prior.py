@@ -63,6 +63,16 @@ def test_the_order_in_which_they_are_made_changes_no_picture(maker: Maker, tmp_p
         assert torch.equal(latents(backwards, [place]), latents(forwards, [place]))
 
 
+def test_no_more_are_made_than_the_run_uses(maker: Maker, tmp_path: Path) -> None:
+    prior = GeneratedPrior(maker, 7, 2, tmp_path / "prior", PROMPTS, num_places=3)
+    prior.make_all()
+    assert maker.asked == [[0, 1], [2, 3]], "the picture beside the last belongs to its block"
+    assert prior.is_complete
+    longer = GeneratedPrior(maker, 7, 2, tmp_path / "prior", PROMPTS, num_places=9)
+    longer.make_all()
+    assert maker.asked[2:] == [[4, 5], [6]]
+
+
 def test_a_half_made_prior_goes_on_where_it_was(maker: Maker, tmp_path: Path) -> None:
     latents(GeneratedPrior(maker, 6, 2, tmp_path / "prior", PROMPTS), [0, 2])
     again = GeneratedPrior(maker, 6, 2, tmp_path / "prior", PROMPTS)

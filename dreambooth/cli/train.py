@@ -10,6 +10,7 @@ from dreambooth.config import describe_config, load_config
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG.yaml", help="the run's settings; configs/ holds examples")
     parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="settings that go over the file's")
+    parser.add_argument("--profile", action="store_true", help="tell at the end what the time of a step went to")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = f"config keys:\n\n{describe_config()}"
 
@@ -19,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
     from dreambooth.engine import RunFolder, train
     from dreambooth.ranks import is_first
 
-    code = train(config)
+    code = train(config, args.profile)
     if code == 0 and is_first():
         write_report(RunFolder(config).path)
     return code
