@@ -182,6 +182,11 @@ class MethodConfig:
 class OptimConfig:
     """AdamW and its learning rate."""
 
+    name: Literal["adamw", "adamw8bit"] = knob(
+        "adamw",
+        "adamw8bit: its two moments in a byte a weight each instead of four, which saves 6 bytes a trained weight; for "
+        "GPUs (extra '8bit'); on a CPU it is many times slower",
+    )
     lr: float | None = knob(
         None,
         "learning rate of the denoiser; null: what suits the method: 2e-6 for full, 1e-5 for custom_diffusion, "
@@ -643,6 +648,7 @@ def _fsdp_problems(config: Config) -> typing.Iterator[str]:
     if config.method.name != "full":
         yield f"train.strategy: fsdp is for method full; what {config.method.name} trains is small: use ddp"
     for key, is_set in (
+        ("optim.name", config.optim.name != "adamw"),  # an 8-bit moment belongs to a block of a whole weight
         ("optim.identifier_lr", config.optim.identifier_lr is not None),
         ("train.ema_decay", config.train.ema_decay > 0),
         ("train.compile", config.train.compile),

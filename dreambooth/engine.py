@@ -74,8 +74,9 @@ def train(config: Config, profile: bool = False) -> int:
     """
     run = RunFolder(config)
     method = find_method(config.method.name)
-    # A sampler's name that is not known is told before all else.
+    # A sampler that is not known and an optimizer that is not there are told before all else.
     parts.prior_sampler(config), parts.validation_sampler(config)
+    parts.check_optimizer(config)
     state = found_state(run, config)
     journal = Journal(run.scores, last_step=-1 if state is None else state.step)
     if state is not None and is_finished(run, state, config, journal):

@@ -71,12 +71,17 @@ class StepFigures:
         """Raises NonFiniteError."""
         values = dict(zip(self._names, self._values_F.tolist(), strict=True))
         for name in self._finite:
-            if not math.isfinite(values[name]):
-                raise NonFiniteError(
-                    f"step {self.step}: {name} is {values[name]}; nothing of it was kept, the last checkpoint is as it "
-                    "was. Lower optim.lr, or use train.precision=bf16-mixed or 32-true"
-                )
+            check_finite(self.step, name, values[name])
         return values
+
+
+def check_finite(step: int, name: str, value: float) -> None:
+    """Raises NonFiniteError."""
+    if not math.isfinite(value):
+        raise NonFiniteError(
+            f"step {step}: {name} is {value}; nothing of it was kept, the last checkpoint is as it was. "
+            "Lower optim.lr, or use train.precision=bf16-mixed or 32-true"
+        )
 
 
 class DreamBoothModule(pl.LightningModule):
@@ -353,6 +358,8 @@ class DreamBoothModule(pl.LightningModule):
         self.figures["optim/grad_norm"] = norm
         if self._is_fused:
             optimizer.found_inf = (~torch.isfinite(norm)).float()
+        elif self.trainer.precision != "16-mixed":
+            check_finite(self.trainer.global_step + 1, "optim/grad_norm", float(norm))
         for number, group in enumerate(optimizer.param_groups):  # the denoiser's is the first where it trains
             self.figures[f"optim/lr_{group['name']}" if number else "optim/lr"] = group["lr"]
 
@@ -363,18 +370,16 @@ class DreamBoothModule(pl.LightningModule):
         """
         own = torch.stack([torch.as_tensor(value, device=self.device).double() for value in self.figures.values()])
         means = self.trainer.strategy.reduce(own, reduce_op="mean")
-        finite = ("train/loss", "optim/grad_norm") if self._is_fused else ("train/loss",)
+        # In 16-mixed an infinite gradient is normal: the scaler skips the step.
+        finite = ("train/loss",) if self.trainer.precision == "16-mixed" else ("train/loss", "optim/grad_norm")
         self.last_step = StepFigures(self.trainer.global_step, tuple(self.figures), means, finite)
         self.figures.clear()
         return self.last_step
 
     @property
     def _is_fused(self) -> bool:
-        """Of 16-mixed Lightning leaves a fused optimizer's gradients scaled while they are clipped.
-
-        There an infinite gradient is normal: the scaler skips the step.
-        """
-        return self.trainer.precision != "16-mixed"
+        """Of 16-mixed Lightning leaves a fused optimizer's gradients scaled while they are clipped."""
+        return self.optim.name == "adamw" and self.trainer.precision != "16-mixed"
 
     def configure_optimizers(self) -> Any:
         trained = dict(self.trained.items())

@@ -7,8 +7,10 @@ from functools import partial
 from typing import Any, cast
 
 from torch import nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from dreambooth.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,7 @@ class OptimSettings:
 
     lr: float
     text_encoder_lr: float
+    name: str = "adamw"  # of OPTIMIZERS
     identifier_lr: float | None = None  # of the token embedding; None: text_encoder_lr
     text_encoder_stop_step: int | None = None  # from here on the text encoders stay as they are; None: never
     schedule: str = "constant"
@@ -48,16 +51,45 @@ def lr_factor(step: int, settings: OptimSettings, is_text_encoder: bool = False)
     return SHAPES[settings.schedule](min(1.0, done))
 
 
+def adamw8bit(groups: list[dict[str, Any]], **settings: Any) -> Optimizer:
+    """Moments in 8-bit numbers, a scale a block (Dettmers et al. 2022, arXiv 2110.02861).
+
+    Its first step would bring weights whose channels lie last into the usual order, and a resumed run's first one would
+    round otherwise: they are brought into it here. Raises UserError where bitsandbytes is missing.
+    """
+    for weight in (weight for group in groups for weight in group["params"]):
+        weight.data = weight.data.contiguous()
+    return import_bitsandbytes().optim.AdamW8bit(groups, **settings)
+
+
+def import_bitsandbytes() -> Any:
+    """Raises UserError where it is not installed."""
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise UserError(
+            "optim.name: adamw8bit needs bitsandbytes, which cannot be imported "
+            f"({error}): pip install 'dreambooth[8bit]'"
+        ) from error
+    return bitsandbytes
+
+
+# Parameter groups and settings -> optimizer.
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": AdamW, "adamw8bit": adamw8bit}
+
+
 def make_optimizer(
     trained: dict[str, nn.Module], settings: OptimSettings, fused: bool, text_is_stopped: Callable[[], bool]
-) -> tuple[AdamW, LambdaLR]:
+) -> tuple[Optimizer, LambdaLR]:
     """One parameter group a trained part, named after it; text encoders take `text_encoder_lr`.
 
-    text_is_stopped: asked before each step, whether the text encoders' learning rate is 0 whatever the settings say.
+    fused: all weights in one go, where the optimizer can. text_is_stopped: asked before each step, whether the text
+    encoders' learning rate is 0 whatever the settings say.
     With `identifier_lr` their token embeddings are groups of their own that do not decay: rows without a gradient stay.
     """
     groups = [group for name, part in trained.items() for group in _groups_of(name, part, settings)]
-    optimizer = AdamW(groups, betas=settings.betas, weight_decay=settings.weight_decay, fused=fused)
+    own = {"fused": True} if fused else {}
+    optimizer = OPTIMIZERS[settings.name](groups, betas=settings.betas, weight_decay=settings.weight_decay, **own)
 
     def factor(step: int, is_text_encoder: bool) -> float:
         return 0.0 if is_text_encoder and text_is_stopped() else lr_factor(step, settings, is_text_encoder)

@@ -29,7 +29,7 @@ from dreambooth.metrics.journal import Journal
 from dreambooth.metrics.subject import Encoders, SubjectScorer, load_encoders
 from dreambooth.metrics.validation import PictureRows, ValidationScorer
 from dreambooth.module import DreamBoothModule, Objective
-from dreambooth.optim import OptimSettings
+from dreambooth.optim import OptimSettings, import_bitsandbytes
 from dreambooth.pictures import model_folder
 from dreambooth.prior import GeneratedPrior, PicturePrior, Predict, Prior, make_teacher, prior_fingerprint
 from dreambooth.prompts import Prompt, expand, fill_prompt
@@ -420,6 +420,7 @@ def optim_settings(config: Config) -> OptimSettings:
     optim = config.optim
     lr = find_method(config.method.name).lr if optim.lr is None else optim.lr
     return OptimSettings(
+        name=optim.name,
         lr=lr,
         text_encoder_lr=lr if optim.text_encoder_lr is None else optim.text_encoder_lr,
         identifier_lr=optim.identifier_lr,
@@ -430,6 +431,12 @@ def optim_settings(config: Config) -> OptimSettings:
         weight_decay=optim.weight_decay,
         betas=(optim.beta1, optim.beta2),
     )
+
+
+def check_optimizer(config: Config) -> None:
+    """Raises UserError for one that is not installed."""
+    if config.optim.name == "adamw8bit":
+        import_bitsandbytes()
 
 
 def save_memory(family: Family, config: Config, text_trains: bool) -> None:

@@ -307,6 +307,23 @@ def test_an_averaged_run_that_was_interrupted_exports_the_same_bits(config_file:
     assert_same(straight, resumed, atol=0, rtol=0)
 
 
+def test_moments_of_8_bits_train_resume_and_stop_as_whole_ones_do(config_file: Path) -> None:
+    settings = ("optim.name=adamw8bit", "optim.schedule=constant", "optim.warmup_steps=0", "prior.source=none")
+    straight, figures = trained(config_file, "straight", *settings)
+    trained(config_file, "resumed", *settings, "train.max_steps=4")
+    assert_same(straight, trained(config_file, "resumed", *settings)[0], atol=0, rtol=0)
+
+    whole = trained(config_file, "whole", *settings, "optim.name=adamw")[1]
+    assert [line["train/loss"] for line in figures] == pytest.approx([line["train/loss"] for line in whole], rel=0.05)
+    runs = config_file.parent / "runs"
+    state = torch.load(runs / "straight" / "state" / "last.ckpt", weights_only=True)["optimizer_states"][0]["state"]
+    moments = [own["__bnb_optimizer_quant_state__"]["state1"] for own in state.values()]
+    assert {moment.dtype for moment in moments if moment.numel() >= 4096} == {torch.uint8}
+
+    with pytest.raises(NonFiniteError, match=r"step \d+: optim/grad_norm is (nan|inf)"):
+        trained(config_file, "explodes", *settings, "optim.lr=1e18", "optim.weight_decay=0")
+
+
 def test_a_frozen_text_encoder_trains_the_unet_as_one_that_is_run_every_step(config_file: Path) -> None:
     """Its condition is computed once; that shortcut must not change the result."""
     frozen = trained(config_file, "frozen", "method.train_text_encoder=false")[0]
