@@ -442,27 +442,41 @@ def check_optimizer(config: Config) -> None:
 def save_memory(family: Family, config: Config, text_trains: bool) -> None:
     """Let go of networks that the run has no more use for, and apply the settings that trade time for memory.
 
-    An adapter's result holds none of the base, so what neither trains nor looks is done: the text encoders when all
-    prompts are known by heart, the VAE when no picture is to be decoded. On a GPU the VAE waits beside it.
+    On a GPU the VAE waits beside it.
     """
     if pick_device(config).type == "cuda":
         family.vae.to("cpu")
-    if find_method(config.method.name).is_adapter:
-        knows_texts = not (text_trains or config.data.shuffle_captions)
-        text_encoders = family.text_encoders if knows_texts else []
-        for network in text_encoders if config.validate.every_steps else [*text_encoders, family.vae]:
-            network.to("meta")
-    denoiser: Any = family.denoiser
-    if config.train.gradient_checkpointing:
-        denoiser.enable_gradient_checkpointing()
-        for text_encoder in family.text_encoders:
-            if text_encoder.training:
-                checkpoint_activations(text_encoder)
+    for network in done_networks(family, config, text_trains):
+        network.to("meta")
+    checkpoint_activations(family, config)
     if config.train.compile:
-        denoiser.compile()
+        family.denoiser.compile()
 
 
-def checkpoint_activations(text_encoder: Any) -> None:
+def done_networks(family: Family, config: Config, text_trains: bool) -> list[torch.nn.Module]:
+    """What is used no more once pictures and prompts are encoded.
+
+    An adapter's result holds none of the base, so the text encoders are done when all prompts are known by heart, and
+    the VAE when no picture is to be decoded.
+    """
+    if not find_method(config.method.name).is_adapter:
+        return []
+    knows_texts = not (text_trains or config.data.shuffle_captions)
+    text_encoders = family.text_encoders if knows_texts else []
+    return text_encoders if config.validate.every_steps else [*text_encoders, family.vae]
+
+
+def checkpoint_activations(family: Family, config: Config) -> None:
+    if not config.train.gradient_checkpointing:
+        return
+    denoiser: Any = family.denoiser
+    denoiser.enable_gradient_checkpointing()
+    for text_encoder in family.text_encoders:
+        if text_encoder.training:
+            checkpoint_text_encoder(text_encoder)
+
+
+def checkpoint_text_encoder(text_encoder: Any) -> None:
     """transformers renamed the method within its version 5."""
     if hasattr(text_encoder, "activation_checkpointing_enable"):
         text_encoder.activation_checkpointing_enable()

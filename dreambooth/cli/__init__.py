@@ -17,6 +17,7 @@ COMMANDS = {
     "train": ("dreambooth.cli.train", "learn a subject; the same command again goes on where it was interrupted"),
     "sample": ("dreambooth.cli.sample", "make pictures with a learned (or any) model"),
     "export": ("dreambooth.cli.export", "a result as a pipeline, a single file, a LoRA or a word for other tools"),
+    "plan": ("dreambooth.cli.plan", "the memory that a run will need, and what would take less; before it is started"),
     "report": ("dreambooth.report.cli", "write what a run has learned, by pictures and scores, into one HTML file"),
     "evaluate": ("dreambooth.evaluation.cli", "the paper's protocol and measures on any models; resumable, one table"),
     "toyworld": ("dreambooth.toyworld.cli", "the embedded base model: render its world, train it, judge it"),

@@ -1,0 +1,41 @@
+"""`plan CONFIG.yaml [section.key=value ...]`: the memory that a run will need, and what would take less."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from dreambooth.config import load_config
+
+if TYPE_CHECKING:
+    from dreambooth.planning import Need
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG.yaml", help="the run's settings")
+    parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="settings that go over the file's")
+    parser.add_argument("--memory", type=float, metavar="GIB", help="what there is (default: what this device has)")
+
+
+def run(args: argparse.Namespace) -> int:
+    config = load_config(args.config, args.overrides)
+    from dreambooth import planning
+
+    device, memory = planning.device_memory(config)
+    if args.memory is not None:
+        device, memory = "what there is", int(args.memory * planning.GIB)
+    planner, found = planning.Planner(config), None
+    for number, (change, changed) in enumerate(planning.with_savings(config)):
+        need = planner.need(changed)
+        if number == 0:
+            print(table(need))
+            print(f"\n{device}: {memory / planning.GIB:.1f} GiB; leave a tenth of it, and 1 GiB for the libraries")
+        fits = need.total < 0.9 * memory - planning.GIB
+        print(f"  {need.total / planning.GIB:6.2f} GiB  {'fits  ' if fits else 'too much'}  {change}")
+        found = found or (change if fits else None)
+    return 0
+
+
+def table(need: "Need") -> str:
+    from dreambooth.planning import GIB, WORDS
+
+    lines = [f"{getattr(need, name) / GIB:8.2f} GiB  {words}" for name, words in WORDS.items()]
+    return "\n".join([*lines, f"{need.total / GIB:8.2f} GiB  at most together (of the last two the larger)"])

@@ -1,0 +1,219 @@
+"""What a run will need of its device's memory, before it is started: `python -m dreambooth plan CONFIG`.
+
+Weights are counted. What a step and a validation hold beside them is found by going through one of each with tensors
+that have a shape and no numbers (torch's fake tensors), while every storage is counted from its birth to its end.
+"""
+
+import contextlib
+import copy
+import os
+import weakref
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from dreambooth import parts
+from dreambooth.config import Config
+from dreambooth.families import evaluation_mode, load_family
+from dreambooth.methods import find_method
+from dreambooth.randomness import Randomness
+from dreambooth.sampling import guided
+
+GIB = 2**30
+MOMENT_BYTES = {"adamw": 8, "adamw8bit": 2}  # of both moments of a weight
+# What takes less, the cheapest first: key, value, what it costs.
+SAVINGS = (
+    ("train.gradient_checkpointing", True, "a third more time a step"),
+    ("train.micro_batch_size", 1, "subject and class one after the other; little time"),
+    ("prior.source", "ahead", "class pictures come first: the first step comes later"),
+    ("optim.name", "adamw8bit", "coarser moments (extra '8bit'; slow on a CPU)"),
+)
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes, by what they are for. Of `step` and `validation` it is the larger that counts."""
+
+    trained: int
+    moments: int
+    average: int
+    frozen: int
+    copy: int
+    scores: int
+    step: int
+    validation: int
+
+    @property
+    def total(self) -> int:
+        resting = sum(getattr(self, each.name) for each in fields(self)) - self.step - self.validation
+        return resting + max(self.step, self.validation)
+
+
+WORDS = {
+    "trained": "weights that train",
+    "moments": "the optimizer's moments of them",
+    "average": "their average (train.ema_decay)",
+    "frozen": "weights that do not train",
+    "copy": "the untouched base beside them, for the prior",
+    "scores": "encoders of the scores",
+    "step": "within a step: gradients, activations",
+    "validation": "within a validation: sampling, decoding",
+}
+
+
+class Planner:
+    """One base with one method, asked about several configs that differ in other things. Loads the base, on the CPU.
+
+    fake: compute with numbers that there are not; else with numbers, for what that takes.
+    Raises UserError and ModelError as a run does.
+    """
+
+    def __init__(self, config: Config, fake: bool = True) -> None:
+        self.fake = fake
+        model = config.model
+        self.family = load_family(model.base, model.family, model.config, model.revision, model.variant)
+        self.method = find_method(config.method.name)
+        self.networks: list[Any] = [self.family.denoiser, *self.family.text_encoders, self.family.vae]
+        base = [weight for network in self.networks[:-1] for weight in network.parameters()]
+        self.num_base_weights = sum(weight.numel() for weight in base)
+        trained = self.method.attach(self.family, parts.method_settings(config, Randomness(config.run.seed)))
+        self.text_trains = any(name.startswith("text_encoder") for name in trained)
+
+    def need(self, config: Config, encoders: Iterable[nn.Module] = ()) -> Need:
+        """encoders: of the scores."""
+        weights = [weight for network in self.networks for weight in network.parameters()]
+        trained = [weight for weight in weights if weight.requires_grad]
+        num_trained = sum(weight.numel() for weight in trained)
+        is_copied = not self.method.is_adapter and config.prior.source in ("stream", "teacher")
+        parts.checkpoint_activations(self.family, config)
+        return Need(
+            trained=num_bytes(trained),
+            moments=num_trained * MOMENT_BYTES[config.optim.name],
+            average=num_bytes(trained) if config.train.ema_decay else 0,
+            frozen=num_bytes(weight for weight in weights if not weight.requires_grad) - self._done(config),
+            copy=self.num_base_weights * parts.compute_dtype(config).itemsize * is_copied,
+            scores=num_bytes(weight for encoder in encoders for weight in encoder.parameters()),
+            step=self.peak_of_step(config),
+            validation=self.peak_of_validation(config) if config.validate.every_steps else 0,
+        )
+
+    def _done(self, config: Config) -> int:
+        """Bytes of networks that the run lets go of, or puts beside the GPU, before its first step."""
+        done = parts.done_networks(self.family, config, self.text_trains)
+        if parts.pick_device(config).type == "cuda" and self.family.vae not in done:
+            done = [*done, self.family.vae]
+        return num_bytes(weight for network in done for weight in network.parameters())
+
+    def peak_of_step(self, config: Config) -> int:
+        """Bytes that a step holds at most, gradients among them."""
+        train, text = config.train, parts.subject_prompt(config, 0)
+        num_samples = train.batch_size * (1 if config.prior.source == "none" else 2)
+        at_once = min(num_samples, train.micro_batch_size or num_samples)
+        shape = self.family.latent_shape(config.data.resolution, config.data.resolution)
+        with torch.no_grad():
+            frozen_condition = self.family.condition([text])
+        with counted(self.networks, self.fake) as count, autocast(config):
+            for _ in range(-(-num_samples // at_once)):
+                condition = self.family.condition([text]) if self.text_trains else frozen_condition
+                together = {name: tensor.expand(at_once, *tensor.shape[1:]) for name, tensor in condition.items()}
+                noisy, t = torch.randn(at_once, *shape), torch.full((at_once,), 500)
+                prediction = self.family.predict(noisy, t, together)
+                torch.nn.functional.mse_loss(prediction.float(), torch.randn(at_once, *shape)).backward()
+                del prediction
+        for network in self.networks:
+            network.zero_grad()
+        return count.peak
+
+    def peak_of_validation(self, config: Config) -> int:
+        """Bytes that a batch of pictures holds at most while it is sampled and decoded."""
+        size, batch = config.data.resolution, config.prior.batch_size
+        guidance = config.validate.guidance_scale
+        with evaluation_mode(self.family), torch.no_grad():
+            condition = self.family.condition([""] * (2 * batch if guidance != 1 else batch))
+            with counted(self.networks, self.fake) as count, autocast(config):
+                latents = torch.randn(batch, *self.family.latent_shape(size, size))
+
+                def predict(noisy_BCHW: Tensor, condition: dict[str, Tensor]) -> Tensor:
+                    return self.family.predict(noisy_BCHW, torch.full((len(noisy_BCHW),), 500), condition)
+
+                guided(predict, latents, condition, guidance)
+                self.family.decode_latents(latents)
+        return count.peak
+
+
+def num_bytes(weights: Iterable[Tensor]) -> int:
+    return sum(weight.numel() * weight.element_size() for weight in weights)
+
+
+def autocast(config: Config) -> torch.autocast:
+    """The run's, on the CPU, where float16 is as large as bfloat16."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision != "32-true")
+
+
+@contextlib.contextmanager
+def counted(networks: Iterable[nn.Module], fake: bool) -> Iterator["Count"]:
+    """Nothing is computed within, if `fake`, and every storage that is made counts, but those of weights."""
+    count, mode = Count(), FakeTensorMode(allow_non_fake_inputs=True) if fake else contextlib.nullcontext()
+    weights = [weight for network in networks for weight in (*network.parameters(), *network.buffers())]
+    if isinstance(mode, FakeTensorMode):
+        weights = [mode.from_tensor(weight) for weight in weights]
+    count.known.update(weight.untyped_storage()._cdata for weight in weights)
+    with mode, count:
+        yield count
+
+
+class Count(TorchDispatchMode):
+    """Bytes of the storages that live, and the most of them that there were at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known: set[int] = set()
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and (key := tensor.untyped_storage()._cdata) not in self.known:
+                storage = tensor.untyped_storage()
+                self.known.add(key)
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._forget, key, storage.nbytes())
+        return out
+
+    def _forget(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
+
+
+def with_savings(config: Config) -> Iterator[tuple[str, Config]]:
+    """What was changed, and the config: as it is, then with one more saving at a time that it does not have yet."""
+    yield "as configured", config
+    config = copy.deepcopy(config)
+    for key, value, cost in SAVINGS:
+        section, name = key.split(".")
+        if applies(key, config):
+            setattr(getattr(config, section), name, value)
+            yield f"+ {key}={str(value).lower()}: {cost}", config
+
+
+def applies(key: str, config: Config) -> bool:
+    """Whether a saving of `SAVINGS` would change this config, and not for the worse."""
+    if key == "prior.source":
+        return config.prior.source == "stream" and not find_method(config.method.name).is_adapter
+    section, name = key.split(".")
+    return getattr(getattr(config, section), name) in (False, None, "adamw")
+
+
+def device_memory(config: Config) -> tuple[str, int]:
+    """Name of the device, and all the memory that it has, bytes."""
+    if parts.pick_device(config).type == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        return properties.name, properties.total_memory
+    return "this machine", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,67 @@
+"""`plan`: what it foretells is what a step with numbers takes, what it advises takes less, and nothing is written."""
+
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+
+from dreambooth.cli import main
+from dreambooth.config import Config, load_config
+from dreambooth.planning import GIB, Planner, device_memory, with_savings
+
+METHODS = ("full", "pivotal")
+
+
+def config_of(config_file: Path, method: str, *overrides: str) -> Config:
+    new_word = ["subject.identifier=<sks>"] if method == "pivotal" else []
+    return load_config(config_file, [f"method.name={method}", *new_word, *overrides])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "change", ["prior.source=stream", "train.gradient_checkpointing=true", "train.micro_batch_size=1"]
+)
+def test_a_step_without_numbers_takes_what_one_with_numbers_does(method: str, change: str, config_file: Path) -> None:
+    config = config_of(config_file, method, change)
+    foretold, found = (Planner(config, fake=fake).need(config) for fake in (True, False))
+    assert foretold.step == pytest.approx(found.step, rel=0.02)
+    assert foretold.validation == pytest.approx(found.validation, rel=0.02)
+    assert foretold.step > 0
+
+
+def test_weights_are_counted_for_what_they_are(config_file: Path) -> None:
+    full, lora = (config_of(config_file, method) for method in ("full", "lora"))
+    of_full, of_lora = (Planner(config).need(config) for config in (full, lora))
+    assert of_full.moments == 2 * of_full.trained, "in float32 as the weights"
+    assert of_full.copy == of_full.trained, "all but the VAE trains, and the prior needs it untouched"
+    assert of_lora.copy == 0, "it lies beneath the adapter"
+    assert of_lora.trained < 0.5 * of_full.trained
+    assert of_lora.frozen == of_full.trained + of_full.frozen
+    in_half = config_of(config_file, "lora", "train.precision=bf16-mixed", "method.train_text_encoder=false")
+    in_half_frozen = Planner(in_half).need(in_half).frozen
+    assert in_half_frozen < 0.6 * of_lora.frozen, "half the bytes but for the VAE, and the text encoder is let go"
+    averaged = config_of(config_file, "full", "train.ema_decay=0.9", "optim.name=adamw8bit")
+    of_averaged = Planner(averaged).need(averaged)
+    assert of_averaged.average == of_averaged.trained == 2 * of_averaged.moments
+
+
+def test_every_saving_that_is_advised_saves(config_file: Path) -> None:
+    config = config_of(config_file, "full")
+    planner = Planner(config)
+    totals = [planner.need(changed).total for _, changed in with_savings(config)]
+    assert len(totals) == 5
+    assert all(after < before for before, after in itertools.pairwise(totals)), totals
+    assert config == config_of(config_file, "full"), "the settings themselves stay as they are"
+
+
+def test_the_command_tells_what_fits_and_writes_nothing(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(config_file), "--memory", "99"]) == 0
+    told = capsys.readouterr().out
+    assert "weights that train" in told
+    assert re.search(r"fits +as configured", told)
+    assert main(["plan", str(config_file), "--memory", "1"]) == 0
+    assert "fits" not in (told := capsys.readouterr().out)
+    assert "gradient_checkpointing=true" in told
+    assert not (config_file.parent / "runs").exists()
+    assert device_memory(load_config(config_file))[1] > GIB // 4
