@@ -28,8 +28,9 @@ ROOT = Path(__file__).resolve().parent.parent
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="name of a shipped config")
-    parser.add_argument("--pictures", required=True)
-    parser.add_argument("--class-pictures", required=True)
+    parser.add_argument("--pictures", default="data/dog")
+    parser.add_argument("--class-pictures", default="data/robot")
+    parser.add_argument("--only-make", action="store_true", help="only make the base, in --work/<config>")
     parser.add_argument("--resolution", type=int, default=256, help="pixels")
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="bf16-mixed")
@@ -38,6 +39,8 @@ def main() -> None:
     base = args.work / args.config
     if not (base / "model_index.json").is_file():
         make(args.config, base)
+    if args.only_make:
+        return
     config = write_config(args, base)
     tell(f"training, {args.steps} steps", *measure([str(ROOT / "train.py"), str(config)]))
     run = args.work / f"{args.config}-lora"

@@ -3,10 +3,13 @@
     python benchmarks/side_by_side.py --diffusers CHECKOUT --model FOLDER --pictures FOLDER --class-pictures FOLDER \
         --method lora --resolution 256 --steps 8 --rounds 3 --cpus 0
 
-Like for like: the same model, pictures, prompts and sizes, class pictures that are there already, batch 1 + 1, the same
-precision, no saves, no validation. A step is the time from the end of one optimizer step to the end of the next. Memory
-is the peak that the system counts for the process, files that it maps included.
-diffusers' script needs torchvision: --pythonpath names a folder that has it.
+Like for like: the same model, pictures, prompts and sizes, batch 1 + 1, the same precision, no saves, no validation;
+class pictures that are there already, or with --class-images as many made first by both, by the base's sampler in 50
+steps as the script does it. With --defaults ours makes them as it does unless told otherwise: while it trains, in fewer
+sampler steps, no more than the run uses. --ours takes further settings (train.micro_batch_size=1).
+A step is the time from the end of one optimizer step to the end of the next, the median; the first two do not count.
+Memory is the peak of torch's tensors on a GPU; else of what the system counts for the process, files that it maps
+included. diffusers' script needs torchvision: --pythonpath names a folder that has it.
 """
 
 import argparse
@@ -22,8 +25,11 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import yaml
+
+from dreambooth.sampling import SCHEDULERS
 
 HERE = Path(__file__).resolve().parent
 PROMPT, CLASS_PROMPT = "a photo of sks dog", "a photo of a dog"
@@ -59,7 +65,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--diffusers", type=Path, required=True, help="a checkout of huggingface/diffusers")
     parser.add_argument("--model", required=True, help="pipeline folder")
     parser.add_argument("--pictures", required=True, help="folder of the subject's pictures")
-    parser.add_argument("--class-pictures", type=Path, required=True, help="folder of pictures of the class")
+    prior = parser.add_mutually_exclusive_group(required=True)
+    prior.add_argument("--class-pictures", type=Path, help="folder of pictures of the class")
+    prior.add_argument("--class-images", type=int, metavar="N", help="both make so many")
+    parser.add_argument("--defaults", action="store_true", help="ours makes them as it does by default")
+    parser.add_argument("--ours", nargs="*", default=[], metavar="section.key=value", help="further settings of ours")
     parser.add_argument("--method", choices=("full", "lora"), default="lora")
     parser.add_argument("--train-text-encoder", action="store_true")
     parser.add_argument("--resolution", type=int, default=256, help="pixels")
@@ -78,7 +88,7 @@ def our_command(args: argparse.Namespace, work: Path) -> list[str]:
         "model": {"base": args.model},
         "subject": {"images": args.pictures, "class_noun": "dog"},
         "data": {"resolution": args.resolution},
-        "prior": {"source": "folder", "folder": str(args.class_pictures)},
+        "prior": our_prior(args),
         "method": {"name": args.method, "rank": RANK, "train_text_encoder": args.train_text_encoder},
         "train": {
             "max_steps": args.steps,
@@ -91,7 +101,17 @@ def our_command(args: argparse.Namespace, work: Path) -> list[str]:
     }
     path = work / "config.yaml"
     path.write_text(yaml.safe_dump(config))
-    return [str(HERE.parent / "train.py"), str(path)]
+    return [str(HERE.parent / "train.py"), str(path), *args.ours]
+
+
+def our_prior(args: argparse.Namespace) -> dict[str, Any]:
+    if args.class_pictures is not None:
+        return {"source": "folder", "folder": str(args.class_pictures)}
+    if args.defaults:
+        return {"num_images": args.class_images}
+    sampler = json.loads((Path(args.model) / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
+    name = next(name for name, (class_name, _) in SCHEDULERS.items() if class_name == sampler)
+    return {"source": "ahead", "num_images": args.class_images, "num_inference_steps": 50, "scheduler": name}
 
 
 def peer_command(args: argparse.Namespace, work: Path) -> list[str]:
@@ -100,9 +120,9 @@ def peer_command(args: argparse.Namespace, work: Path) -> list[str]:
         "pretrained_model_name_or_path": args.model,
         "instance_data_dir": args.pictures,
         "instance_prompt": PROMPT,
-        "class_data_dir": args.class_pictures,
+        "class_data_dir": args.class_pictures or work / "class",
         "class_prompt": CLASS_PROMPT,
-        "num_class_images": sum(1 for _ in args.class_pictures.iterdir()),
+        "num_class_images": args.class_images or sum(1 for _ in args.class_pictures.iterdir()),
         "output_dir": work / "out",
         "resolution": args.resolution,
         "train_batch_size": 1,
@@ -148,17 +168,21 @@ def measure(command: list[str], work: Path, args: argparse.Namespace) -> Outcome
     total = time.perf_counter() - started
     if status:
         sys.exit(f"{command[0]} failed:\n{log.read_text()[-3000:]}")
-    ends = [json.loads(line)["seconds"] for line in events.read_text().splitlines()]
+    told = [json.loads(line) for line in events.read_text().splitlines()]
+    ends = [event["seconds"] for event in told]
     steps = [later - earlier for earlier, later in pairwise(ends)][1:]
-    return Outcome(statistics.median(steps), ends[0], total, usage.ru_maxrss / 2**20)
+    memory = told[-1]["gpu_bytes"] / 2**30 or usage.ru_maxrss / 2**20
+    return Outcome(statistics.median(steps), ends[0], total, memory)
 
 
 def table(outcomes: dict[str, list[Outcome]], args: argparse.Namespace) -> str:
     """Medians over the rounds, and the ratio of each round's pair with its smallest and largest."""
+    how = "ours by default" if args.defaults else "50 steps, all first"
+    made = f"{args.class_images} class pictures made ({how}), " if args.class_images else ""
     rows = [
         f"{args.method}{' with text encoder' if args.train_text_encoder else ''}, {args.resolution} px, batch 1 + 1, "
-        f"{args.precision}, {args.steps} steps, {args.rounds} rounds in turns; torch {version('torch')}, "
-        f"diffusers {version('diffusers')}",
+        f"{args.precision}, {args.steps} steps, {made}{args.rounds} rounds in turns; torch {version('torch')}, "
+        f"diffusers {version('diffusers')}{'; ours with ' if args.ours else ''}{', '.join(args.ours)}",
         "",
         "| | ours | diffusers' script | ratio |",
         "|---|---|---|---|",

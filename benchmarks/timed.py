@@ -1,5 +1,7 @@
 """Run a training script and note when each optimizer step ends: `timed.py EVENTS.jsonl SCRIPT [arguments ...]`.
 
+On a GPU also the most memory that torch has held there so far.
+
 The script runs as it lies on disk. Both sides of a comparison are timed by this, at the same place: the end of
 `torch.optim.AdamW.step`, from one of which to the next lies a whole training step.
 """
@@ -24,10 +26,13 @@ def note_steps(events: Path) -> None:
     @functools.wraps(step)
     def timed(*args: Any, **kwargs: Any) -> Any:
         result = step(*args, **kwargs)
+        event = {"seconds": 0.0, "gpu_bytes": 0}
         if torch.cuda.is_available():
             torch.cuda.synchronize()
+            event["gpu_bytes"] = torch.cuda.max_memory_allocated()
+        event["seconds"] = time.perf_counter() - START
         with open(events, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"seconds": time.perf_counter() - START}) + "\n")
+            file.write(json.dumps(event) + "\n")
         return result
 
     torch.optim.AdamW.step = timed  # type: ignore[method-assign]

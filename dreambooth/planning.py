@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from dreambooth import parts
 from dreambooth.config import Config
-from dreambooth.families import evaluation_mode, load_family
+from dreambooth.families import Condition, evaluation_mode, load_family
 from dreambooth.methods import find_method
 from dreambooth.randomness import Randomness
 from dreambooth.sampling import guided
@@ -112,23 +112,30 @@ class Planner:
 
     def peak_of_step(self, config: Config) -> int:
         """Bytes that a step holds at most, gradients among them."""
-        train, text = config.train, parts.subject_prompt(config, 0)
-        num_samples = train.batch_size * (1 if config.prior.source == "none" else 2)
-        at_once = min(num_samples, train.micro_batch_size or num_samples)
-        shape = self.family.latent_shape(config.data.resolution, config.data.resolution)
         with torch.no_grad():
-            frozen_condition = self.family.condition([text])
-        with counted(self.networks, self.fake) as count, autocast(config):
-            for _ in range(-(-num_samples // at_once)):
-                condition = self.family.condition([text]) if self.text_trains else frozen_condition
-                together = {name: tensor.expand(at_once, *tensor.shape[1:]) for name, tensor in condition.items()}
-                noisy, t = torch.randn(at_once, *shape), torch.full((at_once,), 500)
-                prediction = self.family.predict(noisy, t, together)
-                torch.nn.functional.mse_loss(prediction.float(), torch.randn(at_once, *shape)).backward()
-                del prediction
+            condition = self.family.condition([parts.subject_prompt(config, 0)])
+        with counted(self.networks, self.fake) as count:
+            self.take_step(config, condition)
         for network in self.networks:
             network.zero_grad()
         return count.peak
+
+    def take_step(self, config: Config, frozen_condition: Condition) -> None:
+        """Forward and backward of a batch. frozen_condition: of the prompt, for text encoders that do not train."""
+        train, side = config.train, config.data.resolution
+        num_samples = train.batch_size * (1 if config.prior.source == "none" else 2)
+        at_once = min(num_samples, train.micro_batch_size or num_samples)
+        shape = self.family.latent_shape(side, side)
+        for _ in range(-(-num_samples // at_once)):
+            with autocast(config):
+                condition = frozen_condition
+                if self.text_trains:
+                    condition = self.family.condition([parts.subject_prompt(config, 0)])
+                together = {name: tensor.expand(at_once, *tensor.shape[1:]) for name, tensor in condition.items()}
+                prediction = self.family.predict(torch.randn(at_once, *shape), torch.full((at_once,), 500), together)
+                loss = torch.nn.functional.mse_loss(prediction.float(), torch.randn(at_once, *shape))
+            del prediction
+            loss.backward()
 
     def peak_of_validation(self, config: Config) -> int:
         """Bytes that a batch of pictures holds at most while it is sampled and decoded."""

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Ours beside diffusers' own scripts on a GPU: Stable Diffusion 1.5's shapes (random weights), 512 px, bf16, batch 1 + 1.
+#
+#     benchmarks/gpu.sh CHECKOUT [OUT]        a checkout of huggingface/diffusers; where the tables go (default outputs/gpu)
+#
+# Needs torchvision beside torch, which diffusers' scripts import. Some minutes; the tables belong into RESULTS.md.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+checkout=$1 out=${2:-outputs/gpu}
+python=${PYTHON:-.venv/bin/python}
+export PYTHONPATH=$PWD
+mkdir -p "$out"
+
+$python benchmarks/real_size.py sd1 --only-make --work "$out"
+
+$python benchmarks/limit.py "$out/sd1" --resolution 512 --precision bf16 | tee "$out/limit.md"
+side_by_side() {
+    $python benchmarks/side_by_side.py --diffusers "$checkout" --model "$out/sd1" --pictures data/dog \
+        --class-pictures data/robot --resolution 512 --precision bf16 --steps 30 --rounds 2 "$@" | tee -a "$out/side_by_side.md"
+}
+side_by_side --method full --train-text-encoder
+side_by_side --method full --train-text-encoder --ours train.compile=true
+side_by_side --method lora
+side_by_side --method lora --ours train.compile=true
+$python benchmarks/side_by_side.py --diffusers "$checkout" --model "$out/sd1" --pictures data/dog --class-images 20 \
+    --defaults --method full --train-text-encoder --resolution 512 --precision bf16 --steps 80 --rounds 1 | tee -a "$out/side_by_side.md"
