@@ -10,7 +10,6 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 from torch import Tensor
 
 CONFIDENCE = 0.95
@@ -83,6 +82,8 @@ def estimate(scores: Sequence[float], groups: Sequence[Hashable] | None = None) 
         for score, group in zip(scores, groups, strict=True):
             by_group[group].append(score)
         scores = [float(np.mean(members)) for members in by_group.values()]
+    from scipy import stats  # half a second, which a run's first step need not wait for
+
     mean, num = float(np.mean(scores)), len(scores)
     if num < 2:
         return Estimate(mean, float("nan"), float("nan"), num)
