@@ -2,9 +2,9 @@
 
     python benchmarks/growth.py --out outputs/growth
 
-Every point is a run of its own on the embedded base, one thread, all weights, without validation: the median of its steps
-but the first two, when the first one ended, and the peak that the system counts for the process. The last table is of one
-long run. A table a curve and a picture of all. Some twenty minutes.
+Every point is a run of its own on the embedded base, one thread, all weights, without validation: the median of its
+steps but the first two, when the first one ended, and the peak that the system counts for the process. The last line is
+of one long run. A table a curve and a picture of all. Some twenty minutes.
 """
 
 import argparse

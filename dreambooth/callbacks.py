@@ -85,8 +85,10 @@ class SaveState(StepCallback):
         signal.signal(number, signal.SIG_DFL)
 
     def on_step_end(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
-        number = torch.tensor(self.signal_number, device=module.device)
-        of_all = int(trainer.strategy.reduce(number, reduce_op="max"))
+        of_all = self.signal_number
+        if trainer.world_size > 1:
+            number = torch.tensor(self.signal_number, device=module.device)
+            of_all = int(trainer.strategy.reduce(number, reduce_op="max"))
         self.signal_number = max(self.signal_number, of_all)  # one may have come meanwhile: the next step sees it
         stop = of_all > 0
         if stop or step >= trainer.max_steps or any(step % period == 0 for period in self.every_steps):

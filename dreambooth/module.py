@@ -60,11 +60,13 @@ class Objective:
 class StepFigures:
     """What was measured in an optimizer step, still on its device: reading it waits until it is there.
 
-    names, values: of the figures, [F]. finite: which of them have to be.
+    names, values: of the figures, [F]. finite: which of them have to be. known: those that need no reading.
     """
 
-    def __init__(self, step: int, names: Sequence[str], values_F: Tensor, finite: Sequence[str]) -> None:
-        self.step, self._names, self._values_F, self._finite = step, names, values_F, finite
+    def __init__(
+        self, step: int, names: Sequence[str], values_F: Tensor, finite: Sequence[str], known: Mapping[str, float]
+    ) -> None:
+        self.step, self._names, self._values_F, self._finite, self._known = step, names, values_F, finite, known
 
     @functools.cached_property
     def by_name(self) -> dict[str, float]:
@@ -72,7 +74,7 @@ class StepFigures:
         values = dict(zip(self._names, self._values_F.tolist(), strict=True))
         for name in self._finite:
             check_finite(self.step, name, values[name])
-        return values
+        return {**values, **self._known}
 
 
 def check_finite(step: int, name: str, value: float) -> None:
@@ -153,9 +155,7 @@ class DreamBoothModule(pl.LightningModule):
 
     def _losses_in_turn(self, groups: Sequence[list[Sample]], is_prior_2B: Tensor) -> Iterator[Tensor]:
         """Of each group, [B]; all but the last have been led back through the networks before the next begins."""
-        share_2B = (
-            shares(is_prior_2B, self.objective.prior_weight).to(self.device) / self.trainer.accumulate_grad_batches
-        )
+        share_2B = self._put(shares(is_prior_2B, self.objective.prior_weight)) / self.trainer.accumulate_grad_batches
         share_of_groups = share_2B.split([len(samples) for samples in groups])
         for samples, share_B in zip(groups[:-1], share_of_groups, strict=False):
             loss_B = self._losses(samples)
@@ -175,7 +175,7 @@ class DreamBoothModule(pl.LightningModule):
 
     def _losses(self, samples: Sequence[Sample]) -> Tensor:
         """The loss of each of some samples of one shape, [B]."""
-        x0 = torch.stack([sample.latents_CHW.to(self.device) for sample in samples])
+        x0 = self._put(torch.stack([sample.latents_CHW for sample in samples]))
         noise, t = self._noise(samples), self._timesteps(samples)
         noisy = self.family.schedule.add_noise(x0, self._perturbed(noise, samples), t)
         with self._timed("texts"):
@@ -190,6 +190,10 @@ class DreamBoothModule(pl.LightningModule):
         self._note_deciles(loss_B.detach(), t)
         return loss_B
 
+    def _put(self, tensor: Tensor) -> Tensor:
+        """On the device, without waiting for what it still has to do."""
+        return tensor.to(self.device, non_blocking=True)
+
     def _is_prior(self, samples: Sequence[Sample]) -> Tensor:
         """On the CPU, where what is picked by it can be known without waiting for the device."""
         return torch.tensor([sample.is_prior for sample in samples])
@@ -197,7 +201,7 @@ class DreamBoothModule(pl.LightningModule):
     def _timesteps(self, samples: Sequence[Sample]) -> Tensor:
         num_timesteps = self.family.schedule.num_timesteps
         draws = [self.randomness.integers(f"{one.source}/timestep", [one.place], num_timesteps) for one in samples]
-        return torch.cat(draws).to(self.device)
+        return self._put(torch.cat(draws))
 
     def _noise(self, samples: Sequence[Sample]) -> Tensor:
         shape = samples[0].latents_CHW.shape
@@ -215,7 +219,7 @@ class DreamBoothModule(pl.LightningModule):
     def _normal(self, name: str, samples: Sequence[Sample], shape: tuple[int, ...]) -> Tensor:
         """A draw a sample, [B, *shape]. The class draws its own: a prior changes nothing in what the subject draws."""
         draws = [self.randomness.normal(f"{one.source}/{name}", [one.place], tuple(shape)) for one in samples]
-        return torch.cat(draws).to(self.device)
+        return self._put(torch.cat(draws))
 
     def _mask(self, samples: Sequence[Sample]) -> Tensor | None:
         """How much each place counts, [B, 1, H, W]; None: all the same."""
@@ -224,7 +228,7 @@ class DreamBoothModule(pl.LightningModule):
             return None
         whole, outside = torch.ones_like(samples[0].latents_CHW[:1]), self.objective.unmasked_weight
         counts = [whole if mask is None else outside + (1 - outside) * mask for mask in masks]
-        return torch.stack([count.to(self.device) for count in counts])
+        return self._put(torch.stack(counts))
 
     def _error(self, prediction: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
         if self.objective.huber_c is None:
@@ -246,7 +250,7 @@ class DreamBoothModule(pl.LightningModule):
         height, width = (side * self.family.vae_factor for side in samples[0].latents_CHW.shape[1:])
         whole_6 = torch.tensor([height, width, 0, 0, height, width])
         frames = [whole_6 if sample.frame_6 is None else sample.frame_6 for sample in samples]
-        return self.family.frame_condition(torch.stack([frame_6.to(self.device) for frame_6 in frames]))
+        return self.family.frame_condition(self._put(torch.stack(frames)))
 
     def _note(self, loss: LossParts) -> None:
         """Add to the step's figures, averaged over the batches that it accumulates."""
@@ -278,10 +282,11 @@ class DreamBoothModule(pl.LightningModule):
         for group in by_shape(samples):
             for first in range(0, len(group), 4):
                 part = group[first : first + 4]
-                x0 = torch.stack([sample.latents_CHW for sample in part]).to(self.device)
+                x0 = self._put(torch.stack([sample.latents_CHW for sample in part]))
                 noise = self._normal("noise", part, x0.shape[1:])
-                t = torch.tensor([(2 * sample.place + 1) * num_timesteps // (2 * len(samples)) for sample in part])
-                t = t.to(self.device)
+                t = self._put(
+                    torch.tensor([(2 * each.place + 1) * num_timesteps // (2 * len(samples)) for each in part])
+                )
                 noisy = self.family.schedule.add_noise(x0, noise, t)
                 prediction = self.family.predict(noisy, t, self._condition([sample.prompt for sample in part]))
                 target = self.family.schedule.target(x0, noise, t)
@@ -368,11 +373,12 @@ class DreamBoothModule(pl.LightningModule):
 
         They are means over all processes, which must all ask.
         """
-        own = torch.stack([torch.as_tensor(value, device=self.device).double() for value in self.figures.values()])
-        means = self.trainer.strategy.reduce(own, reduce_op="mean")
+        measured = {name: value.double() for name, value in self.figures.items() if isinstance(value, Tensor)}
+        means = self.trainer.strategy.reduce(torch.stack(list(measured.values())), reduce_op="mean")
+        rates = {name: value for name, value in self.figures.items() if not isinstance(value, Tensor)}
         # In 16-mixed an infinite gradient is normal: the scaler skips the step.
         finite = ("train/loss",) if self.trainer.precision == "16-mixed" else ("train/loss", "optim/grad_norm")
-        self.last_step = StepFigures(self.trainer.global_step, tuple(self.figures), means, finite)
+        self.last_step = StepFigures(self.trainer.global_step, tuple(measured), means, finite, rates)
         self.figures.clear()
         return self.last_step
 

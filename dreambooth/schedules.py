@@ -61,6 +61,10 @@ class Schedule:
         """T; timesteps are 0 .. T - 1, the last one the noisiest."""
         return len(self.alpha_T)
 
+    def to(self, device: torch.device) -> "Schedule":
+        """With its tables on a device, where looking up a timestep then waits for nothing."""
+        return Schedule(self.alpha_T.to(device), self.sigma_T.to(device), self.prediction)
+
     def coefficients(self, t_B: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma) at these timesteps, float32 [B, 1, 1, 1], on the device of `t_B`."""
         picked = (table_T.to(t_B.device)[t_B].view(-1, 1, 1, 1) for table_T in (self.alpha_T, self.sigma_T))

@@ -96,7 +96,8 @@ def _family_of(folder: Path) -> str:
 
 
 def move(family: Family, device: torch.device) -> None:
-    """Bring all networks of a family, the VAE too, to a device."""
+    """Bring all networks of a family, the VAE too, and its schedule to a device."""
+    family.schedule = family.schedule.to(device)
     for part in vars(family).values():
         if isinstance(part, torch.nn.Module):
             part.to(device)

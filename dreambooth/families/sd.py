@@ -46,7 +46,7 @@ class StableDiffusion(UNetFamily):
 
     def encode_texts(self, prompts: list[str]) -> Condition:
         """Hidden states of the text encoder, [B, N, D], for prompts padded to the tokenizer's length."""
-        ids_BN = clip.tokenize(self.tokenizer, prompts).to(self.text_encoder.device)
+        ids_BN = clip.tokenize(self.tokenizer, prompts).to(self.text_encoder.device, non_blocking=True)
         return {"encoder_hidden_states": self.text_encoder(ids_BN).last_hidden_state}
 
     def frame_condition(self, frames_B6: Tensor) -> Condition:

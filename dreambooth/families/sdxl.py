@@ -60,7 +60,7 @@ class StableDiffusionXL(UNetFamily):
         Those of empty prompts are zeros where the base was trained so (`force_zeros_for_empty_prompt`).
         """
         outputs = [
-            encoder(clip.tokenize(tokenizer, prompts).to(encoder.device), output_hidden_states=True)
+            encoder(clip.tokenize(tokenizer, prompts).to(encoder.device, non_blocking=True), output_hidden_states=True)
             for tokenizer, encoder in self._text_side
         ]
         hidden_BND = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
