@@ -35,7 +35,7 @@ from dreambooth.config import PROVENANCE, Config, differences, load_config, to_d
 from dreambooth.data import LatentDataset, PlaceSampler
 from dreambooth.errors import UserError
 from dreambooth.export import export_model, read_card
-from dreambooth.families import Family, fingerprint
+from dreambooth.families import Family, fingerprint, move
 from dreambooth.files import write_text
 from dreambooth.images import digest_files, list_images
 from dreambooth.methods import find_method
@@ -74,8 +74,8 @@ def train(config: Config, profile: bool = False) -> int:
     """
     run = RunFolder(config)
     method = find_method(config.method.name)
-    # A sampler that is not known and an optimizer that is not there are told before all else.
-    parts.prior_sampler(config), parts.validation_sampler(config)
+    # What is not known or not there of samplers, optimizers and devices is told before all else.
+    parts.prior_sampler(config), parts.validation_sampler(config), parts.pick_device(config)
     parts.check_optimizer(config)
     state = found_state(run, config)
     journal = Journal(run.scores, last_step=-1 if state is None else state.step)
@@ -96,6 +96,7 @@ def train(config: Config, profile: bool = False) -> int:
     parts.tell_other_base(start, identity["base model"])
     randomness = Randomness(config.run.seed)
     trained = method.attach(family, parts.method_settings(config, randomness))
+    move(family, parts.pick_device(config))  # not before: what an adapter leaves alone is smaller now
     text_trains = any(name.startswith("text_encoder") for name in trained)
     parts.read_texts(family, captions, config, text_trains)
     parts.tell_small_pictures(all_photos, parts.buckets_of(family, config), config.data.resolution)

@@ -20,7 +20,7 @@ from dreambooth.config import Config, subject_key
 from dreambooth.data import EncodedPicture, LatentDataset, Sample, by_subject, encode_pictures
 from dreambooth.errors import UserError
 from dreambooth.export import LearnedSubject, SubjectCard, card_in_file, read_card
-from dreambooth.families import Family, evaluation_mode, frozen_copy, load_family, move
+from dreambooth.families import Family, evaluation_mode, frozen_copy, load_family
 from dreambooth.images import is_upscaled, list_images, load_image, load_mask, to_images, transparency_mask
 from dreambooth.methods import MethodSettings, find_method
 from dreambooth.methods.adapters import base_beneath
@@ -68,11 +68,10 @@ def check_num_processes(config: Config, device: torch.device) -> None:
 
 
 def load_base(config: Config) -> Family:
-    """The base model with the run's noise schedule, on its device. Raises ModelError, UserError."""
+    """The base model with the run's noise schedule, on the CPU. Raises ModelError, UserError."""
     model = config.model
     family = load_family(model.base, model.family, model.config, model.revision, model.variant)
     apply_schedule(family, config)
-    move(family, pick_device(config))
     return family
 
 

@@ -25,6 +25,6 @@ def attach(family: Family, settings: MethodSettings) -> dict[str, nn.Module]:
 
 def train_rows_only(weight_VD: Tensor, rows: list[int]) -> None:
     """The gradient of all other rows is 0 from now on. [V, D]: vocabulary and width."""
-    trains_V1 = torch.zeros(len(weight_VD), 1, device=weight_VD.device)
+    trains_V1 = torch.zeros(len(weight_VD), 1)
     trains_V1[rows] = 1
-    weight_VD.register_hook(lambda gradient_VD: gradient_VD * trains_V1)
+    weight_VD.register_hook(lambda gradient_VD: gradient_VD * trains_V1.to(gradient_VD.device, non_blocking=True))
