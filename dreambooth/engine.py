@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -85,29 +85,24 @@ def train(config: Config, profile: bool = False) -> int:
 
     if config.train.num_threads is not None:
         torch.set_num_threads(config.train.num_threads)
-    start, photos = parts.find_start(config), [list_images(subject.images) for subject in config.subjects]
-    captions = parts.captions_of(photos, config)
-    all_photos, all_captions = [*chain(*photos)], [*chain(*captions)]
-    masks = parts.load_masks(all_photos, config)
-    scorer = parts.make_scorer(config, journal, photos)
+    given = parts.find_given(config)
+    scorer = parts.make_scorer(config, journal, given.photos)
     family = parts.load_base(config)
-    identity = identify(family, photos, all_captions, start, config)
+    identity = identify(family, given, config)
     check_identity(state, identity)
-    parts.tell_other_base(start, identity["base model"])
+    parts.tell_other_base(given.start, identity["base model"])
     randomness = Randomness(config.run.seed)
     trained = method.attach(family, parts.method_settings(config, randomness))
     move(family, parts.pick_device(config))  # not before: what an adapter leaves alone is smaller now
     text_trains = any(name.startswith("text_encoder") for name in trained)
-    parts.read_texts(family, captions, config, text_trains)
-    parts.tell_small_pictures(all_photos, parts.buckets_of(family, config), config.data.resolution)
+    parts.read_texts(family, given.captions, config, text_trains)
 
-    subjects = [number for number, own in enumerate(photos) for _ in own]
-    pictures = parts.encode(family, all_photos, config, randomness, masks, subjects)
-    if config.data.buckets:
-        parts.tell_buckets(pictures)
+    pictures = parts.encode_subjects(family, given, config, randomness)
     unseen = parts.unseen_pictures(family, config, randomness) or pictures
     open_run(run, config)
-    prior, teacher = parts.make_prior(family, pictures, captions, run.prior, config, randomness, identity["base model"])
+    prior, teacher = parts.make_prior(
+        family, pictures, given.captions, run.prior, config, randomness, identity["base model"]
+    )
     parts.save_memory(family, config, text_trains)
     module = DreamBoothModule(
         family, trained, parts.make_objective(config), prior, parts.optim_settings(config), randomness,
@@ -115,17 +110,14 @@ def train(config: Config, profile: bool = False) -> int:
     )  # fmt: skip
     saving = callbacks.SaveState(run.state, (config.train.save_every_steps, config.validate.every_steps))
     looks = parts.make_looks(family, module, unseen, scorer, config)
-    profiler = StepProfiler(config.train.accumulate) if profile else None
-    trainer = make_trainer(run, config, module, saving, looks, journal, identity, state, profiler)
-    said = Captions(all_captions, randomness, config.data.caption_dropout, config.data.shuffle_captions)
+    trainer = make_trainer(run, config, module, saving, looks, journal, identity, state, profile)
+    said = Captions([*chain(*given.captions)], randomness, config.data.caption_dropout, config.data.shuffle_captions)
     loader = make_loader(LatentDataset(pictures, said, randomness, "subject"), config, trainer)
 
     announce(run, config, state)
     with record_session(run, trainer, state):
         trainer.fit(module, loader, ckpt_path=str(run.state) if state is not None else None)
-    finish_loggers(trainer)
-    if profiler is not None:
-        tell(profiler.table())
+    finish_observers(trainer)
     if saving.signal_number:
         tell(f"saved at step {trainer.global_step}; the same command goes on from there")
         return 128 + saving.signal_number
@@ -201,19 +193,17 @@ def is_finished(run: RunFolder, state: StateEntry, config: Config, journal: Jour
     return state.step >= config.train.max_steps or journal.is_exhausted(config.validate.patience)
 
 
-def identify(
-    family: Family, photos: list[list[Path]], captions: list[str], start: Path | None, config: Config
-) -> dict[str, str]:
-    """Fingerprints of what the run depends on beside its config. photos: of each subject."""
-    identity = {"base model": fingerprint(family), "subject pictures": digest_files(photos[0])}
-    identity |= {f"pictures of subject {n}": digest_files(own) for n, own in enumerate(photos[1:], start=2)}
+def identify(family: Family, given: parts.Given, config: Config) -> dict[str, str]:
+    """Fingerprints of what the run depends on beside its config."""
+    identity = {"base model": fingerprint(family), "subject pictures": digest_files(given.photos[0])}
+    identity |= {f"pictures of subject {n}": digest_files(own) for n, own in enumerate(given.photos[1:], start=2)}
     if config.data.captions:
-        identity["captions"] = hashlib.sha256("\n".join(captions).encode()).hexdigest()
+        identity["captions"] = hashlib.sha256("\n".join(chain(*given.captions)).encode()).hexdigest()
     if config.data.mask not in (None, "alpha"):
         identity["masks"] = digest_files(list_images(str(config.data.mask)))
     if config.prior.folder is not None:
         identity["class pictures"] = digest_files(list_images(config.prior.folder))
-    if start is not None:
+    if (start := given.start) is not None:
         identity["start"] = digest_files([start] if start.is_file() else sorted(start.glob("*.safetensors")))
     if config.validate.images is not None:
         identity["validation pictures"] = digest_files(list_images(config.validate.images))
@@ -331,7 +321,7 @@ def make_trainer(
     journal: Journal,
     identity: dict[str, str],
     state: StateEntry | None,
-    profiler: StepProfiler | None = None,
+    profile: bool,
 ) -> pl.Trainer:
     """Lightning runs the loop; saving, logging and validation are ours, in this order."""
     quiet_lightning()
@@ -365,7 +355,7 @@ def make_trainer(
         plugins=[AtomicCheckpointIO(identity, state)],
         callbacks=around,
         logger=make_loggers(run, config, state),
-        profiler=profiler,
+        profiler=StepProfiler(config.train.accumulate) if profile else None,
         use_distributed_sampler=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -410,8 +400,11 @@ def wandb_id(run: RunFolder, state: StateEntry | None) -> str:
     return path.read_text()
 
 
-def finish_loggers(trainer: pl.Trainer) -> None:
-    """W&B writes what it still holds only when told that the run is over."""
+def finish_observers(trainer: pl.Trainer) -> None:
+    """Tell the profile. W&B writes what it still holds only when told that the run is over."""
+    profiler = cast(Any, trainer).profiler
+    if isinstance(profiler, StepProfiler):
+        tell(profiler.table())
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.finish()

@@ -5,6 +5,7 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
@@ -65,6 +66,25 @@ def check_num_processes(config: Config, device: torch.device) -> None:
             f"train.devices, train.num_nodes: {devices} x {config.train.num_nodes} processes are wished, but {started} "
             "were started; make both the same"
         )
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a run is given beside its base. photos, captions: of each subject. start: `find_start`.
+
+    masks: of all photos, one subject's after the other's; None: all of each counts.
+    """
+
+    start: Path | None
+    photos: list[list[Path]]
+    captions: list[list[str]]
+    masks: list[Image.Image] | None
+
+
+def find_given(config: Config) -> Given:
+    """Raises UserError for what is not there or cannot be used."""
+    start, photos = find_start(config), [list_images(subject.images) for subject in config.subjects]
+    return Given(start, photos, captions_of(photos, config), load_masks([*chain(*photos)], config))
 
 
 def load_base(config: Config) -> Family:
@@ -161,6 +181,17 @@ def tell_buckets(pictures: list[EncodedPicture]) -> None:
     sizes = Counter(tuple(picture.frame_V6[0, 4:].tolist()) for picture in pictures)
     listed = ", ".join(f"{width}x{height} ({count})" for (height, width), count in sorted(sizes.items()))
     tell(f"buckets (and pictures in each): {listed}")
+
+
+def encode_subjects(family: Family, given: Given, config: Config, randomness: Randomness) -> list[EncodedPicture]:
+    """All pictures of all subjects, one subject's after the other's; tells what may be amiss with their sizes."""
+    paths = [*chain(*given.photos)]
+    tell_small_pictures(paths, buckets_of(family, config), config.data.resolution)
+    subjects = [number for number, own in enumerate(given.photos) for _ in own]
+    pictures = encode(family, paths, config, randomness, given.masks, subjects)
+    if config.data.buckets:
+        tell_buckets(pictures)
+    return pictures
 
 
 def encode(
