@@ -171,7 +171,7 @@ run: {{name: run, dir: {runs}}}
 model: {{base: {base}}}
 subject: {{images: {pictures}, class_noun: dog}}
 data: {{resolution: 64}}
-prior: {{num_images: 6, num_inference_steps: 2, batch_size: 2}}
+prior: {{num_images: 6, num_inference_steps: 2, scheduler: ddim, batch_size: 2}}
 optim: {{lr: 1.0e-3, warmup_steps: 2, schedule: cosine}}
 train: {{max_steps: 8, batch_size: 2, save_every_steps: 2, num_threads: 1}}
 validate:
