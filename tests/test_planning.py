@@ -52,7 +52,9 @@ def test_every_saving_that_is_advised_saves(config_file: Path) -> None:
     totals = [planner.need(changed).total for _, changed in with_savings(config)]
     assert len(totals) == 5
     assert all(after < before for before, after in itertools.pairwise(totals)), totals
-    assert config == config_of(config_file, "full", "validate.every_steps=0"), "the settings themselves stay as they are"
+    assert config == config_of(config_file, "full", "validate.every_steps=0"), (
+        "the settings themselves stay as they are"
+    )
 
 
 def test_the_command_tells_what_fits_and_writes_nothing(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -127,7 +127,14 @@ def _settings(path: Path, overrides: tuple[str, ...]) -> tuple[dict[str, Any], i
     return settings_of(config), config.train.max_steps
 
 
+# Defaults of `config.py` that have changed since cells were first measured: what differs is told from these.
+FORMER_DEFAULTS: dict[str, Any] = {"prior.scheduler": "ddim", "prior.num_inference_steps": 25}
+
+
 def _default(key: str) -> Any:
+    """As it was when cells were first measured."""
+    if key in FORMER_DEFAULTS:
+        return FORMER_DEFAULTS[key]
     item = config_fields()[key]
     if item.default is not MISSING:
         return item.default
