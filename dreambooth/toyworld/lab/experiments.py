@@ -92,7 +92,8 @@ TAUGHT_ON_SUBJECT = ("prior.source=teacher", "prior.teacher_latents=subject")
 TAUGHT_ON_CLASS = ("prior.source=teacher", "prior.teacher_latents=class")
 WORD_AND_LORA = (  # what configs/toyworld-lora.yaml has beside configs/toyworld.yaml
     "method.name=pivotal",
-    "method.rank=16",
+    "method.rank=14",
+    "method.targets=[attention,feed-forward,projections]",
     "subject.identifier=<sks>",
     "optim.lr=4e-3",
     "optim.identifier_lr=2e-2",
@@ -243,7 +244,7 @@ LABS: dict[str, Lab] = {
     ),
     "lora": Lab(
         "A LoRA",
-        "`configs/toyworld-lora.yaml`, a new word and a LoRA of rank 16, beside all weights.",
+        "`configs/toyworld-lora.yaml`, a new word and a LoRA of rank 14, beside all weights.",
         (Row("full"), Row("word and LoRA", WORD_AND_LORA)),
         figures=("fidelity_way", "place_right", "div_share", "pres_way", "dino", "clip_t", "seconds_training"),
     ),
