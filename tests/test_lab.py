@@ -449,9 +449,9 @@ def test_cells_share_class_pictures_which_changes_nothing(bench: Bench):
 
 
 def test_the_lora_of_the_laboratory_is_the_shipped_config() -> None:
-    """Else its figures would be of something that nobody trains."""
+    """Else its figures would be of something that nobody trains. Only the file is in half precision."""
     lora, shipped = (
         plan.settings_of(load_config(path, overrides))
         for path, overrides in ((CONFIG, WORD_AND_LORA), (CONFIG.with_name("toyworld-lora.yaml"), []))
     )
-    assert lora == shipped
+    assert lora == {key: value for key, value in shipped.items() if key != "model.export_dtype"}
