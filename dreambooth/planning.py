@@ -30,7 +30,7 @@ MOMENT_BYTES = {"adamw": 8, "adamw8bit": 2}  # of both moments of a weight
 # What takes less, the cheapest first: key, value, what it costs.
 SAVINGS = (
     ("train.gradient_checkpointing", True, "a third more time a step"),
-    ("train.micro_batch_size", 1, "subject and class one after the other; little time"),
+    ("train.micro_batch_size", 1, "subject and class one after the other: a fifth more time a step"),
     ("prior.source", "ahead", "class pictures come first: the first step comes later"),
     ("optim.name", "adamw8bit", "coarser moments (extra '8bit'; slow on a CPU)"),
 )
