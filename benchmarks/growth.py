@@ -54,7 +54,7 @@ def main() -> None:
     for key, values in CURVES.items():
         curves[key] = {value: measure(settings_of(key, value, args.out), args.steps)[0] for value in values}
         print(table(key, curves[key]), flush=True)
-    print(long_run(args.out, args.long_run))
+    print(long_run(args.long_run))
     draw(curves, args.out / "growth.png")
 
 
@@ -105,7 +105,7 @@ def table(key: str, points: dict[int, Point]) -> str:
     return "\n".join([*rows, ""])
 
 
-def long_run(work: Path, steps: int) -> str:
+def long_run(steps: int) -> str:
     """Whether the last steps of a long run cost what the first ones do."""
     _, times = measure(["data.resolution=32", "prior.source=none", "log.tensorboard=true"], steps)
     tenth = len(times) // 10

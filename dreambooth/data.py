@@ -165,12 +165,8 @@ def by_shape(samples: Iterable[Sample], largest: int | None = None) -> list[list
     groups: dict[torch.Size, list[Sample]] = {}
     for sample in samples:
         groups.setdefault(sample.latents_CHW.shape, []).append(sample)
-    return [list(part) for group in groups.values() for part in batched(group, largest or len(group))]
-
-
-def batched(samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:
-    """`itertools.batched` of Python 3.12."""
-    return (samples[first : first + size] for first in range(0, len(samples), size))
+    size = largest or max(map(len, groups.values()), default=1)
+    return [group[first : first + size] for group in groups.values() for first in range(0, len(group), size)]
 
 
 class PlaceSampler(Sampler[list[int]]):

@@ -279,18 +279,14 @@ class DreamBoothModule(pl.LightningModule):
     def fixed_loss(self, samples: Sequence[Sample]) -> float:
         """The loss on samples of places from 0 on, at noise and timesteps that are always the same, spread evenly."""
         num_timesteps, losses = self.family.schedule.num_timesteps, []
-        for group in by_shape(samples):
-            for first in range(0, len(group), 4):
-                part = group[first : first + 4]
-                x0 = self._put(torch.stack([sample.latents_CHW for sample in part]))
-                noise = self._normal("noise", part, x0.shape[1:])
-                t = self._put(
-                    torch.tensor([(2 * each.place + 1) * num_timesteps // (2 * len(samples)) for each in part])
-                )
-                noisy = self.family.schedule.add_noise(x0, noise, t)
-                prediction = self.family.predict(noisy, t, self._condition([sample.prompt for sample in part]))
-                target = self.family.schedule.target(x0, noise, t)
-                losses.append(mean_over_picture(squared_error(prediction, target)))
+        for part in by_shape(samples, largest=4):
+            x0 = self._put(torch.stack([sample.latents_CHW for sample in part]))
+            noise = self._normal("noise", part, x0.shape[1:])
+            t = self._put(torch.tensor([(2 * each.place + 1) * num_timesteps // (2 * len(samples)) for each in part]))
+            noisy = self.family.schedule.add_noise(x0, noise, t)
+            prediction = self.family.predict(noisy, t, self._condition([sample.prompt for sample in part]))
+            target = self.family.schedule.target(x0, noise, t)
+            losses.append(mean_over_picture(squared_error(prediction, target)))
         return float(torch.cat(losses).mean())
 
     def trained_state(self) -> dict[str, Tensor]:

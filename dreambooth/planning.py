@@ -10,6 +10,7 @@ import os
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from dreambooth import parts
 from dreambooth.config import Config
 from dreambooth.families import Condition, evaluation_mode, load_family
 from dreambooth.methods import find_method
+from dreambooth.metrics.journal import Journal
 from dreambooth.randomness import Randomness
 from dreambooth.sampling import guided
 
@@ -84,9 +86,9 @@ class Planner:
         self.num_base_weights = sum(weight.numel() for weight in base)
         trained = self.method.attach(self.family, parts.method_settings(config, Randomness(config.run.seed)))
         self.text_trains = any(name.startswith("text_encoder") for name in trained)
+        self.score_weights = score_weights(config)
 
-    def need(self, config: Config, encoders: Iterable[nn.Module] = ()) -> Need:
-        """encoders: of the scores."""
+    def need(self, config: Config) -> Need:
         weights = [weight for network in self.networks for weight in network.parameters()]
         trained = [weight for weight in weights if weight.requires_grad]
         num_trained = sum(weight.numel() for weight in trained)
@@ -98,7 +100,7 @@ class Planner:
             average=num_bytes(trained) if config.train.ema_decay else 0,
             frozen=num_bytes(weight for weight in weights if not weight.requires_grad) - self._done(config),
             copy=self.num_base_weights * parts.compute_dtype(config).itemsize * is_copied,
-            scores=num_bytes(weight for encoder in encoders for weight in encoder.parameters()),
+            scores=num_bytes(self.score_weights) if config.validate.every_steps else 0,
             step=self.peak_of_step(config),
             validation=self.peak_of_validation(config) if config.validate.every_steps else 0,
         )
@@ -152,6 +154,13 @@ class Planner:
                 guided(predict, latents, condition, guidance)
                 self.family.decode_latents(latents)
         return count.peak
+
+
+def score_weights(config: Config) -> list[Tensor]:
+    """Of the encoders that a validation measures with. Raises ModelError for one that is named and not to be had."""
+    found = parts.find_encoders(config, Journal(Path(os.devnull))) if config.validate.every_steps else None
+    used = [] if found is None else [encoder for encoder in (found.dino, found.clip) if encoder is not None]
+    return [weight for encoder in used for weight in encoder.model.parameters()]
 
 
 def num_bytes(weights: Iterable[Tensor]) -> int:

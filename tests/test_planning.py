@@ -8,9 +8,14 @@ import pytest
 
 from dreambooth.cli import main
 from dreambooth.config import Config, load_config
-from dreambooth.planning import GIB, Planner, device_memory, with_savings
+from dreambooth.planning import GIB, Planner, device_memory, num_bytes, score_weights, with_savings
 
+ROOT = Path(__file__).parent.parent
 METHODS = ("full", "pivotal")
+ENCODERS = [
+    f"validate.{part}={ROOT / 'checkpoints' / 'toyworld-encoders' / name}"
+    for part, name in (("dino", "vit"), ("clip", "clip"))
+]
 
 
 def config_of(config_file: Path, method: str, *overrides: str) -> Config:
@@ -67,3 +72,14 @@ def test_the_command_tells_what_fits_and_writes_nothing(config_file: Path, capsy
     assert "gradient_checkpointing=true" in told
     assert not (config_file.parent / "runs").exists()
     assert device_memory(load_config(config_file))[1] > GIB // 4
+
+
+def test_the_encoders_of_the_scores_are_counted_where_a_run_validates() -> None:
+    config = load_config(
+        ROOT / "configs" / "toyworld.yaml", [f"model.base={ROOT / 'checkpoints' / 'toyworld'}", *ENCODERS]
+    )
+    files = [Path(name) / "model.safetensors" for name in (str(config.validate.dino), str(config.validate.clip))]
+    weights = score_weights(config)
+    assert num_bytes(weights) == pytest.approx(2 * sum(file.stat().st_size for file in files), rel=0.05), "from float16"
+    config.validate.every_steps = 0
+    assert score_weights(config) == []

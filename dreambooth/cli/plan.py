@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     device, memory = planning.device_memory(config)
     if args.memory is not None:
         device, memory = "what there is", int(args.memory * planning.GIB)
-    planner, found = planning.Planner(config), None
+    planner = planning.Planner(config)
     for number, (change, changed) in enumerate(planning.with_savings(config)):
         need = planner.need(changed)
         if number == 0:
@@ -30,7 +30,6 @@ def run(args: argparse.Namespace) -> int:
             print(f"\n{device}: {memory / planning.GIB:.1f} GiB; leave a tenth of it, and 1 GiB for the libraries")
         fits = need.total < 0.9 * memory - planning.GIB
         print(f"  {need.total / planning.GIB:6.2f} GiB  {'fits  ' if fits else 'too much'}  {change}")
-        found = found or (change if fits else None)
     return 0
 
 

@@ -4,6 +4,7 @@ Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Mode
 Shapes: B batch, C channels, H/W height and width (pixels or latents).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ SMALL = 100e6  # parameters of a UNet: the embedded base has 7 million, Stable D
 
 
 @dataclass
-class UNetFamily:
+class UNetFamily(ABC):
     """VAE, UNet and schedule; the text side is the subclass's."""
 
     vae: AutoencoderKL
@@ -51,9 +52,9 @@ class UNetFamily:
     def denoiser(self) -> nn.Module:
         return self.unet
 
+    @abstractmethod
     def encode_texts(self, prompts: list[str]) -> Condition:
         """What the text encoders make of prompts, each tensor [B, ...]. Raises UserError for one that is too long."""
-        raise NotImplementedError
 
     def condition(self, prompts: list[str]) -> Condition:
         """What the text encoders make of prompts, or made of them when they were remembered; each tensor [B, ...]."""
