@@ -4,6 +4,8 @@ import argparse
 import re
 from typing import TYPE_CHECKING, Any
 
+from dreambooth.cli import loading_libraries
+
 if TYPE_CHECKING:
     from dreambooth.export import SubjectCard
     from dreambooth.sampling import SamplerSettings
@@ -86,7 +88,8 @@ def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     size = check_arguments(args)
-    from dreambooth import pictures
+    with loading_libraries():
+        from dreambooth import pictures
 
     if args.from_image:
         return make_again(args)

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from dreambooth.cli import loading_libraries
 from dreambooth.config import describe_config, load_config
 
 
@@ -17,8 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
-    from dreambooth.engine import RunFolder, train
-    from dreambooth.ranks import is_first
+    with loading_libraries():
+        from dreambooth.engine import RunFolder, train
+        from dreambooth.ranks import is_first
 
     code = train(config, args.profile)
     if code == 0 and is_first():
