@@ -5,10 +5,14 @@ Shapes: B batch, C channels (3, red green blue), H/W height and width in pixels.
 """
 
 import hashlib
+import itertools
+import os
+import stat
 import struct
 import warnings
 import zlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -20,7 +24,7 @@ from torch import Tensor
 
 from dreambooth.buckets import Size, largest_part
 from dreambooth.captions import is_caption_file
-from dreambooth.errors import NonFiniteError, UserError
+from dreambooth.errors import NonFiniteError, UserError, shown
 
 # By content, not by extension. A closed list, because Pillow's own has formats that take almost any bytes for a picture
 # (TGA) or start another program (EPS).
@@ -35,6 +39,9 @@ FORMATS = {
     "TIFF": "TIFF",
     "WEBP": "WebP",
 }
+MIN_SIDE = 16  # pixels; what has fewer is an icon, or went wrong
+MAX_ASPECT = 16  # long side over short one
+ALIKE = 5.0  # of 255; re-encoded or resized copies differ by 1 or 2, the most alike of photos in one series by 10
 SYSTEM_FILES = {"__macosx", "desktop.ini", "ehthumbs.db", "thumbs.db"}  # lower case; names with a leading dot as well
 
 # What Pillow's decoders raise on damaged files, found by flipping and cutting bytes of every format above.
@@ -59,21 +66,64 @@ def list_images(folder: str | Path) -> list[Path]:
     the pictures do not count as such.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: {'a file' if folder.exists() else 'no such folder'}. Name a folder of pictures.")
-    files = sorted(path for path in folder.iterdir() if not _is_system_file(path.name))
+    files = sorted(path for path in _entries(folder) if not _is_system_file(path.name))
     stems = {path.stem for path in files if path.suffix != ".txt"}
     paths = [path for path in files if not is_caption_file(path, stems)]
     if not paths:
-        raise UserError(f"{folder}: the folder has no pictures. {_allowed()}")
+        raise UserError(f"{shown(folder)}: the folder has no pictures. {_allowed()}")
     reasons = {path.name: _why_unreadable(path) for path in paths}
-    bad = [f"{name} ({reason})" for name, reason in reasons.items() if reason]
+    bad = [f"{shown(name)} ({shown(reason)})" for name, reason in reasons.items() if reason]
     if bad:
         raise UserError(
-            f"{folder}: {len(bad)} of {len(paths)} files cannot be used as pictures: {', '.join(bad)}.\n"
+            f"{shown(folder)}: {len(bad)} of {len(paths)} files cannot be used as pictures: {', '.join(bad)}.\n"
             f"{_allowed()} Mend, move or remove the others."
         )
     return paths
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except NotADirectoryError as error:
+        raise UserError(f"{shown(folder)}: a file. Name a folder of pictures.") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = "no such folder" if isinstance(error, FileNotFoundError) else f"cannot be opened ({error})"
+        raise UserError(f"{shown(folder)}: {reason}. Name a folder of pictures.") from error
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a picture is at a glance. size: as it is seen. num_frames: pictures in its file, of which the first is read.
+
+    colours_HWC: of its 16 x 16 parts, 0 to 255.
+    """
+
+    path: Path
+    size: Size
+    num_frames: int
+    colours_HWC: np.ndarray
+
+
+def look_at(path: Path) -> Look:
+    """Raises UserError as `load_image` does."""
+    image = load_image(path)
+    colours_HWC = np.asarray(image.resize((16, 16), Image.Resampling.BOX)).astype(np.float32)
+    return Look(path, image.size, _num_frames(path), colours_HWC)
+
+
+def alike(looks: Sequence[Look]) -> list[tuple[Path, Path]]:
+    """Pairs that show the same: copies, re-encoded, resized or cut by a hair; not two photos of one thing."""
+    return [
+        (one.path, other.path)
+        for one, other in itertools.combinations(looks, 2)
+        if abs(one.colours_HWC - other.colours_HWC).mean() < ALIKE
+    ]
+
+
+def _num_frames(path: Path) -> int:
+    """1 for what holds previews or parts beside its picture (MPO, HEIC)."""
+    with Image.open(path, formats=_readable_formats()) as image:
+        return getattr(image, "n_frames", 1) if image.format in {"AVIF", "GIF", "PNG", "TIFF", "WEBP"} else 1
 
 
 def load_image(path: str | Path) -> Image.Image:
@@ -85,7 +135,7 @@ def load_image(path: str | Path) -> Image.Image:
     try:
         return _to_rgb(_decode(Path(path)))
     except UserError as error:
-        raise UserError(f"{path}: {error}. {_allowed()}") from error
+        raise UserError(f"{shown(path)}: {error}. {_allowed()}") from error
 
 
 def load_mask(path: str | Path) -> Image.Image:
@@ -103,9 +153,9 @@ def transparency_mask(path: str | Path) -> Image.Image:
     return image.convert("RGBA").getchannel("A")
 
 
-def is_upscaled(image: Image.Image, size: Size) -> bool:
-    """Whether `resize_and_crop` to `size` has to invent detail: a side has fewer pixels."""
-    return image.width < size[0] or image.height < size[1]
+def is_upscaled(own: Size, size: Size) -> bool:
+    """Whether `resize_and_crop` from a picture of `own` size to `size` invents detail: a side has fewer pixels."""
+    return own[0] < size[0] or own[1] < size[1]
 
 
 def resize_and_crop(image: Image.Image, size: Size, position_xy: tuple[float, float] = (0.5, 0.5)) -> Image.Image:
@@ -186,7 +236,7 @@ def digest_files(paths: Iterable[str | Path]) -> str:
         with path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").digest()
         # Digests of fixed length: no byte can move from a name to a content and leave the sum as it was.
-        digest.update(hashlib.sha256(path.name.encode()).digest() + content)
+        digest.update(hashlib.sha256(os.fsencode(path.name)).digest() + content)
     return digest.hexdigest()
 
 
@@ -199,9 +249,9 @@ def _allowed() -> str:
 
 
 def _why_unreadable(path: Path) -> str:
-    """Empty if the picture can be read."""
+    """Empty if the picture can be read, and is large enough to be one."""
     try:
-        _to_rgb(_decode(path))
+        _to_rgb(_decode(path, check_size=True))
     except UserError as error:
         return str(error)
     return ""
@@ -219,27 +269,50 @@ def _readable_formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _decode(path: Path) -> Image.Image:
+def _decode(path: Path, check_size: bool = False) -> Image.Image:
     """The first frame, upright, in the mode that the file has. Raises UserError with the reason, without the name."""
-    if path.is_dir():
-        raise UserError("a folder; pictures in it are not looked for")
     try:
+        _check_is_file(path)
         with warnings.catch_warnings():
             # Pillow warns from 89 million pixels on and refuses from twice that; phones do take 100 million.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path, formats=_readable_formats()) as image:
+                if check_size:
+                    _check_size(*image.size)
                 image.load()
                 return ImageOps.exif_transpose(image)
     except UnidentifiedImageError as error:
         if path.suffix.lower() in {".heic", ".heif"} and "HEIF" not in _readable_formats():
             raise UserError("HEIC is read once pillow-heif is installed: pip install pillow-heif") from error
         raise UserError("not a picture") from error
+    except UserError:
+        raise
     except FileNotFoundError as error:
         raise UserError("no such file") from error
     except Image.DecompressionBombError as error:
         raise UserError(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} million pixels") from error
     except DECODER_ERRORS as error:
-        raise UserError(f"cannot be read: {error}") from error
+        said = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise UserError(f"cannot be read: {said}") from error
+
+
+def _check_is_file(path: Path) -> None:
+    """Raises UserError for a folder, and for a pipe, whose end would never come. OSError where there is nothing."""
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise UserError("a folder; pictures in it are not looked for")
+    if not stat.S_ISREG(mode):
+        raise UserError("not a file")
+    if not path.stat().st_size:
+        raise UserError("empty, 0 bytes")
+
+
+def _check_size(width: int, height: int) -> None:
+    """By the file's header, before any pixel is decoded. Raises UserError."""
+    if min(width, height) < MIN_SIDE:
+        raise UserError(f"{width} x {height} pixels; each side needs {MIN_SIDE} or more")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise UserError(f"{width} x {height} pixels; one side may be {MAX_ASPECT} times the other at most")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -248,7 +321,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = _to_8_bits(image)
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
+        white.alpha_composite(image.convert("RGBA"))
+        image = white
     if image.mode != "CMYK":
         image = image.convert("RGB")
     return _to_srgb(image, profile)
@@ -263,7 +337,10 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
             f"grey levels from {levels_HW.min():g} to {levels_HW.max():g}, where 0 to {white:g} are known; "
             "save it with 8 or 16 bits"
         )
-    grey = Image.fromarray((levels_HW * (255 / white)).round().astype(np.uint8))
+    if image.mode == "F":
+        grey = Image.fromarray((levels_HW * 255).round().astype(np.uint8))
+    else:  # by a table: a float for each of 178 million levels would take gigabytes
+        grey = image.convert("I").point((np.arange(65536) * (255 / 65535)).round().astype(int).tolist(), "L")
     if "transparency" in image.info:  # PNG: one level is see-through
         grey.putalpha(Image.fromarray(np.where(levels_HW == image.info["transparency"], 0, 255).astype(np.uint8)))
     return grey

@@ -19,10 +19,20 @@ from dreambooth.buckets import Size, make_buckets, nearest_bucket
 from dreambooth.captions import Captions, read_captions, without_subjects
 from dreambooth.config import Config, subject_key
 from dreambooth.data import EncodedPicture, LatentDataset, Sample, by_subject, encode_pictures
-from dreambooth.errors import UserError
+from dreambooth.errors import UserError, shown
 from dreambooth.export import LearnedSubject, SubjectCard, card_in_file, read_card
 from dreambooth.families import Family, evaluation_mode, frozen_copy, load_family
-from dreambooth.images import is_upscaled, list_images, load_image, load_mask, to_images, transparency_mask
+from dreambooth.images import (
+    Look,
+    alike,
+    is_upscaled,
+    list_images,
+    load_image,
+    load_mask,
+    look_at,
+    to_images,
+    transparency_mask,
+)
 from dreambooth.methods import MethodSettings, find_method
 from dreambooth.methods.adapters import base_beneath
 from dreambooth.metrics.encoders import is_at_hand
@@ -133,11 +143,21 @@ def read_texts(family: Family, captions: list[list[str]], config: Config, text_t
             )
 
 
-def tell_small_pictures(paths: list[Path], buckets: list[Size], resolution: int) -> None:
-    """Enlarging a picture blurs it, and blur is learned with the subject: worth a word, but no reason to refuse."""
-    small = [path.name for path in paths if is_upscaled(image := load_image(path), nearest_bucket(image.size, buckets))]
-    if small:
-        tell(f"warning: smaller than data.resolution ({resolution}), so enlarged: {', '.join(small)}")
+def picture_warnings(looks: Sequence[Look], buckets: list[Size], resolution: int) -> Iterator[str]:
+    """What is no reason to refuse pictures, but worth a word."""
+    small = [look.path for look in looks if is_upscaled(look.size, nearest_bucket(look.size, buckets))]
+    if small:  # enlarging blurs, and blur is learned with the subject
+        yield f"smaller than data.resolution ({resolution}), so enlarged: {_named(small)}"
+    if moving := [look for look in looks if look.num_frames > 1]:
+        frames = ", ".join(f"{shown(look.path.name)} (1 of {look.num_frames})" for look in moving)
+        yield f"several pictures in a file, of which the first is taken: {frames}"
+    if pairs := alike(looks):
+        twice = "; ".join(f"{_named([one])} and {_named([other])}" for one, other in pairs)
+        yield f"(nearly) the same picture twice, which then counts twice; leave one out: {twice}"
+
+
+def _named(paths: Sequence[Path]) -> str:
+    return ", ".join(shown(path.name) for path in paths)
 
 
 def texts_of(config: Config) -> list[str]:
@@ -186,7 +206,8 @@ def tell_buckets(pictures: list[EncodedPicture]) -> None:
 def encode_subjects(family: Family, given: Given, config: Config, randomness: Randomness) -> list[EncodedPicture]:
     """All pictures of all subjects, one subject's after the other's; tells what may be amiss with their sizes."""
     paths = [*chain(*given.photos)]
-    tell_small_pictures(paths, buckets_of(family, config), config.data.resolution)
+    for warning in picture_warnings([*map(look_at, paths)], buckets_of(family, config), config.data.resolution):
+        tell(f"warning: {warning}")
     subjects = [number for number, own in enumerate(given.photos) for _ in own]
     pictures = encode(family, paths, config, randomness, given.masks, subjects)
     if config.data.buckets:

@@ -13,12 +13,14 @@ from PIL import Image, ImageCms, ImageDraw, ImageOps
 
 from dreambooth.errors import NonFiniteError, UserError
 from dreambooth.images import (
+    alike,
     cells,
     digest_files,
     grid,
     is_upscaled,
     list_images,
     load_image,
+    look_at,
     resize_and_crop,
     to_images,
     to_tensor,
@@ -102,6 +104,99 @@ def test_a_folder_that_is_missing_empty_or_a_file_is_named(tmp_path):
     for name in ("missing", "empty", "file"):
         with pytest.raises(UserError, match=name):
             list_images(tmp_path / name)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that says it is this large."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def test_sizes_that_no_picture_has_are_refused_by_their_headers_all_at_once_and_before_decoding(tmp_path):
+    sizes = {"huge": (50000, 50000), "dot": (1, 1), "sliver": (2000, 3), "strip": (4000, 200), "icon": (15, 15)}
+    for name, size in sizes.items():  # there are no pixels in these files: decoding one would be told as damage
+        (tmp_path / f"{name}.png").write_bytes(png_header(*size))
+    (tmp_path / "page.jpg").write_text("<!doctype html><p>not found")
+    (tmp_path / "drawing.jpg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    (tmp_path / "zero.jpg").touch()
+    with pytest.raises(UserError) as error:
+        list_images(tmp_path)
+    for told in (
+        "8 of 8 files cannot be used",
+        "huge.png (more than 178 million pixels)",
+        "dot.png (1 x 1 pixels; each side needs 16 or more)",
+        "sliver.png (2000 x 3 pixels; each side",
+        "strip.png (4000 x 200 pixels; one side may be 16 times the other at most)",
+        "icon.png (15 x 15 pixels",
+        "page.jpg (not a picture)",
+        "drawing.jpg (not a picture)",
+        "zero.jpg (empty, 0 bytes)",
+    ):
+        assert told in str(error.value)
+
+
+def test_a_pipe_a_loop_of_links_and_a_file_of_odd_name_are_named_and_hang_nothing(tmp_path, picture):
+    picture.save(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "round").symlink_to(tmp_path)
+    (tmp_path / "new\nline\x1b[31m.png").touch()
+    with pytest.raises(UserError) as error:
+        list_images(tmp_path)
+    for told in ("pipe.png (not a file)", "loop.png (cannot be read: Too many levels", "round (a folder;"):
+        assert told in str(error.value)
+    assert r"new\nline\x1b[31m.png (empty, 0 bytes)" in str(error.value), "a terminal would act on this name"
+
+
+def test_pictures_of_odd_names_are_read_and_counted(tmp_path, picture):
+    names = ["-rf.png", "ünïcödé 🐶.png", "new\nline.png", "x" * 250 + ".png", "$(touch pwned).png", "%s{0}.png"]
+    names.append(os.fsdecode(b"no-utf8-\xff.png"))
+    for name in names:
+        picture.save(tmp_path / name)
+    paths = list_images(tmp_path)
+    assert sorted(path.name for path in paths) == sorted(names)
+    assert len({digest_files([path]) for path in paths}) == len(names)
+
+
+def test_a_copy_re_encoded_resized_or_cut_by_a_hair_is_alike_and_a_mirrored_or_other_picture_is_not(tmp_path, picture):
+    picture = picture.resize((256, 192), Image.Resampling.BICUBIC)
+    ImageDraw.Draw(picture).ellipse((30, 40, 90, 120), fill="navy")
+    picture.save(tmp_path / "a.png")
+    picture.save(tmp_path / "again.png")
+    picture.save(tmp_path / "encoded.jpg", quality=60)
+    picture.resize((100, 75)).save(tmp_path / "small.webp")
+    picture.crop((2, 2, 254, 190)).save(tmp_path / "cut.png")
+    copies = {"again.png", "encoded.jpg", "small.webp", "cut.png"}
+    ImageOps.mirror(picture).save(tmp_path / "mirrored.png")
+    Image.new("RGB", picture.size, "gray").save(tmp_path / "other.png")
+    pairs = [{one.name, other.name} for one, other in alike([look_at(path) for path in list_images(tmp_path)])]
+    assert {other for pair in pairs for other in pair - {"a.png"} if "a.png" in pair} == copies
+    assert not [pair for pair in pairs if pair & {"mirrored.png", "other.png"}]
+
+
+SERIES = [Path(__file__).parents[1] / "data" / name for name in ("dog", "robot")]
+SERIES += sorted(path.parent for path in PHOTOGRAPHS.glob("*/00.jpg"))
+
+
+@pytest.mark.parametrize("folder", SERIES, ids=lambda folder: folder.name)
+def test_no_two_photos_of_one_subject_are_taken_for_copies(folder):
+    looks = [look_at(path) for path in list_images(folder)]
+    assert len(looks) >= 4
+    assert alike(looks) == []
+
+
+def test_of_several_pictures_in_a_file_the_number_is_known(tmp_path, picture):
+    others = [picture.rotate(90), picture.rotate(180)]
+    for name in ("a.gif", "a.png", "a.webp", "a.tiff"):
+        picture.save(tmp_path / name, save_all=True, append_images=others)
+        assert look_at(tmp_path / name).num_frames == 3, name
+    picture.save(tmp_path / "b.jpg")
+    picture.save(tmp_path / "phone.jpg", format="MPO", save_all=True, append_images=others)
+    assert [look_at(tmp_path / name).num_frames for name in ("b.jpg", "phone.jpg")] == [1, 1]
 
 
 # load_image
@@ -355,8 +450,8 @@ def test_a_fine_pattern_is_averaged_and_not_aliased():
 
 
 def test_upscaling_is_told_by_the_side_that_is_short_of_pixels(picture):
-    assert not is_upscaled(picture, (48, 48))
-    assert is_upscaled(picture, (49, 49))
+    assert not is_upscaled(picture.size, (48, 48))
+    assert is_upscaled(picture.size, (49, 49))
     assert resize_and_crop(picture, (100, 100)).size == (100, 100)
 
 

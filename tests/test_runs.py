@@ -164,6 +164,20 @@ def test_pictures_that_must_be_enlarged_are_named(config_file: Path, capsys: pyt
     assert "smaller than data.resolution (72), so enlarged: 0.png, 1.png, 2.png" in capsys.readouterr().err
 
 
+def test_copies_and_moving_pictures_are_named(
+    config_file: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = Path(shutil.copytree(pictures, tmp_path / "mine"))
+    shutil.copy(mine / "1.png", mine / "copy\n.png")
+    frames = [Image.new("RGB", (64, 64), colour) for colour in ("teal", "navy")]
+    frames[0].save(mine / "moving.gif", save_all=True, append_images=frames[1:])
+    short = ["train.max_steps=1", "optim.warmup_steps=0", "validate.every_steps=0"]
+    assert train(load_config(config_file, [*short, f"subject.images={mine}"])) == 0
+    told = capsys.readouterr().err
+    assert r"the same picture twice, which then counts twice; leave one out: 1.png and copy\n.png" in told
+    assert "moving.gif (1 of 2)" in told
+
+
 def test_a_prior_of_another_prompt_is_never_reused(config_file: Path) -> None:
     short = ["train.max_steps=1", "optim.warmup_steps=0", "run.resume=never"]
     train(load_config(config_file, short))
