@@ -53,7 +53,7 @@ def main(argv: Sequence[str], prog: str | None = None) -> int:
 
 @contextlib.contextmanager
 def loading_libraries() -> Iterator[None]:
-    """No garbage is looked for while a process loads them: they leave a million objects that stay (a fifth of the time).
+    """No garbage is looked for while a process loads them: a million objects that stay, a fifth of the time.
 
     Nor is any looked for among these from then on, which took .4 s each time.
     """
