@@ -21,16 +21,32 @@ import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dreambooth.errors import UserError
+from dreambooth import plain_yaml
+from dreambooth.errors import UserError, shown
 from dreambooth.prompts import has_field, unknown_fields
 
 PROVENANCE = "provenance"  # the section that a run adds to its config.yaml; read back, it is ignored
+MAX_INT = 2**63 - 1
+MAX_REFERENCES = 8  # from one key to the next
+MAX_NAME_BYTES = 200
+MAX_KEYS = 1000
+MAX_SHOWN = 100  # characters of a value in a message
+REFERENCE = re.compile(r"\$\{(\w+(?:\[\d+\])?\.\w+)\}")  # to another key: ${subject.class_noun}
 ENTRY = re.compile(r"^subjects\[(\d+)\]")  # how the keys of the second subject begin: subjects[1]
 
 
-def knob(default: Any, text: str, *, minimum: float | None = None, above: float | None = None) -> Any:
-    """A config field: its default, its help text with the unit, and its range (`minimum` allowed, `above` not)."""
-    metadata = {"text": text, "minimum": minimum, "above": above}
+def knob(
+    default: Any,
+    text: str,
+    *,
+    minimum: float | None = None,
+    above: float | None = None,
+    maximum: float | None = None,
+    multiple: int = 1,
+) -> Any:
+    """A config field: its default, its help text with the unit, and its range (`minimum`, `maximum` allowed, `above`
+    not), in steps of `multiple`."""
+    metadata = {"text": text, "minimum": minimum, "above": above, "maximum": maximum, "multiple": multiple}
     if isinstance(default, tuple):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -85,14 +101,16 @@ class SubjectConfig:
 class DataConfig:
     """From files to pixels."""
 
-    resolution: int = knob(512, "side of the square training pictures, pixels", minimum=8)
+    resolution: int = knob(
+        512, "side of the square training pictures, pixels, a multiple of 8", minimum=8, maximum=16384, multiple=8
+    )
     buckets: bool = knob(
         False,
         "each picture is cut not to a square but, by a few percent, to the nearest of some shapes between 1:2 and 2:1 "
         "that have about the square's area; class pictures are made in the same shapes",
     )
     bucket_step: int = knob(
-        64, "sides of these shapes are multiples of this, pixels; a smaller one cuts off less", minimum=8
+        64, "sides of these shapes are multiples of this, pixels; a smaller one cuts off less", minimum=8, multiple=8
     )
     crop: Literal["center", "random"] = knob("center", "where a picture is cut that has not the shape it is to get")
     num_crops: int = knob(8, "crops a picture, encoded once each, when data.crop is random", minimum=1)
@@ -114,7 +132,9 @@ class DataConfig:
         "the same name, white where it counts; null: all of it",
     )
     unmasked_weight: float = knob(0.1, "how much places count that a mask leaves out, 0 to 1", minimum=0)
-    num_workers: int = knob(0, "processes that load data; 0 is fastest, latents being in memory", minimum=0)
+    num_workers: int = knob(
+        0, "processes that load data; 0 is fastest, latents being in memory", minimum=0, maximum=256
+    )
 
 
 @dataclass
@@ -363,8 +383,9 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Confi
 
     Raises UserError that lists every mistake, one a line.
     """
-    settings = flatten(_read_yaml(Path(path)), str(path))
-    problems = []
+    raw, problems = _read_yaml(Path(path))
+    settings, wrong = _flat(raw)
+    problems += wrong
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
@@ -372,12 +393,16 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Confi
         else:
             key = re.sub(r"^subjects\.(\d+)\.", r"subjects[\1].", key)
             settings[key] = _override_value(key, text)
-    problems += [problem for key, value in settings.items() if (problem := _problem(key, value))]
-    problems += [*_list_problems(settings), *_missing_keys(settings)]
+    if len(settings) > MAX_KEYS:
+        raise UserError(f"{shown(path)}: {len(settings)} keys are no config; there are {len(config_fields())}")
+    settings = {key: _resolved(settings, key, value) for key, value in settings.items()}
+    bad = {key: problem for key, value in settings.items() if (problem := _problem(key, value))}
+    problems += [*bad.values(), *_list_problems(settings), *_missing_keys(settings)]
+    good = {key: value for key, value in settings.items() if key not in bad}
+    if len(bad) == len(problems) and not any(_missing_keys(good)):  # what else is wrong can be told as well
+        config = _build(good, path)
+        problems += [problem for problem in _joint_problems(config) if not any(key in problem for key in bad)]
     if problems:
-        raise UserError(_listed(path, problems))
-    config = _build(settings, path)
-    if problems := list(_joint_problems(config)):
         raise UserError(_listed(path, problems))
     return config
 
@@ -454,33 +479,40 @@ def flatten(raw: dict[str, Any], path: str = "config") -> dict[str, Any]:
 
     Raises UserError, which names `path`, for what is no section.
     """
+    flat, problems = _flat(raw)
+    if problems:
+        raise UserError(_listed(path, problems))
+    return flat
+
+
+def _flat(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The same, and what is wrong with the sections."""
     flat: dict[str, Any] = {}
-    for section, values in _without_list(raw, path).items():
+    sections, problems = _without_list(raw)
+    for section, values in sections.items():
         if section == PROVENANCE:
             continue
         is_section = section in _sections() or ENTRY.fullmatch(section)
         if isinstance(values, dict) and is_section:
             flat |= {f"{section}.{name}": value for name, value in values.items()}
         elif is_section:
-            raise UserError(f"{path}: section {section!r} must hold keys, found {values!r}")
+            problems.append(f"{section}: a section must hold keys, found {_cut(values)}")
         else:
-            flat[str(section)] = values
-    return flat
+            flat[section] = values
+    return flat, problems
 
 
 # ------------------------------------------------------------------------------------------------ reading and checking
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path) -> tuple[dict[str, Any], list[str]]:
     if not path.is_file():
-        raise UserError(f"{path}: there is no such config file; configs/ holds examples")
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
+        raise UserError(f"{shown(path)}: there is no such config file; configs/ holds examples")
+    raw, problems = plain_yaml.read(path)
     if not isinstance(raw, dict):
-        raise UserError(f"{path}: expected sections ({', '.join(_sections())}), found {type(raw).__name__}")
-    return raw
+        found = "nothing" if raw is None else type(raw).__name__
+        raise UserError(f"{shown(path)}: expected sections ({', '.join(_sections())}), found {found}")
+    return raw, problems
 
 
 def _sections() -> dict[str, type]:
@@ -492,16 +524,15 @@ def _sections() -> dict[str, type]:
     }
 
 
-def _without_list(raw: dict[str, Any], path: str) -> dict[str, Any]:
-    """The entries of the list `subjects`, if there is one, as sections of their own."""
-    if "subjects" not in raw:
-        return raw
-    entries = raw["subjects"]
+def _without_list(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The entries of the list `subjects`, if there is one, as sections of their own; what is wrong with it."""
+    named = {str(name): values for name, values in raw.items()}
+    if "subjects" not in named:
+        return named, []
+    entries = named.pop("subjects")
     if not isinstance(entries, list) or not entries:
-        raise UserError(f"{path}: subjects must be a list of entries with the keys of 'subject', found {entries!r}")
-    return {str(name): values for name, values in raw.items() if name != "subjects"} | {
-        f"subjects[{number}]": entry for number, entry in enumerate(entries)
-    }
+        return named, [f"subjects: must be a list of entries with the keys of 'subject', found {_cut(entries)}"]
+    return named | {f"subjects[{number}]": entry for number, entry in enumerate(entries)}, []
 
 
 def _subject_sections(keys: typing.Iterable[str]) -> list[str]:
@@ -535,33 +566,102 @@ def _override_value(key: str, text: str) -> Any:
     if item is not None and item.type is str:
         return text
     try:
-        return yaml.safe_load(text)
+        value, repeated = plain_yaml.parse(text)
+        return text if repeated else value
     except yaml.YAMLError:
         return text
 
 
+def _resolved(settings: dict[str, Any], key: str, value: Any, beneath: tuple[str, ...] = ()) -> Any:
+    """A value with each ${section.key} in it replaced by that key's own; a value that is nothing else keeps its type.
+
+    What cannot be replaced stays as it is: an unknown key, one that refers to itself, ${oc.env:HOME} and the like.
+    """
+    if isinstance(value, list):
+        return [_resolved(settings, key, each, beneath) for each in value]
+    if not isinstance(value, str) or len(beneath) > MAX_REFERENCES:
+        return value
+
+    def referred(match: re.Match[str]) -> Any:
+        other = _own_name(match[1], settings)
+        if other in (*beneath, key) or field_of(other) is None:
+            return match[0]
+        found = settings[other] if other in settings else default_of(other)
+        return match[0] if found == MISSING else _resolved(settings, other, found, (*beneath, key))
+
+    whole = REFERENCE.fullmatch(value)
+    return referred(whole) if whole else REFERENCE.sub(lambda match: str(referred(match)), value)
+
+
+def _own_name(key: str, settings: dict[str, Any]) -> str:
+    """`subject.images` is that of the first of several, `subjects[0].images` that of the only one."""
+    first = _subject_sections(settings)[0]
+    return re.sub(r"^(subject|subjects\[0\])\.", f"{first}.", key)
+
+
 def _problem(key: str, value: Any) -> str | None:
     """What is wrong with one setting by itself: its name, its type or its range."""
-    fields, item = config_fields(), field_of(key)
+    item = field_of(key)
     if item is None:
-        near = difflib.get_close_matches(key, [*fields, *_sections()], n=1, cutoff=0.5)
-        by_name = [known for known in fields if known.split(".")[-1] == key.split(".")[-1]]
-        hint = (by_name or near or [f"one of the sections {', '.join(_sections())}"])[0]
-        entry = ENTRY.match(key)
-        return f"{key}: unknown key; did you mean {hint.replace('subject.', f'{entry[0]}.') if entry else hint}?"
+        return _unknown_key(key)
     kind = item.type
     if kind is str and value is not None and not isinstance(value, str):
-        return f"{key}: YAML reads this as {value!r}, not as text; put it in quotes"
-    if isinstance(value, str) and "${" in value:
-        return None  # resolved, and checked, when all settings are together
+        return f"{key}: YAML reads this as {_cut(value)}, not as text; put it in quotes"
+    if problem := next(filter(None, map(_text_problem, value if isinstance(value, list) else [value])), None):
+        return f"{key}: {problem}"
     if isinstance(value, str) and _takes_float(kind):
         value = _number(value)
+    if isinstance(value, int) and abs(value) > MAX_INT:
+        return f"{key}: {_cut(value)} is too large"
     section, name = ENTRY.sub("subject", key).split(".")
     try:
-        OmegaConf.merge(OmegaConf.structured(_sections()[section]), {name: value})
+        merged: Any = OmegaConf.merge(OmegaConf.structured(_sections()[section]), {name: value})
     except OmegaConfBaseException:
-        return f"{key}: {value!r} is not allowed; expected {_type_name(kind)}"
-    return _range_problem(key, item, value)
+        return f"{key}: {_cut(value)} is not allowed; expected {_type_name(kind)}{_nearest(value, kind)}"
+    return _range_problem(key, item, value if isinstance(value, (int, float)) else merged[name])
+
+
+def _unknown_key(key: str) -> str:
+    fields, entry = config_fields(), ENTRY.match(key)
+    near = difflib.get_close_matches(key[:MAX_SHOWN], [*fields, *_sections()], n=1, cutoff=0.5)
+    by_name = [known for known in fields if known.split(".")[-1] == key.split(".")[-1]]
+    hint = (by_name or near or [f"one of the sections {', '.join(_sections())}"])[0]
+    hint = hint.replace("subject.", f"{entry[0]}.") if entry else hint
+    return f"{shown(_shortened(key))}: unknown key; did you mean {hint}?"
+
+
+def _text_problem(value: Any) -> str | None:
+    """What is wrong with a text by itself."""
+    if not isinstance(value, str):
+        return None
+    if value == MISSING:
+        return "'???' stands for a value that is missing; write one"
+    if "${" in value:
+        return (
+            f"{_cut(value)} is not allowed: only keys of this config can be referred to, as in ${{subject.class_noun}}"
+        )
+    if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
+        return f"{_cut(value)} holds characters that are no text"
+    return None
+
+
+def _nearest(value: Any, kind: Any) -> str:
+    """Of a choice the one that was probably meant."""
+    choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
+    near = difflib.get_close_matches(str(value)[:MAX_SHOWN], choices, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _cut(value: Any) -> str:
+    """A value as a message shows it."""
+    try:
+        return _shortened(repr(value))
+    except ValueError:  # a number of more than 4300 digits
+        return "a number of thousands of digits"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def _build(settings: dict[str, Any], path: str | Path) -> Config:
@@ -575,12 +675,9 @@ def _build(settings: dict[str, Any], path: str | Path) -> Config:
     try:
         entries = [_structured(SubjectConfig, nested[name]) for name in _subject_sections(settings)]
         sections = {name: _structured(kind, nested[name]) for name, kind in _sections().items() if name != "subject"}
-        # Under both names, for ${subject.class_noun} as well as ${subjects[1].class_noun}.
-        tree = OmegaConf.create({**sections, "subject": entries[0], "subjects": entries})
-        made = typing.cast(dict[str, Any], OmegaConf.to_object(tree))
+        made = typing.cast(dict[str, Any], OmegaConf.to_object(OmegaConf.create({**sections, "subjects": entries})))
     except OmegaConfBaseException as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
-    del made["subject"]
     return Config(**made)
 
 
@@ -591,13 +688,20 @@ def _structured(kind: type, values: dict[str, Any]) -> typing.Any:
 def _range_problem(key: str, item: dataclasses.Field[Any], value: Any) -> str | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    minimum, above = item.metadata["minimum"], item.metadata["above"]
+    limits = item.metadata
     if not math.isfinite(value):
         return f"{key}: {value} is not a finite number"
-    if minimum is not None and value < minimum:
-        return f"{key}: {value} is too small; at least {minimum}"
-    if above is not None and value <= above:
-        return f"{key}: {value} is too small; must be above {above}"
+    if limits["minimum"] is not None and value < limits["minimum"]:
+        return f"{key}: {value} is too small; at least {limits['minimum']}"
+    if limits["above"] is not None and value <= limits["above"]:
+        return f"{key}: {value} is too small; must be above {limits['above']}"
+    if limits["maximum"] is not None and value > limits["maximum"]:
+        return f"{key}: {value} is too large; at most {limits['maximum']}"
+    if rest := value % limits["multiple"] if limits["multiple"] > 1 else 0:
+        below = max(value - rest, limits["multiple"])
+        return (
+            f"{key}: {value} is not a multiple of {limits['multiple']}; {below} or {value - rest + limits['multiple']}"
+        )
     return None
 
 
@@ -610,8 +714,8 @@ def _joint_problems(config: Config) -> typing.Iterator[str]:
     for key, prompt in _templates(config):
         if unknown := unknown_fields(prompt, len(config.subjects)):
             yield f"{key}: {prompt!r} has {unknown[0]}, and this run has {len(config.subjects)} subject(s)"
-    if not config.run.name.strip() or config.run.name in (".", "..") or set(config.run.name) & set('/\\:*?"<>|\0'):
-        yield f"run.name: {config.run.name!r} must be the name of a folder, without / and the like"
+    if not _names_a_folder(config.run.name):
+        yield f"run.name: {_cut(config.run.name)} must name a folder: short, on one line, without / and the like"
     if prior.source == "folder" and not prior.folder:
         yield "prior.folder: required when prior.source is 'folder'"
     if prior.source != "folder" and prior.folder:
@@ -625,6 +729,8 @@ def _joint_problems(config: Config) -> typing.Iterator[str]:
         yield "optim.text_encoder_stop_drift: set, but validate.every_steps is 0: nothing measures the drift"
     if config.method.start is not None and config.method.name in ("full", "custom_diffusion"):
         yield f"method.start: {config.method.name} starts from model.base; set it to null"
+    if config.validate.every_steps and not config.validate.prompts:
+        yield "validate.prompts: empty; name one, or set validate.every_steps to 0"
     if optim.warmup_steps >= config.train.max_steps:
         yield f"optim.warmup_steps: {optim.warmup_steps} must be below train.max_steps ({config.train.max_steps})"
     if config.train.ema_decay >= 1:
@@ -639,6 +745,13 @@ def _joint_problems(config: Config) -> typing.Iterator[str]:
         yield from _fsdp_problems(config)
     if max(optim.beta1, optim.beta2) >= 1:
         yield f"optim.beta1, optim.beta2: {optim.beta1}, {optim.beta2} must be below 1"
+
+
+def _names_a_folder(name: str) -> bool:
+    """On any system, with room for an ending."""
+    if not name.strip() or name in (".", "..") or not name.isprintable() or len(name.encode()) > MAX_NAME_BYTES:
+        return False
+    return not set(name) & set('/\\:*?"<>|')
 
 
 def _fsdp_problems(config: Config) -> typing.Iterator[str]:
@@ -699,7 +812,7 @@ def _problems_of_several(config: Config) -> typing.Iterator[str]:
 
 
 def _listed(path: str | Path, problems: list[str]) -> str:
-    return f"{path}: {problems[0]}" if len(problems) == 1 else "\n  ".join([f"{path}:", *problems])
+    return f"{shown(path)}: {problems[0]}" if len(problems) == 1 else "\n  ".join([f"{shown(path)}:", *problems])
 
 
 def _takes_float(kind: Any) -> bool:

@@ -119,6 +119,185 @@ def test_only_settings_that_may_change_within_a_run_pass_unnoticed(tmp_path: Pat
     assert differences(before, after) == ["optim.lr: None -> 0.001"]
 
 
+def told(path: Path, *overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load_config(path, overrides)
+    return str(caught.value)
+
+
+def with_text(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(REQUIRED) + text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("data.resolution=60", "data.resolution: 60 is not a multiple of 8; 56 or 64"),
+        ("data.resolution=-8", "data.resolution: -8 is too small; at least 8"),
+        ("data.resolution=80000", "data.resolution: 80000 is too large; at most 16384"),
+        ("train.max_steps=1e3", "train.max_steps: '1e3' is not allowed; expected whole number"),
+        ("train.max_steps=true", "train.max_steps: True is not allowed; expected whole number"),
+        ("run.seed=" + "9" * 30, "run.seed: 999999999999999999999999999999 is too large"),
+        ("run.seed=" + "9" * 400, "is too large"),
+        ("train.max_steps=" + "9" * 5000, "is not allowed; expected whole number"),
+        ("optim.lr=.inf", "optim.lr: inf is not a finite number"),
+        ("train.precision=32-tru", "expected 32-true | bf16-mixed | 16-mixed; did you mean 32-true?"),
+        ("subject.identifier=???", "subject.identifier: '???' stands for a value that is missing"),
+        ("run.name=a\nb", r"run.name: 'a\nb' must name a folder"),
+        ("run.name=" + "x" * 300, "must name a folder: short"),
+        ("run.name=\udcff", "holds characters that are no text"),
+        ("subject.images=a\0b", "holds characters that are no text"),
+        ("validate.prompts=[]", "validate.prompts: empty"),
+        ("train.max_steps=" + "[" * 5000, "is not allowed"),
+    ],
+)
+def test_a_value_that_cannot_be_is_told_with_its_key_and_what_is_allowed(
+    tmp_path: Path, override: str, expected: str
+) -> None:
+    message = told(written(tmp_path), override)
+    assert message.startswith(f"{tmp_path / 'config.yaml'}: {override.split('=')[0]}: ")
+    assert expected in message
+    assert len(message.splitlines()) == 1
+    assert len(message) < 400 + len(str(tmp_path))
+
+
+def test_the_words_that_yaml_takes_for_something_else_are_told_all_at_once(tmp_path: Path) -> None:
+    path = with_text(tmp_path, "").with_name("words.yaml")
+    path.write_text(
+        "run: {name: 007}\nmodel: {base: 1e3.0, family: null}\n"
+        "subject: {images: 2026-11-21, identifier: no, class_noun: 0x10}\n"
+    )
+    message = told(path)
+    for part in (
+        "run.name: YAML reads this as 7,",
+        "identifier: YAML reads this as False,",
+        "class_noun: YAML reads this",
+    ):
+        assert part in message
+    assert "model.family: None is not allowed; expected text" in message
+    assert "subject.images" not in message, "a date is as good a folder's name as any"
+
+
+def test_mistakes_of_single_keys_and_of_several_together_are_told_at_once(tmp_path: Path) -> None:
+    message = told(written(tmp_path), "train.batch_size=0", "optim.warmup_steps=5000", "subject.prompt=a dog")
+    for part in (
+        "train.batch_size: 0 is too small",
+        "optim.warmup_steps: 5000 must be below",
+        "must contain {subject}",
+    ):
+        assert part in message
+    assert "below train.max_steps" not in told(written(tmp_path), "train.max_steps=x", "optim.warmup_steps=5000")
+
+
+def test_a_key_that_is_there_twice_is_told_with_its_lines(tmp_path: Path) -> None:
+    text = "train:\n  max_steps: 3\n  batch_size: 0\n  max_steps: 4\noptim: {lr: 1.0e-6}\noptim: {}\n"
+    message = told(with_text(tmp_path, text))
+    first = len(yaml.safe_dump(REQUIRED).splitlines()) + 1
+    assert f"train.max_steps: stands there twice, in lines {first + 1} and {first + 3}" in message
+    assert f"optim: stands there twice, in lines {first + 4} and {first + 5}" in message
+    assert "train.batch_size: 0 is too small" in message
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        '!!python/object/apply:os.system ["touch {canary}"]',
+        '!!python/object/new:os.system ["touch {canary}"]',
+        "!!python/name:os.system",
+        '!!int "abc"',
+        "!!timestamp abc",
+        "!own {{max_steps: 3}}",
+    ],
+)
+def test_a_tag_is_refused_and_runs_nothing(tmp_path: Path, value: str) -> None:
+    message = told(with_text(tmp_path, f"train: {value.format(canary=tmp_path / 'canary')}\n"))
+    assert "the tag !" in message
+    assert "leave it out" in message
+    override = f"train.max_steps={value.format(canary=tmp_path / 'canary')}"
+    assert "train.max_steps: " in told(with_text(tmp_path, ""), override)
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.timeout(10)
+def test_a_few_lines_that_grow_to_gigabytes_are_refused(tmp_path: Path) -> None:
+    lines = ["x0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"x{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10)]
+    assert "*a0 repeats another place; write the value out" in told(with_text(tmp_path, "\n".join(lines)))
+    assert "repeats another place" in told(with_text(tmp_path, "train: &a {max_steps: *a}\n"))
+    assert "levels deep" in told(with_text(tmp_path, "train: " + "[" * 20000))
+    assert "keys are no config" in told(with_text(tmp_path, "".join(f"k{n}: 1\n" for n in range(2000))))
+    assert "bytes are no such file" in told(with_text(tmp_path, "#" * 200_000))
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "expected sections (run, model"),
+        (b"\0" * 100, "not a YAML file"),
+        (bytes(range(256)), "no text in UTF-8"),
+        ("run: {name: x}".encode("utf-16"), "no text in UTF-8"),
+        (b"run:\n\tname: x\n", "line 2, column 1: found character '\\t'"),
+        (b"run: {name: 0b_}", "not a YAML file"),
+        (b"run: {name: x", "not a YAML file: line 1"),
+        (b"? [a]\n: b", "not a YAML file"),
+        (b"train: 3\ndata: [1]\nsubjects: 4", "data: a section must hold keys, found [1]"),
+    ],
+)
+def test_a_file_that_is_no_config_is_told_in_a_few_words(tmp_path: Path, content: bytes, expected: str) -> None:
+    (tmp_path / "config.yaml").write_bytes(content)
+    assert expected in told(tmp_path / "config.yaml")
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_config(path).run.name == "x"
+
+
+@pytest.mark.parametrize(
+    "key", ["subject.identifier", "subject.prompt", "run.name", "validate.prompts", "train.max_steps"]
+)
+@pytest.mark.parametrize(
+    "value",
+    [
+        "${oc.env:HOME}",
+        "${oc.env:HOME,{subject}}",
+        "${ oc.env : HOME }",
+        "${oc.decode:${oc.env:HOME}}",
+        "${run.${oc.env:HOME}}",
+        "a ${oc.env:HOME} {subject}",
+        "\\${oc.env:HOME}",
+        "${",
+        "${run.nothing}",
+        "${run.name}${oc.env:HOME}",
+    ],
+)
+def test_what_the_environment_holds_never_gets_into_a_setting(
+    tmp_path: Path, key: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/canary")
+    section, name = key.split(".")
+    in_file = {section: {**REQUIRED.get(section, {}), name: [value] if key == "validate.prompts" else value}}
+    override = f"{key}={[value] if key == 'validate.prompts' else value}"
+    for message in (told(written(tmp_path, **in_file)), told(written(tmp_path), override)):
+        assert f"{key}: " in message
+        assert "is not allowed" in message
+        assert "canary" not in message
+
+
+def test_a_reference_to_another_key_is_checked_as_if_the_value_stood_there(tmp_path: Path) -> None:
+    config = load_config(
+        written(tmp_path), ["run.name=${subject.class_noun}-${train.max_steps}", "run.seed=${data.resolution}"]
+    )
+    assert (config.run.name, config.run.seed) == ("robot-1000", 512)
+    assert "train.max_steps: 0 is too small" in told(written(tmp_path), "train.max_steps=${data.num_workers}")
+    for name in ("${run.name}", "${subject.identifier}"):
+        message = told(written(tmp_path), f"run.name={name}", "subject.identifier=${run.name}")
+        assert "run.name: " in message, "two keys that refer to each other"
+
+
 def test_help_lists_every_key_with_type_and_default() -> None:
     text = describe_config()
     for key, field in config_fields().items():

@@ -18,6 +18,7 @@ LAYERS = (
         "__init__",
         "errors",
         "files",
+        "plain_yaml",
         "config",
         "schedules",
         "losses",

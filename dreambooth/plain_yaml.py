@@ -1,0 +1,95 @@
+"""YAML as people write it: mappings, lists, texts, numbers.
+
+No tags, which can run code; no aliases, which can grow a few lines to gigabytes; no key that silently hides another.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dreambooth.errors import UserError, first_line, shown
+
+MAX_BYTES = 100_000  # a config has a few thousand
+MAX_DEPTH = 16
+KINDS = ("null", "bool", "int", "float")  # that a bare word is read as; dates and merge keys (<<) stay texts
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers = {  # noqa: RUF012  # as the parent class has it
+        letter: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] in KINDS]
+        for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            raise _refused(event, f"*{event.anchor} repeats another place; write the value out")
+        if getattr(event, "tag", None) is not None:
+            tag = str(event.tag).replace("tag:yaml.org,2002:", "!!")
+            raise _refused(event, f"the tag {tag} is not read here; leave it out")
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise _refused(event, f"more than {MAX_DEPTH} levels deep")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+def _refused(event: yaml.Event, reason: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=reason, problem_mark=event.start_mark)
+
+
+def read(path: Path) -> tuple[Any, list[str]]:
+    """What a file holds, and its keys that are there twice, each with its lines. Raises UserError."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"{shown(path)}: {path.stat().st_size} bytes are no such file; at most {MAX_BYTES}")
+        return parse(path.read_bytes().decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{shown(path)}: not a YAML file: no text in UTF-8; save it as such") from error
+    except OSError as error:
+        raise UserError(f"{shown(path)}: cannot be read: {error.strerror or error}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{shown(path)}: not a YAML file: {_told(error)}") from error
+
+
+def parse(text: str) -> tuple[Any, list[str]]:
+    """The same of a text. Raises yaml.YAMLError."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None, []
+        return loader.construct_document(node), list(_repeated(node))
+    except (ValueError, OverflowError) as error:  # 0b_, a number of five thousand digits
+        raise yaml.YAMLError(first_line(error)) from error
+    finally:
+        loader.dispose()
+
+
+def _repeated(node: yaml.Node, path: str = "") -> Iterator[str]:
+    """Keys that a mapping has twice, with their full names."""
+    children = node.value if isinstance(node, (yaml.MappingNode, yaml.SequenceNode)) else []
+    lines: dict[str, int] = {}
+    for number, child in enumerate(children):
+        if not isinstance(child, tuple):
+            yield from _repeated(child, f"{path}[{number}]")
+            continue
+        key, value = child
+        name = f"{path}.{key.value}" if path else str(key.value)
+        line = key.start_mark.line + 1
+        if name in lines:
+            yield f"{shown(name)}: stands there twice, in lines {lines[name]} and {line}; leave one out"
+        lines[name] = line
+        yield from _repeated(value, name)
+
+
+def _told(error: yaml.YAMLError) -> str:
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return " ".join(str(error).split())
+    mark = error.problem_mark
+    hint = " (indent with spaces)" if "'\\t'" in str(error.problem) else ""
+    return f"line {mark.line + 1}, column {mark.column + 1}: {shown(error.problem)}{hint}"
