@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -60,6 +60,24 @@ class AverageWeights(StepCallback):
 
     def on_step_end(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
         module.update_average()
+
+
+class TakeSettings(pl.Callback):
+    """A resumed run takes the steps that its settings say, where Lightning has restored the optimizer's old ones.
+
+    They are the same, but for what was changed on purpose.
+    """
+
+    RESTORED = ("initial_lr", "betas", "weight_decay")
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        made: Any = pl_module.configure_optimizers()
+        schedule = cast(Any, trainer.lr_scheduler_configs[0].scheduler)
+        schedule.base_lrs = made["lr_scheduler"]["scheduler"].base_lrs
+        groups = zip(trainer.optimizers[0].param_groups, made["optimizer"].param_groups, strict=True)
+        for (group, fresh), base, factor in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+            group.update({name: fresh[name] for name in self.RESTORED if name in fresh})
+            group["lr"] = base * factor(schedule.last_epoch)
 
 
 class SaveState(StepCallback):

@@ -278,6 +278,11 @@ class TrainConfig:
     accumulate: int = knob(1, "batches a step: gradients are averaged over them", minimum=1)
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = knob("32-true", "number format of the arithmetic")
     save_every_steps: int = knob(100, "optimizer steps between saves of the full state", minimum=1)
+    keep_previous: bool = knob(
+        True,
+        "keep the state before the last one too, state/previous.ckpt, to go on from where the last is damaged; false: "
+        "half the disk",
+    )
     ema_decay: float = knob(
         0.0,
         "keep an average of the trained weights, of which this share stays a step, say 0.999: it is what is looked at "
@@ -367,6 +372,7 @@ class Config:
 MAY_CHANGE = (
     "train.max_steps",
     "train.save_every_steps",
+    "train.keep_previous",
     "run.dir",
     "run.name",
     "run.resume",

@@ -4,40 +4,34 @@ Here and in `parts`, settings become arguments: below this layer nothing sees th
 """
 
 import contextlib
-import hashlib
 import json
 import logging
-import platform
-import subprocess
 import sys
 import time
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
-import yaml
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch.utils.data import DataLoader
 
 from dreambooth import callbacks, parts
 from dreambooth.captions import Captions
-from dreambooth.checkpointing import AtomicCheckpointIO, StateEntry, find_state
-from dreambooth.config import PROVENANCE, Config, differences, load_config, to_dict
+from dreambooth.checkpointing import AtomicCheckpointIO, FoundState, Identity, find_state
+from dreambooth.config import Config
 from dreambooth.data import LatentDataset, PlaceSampler
 from dreambooth.errors import UserError
-from dreambooth.export import export_model, read_card
-from dreambooth.families import Family, fingerprint, move
+from dreambooth.export import export_model
+from dreambooth.families import move
 from dreambooth.files import write_text
-from dreambooth.images import digest_files, list_images
 from dreambooth.methods import find_method
 from dreambooth.metrics.journal import Journal
 from dreambooth.module import DreamBoothModule
@@ -45,64 +39,73 @@ from dreambooth.profiling import StepProfiler
 from dreambooth.prompts import examples
 from dreambooth.randomness import Randomness
 from dreambooth.ranks import is_first, tell
+from dreambooth.runfolder import (
+    Claim,
+    RunFolder,
+    check_identity,
+    clean,
+    found_state,
+    identify,
+    is_finished,
+    open_run,
+    probe,
+)
 from dreambooth.validation import Looks, Validate, restore_best
 
 
-class RunFolder:
-    """Where everything of a run lies: <run.dir>/<run.name>."""
-
-    def __init__(self, config: Config) -> None:
-        self.path = Path(config.run.dir) / config.run.name
-        self.config = self.path / "config.yaml"
-        self.state = self.path / "state" / "last.ckpt"
-        self.best = self.path / "state" / "best.ckpt"
-        self.model = self.path / "model"
-        self.samples = self.path / "samples"
-        self.logs = self.path / "logs"
-        self.metrics = self.logs / "metrics.csv"
-        self.scores = self.logs / "scores.jsonl"
-        self.sessions = self.logs / "sessions.jsonl"
-        self.prior = self.path / "prior"
-
-
-def train(config: Config, profile: bool = False) -> int:
+def train(config: Config, profile: bool = False, on_purpose: Collection[str] = ()) -> int:
     """Train, or go on training, and export. Returns the exit code: 0, or 128 + signal when told to stop.
 
-    profile: tell at the end what the time of a step went to.
+    profile: tell at the end what the time of a step went to. on_purpose: keys of settings that are no longer what the
+    run was started with, and are to be taken all the same.
 
     Raises UserError, ModelError or NonFiniteError; nothing that was there before is lost.
     """
     run = RunFolder(config)
-    method = find_method(config.method.name)
-    # What is not known or not there of samplers, optimizers and devices is told before all else.
-    parts.prior_sampler(config), parts.validation_sampler(config), parts.pick_device(config)
+    # What is not known or not there of methods, samplers, optimizers and devices is told before all else.
+    find_method(config.method.name), parts.prior_sampler(config), parts.validation_sampler(config)
+    parts.pick_device(config)
     parts.check_optimizer(config)
-    state = found_state(run, config)
-    journal = Journal(run.scores, last_step=-1 if state is None else state.step)
-    if state is not None and is_finished(run, state, config, journal):
-        print(f"{run.path}: finished at step {state.step}, the model is in {run.model}")
-        return 0
+    with Claim(run) as claim:
+        state = found_state(run, config, on_purpose)
+        journal = Journal(run.scores, last_step=-1 if state is None else state.step)
+        if state is not None and is_finished(run, state, config, journal):
+            clean(run)
+            print(f"{run.path}: finished at step {state.step}, the model is in {run.model}")
+            return 0
+        probe(run)
+        return go_on(run, config, claim, journal, state, on_purpose, profile)
 
+
+def go_on(
+    run: RunFolder,
+    config: Config,
+    claim: Claim,
+    journal: Journal,
+    state: FoundState | None,
+    on_purpose: Collection[str],
+    profile: bool,
+) -> int:
+    """From a state, or from nothing, to the exported model."""
     if config.train.num_threads is not None:
         torch.set_num_threads(config.train.num_threads)
     given = parts.find_given(config)
     scorer = parts.make_scorer(config, journal, given.photos)
     family = parts.load_base(config)
     identity = identify(family, given, config)
-    check_identity(state, identity)
-    parts.tell_other_base(given.start, identity["base model"])
+    check_identity(state, identity, config, on_purpose)
+    base = str(identity["base model"])
+    parts.tell_other_base(given.start, base)
     randomness = Randomness(config.run.seed)
-    trained = method.attach(family, parts.method_settings(config, randomness))
+    trained = find_method(config.method.name).attach(family, parts.method_settings(config, randomness))
     move(family, parts.pick_device(config))  # not before: what an adapter leaves alone is smaller now
     text_trains = any(name.startswith("text_encoder") for name in trained)
     parts.read_texts(family, given.captions, config, text_trains)
 
     pictures = parts.encode_subjects(family, given, config, randomness)
     unseen = parts.unseen_pictures(family, config, randomness) or pictures
-    open_run(run, config)
-    prior, teacher = parts.make_prior(
-        family, pictures, given.captions, run.prior, config, randomness, identity["base model"]
-    )
+    open_run(run, config, claim, journal, state, identity)
+    prior, teacher = parts.make_prior(family, pictures, given.captions, run.prior, config, randomness, base)
     parts.save_memory(family, config, text_trains)
     module = DreamBoothModule(
         family, trained, parts.make_objective(config), prior, parts.optim_settings(config), randomness,
@@ -116,14 +119,14 @@ def train(config: Config, profile: bool = False) -> int:
 
     announce(run, config, state)
     with record_session(run, trainer, state):
-        trainer.fit(module, loader, ckpt_path=str(run.state) if state is not None else None)
+        trainer.fit(module, loader, ckpt_path=None if state is None else str(state.path))
     finish_observers(trainer)
     if saving.signal_number:
         tell(f"saved at step {trainer.global_step}; the same command goes on from there")
         return 128 + saving.signal_number
     if trainer.is_global_zero:
         whole = put_together(run, config) if module.is_sharded else module
-        finish(run, config, whole, journal, trainer.global_step, identity["base model"])
+        finish(run, config, whole, journal, trainer.global_step, base)
     return 0
 
 
@@ -157,7 +160,7 @@ def take_best(run: RunFolder, config: Config, module: DreamBoothModule, journal:
     best = journal.best
     if best is None or best.quality is None or not config.validate.keep_best:
         return last_step
-    if not run.best.is_file() or find_state(run.best).step != best.step:
+    if not holds(run.best, best.step):
         tell(f"warning: {run.best} does not hold the best step, {best.step}; the model gets the last step's weights")
         return last_step
     step = restore_best(module, run.best)
@@ -169,82 +172,21 @@ def take_best(run: RunFolder, config: Config, module: DreamBoothModule, journal:
     return step
 
 
-# -------------------------------------------------------------------------------- the run folder
-
-
-def found_state(run: RunFolder, config: Config) -> StateEntry | None:
-    """The state to go on from, None to start at step 0. Raises UserError if it is damaged or the config differs."""
-    if config.run.resume == "never" or not run.state.is_file():
-        return None
-    state = find_state(run.state)
-    if changes := differences(to_dict(load_config(run.config)), to_dict(config)):
-        listed = "\n  ".join(changes)
-        raise UserError(
-            f"{run.path}: this run was started with other settings; set them back, choose another run.name, "
-            f"or start again with run.resume=never:\n  {listed}"
-        )
-    return state
-
-
-def is_finished(run: RunFolder, state: StateEntry, config: Config, journal: Journal) -> bool:
-    card = read_card(run.model)
-    if card is None or card.last_step != state.step:
+def holds(path: Path, step: int) -> bool:
+    """Whether there are the whole weights of this step."""
+    try:
+        return find_state(path).step == step
+    except FileNotFoundError:
         return False
-    return state.step >= config.train.max_steps or journal.is_exhausted(config.validate.patience)
+    except UserError as error:
+        tell(f"warning: {error}")
+        return False
 
 
-def identify(family: Family, given: parts.Given, config: Config) -> dict[str, str]:
-    """Fingerprints of what the run depends on beside its config."""
-    identity = {"base model": fingerprint(family), "subject pictures": digest_files(given.photos[0])}
-    identity |= {f"pictures of subject {n}": digest_files(own) for n, own in enumerate(given.photos[1:], start=2)}
-    if config.data.captions:
-        identity["captions"] = hashlib.sha256("\n".join(chain(*given.captions)).encode()).hexdigest()
-    if config.data.mask not in (None, "alpha"):
-        identity["masks"] = digest_files(list_images(str(config.data.mask)))
-    if config.prior.folder is not None:
-        identity["class pictures"] = digest_files(list_images(config.prior.folder))
-    if (start := given.start) is not None:
-        identity["start"] = digest_files([start] if start.is_file() else sorted(start.glob("*.safetensors")))
-    if config.validate.images is not None:
-        identity["validation pictures"] = digest_files(list_images(config.validate.images))
-    return identity
+# -------------------------------------------------------------------------------- what happened
 
 
-def check_identity(state: StateEntry | None, identity: dict[str, str]) -> None:
-    """Raises UserError if what the run depends on beside its config is no longer what it was."""
-    for name, value in identity.items():
-        if state is not None and state.identity.get(name, value) != value:
-            raise UserError(
-                f"{name}: changed since this run was started; restore what was there, choose another run.name, "
-                "or start again with run.resume=never"
-            )
-
-
-def open_run(run: RunFolder, config: Config) -> None:
-    """Write the config with what it runs on. With run.resume=never an old run of this name is set aside."""
-    if not is_first():
-        return
-    if config.run.resume == "never" and run.config.is_file():
-        number = next(n for n in range(1, 10**6) if not run.path.with_name(f"{run.path.name}.old-{n}").exists())
-        run.path.rename(run.path.with_name(f"{run.path.name}.old-{number}"))
-    write_text(run.config, yaml.safe_dump({**to_dict(config), PROVENANCE: provenance()}, sort_keys=False))
-
-
-def provenance() -> dict[str, str]:
-    """Versions and the git commit of this code."""
-    packages = ("torch", "pytorch-lightning", "diffusers", "transformers", "omegaconf", "numpy", "pillow")
-    here = Path(__file__).parent
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=here, capture_output=True, text=True, check=False
-    )
-    return {
-        "python": platform.python_version(),
-        **{package: version(package) for package in packages},
-        "git_commit": described.stdout.strip() or "unknown",
-    }
-
-
-def announce(run: RunFolder, config: Config, state: StateEntry | None) -> None:
+def announce(run: RunFolder, config: Config, state: FoundState | None) -> None:
     if state is None:
         tell(f"training {run.path}: {config.train.max_steps} steps")
     else:
@@ -252,7 +194,7 @@ def announce(run: RunFolder, config: Config, state: StateEntry | None) -> None:
 
 
 @contextlib.contextmanager
-def record_session(run: RunFolder, trainer: pl.Trainer, state: StateEntry | None) -> Iterator[None]:
+def record_session(run: RunFolder, trainer: pl.Trainer, state: FoundState | None) -> Iterator[None]:
     """Add a line to logs/sessions.jsonl: when this process trained, how long, which steps, in how much memory."""
     started, clock = datetime.now(UTC), time.monotonic()
     try:
@@ -319,8 +261,8 @@ def make_trainer(
     saving: callbacks.SaveState,
     looks: Looks,
     journal: Journal,
-    identity: dict[str, str],
-    state: StateEntry | None,
+    identity: Identity,
+    state: FoundState | None,
     profile: bool,
 ) -> pl.Trainer:
     """Lightning runs the loop; saving, logging and validation are ours, in this order."""
@@ -328,6 +270,7 @@ def make_trainer(
     metrics, validate = callbacks.MetricsFile(run.metrics), config.validate
     around: list[pl.Callback] = [
         callbacks.SharePrior(ahead=config.prior.source == "ahead"),
+        callbacks.TakeSettings(),
         callbacks.AverageWeights(),
         callbacks.LogFigures(metrics, config.log.every_steps),
         callbacks.Progress(),
@@ -352,7 +295,7 @@ def make_trainer(
         max_steps=state.step if state is not None and stopped else config.train.max_steps,
         max_epochs=-1,
         accumulate_grad_batches=config.train.accumulate,
-        plugins=[AtomicCheckpointIO(identity, state)],
+        plugins=[AtomicCheckpointIO(identity, state, run.previous if config.train.keep_previous else None)],
         callbacks=around,
         logger=make_loggers(run, config, state),
         profiler=StepProfiler(config.train.accumulate) if profile else None,
@@ -377,7 +320,7 @@ def make_strategy(config: Config, module: DreamBoothModule) -> Strategy | str:
     return DDPStrategy(find_unused_parameters=has_unread, gradient_as_bucket_view=True)
 
 
-def make_loggers(run: RunFolder, config: Config, state: StateEntry | None) -> list[Logger]:
+def make_loggers(run: RunFolder, config: Config, state: FoundState | None) -> list[Logger]:
     """A resumed run hides what TensorBoard saw of steps that are now taken again, and goes on in the same W&B run."""
     run.logs.mkdir(parents=True, exist_ok=True)
     loggers: list[Logger] = []
@@ -392,7 +335,7 @@ def make_loggers(run: RunFolder, config: Config, state: StateEntry | None) -> li
     return loggers
 
 
-def wandb_id(run: RunFolder, state: StateEntry | None) -> str:
+def wandb_id(run: RunFolder, state: FoundState | None) -> str:
     """The W&B run to log to: a new one, or for a resumed run the one that it began."""
     path = run.logs / "wandb_id"
     if state is None or not path.is_file():

@@ -3,11 +3,7 @@
 What a user must know to prompt it travels along in `dreambooth.json`: identifiers, class nouns, prompts, resolution.
 """
 
-import contextlib
 import json
-import os
-import shutil
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from dreambooth.errors import ModelError, UserError, first_line
 from dreambooth.families import Family
-from dreambooth.files import write_text
+from dreambooth.files import atomic_folder, write_text
 from dreambooth.methods import find_method
 from dreambooth.methods.adapters import cast_trained
 
@@ -79,22 +75,9 @@ def export_model(family: Family, card: SubjectCard, folder: Path, dtype: str) ->
     It is a pipeline or, where card.method is an adapter, that one's own files. The live weights take that dtype too:
     this is the last thing done with them.
     """
-    with replaced(folder) as beside:
+    with atomic_folder(folder) as beside:
         _write_weights(family, card.method, beside, getattr(torch, dtype))
         write_card(card, beside)
-
-
-@contextlib.contextmanager
-def replaced(folder: Path) -> Iterator[Path]:
-    """A folder to fill that takes the place of `folder` when all went well, and else leaves no trace."""
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
-        yield beside
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(beside, folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _write_weights(family: Family, method: str, folder: Path, dtype: torch.dtype) -> None:

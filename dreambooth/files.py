@@ -2,28 +2,40 @@
 
 import contextlib
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+LEFTOVER = re.compile(r"\..+\.\d+")  # how a file or folder is called until it is whole: .name.process
+
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+def atomic_file(path: Path, keep: Path | None = None) -> Iterator[IO[bytes]]:
     """Open a temporary file in the same folder; when the block ends well it takes the place of `path`.
 
-    A kill, a power cut or a full disk at any moment leaves the old file as it was.
+    A kill, a power cut or a full disk at any moment leaves the old file as it was, there or as `keep`, which it is
+    renamed to.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = beside_of(path)
     try:
         with open(beside, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if keep is not None:
+            os.replace(path, keep)
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    _sync(path.parent)
+
+
+def beside_of(path: Path) -> Path:
+    """Where what is to take the place of a file or folder is made."""
+    return path.with_name(f".{path.name}.{os.getpid()}")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -32,11 +44,39 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable; Windows has no such call."""
+@contextlib.contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill that takes the place of `folder` when all went well, and else leaves no trace.
+
+    At no moment is there half a folder under that name; between two renames there is none.
+    """
+    beside = beside_of(folder)
+    old = beside_of(folder.with_name(f"{folder.name}.old"))
+    try:
+        yield beside
+        for path in (*beside.rglob("*"), beside):
+            _sync(path)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(beside, folder)
+        _sync(folder.parent)
+    finally:
+        for path in (beside, old):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process was making in a folder. Nobody else may be writing there."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if LEFTOVER.fullmatch(path.name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _sync(path: Path) -> None:
+    """Make a file's bytes, or a folder's names, outlast a power cut; Windows knows no such thing of a folder."""
     if os.name == "nt":
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

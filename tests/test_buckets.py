@@ -18,7 +18,6 @@ from dreambooth.buckets import Size, kept_share, largest_part, make_buckets, nea
 from dreambooth.captions import Captions
 from dreambooth.config import load_config
 from dreambooth.data import EncodedPicture, LatentDataset, Sample
-from dreambooth.engine import RunFolder
 from dreambooth.errors import UserError
 from dreambooth.families import Family, fingerprint, load_family
 from dreambooth.images import resize_and_crop
@@ -28,6 +27,7 @@ from dreambooth.optim import OptimSettings
 from dreambooth.parts import prior_sampler
 from dreambooth.prior import PicturePrior, prior_fingerprint
 from dreambooth.randomness import Randomness
+from dreambooth.runfolder import RunFolder
 
 BUCKETED = ("data.buckets=true", "data.bucket_step=16")  # at 64 pixels: 48x80, 64x64, 80x48
 FAMILIAR = [(64, 8), (512, 64), (512, 32), (768, 64), (1024, 64), (1024, 128), (64, 64)]

@@ -9,10 +9,11 @@ from safetensors.torch import load_file
 
 from dreambooth.captions import Captions, read_captions, without_subjects
 from dreambooth.config import SubjectConfig, load_config
-from dreambooth.engine import RunFolder, train
+from dreambooth.engine import train
 from dreambooth.errors import UserError
 from dreambooth.images import list_images
 from dreambooth.randomness import Randomness
+from dreambooth.runfolder import RunFolder
 
 
 @pytest.fixture

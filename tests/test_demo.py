@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from dreambooth.config import load_config
-from dreambooth.engine import RunFolder, train
+from dreambooth.engine import train
 from dreambooth.pictures import load_model
+from dreambooth.runfolder import RunFolder
 from dreambooth.toyworld import world
 from dreambooth.toyworld.cli import DEMO_SEED
 from dreambooth.toyworld.judge import Judge

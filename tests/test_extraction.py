@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dreambooth.cli import main
 from dreambooth.config import load_config
-from dreambooth.engine import RunFolder, train
+from dreambooth.engine import train
 from dreambooth.errors import ModelError, UserError
 from dreambooth.export import ExportCard, LearnedSubject
 from dreambooth.families import Family, components, fingerprint, load_family
@@ -19,6 +19,7 @@ from dreambooth.methods import words
 from dreambooth.methods.adapters import LORA_FILE, TARGETS, adaptable
 from dreambooth.methods.words import WORD_FILE
 from dreambooth.pictures import load_model
+from dreambooth.runfolder import RunFolder
 
 DOG = LearnedSubject("sks", "dog", "a photo of {subject}", "a photo of a {class}")
 ENDS = tuple(end for group in TARGETS.values() for end in group)

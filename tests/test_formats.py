@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dreambooth.cli import main
 from dreambooth.config import load_config
-from dreambooth.engine import RunFolder, train
+from dreambooth.engine import train
 from dreambooth.errors import UserError
 from dreambooth.families import FAMILIES, Family, components, fingerprint, load_family
 from dreambooth.families.single_file import read_header
@@ -28,6 +28,7 @@ from dreambooth.methods import METHODS, MethodSettings
 from dreambooth.methods.adapters import LORA_FILE, TARGETS, adaptable
 from dreambooth.methods.words import WORD_FILE
 from dreambooth.pictures import load_model
+from dreambooth.runfolder import RunFolder
 
 PROMPTS = ["a photo of a sks dog", "a photo of a cat"]
 SD_15 = {"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768, "attention_head_dim": 8}

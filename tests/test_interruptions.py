@@ -19,7 +19,7 @@ import torch
 
 from dreambooth.checkpointing import find_state
 from dreambooth.config import load_config
-from dreambooth.engine import RunFolder
+from dreambooth.runfolder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = (

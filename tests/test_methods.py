@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dreambooth.cli import main
 from dreambooth.config import load_config
-from dreambooth.engine import RunFolder, train
+from dreambooth.engine import train
 from dreambooth.errors import ModelError, UserError
 from dreambooth.families import Family, load_family
 from dreambooth.formats.adapter import kohya_state
@@ -21,6 +21,7 @@ from dreambooth.methods.adapters import LORA_FILE, base_beneath, merge
 from dreambooth.methods.words import WORD_FILE
 from dreambooth.metrics.journal import Journal
 from dreambooth.pictures import load_model
+from dreambooth.runfolder import RunFolder
 from dreambooth.sampling import SamplerSettings, sample_latents, start_from_seeds
 
 ADAPTERS = [name for name, method in METHODS.items() if method.is_adapter]

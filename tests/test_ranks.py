@@ -22,11 +22,12 @@ from torch import Tensor
 
 from dreambooth.checkpointing import find_state
 from dreambooth.config import Config, load_config
-from dreambooth.engine import RunFolder, train
+from dreambooth.engine import train
 from dreambooth.errors import UserError
 from dreambooth.parts import pick_device
 from dreambooth.prior import GeneratedPrior
 from dreambooth.ranks import Turns
+from dreambooth.runfolder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")

@@ -9,13 +9,14 @@ from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionXLPipelin
 
 from dreambooth.config import load_config
 from dreambooth.data import encode_pictures, frame_of
-from dreambooth.engine import RunFolder, train
+from dreambooth.engine import train
 from dreambooth.errors import ModelError
 from dreambooth.families import Family, load_family
 from dreambooth.images import list_images
 from dreambooth.methods import METHODS
 from dreambooth.pictures import load_model
 from dreambooth.randomness import Randomness
+from dreambooth.runfolder import RunFolder
 from dreambooth.sampling import SamplerSettings, sample_latents, start_from_seeds
 
 PROMPTS = ["a photo of a dog on the beach", "a photo of a cat"]

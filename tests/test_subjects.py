@@ -22,7 +22,7 @@ from dreambooth.checkpointing import find_state
 from dreambooth.cli import main
 from dreambooth.config import Config, SubjectConfig, differences, load_config, to_dict
 from dreambooth.data import EncodedPicture, LatentDataset
-from dreambooth.engine import RunFolder, train
+from dreambooth.engine import train
 from dreambooth.errors import ModelError, UserError
 from dreambooth.evaluation.models import learned_by
 from dreambooth.export import ExportCard, LearnedSubject, SubjectCard, read_card, write_card
@@ -37,6 +37,7 @@ from dreambooth.pictures import load_model, read_recipe
 from dreambooth.prompts import expand, fill_prompt
 from dreambooth.randomness import Randomness
 from dreambooth.report import build
+from dreambooth.runfolder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 ENCODERS = ROOT / "checkpoints" / "toyworld-encoders"

@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 
 from dreambooth.checkpointing import find_state
 from dreambooth.config import load_config
-from dreambooth.engine import RunFolder, train
+from dreambooth.engine import train
 from dreambooth.errors import NonFiniteError, UserError
 from dreambooth.families import Family, load_family
 from dreambooth.methods import MethodSettings, find_method
+from dreambooth.runfolder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 

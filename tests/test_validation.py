@@ -13,9 +13,10 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from dreambooth.config import Config, load_config
-from dreambooth.engine import RunFolder, train
+from dreambooth.engine import train
 from dreambooth.errors import ModelError, UserError
 from dreambooth.metrics.journal import Journal
+from dreambooth.runfolder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 ENCODERS = ROOT / "checkpoints" / "toyworld-encoders"

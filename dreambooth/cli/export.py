@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from dreambooth import pictures
-    from dreambooth.export import replaced
+    from dreambooth.files import atomic_folder
     from dreambooth.formats import find_format, hub, model_card, write_as
     from dreambooth.formats.history import read_history
 
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     folder = check_arguments(args)
     history = read_history(Path(args.model), card)
     family, card = learned(args, replace(card, settings=history.settings or None))
-    with replaced(folder) as beside:
+    with atomic_folder(folder) as beside:
         write_as(form, family, card, beside, args.dtype)
         model_card.write(beside, args.format, family, card, history, args.push_to_hub)
     for path in sorted(folder.rglob("*.safetensors")):

@@ -11,6 +11,10 @@ from dreambooth.config import describe_config, load_config
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG.yaml", help="the run's settings; configs/ holds examples")
     parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="settings that go over the file's")
+    parser.add_argument(
+        "--override", metavar="KEY", action="append", default=[], dest="on_purpose",
+        help="of a run that goes on: take the new value of this setting on purpose, say optim.lr; can be given again",
+    )  # fmt: skip
     parser.add_argument("--profile", action="store_true", help="tell at the end what the time of a step went to")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = f"config keys:\n\n{describe_config()}"
@@ -19,10 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
     with loading_libraries():
-        from dreambooth.engine import RunFolder, train
+        from dreambooth.engine import train
         from dreambooth.ranks import is_first
+        from dreambooth.runfolder import RunFolder
 
-    code = train(config, args.profile)
+    code = train(config, args.profile, args.on_purpose)
     if code == 0 and is_first():
         write_report(RunFolder(config).path)
     return code

@@ -49,6 +49,14 @@ class Journal:
     def add(self, entry: Entry) -> None:
         """Add an entry; the file is replaced as a whole, so it is never torn."""
         self.entries.append(entry)
+        self._replace()
+
+    def cut(self) -> None:
+        """Leave in the file what this journal took of it."""
+        if self.path.is_file():
+            self._replace()
+
+    def _replace(self) -> None:
         write_text(self.path, "".join(_write(each) + "\n" for each in self.entries))
 
     def has(self, step: int) -> bool:

@@ -24,6 +24,7 @@ from dreambooth.files import atomic_file, write_text
 from dreambooth.pictures import Model, load_model
 from dreambooth.prior import GeneratedPrior
 from dreambooth.randomness import Randomness
+from dreambooth.runfolder import RunFolder
 from dreambooth.toyworld import outcome, world
 from dreambooth.toyworld.lab import measure
 from dreambooth.toyworld.lab.plan import Bench, Cell, noun_of, overrides_of
@@ -74,7 +75,7 @@ def train_and_draw(bench: Bench, cell: Cell) -> Drawn:
     if code := engine.train(config):
         raise SystemExit(code)  # told to stop
     trained = time.process_time()
-    model = load_model(str(engine.RunFolder(config).path), None, "cpu", None)
+    model = load_model(str(RunFolder(config).path), None, "cpu", None)
     each = NUM_PICTURES // len(outcome.UNSEEN_PLACES)
     subject = [picture for row in outcome.draw_subject(model, each) for picture in row]
     of_class = draw_class(model, cell.subject.class_noun)
@@ -114,7 +115,7 @@ def share_prior(bench: Bench, config: Config) -> float:
         return 0.0
     shared = bench.work / "priors"
     shared.mkdir(parents=True, exist_ok=True)
-    link = engine.RunFolder(config).prior
+    link = RunFolder(config).prior
     link.parent.mkdir(parents=True)
     link.symlink_to(shared.resolve(), target_is_directory=True)
     family = load_family(config.model.base)
