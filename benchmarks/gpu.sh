@@ -18,9 +18,7 @@ side_by_side() {
     $python benchmarks/side_by_side.py --diffusers "$checkout" --model "$out/sd1" --pictures data/dog \
         --class-pictures data/robot --resolution 512 --precision bf16 --steps 30 --rounds 2 "$@" | tee -a "$out/side_by_side.md"
 }
-side_by_side --method full --train-text-encoder
 side_by_side --method full --train-text-encoder --ours train.compile=true
-side_by_side --method lora
 side_by_side --method lora --ours train.compile=true
 $python benchmarks/side_by_side.py --diffusers "$checkout" --model "$out/sd1" --pictures data/dog --class-images 20 \
-    --defaults --method full --train-text-encoder --resolution 512 --precision bf16 --steps 80 --rounds 1 | tee -a "$out/side_by_side.md"
+    --method full --train-text-encoder --resolution 512 --precision bf16 --steps 80 --rounds 1 | tee -a "$out/side_by_side.md"

@@ -5,8 +5,8 @@
 
 Like for like: the same model, pictures, prompts and sizes, batch 1 + 1, the same precision, no saves, no validation;
 class pictures that are there already, or with --class-images as many made first by both, by the base's sampler in 50
-steps as the script does it. With --defaults ours makes them as it does unless told otherwise: while it trains, in fewer
-sampler steps, no more than the run uses. --ours takes further settings (train.micro_batch_size=1).
+steps as the script does it; then one more column has ours make them as it does unless told otherwise: while it trains,
+in fewer sampler steps, no more than the run uses. Each --ours is a column of ours with further settings.
 A step is the time from the end of one optimizer step to the end of the next, the median; the first two do not count.
 Memory is the peak of torch's tensors on a GPU; else of what the system counts for the process, files that it maps
 included. diffusers' script needs torchvision: --pythonpath names a folder that has it.
@@ -15,6 +15,7 @@ included. diffusers' script needs torchvision: --pythonpath names a folder that 
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -48,14 +50,14 @@ class Outcome:
 
 def main() -> None:
     args = parse()
-    sides: dict[str, Callable[[argparse.Namespace, Path], list[str]]] = {"ours": our_command, "diffusers": peer_command}
+    sides = columns(args)
     outcomes: dict[str, list[Outcome]] = {name: [] for name in sides}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(args.rounds):
             for name, command in sides.items():
-                work = Path(folder) / f"{name}-{number}"
-                work.mkdir()
-                outcomes[name].append(measure(command(args, work), work, args))
+                work = Path(tempfile.mkdtemp(dir=folder))
+                outcomes[name].append(measure(command(work), work, args))
+                shutil.rmtree(work)
                 print(f"round {number + 1}, {name}: {outcomes[name][-1]}", file=sys.stderr, flush=True)
     print(table(outcomes, args))
 
@@ -68,8 +70,13 @@ def parse() -> argparse.Namespace:
     prior = parser.add_mutually_exclusive_group(required=True)
     prior.add_argument("--class-pictures", type=Path, help="folder of pictures of the class")
     prior.add_argument("--class-images", type=int, metavar="N", help="both make so many")
-    parser.add_argument("--defaults", action="store_true", help="ours makes them as it does by default")
-    parser.add_argument("--ours", nargs="*", default=[], metavar="section.key=value", help="further settings of ours")
+    parser.add_argument(
+        "--ours",
+        action="append",
+        default=[],
+        metavar="'section.key=value ...'",
+        help="one more column, of ours with these",
+    )
     parser.add_argument("--method", choices=("full", "lora"), default="lora")
     parser.add_argument("--train-text-encoder", action="store_true")
     parser.add_argument("--resolution", type=int, default=256, help="pixels")
@@ -82,13 +89,22 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def our_command(args: argparse.Namespace, work: Path) -> list[str]:
+def columns(args: argparse.Namespace) -> dict[str, Callable[[Path], list[str]]]:
+    """What is measured, in turn: the scripts' command lines, given a folder to work in. The last is diffusers'."""
+    sides = {"ours": partial(our_command, args, our_prior(args), "")}
+    if args.class_images:
+        sides["ours by default"] = partial(our_command, args, {"num_images": args.class_images}, "")
+    sides |= {f"ours, {settings}": partial(our_command, args, our_prior(args), settings) for settings in args.ours}
+    return {**sides, "diffusers' script": partial(peer_command, args)}
+
+
+def our_command(args: argparse.Namespace, prior: dict[str, Any], settings: str, work: Path) -> list[str]:
     config = {
         "run": {"name": "run", "dir": str(work)},
         "model": {"base": args.model},
         "subject": {"images": args.pictures, "class_noun": "dog"},
         "data": {"resolution": args.resolution},
-        "prior": our_prior(args),
+        "prior": prior,
         "method": {"name": args.method, "rank": RANK, "train_text_encoder": args.train_text_encoder},
         "train": {
             "max_steps": args.steps,
@@ -101,14 +117,12 @@ def our_command(args: argparse.Namespace, work: Path) -> list[str]:
     }
     path = work / "config.yaml"
     path.write_text(yaml.safe_dump(config))
-    return [str(HERE.parent / "train.py"), str(path), *args.ours]
+    return [str(HERE.parent / "train.py"), str(path), *settings.split()]
 
 
 def our_prior(args: argparse.Namespace) -> dict[str, Any]:
     if args.class_pictures is not None:
         return {"source": "folder", "folder": str(args.class_pictures)}
-    if args.defaults:
-        return {"num_images": args.class_images}
     sampler = json.loads((Path(args.model) / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
     name = next(name for name, (class_name, _) in SCHEDULERS.items() if class_name == sampler)
     return {"source": "ahead", "num_images": args.class_images, "num_inference_steps": 50, "scheduler": name}
@@ -176,26 +190,29 @@ def measure(command: list[str], work: Path, args: argparse.Namespace) -> Outcome
 
 
 def table(outcomes: dict[str, list[Outcome]], args: argparse.Namespace) -> str:
-    """Medians over the rounds, and the ratio of each round's pair with its smallest and largest."""
-    how = "ours by default" if args.defaults else "50 steps, all first"
-    made = f"{args.class_images} class pictures made ({how}), " if args.class_images else ""
+    """Medians over the rounds; in brackets the ratio to diffusers' of the same round, of several with its extremes."""
+    made = f"{args.class_images} class pictures made first, in 50 steps, " if args.class_images else ""
     rows = [
         f"{args.method}{' with text encoder' if args.train_text_encoder else ''}, {args.resolution} px, batch 1 + 1, "
         f"{args.precision}, {args.steps} steps, {made}{args.rounds} rounds in turns; torch {version('torch')}, "
-        f"diffusers {version('diffusers')}{'; ours with ' if args.ours else ''}{', '.join(args.ours)}",
+        f"diffusers {version('diffusers')}",
         "",
-        "| | ours | diffusers' script | ratio |",
-        "|---|---|---|---|",
+        f"| | {' | '.join(outcomes)} |",
+        f"|---|{'---|' * len(outcomes)}",
     ]
     labels = {"step": "step, s", "first_step": "first step ends after, s", "total": "whole process, s"}
     for name, label in {**labels, "memory": "peak memory, GiB"}.items():
-        ours, theirs = ([getattr(each, name) for each in outcomes[side]] for side in ("ours", "diffusers"))
-        ratios = sorted(mine / other for mine, other in zip(ours, theirs, strict=True))
-        middle = [statistics.median(values) for values in (ours, theirs, ratios)]
-        rows.append(
-            f"| {label} | {middle[0]:.2f} | {middle[1]:.2f} | {middle[2]:.2f} ({ratios[0]:.2f} – {ratios[-1]:.2f}) |"
-        )
+        *ours, theirs = ([getattr(each, name) for each in side] for side in outcomes.values())
+        cells = [f"{statistics.median(mine):.2f} ({ratios(mine, theirs)})" for mine in ours]
+        rows.append(f"| {label} | {' | '.join(cells)} | {statistics.median(theirs):.2f} |")
     return "\n".join(rows)
+
+
+def ratios(ours: list[float], theirs: list[float]) -> str:
+    """The median of the rounds' own, and of several the smallest and largest."""
+    found = sorted(mine / other for mine, other in zip(ours, theirs, strict=True))
+    spread = f"; {found[0]:.2f} – {found[-1]:.2f}" if len(found) > 1 else ""
+    return f"{statistics.median(found):.2f}{spread}"
 
 
 if __name__ == "__main__":

@@ -237,6 +237,11 @@ class OptimConfig:
     beta1: float = knob(0.9, "AdamW's decay of the mean gradient", minimum=0)
     beta2: float = knob(0.999, "AdamW's decay of the mean squared gradient", minimum=0)
     max_grad_norm: float = knob(1.0, "gradients are scaled down to this norm; 0: never", minimum=0)
+    in_backward: bool = knob(
+        False,
+        "each weight takes its step as soon as its gradient is there, which is then let go: 4 bytes a trained weight "
+        "less; needs max_grad_norm=0",
+    )
 
 
 @dataclass
@@ -276,7 +281,9 @@ class TrainConfig:
         minimum=1,
     )
     accumulate: int = knob(1, "batches a step: gradients are averaged over them", minimum=1)
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = knob("32-true", "number format of the arithmetic")
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = knob(
+        "32-true", "number format of the arithmetic; auto: 16 bits for a large model on a GPU, else float32"
+    )
     save_every_steps: int = knob(100, "optimizer steps between saves of the full state", minimum=1)
     keep_previous: bool = knob(
         True,
@@ -747,6 +754,8 @@ def _joint_problems(config: Config) -> typing.Iterator[str]:
         yield f"data.caption_dropout: {config.data.caption_dropout} is too large; at most 1"
     if config.data.unmasked_weight > 1:
         yield f"data.unmasked_weight: {config.data.unmasked_weight} is too large; at most 1"
+    if config.optim.in_backward:
+        yield from _in_backward_problems(config)
     if config.train.strategy == "fsdp":
         yield from _fsdp_problems(config)
     if max(optim.beta1, optim.beta2) >= 1:
@@ -758,6 +767,22 @@ def _names_a_folder(name: str) -> bool:
     if not name.strip() or name in (".", "..") or not name.isprintable() or len(name.encode()) > MAX_NAME_BYTES:
         return False
     return not set(name) & set('/\\:*?"<>|')
+
+
+def _in_backward_problems(config: Config) -> typing.Iterator[str]:
+    train = config.train
+    for key, value, needed in (
+        ("optim.max_grad_norm", config.optim.max_grad_norm, 0),
+        ("train.accumulate", train.accumulate, 1),
+        ("train.micro_batch_size", train.micro_batch_size, None),
+        ("train.devices", train.devices, 1),
+        ("train.num_nodes", train.num_nodes, 1),
+    ):
+        if value != needed:
+            wanted = "null" if needed is None else needed
+            yield f"{key}: {value} needs all gradients at once, optim.in_backward lets them go; set it to {wanted}"
+    if train.precision in ("auto", "16-mixed"):
+        yield f"train.precision: {train.precision} may scale gradients, which optim.in_backward cannot; use bf16-mixed"
 
 
 def _fsdp_problems(config: Config) -> typing.Iterator[str]:

@@ -97,7 +97,7 @@ def go_on(
     base = str(identity["base model"])
     parts.tell_other_base(given.start, base)
     randomness = Randomness(config.run.seed)
-    trained = find_method(config.method.name).attach(family, parts.method_settings(config, randomness))
+    trained = find_method(config.method.name).attach(family, parts.method_settings(config, family, randomness))
     move(family, parts.pick_device(config))  # not before: what an adapter leaves alone is smaller now
     text_trains = any(name.startswith("text_encoder") for name in trained)
     parts.read_texts(family, given.captions, config, text_trains)
@@ -146,7 +146,7 @@ def finish(
 def put_together(run: RunFolder, config: Config) -> DreamBoothModule:
     """The last state's weights, which were divided among processes, in networks of their own."""
     randomness, family = Randomness(config.run.seed), parts.load_base(config)
-    trained = find_method(config.method.name).attach(family, parts.method_settings(config, randomness))
+    trained = find_method(config.method.name).attach(family, parts.method_settings(config, family, randomness))
     module = DreamBoothModule(
         family, trained, parts.make_objective(config), None, parts.optim_settings(config), randomness
     )
@@ -291,7 +291,7 @@ def make_trainer(
         devices=config.train.devices,
         num_nodes=config.train.num_nodes,
         strategy=make_strategy(config, module),
-        precision=config.train.precision,
+        precision=cast(Any, parts.pick_precision(config, module.family)),
         max_steps=state.step if state is not None and stopped else config.train.max_steps,
         max_epochs=-1,
         accumulate_grad_batches=config.train.accumulate,

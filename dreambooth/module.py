@@ -30,7 +30,7 @@ from dreambooth.losses import (
     squared_error,
     timestep_weight,
 )
-from dreambooth.optim import OptimSettings, is_of_text, make_optimizer
+from dreambooth.optim import OptimSettings, StepInBackward, is_of_text, make_optimizer
 from dreambooth.prior import Predict, Prior
 from dreambooth.randomness import Randomness
 from dreambooth.ranks import shard, whole
@@ -118,6 +118,7 @@ class DreamBoothModule(pl.LightningModule):
         self.teacher = teacher
         self.micro_batch_size = micro_batch_size  # samples that go through the networks at a time; None: all
         self.average = EMAModel(list(self.trained_state().values()), ema_decay) if ema_decay else None
+        self.in_backward: StepInBackward | None = None  # with optim.in_backward
         self.figures: dict[str, Tensor | float] = {}  # of the optimizer step in progress, by log name
         self.last_step: StepFigures | None = None  # the same of the last whole one
         self.text_is_stopped = False  # whether the text encoders stay as they are from now on
@@ -355,14 +356,23 @@ class DreamBoothModule(pl.LightningModule):
 
         It does so on the device, nobody waits for it: `StepFigures` stops the run when it is read.
         """
-        norm = whole(torch.nn.utils.clip_grad_norm_(self.trained_state().values(), self.max_grad_norm or float("inf")))
+        if self.in_backward is not None:
+            norm = self.in_backward.take_norm()
+        else:
+            norm = whole(
+                torch.nn.utils.clip_grad_norm_(self.trained_state().values(), self.max_grad_norm or float("inf"))
+            )
+            self._guard(optimizer, norm)
         self.figures["optim/grad_norm"] = norm
+        for number, group in enumerate(optimizer.param_groups):  # the denoiser's is the first where it trains
+            self.figures[f"optim/lr_{group['name']}" if number else "optim/lr"] = group["lr"]
+
+    def _guard(self, optimizer: Any, norm: Tensor) -> None:
+        """Against gradients that are not finite, of which `norm` is."""
         if self._is_fused:
             optimizer.found_inf = (~torch.isfinite(norm)).float()
         elif self.trainer.precision != "16-mixed":
             check_finite(self.trainer.global_step + 1, "optim/grad_norm", float(norm))
-        for number, group in enumerate(optimizer.param_groups):  # the denoiser's is the first where it trains
-            self.figures[f"optim/lr_{group['name']}" if number else "optim/lr"] = group["lr"]
 
     def close_step(self) -> StepFigures:
         """The figures of the optimizer step that just ended; the next step starts with none.
@@ -386,6 +396,8 @@ class DreamBoothModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         trained = dict(self.trained.items())
         optimizer, schedule = make_optimizer(trained, self.optim, self._is_fused, lambda: self.text_is_stopped)
+        if self.optim.in_backward:
+            self.in_backward = StepInBackward(optimizer, functools.partial(self._guard, optimizer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def stop_text_encoders(self) -> None:

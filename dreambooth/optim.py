@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -20,6 +21,7 @@ class OptimSettings:
     lr: float
     text_encoder_lr: float
     name: str = "adamw"  # of OPTIMIZERS
+    in_backward: bool = False  # whether a weight takes its step as soon as its gradient is there
     identifier_lr: float | None = None  # of the token embedding; None: text_encoder_lr
     text_encoder_stop_step: int | None = None  # from here on the text encoders stay as they are; None: never
     schedule: str = "constant"
@@ -95,6 +97,40 @@ def make_optimizer(
         return 0.0 if is_text_encoder and text_is_stopped() else lr_factor(step, settings, is_text_encoder)
 
     return optimizer, LambdaLR(optimizer, [partial(factor, is_text_encoder=is_of_text(group)) for group in groups])
+
+
+class StepInBackward:
+    """Each weight takes its step as soon as backward has its gradient, which is let go at once.
+
+    So there are never more than a few gradients, and the same comes of it as of one step behind backward without a
+    clip. guard: is told the norm of each gradient before its step. (The idea: Lv et al. 2023, arXiv 2306.09782.)
+    """
+
+    def __init__(self, optimizer: Optimizer, guard: Callable[[Tensor], None]) -> None:
+        self.optimizer = optimizer
+        self.guard = guard
+        self._norms: list[Tensor] = []
+        for group in optimizer.param_groups:
+            for weight in group["params"]:
+                weight.register_post_accumulate_grad_hook(partial(self._step, group))
+
+    def _step(self, group: dict[str, Any], weight: Tensor) -> None:
+        assert weight.grad is not None
+        norm = torch.linalg.vector_norm(weight.grad)
+        self._norms.append(norm)
+        self.guard(norm)
+        groups = self.optimizer.param_groups
+        self.optimizer.param_groups = [{**group, "params": [weight]}]
+        try:
+            self.optimizer.step()
+        finally:
+            self.optimizer.param_groups = groups
+        weight.grad = None
+
+    def take_norm(self) -> Tensor:
+        """Of all gradients since last asked, as one vector."""
+        norms, self._norms = self._norms, []
+        return torch.linalg.vector_norm(torch.stack(norms))
 
 
 def is_of_text(group: dict[str, Any]) -> bool:

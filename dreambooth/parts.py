@@ -22,6 +22,7 @@ from dreambooth.data import EncodedPicture, LatentDataset, Sample, by_subject, e
 from dreambooth.errors import UserError, shown
 from dreambooth.export import LearnedSubject, SubjectCard, card_in_file, read_card
 from dreambooth.families import Family, evaluation_mode, frozen_copy, load_family
+from dreambooth.families.unet import SMALL
 from dreambooth.images import (
     Look,
     alike,
@@ -63,6 +64,19 @@ def pick_device(config: Config) -> torch.device:
     if config.train.precision == "16-mixed" and device.type == "cpu":
         raise UserError("train.precision: '16-mixed' needs a GPU; on a CPU use bf16-mixed or 32-true")
     return device
+
+
+def pick_precision(config: Config, family: Family) -> str:
+    """train.precision; for `auto` 16 bits for a large model on a GPU, bfloat16 where that computes with it.
+
+    Else float32: a small model loses more with casts than it wins, and so do most CPUs (not those with AMX).
+    """
+    if config.train.precision != "auto":
+        return config.train.precision
+    is_large = sum(weight.numel() for weight in family.denoiser.parameters()) >= SMALL
+    if pick_device(config).type == "cpu" or not is_large:
+        return "32-true"
+    return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
 
 
 def check_num_processes(config: Config, device: torch.device) -> None:
@@ -341,7 +355,7 @@ def untouched_base(family: Family, config: Config) -> Family:
     """The frozen base beside what trains: beneath an adapter, or a copy where every weight may change."""
     if find_method(config.method.name).is_adapter:
         return base_beneath(family)
-    return frozen_copy(family, compute_dtype(config))
+    return frozen_copy(family, compute_dtype(config, family))
 
 
 def make_generated_prior(
@@ -361,7 +375,7 @@ def make_generated_prior(
     """
     prior = config.prior
     settings = prior_sampler(config)
-    dtype = compute_dtype(config)
+    dtype = compute_dtype(config, family)
     name = prior_fingerprint(
         base=base, prompt=prompts[0] if len(prompts) == 1 else prompts, sampler=str(settings),
         shape=shapes[0] if len(shapes) == 1 else shapes, seed=config.run.seed, dtype=str(dtype),
@@ -400,7 +414,7 @@ def validation_sampler(config: Config) -> sampling.SamplerSettings:
     return sampling.SamplerSettings(validate.num_inference_steps, validate.guidance_scale, validate.scheduler)
 
 
-def method_settings(config: Config, randomness: Randomness) -> MethodSettings:
+def method_settings(config: Config, family: Family, randomness: Randomness) -> MethodSettings:
     method, subjects = config.method, config.subjects
     return MethodSettings(
         train_text_encoder=method.train_text_encoder,
@@ -414,7 +428,7 @@ def method_settings(config: Config, randomness: Randomness) -> MethodSettings:
         num_vectors=method.num_vectors,
         start_words=tuple(method.start_word or subject.class_noun for subject in subjects),
         only_words=config.optim.identifier_lr is not None,
-        base_dtype=compute_dtype(config),
+        base_dtype=compute_dtype(config, family),
         start=find_start(config),
         seed=randomness.torch_seed("method"),
     )
@@ -472,6 +486,7 @@ def optim_settings(config: Config) -> OptimSettings:
     lr = find_method(config.method.name).lr if optim.lr is None else optim.lr
     return OptimSettings(
         name=optim.name,
+        in_backward=optim.in_backward,
         lr=lr,
         text_encoder_lr=lr if optim.text_encoder_lr is None else optim.text_encoder_lr,
         identifier_lr=optim.identifier_lr,
@@ -535,9 +550,10 @@ def checkpoint_text_encoder(text_encoder: Any) -> None:
         text_encoder.gradient_checkpointing_enable()
 
 
-def compute_dtype(config: Config) -> torch.dtype:
+def compute_dtype(config: Config, family: Family) -> torch.dtype:
     """Of networks that do not train."""
-    return {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}[config.train.precision]
+    dtypes = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+    return dtypes[pick_precision(config, family)]
 
 
 # -------------------------------------------------------------------------------- validation
@@ -654,7 +670,7 @@ def at_hand(network: torch.nn.Module, device: torch.device) -> Iterator[None]:
 @contextlib.contextmanager
 def inference(family: Family, config: Config) -> Iterator[None]:
     """Evaluation mode, no gradients, and the training's number format."""
-    dtype = compute_dtype(config)
+    dtype = compute_dtype(config, family)
     autocast = torch.autocast(pick_device(config).type, dtype, enabled=dtype != torch.float32)
     with evaluation_mode(family), torch.no_grad(), autocast:
         yield

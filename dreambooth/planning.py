@@ -29,12 +29,16 @@ from dreambooth.sampling import guided
 
 GIB = 2**30
 MOMENT_BYTES = {"adamw": 8, "adamw8bit": 2}  # of both moments of a weight
-# What takes less, the cheapest first: key, value, what it costs.
-SAVINGS = (
-    ("train.gradient_checkpointing", True, "a third more time a step"),
-    ("train.micro_batch_size", 1, "subject and class one after the other: a fifth more time a step"),
-    ("prior.source", "ahead", "class pictures come first: the first step comes later"),
-    ("optim.name", "adamw8bit", "coarser moments (extra '8bit'; slow on a CPU)"),
+# What takes less, the cheapest first: the settings, and what they cost.
+SAVINGS: tuple[tuple[dict[str, Any], str], ...] = (
+    ({"train.gradient_checkpointing": True}, "a third more time a step"),
+    ({"train.micro_batch_size": 1}, "subject and class one after the other: a fifth more time a step"),
+    ({"prior.source": "ahead"}, "class pictures come first: the first step comes later"),
+    ({"optim.name": "adamw8bit"}, "coarser moments (extra '8bit'; slow on a CPU)"),
+    (
+        {"optim.in_backward": True, "optim.max_grad_norm": 0, "train.micro_batch_size": None},
+        "a weight's step as soon as its gradient is there: gradients are not clipped",
+    ),
 )
 
 
@@ -84,7 +88,9 @@ class Planner:
         self.networks: list[Any] = [self.family.denoiser, *self.family.text_encoders, self.family.vae]
         base = [weight for network in self.networks[:-1] for weight in network.parameters()]
         self.num_base_weights = sum(weight.numel() for weight in base)
-        trained = self.method.attach(self.family, parts.method_settings(config, Randomness(config.run.seed)))
+        trained = self.method.attach(
+            self.family, parts.method_settings(config, self.family, Randomness(config.run.seed))
+        )
         self.text_trains = any(name.startswith("text_encoder") for name in trained)
         self.score_weights = score_weights(config)
 
@@ -99,11 +105,15 @@ class Planner:
             moments=num_trained * MOMENT_BYTES[config.optim.name],
             average=num_bytes(trained) if config.train.ema_decay else 0,
             frozen=num_bytes(weight for weight in weights if not weight.requires_grad) - self._done(config),
-            copy=self.num_base_weights * parts.compute_dtype(config).itemsize * is_copied,
+            copy=self.num_base_weights * parts.compute_dtype(config, self.family).itemsize * is_copied,
             scores=num_bytes(self.score_weights) if config.validate.every_steps else 0,
             step=self.peak_of_step(config),
             validation=self.peak_of_validation(config) if config.validate.every_steps else 0,
         )
+
+    def autocast(self, config: Config) -> torch.autocast:
+        """The run's, on the CPU, where float16 is as large as bfloat16."""
+        return torch.autocast("cpu", torch.bfloat16, enabled=parts.pick_precision(config, self.family) != "32-true")
 
     def _done(self, config: Config) -> int:
         """Bytes of networks that the run lets go of, or puts beside the GPU, before its first step."""
@@ -129,7 +139,7 @@ class Planner:
         at_once = min(num_samples, train.micro_batch_size or num_samples)
         shape = self.family.latent_shape(side, side)
         for _ in range(-(-num_samples // at_once)):
-            with autocast(config):
+            with self.autocast(config):
                 condition = frozen_condition
                 if self.text_trains:
                     condition = self.family.condition([parts.subject_prompt(config, 0)])
@@ -137,7 +147,21 @@ class Planner:
                 prediction = self.family.predict(torch.randn(at_once, *shape), torch.full((at_once,), 500), together)
                 loss = torch.nn.functional.mse_loss(prediction.float(), torch.randn(at_once, *shape))
             del prediction
-            loss.backward()
+            with self._let_go(config):
+                loss.backward()
+
+    @contextlib.contextmanager
+    def _let_go(self, config: Config) -> Iterator[None]:
+        """Of each gradient as soon as it is there, with optim.in_backward."""
+        weights = [weight for network in self.networks for weight in network.parameters() if weight.requires_grad]
+        hooks = [
+            weight.register_post_accumulate_grad_hook(lambda weight: setattr(weight, "grad", None))
+            for weight in weights
+            if config.optim.in_backward
+        ]
+        yield
+        for hook in hooks:
+            hook.remove()
 
     def peak_of_validation(self, config: Config) -> int:
         """Bytes that a batch of pictures holds at most while it is sampled and decoded."""
@@ -145,7 +169,7 @@ class Planner:
         guidance = config.validate.guidance_scale
         with evaluation_mode(self.family), torch.no_grad():
             condition = self.family.condition([""] * (2 * batch if guidance != 1 else batch))
-            with counted(self.networks, self.fake) as count, autocast(config):
+            with counted(self.networks, self.fake) as count, self.autocast(config):
                 latents = torch.randn(batch, *self.family.latent_shape(size, size))
 
                 def predict(noisy_BCHW: Tensor, condition: dict[str, Tensor]) -> Tensor:
@@ -165,11 +189,6 @@ def score_weights(config: Config) -> list[Tensor]:
 
 def num_bytes(weights: Iterable[Tensor]) -> int:
     return sum(weight.numel() * weight.element_size() for weight in weights)
-
-
-def autocast(config: Config) -> torch.autocast:
-    """The run's, on the CPU, where float16 is as large as bfloat16."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision != "32-true")
 
 
 @contextlib.contextmanager
@@ -212,17 +231,26 @@ def with_savings(config: Config) -> Iterator[tuple[str, Config]]:
     """What was changed, and the config: as it is, then with one more saving at a time that it does not have yet."""
     yield "as configured", config
     config = copy.deepcopy(config)
-    for key, value, cost in SAVINGS:
-        section, name = key.split(".")
-        if applies(key, config):
-            setattr(getattr(config, section), name, value)
-            yield f"+ {key}={str(value).lower()}: {cost}", config
+    for changes, cost in SAVINGS:
+        if applies(next(iter(changes)), config):
+            for key, value in changes.items():
+                section, name = key.split(".")
+                setattr(getattr(config, section), name, value)
+            yield f"+ {' '.join(f'{key}={written(value)}' for key, value in changes.items())}: {cost}", config
+
+
+def written(value: Any) -> str:
+    """A setting as YAML has it."""
+    return "null" if value is None else str(value).lower()
 
 
 def applies(key: str, config: Config) -> bool:
-    """Whether a saving of `SAVINGS` would change this config, and not for the worse."""
+    """Whether the saving of `SAVINGS` that begins with this key would change this config, and not for the worse."""
+    is_adapter, train = find_method(config.method.name).is_adapter, config.train
     if key == "prior.source":
-        return config.prior.source == "stream" and not find_method(config.method.name).is_adapter
+        return config.prior.source == "stream" and not is_adapter
+    if key == "optim.in_backward" and (is_adapter or train.accumulate * train.devices * train.num_nodes > 1):
+        return False
     section, name = key.split(".")
     return getattr(getattr(config, section), name) in (False, None, "adamw")
 

@@ -79,6 +79,24 @@ def test_parts_of_a_batch_in_turn_equal_the_whole_batch(config_file: Path, size:
         assert a == pytest.approx(b, rel=1e-3)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
+def test_a_weights_step_within_backward_is_the_step_behind_it(config_file: Path, optimizer: str) -> None:
+    unclipped = ("optim.max_grad_norm=0", f"optim.name={optimizer}", "train.save_every_steps=3")
+    behind, behind_lines = trained(config_file, "behind", *unclipped)
+    within, within_lines = trained(config_file, "within", *unclipped, "optim.in_backward=true")
+    assert_same(behind, within, atol=0, rtol=0)
+    for a, b in zip(behind_lines, within_lines, strict=True):
+        assert a == pytest.approx(b, rel=1e-5), "the norm's sum is taken in another order"
+
+
+def test_within_backward_nothing_that_is_not_finite_reaches_a_saved_state(config_file: Path) -> None:
+    wild = ("optim.lr=1e18", "optim.weight_decay=0", "train.max_steps=8", "train.save_every_steps=1")
+    with pytest.raises(NonFiniteError, match="nothing of it was kept"):
+        trained(config_file, "wild", "optim.max_grad_norm=0", "optim.in_backward=true", *wild)
+    run = RunFolder(load_config(config_file, ["run.name=wild"]))
+    assert all(bool(weight.isfinite().all()) for weight in weights(run).values())
+
+
 def test_loader_workers_change_nothing(config_file: Path) -> None:
     assert_same(
         trained(config_file, "alone")[0], trained(config_file, "workers", "data.num_workers=2")[0], atol=0, rtol=0
