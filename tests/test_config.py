@@ -39,7 +39,7 @@ def test_all_mistakes_are_reported_together_with_key_value_and_what_is_allowed(t
         "train.batch_size: 0 is too small; at least 1",
     ):
         assert part in message
-    assert "train.precision: 'fp8' is not allowed; expected 32-true | bf16-mixed | 16-mixed" in message
+    assert "train.precision: 'fp8' is not allowed; expected auto | 32-true | bf16-mixed | 16-mixed" in message
     assert "optim.lr: -1 is too small; must be above 0" in message
 
 
@@ -143,7 +143,7 @@ def with_text(tmp_path: Path, text: str) -> Path:
         ("run.seed=" + "9" * 400, "is too large"),
         ("train.max_steps=" + "9" * 5000, "is not allowed; expected whole number"),
         ("optim.lr=.inf", "optim.lr: inf is not a finite number"),
-        ("train.precision=32-tru", "expected 32-true | bf16-mixed | 16-mixed; did you mean 32-true?"),
+        ("train.precision=32-tru", "expected auto | 32-true | bf16-mixed | 16-mixed; did you mean 32-true?"),
         ("subject.identifier=???", "subject.identifier: '???' stands for a value that is missing"),
         ("run.name=a\nb", r"run.name: 'a\nb' must name a folder"),
         ("run.name=" + "x" * 300, "must name a folder: short"),
