@@ -6,9 +6,11 @@ A new family: one file with a class that follows `base.Family`, and one row in `
 import contextlib
 import copy
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import diffusers.utils.logging
 import torch
@@ -21,6 +23,7 @@ for library in (diffusers, transformers):  # bars for every file, notes on torch
     library.utils.logging.disable_progress_bar()
 from dreambooth.families import sd, sdxl  # noqa: E402
 from dreambooth.families.base import Condition, Family  # noqa: E402
+from dreambooth.families.inspection import read_index  # noqa: E402
 from dreambooth.families.location import find_folder  # noqa: E402
 from dreambooth.families.single_file import Header, read_header  # noqa: E402
 
@@ -70,10 +73,11 @@ def load_family(
     """
     if family != "auto" and family not in FAMILIES:
         raise UserError(f"model.family: {family!r} is not known; one of auto, {', '.join(FAMILIES)}")
-    path = Path(base).expanduser()
-    if not path.is_file():
+    path = Path(os.path.expanduser(base))
+    if not os.path.isfile(path):
         folder = find_folder(base, revision, variant)
-        return FAMILIES[_family_of(folder) if family == "auto" else family].load(folder, variant)
+        index = read_index(folder)
+        return FAMILIES[_family_of(folder, index) if family == "auto" else family].load(folder, variant)
     if path.suffix != ".safetensors":
         raise ModelError(f"{base}: a single file must be .safetensors (other formats can run code when they are read)")
     for key, value in (("revision", revision), ("variant", variant)):
@@ -83,11 +87,8 @@ def load_family(
     return FAMILIES[header.family if family == "auto" else family].load_single_file(header, config)
 
 
-def _family_of(folder: Path) -> str:
-    try:
-        pipeline = diffusers.DiffusionPipeline.load_config(folder)["_class_name"]
-    except (OSError, KeyError) as error:
-        raise ModelError(f"{folder / 'model_index.json'}: cannot be read as a pipeline's index") from error
+def _family_of(folder: Path, index: dict[str, Any]) -> str:
+    pipeline = index.get("_class_name")
     for name, row in FAMILIES.items():
         if pipeline in row.pipelines:
             return name

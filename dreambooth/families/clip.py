@@ -69,6 +69,16 @@ def pool_at_the_end(tokenizer: Any, text_encoder: Any) -> None:
             module.eos_token_id = tokenizer.eos_token_id
 
 
+def check_length(tokenizer: Any, text_encoder: Any) -> None:
+    """Raises ModelError for a tokenizer that fills prompts up to more tokens than the text encoder has places for."""
+    length, places = tokenizer.model_max_length, text_encoder.config.max_position_embeddings
+    if not 2 < length <= places:
+        raise ModelError(
+            f"tokenizer/tokenizer_config.json: model_max_length is {length}, text_encoder/config.json: "
+            f"max_position_embeddings is {places}: it must be as large, or smaller"
+        )
+
+
 def check_tokenizer(num_entries: int, num_embeddings: int) -> None:
     """Raises ModelError for a tokenizer that lacks its vocabulary or is too large for the text encoder.
 
@@ -76,8 +86,8 @@ def check_tokenizer(num_entries: int, num_embeddings: int) -> None:
     """
     if num_entries < NUM_BYTE_PIECES or num_entries > num_embeddings:
         raise ModelError(
-            f"tokenizer has {num_entries} entries, the text encoder {num_embeddings}: "
-            "the tokenizer folder is incomplete or of another model"
+            f"tokenizer has {num_entries} entries, the text encoder {num_embeddings} (text_encoder/config.json: "
+            "vocab_size): the tokenizer folder is incomplete or of another model"
         )
     if num_entries < num_embeddings:
         print(f"warning: tokenizer has {num_entries} entries, the text encoder {num_embeddings}", file=sys.stderr)

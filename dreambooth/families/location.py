@@ -4,6 +4,7 @@ A revision is a branch, tag or commit of a hub id. A variant is a second set of 
 their names: `unet/diffusion_pytorch_model.fp16.safetensors`.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from dreambooth.errors import ModelError, UserError, first_line
+from dreambooth.errors import ModelError, UserError, first_line, shown
 
 WEIGHTS = re.compile(r"(?:diffusion_pytorch_)?model(?:\.(?P<variant>[\w-]+?))?(?:-\d+-of-\d+)?\.safetensors")
 
@@ -27,10 +28,10 @@ def find_folder(base: str, revision: str | None, variant: str | None) -> Path:
     Raises ModelError for one that is not to be had or is no pipeline, UserError for a revision or variant of something
     that has none.
     """
-    path = Path(base).expanduser()
-    if path.is_dir() and revision is not None:
+    path = Path(os.path.expanduser(base))
+    if os.path.isdir(path) and revision is not None:
         raise UserError(f"model.revision: {revision!r} is one of a hub id, and {base} is a folder here; leave it out")
-    folder = path if path.is_dir() else _download(base, revision, variant)
+    folder = path if os.path.isdir(path) else _download(base, revision, variant)
     if not (folder / "model_index.json").is_file():
         raise ModelError(f"{base}: not a diffusers pipeline folder (it has no model_index.json)")
     if variant is not None and variant not in (known := find_variants(folder)):
@@ -46,8 +47,12 @@ def find_variants(folder: Path) -> set[str]:
 
 def _download(hub_id: str, revision: str | None, variant: str | None) -> Path:
     """A hub id's files in the local cache, downloaded if need be."""
+    if "://" in hub_id:
+        raise ModelError(
+            f"{shown(hub_id)}: an address; nothing is fetched from there: name a hub id, or a file or folder here"
+        )
     if Path(hub_id).is_absolute() or hub_id.startswith(".") or hub_id.count("/") > 1:
-        raise ModelError(f"{hub_id}: there is no such folder or file")
+        raise ModelError(f"{shown(hub_id)}: there is no such folder or file")
     try:
         return Path(DiffusionPipeline.download(hub_id, revision=revision, variant=variant))
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:

@@ -37,6 +37,7 @@ class StableDiffusion(UNetFamily):
     def __post_init__(self) -> None:
         super().__post_init__()
         clip.check_tokenizer(len(self.tokenizer), self.text_encoder.config.vocab_size)
+        clip.check_length(self.tokenizer, self.text_encoder)
         check_text_width(self.unet, self.text_encoder.config.hidden_size)
         check_finite(unet=self.unet, text_encoder=self.text_encoder, vae=self.vae)
 

@@ -42,6 +42,7 @@ class StableDiffusionXL(UNetFamily):
         super().__post_init__()
         for tokenizer, text_encoder in self._text_side:
             clip.check_tokenizer(len(tokenizer), text_encoder.config.vocab_size)
+            clip.check_length(tokenizer, text_encoder)
             clip.pool_at_the_end(tokenizer, text_encoder)
         check_text_width(self.unet, sum(encoder.config.hidden_size for _, encoder in self._text_side))
         check_finite(unet=self.unet, text_encoder=self.text_encoder, text_encoder_2=self.text_encoder_2, vae=self.vae)

@@ -5,6 +5,7 @@ network predicts is not in them: some files say it, in the ways of ComfyUI and o
 """
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from dreambooth.errors import ModelError, first_line
 from dreambooth.families.base import Family
+from dreambooth.families.inspection import LOADING_ERRORS, read_index
 from dreambooth.families.shipped import SHIPPED, config_folder
 
 UNET = "model.diffusion_model."
@@ -102,9 +104,11 @@ def load_single_file_pipeline(pipeline_class: Any, header: Header, config: str |
     Raises ModelError.
     """
     with _configs(config or header.config) as source:
+        if os.path.isdir(source):
+            read_index(Path(source))
         try:
             return pipeline_class.from_single_file(str(header.path), config=source, dtype=torch.float32, **options)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, SingleFileComponentError) as error:
+        except (*LOADING_ERRORS, SingleFileComponentError) as error:
             raise ModelError(
                 f"{header.path}: cannot be read as a single-file {pipeline_class.__name__} ({first_line(error)}); "
                 "name a local folder with its own configs and tokenizer (model.config, --config)"

@@ -8,6 +8,7 @@ hub id or local folder. Shapes: B pictures or texts, D embedding dimensions.
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -125,12 +126,12 @@ def _load(name: str, part_class: Any, **options: Any) -> Any:
     """From the local cache where it is there: no network is asked for what has been asked for before."""
     if not Path(name).is_dir():
         try:
-            return part_class.from_pretrained(name, local_files_only=True, **options)
+            return part_class.from_pretrained(name, local_files_only=True, trust_remote_code=False, **options)
         except (OSError, ValueError):
             pass  # not in the cache
     try:
-        return part_class.from_pretrained(name, **options)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        return part_class.from_pretrained(name, trust_remote_code=False, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
         raise ModelError(
             f"{name}: no encoder to measure with: neither a whole folder here nor to be had from the hub"
         ) from error

@@ -1,0 +1,104 @@
+"""What a base's files say before anything in them is believed: is this a model, and whose code would it run?
+
+Only classes of diffusers and transformers are ever made from a base, and only numbers are read from its weights
+(.safetensors, or `weights_only` of torch); an index that names other code is refused, so that nobody counts on it.
+"""
+
+import json
+import os
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import diffusers
+from diffusers import SchedulerMixin
+from safetensors import SafetensorError, safe_open
+
+from dreambooth.errors import ModelError, first_line, shown
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+LIBRARIES = ("diffusers", "transformers", None)
+# What diffusers, transformers and the readers beneath them raise on damaged or ill-matched files.
+LOADING_ERRORS: tuple[type[Exception], ...] = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+)
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """model_index.json. Raises ModelError for one that cannot be read, or names code that is of no library."""
+    index = read_json(folder / "model_index.json")
+    for part, named in index.items():
+        library = named[0] if isinstance(named, list) and len(named) == 2 else None
+        if library not in LIBRARIES and not hasattr(diffusers.pipelines, str(library)):
+            raise ModelError(
+                f"{folder / 'model_index.json'}: {shown(part)}: {named} is code of its own, which is not run here; "
+                "use a base of plain diffusers and transformers classes"
+            )
+    return index
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises ModelError."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: {_flaw(path) or f'cannot be read ({first_line(error)})'}") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{path}: expected keys with values, found {type(found).__name__}")
+    return found
+
+
+def check_sampler(path: Path, name: object) -> None:
+    """Raises ModelError for a _class_name that is no sampler of diffusers."""
+    found = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
+        raise ModelError(f"{path}: _class_name: {name!r} is no sampler of diffusers; DDIMScheduler, say")
+
+
+def reason(folder: Path, error: Exception) -> str:
+    """Why what lies in a folder could not be loaded: the files that are no such files or, of sound ones, the error."""
+    return "; ".join(_flaws(folder)) or first_line(error).partition(". If you want to instead")[0]
+
+
+def _flaws(folder: Path) -> Iterator[str]:
+    paths = sorted(folder.glob("*")) if folder.is_dir() else []
+    if not paths:
+        yield "a file, not a folder" if folder.is_file() else "an empty folder" if folder.is_dir() else "not there"
+    for path in paths:
+        if flaw := _flaw(path):
+            yield f"{path.name}: {flaw}"
+
+
+def _flaw(path: Path) -> str:
+    """Empty where nothing is wrong at first sight."""
+    if not os.path.isfile(path):
+        return ""
+    with open(path, "rb") as file:
+        start = file.read(len(LFS_POINTER))
+    if start == LFS_POINTER:
+        return "a git-LFS pointer in the place of the file; run `git lfs pull` in its folder"
+    if not start:
+        return "empty, 0 bytes"
+    if path.suffix == ".json":
+        try:
+            json.loads(path.read_bytes())
+        except (ValueError, RecursionError):
+            return "not JSON"
+    if path.suffix == ".safetensors":
+        try:
+            safe_open(path, "pt").__enter__()
+        except SafetensorError as error:
+            return f"no .safetensors ({first_line(error)})"
+    if path.suffix == ".bin" and start.startswith((b"PK", b"\x80")):
+        return "not readable as plain weights (weights_only); get the .safetensors of this model"
+    return ""
