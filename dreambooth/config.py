@@ -810,6 +810,11 @@ def _subject_problems(section: str, subject: SubjectConfig) -> typing.Iterator[s
     for name, text in (("identifier", subject.identifier), ("class_noun", subject.class_noun)):
         if not text.strip():
             yield f"{section}.{name}: must not be empty"
+    if subject.identifier.strip() and subject.identifier.strip().casefold() == subject.class_noun.strip().casefold():
+        yield (
+            f"{section}.identifier: {subject.identifier!r} is the class noun itself, so nothing would tell the subject "
+            "from its class; name a rare word: sks"
+        )
 
 
 def _templates(config: Config) -> typing.Iterator[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """From settings to the parts of a run: what `engine.train` puts together. Below this layer nothing sees the config."""
 
 import contextlib
+import difflib
 import glob
 import os
 from collections import Counter
@@ -21,7 +22,7 @@ from dreambooth.config import Config, subject_key
 from dreambooth.data import EncodedPicture, LatentDataset, Sample, by_subject, encode_pictures
 from dreambooth.errors import UserError, shown
 from dreambooth.export import LearnedSubject, SubjectCard, card_in_file, read_card
-from dreambooth.families import Family, evaluation_mode, frozen_copy, load_family
+from dreambooth.families import Family, clip, evaluation_mode, frozen_copy, load_family
 from dreambooth.families.unet import SMALL
 from dreambooth.images import (
     Look,
@@ -137,24 +138,71 @@ def apply_schedule(family: Family, config: Config) -> None:
 def read_texts(family: Family, captions: list[list[str]], config: Config, text_trains: bool) -> None:
     """Encode every prompt of the run: to keep, or where the text encoders train to see that they can be.
 
-    captions: of each subject's pictures. Raises UserError for a prompt that is too long; warns of an identifier that is
-    not one token.
+    captions: of each subject's pictures. Raises UserError, and warns, as `wording_warnings` does.
     """
+    for warning in wording_warnings(family, captions, config):
+        tell(f"warning: {warning}")
     texts = ["", *texts_of(config), *chain(*captions), *chain(*class_prompts_of(captions, config))]
     if text_trains or config.data.shuffle_captions:
         with torch.no_grad():
             family.condition(texts)
     else:
         family.remember(texts)
-    num_wished = config.method.num_vectors if find_method(config.method.name).adds_word else 1
-    for number, subject in enumerate(config.subjects):
-        num_tokens = len(family.token_ids(subject.identifier))
-        if num_tokens != num_wished:
-            tell(
-                f"warning: {subject_key(config, number)}.identifier {subject.identifier!r} is {num_tokens} tokens to "
-                "this tokenizer, each with a meaning of its own; a rare word that is one token (sks, olis) is learned "
-                "more cleanly"
-            )
+
+
+def wording_warnings(family: Family, captions: list[list[str]], config: Config) -> Iterator[str]:
+    """What may be amiss with identifiers and prompts, once the method has added its words to the family.
+
+    Raises UserError for an identifier that is nothing to the tokenizer, or that a prompt's dropped end holds.
+    """
+    if not find_method(config.method.name).adds_word:
+        for number, subject in enumerate(config.subjects):
+            yield from identifier_warnings(family, f"{subject_key(config, number)}.identifier", subject.identifier)
+    identifiers = [subject.identifier for subject in config.subjects]
+    for key, prompt in dict.fromkeys(keyed_prompts(captions, config)):
+        if (warning := sampling.cut_warning(family, f"{key} {prompt!r}", prompt, identifiers)) is not None:
+            yield warning
+
+
+def identifier_warnings(family: Family, key: str, identifier: str) -> Iterator[str]:
+    """Raises UserError for one that is no word."""
+    ids = family.token_ids(identifier)
+    if not ids or set(ids) & set(family.tokenizer.all_special_ids):
+        raise UserError(f"{key}: {identifier!r} is no word to this tokenizer; name a rare one: sks")
+    better = difflib.get_close_matches(identifier, clip.rare_words(family.tokenizer), n=3, cutoff=0)
+    if len(ids) > 1:
+        pieces = ", ".join(f"{token!r} {number}" for token, number in zip(_spelled(family, ids), ids, strict=True))
+        yield (
+            f"{key} {identifier!r} is {len(ids)} tokens to this tokenizer ({pieces}), each with a meaning of its own; "
+            f"a rare word that is one token is learned more cleanly: {', '.join(better)}"
+        )
+    elif clip.is_common(family.tokenizer, ids[0]):
+        yield (
+            f"{key} {identifier!r} is a common word (token {ids[0]} of {len(family.tokenizer)}, by how often they were "
+            f"met), whose meaning the subject has to fight; better a rare one: {', '.join(better)}"
+        )
+
+
+def _spelled(family: Family, ids: list[int]) -> list[str]:
+    return [str(token).removesuffix("</w>") for token in family.tokenizer.convert_ids_to_tokens(ids)]
+
+
+def identifier_last(caption: str, identifier: str) -> str:
+    """A caption in that order of its parts (`Captions.shuffle`) in which the identifier comes latest."""
+    first, *rest = caption.split(",")
+    return ",".join([first, *sorted(rest, key=lambda part: identifier in part)])
+
+
+def keyed_prompts(captions: list[list[str]], config: Config) -> Iterator[tuple[str, str]]:
+    """Every prompt of the run with where it comes from."""
+    for number, own in enumerate(captions):
+        key = subject_key(config, number)
+        yield f"{key}.class_prompt", class_prompt(config, number)
+        if config.data.captions:
+            shuffled = [identifier_last(caption, config.subjects[number].identifier) for caption in own]
+            yield from (("the caption", caption) for caption in (shuffled if config.data.shuffle_captions else own))
+        yield f"{key}.prompt", subject_prompt(config, number)
+    yield from (("validate.prompts", prompt.filled) for prompt in validation_prompts(config))
 
 
 def picture_warnings(looks: Sequence[Look], buckets: list[Size], resolution: int) -> Iterator[str]:

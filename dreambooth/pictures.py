@@ -21,7 +21,7 @@ from dreambooth.files import atomic_file
 from dreambooth.images import grid, to_images
 from dreambooth.methods import find_method
 from dreambooth.prompts import fill_prompt, has_field
-from dreambooth.sampling import SamplerSettings, sample_pixels
+from dreambooth.sampling import SamplerSettings, cut_warning, sample_pixels
 
 RECIPE = "dreambooth"  # the PNG's text chunk
 
@@ -135,7 +135,14 @@ def make(
     settings: SamplerSettings,
     batch_size: int,
 ) -> Iterator[Picture]:
-    """Yield `num_images` pictures a prompt; picture i of each is made from seed + i. size: (height, width), pixels."""
+    """Yield `num_images` pictures a prompt; picture i of each is made from seed + i. size: (height, width), pixels.
+
+    Warns of a prompt that is longer than the model reads. Raises UserError where that cuts off an identifier.
+    """
+    identifiers = [] if model.card is None else [subject.identifier for subject in model.card.subjects]
+    for prompt in dict.fromkeys([*prompts, settings.negative_prompt]):
+        if (warning := cut_warning(model.family, f"prompt {prompt!r}", prompt, identifiers)) is not None:
+            print(f"warning: {warning}", file=sys.stderr)
     everything = [(prompt, seed + number) for prompt in prompts for number in range(num_images)]
     batches = sample_pixels(
         model.family, [p for p, _ in everything], [s for _, s in everything], size, settings, batch_size

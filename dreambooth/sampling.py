@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dreambooth.errors import UserError
 from dreambooth.families import Condition, Family
+from dreambooth.families.clip import fit
 from dreambooth.randomness import Randomness
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -87,12 +88,27 @@ def guided(
     return uncond + scale * (cond - uncond)
 
 
+def cut_warning(family: Family, name: str, prompt: str, identifiers: Iterable[str] = ()) -> str | None:
+    """What to say of a prompt that is longer than the model reads; None of one that is not.
+
+    Raises UserError where an identifier stands in what is dropped.
+    """
+    kept, dropped = fit(family.tokenizer, prompt)
+    if not dropped:
+        return None
+    limit = family.tokenizer.model_max_length
+    told = f"{name} has {len(family.token_ids(prompt)) + 2} tokens with start and end; this model reads {limit}"
+    for identifier in identifiers:
+        if identifier in prompt and identifier not in kept:
+            raise UserError(
+                f"{told}, and the identifier {identifier!r} comes later: move it to the front, or shorten it"
+            )
+    return f"{told} and drops: {dropped!r}"
+
+
 @torch.no_grad()
 def sample_latents(family: Family, prompts: list[str], start: Start, settings: SamplerSettings) -> Tensor:
-    """Denoise one picture a prompt from `start`; scaled latents, float32 [B, C, H, W].
-
-    Raises UserError for a prompt that is too long.
-    """
+    """Denoise one picture a prompt from `start`; scaled latents, float32 [B, C, H, W]."""
     device = next(family.denoiser.parameters()).device
     condition = _guidance_condition(family, prompts, settings)
     scheduler = make_scheduler(family, settings.scheduler)

@@ -135,7 +135,11 @@ def test_a_base_model_and_the_model_folder_itself_can_be_sampled(
         (["{run}", "a dog", "--size", "60x64"], 2, "use a multiple of 8"),
         (["{run}", "a dog", "--num-images", "0"], 2, "--num-images: 0 is too small"),
         (["{run}", "a dog", "--seed", "-1"], 2, "--seed: -1"),
-        (["{run}", "very " * 50], 2, "tokens"),
+        (
+            ["{run}", "very " * 50 + "{subject}"],
+            2,
+            "tokens with start and end; this model reads 32, and the identifier",
+        ),
         (["{base}", "a photo of {subject}"], 2, "has learned no subject"),
         (["./nowhere", "a dog"], 3, "./nowhere: there is no such folder or file"),
         (["{unfinished}", "a dog"], 3, "no model yet"),

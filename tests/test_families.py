@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from dreambooth.cli import main
 from dreambooth.errors import ModelError, UserError
 from dreambooth.families import Family, fingerprint, frozen_copy, load_family
-from dreambooth.families.clip import check_tokenizer
+from dreambooth.families.clip import check_tokenizer, fit, is_common, rare_words, token_ids
+from dreambooth.families.shipped import make_tokenizer
 from dreambooth.pictures import load_model
 
 ROOT = Path(__file__).parent.parent
@@ -378,9 +379,29 @@ def test_remembered_prompts_need_no_text_encoder(family: Family) -> None:
     assert torch.equal(found, torch.cat([*expected, expected[0]]))
 
 
-def test_a_prompt_that_is_too_long_is_told_with_its_length_and_the_limit(family: Family) -> None:
-    with pytest.raises(UserError, match="has 42 tokens with start and end; this model reads 32: shorten it"):
-        family.condition(["dog " * 40])
+def test_a_prompt_that_is_too_long_is_read_by_whole_words_as_far_as_it_goes(family: Family) -> None:
+    assert fit(family.tokenizer, "dog " * 30) == ("dog " * 30, "")
+    assert fit(family.tokenizer, "dog " * 40) == (("dog " * 30).strip(), ("dog " * 10).strip())
+    long = "dog " * 28 + "rumpelstilz cat"  # a word of several tokens is not torn
+    assert fit(family.tokenizer, long) == (("dog " * 28).strip(), "rumpelstilz cat")
+    assert fit(family.tokenizer, "x" * 500) == ("", "x" * 500)
+    for prompt in ("dog " * 40, long, "a\n dog  " * 20):
+        one, other = (
+            family.condition([each])["encoder_hidden_states"] for each in (prompt, fit(family.tokenizer, prompt)[0])
+        )
+        assert torch.equal(one, other)
+
+
+def test_words_that_are_proposed_are_single_tokens_and_rare(family: Family) -> None:
+    for tokenizer in (family.tokenizer, make_tokenizer("!")):
+        words = rare_words(tokenizer)
+        assert "sks" in words
+        assert all(len(token_ids(tokenizer, word)) == 1 for word in words)
+        assert len(words) > 5
+    common = {
+        word: is_common(tokenizer, token_ids(tokenizer, word)[0]) for word in ("the", "robot", "firefly", "sks", "olis")
+    }
+    assert common == {"the": True, "robot": True, "firefly": True, "sks": False, "olis": False}
 
 
 def test_a_frozen_copy_shares_the_vae_and_nothing_that_trains(family: Family) -> None:

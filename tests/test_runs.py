@@ -1,6 +1,7 @@
 """The run folder: what is in it, how a run goes on, and what is refused."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from dreambooth.checkpointing import find_state
 from dreambooth.config import Config, load_config
 from dreambooth.engine import train
 from dreambooth.errors import ModelError, UserError
+from dreambooth.families import load_family
 from dreambooth.runfolder import RunFolder
 
 
@@ -132,7 +134,9 @@ def test_never_resuming_sets_the_old_run_aside(config_file: Path) -> None:
     [
         ("subject.images=nowhere", UserError, "nowhere"),
         ("model.base=./nowhere", ModelError, "nowhere"),
-        ("subject.prompt=" + "very " * 40 + "{subject}", UserError, "tokens"),
+        ("subject.prompt=" + "very " * 40 + "{subject}", UserError, "the identifier 'sks' comes later"),
+        ("validate.prompts=['" + "very " * 40 + "{subject}']", UserError, r"validate\.prompts .*'sks' comes later"),
+        ("subject.identifier=Dog", UserError, "is the class noun itself"),
         ("validate.scheduler=dimm", UserError, "'dimm' is not known"),
         ("prior.scheduler=dimm", UserError, "'dimm' is not known"),
         ("method.name=lara", UserError, "'lara' is not known; one of full"),
@@ -142,18 +146,56 @@ def test_never_resuming_sets_the_old_run_aside(config_file: Path) -> None:
 def test_a_mistake_is_told_before_anything_is_written(
     config_file: Path, override: str, error: type[Exception], named: str
 ) -> None:
-    config = load_config(config_file, ["train.device=cpu", override])
     with pytest.raises(error, match=named):
-        train(config)
-    assert not RunFolder(config).path.exists()
+        train(load_config(config_file, ["train.device=cpu", override]))
+    assert not RunFolder(load_config(config_file)).path.exists()
 
 
 def test_an_identifier_that_the_tokenizer_splits_gets_a_clear_word(
     config_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(load_config(config_file, ["subject.identifier=rumpelstilz", "train.max_steps=1", "optim.warmup_steps=0"]))
-    assert "subject.identifier 'rumpelstilz' is" in (told := capsys.readouterr().err)
-    assert "tokens to this tokenizer" in told
+    told = capsys.readouterr().err
+    assert "subject.identifier 'rumpelstilz' is" in told
+    said = re.search(
+        r"is (\d+) tokens to this tokenizer \((.*)\), .* learned more cleanly: (\w+), (\w+), (\w+)\n", told
+    )
+    tokenizer = load_family(load_config(config_file).model.base).tokenizer
+    ids = tokenizer("rumpelstilz", add_special_tokens=False).input_ids
+    assert said is not None
+    assert int(said[1]) == len(ids)
+    assert [int(number) for number in re.findall(r"' (\d+)", said[2])] == ids
+    assert all(len(tokenizer(said[n], add_special_tokens=False).input_ids) == 1 for n in (3, 4, 5))
+
+
+@pytest.mark.parametrize(
+    ("identifier", "expected"), [("<|endoftext|>", "is no word to this tokenizer"), ("", "must not be empty")]
+)
+def test_an_identifier_that_is_no_token_is_refused(config_file: Path, identifier: str, expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
+        train(load_config(config_file, [f"subject.identifier={identifier}"]))
+
+
+def test_the_end_of_a_prompt_that_the_model_does_not_read_is_told_and_the_run_goes_on(
+    config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = "validate.prompts=['a photo of {subject}" + " very" * 30 + " late']"
+    assert train(load_config(config_file, ["train.max_steps=1", "optim.warmup_steps=0", long])) == 0
+    told = capsys.readouterr().err
+    assert "tokens with start and end; this model reads 32 and drops: 'very" in told
+    assert "late'" in told
+
+
+def test_a_caption_that_a_shuffle_could_cut_the_identifier_off_is_refused(
+    config_file: Path, pictures: Path, tmp_path: Path
+) -> None:
+    mine = Path(shutil.copytree(pictures, tmp_path / "mine"))
+    for path in mine.glob("*.png"):
+        path.with_suffix(".txt").write_text("a photo, {subject}," + " very" * 25 + ", late")
+    short = ["train.max_steps=1", "optim.warmup_steps=0", f"subject.images={mine}", "data.captions=true"]
+    assert train(load_config(config_file, [*short, "validate.every_steps=0"])) == 0
+    with pytest.raises(UserError, match=r"the caption 'a photo,.* and the identifier 'sks' comes later"):
+        train(load_config(config_file, [*short, "data.shuffle_captions=true", "run.name=shuffled"]))
 
 
 def test_pictures_that_must_be_enlarged_are_named(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,7 +29,7 @@ from dreambooth.families import fingerprint
 from dreambooth.images import to_images
 from dreambooth.pictures import RECIPE, Model, write_png
 from dreambooth.prompts import fill_prompt, plain_prompt
-from dreambooth.sampling import SamplerSettings, sample_pixels
+from dreambooth.sampling import SamplerSettings, cut_warning, sample_pixels
 
 CLASS_PROMPT = "a photo of a {class}"
 MAX_SLUG = 60  # characters of a prompt in a folder's name
@@ -157,7 +157,8 @@ def _common_recipe(model: Model, way: Way) -> Recipe:
 def _check_prompts(model: Model, prompts: Sequence[str], way: Way) -> None:
     model.family.latent_shape(*way.size)
     for prompt in dict.fromkeys([way.settings.negative_prompt, *prompts]):
-        model.family.condition([prompt])
+        if (warning := cut_warning(model.family, f"prompt {prompt!r}", prompt)) is not None:
+            raise UserError(f"{warning}; shorten it")
 
 
 def missing(shots: Sequence[Shot], recipes: Mapping[Path, Recipe]) -> list[Shot]:

@@ -15,6 +15,7 @@ class Family(Protocol):
     """A text-to-image diffusion model. Shapes: B batch, C channels, H/W height and width."""
 
     schedule: Schedule
+    tokenizer: Any  # of several, the first
     scheduler_config: dict[str, Any]  # of the base's own sampler; any diffusers scheduler can be made from it
 
     @property
@@ -64,14 +65,11 @@ class Family(Protocol):
         ...
 
     def condition(self, prompts: list[str]) -> Condition:
-        """What the denoiser is told about each prompt. Raises UserError for a prompt that is too long."""
+        """What the denoiser is told about each prompt, of a long one by as much as it reads (`clip.fit`)."""
         ...
 
     def remember(self, prompts: Iterable[str]) -> None:
-        """Let `condition` know these prompts, and no others, by heart: frozen text encoders are then done.
-
-        Raises UserError for a prompt that is too long.
-        """
+        """Let `condition` know these prompts, and no others, by heart: frozen text encoders are then done."""
         ...
 
     def frame_condition(self, frames_B6: Tensor) -> Condition:

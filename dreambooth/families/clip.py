@@ -1,5 +1,7 @@
 """What families with CLIP's tokenizer and text encoder share. Shapes: B prompts, N tokens."""
 
+import bisect
+import re
 import sys
 from typing import Any
 
@@ -11,17 +13,40 @@ from dreambooth.errors import ModelError, UserError
 
 NUM_BYTE_PIECES = 514  # every CLIP tokenizer has 256 bytes, each also as the end of a word, and two special tokens
 
+CLIP_SIZE = 49408  # entries of CLIP's tokenizer; "robot" has id 8797, "firefly" 33997, "sks" 48136
+COMMON = 0.8
+
 
 def tokenize(tokenizer: Any, prompts: list[str]) -> Tensor:
-    """Token ids [B, N], padded to the tokenizer's length. Raises UserError for a prompt that is longer."""
-    limit = tokenizer.model_max_length
-    for prompt in prompts:
-        if (length := len(token_ids(tokenizer, prompt)) + 2) > limit:
-            raise UserError(
-                f"prompt {prompt!r} has {length} tokens with start and end; this model reads {limit}: shorten it"
-            )
-    spelled = [spell_out(tokenizer, prompt) for prompt in prompts]
+    """Token ids [B, N], padded to the tokenizer's length; of a longer prompt as much as `fit` keeps."""
+    spelled = [spell_out(tokenizer, fit(tokenizer, prompt)[0]) for prompt in prompts]
     return tokenizer(spelled, padding="max_length", return_tensors="pt").input_ids
+
+
+def fit(tokenizer: Any, prompt: str) -> tuple[str, str]:
+    """A prompt as far as the tokenizer's length goes, by whole words, and the rest, which the model does not read."""
+    limit = tokenizer.model_max_length - 2  # start and end
+    if len(token_ids(tokenizer, prompt)) <= limit:
+        return prompt, ""
+    ends = [match.end() for match in re.finditer(r"\S+", prompt)]
+    num_words = bisect.bisect_right(ends, limit, key=lambda end: len(token_ids(tokenizer, prompt[:end])))
+    kept = prompt[: ends[num_words - 1]] if num_words else ""
+    return kept, prompt[len(kept) :].strip()
+
+
+def rare_words(tokenizer: Any) -> list[str]:
+    """Words of three or four consonants that are one token each, the rarest first: they mean next to nothing.
+
+    CLIP's ids are in the order of the merges, and so of how often a word was met.
+    """
+    rare = [entry for entry in tokenizer.get_vocab().items() if not is_common(tokenizer, entry[1])]
+    by_id = sorted(rare, key=lambda entry: -entry[1])
+    return [match[1] for token, _ in by_id if (match := re.fullmatch(r"([b-df-hj-np-tv-xz]{3,4})</w>", token))]
+
+
+def is_common(tokenizer: Any, token_id: int) -> bool:
+    """Whether a token of CLIP's own vocabulary is among the four fifths that were met most."""
+    return len(tokenizer) > CLIP_SIZE // 2 and token_id < COMMON * CLIP_SIZE
 
 
 def token_ids(tokenizer: Any, text: str) -> list[int]:

@@ -61,7 +61,7 @@ class UNetFamily(ABC):
 
     @abstractmethod
     def encode_texts(self, prompts: list[str]) -> Condition:
-        """What the text encoders make of prompts, each tensor [B, ...]. Raises UserError for one that is too long."""
+        """What the text encoders make of prompts, each tensor [B, ...]."""
 
     def condition(self, prompts: list[str]) -> Condition:
         """What the text encoders make of prompts, or made of them when they were remembered; each tensor [B, ...]."""
