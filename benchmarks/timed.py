@@ -20,12 +20,18 @@ import torch  # noqa: E402
 
 
 def note_steps(events: Path) -> None:
-    """Write a line of seconds since the start whenever an AdamW step ends."""
-    step = torch.optim.AdamW.step
+    """Write a line of seconds since the start whenever an AdamW step ends, but for a weight's own within backward."""
+    step, under_way = torch.optim.AdamW.step, []
 
     @functools.wraps(step)
     def timed(*args: Any, **kwargs: Any) -> Any:
-        result = step(*args, **kwargs)
+        under_way.append(step)
+        try:
+            result = step(*args, **kwargs)
+        finally:
+            under_way.pop()
+        if under_way:
+            return result
         event = {"seconds": 0.0, "gpu_bytes": 0}
         if torch.cuda.is_available():
             torch.cuda.synchronize()

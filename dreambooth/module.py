@@ -137,6 +137,11 @@ class DreamBoothModule(pl.LightningModule):
             for network in self.trained.values():
                 shard(network, cast(Any, self.device_mesh)["data_parallel"])
 
+    def on_train_start(self) -> None:
+        if self.optim.in_backward:
+            optimizer = self.trainer.optimizers[0]
+            self.in_backward = StepInBackward(optimizer, functools.partial(self._guard, optimizer))
+
     def training_step(self, batch: Sequence[Sample], batch_idx: int) -> Tensor:
         torch.manual_seed(self.randomness.torch_seed("module", batch[0].place))  # for dropout inside the networks
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
@@ -396,8 +401,6 @@ class DreamBoothModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         trained = dict(self.trained.items())
         optimizer, schedule = make_optimizer(trained, self.optim, self._is_fused, lambda: self.text_is_stopped)
-        if self.optim.in_backward:
-            self.in_backward = StepInBackward(optimizer, functools.partial(self._guard, optimizer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def stop_text_encoders(self) -> None:

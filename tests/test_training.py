@@ -84,6 +84,9 @@ def test_a_weights_step_within_backward_is_the_step_behind_it(config_file: Path,
     unclipped = ("optim.max_grad_norm=0", f"optim.name={optimizer}", "train.save_every_steps=3")
     behind, behind_lines = trained(config_file, "behind", *unclipped)
     within, within_lines = trained(config_file, "within", *unclipped, "optim.in_backward=true")
+    trained(config_file, "longer", *unclipped, "optim.in_backward=true", "train.max_steps=3")
+    longer, _ = trained(config_file, "longer", *unclipped, "optim.in_backward=true")
+    assert_same(within, longer, atol=0, rtol=0)
     assert_same(behind, within, atol=0, rtol=0)
     for a, b in zip(behind_lines, within_lines, strict=True):
         assert a == pytest.approx(b, rel=1e-5), "the norm's sum is taken in another order"
