@@ -67,6 +67,8 @@ class AtomicCheckpointIO(CheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Raises UserError where the disk is full; the previous checkpoint is then as it was."""
         path = Path(path)
+        if not path.parent.is_dir():
+            raise UserError(f"{path.parent}: has vanished; bring the run's folder back, or start again")
         replaced = self._good.get(path)
         keep = self.previous if replaced is not None else None  # a damaged one does not drive out the one before
         make_room(path, num_bytes_of(checkpoint), keep)
@@ -104,7 +106,7 @@ def make_room(path: Path, num_bytes: int, expendable: Path | None) -> None:
 
     Raises UserError where they do not fit all the same.
     """
-    folder = next(parent for parent in path.parents if parent.is_dir())
+    folder = path.parent
     if shutil.disk_usage(folder).free < num_bytes and expendable is not None and expendable.is_file():
         tell(f"warning: {expendable}: let go, there is no room for three states while one is written")
         expendable.unlink()

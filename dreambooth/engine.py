@@ -43,6 +43,7 @@ from dreambooth.runfolder import (
     Claim,
     RunFolder,
     check_identity,
+    check_places,
     clean,
     found_state,
     identify,
@@ -50,6 +51,7 @@ from dreambooth.runfolder import (
     open_run,
     probe,
 )
+from dreambooth.troubles import told
 from dreambooth.validation import Looks, Validate, restore_best
 
 
@@ -66,7 +68,8 @@ def train(config: Config, profile: bool = False, on_purpose: Collection[str] = (
     find_method(config.method.name), parts.prior_sampler(config), parts.validation_sampler(config)
     parts.pick_device(config)
     parts.check_optimizer(config)
-    with Claim(run) as claim:
+    check_places(run)
+    with told(run, config), Claim(run) as claim:
         state = found_state(run, config, on_purpose)
         journal = Journal(run.scores, last_step=-1 if state is None else state.step)
         if state is not None and is_finished(run, state, config, journal):
@@ -123,7 +126,8 @@ def go_on(
     finish_observers(trainer)
     if saving.signal_number:
         tell(f"saved at step {trainer.global_step}; the same command goes on from there")
-        return 128 + saving.signal_number
+        # Lightning kills the first process where another one, which it has started, ends with anything but 0.
+        return 128 + saving.signal_number if trainer.is_global_zero else 0
     if trainer.is_global_zero:
         whole = put_together(run, config) if module.is_sharded else module
         finish(run, config, whole, journal, trainer.global_step, base)
@@ -357,6 +361,7 @@ def quiet_lightning() -> None:
     """Our callbacks say what happens; Lightning's notes on hardware and data loading only repeat or mislead."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    logging.getLogger("lightning_fabric.strategies.launchers").setLevel(logging.INFO)  # of a process that has died
     for message in (
         ".*does not have many workers.*",
         ".*`isinstance.treespec, LeafSpec.`.*",

@@ -5,6 +5,7 @@ with the settings and pictures that it was started with, but for those that may 
 """
 
 import hashlib
+import os
 import platform
 import re
 import subprocess
@@ -237,12 +238,22 @@ def check_identity(
 # -------------------------------------------------------------------------------- opening it
 
 
-def probe(run: RunFolder) -> None:
-    """Raises UserError where the run could not write, or a file is in the place of a folder."""
+def check_places(run: RunFolder) -> None:
+    """Raises UserError where a file is in the place of a folder."""
     for folder in (*run.folders, run.model):
-        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        there = _nearest(folder)
         if not there.is_dir():
             raise UserError(f"{there}: a file, and the run needs a folder there; move it, or choose another run.name")
+
+
+def _nearest(folder: Path) -> Path:
+    """What there is of a path."""
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
+
+
+def probe(run: RunFolder) -> None:
+    """Raises UserError where the run could not write."""
+    for there in dict.fromkeys(map(_nearest, (*run.folders, run.model))):
         try:
             with tempfile.TemporaryFile(dir=there) as file:
                 file.write(bytes(4096))
@@ -269,6 +280,7 @@ def open_run(
     for folder in run.folders:
         folder.mkdir(parents=True, exist_ok=True)
     claim.take()
+    run.lock.write_text(f"process {os.getpid()}", encoding="utf-8")
     clean(run)
     journal.cut()
     for grid in run.samples.glob("step-*.png"):

@@ -157,8 +157,12 @@ def family(tiny_base: Path) -> Family:
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+def make_pictures(folder: Path) -> Path:
     """A folder with three different pictures of 64 x 64 pixels and more."""
-    folder = tmp_path_factory.mktemp("pictures")
+    folder.mkdir(exist_ok=True)
     for number, colour in enumerate(("red", "green", "blue")):
         image = Image.new("RGB", (64, 64 + 16 * number), "white")
         ImageDraw.Draw(image).ellipse((8, 8 + 4 * number, 40, 48), fill=colour)

@@ -20,6 +20,7 @@ def state(step: int) -> dict[str, object]:
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     path = tmp_path / "state" / "last.ckpt"
+    path.parent.mkdir()
     AtomicCheckpointIO({"base model": "abc"}).save_checkpoint(state(3), path)
     return path
 

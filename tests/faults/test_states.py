@@ -63,6 +63,7 @@ def state(step: int) -> dict[str, object]:
 def saved(tmp_path: Path) -> tuple[Path, Path]:
     """last.ckpt of step 3 and previous.ckpt of step 2."""
     last, previous = tmp_path / "state" / "last.ckpt", tmp_path / "state" / "previous.ckpt"
+    last.parent.mkdir()
     writer = AtomicCheckpointIO({"base model": "abc"}, previous=previous)
     for step in (1, 2, 3):
         writer.save_checkpoint(state(step), last)

@@ -1,0 +1,157 @@
+"""Pull the plug at random, again and again: does the run come to the same bits as one that was left in peace?
+
+    python benchmarks/chaos.py --count 200 --seed 0                 # on a tiny Stable Diffusion with random weights
+    python benchmarks/chaos.py --count 40 --base checkpoints/toyworld --scored    # with scores, and a best step
+
+A round is a run that is started, killed and started again, up to --kills times, and then left to finish. Each kill is
+one of: SIGKILL, SIGTERM, SIGINT, or SIGINT twice, at a random time; SIGKILL just before a random operation on the run's
+files, or half-way through a random piece of a state. Rounds differ in whether data is loaded by workers and in where
+TMPDIR is. Afterwards weights, moments, figures, scores, pictures, the chosen step and the model have to be equal, and
+nothing half made may lie about; whatever a tool could load has to be whole at any moment.
+"""
+
+import argparse
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "faults")]
+
+from conftest import CONFIG, make_pictures, make_tiny_base  # noqa: E402
+from crashes import SETTINGS, assert_equal_runs, assert_whole  # noqa: E402
+from warm import Warm  # noqa: E402
+
+from dreambooth.config import load_config  # noqa: E402
+from dreambooth.runfolder import RunFolder  # noqa: E402
+
+ENCODERS = ROOT / "checkpoints" / "toyworld-encoders"
+SCORED = (
+    f"validate.dino={ENCODERS / 'vit'}",
+    f"validate.clip={ENCODERS / 'clip'}",
+    f"subject.images={ROOT / 'data' / 'robot'}",
+    "subject.class_noun=robot",
+    "optim.schedule=constant",
+    "data.buckets=false",
+    "train.max_steps=9",
+)
+TIMED = {"SIGKILL": (signal.SIGKILL,), "SIGTERM": (signal.SIGTERM,), "SIGINT": (signal.SIGINT,)}
+TIMED["SIGINT twice"] = (signal.SIGINT, signal.SIGINT)
+WAYS = (*TIMED, "SIGKILL before a file operation", "SIGKILL within a state's write")
+# -SIGTERM: it came before Python had imported anything, or after all was done.
+ENDS = {0, -signal.SIGKILL, -signal.SIGINT, -signal.SIGTERM, 128 + signal.SIGTERM, 128 + signal.SIGINT}
+
+
+class Chaos:
+    """Runs of one config, and what has been done to them."""
+
+    def __init__(self, folder: Path, warm: Warm, args: argparse.Namespace) -> None:
+        self.folder, self.warm, self.real = folder, warm, args.real
+        self.dice = random.Random(args.seed)
+        self.settings = [*SETTINGS, *(SCORED if args.scored else ())]
+        self.config_file = folder / "config.yaml"
+        base = args.base or make_tiny_base(folder / "base")
+        text = CONFIG.format(runs=folder / "runs", base=base, pictures=make_pictures(folder / "pictures"))
+        self.config_file.write_text(text)
+        self.kills: Counter[str] = Counter()
+        self.seconds, self.num_operations, self.num_pieces = 0.0, 100, 600
+
+    def run(self, name: str) -> RunFolder:
+        return RunFolder(load_config(self.config_file, [f"run.name={name}", *self.settings]))
+
+    def command(self, name: str, *more: str) -> list[str]:
+        return ["train", str(self.config_file), f"run.name={name}", *self.settings, *more]
+
+    def leave_in_peace(self) -> None:
+        started = time.monotonic()
+        code = self.warm.run(self.command("whole"), self.folder / "whole.log", die_at=(0, str(self.folder / "runs")))
+        assert code == 0, (self.folder / "whole.log").read_text()
+        self.seconds = time.monotonic() - started
+        self.num_operations = (self.folder / "whole.log").read_text().count("\noperation ")
+
+    def round(self, number: int, num_kills: int) -> None:
+        name, workers = f"round-{number}", number % 2
+        log, env = self.folder / f"{name}.log", {"TMPDIR": "/dev/shm" if number % 3 == 0 else "/tmp"}
+        command = self.command(name, f"data.num_workers={workers}")
+        for _ in range(num_kills):
+            way = self.dice.choice(WAYS)
+            code = self.disturbed(way, command, log, env)
+            self.check(code, log)
+            assert_whole(self.run(name))
+            if code == 0:
+                break
+            self.kills[f"{way}: {code}"] += 1
+        else:
+            self.check(self.warm.run(command, log, env=env) or 0, log)
+        assert_equal_runs(self.run("whole"), self.run(name))
+
+    def disturbed(self, way: str, command: list[str], log: Path, env: dict[str, str]) -> int:
+        if way == "SIGKILL before a file operation":
+            place = (self.dice.randint(1, self.num_operations), str(self.folder / "runs"))
+            return self.warm.run(command, log, env=env, die_at=place)
+        if way == "SIGKILL within a state's write":
+            return self.warm.run(command, log, env=env, die_in_write=self.dice.randint(1, self.num_pieces))
+        wait = self.dice.uniform(0, 0.5 * self.seconds)
+        if self.dice.random() < self.real:
+            return self.signalled_script(command, log, env, wait + 8, TIMED[way])
+        pid = self.warm.start(command, log, env=env)
+        time.sleep(wait)
+        for number in TIMED[way]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+            time.sleep(self.dice.uniform(0, 0.2))
+        return self.warm.wait()
+
+    def signalled_script(
+        self, command: list[str], log: Path, env: dict[str, str], wait: float, numbers: tuple[int, ...]
+    ) -> int:
+        """A real train.py, in a process group that is signalled as a terminal does."""
+        line = [sys.executable, str(ROOT / "train.py"), *command[1:]]
+        with open(log, "a", encoding="utf-8") as said:
+            own = {**os.environ, **env, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+            process = subprocess.Popen(line, stdout=said, stderr=said, env=own, start_new_session=True)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=wait)
+            for number in numbers:
+                if process.poll() is None:
+                    os.killpg(process.pid, number)
+            self.kills["(of which real train.py)"] += process.poll() != 0
+            return process.wait(timeout=240)
+
+    def check(self, code: int, log: Path) -> None:
+        text = log.read_text()
+        assert code in ENDS, f"exit code {code}:\n{text[-4000:]}"
+        assert "Traceback" not in text, text[-4000:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=200, help="kills in all")
+    parser.add_argument("--kills", type=int, default=8, help="kills a round at most")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--base", help="another base than a tiny one with random weights")
+    parser.add_argument("--scored", action="store_true", help="validations score by the embedded base's encoders")
+    parser.add_argument("--real", type=float, default=0.1, help="share of timed kills that go to a real train.py")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, Warm() as warm:
+        chaos = Chaos(Path(folder), warm, args)
+        chaos.leave_in_peace()
+        number, done = 0, 0
+        while done < args.count:
+            chaos.round(number, min(args.kills, args.count - done))
+            number, done = number + 1, sum(n for way, n in chaos.kills.items() if not way.startswith("("))
+            print(f"round {number}: {done} kills, all equal", file=sys.stderr, flush=True)
+    print(f"{done} kills in {number} runs, which all came to the same. Kills by kind and exit code:")
+    for way, count in sorted(chaos.kills.items()):
+        print(f"  {count:4d}  {way}")
+
+
+if __name__ == "__main__":
+    main()

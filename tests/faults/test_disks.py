@@ -1,0 +1,198 @@
+"""Disks that are full, folders that cannot be written or vanish, files in the place of folders, two runs in one."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from crashes import leftovers
+from warm import ROOT, Warm
+
+from dreambooth.checkpointing import find_state
+from dreambooth.config import Config, load_config
+from dreambooth.engine import train
+from dreambooth.errors import UserError
+from dreambooth.runfolder import Claim, RunFolder
+
+HOLD = """
+import sys, time
+from dreambooth.config import load_config
+from dreambooth.runfolder import Claim, RunFolder
+claim = Claim(RunFolder(load_config(sys.argv[1])))
+claim.take()
+print("held", flush=True)
+time.sleep(99)
+"""
+SHORT = ("optim.warmup_steps=0", "optim.schedule=constant", "prior.source=none", "train.save_every_steps=2")
+
+
+@pytest.fixture(scope="module")
+def warm() -> Iterator[Warm]:
+    with Warm() as parent:
+        yield parent
+
+
+def everything(run: RunFolder) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such limits")
+def test_a_state_that_cannot_be_written_ends_the_run_and_the_one_before_is_whole(
+    config_file: Path, tmp_path: Path, warm: Warm
+) -> None:
+    """RLIMIT_FSIZE: no file of this process grows further, as on a full disk."""
+    run = RunFolder(load_config(config_file))
+    assert warm.run(["train", str(config_file), *SHORT, "train.max_steps=2"], tmp_path / "log") == 0
+    before = {path: path.read_bytes() for path in run.state.parent.glob("*.*")}
+    limit = {"RLIMIT_FSIZE": run.state.stat().st_size // 2}
+    code = warm.run(["train", str(config_file), *SHORT, "train.max_steps=4"], tmp_path / "log2", limits=limit)
+    said = (tmp_path / "log2").read_text()
+    assert code == 2, said
+    assert "last.ckpt: cannot be written" in said
+    assert "Traceback" not in said
+    assert before.items() <= {path: path.read_bytes() for path in run.state.parent.iterdir()}.items()
+    assert not leftovers(run)
+    assert warm.run(["train", str(config_file), *SHORT, "train.max_steps=4"], tmp_path / "log3") == 0
+    assert find_state(run.state).step == 4
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 3 MiB, where this may be made."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], capture_output=True)
+    if made.returncode:
+        pytest.skip("file systems cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_is_told_with_need_and_free_bytes_and_nothing_half_is_left(
+    config_file: Path, small_disk: Path
+) -> None:
+    config = load_config(config_file, [*SHORT, f"run.dir={small_disk}", "train.max_steps=8"])
+    run = RunFolder(config)
+    with pytest.raises(UserError, match=r"(needs [\d.]+ GiB, and [\d.]+ GiB are free|the disk is full)"):
+        train(config)
+    assert not leftovers(run)
+    if run.state.exists():
+        find_state(run.state)
+
+
+def test_figures_that_do_not_fit_the_disk_end_the_run_with_a_line(config_file: Path, small_disk: Path) -> None:
+    config = load_config(config_file, [*SHORT, f"run.dir={small_disk}", "train.save_every_steps=1000"])
+    ballast = os.open(small_disk / "ballast", os.O_WRONLY | os.O_CREAT)
+    with contextlib.suppress(OSError):
+        while os.write(ballast, bytes(4096)):
+            pass
+    os.close(ballast)
+    with pytest.raises(UserError, match=r"(cannot be written to|the disk is full)"):
+        train(config)
+
+
+@pytest.mark.parametrize("name", [".", "state", "logs", "samples", "prior", "model"])
+def test_a_file_in_the_place_of_a_folder_is_told_before_anything_is_done(config_file: Path, name: str) -> None:
+    config = load_config(config_file, SHORT)
+    run = RunFolder(config)
+    in_the_way = run.path / name
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.write_text("mine")
+    with pytest.raises(UserError, match=rf"{in_the_way}: a file, and the run needs a folder there"):
+        train(config)
+    assert in_the_way.read_text() == "mine"
+    assert list(run.path.parent.rglob("*")) == list(dict.fromkeys((run.path, in_the_way)))
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_done(config_file: Path) -> None:
+    with pytest.raises(UserError, match=r"/proc.*: cannot be written to \(.*\); mend that, or choose another run\.dir"):
+        train(load_config(config_file, [*SHORT, "run.dir=/proc/self/runs"]))
+
+
+def test_an_unchangeable_folder_is_told(config_file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    if shutil.which("chattr") is None or subprocess.run(["chattr", "+i", str(folder)], capture_output=True).returncode:
+        pytest.skip("no chattr here")
+    try:
+        with pytest.raises(UserError, match=rf"{folder}: cannot be written to"):
+            train(load_config(config_file, SHORT))
+    finally:
+        subprocess.run(["chattr", "-i", str(folder)], check=True)
+
+
+def test_a_run_whose_folder_vanishes_ends_with_a_line_and_does_not_bring_back_half(
+    config_file: Path, tmp_path: Path, warm: Warm
+) -> None:
+    run = RunFolder(load_config(config_file))
+    warm.start(["train", str(config_file), "train.max_steps=500", "prior.source=none", "train.save_every_steps=5"],
+               tmp_path / "log")  # fmt: skip
+    wait_for(run.state.is_file)
+    run.path.rename(tmp_path / "elsewhere")
+    code, said = warm.wait(), (tmp_path / "log").read_text()
+    assert code == 2, said
+    assert re.search(r"has vanished( while training)?", said), said
+    assert "Traceback" not in said
+    assert not run.state.exists()
+    find_state(tmp_path / "elsewhere" / "state" / "last.ckpt")
+
+
+# -------------------------------------------------------------------------------- two in one folder
+
+
+def test_a_second_run_in_a_folder_is_refused_and_the_lock_dies_with_its_owner(
+    config_file: Path, tmp_path: Path, warm: Warm
+) -> None:
+    """However it dies; workers that outlive it for a moment do not hold the lock."""
+    more = ["train.max_steps=500", "prior.source=none", "data.num_workers=1", "validate.every_steps=0"]
+    config = load_config(config_file, more)
+    run = RunFolder(config)
+    pid = warm.start(["train", str(config_file), *more], tmp_path / "log")
+    wait_for(run.metrics.is_file)
+    os.kill(pid, signal.SIGSTOP)
+    before = everything(run)
+    with pytest.raises(UserError, match=rf"another process \(process {pid}\) trains in this folder; wait for it"):
+        train(config)
+    script = [sys.executable, str(ROOT / "train.py"), str(config_file), *more]
+    second = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert second.returncode == 2, second.stderr
+    assert "trains in this folder" in second.stderr
+    assert everything(run) == before
+    (worker,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    os.kill(int(worker), signal.SIGSTOP)
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not Path(f"/proc/{pid}/exe").exists())  # it is dead, though not yet buried
+    assert Path(f"/proc/{worker}").exists()
+    with Claim(run):
+        pass
+    assert warm.wait() == -signal.SIGKILL
+
+
+def test_starting_again_sets_aside_no_run_that_trains(config: Config, tmp_path: Path) -> None:
+    config.train.max_steps = 2
+    train(config)
+    config.run.resume = "never"
+    other = [sys.executable, "-c", HOLD, str(tmp_path / "config.yaml")]
+    with subprocess.Popen(other, stdout=subprocess.PIPE, text=True, cwd=ROOT) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="trains in this folder"):
+            train(config)
+        owner.kill()
+    assert sorted(path.name for path in RunFolder(config).path.parent.iterdir()) == ["run"]
+    assert train(config) == 0
+
+
+def wait_for(condition: object, seconds: float = 120) -> None:
+    assert callable(condition)
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the moment never came"
+        time.sleep(0.001)

@@ -1,0 +1,169 @@
+"""Training processes without the seconds that imports take: a parent that has imported everything forks one each time.
+
+    with Warm() as warm:
+        code = warm.run(["train", "config.yaml"], log=tmp_path / "log")
+
+Run as a script this is the parent: it reads orders from its input, a JSON line each, and answers on its output. A child
+is a process like that of `train.py`, in a session of its own. It can be told to die, as by SIGKILL, at the n-th
+operation on files of a folder (`die_at`) or inside the n-th piece of a state that is written (`die_in_write`), and to
+have limits such as RLIMIT_FSIZE.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "shutil.rmtree")
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+
+
+class Warm:
+    """The parent, and one child at a time."""
+
+    def __enter__(self) -> "Warm":
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+        self._parent = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+        )
+        self.pid = 0
+        assert self._answer(240) == "ready"
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        assert self._parent.stdin is not None
+        if self.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+        self._parent.stdin.close()
+        self._parent.wait(timeout=60)
+
+    def run(self, arguments: Sequence[str], log: Path, timeout: float = 240, **order: Any) -> int:
+        """The exit code; minus the signal for a child that was killed."""
+        self.start(arguments, log, **order)
+        return self.wait(timeout)
+
+    def start(self, arguments: Sequence[str], log: Path, **order: Any) -> int:
+        """Start a child that appends what it says to `log`; its process id.
+
+        order: die_at=(n, folder), die_in_write=n, limits={"RLIMIT_FSIZE": bytes}, env={...}.
+        """
+        assert self._parent.stdin is not None
+        print(json.dumps({"arguments": list(arguments), "log": str(log), **order}), file=self._parent.stdin, flush=True)
+        self.pid = int(self._answer(60))
+        return self.pid
+
+    def wait(self, timeout: float = 240) -> int:
+        code = int(self._answer(timeout))
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)  # loader workers that would notice only later
+        self.pid = 0
+        return code
+
+    def _answer(self, timeout: float) -> str:
+        assert self._parent.stdout is not None
+        ready, _, _ = select.select([self._parent.stdout], [], [], timeout)
+        if not ready:
+            raise TimeoutError(f"no answer within {timeout} s")
+        return self._parent.stdout.readline().strip()
+
+
+# -------------------------------------------------------------------------------- the parent, and its children
+
+
+def serve() -> None:
+    import dreambooth.engine
+    import dreambooth.report  # noqa: F401
+
+    print("ready", flush=True)
+    for line in iter(sys.stdin.readline, ""):
+        child = os.fork()
+        if not child:
+            become(json.loads(line))
+        print(child, flush=True)
+        status = os.waitpid(child, 0)[1]
+        print(os.waitstatus_to_exitcode(status), flush=True)
+
+
+def become(order: Mapping[str, Any]) -> None:
+    """The process of a command, from the fork to its end."""
+    os.setsid()
+    log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.environ.update(order.get("env", {}))
+    import tempfile
+
+    tempfile.tempdir = None
+    for name, value in order.get("limits", {}).items():
+        limit = value + address_space() if name == "RLIMIT_AS" else value
+        resource.setrlimit(getattr(resource, name), (limit, limit))
+    if "die_at" in order:
+        sys.addaudithook(Killer(*order["die_at"]).hook)
+    if "die_in_write" in order:
+        die_in_write(order["die_in_write"])
+    from dreambooth.cli import main
+
+    sys.argv = [str(ROOT / "train.py"), *order["arguments"][1:]]
+    code = main(order["arguments"], prog="train.py")
+    sys.exit(code)
+
+
+def address_space() -> int:
+    """What this process has of it already, bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+class Killer:
+    """Ends the process just before its n-th operation on the files of a folder; 0 only counts them, and says so."""
+
+    def __init__(self, number: int, folder: str) -> None:
+        self.number, self.folder, self.count, self.pid = number, folder, 0, os.getpid()
+
+    def hook(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if os.getpid() != self.pid or not self.concerns(event, arguments):
+            return
+        self.count += 1
+        if self.count == self.number:
+            os.write(2, f"dies at operation {self.number}: {event} {arguments[0]}\n".encode())
+            os.kill(self.pid, signal.SIGKILL)
+        if not self.number:
+            os.write(2, f"operation {self.count}: {event} {arguments[0]}\n".encode())
+
+    def concerns(self, event: str, arguments: tuple[Any, ...]) -> bool:
+        if event in CHANGES:
+            inside_a_removal = event in ("os.remove", "os.rmdir") and arguments[-1] != -1
+            return inside_a_removal or str(arguments[0]).startswith(self.folder)
+        return event == "open" and bool((arguments[2] or 0) & WRITES) and str(arguments[0]).startswith(self.folder)
+
+
+def die_in_write(number: int) -> None:
+    """Half of the n-th piece that is written of a state reaches the file."""
+    from dreambooth import checkpointing
+
+    write, count = checkpointing._HashingWriter.write, 0
+
+    def half(self: Any, data: Any) -> int:
+        nonlocal count
+        count += 1
+        if count == number:
+            self.file.write(bytes(data)[: len(data) // 2])
+            self.file.flush()
+            os.write(2, f"dies in piece {number} of a state\n".encode())
+            os.kill(os.getpid(), signal.SIGKILL)
+        return write(self, data)
+
+    checkpointing._HashingWriter.write = half  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    serve()
