@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from dreambooth.files import write_text
 from dreambooth.module import DreamBoothModule, StepFigures
+from dreambooth.optim import take_settings
 from dreambooth.prior import GeneratedPrior
 from dreambooth.ranks import Turns, tell
 
@@ -68,16 +69,9 @@ class TakeSettings(pl.Callback):
     They are the same, but for what was changed on purpose.
     """
 
-    RESTORED = ("initial_lr", "betas", "weight_decay")
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        made: Any = pl_module.configure_optimizers()
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         schedule = cast(Any, trainer.lr_scheduler_configs[0].scheduler)
-        schedule.base_lrs = made["lr_scheduler"]["scheduler"].base_lrs
-        groups = zip(trainer.optimizers[0].param_groups, made["optimizer"].param_groups, strict=True)
-        for (group, fresh), base, factor in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
-            group.update({name: fresh[name] for name in self.RESTORED if name in fresh})
-            group["lr"] = base * factor(schedule.last_epoch)
+        take_settings(trainer.optimizers[0], schedule, dict(pl_module.trained.items()), pl_module.optim)
 
 
 class SaveState(StepCallback):

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedTokenizerFast
 
 from dreambooth.errors import ModelError, UserError, first_line
 from dreambooth.families import Family
@@ -83,7 +84,12 @@ def export_model(family: Family, card: SubjectCard, folder: Path, dtype: str) ->
 def _write_weights(family: Family, method: str, folder: Path, dtype: torch.dtype) -> None:
     save = find_method(method).save
     if save is None:
-        family.pipeline().to(dtype=dtype).save_pretrained(folder, safe_serialization=True)
+        pipeline = family.pipeline().to(dtype=dtype)
+        for tokenizer in (part for part in pipeline.components.values() if isinstance(part, PreTrainedTokenizerFast)):
+            # Else it writes how it was called last, and so a run that was interrupted another file.
+            tokenizer.backend_tokenizer.no_truncation()
+            tokenizer.backend_tokenizer.no_padding()
+        pipeline.save_pretrained(folder, safe_serialization=True)
     else:
         cast_trained(family, dtype)
         save(family, folder)

@@ -133,6 +133,17 @@ class StepInBackward:
         return torch.linalg.vector_norm(torch.stack(norms))
 
 
+def take_settings(
+    optimizer: Optimizer, schedule: LambdaLR, trained: dict[str, nn.Module], settings: OptimSettings
+) -> None:
+    """Give an optimizer and its schedule, made as by `make_optimizer` and restored since, rates and decay as set."""
+    groups = [group for name, part in trained.items() for group in _groups_of(name, part, settings)]
+    schedule.base_lrs = [group["lr"] for group in groups]
+    for own, group, factor in zip(optimizer.param_groups, groups, schedule.lr_lambdas, strict=True):
+        own["initial_lr"], own["lr"] = group["lr"], group["lr"] * factor(schedule.last_epoch)
+        own["betas"], own["weight_decay"] = settings.betas, group.get("weight_decay", settings.weight_decay)
+
+
 def is_of_text(group: dict[str, Any]) -> bool:
     """Whether a parameter group is a text encoder's, or its embedding's."""
     return group["name"].startswith("text_encoder")

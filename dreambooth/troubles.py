@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from dreambooth.config import Config
 from dreambooth.errors import UserError, first_line
-from dreambooth.planning import SAVINGS, applies
+from dreambooth.planning import SAVINGS, applies, written
 from dreambooth.runfolder import ON_PURPOSE, RunFolder
 
 GIB = 2**30
@@ -44,8 +44,9 @@ def about_memory(error: Exception, config: Config) -> str | None:
     size = found[1] if found else "what it needed next"
     if size.endswith(" bytes"):
         size = f"{int(size.removesuffix(' bytes')) / GIB:.2f} GiB"
-    savings = [f"{key}={str(value).lower()}" for key, value, _ in SAVINGS if applies(key, config)]
-    later = " ".join(f"--override {key}" for each in savings if ON_PURPOSE.fullmatch(key := each.split("=")[0]))
+    helpful = [changes for changes, _ in SAVINGS if applies(next(iter(changes)), config)]
+    savings = [" ".join(f"{key}={written(value)}" for key, value in changes.items()) for changes in helpful]
+    later = " ".join(f"--override {key}" for changes in helpful for key in changes if ON_PURPOSE.fullmatch(key))
     return (
         f"out of memory: could not allocate {size}. What takes less, one after the other: "
         f"{', '.join([*savings, 'a smaller train.batch_size', 'a smaller data.resolution', 'method.name=lora'])}; "
