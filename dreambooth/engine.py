@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 
 from dreambooth import callbacks, parts
 from dreambooth.captions import Captions
+from dreambooth.checking import check_disk
 from dreambooth.checkpointing import AtomicCheckpointIO, FoundState, Identity, find_state
 from dreambooth.config import Config
 from dreambooth.data import LatentDataset, PlaceSampler
@@ -101,6 +102,8 @@ def go_on(
     parts.tell_other_base(given.start, base)
     randomness = Randomness(config.run.seed)
     trained = find_method(config.method.name).attach(family, parts.method_settings(config, family, randomness))
+    if is_first():
+        check_disk(run, family, config)
     move(family, parts.pick_device(config))  # not before: what an adapter leaves alone is smaller now
     text_trains = any(name.startswith("text_encoder") for name in trained)
     parts.read_texts(family, given.captions, config, text_trains)

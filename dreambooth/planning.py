@@ -255,6 +255,11 @@ def applies(key: str, config: Config) -> bool:
     return getattr(getattr(config, section), name) in (False, None, "adamw")
 
 
+def is_enough(need: int, memory: int) -> bool:
+    """Whether so many bytes fit, with a tenth to spare and 1 GiB for the libraries."""
+    return need < 0.9 * memory - GIB
+
+
 def device_memory(config: Config) -> tuple[str, int]:
     """Name of the device, and all the memory that it has, bytes."""
     if parts.pick_device(config).type == "cuda":

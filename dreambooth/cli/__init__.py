@@ -17,6 +17,7 @@ from dreambooth.errors import DreamBoothError
 
 COMMANDS = {
     "train": ("dreambooth.cli.train", "learn a subject; the same command again goes on where it was interrupted"),
+    "check": ("dreambooth.cli.check", "what can be known of a run before it starts: findings with remedies"),
     "sample": ("dreambooth.cli.sample", "make pictures with a learned (or any) model"),
     "export": ("dreambooth.cli.export", "a result as a pipeline, a single file, a LoRA or a word for other tools"),
     "plan": ("dreambooth.cli.plan", "the memory that a run will need, and what would take less; before it is started"),

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
         if number == 0:
             print(table(need))
             print(f"\n{device}: {memory / planning.GIB:.1f} GiB; leave a tenth of it, and 1 GiB for the libraries")
-        fits = need.total < 0.9 * memory - planning.GIB
+        fits = planning.is_enough(need.total, memory)
         print(f"  {need.total / planning.GIB:6.2f} GiB  {'fits  ' if fits else 'too much'}  {change}")
     return 0
 
