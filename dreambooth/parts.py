@@ -142,10 +142,11 @@ def read_texts(family: Family, captions: list[list[str]], config: Config, text_t
     """
     for warning in wording_warnings(family, captions, config):
         tell(f"warning: {warning}")
-    texts = ["", *texts_of(config), *chain(*captions), *chain(*class_prompts_of(captions, config))]
+    texts = dict.fromkeys(["", *texts_of(config), *chain(*captions), *chain(*class_prompts_of(captions, config))])
     if text_trains or config.data.shuffle_captions:
         with torch.no_grad():
-            family.condition(texts)
+            for text in texts:
+                family.condition([text])
     else:
         family.remember(texts)
 
