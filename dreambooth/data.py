@@ -31,7 +31,7 @@ class EncodedPicture:
     """Mean and standard deviation of the latents of every view of a picture, float32 [V, C, H, W], on the CPU.
 
     frame_V6: how each view was cut out of the picture (`frame_of`). mask_V1HW: how much each place of the latents
-    counts, 0 to 1; None: all the same. subject: which of a run's subjects it shows.
+    counts, 0 to 1; None: all the same. subject: which of a run's subjects it shows. name: of its file.
     """
 
     mean_VCHW: Tensor
@@ -39,6 +39,7 @@ class EncodedPicture:
     frame_V6: Tensor
     mask_V1HW: Tensor | None = None
     subject: int = 0
+    name: str = ""
 
 
 class Sample(NamedTuple):
@@ -54,6 +55,7 @@ class Sample(NamedTuple):
     prompt: str
     frame_6: Tensor | None = None
     mask_1HW: Tensor | None = None
+    name: str = ""  # of the picture, to tell of it
 
     @property
     def is_prior(self) -> bool:
@@ -91,7 +93,8 @@ def encode_pictures(
             mask_V1HW = F.adaptive_avg_pool2d((mask_VCHW[:, :1] + 1) / 2, (mean_VCHW.shape[-2], mean_VCHW.shape[-1]))
         frame_V6 = torch.cat([frame_V6, frame_V6]) if flip else frame_V6
         subject = 0 if subjects is None else subjects[number]
-        encoded.append(EncodedPicture(mean_VCHW.float().cpu(), std_VCHW.float().cpu(), frame_V6, mask_V1HW, subject))
+        mean_VCHW, std_VCHW = mean_VCHW.float().cpu(), std_VCHW.float().cpu()
+        encoded.append(EncodedPicture(mean_VCHW, std_VCHW, frame_V6, mask_V1HW, subject, path.name))
     return encoded
 
 
@@ -157,6 +160,7 @@ class LatentDataset(Dataset[Sample]):
             prompt=self.captions(number, place),
             frame_6=picture.frame_V6[view],
             mask_1HW=None if picture.mask_V1HW is None else picture.mask_V1HW[view],
+            name=picture.name,
         )
 
 

@@ -39,7 +39,7 @@ from dreambooth.module import DreamBoothModule
 from dreambooth.profiling import StepProfiler
 from dreambooth.prompts import examples
 from dreambooth.randomness import Randomness
-from dreambooth.ranks import is_first, tell
+from dreambooth.ranks import end_with_first, is_first, tell
 from dreambooth.runfolder import (
     Claim,
     RunFolder,
@@ -64,6 +64,7 @@ def train(config: Config, profile: bool = False, on_purpose: Collection[str] = (
 
     Raises UserError, ModelError or NonFiniteError; nothing that was there before is lost.
     """
+    end_with_first()
     run = RunFolder(config)
     # What is not known or not there of methods, samplers, optimizers and devices is told before all else.
     find_method(config.method.name), parts.prior_sampler(config), parts.validation_sampler(config)
@@ -124,7 +125,7 @@ def go_on(
     loader = make_loader(LatentDataset(pictures, said, randomness, "subject"), config, trainer)
 
     announce(run, config, state)
-    with record_session(run, trainer, state):
+    with record_session(run, trainer, state), unobserved_end(trainer):
         trainer.fit(module, loader, ckpt_path=None if state is None else str(state.path))
     finish_observers(trainer)
     if saving.signal_number:
@@ -348,6 +349,20 @@ def wandb_id(run: RunFolder, state: FoundState | None) -> str:
     if state is None or not path.is_file():
         write_text(path, uuid.uuid4().hex[:8])
     return path.read_text()
+
+
+@contextlib.contextmanager
+def unobserved_end(trainer: pl.Trainer) -> Iterator[None]:
+    """Lightning looks after the processes it has started, and kills this one if another ends with an error.
+
+    Not once this one is ending by itself: it is to tell why, and to give its exit code.
+    """
+    try:
+        yield
+    finally:
+        processes = getattr(trainer.strategy.launcher, "procs", None)
+        if processes:
+            processes.clear()
 
 
 def finish_observers(trainer: pl.Trainer) -> None:

@@ -8,8 +8,9 @@ H/W latent height and width.
 import contextlib
 import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, cast
 
 import pytorch_lightning as pl
@@ -60,30 +61,61 @@ class Objective:
 class StepFigures:
     """What was measured in an optimizer step, still on its device: reading it waits until it is there.
 
-    names, values: of the figures, [F]. finite: which of them have to be. known: those that need no reading.
+    names, values: of the figures, [F]. finite: which of them have to be. known: those that need no reading. seen: what
+    it learned from.
     """
 
     def __init__(
-        self, step: int, names: Sequence[str], values_F: Tensor, finite: Sequence[str], known: Mapping[str, float]
+        self,
+        step: int,
+        names: Sequence[str],
+        values_F: Tensor,
+        finite: Sequence[str],
+        known: Mapping[str, float],
+        seen: Sequence["Seen"] = (),
     ) -> None:
         self.step, self._names, self._values_F, self._finite, self._known = step, names, values_F, finite, known
+        self._seen = seen
 
     @functools.cached_property
     def by_name(self) -> dict[str, float]:
         """Raises NonFiniteError."""
         values = dict(zip(self._names, self._values_F.tolist(), strict=True))
         for name in self._finite:
-            check_finite(self.step, name, values[name])
+            check_finite(self.step, name, values[name], self._seen)
         return {**values, **self._known}
 
 
-def check_finite(step: int, name: str, value: float) -> None:
-    """Raises NonFiniteError."""
+@dataclass(frozen=True)
+class Seen:
+    """A batch: its samples, their timesteps [B], drawn when asked for, and losses [B], still on their device."""
+
+    samples: Sequence[Sample]
+    timesteps: Callable[[], Tensor]
+    loss_B: Tensor
+
+
+def check_finite(step: int, name: str, value: float, seen: Sequence[Seen] = ()) -> None:
+    """Raises NonFiniteError, which names the samples of this process that are to blame."""
     if not math.isfinite(value):
         raise NonFiniteError(
             f"step {step}: {name} is {value}; nothing of it was kept, the last checkpoint is as it was. "
-            "Lower optim.lr, or use train.precision=bf16-mixed or 32-true"
+            f"Lower optim.lr, or use train.precision=bf16-mixed or 32-true\n{_describe(seen)}"
         )
+
+
+def _describe(seen: Sequence[Seen], most: int = 16) -> str:
+    """The samples whose loss is not finite, or all where each one's is, with their timesteps."""
+    samples = [
+        (f"{sample.name or sample.place} (timestep {t})", math.isfinite(loss))
+        for batch in seen
+        for sample, t, loss in zip(batch.samples, batch.timesteps().tolist(), batch.loss_B.tolist(), strict=True)
+    ]
+    wrong = [text for text, is_finite in samples if not is_finite]
+    listed = wrong or [text for text, _ in samples]
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    kind = "samples whose loss is not finite" if wrong else "samples of this step, each of finite loss"
+    return f"{kind}: {', '.join(listed[:most])}{more}"
 
 
 class DreamBoothModule(pl.LightningModule):
@@ -120,6 +152,7 @@ class DreamBoothModule(pl.LightningModule):
         self.average = EMAModel(list(self.trained_state().values()), ema_decay) if ema_decay else None
         self.in_backward: StepInBackward | None = None  # with optim.in_backward
         self.figures: dict[str, Tensor | float] = {}  # of the optimizer step in progress, by log name
+        self.seen: list[Seen] = []  # in the optimizer step in progress
         self.last_step: StepFigures | None = None  # the same of the last whole one
         self.text_is_stopped = False  # whether the text encoders stay as they are from now on
         self.last_scores = ""  # of the last validation, for the bar
@@ -152,7 +185,8 @@ class DreamBoothModule(pl.LightningModule):
         losses = self._losses_in_turn(groups, is_prior) if self.micro_batch_size else map(self._losses, groups)
         loss_2B = torch.cat(list(losses))
         loss = prior_preservation(loss_2B, is_prior, self.objective.prior_weight)
-
+        samples = [*chain(*groups)]
+        self.seen.append(Seen(samples, functools.partial(self._drawn_timesteps, samples), loss_2B.detach()))
         self._note(loss)
         return loss.total
 
@@ -205,9 +239,12 @@ class DreamBoothModule(pl.LightningModule):
         return torch.tensor([sample.is_prior for sample in samples])
 
     def _timesteps(self, samples: Sequence[Sample]) -> Tensor:
+        return self._put(self._drawn_timesteps(samples))
+
+    def _drawn_timesteps(self, samples: Sequence[Sample]) -> Tensor:
         num_timesteps = self.family.schedule.num_timesteps
         draws = [self.randomness.integers(f"{one.source}/timestep", [one.place], num_timesteps) for one in samples]
-        return self._put(torch.cat(draws))
+        return torch.cat(draws)
 
     def _noise(self, samples: Sequence[Sample]) -> Tensor:
         shape = samples[0].latents_CHW.shape
@@ -377,7 +414,7 @@ class DreamBoothModule(pl.LightningModule):
         if self._is_fused:
             optimizer.found_inf = (~torch.isfinite(norm)).float()
         elif self.trainer.precision != "16-mixed":
-            check_finite(self.trainer.global_step + 1, "optim/grad_norm", float(norm))
+            check_finite(self.trainer.global_step + 1, "optim/grad_norm", float(norm), self.seen)
 
     def close_step(self) -> StepFigures:
         """The figures of the optimizer step that just ended; the next step starts with none.
@@ -389,7 +426,8 @@ class DreamBoothModule(pl.LightningModule):
         rates = {name: value for name, value in self.figures.items() if not isinstance(value, Tensor)}
         # In 16-mixed an infinite gradient is normal: the scaler skips the step.
         finite = ("train/loss",) if self.trainer.precision == "16-mixed" else ("train/loss", "optim/grad_norm")
-        self.last_step = StepFigures(self.trainer.global_step, tuple(measured), means, finite, rates)
+        seen, self.seen = self.seen, []
+        self.last_step = StepFigures(self.trainer.global_step, tuple(measured), means, finite, rates, seen)
         self.figures.clear()
         return self.last_step
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -103,7 +104,7 @@ class GeneratedPrior:
         They all need to see the same `folder`.
         """
         self._turns = turns
-        self._made = {block for block in range(self.num_blocks) if self._path(block).is_file()}
+        self._made = {block for block in range(self.num_blocks) if is_whole(self._path(block))}
         turns.barrier()
 
     @property
@@ -124,7 +125,8 @@ class GeneratedPrior:
     def _sample(self, place: int) -> Sample:
         i = place % self.num_images
         latents_CHW = self._block(i // self.block_size)[i % self.block_size]
-        return Sample("prior", place, latents_CHW, self.class_prompts[i % len(self.class_prompts)])
+        prompt = self.class_prompts[i % len(self.class_prompts)]
+        return Sample("prior", place, latents_CHW, prompt, name=f"class picture {i}")
 
     def make_all(self, progress: Callable[[int, int], None] = lambda made, of: None) -> None:
         """Make what is missing now. progress: told (blocks made, of how many)."""
@@ -155,10 +157,25 @@ class GeneratedPrior:
         first = block * self.block_size
         latents_BCHW = self._make(list(range(first, min(first + self.block_size, self.num_images))))
         with atomic_file(self._path(block)) as file:
-            file.write(save({"latents": latents_BCHW.float().cpu().contiguous()}))
+            latents_BCHW = latents_BCHW.float().cpu().contiguous()
+            file.write(save({"latents": latents_BCHW}, {"sha256": digest_of(latents_BCHW)}))
 
     def _path(self, block: int) -> Path:
         return self.folder / f"{block:05d}.safetensors"
+
+
+def digest_of(latents_BCHW: Tensor) -> str:
+    return hashlib.sha256(latents_BCHW.numpy().tobytes()).hexdigest()
+
+
+def is_whole(path: Path) -> bool:
+    """Whether there is a block, and it is what was written: a damaged one is made again."""
+    try:
+        with safe_open(path, "pt") as file:
+            told = (file.metadata() or {}).get("sha256")
+            return told is None or told == digest_of(file.get_tensor("latents"))
+    except (FileNotFoundError, SafetensorError):
+        return False
 
 
 def prior_fingerprint(**depends_on: Any) -> str:

@@ -5,6 +5,7 @@ Lightning's trainer. The first process writes and speaks for all.
 """
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,18 @@ def is_first() -> bool:
 def local_rank() -> int:
     """This process's number on its machine, and so that of its GPU."""
     return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+
+
+def end_with_first() -> None:
+    """See that a process that Lightning has started ends when the first one does, however that dies.
+
+    It may else wait for that one in the middle of a step, on a GPU for half an hour. Linux only.
+    """
+    is_started_here = "LOCAL_RANK" in os.environ and local_rank() > 0 and "TORCHELASTIC_RUN_ID" not in os.environ
+    if is_started_here and sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 @rank_zero_only

@@ -13,9 +13,8 @@ from dreambooth.errors import UserError, first_line
 from dreambooth.planning import SAVINGS, applies, written
 from dreambooth.runfolder import ON_PURPOSE, RunFolder
 
-GIB = 2**30
 OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|Unable to allocate|bad_alloc|Cannot allocate memory")
-ALLOCATION = re.compile(r"(?:tried|Unable) to allocate ([\d.]+ ?[KMGT]?i?B|\d+ bytes)", re.IGNORECASE)
+ALLOCATION = re.compile(r"(?:tried|Unable) to allocate (\d+ bytes|[\d.]+ ?[KMGT]?i?B)", re.IGNORECASE)
 WORKER_DIED = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
 PEER_DIED = re.compile(
     r"closed by peer|reset by peer|Broken pipe|NCCL|gloo|recvValue failed|process group", re.IGNORECASE
@@ -43,10 +42,11 @@ def about_memory(error: Exception, config: Config) -> str | None:
     found = ALLOCATION.search(str(error))
     size = found[1] if found else "what it needed next"
     if size.endswith(" bytes"):
-        size = f"{int(size.removesuffix(' bytes')) / GIB:.2f} GiB"
+        size = f"{int(size.removesuffix(' bytes')) / 2**20:,.0f} MiB"
     helpful = [changes for changes, _ in SAVINGS if applies(next(iter(changes)), config)]
     savings = [" ".join(f"{key}={written(value)}" for key, value in changes.items()) for changes in helpful]
-    later = " ".join(f"--override {key}" for changes in helpful for key in changes if ON_PURPOSE.fullmatch(key))
+    keys = dict.fromkeys(key for changes in helpful for key in changes if ON_PURPOSE.fullmatch(key))
+    later = " ".join(f"--override {key}" for key in keys)
     return (
         f"out of memory: could not allocate {size}. What takes less, one after the other: "
         f"{', '.join([*savings, 'a smaller train.batch_size', 'a smaller data.resolution', 'method.name=lora'])}; "

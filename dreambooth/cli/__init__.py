@@ -41,7 +41,7 @@ def main(argv: Sequence[str], prog: str | None = None) -> int:
         parser, arguments = argparse.ArgumentParser(prog=prog), list(argv[1:])
         _fill(parser, name)
     args = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         return int(args.run(args))
     except DreamBoothError as error:
@@ -50,6 +50,8 @@ def main(argv: Sequence[str], prog: str | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
