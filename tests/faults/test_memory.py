@@ -43,8 +43,8 @@ def test_memory_that_runs_out_is_told_with_what_takes_less(config_file: Path, tm
     ):
         assert part in said, said
     assert run.state.read_bytes() == before
-    saving = ["train.micro_batch_size=1", "--override", "train.micro_batch_size", "train.max_steps=3"]
-    assert warm.run([*short, *saving], tmp_path / "log3") == 0
+    saving = ["train.micro_batch_size=1", "--override", "train.micro_batch_size", "--override", "train.batch_size"]
+    assert warm.run([*short, *saving], tmp_path / "log3") == 0, (tmp_path / "log3").read_text()
 
 
 @pytest.mark.parametrize(
