@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from dreambooth.files import write_text
 from dreambooth.module import DreamBoothModule, StepFigures
+from dreambooth.observers import Observers
 from dreambooth.optim import take_settings
 from dreambooth.prior import GeneratedPrior
 from dreambooth.ranks import Turns, tell
@@ -169,14 +170,15 @@ def _csv(columns: list[str], rows: list[dict[str, str]]) -> str:
 
 
 class LogFigures(StepCallback):
-    """Loss, learning rate and gradient norm of every step to metrics.csv and the loggers, under the same names.
+    """Loss, learning rate and gradient norm of every step to metrics.csv and the observers, under the same names.
 
     They are read when the next step has been handed to the device, so that it never runs out of work, and before a
     state is saved, which thereby holds finite numbers only.
     """
 
-    def __init__(self, metrics: MetricsFile, every_steps: int) -> None:
+    def __init__(self, metrics: MetricsFile, observers: Observers, every_steps: int) -> None:
         self.metrics = metrics
+        self.observers = observers
         self.every_steps = every_steps
         self._under_way: StepFigures | None = None
 
@@ -201,8 +203,7 @@ class LogFigures(StepCallback):
             return
         if trainer.is_global_zero:
             self.metrics.write(ended.step, figures)
-        for logger in trainer.loggers:
-            logger.log_metrics(figures, step=ended.step)
+        self.observers.log(figures, ended.step)
 
 
 class Progress(StepCallback):

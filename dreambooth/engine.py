@@ -10,7 +10,7 @@ import sys
 import time
 import uuid
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import chain
@@ -36,6 +36,7 @@ from dreambooth.files import write_text
 from dreambooth.methods import find_method
 from dreambooth.metrics.journal import Journal
 from dreambooth.module import DreamBoothModule
+from dreambooth.observers import Observers
 from dreambooth.profiling import StepProfiler
 from dreambooth.prompts import examples
 from dreambooth.randomness import Randomness
@@ -120,14 +121,15 @@ def go_on(
     )  # fmt: skip
     saving = callbacks.SaveState(run.state, (config.train.save_every_steps, config.validate.every_steps))
     looks = parts.make_looks(family, module, unseen, scorer, config)
-    trainer = make_trainer(run, config, module, saving, looks, journal, identity, state, profile)
+    observers = make_observers(run, config, state)
+    trainer = make_trainer(run, config, module, saving, looks, journal, observers, identity, state, profile)
     said = Captions([*chain(*given.captions)], randomness, config.data.caption_dropout, config.data.shuffle_captions)
     loader = make_loader(LatentDataset(pictures, said, randomness, "subject"), config, trainer)
 
     announce(run, config, state)
-    with record_session(run, trainer, state), unobserved_end(trainer):
+    with record_session(run, trainer, state), observed(observers), unguarded_end(trainer):
         trainer.fit(module, loader, ckpt_path=None if state is None else str(state.path))
-    finish_observers(trainer)
+    tell_profile(trainer)
     if saving.signal_number:
         tell(f"saved at step {trainer.global_step}; the same command goes on from there")
         # Lightning kills the first process where another one, which it has started, ends with anything but 0.
@@ -269,6 +271,7 @@ def make_trainer(
     saving: callbacks.SaveState,
     looks: Looks,
     journal: Journal,
+    observers: Observers,
     identity: Identity,
     state: FoundState | None,
     profile: bool,
@@ -280,7 +283,7 @@ def make_trainer(
         callbacks.SharePrior(ahead=config.prior.source == "ahead"),
         callbacks.TakeSettings(),
         callbacks.AverageWeights(),
-        callbacks.LogFigures(metrics, config.log.every_steps),
+        callbacks.LogFigures(metrics, observers, config.log.every_steps),
         callbacks.Progress(),
         saving,
     ]
@@ -288,7 +291,7 @@ def make_trainer(
         best = run.best if validate.keep_best else None
         around.append(
             Validate(
-                looks, validate.every_steps, run.samples, journal, metrics, best, validate.patience,
+                looks, validate.every_steps, run.samples, journal, metrics, observers, best, validate.patience,
                 config.optim.text_encoder_stop_drift,
             )
         )  # fmt: skip
@@ -305,7 +308,7 @@ def make_trainer(
         accumulate_grad_batches=config.train.accumulate,
         plugins=[AtomicCheckpointIO(identity, state, run.previous if config.train.keep_previous else None)],
         callbacks=around,
-        logger=make_loggers(run, config, state),
+        logger=False,
         profiler=StepProfiler(config.train.accumulate) if profile else None,
         use_distributed_sampler=False,
         enable_checkpointing=False,
@@ -328,19 +331,20 @@ def make_strategy(config: Config, module: DreamBoothModule) -> Strategy | str:
     return DDPStrategy(find_unused_parameters=has_unread, gradient_as_bucket_view=True)
 
 
-def make_loggers(run: RunFolder, config: Config, state: FoundState | None) -> list[Logger]:
+def make_observers(run: RunFolder, config: Config, state: FoundState | None) -> Observers:
     """A resumed run hides what TensorBoard saw of steps that are now taken again, and goes on in the same W&B run."""
-    run.logs.mkdir(parents=True, exist_ok=True)
-    loggers: list[Logger] = []
-    if config.log.tensorboard:
+
+    def tensorboard() -> TensorBoardLogger:
         purge_step = 0 if state is None else state.step + 1
-        loggers.append(TensorBoardLogger(run.path, name="logs", version="", purge_step=purge_step))
-    if config.log.wandb:
-        number = wandb_id(run, state)
-        loggers.append(
-            WandbLogger(config.run.name, run.logs, project=config.log.wandb_project, id=number, resume="allow")
-        )
-    return loggers
+        return TensorBoardLogger(run.path, name="logs", version="", purge_step=purge_step)
+
+    def wandb() -> WandbLogger:
+        number, project = wandb_id(run, state), config.log.wandb_project
+        return WandbLogger(config.run.name, run.logs, project=project, id=number, resume="allow")
+
+    wished = {"log.tensorboard": config.log.tensorboard, "log.wandb": config.log.wandb}
+    makers: dict[str, Callable[[], Logger]] = {"log.tensorboard": tensorboard, "log.wandb": wandb}
+    return Observers({key: make for key, make in makers.items() if wished[key]})
 
 
 def wandb_id(run: RunFolder, state: FoundState | None) -> str:
@@ -352,7 +356,7 @@ def wandb_id(run: RunFolder, state: FoundState | None) -> str:
 
 
 @contextlib.contextmanager
-def unobserved_end(trainer: pl.Trainer) -> Iterator[None]:
+def unguarded_end(trainer: pl.Trainer) -> Iterator[None]:
     """Lightning looks after the processes it has started, and kills this one if another ends with an error.
 
     Not once this one is ending by itself: it is to tell why, and to give its exit code.
@@ -365,14 +369,21 @@ def unobserved_end(trainer: pl.Trainer) -> Iterator[None]:
             processes.clear()
 
 
-def finish_observers(trainer: pl.Trainer) -> None:
-    """Tell the profile. W&B writes what it still holds only when told that the run is over."""
+@contextlib.contextmanager
+def observed(observers: Observers) -> Iterator[None]:
+    observers.open()
+    is_done = False
+    try:
+        yield
+        is_done = True
+    finally:
+        observers.close(is_done)
+
+
+def tell_profile(trainer: pl.Trainer) -> None:
     profiler = cast(Any, trainer).profiler
     if isinstance(profiler, StepProfiler):
         tell(profiler.table())
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.finish()
 
 
 def quiet_lightning() -> None:

@@ -10,10 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytorch_lightning as pl
 from PIL import Image
-from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from tqdm import tqdm
 
 from dreambooth.callbacks import MetricsFile, StepCallback
@@ -24,6 +22,7 @@ from dreambooth.metrics import selection
 from dreambooth.metrics.journal import Entry, Journal
 from dreambooth.metrics.validation import PictureRows, ValidationScorer
 from dreambooth.module import DreamBoothModule
+from dreambooth.observers import Observers
 from dreambooth.ranks import tell, whole
 
 
@@ -56,6 +55,7 @@ class Validate(StepCallback):
         samples: Path,
         journal: Journal,
         metrics: MetricsFile,
+        observers: Observers,
         best: Path | None,
         patience: int,
         stop_drift: float | None = None,
@@ -65,6 +65,7 @@ class Validate(StepCallback):
         self.samples = samples
         self.journal = journal
         self.metrics = metrics
+        self.observers = observers
         self.best = best
         self.patience = patience
         self.stop_drift = stop_drift
@@ -102,7 +103,7 @@ class Validate(StepCallback):
             entry = self._validate(trainer, module, step)
             self._keep(trainer, module, entry)
         if entry is not None:
-            self._record(trainer, module, entry, deciles)
+            self._record(module, entry, deciles)
         self.seconds += time.monotonic() - started
         self._stop_text_encoders(trainer, module)
         stop = trainer.is_global_zero and self.journal.is_exhausted(self.patience)
@@ -127,14 +128,13 @@ class Validate(StepCallback):
         self._write_grid(rows, self._grid_path(step))
         return self._measure(rows, loss, step)
 
-    def _record(self, trainer: pl.Trainer, module: DreamBoothModule, entry: Entry, deciles: dict[str, float]) -> None:
+    def _record(self, module: DreamBoothModule, entry: Entry, deciles: dict[str, float]) -> None:
         """Log, and last of all write the line in the journal."""
         step, figures = entry.step, {**entry.figures(), **deciles}
         self.metrics.write(step, figures)
         with Image.open(self._grid_path(step)) as sheet:
-            for logger in trainer.loggers:
-                logger.log_metrics(figures, step=step)
-                log_picture(logger, sheet, step)
+            self.observers.log(figures, step)
+            self.observers.show(sheet, step)
         self.journal.add(entry)
         tell_scores(entry, self.journal, self.looks.score.means_of_subjects(entry.scores) if self.looks.score else {})
         module.last_scores = "".join(f", {name[5:]} {value:.2f}" for name, value in entry.figures().items())
@@ -203,11 +203,3 @@ def tell_scores(entry: Entry, journal: Journal, of_subjects: Mapping[str, Sequen
     best = journal.best
     note = "" if best is None else " (best)" if best.step == entry.step else f" (best at step {best.step})"
     tqdm.write(f"validation at step {entry.step}: {', '.join(means)}{note}", file=sys.stderr)
-
-
-def log_picture(logger: object, sheet: Image.Image, step: int) -> None:
-    """Show a grid in the loggers that can show one."""
-    if isinstance(logger, TensorBoardLogger):
-        logger.experiment.add_image("eval/samples", np.asarray(sheet), step, dataformats="HWC")
-    elif isinstance(logger, WandbLogger):
-        logger.log_image("eval/samples", [sheet], step=step)

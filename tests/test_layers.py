@@ -31,7 +31,7 @@ LAYERS = (
     ),
     ("data", "families", "methods", "optim", "metrics"),
     ("sampling", "prior", "export", "formats"),
-    ("module", "callbacks", "profiling", "checkpointing", "validation", "pictures"),
+    ("module", "observers", "callbacks", "profiling", "checkpointing", "validation", "pictures"),
     ("parts", "planning", "runfolder", "troubles", "checking", "engine"),
     ("cli", "report", "evaluation", "__main__", "train.py", "sample.py"),
     ("toyworld",),  # extras: the core never imports them

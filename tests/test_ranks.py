@@ -6,6 +6,7 @@ Real processes on gloo, started by Lightning and by torchrun.
 import contextlib
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -129,26 +130,40 @@ def assert_equal_but_for_rounding(first: RunFolder, second: RunFolder) -> None:
             torch.testing.assert_close(states[1][name], weight, rtol=1e-3, atol=1e-5, msg=f"{name} differs")
 
 
-def test_a_signal_to_one_process_stops_all_and_a_killed_one_ends_the_job(pair: RunFolder, config_file: Path) -> None:
-    """After both the same command goes on, and comes to the weights and figures of a run left in peace."""
-    run = run_of(config_file, "disturbed")
+def test_a_signal_to_one_process_stops_all_and_a_killed_one_ends_the_job(
+    pair: RunFolder, config_file: Path, tmp_path: Path
+) -> None:
+    """After all that the same command goes on, and comes to the weights and figures of a run left in peace."""
+    run, log = run_of(config_file, "disturbed"), tmp_path / "log"
     with started(command(config_file, "disturbed")) as process:
         wait_for_step(run, 1, process)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=120) == 128 + signal.SIGTERM
+        os.kill(second_of(process), signal.SIGTERM)
+        assert process.wait(timeout=30) == 128 + signal.SIGTERM
     step = find_state(run.state).step
-    with started(command(config_file, "disturbed")) as process:
+    with started(command(config_file, "disturbed"), log) as process:
         wait_for_step(run, step + 1, process)
         os.kill(second_of(process), signal.SIGKILL)
-        assert process.wait(timeout=60) != 0, "the job outlived one of its processes"
+        assert process.wait(timeout=30) != 0, "the job outlived one of its processes"
+    assert re.search(r"another process of this run has died|terminated with code -9", log.read_text())
+    assert find_state(run.state).step < 6
+    with started(command(config_file, "disturbed")) as process:
+        wait_for_step(run, step + 1, process)
+        second = second_of(process)
+        process.kill()
+        process.wait(timeout=30)
+        deadline = time.monotonic() + 30
+        while Path(f"/proc/{second}/exe").exists():
+            assert time.monotonic() < deadline, "the second process outlived the first"
+            time.sleep(0.01)
     assert find_state(run.state).step < 6
     assert "resuming" in finish(command(config_file, "disturbed"))
     assert_equal_runs(pair, run)
 
 
 @contextlib.contextmanager
-def started(line: list[str]) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(line, stderr=subprocess.DEVNULL, start_new_session=True)
+def started(line: list[str], log: Path = Path(os.devnull)) -> Iterator[subprocess.Popen[bytes]]:
+    with open(log, "wb") as said:
+        process = subprocess.Popen(line, stderr=said, start_new_session=True)
     try:
         yield process
     finally:
