@@ -44,7 +44,8 @@ SCORED = (
 )
 TIMED = {"SIGKILL": (signal.SIGKILL,), "SIGTERM": (signal.SIGTERM,), "SIGINT": (signal.SIGINT,)}
 TIMED["SIGINT twice"] = (signal.SIGINT, signal.SIGINT)
-WAYS = (*TIMED, "SIGKILL before a file operation", "SIGKILL within a state's write")
+AT_OPERATIONS = {f"{one.name} before a file operation": one for one in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)}
+WAYS = (*TIMED, *AT_OPERATIONS, "SIGKILL within a state's write")
 # -SIGTERM: it came before Python had imported anything, or after all was done.
 ENDS = {0, -signal.SIGKILL, -signal.SIGINT, -signal.SIGTERM, 128 + signal.SIGTERM, 128 + signal.SIGINT}
 
@@ -92,9 +93,19 @@ class Chaos:
             self.check(self.warm.run(command, log, env=env) or 0, log)
         assert_equal_runs(self.run("whole"), self.run(name))
 
+    def sweep(self, stride: int) -> None:
+        """A run whose processes die before their 1st operation on its files, the (1 + stride)-th ..., to its end."""
+        log, number = self.folder / "sweep.log", 1
+        while code := self.warm.run(self.command("sweep"), log, die_at=(number, str(self.run("sweep").path))):
+            self.check(code, log)
+            assert_whole(self.run("sweep"))
+            self.kills[f"SIGKILL before ever later file operations: {code}"] += 1
+            number += stride
+        assert_equal_runs(self.run("whole"), self.run("sweep"))
+
     def disturbed(self, way: str, command: list[str], log: Path, env: dict[str, str]) -> int:
-        if way == "SIGKILL before a file operation":
-            place = (self.dice.randint(1, self.num_operations), str(self.folder / "runs"))
+        if way in AT_OPERATIONS:
+            place = (self.dice.randint(1, self.num_operations), str(self.folder / "runs"), AT_OPERATIONS[way])
             return self.warm.run(command, log, env=env, die_at=place)
         if way == "SIGKILL within a state's write":
             return self.warm.run(command, log, env=env, die_in_write=self.dice.randint(1, self.num_pieces))
@@ -135,6 +146,7 @@ class Chaos:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=200, help="kills in all")
+    parser.add_argument("--sweep", type=int, help="first one run that is killed at every so many-th file operation")
     parser.add_argument("--kills", type=int, default=8, help="kills a round at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--base", help="another base than a tiny one with random weights")
@@ -144,11 +156,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, Warm() as warm:
         chaos = Chaos(Path(folder), warm, args)
         chaos.leave_in_peace()
-        number, done = 0, 0
+        if args.sweep:
+            chaos.sweep(args.sweep)
+        number, done = 0, chaos.kills.total()
         while done < args.count:
             chaos.round(number, min(args.kills, args.count - done))
             number, done = number + 1, sum(n for way, n in chaos.kills.items() if not way.startswith("("))
-            print(f"round {number}: {done} kills, all equal", file=sys.stderr, flush=True)
+            print(f"round {number}: {done} kills, all equal: {dict(chaos.kills)}", file=sys.stderr, flush=True)
     print(f"{done} kills in {number} runs, which all came to the same. Kills by kind and exit code:")
     for way, count in sorted(chaos.kills.items()):
         print(f"  {count:4d}  {way}")

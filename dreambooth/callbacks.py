@@ -51,10 +51,7 @@ class SharePrior(pl.Callback):
             return
         prior.share(Turns(trainer.global_rank, trainer.world_size, trainer.strategy.barrier))
         if self.ahead and not prior.is_complete:
-            try:
-                prior.make_all(lambda block, of: tell(f"class pictures: {block}/{of} batches"))
-            except KeyboardInterrupt:  # of which Lightning would make exit code 1
-                raise SystemExit(128 + signal.SIGINT) from None
+            prior.make_all(lambda block, of: tell(f"class pictures: {block}/{of} batches"))
 
 
 class AverageWeights(StepCallback):

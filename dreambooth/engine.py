@@ -6,6 +6,7 @@ Here and in `parts`, settings become arguments: below this layer nothing sees th
 import contextlib
 import json
 import logging
+import signal
 import sys
 import time
 import uuid
@@ -363,6 +364,10 @@ def unguarded_end(trainer: pl.Trainer) -> Iterator[None]:
     """
     try:
         yield
+    except SystemExit as error:  # Lightning makes exit code 1 of Ctrl-C before the first step
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise SystemExit(128 + signal.SIGINT) from None
+        raise
     finally:
         processes = getattr(trainer.strategy.launcher, "procs", None)
         if processes:

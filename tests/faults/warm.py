@@ -54,7 +54,7 @@ class Warm:
     def start(self, arguments: Sequence[str], log: Path, **order: Any) -> int:
         """Start a child that appends what it says to `log`; its process id.
 
-        order: die_at=(n, folder), die_in_write=n, limits={"RLIMIT_FSIZE": bytes}, env={...}.
+        order: die_at=(n, folder) or (n, folder, signal), die_in_write=n, limits={"RLIMIT_FSIZE": bytes}, env={...}.
         """
         assert self._parent.stdin is not None
         print(json.dumps({"arguments": list(arguments), "log": str(log), **order}), file=self._parent.stdin, flush=True)
@@ -124,18 +124,19 @@ def address_space() -> int:
 
 
 class Killer:
-    """Ends the process just before its n-th operation on the files of a folder; 0 only counts them, and says so."""
+    """Signals the process just before its n-th operation on the files of a folder; 0 only counts them, and says so."""
 
-    def __init__(self, number: int, folder: str) -> None:
-        self.number, self.folder, self.count, self.pid = number, folder, 0, os.getpid()
+    def __init__(self, number: int, folder: str, signal_number: int = signal.SIGKILL) -> None:
+        self.number, self.folder, self.signal_number = number, folder, signal_number
+        self.count, self.pid = 0, os.getpid()
 
     def hook(self, event: str, arguments: tuple[Any, ...]) -> None:
         if os.getpid() != self.pid or not self.concerns(event, arguments):
             return
         self.count += 1
         if self.count == self.number:
-            os.write(2, f"dies at operation {self.number}: {event} {arguments[0]}\n".encode())
-            os.kill(self.pid, signal.SIGKILL)
+            os.write(2, f"signal {self.signal_number} at operation {self.number}: {event} {arguments[0]}\n".encode())
+            os.kill(self.pid, self.signal_number)
         if not self.number:
             os.write(2, f"operation {self.count}: {event} {arguments[0]}\n".encode())
 
