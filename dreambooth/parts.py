@@ -454,7 +454,9 @@ def places_of_run(config: Config) -> int:
 def prior_sampler(config: Config) -> sampling.SamplerSettings:
     """Raises UserError for an unknown scheduler."""
     prior = config.prior
-    return sampling.SamplerSettings(prior.num_inference_steps, prior.guidance_scale, prior.scheduler)
+    return sampling.SamplerSettings(
+        prior.num_inference_steps, prior.guidance_scale, prior.scheduler, guidance_min_noise=prior.guidance_min_noise
+    )
 
 
 def validation_sampler(config: Config) -> sampling.SamplerSettings:

@@ -194,7 +194,8 @@ def make_again(recipe: Mapping[str, Any], model: Model) -> Iterator[Picture]:
     """
     if recipe["weights"] != fingerprint(model.family):
         print(f"warning: {model.name} has other weights now; this will be another picture", file=sys.stderr)
-    settings = SamplerSettings(**{each.name: recipe[each.name] for each in fields(SamplerSettings)})
+    known = {each.name: recipe[each.name] for each in fields(SamplerSettings) if each.name in recipe}
+    settings = SamplerSettings(**known)  # older pictures do not name all
     return make(model, [recipe["prompt"]], 1, recipe["seed"], (recipe["height"], recipe["width"]), settings, 1)
 
 

@@ -34,12 +34,17 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """How pictures are sampled. guidance_scale 1 is no guidance; a step is one call of the scheduler."""
+    """How pictures are sampled. guidance_scale 1 is no guidance; a step is one call of the scheduler.
+
+    guidance_min_noise: steps at less noise, as a part of the schedule, are not guided, which halves what they compute.
+    Guidance matters at middle noise (Kynkäänniemi et al. 2024, arXiv 2404.07724); 0 guides all, .3 some two thirds.
+    """
 
     num_inference_steps: int = 25
     guidance_scale: float = 7.5
     scheduler: str = "ddim"
     negative_prompt: str = ""
+    guidance_min_noise: float = 0.0
 
     def __post_init__(self) -> None:
         if self.scheduler not in SCHEDULERS:
@@ -119,12 +124,15 @@ def sample_latents(family: Family, prompts: list[str], start: Start, settings: S
 
     latents_BCHW = start.noise_BCHW.to(device) * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
+        is_guided = t >= settings.guidance_min_noise * family.schedule.num_timesteps
+        scale = settings.guidance_scale if is_guided else 1.0
 
         def predict(noisy_BCHW: Tensor, condition: Condition, t: Tensor = t) -> Tensor:
             return family.predict(noisy_BCHW.to(dtype), t.expand(len(noisy_BCHW)), condition).float()
 
         noisy_BCHW = scheduler.scale_model_input(latents_BCHW, t)
-        prediction_BCHW = guided(predict, noisy_BCHW, condition, settings.guidance_scale)
+        given = condition if is_guided else {name: tensor[-len(prompts) :] for name, tensor in condition.items()}
+        prediction_BCHW = guided(predict, noisy_BCHW, given, scale)
         latents_BCHW = scheduler.step(prediction_BCHW, t, latents_BCHW, **extra).prev_sample
     return latents_BCHW
 

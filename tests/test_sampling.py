@@ -52,6 +52,18 @@ def test_guidance_scale_one_is_no_guidance_and_zero_is_no_prompt(family: Family)
     torch.testing.assert_close(guided(predict, noisy, both, 0), predict(noisy, uncond), atol=1e-5, rtol=1e-4)
 
 
+def test_below_the_noise_that_guidance_begins_at_there_is_none(family: Family) -> None:
+    def latents(scale: float, min_noise: float) -> Tensor:
+        settings = SamplerSettings(4, scale, guidance_min_noise=min_noise)
+        return sample_latents(family, ["a dog", "a cat"], start_from_seeds([3, 4], SHAPE), settings)
+
+    assert torch.equal(latents(4.0, 1.5), latents(1.0, 0.0)), "no step is guided"
+    assert torch.equal(latents(4.0, 0.001), latents(4.0, 0.0)), "all steps are, at timesteps 751, 501, 251 and 1"
+    some = latents(4.0, 0.3)
+    assert not torch.equal(some, latents(4.0, 0.0)), "the last two are not"
+    assert torch.equal(some, latents(4.0, 0.5)), "timestep 501 still is"
+
+
 @pytest.mark.parametrize("base", ["tiny_base", "tiny_base_v"])
 @pytest.mark.parametrize("scheduler", ["ddim", "euler", "dpm++"])
 def test_latents_are_those_of_diffusers_own_pipeline(base: str, scheduler: str, request: pytest.FixtureRequest) -> None:
