@@ -367,6 +367,11 @@ def test_bfloat16_stays_near_float32_and_keeps_float32_weights(config_file: Path
         assert other["train/loss"] == pytest.approx(one["train/loss"], rel=0.1)
 
 
+def test_auto_is_float32_for_a_small_model(config_file: Path) -> None:
+    plain, auto = (trained(config_file, name, f"train.precision={name}") for name in ("32-true", "auto"))
+    assert_same(plain[0], auto[0], atol=0, rtol=0)
+
+
 def test_v_prediction_trains(config_file: Path, tiny_base_v: Path) -> None:
     told = trained(config_file, "v", f"model.base={tiny_base_v}")[1]
     assert told != trained(config_file, "epsilon")[1]
