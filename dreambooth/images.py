@@ -108,7 +108,8 @@ def look_at(path: Path) -> Look:
     """Raises UserError as `load_image` does."""
     image = load_image(path)
     colours_HWC = np.asarray(image.resize((16, 16), Image.Resampling.BOX)).astype(np.float32)
-    return Look(path, image.size, _num_frames(path), colours_HWC)
+    with Image.open(path, formats=_readable_formats()) as file:
+        return Look(path, image.size, _num_frames(file), colours_HWC)
 
 
 def alike(looks: Sequence[Look]) -> list[tuple[Path, Path]]:
@@ -120,10 +121,9 @@ def alike(looks: Sequence[Look]) -> list[tuple[Path, Path]]:
     ]
 
 
-def _num_frames(path: Path) -> int:
+def _num_frames(image: Image.Image) -> int:
     """1 for what holds previews or parts beside its picture (MPO, HEIC)."""
-    with Image.open(path, formats=_readable_formats()) as image:
-        return getattr(image, "n_frames", 1) if image.format in {"AVIF", "GIF", "PNG", "TIFF", "WEBP"} else 1
+    return getattr(image, "n_frames", 1) if image.format in {"AVIF", "GIF", "PNG", "TIFF", "WEBP"} else 1
 
 
 def load_image(path: str | Path) -> Image.Image:
@@ -280,7 +280,9 @@ def _decode(path: Path, check_size: bool = False) -> Image.Image:
                 if check_size:
                     _check_size(*image.size)
                 image.load()
-                return ImageOps.exif_transpose(image)
+                upright = ImageOps.exif_transpose(image)
+                _num_frames(image)  # a file that is torn behind its first picture is torn
+                return upright
     except UnidentifiedImageError as error:
         if path.suffix.lower() in {".heic", ".heif"} and "HEIF" not in _readable_formats():
             raise UserError("HEIC is read once pillow-heif is installed: pip install pillow-heif") from error

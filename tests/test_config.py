@@ -166,7 +166,7 @@ def test_a_value_that_cannot_be_is_told_with_its_key_and_what_is_allowed(
 def test_the_words_that_yaml_takes_for_something_else_are_told_all_at_once(tmp_path: Path) -> None:
     path = with_text(tmp_path, "").with_name("words.yaml")
     path.write_text(
-        "run: {name: 007}\nmodel: {base: 1e3.0, family: null}\n"
+        "validate: {clip: off, prompts: [a dog, 12]}\nrun: {name: 007}\nmodel: {base: 1e3.0, family: null}\n"
         "subject: {images: 2026-11-21, identifier: no, class_noun: 0x10}\n"
     )
     message = told(path)
@@ -174,6 +174,8 @@ def test_the_words_that_yaml_takes_for_something_else_are_told_all_at_once(tmp_p
         "run.name: YAML reads this as 7,",
         "identifier: YAML reads this as False,",
         "class_noun: YAML reads this",
+        "validate.clip: YAML reads this as False,",
+        "validate.prompts: YAML reads this as 12,",
     ):
         assert part in message
     assert "model.family: None is not allowed; expected text" in message

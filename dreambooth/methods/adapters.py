@@ -29,12 +29,13 @@ from peft import (
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dreambooth.errors import ModelError, UserError, first_line
 from dreambooth.families import Condition, Family, components, evaluation_mode
+from dreambooth.families.inspection import LOADING_ERRORS
 from dreambooth.methods.base import MethodSettings
 
 ADAPTER = "default"
@@ -251,13 +252,22 @@ def load_lora(family: Family, place: Path) -> None:
     try:
         num_modules = count_lora_modules(path)
         family.pipeline().load_lora_weights(path.parent, weight_name=path.name, adapter_name=ADAPTER)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except LOADING_ERRORS as error:
         raise ModelError(f"{path}: cannot be loaded into this base: {first_line(error)}") from error
     num_loaded = sum(isinstance(layer, LoraLayer) for layer in adapted_layers(family))
     if num_loaded != num_modules:
         raise ModelError(
             f"{path}: adapts {num_modules} modules, of which this base has {num_loaded}: it was trained on another"
         )
+    check_numbers(family, path)
+
+
+def check_numbers(family: Family, path: Path) -> None:
+    """Raises ModelError where what has been loaded holds numbers that are not finite."""
+    for name, part in adapted_components(family).items():
+        for key, tensor in adapter_state(part).items():
+            if not bool(tensor.isfinite().all()):
+                raise ModelError(f"{path}: {name}: {key} holds numbers that are not finite")
 
 
 def count_lora_modules(path: Path) -> int:
@@ -292,8 +302,9 @@ def load_peft(family: Family, folder: Path) -> None:
                 inject_adapter_in_model(config, part, ADAPTER)
                 own = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
                 set_peft_model_state_dict(part, own, ADAPTER)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except LOADING_ERRORS as error:
         raise ModelError(f"{path}: cannot be loaded into this base: {first_line(error)}") from error
+    check_numbers(family, path)
 
 
 def adapter_state(part: nn.Module) -> dict[str, Tensor]:
