@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dreambooth import plain_yaml
 from dreambooth.errors import UserError, shown
+from dreambooth.files import with_home, without_home
 from dreambooth.prompts import has_field, unknown_fields
 
 PROVENANCE = "provenance"  # the section that a run adds to its config.yaml; read back, it is ignored
@@ -32,6 +33,10 @@ MAX_NAME_BYTES = 200
 MAX_KEYS = 1000
 MAX_SHOWN = 100  # characters of a value in a message
 REFERENCE = re.compile(r"\$\{(\w+(?:\[\d+\])?\.\w+)\}")  # to another key: ${subject.class_noun}
+PATHS = (  # which files have with ~ for the home folder, and programs without
+    "run.dir", "model.base", "model.config", "subject.images", "data.mask", "prior.folder", "method.start",
+    "validate.images", "validate.dino", "validate.clip",
+)  # fmt: skip
 ENTRY = re.compile(r"^subjects\[(\d+)\]")  # how the keys of the second subject begin: subjects[1]
 
 
@@ -468,8 +473,16 @@ def describe_config() -> str:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """The config as a file has it, in plain containers: one subject is the section `subject`."""
+    """The config as a file has it, in plain containers: one subject is the section `subject`, the home folder `~`.
+
+    Other paths stay whole: a run has to find its base and its pictures again.
+    """
     sections = dataclasses.asdict(config)
+    for section, values in sections.items():
+        for own in values if section == "subjects" else [values]:
+            prefix = "subject" if section == "subjects" else section
+            paths = [name for name, value in own.items() if f"{prefix}.{name}" in PATHS and isinstance(value, str)]
+            own.update({name: without_home(own[name]) for name in paths})
     if len(config.subjects) > 1:
         return sections
     return {
@@ -697,6 +710,8 @@ def _build(settings: dict[str, Any], path: str | Path) -> Config:
         section, name = key.split(".")
         takes_float = _takes_float(typing.cast(Any, field_of(key)).type)
         own = nested.setdefault(section, {})
+        if ENTRY.sub("subject", key) in PATHS and isinstance(value, str):
+            value = with_home(value)
         own[name] = _number(value) if takes_float and isinstance(value, str) else value
     try:
         entries = [_structured(SubjectConfig, nested[name]) for name in _subject_sections(settings)]

@@ -38,6 +38,23 @@ def beside_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}")
 
 
+def without_home(path: str) -> str:
+    """A path that can be shown to others, and read again: `~` stands for the home folder."""
+    home = os.path.expanduser("~").rstrip(os.sep)
+    return "~" + path[len(home) :] if home and (path + os.sep).startswith(home + os.sep) else path
+
+
+def hide_home(text: str) -> str:
+    """A text with `~` in the place of the home folder, wherever a path in it begins with that."""
+    home = os.path.expanduser("~").rstrip(os.sep)
+    return re.sub(re.escape(home) + r"(?![\w.-])", "~", text) if home else text
+
+
+def with_home(path: str) -> str:
+    """The inverse of `without_home`; a name that merely begins with `~` stays as it is."""
+    return os.path.expanduser(path) if (path + os.sep).startswith("~" + os.sep) else path
+
+
 def write_text(path: Path, text: str) -> None:
     """Atomically replace a text file (UTF-8)."""
     with atomic_file(path) as file:

@@ -24,6 +24,7 @@ from dreambooth.errors import UserError, shown
 from dreambooth.export import LearnedSubject, SubjectCard, card_in_file, read_card
 from dreambooth.families import Family, clip, evaluation_mode, frozen_copy, load_family
 from dreambooth.families.unet import SMALL
+from dreambooth.files import with_home, without_home
 from dreambooth.images import (
     Look,
     alike,
@@ -493,7 +494,7 @@ def find_start(config: Config) -> Path | None:
     start, method = config.method.start, config.method.name
     if start is None:
         return None
-    path = Path(start).expanduser()
+    path = Path(with_home(start))
     if not path.exists():
         raise UserError(f"method.start: {start}: there is no such file or folder")
     if path.is_file() and method != "lora":
@@ -741,8 +742,8 @@ def subject_card(
         scheduler=config.validate.scheduler,
         last_step=last_step,
         method=config.method.name,
-        base=config.model.base,
-        base_config=config.model.config,
+        base=without_home(config.model.base),
+        base_config=config.model.config and without_home(config.model.config),
         base_revision=config.model.revision,
         base_variant=config.model.variant,
         base_fingerprint=base_fingerprint,

@@ -17,13 +17,14 @@ from tqdm import tqdm
 from dreambooth.errors import ModelError, UserError, first_line
 from dreambooth.export import ExportCard, SubjectCard, read_card
 from dreambooth.families import Family, fingerprint, load_family, move
-from dreambooth.files import atomic_file
+from dreambooth.files import atomic_file, with_home, without_home
 from dreambooth.images import grid, to_images
 from dreambooth.methods import find_method
 from dreambooth.prompts import fill_prompt, has_field
 from dreambooth.sampling import SamplerSettings, cut_warning, sample_pixels
 
 RECIPE = "dreambooth"  # the PNG's text chunk
+PATHS = ("model", "config", "base")  # of a recipe, in which ~ is the home folder
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,7 @@ def make(
     )
     images = (image for pixels_BCHW in batches for image in to_images(pixels_BCHW))
     common = {**asdict(settings), "model": model.name, "width": size[1], "height": size[0], **model.loaded_with}
+    common |= {name: without_home(str(common[name])) for name in PATHS if common.get(name) is not None}
     common |= {"weights": fingerprint(model.family)}
     common |= {package: version(package) for package in ("torch", "diffusers")}
     progress = tqdm(images, total=len(everything), unit="picture", disable=not sys.stderr.isatty())
@@ -184,7 +186,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
             recipe = json.loads(image.info[RECIPE])
     except (OSError, KeyError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: not a picture of sample.py (no recipe in it): {first_line(error)}") from error
-    return recipe
+    return recipe | {name: with_home(recipe[name]) for name in PATHS if recipe.get(name) is not None}
 
 
 def make_again(recipe: Mapping[str, Any], model: Model) -> Iterator[Picture]:

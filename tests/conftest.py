@@ -24,6 +24,7 @@ from PIL import Image, ImageDraw
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from dreambooth.config import Config, load_config
+from dreambooth.export import card_in_file, read_card
 from dreambooth.families import Family, load_family
 from dreambooth.toyworld.tokenizer import build_tokenizer
 
@@ -211,6 +212,10 @@ def run_model_card(folder: Path, end: str = "```") -> dict[str, Any]:
     code = re.search(rf"```python\n(.*?){end}", (folder / "README.md").read_text(), re.DOTALL)
     assert code is not None, f"{folder / 'README.md'} shows no code"
     made: dict[str, Any] = {}
+    cards = [read_card(folder), *(card_in_file(path) for path in folder.glob("*.safetensors"))]
+    for place in (each for card in cards if card is not None for each in (card.base, card.base_config)):
+        if place is not None and Path(place).exists() and not (folder / Path(place).name).exists():
+            (folder / Path(place).name).symlink_to(Path(place).resolve())  # the card names it, and not where it lies
     with contextlib.chdir(folder):
         exec(code[1], made)
     return made

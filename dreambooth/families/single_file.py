@@ -19,6 +19,7 @@ from dreambooth.errors import ModelError, first_line
 from dreambooth.families.base import Family
 from dreambooth.families.inspection import LOADING_ERRORS, read_index
 from dreambooth.families.shipped import SHIPPED, config_folder
+from dreambooth.files import with_home
 
 UNET = "model.diffusion_model."
 TEXT_WIDTHS = {768: "sd1", 1024: "sd2", 768 + 1280: "sdxl"}  # of the texts that the UNet attends to
@@ -118,6 +119,7 @@ def load_single_file_pipeline(pipeline_class: Any, header: Header, config: str |
 @contextlib.contextmanager
 def _configs(config: str) -> Iterator[str]:
     """A folder or hub id as it is; of shipped configs a folder that holds them."""
+    config = with_home(config)
     if config not in SHIPPED or Path(config).is_dir():
         yield config
         return

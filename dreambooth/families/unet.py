@@ -12,7 +12,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, ConfigMixin, DDPMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTokenizer, PreTrainedModel
@@ -143,6 +143,8 @@ def load_part(model_class: Any, base: Path, subfolder: str, variant: str | None)
                 f"{base / subfolder}: {len(keys)} {problem.replace('_', ' ')} in the weights, e.g. {keys[0]}: they are "
                 "not those of its config.json"
             )
+    if isinstance(model, ConfigMixin):  # else a folder of this machine comes into every file that is made of it
+        model.register_to_config(_name_or_path="")
     return model
 
 

@@ -12,7 +12,7 @@ from huggingface_hub.errors import HFValidationError
 
 from dreambooth.export import ExportCard
 from dreambooth.families import Family
-from dreambooth.files import write_text
+from dreambooth.files import with_home, write_text
 from dreambooth.formats.history import History
 from dreambooth.methods import find_method
 from dreambooth.methods.words import word_file
@@ -51,7 +51,8 @@ def write(folder: Path, form: str, family: Family, card: ExportCard, history: Hi
     )
     if history.grid is not None:
         shutil.copyfile(history.grid, folder / PICTURES)
-    licence = licence_of(card.base)
+    base = None if card.base is None else with_home(card.base)
+    licence = licence_of(base)
     text = environment.get_template("model_card.md").render(
         metadata=metadata(form, card, licence).to_yaml(),
         names=[subject_phrase(subject) for subject in card.subjects],
@@ -68,7 +69,9 @@ def write(folder: Path, form: str, family: Family, card: ExportCard, history: Hi
         pictures=PICTURES,
         pipeline=type(family.pipeline()).__name__,
         has_word=form != "diffusers" and find_method(card.method).adds_word,
-        base_is_file=Path(card.base or "").is_file(),
+        base_is_file=Path(base or "").is_file(),
+        base_name=shown_base(base),
+        config_name=shown_base(card.base_config and with_home(card.base_config)),
     )
     write_text(folder / "README.md", text)
 
@@ -97,6 +100,11 @@ def metadata(form: str, card: ExportCard, licence: dict[str, str]) -> ModelCardD
         instance_prompt=instance_prompt(card),
         **named,
     )
+
+
+def shown_base(base: str | None) -> str | None:
+    """What others may see of where a base lies: of a folder or file here its name."""
+    return base if base is None or is_on_the_hub(base) else Path(base).name
 
 
 def is_on_the_hub(base: str | None) -> bool:

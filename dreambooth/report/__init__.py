@@ -13,12 +13,12 @@ def build(run_folder: Path) -> Path:
     What the run does not have (scores, photos, a model) is said in its place. Raises UserError for a folder that is no
     run, and for logs that cannot be read.
     """
-    from dreambooth.files import write_text
+    from dreambooth.files import hide_home, write_text
     from dreambooth.report import (
         content,
         page,
     )  # here: `report --help` imports this package and must load nothing heavy
 
     path = run_folder / "report.html"
-    write_text(path, page.render(content.read(run_folder)))
+    write_text(path, hide_home(page.render(content.read(run_folder))))
     return path
