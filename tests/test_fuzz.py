@@ -1,20 +1,19 @@
 """Junk in every file that a user feeds in: a share of `benchmarks/fuzz.py`, always the same."""
 
-import itertools
 from pathlib import Path
 
 import pytest
 from fuzzing import Kind, TooLong, bounded, damaged, fuzz, make_kinds, picture_files, try_picture
 
 EXAMPLES = {
-    "config: settings": 60,
-    "config: overrides": 40,
-    "config: trees": 60,
-    "config: damaged": 40,
-    "config: bytes": 60,
-    "pictures": 500,
+    "config: settings": 30,
+    "config: overrides": 20,
+    "config: trees": 40,
+    "config: damaged": 20,
+    "config: bytes": 50,
+    "pictures": 300,
     "states": 300,
-    "manifests": 200,
+    "manifests": 150,
     "manifests: trees": 60,
     "LoRA: headers": 150,
     "LoRA: loaded": 25,
@@ -56,4 +55,4 @@ def test_damage_is_damage() -> None:
 
 def test_a_hang_is_noticed() -> None:
     with pytest.raises(TooLong), bounded(seconds=0.2):
-        sum(itertools.repeat(0))
+        all(iter(lambda: True, False))
