@@ -3,6 +3,8 @@
 import contextlib
 import os
 import re
+import sys
+from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # so small a network is fastest on one core, and subprocesses agree
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -27,6 +29,9 @@ from dreambooth.config import Config, load_config
 from dreambooth.export import card_in_file, read_card
 from dreambooth.families import Family, load_family
 from dreambooth.toyworld.tokenizer import build_tokenizer
+
+sys.path.append(str(Path(__file__).parent / "faults"))
+from warm import Warm
 
 ROOT = Path(__file__).parent.parent
 torch.set_num_threads(1)
@@ -197,6 +202,13 @@ def config_file(tmp_path: Path, tiny_base: Path, pictures: Path) -> Path:
 @pytest.fixture
 def config(config_file: Path) -> Config:
     return load_config(config_file)
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Warm]:
+    """Training processes that need not import anything first."""
+    with Warm() as parent:
+        yield parent
 
 
 @pytest.fixture(scope="session")

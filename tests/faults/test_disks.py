@@ -33,12 +33,6 @@ time.sleep(99)
 SHORT = ("optim.warmup_steps=0", "optim.schedule=constant", "prior.source=none", "train.save_every_steps=2")
 
 
-@pytest.fixture(scope="module")
-def warm() -> Iterator[Warm]:
-    with Warm() as parent:
-        yield parent
-
-
 def everything(run: RunFolder) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
 
@@ -65,37 +59,54 @@ def test_a_state_that_cannot_be_written_ends_the_run_and_the_one_before_is_whole
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 3 MiB, where this may be made."""
+    """A real file system of 32 MiB, where this may be made."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], capture_output=True)
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(folder)], capture_output=True)
     if made.returncode:
         pytest.skip("file systems cannot be mounted here")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_disk_is_told_with_need_and_free_bytes_and_nothing_half_is_left(
+def fill(folder: Path) -> Path:
+    """To the last byte."""
+    ballast = folder / "ballast"
+    file = os.open(ballast, os.O_WRONLY | os.O_CREAT)
+    with contextlib.suppress(OSError):
+        while os.write(file, bytes(4096)):
+            pass
+    os.close(file)
+    return ballast
+
+
+def test_a_disk_that_fills_while_training_ends_the_run_with_a_line_and_it_goes_on_with_room(
+    config_file: Path, small_disk: Path, tmp_path: Path, warm: Warm
+) -> None:
+    """Whatever is written first, figures or a state: the states are whole, and nothing half made is left."""
+    line = ["train", str(config_file), *SHORT, f"run.dir={small_disk}", "validate.every_steps=0"]
+    run = RunFolder(load_config(config_file, [f"run.dir={small_disk}"]))
+    warm.start([*line, "train.max_steps=1000"], tmp_path / "log")
+    wait_for(run.previous.is_file)
+    ballast = fill(small_disk)
+    code, said = warm.wait(), (tmp_path / "log").read_text()
+    assert code == 2, said
+    assert re.search(r"needs [\d.]+ GiB, and [\d.]+ GiB are free|the disk is full|cannot be written", said), said
+    assert "Traceback" not in said
+    assert not leftovers(run)
+    step = find_state(run.state).step
+    ballast.unlink()
+    assert warm.run([*line, f"train.max_steps={step + 3}"], tmp_path / "log2") == 0
+    assert find_state(run.state).step == step + 3
+
+
+def test_too_small_a_disk_is_told_with_need_and_free_bytes_before_anything_is_written(
     config_file: Path, small_disk: Path
 ) -> None:
-    config = load_config(config_file, [*SHORT, f"run.dir={small_disk}", "train.max_steps=8"])
-    run = RunFolder(config)
-    with pytest.raises(UserError, match=r"(needs [\d.]+ GiB, and [\d.]+ GiB are free|the disk is full)"):
-        train(config)
-    assert not leftovers(run)
-    if run.state.exists():
-        find_state(run.state)
-
-
-def test_figures_that_do_not_fit_the_disk_end_the_run_with_a_line(config_file: Path, small_disk: Path) -> None:
-    config = load_config(config_file, [*SHORT, f"run.dir={small_disk}", "train.save_every_steps=1000"])
-    ballast = os.open(small_disk / "ballast", os.O_WRONLY | os.O_CREAT)
-    with contextlib.suppress(OSError):
-        while os.write(ballast, bytes(4096)):
-            pass
-    os.close(ballast)
-    with pytest.raises(UserError, match=r"(cannot be written to|the disk is full)"):
-        train(config)
+    fill(small_disk)
+    with pytest.raises(UserError, match=r"(GiB are free on this disk|cannot be written to)"):
+        train(load_config(config_file, [*SHORT, f"run.dir={small_disk}"]))
+    assert [path.name for path in small_disk.iterdir()] == ["ballast"]
 
 
 @pytest.mark.parametrize("name", [".", "state", "logs", "samples", "prior", "model"])

@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,12 +15,6 @@ from dreambooth.config import Config, load_config
 from dreambooth.errors import UserError
 from dreambooth.runfolder import RunFolder
 from dreambooth.troubles import told
-
-
-@pytest.fixture(scope="module")
-def warm() -> Iterator[Warm]:
-    with Warm() as parent:
-        yield parent
 
 
 def test_memory_that_runs_out_is_told_with_what_takes_less(config_file: Path, tmp_path: Path, warm: Warm) -> None:
@@ -76,7 +69,7 @@ def test_a_loaders_worker_that_is_killed_ends_the_run_by_name_and_it_goes_on_exa
     config_file: Path, tmp_path: Path, warm: Warm
 ) -> None:
     """Within seconds; of Linux' own accord that is what happens where memory runs out."""
-    more = [*SETTINGS, "data.num_workers=1", "train.max_steps=12"]
+    more = [*SETTINGS, "data.num_workers=1", "train.max_steps=8"]
     whole, run = (RunFolder(load_config(config_file, [f"run.name={name}", *more])) for name in ("whole", "run"))
     assert warm.run(["train", str(config_file), "run.name=whole", *more], tmp_path / "log") == 0
     pid = warm.start(["train", str(config_file), *more], tmp_path / "log2")
@@ -90,6 +83,6 @@ def test_a_loaders_worker_that_is_killed_ends_the_run_by_name_and_it_goes_on_exa
     assert code == 2, said
     assert f"a data loader's worker (process {worker}) has died" in said
     assert "Traceback" not in said
-    assert find_state(run.state).step < 12
+    assert find_state(run.state).step < 8
     assert warm.run(["train", str(config_file), *more], tmp_path / "log3") == 0
     assert_equal_runs(whole, run)
