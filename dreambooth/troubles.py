@@ -60,9 +60,10 @@ def about_disk(error: Exception, run: RunFolder) -> str | None:
     if isinstance(error, SafetensorError):
         code = re.search(r"os error (\d+)", str(error))
         number = int(code[1]) if code else None
-    name = str(getattr(error, "filename", None) or run.path)
+    name = str(getattr(error, "filename", None) or "")
     if number in DISK_IS_FULL:
-        return f"{name}: the disk is full ({first_line(error)}); free some, or move the run to another disk (run.dir)"
+        why = f"the disk is full ({first_line(error)})"
+        return f"{name or run.path}: {why}; free some, or move the run to another disk (run.dir)"
     if number is None or not name.startswith(str(run.path)):
         return None
     if not run.config.is_file():

@@ -60,6 +60,7 @@ def test_what_is_not_known_passes(config: Config) -> None:
     for error in (
         RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
         FileNotFoundError(2, "none", "/elsewhere"),
+        ConnectionRefusedError(111, "Connection refused"),
     ):
         with pytest.raises(type(error)), told(RunFolder(config), config):
             raise error

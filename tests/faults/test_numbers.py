@@ -24,7 +24,15 @@ def spoil_class_picture(run: RunFolder, number: int) -> None:
     save_file({"latents": latents}, path)
 
 
-@pytest.mark.parametrize("more", [(), ("optim.name=adamw8bit",), ("train.micro_batch_size=1",)], ids=str)
+@pytest.mark.parametrize(
+    "more",
+    [
+        (),
+        pytest.param(("optim.name=adamw8bit",), marks=pytest.mark.slow),
+        pytest.param(("train.micro_batch_size=1",), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_a_sample_that_is_not_finite_stops_the_run_before_its_step_and_is_named(
     config_file: Path, more: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
