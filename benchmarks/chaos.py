@@ -30,6 +30,7 @@ from crashes import SETTINGS, assert_equal_runs, assert_whole  # noqa: E402
 from warm import Warm  # noqa: E402
 
 from dreambooth.config import load_config  # noqa: E402
+from dreambooth.metrics.journal import Journal  # noqa: E402
 from dreambooth.runfolder import RunFolder  # noqa: E402
 
 ENCODERS = ROOT / "checkpoints" / "toyworld-encoders"
@@ -156,6 +157,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, Warm() as warm:
         chaos = Chaos(Path(folder), warm, args)
         chaos.leave_in_peace()
+        best = Journal(chaos.run("whole").scores).best
+        print(f"best step: {best and best.step}", file=sys.stderr)
         if args.sweep:
             chaos.sweep(args.sweep)
         number, done = 0, chaos.kills.total()
