@@ -160,13 +160,29 @@ def make(
 
 def write(made: Iterator[Picture], folder: str | Path, columns: int) -> Iterator[Path]:
     """Write PNGs numbered on from what the folder holds, and a grid of them all; yield each path once it is there."""
-    folder = Path(folder)
-    first = next_number(folder)
-    images = []
-    for number, picture in enumerate(made, start=first):
+    folder, images, paths = Path(folder), [], []
+    for picture in made:
         images.append(picture.image)
-        yield write_png(folder / f"{number:05d}.png", picture.image, picture.recipe)
-    yield write_png(folder / f"grid-{first:05d}.png", grid(images, columns), {})
+        paths.append(take_number(folder))
+        try:
+            yield write_png(paths[-1], picture.image, picture.recipe)
+        finally:
+            if not paths[-1].stat().st_size:
+                paths[-1].unlink()
+    yield write_png(folder / f"grid-{paths[0].name}", grid(images, columns), {})
+
+
+def take_number(folder: Path) -> Path:
+    """The next free number of a picture, taken by an empty file: of two processes each gets its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    number = next_number(folder)
+    while True:
+        path = folder / f"{number:05d}.png"
+        try:
+            path.open("xb").close()
+            return path
+        except FileExistsError:
+            number += 1
 
 
 def write_png(path: Path, image: Image.Image, recipe: dict[str, Any]) -> Path:

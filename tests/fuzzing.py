@@ -394,21 +394,21 @@ def make_kinds(base: Path, folder: Path) -> dict[str, Kind]:
         | st.text(max_size=200).map(lambda text: text.encode("utf-8", "replace")),
     }
     return {
-        "config: settings": Kind(settings_of, _try_settings, 0.03),
+        "config: settings": Kind(settings_of, _try_settings, 0.01),
         "config: overrides": Kind(
-            st.lists(lines, max_size=4), lambda some: try_config(_dumped(nested(REQUIRED)), some), 0.02
+            st.lists(lines, max_size=4), lambda some: try_config(_dumped(nested(REQUIRED)), some), 0.005
         ),
-        **{name: Kind(inputs, lambda content: try_config(content, []), 0.02) for name, inputs in bytes_of.items()},
+        **{name: Kind(inputs, lambda content: try_config(content, []), 0.01) for name, inputs in bytes_of.items()},
         "pictures": Kind(pairs, lambda some: try_picture(damaged(files[some[0]], some[1], files[some[2]])), 0.40),
         "states": Kind(
             st.tuples(damages, damages),
             lambda some: try_state(path, damaged(state, some[0], state), manifest, whole),
-            0.20,
+            0.21,
         ),
         "manifests": Kind(
             st.tuples(damages, damages),
             lambda some: try_state(path, state, damaged(damaged(manifest, some[0], state), some[1], manifest), whole),
-            0.14,
+            0.16,
         ),
         "manifests: trees": Kind(
             trees | st.lists(trees | st.fixed_dictionaries({"step": scalars, "num_bytes": scalars, "sha256": scalars})),
@@ -419,7 +419,7 @@ def make_kinds(base: Path, folder: Path) -> dict[str, Kind]:
             (trees | st.dictionaries(st.text(max_size=9), tensors_of | trees, max_size=4)).map(junk_safetensors)
             | damages.map(lambda damage: damaged(lora, damage, state)),
             try_lora_header,
-            0.10,
+            0.135,
         ),
         "LoRA: loaded": Kind(
             damages.map(lambda damage: damaged(lora, damage, lora)), lambda some: try_lora(some, family), 0.01

@@ -1,13 +1,16 @@
 """Sampling: guidance, seeds, schedulers, and agreement with diffusers' own pipeline."""
 
+import multiprocessing
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from dreambooth.errors import UserError
 from dreambooth.families import Family, evaluation_mode, load_family
+from dreambooth.pictures import Picture, write
 from dreambooth.randomness import Randomness
 from dreambooth.sampling import (
     SCHEDULERS,
@@ -159,3 +162,26 @@ def test_a_real_base_is_sampled_by_every_scheduler_to_the_same_scene(shipped_bas
     for name, pixels in blurred.items():
         distance = float((pixels - blurred["ddim"]).abs().mean())
         assert distance < 0.25, f"{name} paints another scene than ddim: mean distance {distance:.2f}"
+
+
+def sample_forty(folder: Path, colour: int) -> list[Path]:
+    made = (Picture(Image.new("RGB", (8, 8), (colour, number, 0)), {}) for number in range(40))
+    return list(write(made, folder, 8))
+
+
+def test_two_that_sample_into_one_folder_at_once_overwrite_nothing(tmp_path: Path) -> None:
+    with multiprocessing.get_context("fork").Pool(2) as processes:
+        running = [processes.apply_async(sample_forty, (tmp_path, colour)) for colour in (1, 2)]
+        told = [set(each.get(timeout=120)) for each in running]
+    assert not told[0] & told[1]
+    assert set(tmp_path.iterdir()) == told[0] | told[1]
+    numbered = sorted(path for path in tmp_path.iterdir() if not path.name.startswith("grid"))
+    colours = sorted(Image.open(path).getpixel((0, 0)) for path in numbered)
+    assert colours == [(colour, number, 0) for colour in (1, 2) for number in range(40)]
+
+
+def test_a_picture_that_cannot_be_written_leaves_its_number_free(tmp_path: Path) -> None:
+    broken = Picture(Image.new("RGB", (8, 8)), {"not json": object()})
+    with pytest.raises(TypeError):
+        list(write(iter([broken]), tmp_path, 1))
+    assert list(tmp_path.iterdir()) == []
