@@ -113,8 +113,9 @@ def draw(curves: dict[str, dict[int, Point]], path: Path) -> None:
     for column, (key, points) in enumerate(curves.items()):
         for row, (name, unit) in enumerate((("step", "seconds a step"), ("memory", "peak memory, MiB"))):
             axis = axes[row][column]
-            axis.plot(list(points), [getattr(point, name) for point in points.values()], "o-")
-            axis.set(xlabel=key, ylabel=unit, ylim=(0, None))
+            heights = [getattr(point, name) for point in points.values()]
+            axis.plot(list(points), heights, "o-")
+            axis.set(xlabel=key, ylabel=unit, ylim=(0, 1.1 * max(heights)))
             axis.grid(alpha=0.3)
     figure.savefig(path, dpi=100, metadata={"Software": None})
 
