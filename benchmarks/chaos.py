@@ -41,7 +41,14 @@ SCORED = (
     "subject.class_noun=robot",
     "optim.schedule=constant",
     "data.buckets=false",
-    "train.max_steps=9",
+    "prior.source=none",
+    "train.accumulate=1",
+    "train.max_steps=15",
+    "validate.every_steps=5",
+    "validate.num_images=2",
+    "validate.num_inference_steps=4",
+    "validate.guidance_scale=2",
+    'validate.prompts=["a photo of {subject} on the moon", "a photo of a {class}", "a photo of a fish"]',
 )
 TIMED = {"SIGKILL": (signal.SIGKILL,), "SIGTERM": (signal.SIGTERM,), "SIGINT": (signal.SIGINT,)}
 TIMED["SIGINT twice"] = (signal.SIGINT, signal.SIGINT)
