@@ -644,6 +644,9 @@ def _problem(key: str, value: Any) -> str | None:
         return f"{key}: {problem}"
     if isinstance(value, str) and _takes_float(kind):
         value = _number(value)
+    is_other = kind is bool and isinstance(value, (int, float)) and value not in (0, 1)
+    if is_other or (typing.get_origin(kind) is list and not isinstance(value, list)):
+        return f"{key}: {_cut(value)} is not allowed; expected {_type_name(kind)}"
     if isinstance(value, int) and abs(value) > MAX_INT:
         return f"{key}: {_cut(value)} is too large"
     try:

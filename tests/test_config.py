@@ -142,6 +142,8 @@ def with_text(tmp_path: Path, text: str) -> Path:
         ("run.seed=" + "9" * 30, "run.seed: 999999999999999999999999999999 is too large"),
         ("run.seed=" + "9" * 400, "is too large"),
         ("train.max_steps=" + "9" * 5000, "is not allowed; expected whole number"),
+        ("data.buckets=-1", "data.buckets: -1 is not allowed; expected true or false"),
+        ("method.targets={}", "method.targets: {} is not allowed; expected list of texts"),
         ("optim.lr=.inf", "optim.lr: inf is not a finite number"),
         ("train.precision=32-tru", "expected auto | 32-true | bf16-mixed | 16-mixed; did you mean 32-true?"),
         ("subject.identifier=???", "subject.identifier: '???' stands for a value that is missing"),
