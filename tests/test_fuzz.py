@@ -1,9 +1,16 @@
 """Junk in every file that a user feeds in: a share of `benchmarks/fuzz.py`, always the same."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fuzzing import Kind, TooLong, bounded, damaged, fuzz, make_kinds, picture_files, try_picture
+from fuzzing import Kind, TooLong, bounded, damaged, fuzz, lora_file, make_kinds, picture_files, try_picture
+from safetensors.torch import load, save_file
+from torch import Tensor
+
+from dreambooth.errors import ModelError
+from dreambooth.families import load_family
+from dreambooth.methods import adapters
 
 EXAMPLES = {
     "config: settings": 30,
@@ -51,6 +58,25 @@ def test_damage_is_damage() -> None:
         ("insert", (0.5, b"x")), ("zero", (0.5, 3)),
     ]  # fmt: skip
     assert len({damaged(content, how, other) for how in hows} | {content}) == len(hows) + 1
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda weights, key: weights.update({key + "x": weights.pop(key)}), "is not in it|cannot be loaded"),
+        (lambda weights, key: weights[key].view(-1)[:1].fill_(float("nan")), "numbers that are not finite"),
+    ],
+    ids=["renamed", "nan"],
+)
+def test_a_lora_with_a_tensor_missing_or_not_finite_is_no_start(
+    tiny_base: Path, tmp_path: Path, spoil: Callable[[dict[str, Tensor], str], object], said: str
+) -> None:
+    path, family = tmp_path / "start.safetensors", load_family(str(tiny_base))
+    weights = load(lora_file(tiny_base, tmp_path))
+    spoil(weights, next(key for key in weights if "lora_B" in key))
+    save_file(weights, path)
+    with pytest.raises(ModelError, match=said):
+        adapters.load_lora(family, path)
 
 
 def test_a_hang_is_noticed() -> None:

@@ -263,9 +263,11 @@ def load_lora(family: Family, place: Path) -> None:
 
 
 def check_numbers(family: Family, path: Path) -> None:
-    """Raises ModelError where what has been loaded holds numbers that are not finite."""
+    """Raises ModelError where what has been loaded lacks a tensor, or holds numbers that are not finite."""
     for name, part in adapted_components(family).items():
         for key, tensor in adapter_state(part).items():
+            if tensor.is_meta:
+                raise ModelError(f"{path}: {name}: {key} is not in it: incomplete, or of another base")
             if not bool(tensor.isfinite().all()):
                 raise ModelError(f"{path}: {name}: {key} holds numbers that are not finite")
 
