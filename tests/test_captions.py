@@ -119,7 +119,7 @@ def test_a_caption_that_is_not_of_the_subject_is_refused(config_file: Path, capt
 def test_changed_captions_are_refused_in_a_run_that_goes_on(config_file: Path, captioned: Path) -> None:
     run_with(config_file, "run", f"subject.images={captioned}", "data.captions=true")
     (captioned / "0.txt").write_text("a photo of {subject} on the moon")
-    with pytest.raises(UserError, match="captions: changed .since this run was started"):
+    with pytest.raises(UserError, match=r"captions: changed .since this run was started"):
         run_with(config_file, "run", f"subject.images={captioned}", "data.captions=true", "train.max_steps=5")
 
 

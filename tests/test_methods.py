@@ -481,7 +481,7 @@ def test_a_run_whose_start_has_changed_is_not_resumed(config_file: Path, tmp_pat
     overrides = ["run.name=second", f"method.start={path}", "validate.every_steps=0", "prior.source=none"]
     run_with(config_file, "lora", *overrides, "train.max_steps=1")
     save_file({name: tensor + 1 for name, tensor in load_file(path).items()}, path)
-    with pytest.raises(UserError, match="start: changed .since this run was started"):
+    with pytest.raises(UserError, match=r"start: changed .since this run was started"):
         run_with(config_file, "lora", *overrides)
 
 

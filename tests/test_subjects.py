@@ -363,7 +363,7 @@ def test_changed_pictures_of_the_second_are_refused(two_file: Path, cat_pictures
     mine = f"subjects.1.images={shutil.copytree(cat_pictures, tmp_path / 'mine')}"
     trained(two_file, *QUICK, "validate.every_steps=0", mine)
     Image.new("RGB", (64, 64), "navy").save(tmp_path / "mine" / "1.png")
-    with pytest.raises(UserError, match="pictures of subject 2: other content: 1.png .since this run was started"):
+    with pytest.raises(UserError, match=r"pictures of subject 2: other content: 1.png .since this run was started"):
         trained(two_file, *QUICK, "validate.every_steps=0", mine, "train.max_steps=5")
 
 
