@@ -145,7 +145,8 @@ def test_a_signal_to_one_process_stops_all_and_a_killed_one_ends_the_job(
         os.kill(second_of(process), signal.SIGKILL)
         assert process.wait(timeout=30) != 0, "the job outlived one of its processes"
     assert re.search(r"another process of this run has died|terminated with code -9", log.read_text())
-    assert (step := find_state(run.state).step) < 6
+    step = find_state(run.state).step
+    assert step < 6
     with started(command(config_file, "disturbed"), again := tmp_path / "again") as process:
         while f"step {step + 1}/" not in again.read_text():  # the figures of that step may be there from before
             assert process.poll() is None, again.read_text()
