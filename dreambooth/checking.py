@@ -19,10 +19,9 @@ from dreambooth.families import Family
 from dreambooth.images import list_images, look_at
 from dreambooth.methods import find_method
 from dreambooth.metrics.journal import Journal
-from dreambooth.planning import MOMENT_BYTES, Planner, device_memory, is_enough
+from dreambooth.planning import GIB, MOMENT_BYTES, Planner, device_memory, is_enough
 from dreambooth.runfolder import Claim, RunFolder, check_places, found_state, is_finished, probe
 
-GIB = 2**30
 EXPORT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 NUM_STATES = 3  # the last, the one before, and one that is being written
 TENSOR_BYTES = 1024  # a tensor's name and place in a file

@@ -249,7 +249,11 @@ def applies(key: str, config: Config) -> bool:
     is_adapter, train = find_method(config.method.name).is_adapter, config.train
     if key == "prior.source":
         return config.prior.source == "stream" and not is_adapter
-    if key == "optim.in_backward" and (is_adapter or train.accumulate * train.devices * train.num_nodes > 1):
+    if key == "optim.in_backward":
+        is_alone = train.accumulate * train.devices * train.num_nodes == 1
+        if is_adapter or not is_alone or train.precision in ("auto", "16-mixed"):  # which the config refuses together
+            return False
+    if key == "train.micro_batch_size" and config.optim.in_backward:
         return False
     section, name = key.split(".")
     return getattr(getattr(config, section), name) in (False, None, "adamw")

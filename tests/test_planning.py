@@ -58,6 +58,13 @@ def test_weights_are_counted_for_what_they_are(config_file: Path) -> None:
     assert of_averaged.average == of_averaged.trained == 2 * of_averaged.moments
 
 
+def test_what_is_advised_is_a_config_that_training_takes(config_file: Path) -> None:
+    scaled = load_config(config_file, ["train.precision=auto"])
+    assert not any(changed.optim.in_backward for _, changed in with_savings(scaled)), "it may scale gradients"
+    letting_go = load_config(config_file, ["optim.in_backward=true", "optim.max_grad_norm=0"])
+    assert not any(changed.train.micro_batch_size for _, changed in with_savings(letting_go)), "they need all at once"
+
+
 def test_every_saving_that_is_advised_saves(config_file: Path) -> None:
     config = config_of(config_file, "full", "validate.every_steps=0")
     planner = Planner(config)

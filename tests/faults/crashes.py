@@ -1,6 +1,8 @@
 """What a crash may not change: the files of a run, compared with those of one that was left in peace."""
 
 import re
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +81,10 @@ def leftovers(run: RunFolder) -> list[str]:
 
 def names(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the moment never came"
+        time.sleep(0.001)

@@ -5,11 +5,10 @@
 
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
-from crashes import SETTINGS, assert_equal_runs, assert_whole
+from crashes import SETTINGS, assert_equal_runs, assert_whole, wait_for
 from warm import Warm
 
 from dreambooth.config import load_config
@@ -82,11 +81,3 @@ def test_a_second_signal_ends_it_at_once_and_nothing_is_lost(
     assert warm.wait() in (-number, 128 + number), log.read_text()
     assert warm.run(command(config_file, name), log) == 0, log.read_text()
     assert_equal_runs(whole, run)
-
-
-def wait_for(condition: object, seconds: float = 120) -> None:
-    assert callable(condition)
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the moment never came"
-        time.sleep(0.001)

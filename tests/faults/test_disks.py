@@ -7,12 +7,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from crashes import leftovers
+from crashes import leftovers, wait_for
 from warm import Warm
 
 from dreambooth.checkpointing import find_state
@@ -201,11 +200,3 @@ def can_be_claimed(run: RunFolder) -> bool:
             return True
     except UserError:
         return False
-
-
-def wait_for(condition: object, seconds: float = 120) -> None:
-    assert callable(condition)
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the moment never came"
-        time.sleep(0.001)
