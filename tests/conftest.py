@@ -37,6 +37,15 @@ ROOT = Path(__file__).parent.parent
 torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="module")
+def weights_and_biases() -> Iterator[None]:
+    """It keeps the mode and key that a process first used it with: taken down before and after."""
+    wandb = pytest.importorskip("wandb")
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
 def make_tiny_base(folder: Path, prediction_type: str = "epsilon") -> Path:
     """Exact classes of Stable Diffusion, 8-fold smaller latents of 4 channels, some 100,000 random weights."""
     torch.manual_seed(0)

@@ -244,8 +244,8 @@ def test_tensorboard_shows_the_same_tree_of_names_and_pictures(config_file: Path
     assert [event.step for event in events.Images("eval/samples")] == [0, 4, 8]
 
 
+@pytest.mark.usefixtures("weights_and_biases")
 def test_weights_and_biases_logs_offline(config_file: Path) -> None:
-    pytest.importorskip("wandb")
     config = load_config(config_file, ["log.wandb=true", "train.max_steps=4"])
     assert train(config) == 0
     files = list((RunFolder(config).logs / "wandb").glob("offline-run-*/*.wandb"))

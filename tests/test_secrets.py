@@ -26,7 +26,9 @@ EXPORTS = {"full": ("diffusers", "single-file"), "lora": ("diffusers", "single-f
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, pictures: Path) -> Iterator[Path]:
+def home(
+    tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, pictures: Path, weights_and_biases: None
+) -> Iterator[Path]:
     """All that a user does, below a home folder of that name, with secrets in the environment."""
     folder = tmp_path_factory.mktemp("homes") / OWNER
     shutil.copytree(tiny_base, folder / "models" / "base")

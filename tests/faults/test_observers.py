@@ -36,10 +36,10 @@ def test_tensorboard_that_cannot_make_its_file_is_told(
     assert RunFolder(config).metrics.read_text() == figures
 
 
+@pytest.mark.usefixtures("weights_and_biases")
 def test_weights_and_biases_with_a_wrong_key_is_told(
     config_file: Path, figures: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("wandb").teardown()  # it keeps the mode that it was first used in by a process
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("WANDB_API_KEY", "wrong")
     config = load_config(config_file, [*SHORT, "log.wandb=true"])
