@@ -33,7 +33,7 @@ from dreambooth.losses import (
 )
 from dreambooth.optim import OptimSettings, StepInBackward, is_of_text, make_optimizer
 from dreambooth.prior import Predict, Prior
-from dreambooth.randomness import Randomness
+from dreambooth.randomness import Randomness, seed_device
 from dreambooth.ranks import shard, whole
 
 NUM_DECILES = 10
@@ -176,7 +176,7 @@ class DreamBoothModule(pl.LightningModule):
             self.in_backward = StepInBackward(optimizer, functools.partial(self._guard, optimizer))
 
     def training_step(self, batch: Sequence[Sample], batch_idx: int) -> Tensor:
-        torch.manual_seed(self.randomness.torch_seed("module", batch[0].place))  # for dropout inside the networks
+        seed_device(self.device, self.randomness.torch_seed("module", batch[0].place))  # for dropout within networks
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.trainer.optimizers[0].zero_grad()
 
@@ -398,16 +398,24 @@ class DreamBoothModule(pl.LightningModule):
 
         It does so on the device, nobody waits for it: `StepFigures` stops the run when it is read.
         """
-        if self.in_backward is not None:
-            norm = self.in_backward.take_norm()
-        else:
-            norm = whole(
-                torch.nn.utils.clip_grad_norm_(self.trained_state().values(), self.max_grad_norm or float("inf"))
-            )
-            self._guard(optimizer, norm)
+        norm = self.in_backward.take_norm() if self.in_backward is not None else self._clip(optimizer)
         self.figures["optim/grad_norm"] = norm
         for number, group in enumerate(optimizer.param_groups):  # the denoiser's is the first where it trains
             self.figures[f"optim/lr_{group['name']}" if number else "optim/lr"] = group["lr"]
+
+    def _clip(self, optimizer: Any) -> Tensor:
+        """The norm of all gradients, which are divided by what it is too large by.
+
+        A fused optimizer does that while it reads them, and spares a pass through memory of its own.
+        """
+        weights = [weight for group in optimizer.param_groups for weight in group["params"] if weight.grad is not None]
+        if self._is_fused:
+            norm = whole(torch.nn.utils.get_total_norm([weight.grad for weight in weights]))
+            optimizer.grad_scale = (norm / self.max_grad_norm).clamp(min=1) if self.max_grad_norm else None
+        else:
+            norm = whole(torch.nn.utils.clip_grad_norm_(weights, self.max_grad_norm or float("inf")))
+        self._guard(optimizer, norm)
+        return norm
 
     def _guard(self, optimizer: Any, norm: Tensor) -> None:
         """Against gradients that are not finite, of which `norm` is."""

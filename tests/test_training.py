@@ -16,6 +16,7 @@ from dreambooth.engine import train
 from dreambooth.errors import NonFiniteError, UserError
 from dreambooth.families import Family, load_family
 from dreambooth.methods import MethodSettings, find_method
+from dreambooth.module import DreamBoothModule
 from dreambooth.runfolder import RunFolder
 
 ROOT = Path(__file__).parent.parent
@@ -77,6 +78,23 @@ def test_parts_of_a_batch_in_turn_equal_the_whole_batch(config_file: Path, size:
     assert_same(whole, parts, atol=1e-5, rtol=1e-3)
     for a, b in zip(whole_lines, parts_lines, strict=True):
         assert a == pytest.approx(b, rel=1e-3)
+
+
+def test_gradients_that_the_optimizer_scales_down_train_as_those_scaled_before_it(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = ("optim.max_grad_norm=0.1", "optim.warmup_steps=0")
+    fused, fused_lines = trained(config_file, "fused", *clip)
+    whole, _ = trained(config_file, "whole", "optim.max_grad_norm=0", *clip[1:])
+    with monkeypatch.context() as patch:
+        patch.setattr(DreamBoothModule, "_is_fused", False)
+        before, before_lines = trained(config_file, "before", *clip)
+    assert min(line["optim/grad_norm"] for line in fused_lines) > 0.1
+    assert_same(fused, before, atol=1e-5, rtol=1e-4)
+    assert [line["optim/grad_norm"] for line in fused_lines] == pytest.approx(
+        [line["optim/grad_norm"] for line in before_lines], rel=1e-3
+    )
+    assert max(float((whole[name] - value).abs().max()) for name, value in fused.items()) > 1e-4
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
