@@ -2,11 +2,13 @@
 
     python benchmarks/chaos.py --count 200 --seed 0                 # on a tiny Stable Diffusion with random weights
     python benchmarks/chaos.py --count 40 --base checkpoints/toyworld --scored    # with scores, and a best step
+    python benchmarks/chaos.py --count 20 --processes 2             # of two processes one is killed or told to stop
 
 A round is a run that is started, killed and started again, up to --kills times, and then left to finish. Each kill is
 one of: SIGKILL, SIGTERM, SIGINT, or SIGINT twice, at a random time; SIGKILL just before a random operation on the run's
 files, or half-way through a random piece of a state. Rounds differ in whether data is loaded by workers and in where
-TMPDIR is. Afterwards weights, moments, figures, scores, pictures, the chosen step and the model have to be equal, and
+TMPDIR is. With --processes, these are real train.py, one process is signalled and all have to end within 30 s.
+Afterwards weights, moments, figures, scores, pictures, the chosen step and the model have to be equal, and
 nothing half made may lie about; whatever a tool could load has to be whole at any moment.
 """
 
@@ -26,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "faults")]
 
 from conftest import CONFIG, make_pictures, make_tiny_base  # noqa: E402
-from crashes import SETTINGS, assert_equal_runs, assert_whole  # noqa: E402
+from crashes import SETTINGS, assert_equal_runs, assert_whole, wait_for  # noqa: E402
 from warm import Warm  # noqa: E402
 
 from dreambooth.config import load_config  # noqa: E402
@@ -62,9 +64,11 @@ class Chaos:
     """Runs of one config, and what has been done to them."""
 
     def __init__(self, folder: Path, warm: Warm, args: argparse.Namespace) -> None:
-        self.folder, self.warm, self.real = folder, warm, args.real
+        self.folder, self.warm, self.real, self.num_processes = folder, warm, args.real, args.processes
         self.dice = random.Random(args.seed)
         self.settings = [*SETTINGS, *(SCORED if args.scored else ())]
+        if args.processes > 1:
+            self.settings += [f"train.devices={args.processes}", "train.batch_size=1", "train.save_every_steps=1"]
         self.config_file = folder / "config.yaml"
         base = args.base or make_tiny_base(folder / "base")
         text = CONFIG.format(runs=folder / "runs", base=base, pictures=make_pictures(folder / "pictures"))
@@ -80,6 +84,11 @@ class Chaos:
 
     def leave_in_peace(self) -> None:
         started = time.monotonic()
+        if self.num_processes > 1:
+            assert start_script(self.command("whole"), log := self.folder / "whole.log", {}).wait() == 0, (
+                log.read_text()
+            )
+            return
         code = self.warm.run(self.command("whole"), self.folder / "whole.log", die_at=(0, str(self.folder / "runs")))
         assert code == 0, (self.folder / "whole.log").read_text()
         self.seconds = time.monotonic() - started
@@ -132,23 +141,69 @@ class Chaos:
         self, command: list[str], log: Path, env: dict[str, str], wait: float, numbers: tuple[int, ...]
     ) -> int:
         """A real train.py, in a process group that is signalled as a terminal does."""
-        line = [sys.executable, str(ROOT / "train.py"), *command[1:]]
-        with open(log, "a", encoding="utf-8") as said:
-            own = {**os.environ, **env, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-            process = subprocess.Popen(line, stdout=said, stderr=said, env=own, start_new_session=True)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=wait)
-            for number in numbers:
-                if process.poll() is None:
-                    os.killpg(process.pid, number)
-            self.kills["(of which real train.py)"] += process.poll() != 0
-            return process.wait(timeout=240)
+        process = start_script(command, log, env)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=wait)
+        for number in numbers:
+            if process.poll() is None:
+                os.killpg(process.pid, number)
+        self.kills["(of which real train.py)"] += process.poll() != 0
+        return process.wait(timeout=240)
+
+    def round_of_several(self, number: int, num_kills: int) -> None:
+        """Of a run of several processes one is signalled at a random time after the first step, again and again."""
+        name, log = f"round-{number}", self.folder / f"round-{number}.log"
+        for _ in range(num_kills):
+            way, rank = self.dice.choice([*TIMED]), self.dice.randrange(self.num_processes)
+            log.unlink(missing_ok=True)
+            process = start_script(self.command(name), log, {})
+            while process.poll() is None and "\nstep " not in log.read_text():
+                time.sleep(0.002)
+            time.sleep(self.dice.uniform(0, 1))
+            for number_of_signal in TIMED[way]:
+                with contextlib.suppress(ProcessLookupError, StopIteration):
+                    os.kill(process_of(process, rank), number_of_signal)
+            code = process.wait(timeout=30)
+            wait_for(lambda group=process.pid: not living(group), seconds=30)
+            assert_whole(self.run(name))
+            if code == 0:
+                break
+            self.kills[f"{way} to process {rank} of {self.num_processes}: {code}"] += 1
+        else:
+            assert start_script(self.command(name), log, {}).wait(timeout=240) == 0, log.read_text()[-4000:]
+        assert_equal_runs(self.run("whole"), self.run(name))
 
     def check(self, code: int, log: Path) -> None:
         text = log.read_text()
         assert code in ENDS, f"exit code {code}:\n{text[-4000:]}"
         at_exit = text.count("Exception ignored in atexit")  # Ctrl-C when all is done
         assert text.count("Traceback") == at_exit, text[-4000:]
+
+
+def start_script(command: list[str], log: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
+    """A real train.py, in a session of its own."""
+    line = [sys.executable, str(ROOT / "train.py"), *command[1:]]
+    own = {**os.environ, **env, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    with open(log, "a", encoding="utf-8") as said:
+        return subprocess.Popen(line, stdout=said, stderr=said, env=own, start_new_session=True)
+
+
+def process_of(process: subprocess.Popen[bytes], rank: int) -> int:
+    """Its id. Raises StopIteration where there is none any more."""
+    if rank == 0:
+        return process.pid
+    wanted = f"LOCAL_RANK={rank}".encode()
+    return next(pid for pid in living(process.pid) if wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
+
+
+def living(group: int) -> list[int]:
+    """Processes of a group, without those that only wait to be reaped."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.getpgid(int(folder.name)) == group and (folder / "exe").exists():
+                found.append(int(folder.name))
+    return found
 
 
 def main() -> None:
@@ -159,6 +214,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--base", help="another base than a tiny one with random weights")
     parser.add_argument("--scored", action="store_true", help="validations score by the embedded base's encoders")
+    parser.add_argument("--processes", type=int, default=1, help="of a run")
     parser.add_argument("--real", type=float, default=0.1, help="share of timed kills that go to a real train.py")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, Warm() as warm:
@@ -170,7 +226,8 @@ def main() -> None:
             chaos.sweep(args.sweep)
         number, done = 0, chaos.kills.total()
         while done < args.count:
-            chaos.round(number, min(args.kills, args.count - done))
+            disturb = chaos.round if args.processes == 1 else chaos.round_of_several
+            disturb(number, min(args.kills, args.count - done))
             number, done = number + 1, sum(n for way, n in chaos.kills.items() if not way.startswith("("))
             print(f"round {number}: {done} kills, all equal: {dict(chaos.kills)}", file=sys.stderr, flush=True)
     print(f"{done} kills in {number} runs, which all came to the same. Kills by kind and exit code:")

@@ -34,7 +34,7 @@ from dreambooth.losses import (
 from dreambooth.optim import OptimSettings, StepInBackward, is_of_text, make_optimizer
 from dreambooth.prior import Predict, Prior
 from dreambooth.randomness import Randomness, seed_device
-from dreambooth.ranks import shard, whole
+from dreambooth.ranks import of_this_process, shard, whole
 
 NUM_DECILES = 10
 
@@ -114,8 +114,8 @@ def _describe(seen: Sequence[Seen], most: int = 16) -> str:
     wrong = [text for text, is_finite in samples if not is_finite]
     listed = wrong or [text for text, _ in samples]
     more = f" and {len(listed) - most} more" if len(listed) > most else ""
-    kind = "samples whose loss is not finite" if wrong else "samples of this step, each of finite loss"
-    return f"{kind}: {', '.join(listed[:most])}{more}"
+    kind = "whose loss is not finite" if wrong else "of this step, each of finite loss"
+    return f"samples{of_this_process()} {kind}: {', '.join(listed[:most])}{more}"
 
 
 class DreamBoothModule(pl.LightningModule):

@@ -26,6 +26,14 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
 
 
+def of_this_process() -> str:
+    """For a message about what only this process can know: " of process 1", or nothing where a run has one alone."""
+    distributed = torch.distributed
+    if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return ""
+    return f" of process {distributed.get_rank()}"
+
+
 def end_with_first() -> None:
     """See that a process that Lightning has started ends when the first one does, however that dies.
 

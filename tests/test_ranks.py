@@ -163,6 +163,37 @@ def test_a_signal_to_one_process_stops_all_and_a_killed_one_ends_the_job(
     assert_equal_runs(pair, run)
 
 
+ONE_IS_WRONG = """
+import os, sys
+from dreambooth.cli import main
+from dreambooth.module import DreamBoothModule
+
+if os.environ.get("LOCAL_RANK") == "1":
+    losses = DreamBoothModule._losses
+    DreamBoothModule._losses = lambda self, samples: losses(self, samples) * (
+        float("nan") if self.trainer.global_step == 3 else 1.0
+    )
+sys.exit(main(["train", *sys.argv[1:]], prog="train.py"))
+"""
+
+
+def test_a_loss_that_is_not_finite_in_one_process_stops_all_before_the_step(config_file: Path, tmp_path: Path) -> None:
+    """That process names the sample; the state of the step before is whole and finite."""
+    script = tmp_path / "train.py"
+    script.write_text(ONE_IS_WRONG)
+    _, _, *arguments = command(config_file, "wrong", "train.save_every_steps=1", "validate.every_steps=0")
+    with started([sys.executable, str(script), *arguments], log := tmp_path / "log") as process:
+        assert process.wait(timeout=120) == 4, log.read_text()
+    said = log.read_text()
+    assert "step 4: train/loss is nan" in said
+    assert re.search(r"samples of process 1 whose loss is not finite: \d\.png \(timestep \d+\)", said), said
+    assert re.search(r"samples of process 0 of this step, each of finite loss: \d\.png", said), said
+    run = run_of(config_file, "wrong")
+    assert find_state(run.state).step == 3
+    weights = torch.load(run.state, weights_only=True)["state_dict"].values()
+    assert all(bool(weight.isfinite().all()) for weight in weights)
+
+
 @contextlib.contextmanager
 def started(line: list[str], log: Path = Path(os.devnull)) -> Iterator[subprocess.Popen[bytes]]:
     with open(log, "wb") as said:
