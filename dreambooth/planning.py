@@ -8,7 +8,7 @@ import contextlib
 import copy
 import os
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -93,12 +93,16 @@ class Planner:
         )
         self.text_trains = any(name.startswith("text_encoder") for name in trained)
         self.score_weights = score_weights(config)
+        self._peaks: dict[tuple[object, ...], int] = {}
 
     def need(self, config: Config) -> Need:
         weights = [weight for network in self.networks for weight in network.parameters()]
         trained = [weight for weight in weights if weight.requires_grad]
         num_trained = sum(weight.numel() for weight in trained)
         is_copied = not self.method.is_adapter and config.prior.source in ("stream", "teacher")
+        train, side, precision = config.train, config.data.resolution, parts.pick_precision(config, self.family)
+        of_step = (self._num_samples(config), train.micro_batch_size, train.gradient_checkpointing)
+        of_pictures = (config.prior.batch_size, config.validate.guidance_scale)
         parts.checkpoint_activations(self.family, config)
         return Need(
             trained=num_bytes(trained),
@@ -107,9 +111,22 @@ class Planner:
             frozen=num_bytes(weight for weight in weights if not weight.requires_grad) - self._done(config),
             copy=self.num_base_weights * parts.compute_dtype(config, self.family).itemsize * is_copied,
             scores=num_bytes(self.score_weights) if config.validate.every_steps else 0,
-            step=self.peak_of_step(config),
-            validation=self.peak_of_validation(config) if config.validate.every_steps else 0,
+            step=self._once(self.peak_of_step, config, side, precision, *of_step, config.optim.in_backward),
+            validation=self._once(self.peak_of_validation, config, side, precision, *of_pictures)
+            if config.validate.every_steps
+            else 0,
         )
+
+    def _once(self, peak: Callable[[Config], int], config: Config, *settings: object) -> int:
+        """What `peak` finds; of a config's settings it depends on these alone, and is found once for them."""
+        key = (peak.__name__, *settings)
+        if key not in self._peaks:
+            self._peaks[key] = peak(config)
+        return self._peaks[key]
+
+    def _num_samples(self, config: Config) -> int:
+        """Of a batch, subject and class."""
+        return config.train.batch_size * (1 if config.prior.source == "none" else 2)
 
     def autocast(self, config: Config) -> torch.autocast:
         """The run's, on the CPU, where float16 is as large as bfloat16."""
@@ -133,12 +150,14 @@ class Planner:
         return count.peak
 
     def take_step(self, config: Config, frozen_condition: Condition) -> None:
-        """Forward and backward of a batch. frozen_condition: of the prompt, for text encoders that do not train."""
-        train, side = config.train, config.data.resolution
-        num_samples = train.batch_size * (1 if config.prior.source == "none" else 2)
-        at_once = min(num_samples, train.micro_batch_size or num_samples)
+        """Forward and backward of a batch, of its parts the first two: the second has the gradients beside it.
+
+        frozen_condition: of the prompt, for text encoders that do not train.
+        """
+        side, num_samples = config.data.resolution, self._num_samples(config)
+        at_once = min(num_samples, config.train.micro_batch_size or num_samples)
         shape = self.family.latent_shape(side, side)
-        for _ in range(-(-num_samples // at_once)):
+        for _ in range(min(2, -(-num_samples // at_once))):
             with self.autocast(config):
                 condition = frozen_condition
                 if self.text_trains:
