@@ -51,7 +51,7 @@ RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 
 
 def module_of(path: Path) -> str:
-    """dreambooth/families/sd.py -> families, dreambooth/config.py -> config, train.py -> train.py."""
+    """dreambooth/families/sd.py -> families, dreambooth/losses.py -> losses, train.py -> train.py."""
     if not path.is_relative_to(PACKAGE):
         return path.name
     first = path.relative_to(PACKAGE).parts[0]

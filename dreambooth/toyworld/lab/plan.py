@@ -110,7 +110,7 @@ def overrides_of(row: Row, bench: Bench) -> list[str]:
 
 
 def settings_of(config: Config) -> dict[str, Any]:
-    """What differs from the defaults of `config.py` and has a say in the figures: a new key changes no fingerprint."""
+    """What differs from the defaults and has a say in the figures: a new key changes no fingerprint."""
     flat = {f"{section}.{key}": value for section, keys in to_dict(config).items() for key, value in keys.items()}
     ignored = [*LEFT_OUT]
     ignored += [] if config.validate.every_steps else ["validate."]
@@ -127,7 +127,7 @@ def _settings(path: Path, overrides: tuple[str, ...]) -> tuple[dict[str, Any], i
     return settings_of(config), config.train.max_steps
 
 
-# Defaults of `config.py` that have changed since cells were first measured: what differs is told from these.
+# Defaults of `config/schema.py` that have changed since cells were first measured: what differs is told from these.
 FORMER_DEFAULTS: dict[str, Any] = {"prior.scheduler": "ddim", "prior.num_inference_steps": 25}
 
 

@@ -1,0 +1,24 @@
+"""Every setting of a run: typed, documented, checked before anything heavy is imported.
+
+OmegaConf merges the YAML file with `section.key=value` overrides. All mistakes are found and reported together, each
+with the key, the value and what is allowed. Nothing here imports torch.
+"""
+
+from dreambooth.config.keys import config_fields, default_of, describe_config, field_of, subject_key
+from dreambooth.config.reading import PROVENANCE, differences, flatten, load_config, to_dict
+from dreambooth.config.schema import Config, SubjectConfig
+
+__all__ = [
+    "PROVENANCE",
+    "Config",
+    "SubjectConfig",
+    "config_fields",
+    "default_of",
+    "describe_config",
+    "differences",
+    "field_of",
+    "flatten",
+    "load_config",
+    "subject_key",
+    "to_dict",
+]

@@ -1,0 +1,224 @@
+"""From a YAML file and `section.key=value` overrides to a config that has been checked, and back."""
+
+import dataclasses
+import re
+import typing
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dreambooth import plain_yaml
+from dreambooth.config.keys import ENTRY, config_fields, default_of, field_of, section_classes
+from dreambooth.config.rules import joint_problems
+from dreambooth.config.schema import MAY_CHANGE, MAY_CHANGE_SECTIONS, PATHS, Config, SubjectConfig
+from dreambooth.config.values import cut, number, problem_of, takes_float
+from dreambooth.errors import UserError, shown
+from dreambooth.files import with_home, without_home
+
+PROVENANCE = "provenance"  # the section that a run adds to its config.yaml; read back, it is ignored
+MAX_REFERENCES = 8  # from one key to the next
+MAX_KEYS = 1000
+REFERENCE = re.compile(r"\$\{(\w+(?:\[\d+\])?\.\w+)\}")  # to another key: ${subject.class_noun}
+
+
+def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
+    """Read a YAML file, apply `section.key=value` overrides, check everything.
+
+    Raises UserError that lists every mistake, one a line.
+    """
+    raw, problems = _read_yaml(Path(path))
+    settings, wrong = _flat(raw)
+    problems += wrong
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            problems.append(f"{override!r} is no override: write section.key=value, e.g. train.max_steps=200")
+        else:
+            key = re.sub(r"^subjects\.(\d+)\.", r"subjects[\1].", key)
+            settings[key] = _override_value(key, text)
+    if len(settings) > MAX_KEYS:
+        raise UserError(f"{shown(path)}: {len(settings)} keys are no config; there are {len(config_fields())}")
+    settings = {key: _resolved(settings, key, value) for key, value in settings.items()}
+    bad = {key: problem for key, value in settings.items() if (problem := problem_of(key, value))}
+    problems += [*bad.values(), *_list_problems(settings), *_missing_keys(settings)]
+    good = {key: value for key, value in settings.items() if key not in bad}
+    if len(bad) == len(problems) and not any(_missing_keys(good)):  # what else is wrong can be told as well
+        config = _build(good, path)
+        problems += [problem for problem in joint_problems(config) if not any(key in problem for key in bad)]
+    if problems:
+        raise UserError(_listed(path, problems))
+    return config
+
+
+def _read_yaml(path: Path) -> tuple[dict[str, Any], list[str]]:
+    if not path.is_file():
+        raise UserError(f"{shown(path)}: there is no such config file; configs/ holds examples")
+    raw, problems = plain_yaml.read(path)
+    if not isinstance(raw, dict):
+        found = "nothing" if raw is None else type(raw).__name__
+        raise UserError(f"{shown(path)}: expected sections ({', '.join(section_classes())}), found {found}")
+    return raw, problems
+
+
+def _override_value(key: str, text: str) -> Any:
+    """On the command line a text stays a text (007, no); other values are read as YAML."""
+    item = field_of(key)
+    if item is not None and item.type is str:
+        return text
+    try:
+        value, repeated = plain_yaml.parse(text)
+        return text if repeated else value
+    except yaml.YAMLError:
+        return text
+
+
+def _resolved(settings: dict[str, Any], key: str, value: Any, beneath: tuple[str, ...] = ()) -> Any:
+    """A value with each ${section.key} in it replaced by that key's own; a value that is nothing else keeps its type.
+
+    What cannot be replaced stays as it is: an unknown key, one that refers to itself, ${oc.env:HOME} and the like.
+    """
+    if isinstance(value, list):
+        return [_resolved(settings, key, each, beneath) for each in value]
+    if not isinstance(value, str) or len(beneath) > MAX_REFERENCES:
+        return value
+
+    def referred(match: re.Match[str]) -> Any:
+        other = _own_name(match[1], settings)
+        if other in (*beneath, key) or field_of(other) is None:
+            return match[0]
+        found = settings[other] if other in settings else default_of(other)
+        return match[0] if found == MISSING else _resolved(settings, other, found, (*beneath, key))
+
+    whole = REFERENCE.fullmatch(value)
+    return referred(whole) if whole else REFERENCE.sub(lambda match: str(referred(match)), value)
+
+
+def _own_name(key: str, settings: dict[str, Any]) -> str:
+    """`subject.images` is that of the first of several, `subjects[0].images` that of the only one."""
+    first = _subject_sections(settings)[0]
+    return re.sub(r"^(subject|subjects\[0\])\.", f"{first}.", key)
+
+
+def _without_list(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The entries of the list `subjects`, if there is one, as sections of their own; what is wrong with it."""
+    named = {str(name): values for name, values in raw.items()}
+    if "subjects" not in named:
+        return named, []
+    entries = named.pop("subjects")
+    if not isinstance(entries, list) or not entries:
+        return named, [f"subjects: must be a list of entries with the keys of 'subject', found {cut(entries)}"]
+    return named | {f"subjects[{number}]": entry for number, entry in enumerate(entries)}, []
+
+
+def _subject_sections(keys: typing.Iterable[str]) -> list[str]:
+    """How these settings name what is learned: `subject`, or `subjects[0]`, `subjects[1]` ..."""
+    numbers = sorted({int(match[1]) for key in keys if (match := ENTRY.match(key))})
+    return [f"subjects[{number}]" for number in numbers] or ["subject"]
+
+
+def _list_problems(settings: dict[str, Any]) -> typing.Iterator[str]:
+    """What is wrong with the list `subjects` as such."""
+    sections = _subject_sections(settings)
+    if sections == ["subject"]:
+        return
+    if told := [key for key in settings if key.startswith("subject.")]:
+        yield f"subjects: stands in the place of the section 'subject'; there is {told[0]} as well: leave one out"
+    if gaps := [name for number, name in enumerate(sections) if name != f"subjects[{number}]"]:
+        yield f"{gaps[0]}: no such entry; they count from 0, and the next to add is subjects[{sections.index(gaps[0])}]"
+
+
+def _missing_keys(settings: dict[str, Any]) -> typing.Iterator[str]:
+    for key, item in config_fields().items():
+        section, name = key.split(".")
+        for own in _subject_sections(settings) if section == "subject" else [section]:
+            if item.default is MISSING and f"{own}.{name}" not in settings:
+                yield f"{own}.{name}: required ({item.metadata['text']})"
+
+
+def _build(settings: dict[str, Any], path: str | Path) -> Config:
+    """Merge checked settings over the defaults; every required key must be there."""
+    nested: dict[str, dict[str, Any]] = {name: {} for name in section_classes()}
+    for key, value in settings.items():
+        section, name = key.split(".")
+        is_number = takes_float(typing.cast(Any, field_of(key)).type)
+        own = nested.setdefault(section, {})
+        if ENTRY.sub("subject", key) in PATHS and isinstance(value, str):
+            value = with_home(value)
+        own[name] = number(value) if is_number and isinstance(value, str) else value
+    try:
+        entries = [_structured(SubjectConfig, nested[name]) for name in _subject_sections(settings)]
+        sections = {
+            name: _structured(kind, nested[name]) for name, kind in section_classes().items() if name != "subject"
+        }
+        made = typing.cast(dict[str, Any], OmegaConf.to_object(OmegaConf.create({**sections, "subjects": entries})))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
+    return Config(**made)
+
+
+def _structured(kind: type, values: dict[str, Any]) -> typing.Any:
+    return OmegaConf.merge(OmegaConf.structured(kind), values)
+
+
+def _listed(path: str | Path, problems: list[str]) -> str:
+    return f"{shown(path)}: {problems[0]}" if len(problems) == 1 else "\n  ".join([f"{shown(path)}:", *problems])
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The config as a file has it, in plain containers: one subject is the section `subject`, the home folder `~`.
+
+    Other paths stay whole: a run has to find its base and its pictures again.
+    """
+    sections = dataclasses.asdict(config)
+    for section, values in sections.items():
+        for own in values if section == "subjects" else [values]:
+            prefix = "subject" if section == "subjects" else section
+            paths = [name for name, value in own.items() if f"{prefix}.{name}" in PATHS and isinstance(value, str)]
+            own.update({name: without_home(own[name]) for name in paths})
+    if len(config.subjects) > 1:
+        return sections
+    return {
+        "subject" if name == "subjects" else name: values[0] if name == "subjects" else values
+        for name, values in sections.items()
+    }
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What differs between two configs (`to_dict`) and may not change within a run, as `key: old -> new` lines."""
+    before, after = flatten(old), flatten(new)
+    return [
+        f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
+        for key in {**after, **before}
+        if before.get(key) != after.get(key) and key not in MAY_CHANGE and key.split(".")[0] not in MAY_CHANGE_SECTIONS
+    ]
+
+
+def flatten(raw: dict[str, Any], path: str = "config") -> dict[str, Any]:
+    """{"train": {"max_steps": 3}} -> {"train.max_steps": 3}; entries of the list `subjects` are `subjects[0]` ...
+
+    Raises UserError, which names `path`, for what is no section.
+    """
+    flat, problems = _flat(raw)
+    if problems:
+        raise UserError(_listed(path, problems))
+    return flat
+
+
+def _flat(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The same, and what is wrong with the sections."""
+    flat: dict[str, Any] = {}
+    sections, problems = _without_list(raw)
+    for section, values in sections.items():
+        if section == PROVENANCE:
+            continue
+        is_section = section in section_classes() or ENTRY.fullmatch(section)
+        if isinstance(values, dict) and is_section:
+            flat |= {f"{section}.{name}": value for name, value in values.items()}
+        elif is_section:
+            problems.append(f"{section}: a section must hold keys, found {cut(values)}")
+        else:
+            flat[section] = values
+    return flat, problems

@@ -1,0 +1,140 @@
+"""What is wrong with settings that do not go together."""
+
+import itertools
+import typing
+
+from dreambooth.config.keys import subject_key
+from dreambooth.config.schema import Config, SubjectConfig
+from dreambooth.config.values import cut
+from dreambooth.prompts import has_field, unknown_fields
+
+MAX_NAME_BYTES = 200
+
+
+def joint_problems(config: Config) -> typing.Iterator[str]:
+    """Rules that join several keys."""
+    prior, optim = config.prior, config.optim
+    for number, subject in enumerate(config.subjects):
+        yield from _subject_problems(subject_key(config, number), subject)
+    yield from _problems_of_several(config)
+    for key, prompt in _templates(config):
+        if unknown := unknown_fields(prompt, len(config.subjects)):
+            yield f"{key}: {prompt!r} has {unknown[0]}, and this run has {len(config.subjects)} subject(s)"
+    if not _names_a_folder(config.run.name):
+        yield f"run.name: {cut(config.run.name)} must name a folder: short, on one line, without / and the like"
+    if prior.source == "folder" and not prior.folder:
+        yield "prior.folder: required when prior.source is 'folder'"
+    if prior.source != "folder" and prior.folder:
+        yield f"prior.folder: only read when prior.source is 'folder' (it is {prior.source!r})"
+    for name in ("text_encoder_lr", "identifier_lr", "text_encoder_stop_step", "text_encoder_stop_drift"):
+        if getattr(optim, name) is not None and not config.method.train_text_encoder:
+            yield f"optim.{name}: set, but method.train_text_encoder is false"
+    if optim.identifier_lr is not None and config.method.name in ("lora", "loha", "lokr", "custom_diffusion"):
+        yield f"optim.identifier_lr: {config.method.name} trains no row of the embedding (pivotal does); set it to null"
+    if optim.text_encoder_stop_drift is not None and not config.validate.every_steps:
+        yield "optim.text_encoder_stop_drift: set, but validate.every_steps is 0: nothing measures the drift"
+    if config.method.start is not None and config.method.name in ("full", "custom_diffusion"):
+        yield f"method.start: {config.method.name} starts from model.base; set it to null"
+    if config.validate.every_steps and not config.validate.prompts:
+        yield "validate.prompts: empty; name one, or set validate.every_steps to 0"
+    if optim.warmup_steps >= config.train.max_steps:
+        yield f"optim.warmup_steps: {optim.warmup_steps} must be below train.max_steps ({config.train.max_steps})"
+    if config.train.ema_decay >= 1:
+        yield f"train.ema_decay: {config.train.ema_decay} must be below 1, or nothing is ever learned"
+    if config.data.buckets and config.data.resolution % config.data.bucket_step:
+        yield f"data.bucket_step: {config.data.bucket_step} must divide data.resolution ({config.data.resolution})"
+    if config.data.caption_dropout > 1:
+        yield f"data.caption_dropout: {config.data.caption_dropout} is too large; at most 1"
+    if config.data.unmasked_weight > 1:
+        yield f"data.unmasked_weight: {config.data.unmasked_weight} is too large; at most 1"
+    if config.optim.in_backward:
+        yield from _in_backward_problems(config)
+    if config.train.strategy == "fsdp":
+        yield from _fsdp_problems(config)
+    if max(optim.beta1, optim.beta2) >= 1:
+        yield f"optim.beta1, optim.beta2: {optim.beta1}, {optim.beta2} must be below 1"
+
+
+def _names_a_folder(name: str) -> bool:
+    """On any system, with room for an ending."""
+    if not name.strip() or name in (".", "..") or not name.isprintable() or len(name.encode()) > MAX_NAME_BYTES:
+        return False
+    return not set(name) & set('/\\:*?"<>|')
+
+
+def _in_backward_problems(config: Config) -> typing.Iterator[str]:
+    train = config.train
+    for key, value, needed in (
+        ("optim.max_grad_norm", config.optim.max_grad_norm, 0),
+        ("train.accumulate", train.accumulate, 1),
+        ("train.micro_batch_size", train.micro_batch_size, None),
+        ("train.devices", train.devices, 1),
+        ("train.num_nodes", train.num_nodes, 1),
+    ):
+        if value != needed:
+            wanted = "null" if needed is None else needed
+            yield f"{key}: {value} needs all gradients at once, optim.in_backward lets them go; set it to {wanted}"
+    if train.precision in ("auto", "16-mixed"):
+        yield f"train.precision: {train.precision} may scale gradients, which optim.in_backward cannot; use bf16-mixed"
+
+
+def _fsdp_problems(config: Config) -> typing.Iterator[str]:
+    """What does not go with divided weights."""
+    if config.train.devices * config.train.num_nodes == 1:
+        yield "train.strategy: fsdp divides the weights among processes; set train.devices, or use auto"
+    if config.method.name != "full":
+        yield f"train.strategy: fsdp is for method full; what {config.method.name} trains is small: use ddp"
+    for key, is_set in (
+        ("optim.name", config.optim.name != "adamw"),  # an 8-bit moment belongs to a block of a whole weight
+        ("optim.identifier_lr", config.optim.identifier_lr is not None),
+        ("train.ema_decay", config.train.ema_decay > 0),
+        ("train.compile", config.train.compile),
+        ("data.buckets", config.data.buckets),  # processes would compute in different numbers of groups, and wait
+    ):
+        if is_set:
+            yield f"{key}: not possible with train.strategy fsdp; leave it at its default, or use ddp"
+
+
+def _subject_problems(section: str, subject: SubjectConfig) -> typing.Iterator[str]:
+    if "{subject}" not in subject.prompt:
+        yield f"{section}.prompt: {subject.prompt!r} must contain {{subject}}"
+    if "{class}" not in subject.class_prompt or has_field(subject.class_prompt, "subject"):
+        yield f"{section}.class_prompt: {subject.class_prompt!r} must contain {{class}}, and not {{subject}}"
+    for name, text in (("identifier", subject.identifier), ("class_noun", subject.class_noun)):
+        if not text.strip():
+            yield f"{section}.{name}: must not be empty"
+    if subject.identifier.strip() and subject.identifier.strip().casefold() == subject.class_noun.strip().casefold():
+        yield (
+            f"{section}.identifier: {subject.identifier!r} is the class noun itself, so nothing would tell the subject "
+            "from its class; name a rare word: sks"
+        )
+
+
+def _templates(config: Config) -> typing.Iterator[tuple[str, str]]:
+    """Every prompt with its key."""
+    for number, subject in enumerate(config.subjects):
+        yield f"{subject_key(config, number)}.prompt", subject.prompt
+        yield f"{subject_key(config, number)}.class_prompt", subject.class_prompt
+    yield from (("validate.prompts", prompt) for prompt in config.validate.prompts)
+
+
+def _problems_of_several(config: Config) -> typing.Iterator[str]:
+    """What goes for several subjects only. CLIP's tokenizer does not tell capitals from small letters."""
+    words = [subject.identifier.strip().casefold() for subject in config.subjects]
+    for (one, word), (other, later) in itertools.combinations(enumerate(words), 2):
+        if word and later and (word in later or later in word):
+            yield (
+                f"subjects[{other}].identifier: {config.subjects[other].identifier!r} must differ from that of "
+                f"subjects[{one}], {config.subjects[one].identifier!r}, and neither may be a part of the other"
+            )
+    if len(words) == 1:
+        return
+    nouns = list(dict.fromkeys(subject.class_noun for subject in config.subjects))
+    if config.prior.source == "folder" and len(nouns) > 1:
+        yield f"prior.source: a folder has pictures of one class, here are {', '.join(nouns)}; use stream or teacher"
+    if config.prior.num_images < len(nouns):
+        yield f"prior.num_images: {config.prior.num_images} is too small for {len(nouns)} classes: {', '.join(nouns)}"
+    if config.data.mask not in (None, "alpha"):
+        yield "data.mask: a folder is for one subject, pictures of two may have one name; cut them out, and use alpha"
+    if config.validate.images is not None:
+        yield "validate.images: does not tell whose pictures they are; with several subjects leave it null"
