@@ -7,6 +7,7 @@ Like for like: the same model, pictures, prompts and sizes, batch 1 + 1, the sam
 class pictures that are there already, or with --class-images as many made first by both, by the base's sampler in 50
 steps as the script does it; then one more column has ours make them as it does unless told otherwise: while it trains,
 in fewer sampler steps, no more than the run uses. Each --ours is a column of ours with further settings.
+Both run with glibc told to keep what tensors let go of, which ours tells it on a CPU by itself.
 A step is the time from the end of one optimizer step to the end of the next, the median; the first two do not count.
 Memory is the peak of torch's tensors on a GPU; else of what the system counts for the process, files that it maps
 included. diffusers' script needs torchvision: --pythonpath names a folder that has it.
@@ -36,6 +37,7 @@ from dreambooth.sampling import SCHEDULERS
 HERE = Path(__file__).resolve().parent
 PROMPT, CLASS_PROMPT = "a photo of sks dog", "a photo of a dog"
 RANK = 4  # the script's default
+KEEP_FREED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"}  # as `engine.keep_freed_memory`
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,8 @@ def measure(command: list[str], work: Path, args: argparse.Namespace) -> Outcome
     threads = {"OMP_NUM_THREADS": str(len(cpus)), "MKL_NUM_THREADS": str(len(cpus))} if cpus else {}
     own = str(HERE.parent) if command[0].startswith(str(HERE.parent)) else args.pythonpath
     paths = [own, os.environ.get("PYTHONPATH", "")]
-    env = {**os.environ, **threads, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    own_env = {**threads, **KEEP_FREED, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    env = {**os.environ, **own_env}
     started = time.perf_counter()
     with open(log, "w", encoding="utf-8") as file:
         process = subprocess.Popen(

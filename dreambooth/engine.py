@@ -4,6 +4,7 @@ Here and in `parts`, settings become arguments: below this layer nothing sees th
 """
 
 import contextlib
+import ctypes
 import json
 import logging
 import signal
@@ -96,6 +97,8 @@ def go_on(
     """From a state, or from nothing, to the exported model."""
     if config.train.num_threads is not None:
         torch.set_num_threads(config.train.num_threads)
+    if parts.pick_device(config).type == "cpu":
+        keep_freed_memory()
     given = parts.find_given(config)
     scorer = parts.make_scorer(config, journal, given.photos)
     family = parts.load_base(config)
@@ -139,6 +142,18 @@ def go_on(
         whole = put_together(run, config) if module.is_sharded else module
         finish(run, config, whole, journal, trainer.global_step, base)
     return 0
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what tensors let go of for the next ones, instead of giving it back to the system.
+
+    Which else maps and clears every large tensor's pages anew in every step, a tenth of its time where weights and
+    activations have gigabytes. The most that it has at a time stays the same, but for some MiB in gaps.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(-4, 0)  # M_MMAP_MAX: no allocation is a mapping of its own
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap is not cut at its end
 
 
 def finish(
