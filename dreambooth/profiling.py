@@ -1,5 +1,6 @@
 """Where the time of a step goes: every moment of it belongs to one part (`train.py CONFIG --profile`)."""
 
+import functools
 import time
 from collections import defaultdict
 from collections.abc import Mapping
@@ -38,6 +39,7 @@ class StepProfiler(Profiler):
         self.seconds: list[Mapping[str, float]] = []  # by part, of each batch
         self._batch: dict[str, float] = {}
         self._parts = [REST]
+        self._has_gpu = torch.cuda.is_available()
         self._since = time.perf_counter()
 
     def start(self, action_name: str) -> None:
@@ -56,7 +58,7 @@ class StepProfiler(Profiler):
             self._parts.pop()
 
     def _charge(self) -> None:
-        if torch.cuda.is_available():
+        if self._has_gpu:
             torch.cuda.synchronize()
         now = time.perf_counter()
         self._batch[self._parts[-1]] = self._batch.get(self._parts[-1], 0.0) + now - self._since
@@ -83,5 +85,6 @@ class StepProfiler(Profiler):
         return "\n".join(rows)
 
 
+@functools.cache
 def _part_of(action: str) -> str | None:
     return next((part for text, part in PARTS.items() if text in action), None)
