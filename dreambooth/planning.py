@@ -8,7 +8,7 @@ import contextlib
 import copy
 import os
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ class Planner:
         train, side, precision = config.train, config.data.resolution, parts.pick_precision(config, self.family)
         of_step = (self._num_samples(config), train.micro_batch_size, train.gradient_checkpointing)
         of_pictures = (config.prior.batch_size, config.validate.guidance_scale)
-        parts.checkpoint_activations(self.family, config)
+        parts.checkpoint_activations(self.family, train.gradient_checkpointing)
         return Need(
             trained=num_bytes(trained),
             moments=num_trained * MOMENT_BYTES[config.optim.name],
@@ -246,16 +246,28 @@ class Count(TorchDispatchMode):
         self.now -= size
 
 
-def with_savings(config: Config) -> Iterator[tuple[str, Config]]:
-    """What was changed, and the config: as it is, then with one more saving at a time that it does not have yet."""
-    yield "as configured", config
-    config = copy.deepcopy(config)
-    for changes, cost in SAVINGS:
-        if applies(next(iter(changes)), config):
-            for key, value in changes.items():
-                section, name = key.split(".")
-                setattr(getattr(config, section), name, value)
-            yield f"+ {' '.join(f'{key}={written(value)}' for key, value in changes.items())}: {cost}", config
+def with_savings(planner: Planner, config: Config) -> Iterator[tuple[str, Config, Need]]:
+    """What was changed, the config, its need: as it is, then with one more saving at a time, of those that are some."""
+    need = planner.need(config)
+    yield "as configured", config, need
+    for changes, cost in (*SAVINGS, *SAVINGS):  # what takes nothing off now can do so when something else is smaller
+        if not applies(next(iter(changes)), config):
+            continue
+        changed = with_changes(config, changes)
+        need_then = planner.need(changed)
+        if need_then.total < 0.99 * need.total:
+            config, need = changed, need_then
+            settings = " ".join(f"{key}={written(value)}" for key, value in changes.items())
+            yield f"+ {settings}: {cost}", config, need
+
+
+def with_changes(config: Config, changes: Mapping[str, Any]) -> Config:
+    """A copy with other values of some `section.key`."""
+    changed = copy.deepcopy(config)
+    for key, value in changes.items():
+        section, name = key.split(".")
+        setattr(getattr(changed, section), name, value)
+    return changed
 
 
 def written(value: Any) -> str:

@@ -23,9 +23,8 @@ def run(args: argparse.Namespace) -> int:
     if args.memory is not None:
         device, memory = "what there is", int(args.memory * planning.GIB)
     planner = planning.Planner(config)
-    for number, (change, changed) in enumerate(planning.with_savings(config)):
-        need = planner.need(changed)
-        if number == 0:
+    for change, changed, need in planning.with_savings(planner, config):
+        if changed is config:
             print(table(need))
             print(f"\n{device}: {memory / planning.GIB:.1f} GiB; leave a tenth of it, and 1 GiB for the libraries")
         fits = planning.is_enough(need.total, memory)

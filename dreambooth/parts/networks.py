@@ -3,7 +3,6 @@
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
@@ -93,7 +92,7 @@ def save_memory(family: Family, config: Config, text_trains: bool) -> None:
         family.vae.to("cpu")
     for network in done_networks(family, config, text_trains):
         network.to("meta")
-    checkpoint_activations(family, config)
+    checkpoint_activations(family, config.train.gradient_checkpointing)
     if config.train.compile:
         family.denoiser.compile()
 
@@ -111,22 +110,13 @@ def done_networks(family: Family, config: Config, text_trains: bool) -> list[tor
     return text_encoders if config.validate.every_steps else [*text_encoders, family.vae]
 
 
-def checkpoint_activations(family: Family, config: Config) -> None:
-    if not config.train.gradient_checkpointing:
-        return
-    denoiser: Any = family.denoiser
-    denoiser.enable_gradient_checkpointing()
-    for text_encoder in family.text_encoders:
-        if text_encoder.training:
-            checkpoint_text_encoder(text_encoder)
-
-
-def checkpoint_text_encoder(text_encoder: Any) -> None:
-    """transformers renamed the method within its version 5."""
-    if hasattr(text_encoder, "activation_checkpointing_enable"):
-        text_encoder.activation_checkpointing_enable()
-    else:
-        text_encoder.gradient_checkpointing_enable()
+def checkpoint_activations(family: Family, is_wanted: bool) -> None:
+    """Whether backward computes activations again instead of finding them kept (Chen et al. 2016, arXiv 1604.06174)."""
+    verb, networks = ("enable" if is_wanted else "disable"), [each for each in family.text_encoders if each.training]
+    getattr(family.denoiser, f"{verb}_gradient_checkpointing")()
+    for text_encoder in networks:  # transformers renamed the method within its version 5
+        kind = "activation" if hasattr(text_encoder, "activation_checkpointing_enable") else "gradient"
+        getattr(text_encoder, f"{kind}_checkpointing_{verb}")()
 
 
 def compute_dtype(config: Config, family: Family) -> torch.dtype:
