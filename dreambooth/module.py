@@ -190,6 +190,11 @@ class DreamBoothModule(pl.LightningModule):
         self._note(loss)
         return loss.total
 
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """And let go of what the loss was computed by, which Lightning else holds until the step is over."""
+        super().backward(loss, *args, **kwargs)
+        loss.detach_()
+
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
         """Not here, behind the forward pass: `training_step` has done it before, and a step's peak memory is lower."""
 
