@@ -59,6 +59,8 @@ WAYS = (*TIMED, *AT_OPERATIONS, "SIGKILL within a state's write")
 # -SIGTERM: it came before Python had imported anything, or after all was done.
 ENDS = {0, -signal.SIGKILL, -signal.SIGINT, -signal.SIGTERM, 128 + signal.SIGTERM, 128 + signal.SIGINT}
 
+KILLED_ANOTHER = 2  # of the process that is told that another one has died
+
 
 class Chaos:
     """Runs of one config, and what has been done to them."""
@@ -164,6 +166,7 @@ class Chaos:
                 with contextlib.suppress(ProcessLookupError, StopIteration):
                     os.kill(process_of(process, rank), number_of_signal)
             code = process.wait(timeout=30)
+            assert code in ENDS | {KILLED_ANOTHER}, f"exit code {code}:\n{log.read_text()[-4000:]}"
             wait_for(lambda group=process.pid: not living(group), seconds=30)
             assert_whole(self.run(name))
             if code == 0:

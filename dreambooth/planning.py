@@ -255,7 +255,7 @@ def with_savings(planner: Planner, config: Config) -> Iterator[tuple[str, Config
             continue
         changed = with_changes(config, changes)
         need_then = planner.need(changed)
-        if need_then.total < 0.99 * need.total:
+        if need_then.total < need.total:
             config, need = changed, need_then
             settings = " ".join(f"{key}={written(value)}" for key, value in changes.items())
             yield f"+ {settings}: {cost}", config, need

@@ -8,7 +8,18 @@ import pytest
 
 from dreambooth.cli import main
 from dreambooth.config import Config, load_config
-from dreambooth.planning import GIB, Planner, applies, device_memory, num_bytes, score_weights, with_savings
+from dreambooth.config.rules import joint_problems
+from dreambooth.planning import (
+    GIB,
+    SAVINGS,
+    Planner,
+    applies,
+    device_memory,
+    num_bytes,
+    score_weights,
+    with_changes,
+    with_savings,
+)
 
 ROOT = Path(__file__).parent.parent
 METHODS = ("full", "pivotal")
@@ -63,12 +74,16 @@ def test_what_is_advised_is_a_config_that_training_takes(config_file: Path) -> N
     assert not applies("optim.in_backward", scaled), "it may scale gradients"
     letting_go = load_config(config_file, ["optim.in_backward=true", "optim.max_grad_norm=0"])
     assert not applies("train.micro_batch_size", letting_go), "it needs all gradients at once"
+    for config in (scaled, letting_go, load_config(config_file)):
+        advised = [with_changes(config, changes) for changes, _ in SAVINGS if applies(next(iter(changes)), config)]
+        assert len(advised) >= 3
+        assert [problem for changed in advised for problem in joint_problems(changed)] == []
 
 
 def test_every_saving_that_is_advised_saves(config_file: Path) -> None:
     config = config_of(config_file, "full", "validate.every_steps=0")
     totals = [need.total for _, _, need in with_savings(Planner(config), config)]
-    assert len(totals) >= 5
+    assert len(totals) == 6
     assert all(after < before for before, after in itertools.pairwise(totals)), totals
     assert config == config_of(config_file, "full", "validate.every_steps=0"), (
         "the settings themselves stay as they are"

@@ -1,7 +1,10 @@
 """Properties of training, on real runs of a few steps: two ways to the same thing agree, and nothing else moves."""
 
 import csv
+import platform
 import re
+import resource
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ from safetensors.torch import load_file
 
 from dreambooth.checkpointing import find_state
 from dreambooth.config import load_config
-from dreambooth.engine import train
+from dreambooth.engine import keep_freed_memory, train
 from dreambooth.errors import NonFiniteError, UserError
 from dreambooth.families import Family, load_family
 from dreambooth.methods import MethodSettings, find_method
@@ -95,6 +98,18 @@ def test_gradients_that_the_optimizer_scales_down_train_as_those_scaled_before_i
         [line["optim/grad_norm"] for line in before_lines], rel=1e-3
     )
     assert max(float((whole[name] - value).abs().max()) for name, value in fused.items()) > 1e-4
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="glibc is told to")
+def test_freed_memory_is_there_for_the_next_tensor() -> None:
+    """Its pages are not mapped anew: each would be a fault."""
+    keep_freed_memory()
+    faults = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**26)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    assert faults[-1] < 0.1 * 4 * 2**26 / resource.getpagesize()
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
