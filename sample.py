@@ -1,4 +1,4 @@
-"""Sample: `python sample.py MODEL PROMPT [PROMPT ...]`. The sampler is in dreambooth/sampling.py."""
+"""Sample: `python sample.py MODEL PROMPT [PROMPT ...]`. The sampler is in dreambooth/generation/sampler.py."""
 
 import sys
 

@@ -1,6 +1,6 @@
 """Train: `python train.py CONFIG.yaml [section.key=value ...]`.
 
-The run is in `dreambooth/engine.py`, the training step in `dreambooth/module.py`.
+The run is in `dreambooth/engine.py`, the training step in `dreambooth/training/module.py`.
 """
 
 import sys

@@ -32,8 +32,8 @@ from crashes import SETTINGS, assert_equal_runs, assert_whole, wait_for  # noqa:
 from warm import Warm  # noqa: E402
 
 from dreambooth.config import load_config  # noqa: E402
-from dreambooth.metrics.journal import Journal  # noqa: E402
-from dreambooth.runfolder import RunFolder  # noqa: E402
+from dreambooth.metrics.validation_log import Journal  # noqa: E402
+from dreambooth.run.folder import RunFolder  # noqa: E402
 
 ENCODERS = ROOT / "checkpoints" / "toyworld-encoders"
 SCORED = (

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from dreambooth.families.shipped import config_folder
+from dreambooth.families.builtin_configs import config_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 

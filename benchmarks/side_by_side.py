@@ -32,7 +32,7 @@ from typing import Any
 
 import yaml
 
-from dreambooth.sampling import SCHEDULERS
+from dreambooth.generation.settings import SCHEDULERS
 
 HERE = Path(__file__).resolve().parent
 PROMPT, CLASS_PROMPT = "a photo of sks dog", "a photo of a dog"

@@ -25,38 +25,39 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch.utils.data import DataLoader
 
-from dreambooth import callbacks, parts
-from dreambooth.captions import Captions
-from dreambooth.checking import check_disk
-from dreambooth.checkpointing import AtomicCheckpointIO, FoundState, Identity, find_state
+from dreambooth import build
 from dreambooth.config import Config
-from dreambooth.data import LatentDataset, PlaceSampler
+from dreambooth.data.captions import Captions
+from dreambooth.data.latents import LatentDataset, PlaceSampler
+from dreambooth.distributed import end_with_first, is_first, tell
 from dreambooth.errors import UserError
-from dreambooth.export import export_model
+from dreambooth.export.result import export_model
 from dreambooth.families import move
 from dreambooth.files import write_text
 from dreambooth.methods import find_method
-from dreambooth.metrics.journal import Journal
-from dreambooth.module import DreamBoothModule
-from dreambooth.observers import Observers
-from dreambooth.profiling import StepProfiler
+from dreambooth.metrics.validation_log import Journal
+from dreambooth.preflight.check import check_disk
 from dreambooth.prompts import examples
 from dreambooth.randomness import Randomness
-from dreambooth.ranks import end_with_first, is_first, tell
-from dreambooth.runfolder import (
+from dreambooth.run.failures import told
+from dreambooth.run.folder import (
     Claim,
     RunFolder,
     check_identity,
     check_places,
     clean,
     found_state,
-    identify,
+    input_fingerprints,
     is_finished,
     open_run,
     probe,
 )
-from dreambooth.troubles import told
-from dreambooth.validation import Looks, Validate, restore_best
+from dreambooth.training import callbacks
+from dreambooth.training.checkpointing import AtomicCheckpointIO, FoundState, Identity, find_state
+from dreambooth.training.loggers import Observers
+from dreambooth.training.module import DreamBoothModule
+from dreambooth.training.profiling import StepProfiler
+from dreambooth.training.validation import Looks, Validate, restore_best
 
 
 def train(config: Config, profile: bool = False, on_purpose: Collection[str] = ()) -> int:
@@ -70,9 +71,9 @@ def train(config: Config, profile: bool = False, on_purpose: Collection[str] = (
     end_with_first()
     run = RunFolder(config)
     # What is not known or not there of methods, samplers, optimizers and devices is told before all else.
-    find_method(config.method.name), parts.prior_sampler(config), parts.validation_sampler(config)
-    parts.pick_device(config)
-    parts.check_optimizer(config)
+    find_method(config.method.name), build.prior_sampler(config), build.validation_sampler(config)
+    build.pick_device(config)
+    build.check_optimizer(config)
     check_places(run)
     with told(run, config), Claim(run) as claim:
         state = found_state(run, config, on_purpose)
@@ -97,34 +98,34 @@ def go_on(
     """From a state, or from nothing, to the exported model."""
     if config.train.num_threads is not None:
         torch.set_num_threads(config.train.num_threads)
-    if parts.pick_device(config).type == "cpu":
+    if build.pick_device(config).type == "cpu":
         keep_freed_memory()
-    given = parts.find_given(config)
-    scorer = parts.make_scorer(config, journal, given.photos)
-    family = parts.load_base(config)
-    identity = identify(family, given, config)
+    given = build.find_given(config)
+    scorer = build.make_scorer(config, journal, given.photos)
+    family = build.load_base(config)
+    identity = input_fingerprints(family, given.photos, given.captions, given.start, config)
     check_identity(state, identity, config, on_purpose)
     base = str(identity["base model"])
-    parts.tell_other_base(given.start, base)
+    build.tell_other_base(given.start, base)
     randomness = Randomness(config.run.seed)
-    trained = find_method(config.method.name).attach(family, parts.method_settings(config, family, randomness))
+    trained = find_method(config.method.name).attach(family, build.method_settings(config, family, randomness))
     if is_first():
         check_disk(run, family, config)
-    move(family, parts.pick_device(config))  # not before: what an adapter leaves alone is smaller now
+    move(family, build.pick_device(config))  # not before: what an adapter leaves alone is smaller now
     text_trains = any(name.startswith("text_encoder") for name in trained)
-    parts.read_texts(family, given.captions, config, text_trains)
+    build.read_texts(family, given.captions, config, text_trains)
 
-    pictures = parts.encode_subjects(family, given, config, randomness)
-    unseen = parts.unseen_pictures(family, config, randomness) or pictures
+    pictures = build.encode_subjects(family, given, config, randomness)
+    unseen = build.unseen_pictures(family, config, randomness) or pictures
     open_run(run, config, claim, journal, state, identity)
-    prior, teacher = parts.make_prior(family, pictures, given.captions, run.prior, config, randomness, base)
-    parts.save_memory(family, config, text_trains)
+    prior, teacher = build.make_prior(family, pictures, given.captions, run.prior, config, randomness, base)
+    build.save_memory(family, config, text_trains)
     module = DreamBoothModule(
-        family, trained, parts.make_objective(config), prior, parts.optim_settings(config), randomness,
+        family, trained, build.make_objective(config), prior, build.optim_settings(config), randomness,
         config.optim.max_grad_norm, teacher, config.train.ema_decay, config.train.micro_batch_size,
     )  # fmt: skip
     saving = callbacks.SaveState(run.state, (config.train.save_every_steps, config.validate.every_steps))
-    looks = parts.make_looks(family, module, unseen, scorer, config)
+    looks = build.make_looks(family, module, unseen, scorer, config)
     observers = make_observers(run, config, state)
     trainer = make_trainer(run, config, module, saving, looks, journal, observers, identity, state, profile)
     said = Captions([*chain(*given.captions)], randomness, config.data.caption_dropout, config.data.shuffle_captions)
@@ -163,7 +164,7 @@ def finish(
     module.take_average()
     step = take_best(run, config, module, journal, last_step)
     scores = next((entry.figures() for entry in journal.entries if entry.step == step), None)
-    card = parts.subject_card(config, step, last_step, base, scores)
+    card = build.subject_card(config, step, last_step, base, scores)
     export_model(module.family, card, run.model, config.model.export_dtype)
     print(f"model: {run.model}")
     print(f"try: python sample.py {run.path} {examples(len(config.subjects))}")
@@ -171,10 +172,10 @@ def finish(
 
 def put_together(run: RunFolder, config: Config) -> DreamBoothModule:
     """The last state's weights, which were divided among processes, in networks of their own."""
-    randomness, family = Randomness(config.run.seed), parts.load_base(config)
-    trained = find_method(config.method.name).attach(family, parts.method_settings(config, family, randomness))
+    randomness, family = Randomness(config.run.seed), build.load_base(config)
+    trained = find_method(config.method.name).attach(family, build.method_settings(config, family, randomness))
     module = DreamBoothModule(
-        family, trained, parts.make_objective(config), None, parts.optim_settings(config), randomness
+        family, trained, build.make_objective(config), None, build.optim_settings(config), randomness
     )
     saved = AtomicCheckpointIO().load_checkpoint(run.state)["state_dict"]
     module.load_trained({name.removeprefix("trained."): weight for name, weight in saved.items()})
@@ -314,11 +315,11 @@ def make_trainer(
     stopped = state is not None and journal.is_exhausted(validate.patience)
     return pl.Trainer(
         default_root_dir=run.path,
-        accelerator=parts.pick_device(config).type,
+        accelerator=build.pick_device(config).type,
         devices=config.train.devices,
         num_nodes=config.train.num_nodes,
         strategy=make_strategy(config, module),
-        precision=cast(Any, parts.pick_precision(config, module.family)),
+        precision=cast(Any, build.pick_precision(config, module.family)),
         max_steps=state.step if state is not None and stopped else config.train.max_steps,
         max_epochs=-1,
         accumulate_grad_batches=config.train.accumulate,

@@ -26,9 +26,9 @@ from PIL import Image, ImageDraw
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from dreambooth.config import Config, load_config
-from dreambooth.export import card_in_file, read_card
+from dreambooth.export.subject_info import card_in_file, read_card
 from dreambooth.families import Family, load_family
-from dreambooth.toyworld.tokenizer import build_tokenizer
+from toyworld.tokenizer import build_tokenizer
 
 sys.path.append(str(Path(__file__).parent / "faults"))
 from warm import Warm

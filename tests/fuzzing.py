@@ -25,14 +25,14 @@ from hypothesis import seed as hypothesis_seed
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from dreambooth.checkpointing import AtomicCheckpointIO, StateEntry, find_newest, find_state, manifest_path
 from dreambooth.config import Config, config_fields, field_of, load_config, to_dict
+from dreambooth.data.images import list_images, load_image, look_at, to_tensor
 from dreambooth.errors import DreamBoothError, UserError
-from dreambooth.export import card_in_file
+from dreambooth.export.subject_info import card_in_file
 from dreambooth.families import Family, load_family
 from dreambooth.families.single_file import read_header
-from dreambooth.images import list_images, load_image, look_at, to_tensor
 from dreambooth.methods import adapters
+from dreambooth.training.checkpointing import AtomicCheckpointIO, StateEntry, find_newest, find_state, manifest_path
 
 ROOT = Path(__file__).parent.parent
 MAX_SECONDS = 10  # of this process's own time

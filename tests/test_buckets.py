@@ -14,20 +14,20 @@ from safetensors.torch import load_file
 from test_training import assert_same, trained
 from torch.utils.data import DataLoader
 
-from dreambooth.buckets import Size, kept_share, largest_part, make_buckets, nearest_bucket
-from dreambooth.captions import Captions
+from dreambooth.build import prior_sampler
 from dreambooth.config import load_config
-from dreambooth.data import EncodedPicture, LatentDataset, Sample
+from dreambooth.data.buckets import Size, kept_share, largest_part, make_buckets, nearest_bucket
+from dreambooth.data.captions import Captions
+from dreambooth.data.images import resize_and_crop
+from dreambooth.data.latents import EncodedPicture, LatentDataset, Sample
 from dreambooth.errors import UserError
 from dreambooth.families import Family, fingerprint, load_family
-from dreambooth.images import resize_and_crop
+from dreambooth.generation.class_prior import PicturePrior, prior_fingerprint
 from dreambooth.losses import mean_over_picture, squared_error
-from dreambooth.module import DreamBoothModule, Objective
-from dreambooth.optim import OptimSettings
-from dreambooth.parts import prior_sampler
-from dreambooth.prior import PicturePrior, prior_fingerprint
 from dreambooth.randomness import Randomness
-from dreambooth.runfolder import RunFolder
+from dreambooth.run.folder import RunFolder
+from dreambooth.training.module import DreamBoothModule, Objective
+from dreambooth.training.optimizer import OptimSettings
 
 BUCKETED = ("data.buckets=true", "data.bucket_step=16")  # at 64 pixels: 48x80, 64x64, 80x48
 FAMILIAR = [(64, 8), (512, 64), (512, 32), (768, 64), (1024, 64), (1024, 128), (64, 64)]

@@ -7,13 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dreambooth.captions import Captions, read_captions, without_subjects
 from dreambooth.config import SubjectConfig, load_config
+from dreambooth.data.captions import Captions, read_captions, without_subjects
+from dreambooth.data.images import list_images
 from dreambooth.engine import train
 from dreambooth.errors import UserError
-from dreambooth.images import list_images
 from dreambooth.randomness import Randomness
-from dreambooth.runfolder import RunFolder
+from dreambooth.run.folder import RunFolder
 
 
 @pytest.fixture

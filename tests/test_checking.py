@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dreambooth.checking import Findings, check, check_disk, disk_needs
 from dreambooth.cli import main
 from dreambooth.config import load_config
 from dreambooth.engine import train
 from dreambooth.errors import DreamBoothError, UserError
-from dreambooth.planning import Planner
-from dreambooth.runfolder import RunFolder
+from dreambooth.preflight.check import Findings, check, check_disk, disk_needs
+from dreambooth.preflight.memory_plan import Planner
+from dreambooth.run.folder import RunFolder
 
 
 def by_subject(findings: Findings, level: str) -> dict[str, str]:

@@ -7,11 +7,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from dreambooth.buckets import Size
-from dreambooth.captions import Captions
-from dreambooth.data import EncodedPicture, LatentDataset, PlaceSampler, Sample, by_shape, encode_pictures
+from dreambooth.data.buckets import Size
+from dreambooth.data.captions import Captions
+from dreambooth.data.images import list_images, load_image, load_mask, resize_and_crop, to_tensor
+from dreambooth.data.latents import EncodedPicture, LatentDataset, PlaceSampler, Sample, by_shape, encode_pictures
 from dreambooth.families import Family
-from dreambooth.images import list_images, load_image, load_mask, resize_and_crop, to_tensor
 from dreambooth.randomness import Randomness
 
 

@@ -7,12 +7,12 @@ import pytest
 
 from dreambooth.config import load_config
 from dreambooth.engine import train
-from dreambooth.pictures import load_model
-from dreambooth.runfolder import RunFolder
-from dreambooth.toyworld import world
-from dreambooth.toyworld.cli import DEMO_SEED
-from dreambooth.toyworld.judge import Judge
-from dreambooth.toyworld.outcome import Outcome, measure, table
+from dreambooth.generation.images import load_model
+from dreambooth.run.folder import RunFolder
+from toyworld import world
+from toyworld.cli import DEMO_SEED
+from toyworld.judge import Judge
+from toyworld.outcome import Outcome, measure, table
 
 ROOT = Path(__file__).parent.parent
 

@@ -25,7 +25,8 @@ from dreambooth.errors import UserError
 from dreambooth.evaluation import paper
 from dreambooth.evaluation.prompts import SETS, load_prompts, read_prompts
 from dreambooth.evaluation.subjects import subjects_of_dataset
-from dreambooth.export import LearnedSubject, SubjectCard, export_model
+from dreambooth.export.result import export_model
+from dreambooth.export.subject_info import LearnedSubject, SubjectCard
 from dreambooth.families import load_family
 
 ROOT = Path(__file__).parents[1]

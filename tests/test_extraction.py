@@ -12,14 +12,14 @@ from dreambooth.cli import main
 from dreambooth.config import load_config
 from dreambooth.engine import train
 from dreambooth.errors import ModelError, UserError
-from dreambooth.export import ExportCard, LearnedSubject
+from dreambooth.export.extraction import extract, load_base, low_rank
+from dreambooth.export.subject_info import ExportCard, LearnedSubject
 from dreambooth.families import Family, components, fingerprint, load_family
-from dreambooth.formats.extraction import extract, load_base, low_rank
-from dreambooth.methods import words
+from dreambooth.generation.images import load_model
+from dreambooth.methods import textual_inversion
 from dreambooth.methods.adapters import LORA_FILE, TARGETS, adaptable
-from dreambooth.methods.words import WORD_FILE
-from dreambooth.pictures import load_model
-from dreambooth.runfolder import RunFolder
+from dreambooth.methods.textual_inversion import WORD_FILE
+from dreambooth.run.folder import RunFolder
 
 DOG = LearnedSubject("sks", "dog", "a photo of {subject}", "a photo of a {class}")
 ENDS = tuple(end for group in TARGETS.values() for end in group)
@@ -99,9 +99,9 @@ def test_of_two_subjects_both_words_are_kept_where_one_has_changed(tiny_base: Pa
     card, _ = extract(tuned, untouched, two, rank=4)
     assert [subject.identifier for subject in card.subjects] == ["<olis>", "<sks>"]
     torch.testing.assert_close(prediction(untouched, "a photo of <sks> dog and <olis> dog"), wanted)
-    words.save(untouched, tmp_path, ["<olis>", "<sks>"])
+    textual_inversion.save(untouched, tmp_path, ["<olis>", "<sks>"])
     again = load_family(str(tiny_base))
-    words.load(again, tmp_path)
+    textual_inversion.load(again, tmp_path)
     torch.testing.assert_close(prediction(again, "a photo of <sks> dog and <olis> dog"), wanted)
 
 

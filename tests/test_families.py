@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from dreambooth.cli import main
 from dreambooth.errors import ModelError, UserError
 from dreambooth.families import Family, fingerprint, frozen_copy, load_family
+from dreambooth.families.builtin_configs import make_tokenizer
 from dreambooth.families.clip import check_tokenizer, fit, is_common, rare_words, token_ids
-from dreambooth.families.shipped import make_tokenizer
-from dreambooth.pictures import load_model
+from dreambooth.generation.images import load_model
 
 ROOT = Path(__file__).parent.parent
 

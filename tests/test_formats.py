@@ -18,17 +18,17 @@ from dreambooth.cli import main
 from dreambooth.config import load_config
 from dreambooth.engine import train
 from dreambooth.errors import UserError
+from dreambooth.export.adapter import KOHYA_FILE, kohya_state
+from dreambooth.export.formats import FORMATS, Format, find_format
+from dreambooth.export.metadata import kohya_version
+from dreambooth.export.original import MODEL_FILE, original_state, original_unet_name, vae_state
 from dreambooth.families import FAMILIES, Family, components, fingerprint, load_family
 from dreambooth.families.single_file import read_header
-from dreambooth.formats import FORMATS, Format, find_format
-from dreambooth.formats.adapter import KOHYA_FILE, kohya_state
-from dreambooth.formats.metadata import kohya_version
-from dreambooth.formats.original import MODEL_FILE, original_state, original_unet_name, vae_state
+from dreambooth.generation.images import load_model
 from dreambooth.methods import METHODS, MethodSettings
 from dreambooth.methods.adapters import LORA_FILE, TARGETS, adaptable
-from dreambooth.methods.words import WORD_FILE
-from dreambooth.pictures import load_model
-from dreambooth.runfolder import RunFolder
+from dreambooth.methods.textual_inversion import WORD_FILE
+from dreambooth.run.folder import RunFolder
 
 PROMPTS = ["a photo of a sks dog", "a photo of a cat"]
 SD_15 = {"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768, "attention_head_dim": 8}

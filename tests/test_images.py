@@ -11,8 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms, ImageDraw, ImageOps
 
-from dreambooth.errors import NonFiniteError, UserError
-from dreambooth.images import (
+from dreambooth.data.images import (
     alike,
     cells,
     digest_files,
@@ -25,6 +24,7 @@ from dreambooth.images import (
     to_images,
     to_tensor,
 )
+from dreambooth.errors import NonFiniteError, UserError
 
 PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "dreambench"
 ORIENTATION = 0x0112  # the EXIF tag

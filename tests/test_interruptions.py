@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dreambooth.checkpointing import find_state
 from dreambooth.config import load_config
-from dreambooth.runfolder import RunFolder
+from dreambooth.run.folder import RunFolder
+from dreambooth.training.checkpointing import find_state
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = (

@@ -19,16 +19,16 @@ from scipy import stats
 from dreambooth.cli import main
 from dreambooth.config import load_config
 from dreambooth.errors import ModelError, UserError
-from dreambooth.toyworld import encoders, world
-from dreambooth.toyworld.lab import cli, measure, plan, plots, report, tables
-from dreambooth.toyworld.lab.experiments import LABS, SUBJECTS, WORD_AND_LORA, Claim, Row
-from dreambooth.toyworld.lab.figures import FIGURES, way
-from dreambooth.toyworld.lab.plan import Bench, Cell
-from dreambooth.toyworld.lab.pool import run_tasks
-from dreambooth.toyworld.lab.runs import run_cell
-from dreambooth.toyworld.lab.store import Store
-from dreambooth.toyworld.outcome import UNSEEN_PLACES, places_of
-from dreambooth.toyworld.photos import PLACES, photos
+from toyworld import encoders, world
+from toyworld.lab import cli, measure, plan, plots, report, tables
+from toyworld.lab.experiments import LABS, SUBJECTS, WORD_AND_LORA, Claim, Row
+from toyworld.lab.figures import FIGURES, way
+from toyworld.lab.plan import Bench, Cell
+from toyworld.lab.pool import run_tasks
+from toyworld.lab.runs import run_cell
+from toyworld.lab.store import Store
+from toyworld.outcome import UNSEEN_PLACES, places_of
+from toyworld.photos import PLACES, photos
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "configs" / "toyworld.yaml"

@@ -14,15 +14,16 @@ from dreambooth.cli import main
 from dreambooth.config import load_config
 from dreambooth.engine import train
 from dreambooth.errors import ModelError, UserError
+from dreambooth.export.adapter import kohya_state
 from dreambooth.families import Family, load_family
-from dreambooth.formats.adapter import kohya_state
+from dreambooth.generation.images import load_model
+from dreambooth.generation.sampler import sample_latents, start_from_seeds
+from dreambooth.generation.settings import SamplerSettings
 from dreambooth.methods import METHODS, MethodSettings, adapters
 from dreambooth.methods.adapters import LORA_FILE, base_beneath, merge
-from dreambooth.methods.words import WORD_FILE
-from dreambooth.metrics.journal import Journal
-from dreambooth.pictures import load_model
-from dreambooth.runfolder import RunFolder
-from dreambooth.sampling import SamplerSettings, sample_latents, start_from_seeds
+from dreambooth.methods.textual_inversion import WORD_FILE
+from dreambooth.metrics.validation_log import Journal
+from dreambooth.run.folder import RunFolder
 
 ADAPTERS = [name for name, method in METHODS.items() if method.is_adapter]
 WORDS = ("textual_inversion", "pivotal")

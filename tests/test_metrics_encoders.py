@@ -27,7 +27,7 @@ from transformers import (
 from dreambooth.errors import ModelError
 from dreambooth.metrics import encoders
 from dreambooth.metrics.encoders import load_clip, load_image_encoder
-from dreambooth.toyworld.tokenizer import build_tokenizer
+from toyworld.tokenizer import build_tokenizer
 
 TRANSFORMER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 VISION = {**TRANSFORMER, "image_size": 32, "patch_size": 8, "initializer_range": 0.5}  # 0.02 embeds all pictures alike

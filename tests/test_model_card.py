@@ -17,8 +17,8 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from dreambooth.cli import main
-from dreambooth.export import ExportCard, LearnedSubject
-from dreambooth.formats.model_card import licence_of, metadata
+from dreambooth.export.model_card import licence_of, metadata
+from dreambooth.export.subject_info import ExportCard, LearnedSubject
 
 QUICK = ["train.max_steps=4", "validate.every_steps=4", "method.name=lora", "method.rank=2", "prior.source=none"]
 

@@ -9,7 +9,7 @@ import pytest
 from dreambooth.cli import main
 from dreambooth.config import Config, load_config
 from dreambooth.config.rules import joint_problems
-from dreambooth.planning import (
+from dreambooth.preflight.memory_plan import (
     GIB,
     SAVINGS,
     Planner,

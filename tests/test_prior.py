@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dreambooth.families import Family, frozen_copy
-from dreambooth.prior import GeneratedPrior, prior_fingerprint
+from dreambooth.generation.class_prior import GeneratedPrior, prior_fingerprint
+from dreambooth.generation.sampler import sample_latents, start_from
+from dreambooth.generation.settings import SamplerSettings
 from dreambooth.randomness import Randomness
-from dreambooth.sampling import SamplerSettings, sample_latents, start_from
 
 PROMPTS = ["a photo of a dog"]
 

@@ -7,8 +7,8 @@ import pytest
 
 from dreambooth.cli import main
 from dreambooth.config import load_config
-from dreambooth.profiling import NUM_WARM_UP, PARTS, REST, StepProfiler
-from dreambooth.runfolder import RunFolder
+from dreambooth.run.folder import RunFolder
+from dreambooth.training.profiling import NUM_WARM_UP, PARTS, REST, StepProfiler
 
 
 def test_a_profiled_run_tells_every_part_and_trains_the_same(

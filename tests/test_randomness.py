@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 
-from dreambooth.data import PlaceSampler
+from dreambooth.data.latents import PlaceSampler
 from dreambooth.randomness import Randomness
 
 

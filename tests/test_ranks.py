@@ -21,14 +21,14 @@ from safetensors.torch import load_file
 from test_interruptions import assert_equal_runs
 from torch import Tensor
 
-from dreambooth.checkpointing import find_state
+from dreambooth.build import pick_device
 from dreambooth.config import Config, load_config
+from dreambooth.distributed import Turns
 from dreambooth.engine import train
 from dreambooth.errors import UserError
-from dreambooth.parts import pick_device
-from dreambooth.prior import GeneratedPrior
-from dreambooth.ranks import Turns
-from dreambooth.runfolder import RunFolder
+from dreambooth.generation.class_prior import GeneratedPrior
+from dreambooth.run.folder import RunFolder
+from dreambooth.training.checkpointing import find_state
 
 ROOT = Path(__file__).parent.parent
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")

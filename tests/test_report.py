@@ -16,11 +16,11 @@ from PIL import Image
 
 from dreambooth.cli import main
 from dreambooth.config import load_config
+from dreambooth.data.images import grid
 from dreambooth.engine import train
 from dreambooth.errors import UserError
-from dreambooth.images import grid
-from dreambooth.metrics.journal import Entry, Journal
 from dreambooth.metrics.selection import Anchors, Quality
+from dreambooth.metrics.validation_log import Entry, Journal
 from dreambooth.report import build, content, curves, plots
 from dreambooth.report.records import Series
 

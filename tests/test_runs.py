@@ -13,13 +13,13 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dreambooth.callbacks import MetricsFile
-from dreambooth.checkpointing import find_state
 from dreambooth.config import Config, load_config
 from dreambooth.engine import train
 from dreambooth.errors import ModelError, UserError
 from dreambooth.families import load_family
-from dreambooth.runfolder import RunFolder
+from dreambooth.run.folder import RunFolder
+from dreambooth.training.callbacks import MetricsFile
+from dreambooth.training.checkpointing import find_state
 
 
 def test_a_run_leaves_everything_that_was_promised(config: Config) -> None:

@@ -10,11 +10,8 @@ from torch import Tensor
 
 from dreambooth.errors import UserError
 from dreambooth.families import Family, evaluation_mode, load_family
-from dreambooth.pictures import Picture, write
-from dreambooth.randomness import Randomness
-from dreambooth.sampling import (
-    SCHEDULERS,
-    SamplerSettings,
+from dreambooth.generation.images import Picture, write
+from dreambooth.generation.sampler import (
     guided,
     make_scheduler,
     sample_latents,
@@ -22,6 +19,8 @@ from dreambooth.sampling import (
     start_from,
     start_from_seeds,
 )
+from dreambooth.generation.settings import SCHEDULERS, SamplerSettings
+from dreambooth.randomness import Randomness
 
 SHAPE = (4, 8, 8)
 

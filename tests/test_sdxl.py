@@ -8,16 +8,17 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionXLPipeline
 
 from dreambooth.config import load_config
-from dreambooth.data import encode_pictures, frame_of
+from dreambooth.data.images import list_images
+from dreambooth.data.latents import encode_pictures, frame_of
 from dreambooth.engine import train
 from dreambooth.errors import ModelError
 from dreambooth.families import Family, load_family
-from dreambooth.images import list_images
+from dreambooth.generation.images import load_model
+from dreambooth.generation.sampler import sample_latents, start_from_seeds
+from dreambooth.generation.settings import SamplerSettings
 from dreambooth.methods import METHODS
-from dreambooth.pictures import load_model
 from dreambooth.randomness import Randomness
-from dreambooth.runfolder import RunFolder
-from dreambooth.sampling import SamplerSettings, sample_latents, start_from_seeds
+from dreambooth.run.folder import RunFolder
 
 PROMPTS = ["a photo of a dog on the beach", "a photo of a cat"]
 

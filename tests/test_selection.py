@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth.metrics.journal import Entry, Journal
 from dreambooth.metrics.selection import Anchors, Quality, best, is_exhausted, quality, way
+from dreambooth.metrics.validation_log import Entry, Journal
 
 ANCHORS = Anchors(real=0.9, dino=0.1, pres=0.1, div=0.8, clip_t=0.32, clip_t_ignored=0.24)
 PERFECT = {"dino": 0.9, "clip_t": 0.32, "pres": 0.1, "div": 0.8, "drift": 0.2}

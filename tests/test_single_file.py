@@ -19,12 +19,12 @@ from transformers import CLIPTokenizer
 
 from dreambooth.cli import main
 from dreambooth.errors import ModelError
+from dreambooth.export.original import original_state, original_unet_name, text_state, vae_state
 from dreambooth.families import Condition, Family, fingerprint, load_family
+from dreambooth.families.builtin_configs import SHIPPED, config_folder
 from dreambooth.families.sd import StableDiffusion, settle_prediction
-from dreambooth.families.shipped import SHIPPED, config_folder
 from dreambooth.families.single_file import measured_prediction, read_header
-from dreambooth.formats.original import original_state, original_unet_name, text_state, vae_state
-from dreambooth.sampling import make_scheduler
+from dreambooth.generation.sampler import make_scheduler
 
 
 def nested_text_encoder(base: Path) -> dict[str, torch.Tensor]:

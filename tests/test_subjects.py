@@ -16,28 +16,28 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from test_interruptions import SETTINGS, assert_equal_runs, folder, interrupt
 
-from dreambooth import parts
-from dreambooth.captions import Captions
-from dreambooth.checkpointing import find_state
+from dreambooth import build
 from dreambooth.cli import main
 from dreambooth.config import Config, SubjectConfig, differences, load_config, to_dict
-from dreambooth.data import EncodedPicture, LatentDataset
+from dreambooth.data.captions import Captions
+from dreambooth.data.images import list_images, load_image
+from dreambooth.data.latents import EncodedPicture, LatentDataset
 from dreambooth.engine import train
 from dreambooth.errors import ModelError, UserError
 from dreambooth.evaluation.models import learned_by
-from dreambooth.export import ExportCard, LearnedSubject, SubjectCard, read_card, write_card
+from dreambooth.export.subject_info import ExportCard, LearnedSubject, SubjectCard, read_card, write_card
 from dreambooth.families import Family, load_family
-from dreambooth.images import list_images, load_image
+from dreambooth.generation.images import load_model, read_recipe
 from dreambooth.methods import METHODS, MethodSettings
-from dreambooth.methods.words import WORD_FILE, word_file
-from dreambooth.metrics.journal import Journal
+from dreambooth.methods.textual_inversion import WORD_FILE, word_file
 from dreambooth.metrics.subject import SubjectScorer, load_encoders
-from dreambooth.metrics.validation import ValidationScorer
-from dreambooth.pictures import load_model, read_recipe
+from dreambooth.metrics.validation_log import Journal
+from dreambooth.metrics.validation_scores import ValidationScorer
 from dreambooth.prompts import expand, fill_prompt
 from dreambooth.randomness import Randomness
-from dreambooth.report import build
-from dreambooth.runfolder import RunFolder
+from dreambooth.report import build as build_report
+from dreambooth.run.folder import RunFolder
+from dreambooth.training.checkpointing import find_state
 
 ROOT = Path(__file__).parent.parent
 ENCODERS = ROOT / "checkpoints" / "toyworld-encoders"
@@ -196,9 +196,9 @@ def test_two_of_one_class_share_its_prompts(two_file: Path) -> None:
     assert [(prompt.filled, prompt.subjects) for prompt in found[:2]] == [("a dog", (0, 2)), ("a cat", (1,))]
     assert len(found) == 2 + 3
     one_class = load_config(two_file, ["subjects.1.class_noun=dog"])
-    captions = parts.captions_of([[Path("0.png")] * 3, [Path("0.png")] * 2], one_class)
+    captions = build.captions_of([[Path("0.png")] * 3, [Path("0.png")] * 2], one_class)
     assert captions == [["a photo of sks dog"] * 3, ["a photo of olis dog"] * 2]
-    assert parts.in_turn(parts.class_prompts_of(captions, one_class)) == ["a photo of a dog"]
+    assert build.in_turn(build.class_prompts_of(captions, one_class)) == ["a photo of a dog"]
 
 
 def test_a_caption_may_name_both_and_the_class_picture_neither(two_file: Path, tmp_path: Path) -> None:
@@ -209,12 +209,12 @@ def test_a_caption_may_name_both_and_the_class_picture_neither(two_file: Path, t
         photos.append(list_images(own))
         for path in photos[-1]:
             path.with_suffix(".txt").write_text(f"{{subject}} beside {{subject_{2 - number}}}, {path.stem}")
-    captions = parts.captions_of(photos, config)
+    captions = build.captions_of(photos, config)
     assert (captions[0][1], captions[1][0]) == ("sks dog beside olis cat, 1", "olis cat beside sks dog, 0")
-    assert parts.class_prompts_of(captions, config)[1] == ["cat beside dog, 0", "cat beside dog, 1"]
+    assert build.class_prompts_of(captions, config)[1] == ["cat beside dog, 0", "cat beside dog, 1"]
     photos[1][0].with_suffix(".txt").write_text("{subject_1} alone")
     with pytest.raises(UserError, match=r"0\.png: its caption 'sks dog alone' has neither \{subject\} nor 'olis'"):
-        parts.captions_of(photos, config)
+        build.captions_of(photos, config)
 
 
 # -------------------------------------------------------------------------------- equal turns
@@ -250,9 +250,9 @@ def test_one_subjects_pictures_are_drawn_as_they_were_before_there_were_several(
 
 
 def test_classes_come_in_turn_however_many_prompts_each_has() -> None:
-    assert parts.in_turn([["a", "b", "a"], ["c"]]) == ["a", "c", "b", "c"]
-    assert parts.in_turn([["a"], ["b"], ["a"]]) == ["a", "b"]
-    assert parts.in_turn([["a", "b", "a"]]) == ["a", "b"]
+    assert build.in_turn([["a", "b", "a"], ["c"]]) == ["a", "c", "b", "c"]
+    assert build.in_turn([["a"], ["b"], ["a"]]) == ["a", "b"]
+    assert build.in_turn([["a", "b", "a"]]) == ["a", "b"]
 
 
 @pytest.mark.parametrize("source", ["stream", "teacher"])
@@ -261,9 +261,9 @@ def test_class_samples_are_of_every_class_equally_often(
 ) -> None:
     config, randomness = load_config(two_file, [f"prior.source={source}"]), Randomness(0)
     photos = [list_images(subject.images) for subject in config.subjects]
-    captions = parts.captions_of(photos, config)
-    pictures = parts.encode(family, [*photos[0], *photos[1]], config, randomness, subjects=[0, 0, 0, 1, 1])
-    prior, teacher = parts.make_prior(family, pictures, captions, tmp_path, config, randomness, "base")
+    captions = build.captions_of(photos, config)
+    pictures = build.encode(family, [*photos[0], *photos[1]], config, randomness, subjects=[0, 0, 0, 1, 1])
+    prior, teacher = build.make_prior(family, pictures, captions, tmp_path, config, randomness, "base")
     assert prior is not None
     assert (teacher is None) == (source == "stream")
     samples = prior.samples(range(6))
@@ -348,7 +348,7 @@ def test_each_subject_is_sampled_by_its_number(
     capsys.readouterr()
     assert main(["sample", str(run.path), "{subject_3}", *quick]) == 2
     assert "there is no {subject_3}; what has been learned is {subject}, {subject_2}" in capsys.readouterr().err
-    build(run.path)
+    build_report(run.path)
     page = (run.path / "report.html").read_text()
     for told in (
         "“sks dog”, “olis cat”, learned on",

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from dreambooth.errors import NonFiniteError, UserError
-from dreambooth.toyworld import captions, world
-from dreambooth.toyworld.latents import fit_codec, to_pictures, to_pixels
-from dreambooth.toyworld.palette import COLOURS, MIN_CONTRAST, contrast
-from dreambooth.toyworld.places import PHRASES
-from dreambooth.toyworld.tokenizer import COMMON_WORDS, MAX_LENGTH, RARE_WORDS, build_tokenizer
+from toyworld import captions, world
+from toyworld.latents import fit_codec, to_pictures, to_pixels
+from toyworld.palette import COLOURS, MIN_CONTRAST, contrast
+from toyworld.scenes import PHRASES
+from toyworld.tokenizer import COMMON_WORDS, MAX_LENGTH, RARE_WORDS, build_tokenizer
 
 REPOSITORY = Path(__file__).parent.parent
 SHIPPED = REPOSITORY / "checkpoints" / "toyworld"
@@ -40,7 +40,7 @@ def shipped():
 
 @pytest.fixture(scope="module")
 def judge():
-    from dreambooth.toyworld.judge import Judge
+    from toyworld.judge import Judge
 
     return Judge.load(SHIPPED / "judge")
 
@@ -263,7 +263,7 @@ def test_pictures_survive_the_way_to_pixels_and_back():
 
 
 def tiny_plan(seconds: float):
-    from dreambooth.toyworld.training import Plan
+    from toyworld.training import Plan
 
     return Plan(
         "test",
@@ -277,7 +277,7 @@ def tiny_plan(seconds: float):
 
 
 def test_a_resumed_training_goes_on_where_it_was(tmp_path):
-    from dreambooth.toyworld.training import Run
+    from toyworld.training import Run
 
     def module():
         torch.manual_seed(0)
@@ -304,7 +304,7 @@ def test_a_resumed_training_goes_on_where_it_was(tmp_path):
 
 
 def test_a_gradient_that_is_not_finite_stops_training_and_leaves_the_state_as_it_was(tmp_path):
-    from dreambooth.toyworld.training import fit
+    from toyworld.training import fit
 
     torch.manual_seed(0)
     module = torch.nn.Linear(2, 2)
@@ -320,7 +320,7 @@ def test_a_gradient_that_is_not_finite_stops_training_and_leaves_the_state_as_it
 
 
 def test_the_learning_rate_warms_up_stays_and_falls():
-    from dreambooth.toyworld.training import Plan, lr_share
+    from toyworld.training import Plan, lr_share
 
     plan = Plan("test", minutes=1.0, peak_lr=1.0, decay_share=0.3, warmup_steps=10)
     assert lr_share(plan, step=0, spent=0.0) == pytest.approx(0.1)
@@ -331,7 +331,7 @@ def test_the_learning_rate_warms_up_stays_and_falls():
 
 @pytest.mark.parametrize("shape", [(16, 40), (40, 16), (24, 24)])
 def test_muon_moves_all_directions_of_a_matrix_at_about_the_same_speed(shape):
-    from dreambooth.toyworld.muon import orthogonalise
+    from toyworld.muon import orthogonalise
 
     torch.manual_seed(0)
     gradient = torch.randn(shape) @ torch.diag(torch.logspace(0, -1, shape[1]))
@@ -372,14 +372,14 @@ def test_the_shipped_tokenizer_is_the_one_that_the_code_builds(shipped, tokenize
 
 
 def test_the_shipped_autoencoder_returns_pictures_it_never_saw(shipped):
-    from dreambooth.toyworld.vae import fresh_pixels, psnr, round_trip
+    from toyworld.vae import fresh_pixels, psnr, round_trip
 
     pixels = fresh_pixels(40)
     assert psnr(pixels, round_trip(shipped.vae, pixels)) >= 28.0
 
 
 def test_shipped_latents_have_unit_deviation_once_scaled(shipped):
-    from dreambooth.toyworld.vae import fresh_pixels
+    from toyworld.vae import fresh_pixels
 
     with torch.no_grad():
         latents = shipped.vae.encode(fresh_pixels(40)).latent_dist.mean * shipped.vae.config.scaling_factor
@@ -388,7 +388,7 @@ def test_shipped_latents_have_unit_deviation_once_scaled(shipped):
 
 
 def test_the_judge_reads_fresh_renders(judge):
-    from dreambooth.toyworld.judge import accuracy
+    from toyworld.judge import accuracy
 
     shares = accuracy(judge, num_objects=100)
     assert shares["class_noun"] >= 0.98
@@ -411,7 +411,7 @@ def test_the_judge_tells_a_subject_from_others_of_its_class(judge, class_noun, s
 
 
 def test_a_folder_without_a_judge_is_named(tmp_path):
-    from dreambooth.toyworld.judge import Judge
+    from toyworld.judge import Judge
 
     with pytest.raises(UserError, match=r"no judge in .*model\.safetensors"):
         Judge.load(tmp_path)
@@ -434,7 +434,7 @@ def test_the_model_index_names_no_class_beyond_diffusers_and_transformers():
 
 @pytest.mark.slow
 def test_the_base_draws_what_the_prompt_says():
-    from dreambooth.toyworld.evaluate import measure, table
+    from toyworld.evaluate import measure, table
 
     figures = measure(SHIPPED, per_class=12, sheet=None)
     print(table(figures))

@@ -14,12 +14,12 @@ from transformers import AutoModel, AutoTokenizer, CLIPModel, ViTModel
 
 from dreambooth.errors import ModelError
 from dreambooth.metrics.encoders import load_clip, load_image_encoder
-from dreambooth.toyworld import encoder_batches as batches
-from dreambooth.toyworld import encoder_figures as figures
-from dreambooth.toyworld import encoders, world
-from dreambooth.toyworld.cli import SHIPPED, SHIPPED_ENCODERS
-from dreambooth.toyworld.judge import HEADS
-from dreambooth.toyworld.tokenizer import MAX_LENGTH
+from toyworld import encoder_batches as batches
+from toyworld import encoder_figures as figures
+from toyworld import encoders, world
+from toyworld.cli import SHIPPED, SHIPPED_ENCODERS
+from toyworld.judge import HEADS
+from toyworld.tokenizer import MAX_LENGTH
 
 REPOSITORY = Path(__file__).parents[1]
 TINY = encoders.Size(width=32, num_layers=1, num_heads=2, text_width=32, num_text_layers=1, projection_dim=16)

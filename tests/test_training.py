@@ -13,14 +13,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from dreambooth.checkpointing import find_state
 from dreambooth.config import load_config
 from dreambooth.engine import keep_freed_memory, train
 from dreambooth.errors import NonFiniteError, UserError
 from dreambooth.families import Family, load_family
 from dreambooth.methods import MethodSettings, find_method
-from dreambooth.module import DreamBoothModule
-from dreambooth.runfolder import RunFolder
+from dreambooth.run.folder import RunFolder
+from dreambooth.training.checkpointing import find_state
+from dreambooth.training.module import DreamBoothModule
 
 ROOT = Path(__file__).parent.parent
 

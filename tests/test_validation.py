@@ -15,8 +15,8 @@ from diffusers import UNet2DConditionModel
 from dreambooth.config import Config, load_config
 from dreambooth.engine import train
 from dreambooth.errors import ModelError, UserError
-from dreambooth.metrics.journal import Journal
-from dreambooth.runfolder import RunFolder
+from dreambooth.metrics.validation_log import Journal
+from dreambooth.run.folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 ENCODERS = ROOT / "checkpoints" / "toyworld-encoders"

@@ -21,10 +21,10 @@ COMMANDS = {
     "sample": ("dreambooth.cli.sample", "make pictures with a learned (or any) model"),
     "export": ("dreambooth.cli.export", "a result as a pipeline, a single file, a LoRA or a word for other tools"),
     "plan": ("dreambooth.cli.plan", "the memory that a run will need, and what would take less; before it is started"),
-    "report": ("dreambooth.report.cli", "write what a run has learned, by pictures and scores, into one HTML file"),
-    "evaluate": ("dreambooth.evaluation.cli", "the paper's protocol and measures on any models; resumable, one table"),
-    "toyworld": ("dreambooth.toyworld.cli", "the embedded base model: render its world, train it, judge it"),
-    "lab": ("dreambooth.toyworld.lab.cli", "the paper's ablations on the embedded base; resumable, in parallel"),
+    "report": ("dreambooth.cli.report", "write what a run has learned, by pictures and scores, into one HTML file"),
+    "evaluate": ("dreambooth.cli.evaluate", "the paper's protocol and measures on any models; resumable, one table"),
+    "toyworld": ("toyworld.cli", "the embedded base model: render its world, train it, judge it"),
+    "lab": ("toyworld.lab.cli", "the paper's ablations on the embedded base; resumable, in parallel"),
 }
 EXIT_CODES = (
     "exit codes: 0 done; 1 a bug; 2 a mistake in config, picture or prompt; 3 the model or the network; 4 non-finite \

@@ -19,7 +19,7 @@ def run(args: argparse.Namespace) -> int:
         print(row("error", "config", str(error)))
         return error.exit_code
     with loading_libraries():
-        from dreambooth.checking import check
+        from dreambooth.preflight.check import check
 
     findings = check(config)
     print("\n".join(row(finding.level, finding.about, finding.text) for finding in findings))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from dreambooth.errors import UserError
 
 if TYPE_CHECKING:
-    from dreambooth.export import ExportCard
+    from dreambooth.export.subject_info import ExportCard
     from dreambooth.families import Family
 
 
@@ -44,12 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from dreambooth import pictures
+    from dreambooth.export import hub, model_card
+    from dreambooth.export.formats import find_format, write_as
+    from dreambooth.export.history import read_history
     from dreambooth.files import atomic_folder
-    from dreambooth.formats import find_format, hub, model_card, write_as
-    from dreambooth.formats.history import read_history
+    from dreambooth.generation import images
 
-    card = pictures.find_card(args.model)
+    card = images.find_card(args.model)
     if card is None:
         raise UserError(f"{args.model}: no result of a run (it has no dreambooth.json), so there is nothing to export")
     form = find_format(args.format, card.method, args.rank)
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
 
 def check_arguments(args: argparse.Namespace) -> Path:
     """The folder to write. Raises UserError for one that is there already, and for what the hub would refuse."""
-    from dreambooth.formats import hub
+    from dreambooth.export import hub
 
     folder = Path(args.out) if args.out else Path(args.model) / "exports" / args.format
     if args.out and folder.exists():
@@ -82,11 +83,11 @@ def check_arguments(args: argparse.Namespace) -> Path:
 
 def learned(args: argparse.Namespace, card: "ExportCard") -> "tuple[Family, ExportCard]":
     """The model, with --rank as a LoRA over its base, and what it is."""
-    from dreambooth import pictures
-    from dreambooth.formats import extraction
+    from dreambooth.export import extraction
+    from dreambooth.generation import images
 
     base = extraction.load_base(card, args.base) if args.rank is not None else None
-    family = pictures.load_model(args.model, None, "cpu", "float32", args.base).family
+    family = images.load_model(args.model, None, "cpu", "float32", args.base).family
     if base is None:
         return family, card
     extracted, kept = extraction.extract(family, base, card, args.rank)

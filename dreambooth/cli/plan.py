@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from dreambooth.config import load_config
 
 if TYPE_CHECKING:
-    from dreambooth.planning import Need
+    from dreambooth.preflight.memory_plan import Need
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,23 +17,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
-    from dreambooth import planning
+    from dreambooth.preflight import memory_plan
 
-    device, memory = planning.device_memory(config)
+    device, memory = memory_plan.device_memory(config)
     if args.memory is not None:
-        device, memory = "what there is", int(args.memory * planning.GIB)
-    planner = planning.Planner(config)
-    for change, changed, need in planning.with_savings(planner, config):
+        device, memory = "what there is", int(args.memory * memory_plan.GIB)
+    planner = memory_plan.Planner(config)
+    for change, changed, need in memory_plan.with_savings(planner, config):
         if changed is config:
             print(table(need))
-            print(f"\n{device}: {memory / planning.GIB:.1f} GiB; leave a tenth of it, and 1 GiB for the libraries")
-        fits = planning.is_enough(need.total, memory)
-        print(f"  {need.total / planning.GIB:6.2f} GiB  {'fits  ' if fits else 'too much'}  {change}")
+            print(f"\n{device}: {memory / memory_plan.GIB:.1f} GiB; leave a tenth of it, and 1 GiB for the libraries")
+        fits = memory_plan.is_enough(need.total, memory)
+        print(f"  {need.total / memory_plan.GIB:6.2f} GiB  {'fits  ' if fits else 'too much'}  {change}")
     return 0
 
 
 def table(need: "Need") -> str:
-    from dreambooth.planning import GIB, WORDS
+    from dreambooth.preflight.memory_plan import GIB, WORDS
 
     lines = [f"{getattr(need, name) / GIB:8.2f} GiB  {words}" for name, words in WORDS.items()]
     return "\n".join([*lines, f"{need.total / GIB:8.2f} GiB  at most together (of the last two the larger)"])

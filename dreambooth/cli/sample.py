@@ -2,13 +2,10 @@
 
 import argparse
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dreambooth.cli import loading_libraries
-
-if TYPE_CHECKING:
-    from dreambooth.export import SubjectCard
-    from dreambooth.sampling import SamplerSettings
+from dreambooth.generation.settings import sampler_settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,51 +85,38 @@ def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     size = check_arguments(args)
+    asked = (args.steps, args.guidance_scale, args.scheduler, args.negative_prompt)
+    sampler_settings(None, *asked)  # a mistake is reported before anything heavy is loaded
     with loading_libraries():
-        from dreambooth import pictures
+        from dreambooth.generation import images
 
     if args.from_image:
         return make_again(args)
 
-    sampler_settings(args, card=None)  # a mistake is told before a model is loaded
-    model = pictures.load_model(
-        args.model, args.config, args.device, args.dtype, args.base, args.revision, args.variant
-    )
-    settings = sampler_settings(args, model.card)
+    model = images.load_model(args.model, args.config, args.device, args.dtype, args.base, args.revision, args.variant)
+    settings = sampler_settings(model.card, *asked)
     prompts = [model.fill(prompt) for prompt in args.prompts]
     size = size or (model.resolution, model.resolution)
-    made = pictures.make(model, prompts, args.num_images, args.seed, size, settings, args.batch_size)
-    for path in pictures.write(made, args.out or pictures.default_folder(args.model), columns=args.num_images):
+    made = images.make(model, prompts, args.num_images, args.seed, size, settings, args.batch_size)
+    for path in images.write(made, args.out or images.default_folder(args.model), columns=args.num_images):
         print(path)
     return 0
 
 
 def make_again(args: argparse.Namespace) -> int:
     """--from-image: MODEL only where it lies elsewhere now; other options but --out and --device are the recipe's."""
-    from dreambooth import pictures
+    from dreambooth.generation import images
 
-    recipe = pictures.read_recipe(args.from_image)
+    recipe = images.read_recipe(args.from_image)
     name = args.model or recipe["model"]
     loaded_with = {"revision": None, "variant": None, **recipe}  # which older pictures do not name
-    model = pictures.load_model(
+    model = images.load_model(
         name, recipe["config"], args.device, recipe["dtype"], args.base or recipe["base"], loaded_with["revision"],
         loaded_with["variant"],
     )  # fmt: skip
-    for path in pictures.write(pictures.make_again(recipe, model), args.out or pictures.default_folder(name), 1):
+    for path in images.write(images.make_again(recipe, model), args.out or images.default_folder(name), 1):
         print(path)
     return 0
-
-
-def sampler_settings(args: argparse.Namespace, card: "SubjectCard | None") -> "SamplerSettings":
-    """What was asked for; of what was not, what the run sampled its own grids with. Raises UserError."""
-    from dreambooth.sampling import SamplerSettings
-
-    steps, scale, scheduler = 25, 7.5, "ddim"
-    if card is not None:
-        steps, scale, scheduler = card.num_inference_steps, card.guidance_scale, card.scheduler
-    steps = steps if args.steps is None else args.steps
-    scale = scale if args.guidance_scale is None else args.guidance_scale
-    return SamplerSettings(steps, scale, args.scheduler or scheduler, args.negative_prompt)
 
 
 def check_arguments(args: argparse.Namespace) -> tuple[int, int] | None:

@@ -23,9 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
     with loading_libraries():
+        from dreambooth.distributed import is_first
         from dreambooth.engine import train
-        from dreambooth.ranks import is_first
-        from dreambooth.runfolder import RunFolder
+        from dreambooth.run.folder import RunFolder
 
     code = train(config, args.profile, args.on_purpose)
     if code == 0 and is_first():

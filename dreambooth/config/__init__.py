@@ -4,9 +4,9 @@ OmegaConf merges the YAML file with `section.key=value` overrides. All mistakes 
 with the key, the value and what is allowed. Nothing here imports torch.
 """
 
+from dreambooth.config.fields import Config, SubjectConfig
 from dreambooth.config.keys import config_fields, default_of, describe_config, field_of, subject_key
 from dreambooth.config.reading import PROVENANCE, differences, flatten, load_config, to_dict
-from dreambooth.config.schema import Config, SubjectConfig
 
 __all__ = [
     "PROVENANCE",

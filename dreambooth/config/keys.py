@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from omegaconf import MISSING
 
-from dreambooth.config.schema import Config, SubjectConfig
+from dreambooth.config.fields import Config, SubjectConfig
 
 ENTRY = re.compile(r"^subjects\[(\d+)\]")  # how the keys of the second subject begin: subjects[1]
 

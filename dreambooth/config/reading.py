@@ -10,10 +10,10 @@ import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dreambooth import plain_yaml
+from dreambooth.config import plain_yaml
+from dreambooth.config.fields import MAY_CHANGE, MAY_CHANGE_SECTIONS, PATHS, Config, SubjectConfig
 from dreambooth.config.keys import ENTRY, config_fields, default_of, field_of, section_classes
 from dreambooth.config.rules import joint_problems
-from dreambooth.config.schema import MAY_CHANGE, MAY_CHANGE_SECTIONS, PATHS, Config, SubjectConfig
 from dreambooth.config.values import cut, number, problem_of, takes_float
 from dreambooth.errors import UserError, shown
 from dreambooth.files import with_home, without_home

@@ -3,8 +3,8 @@
 import itertools
 import typing
 
+from dreambooth.config.fields import Config, SubjectConfig
 from dreambooth.config.keys import subject_key
-from dreambooth.config.schema import Config, SubjectConfig
 from dreambooth.config.values import cut
 from dreambooth.prompts import has_field, unknown_fields
 

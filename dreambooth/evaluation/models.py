@@ -10,8 +10,8 @@ from pathlib import Path
 
 from dreambooth.errors import UserError
 from dreambooth.evaluation.subjects import Subject
-from dreambooth.export import LearnedSubject, SubjectCard, read_card
-from dreambooth.pictures import Model, load_model
+from dreambooth.export.subject_info import LearnedSubject, SubjectCard, read_card
+from dreambooth.generation.images import Model, load_model
 from dreambooth.prompts import subject_phrase
 
 NAME = "{name}"

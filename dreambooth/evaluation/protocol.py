@@ -20,16 +20,17 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from dreambooth.data.images import to_images
 from dreambooth.errors import UserError
 from dreambooth.evaluation.models import Loader, learned_by, model_of
 from dreambooth.evaluation.prompts import SEEDS_A_PROMPT
 from dreambooth.evaluation.subjects import Subject
-from dreambooth.export import SubjectCard
+from dreambooth.export.subject_info import SubjectCard
 from dreambooth.families import fingerprint
-from dreambooth.images import to_images
-from dreambooth.pictures import RECIPE, Model, write_png
+from dreambooth.generation.images import RECIPE, Model, write_png
+from dreambooth.generation.sampler import cut_warning, sample_pixels
+from dreambooth.generation.settings import SamplerSettings
 from dreambooth.prompts import fill_prompt, plain_prompt
-from dreambooth.sampling import SamplerSettings, cut_warning, sample_pixels
 
 CLASS_PROMPT = "a photo of a {class}"
 MAX_SLUG = 60  # characters of a prompt in a folder's name

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from dreambooth.cli.sample import sampler_settings
 from dreambooth.errors import UserError
 from dreambooth.evaluation import protocol, rows, tables
 from dreambooth.evaluation.models import (
@@ -25,6 +24,7 @@ from dreambooth.evaluation.prompts import AUTO, load_prompts
 from dreambooth.evaluation.protocol import Shot, Task, Way
 from dreambooth.evaluation.scoring import Scored, real_scores, score_subject
 from dreambooth.evaluation.subjects import Subject, subject_of_folder, subjects_of_dataset
+from dreambooth.generation.settings import sampler_settings
 from dreambooth.metrics.subject import Encoders, load_encoders
 
 NONE = "none"
@@ -96,7 +96,7 @@ def _way(args: argparse.Namespace, size: tuple[int, int] | None, cards: Cards, l
     if size is None:
         side = card.resolution if card is not None else common_resolution(cards, load)
         size = (side, side)
-    settings = sampler_settings(args, card)
+    settings = sampler_settings(card, args.steps, args.guidance_scale, args.scheduler, args.negative_prompt)
     return Way(settings, size, args.seed, args.num_images, args.class_prompt_images, args.batch_size)
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from PIL.Image import Image
 
+from dreambooth.data.images import load_image
 from dreambooth.evaluation.protocol import Shot
 from dreambooth.evaluation.subjects import Subject
-from dreambooth.images import load_image
 from dreambooth.metrics.scores import self_similarity
 from dreambooth.metrics.subject import Encoders, SubjectScorer
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
+from dreambooth.data.images import list_images
 from dreambooth.errors import UserError
-from dreambooth.images import list_images
 
 PUBLISHED_LIST = "prompts_and_classes.txt"
 OWN_LIST = "prompts.yaml"

@@ -22,9 +22,9 @@ for library in (diffusers, transformers):  # bars for every file, notes on torch
     library.utils.logging.set_verbosity_error()
     library.utils.logging.disable_progress_bar()
 from dreambooth.families import sd, sdxl  # noqa: E402
-from dreambooth.families.base import Condition, Family  # noqa: E402
 from dreambooth.families.inspection import read_index  # noqa: E402
 from dreambooth.families.location import find_folder  # noqa: E402
+from dreambooth.families.protocols import Condition, Family  # noqa: E402
 from dreambooth.families.single_file import Header, read_header  # noqa: E402
 
 __all__ = [

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from dreambooth.families import clip
-from dreambooth.families.base import Condition
-from dreambooth.families.shipped import PREDICTS_V, SIZE_2_V
+from dreambooth.families.builtin_configs import PREDICTS_V, SIZE_2_V
+from dreambooth.families.protocols import Condition
 from dreambooth.families.single_file import Header, load_single_file_pipeline, measured_prediction
 from dreambooth.families.unet import (
     UNetFamily,

@@ -14,7 +14,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from dreambooth.errors import ModelError
 from dreambooth.families import clip
-from dreambooth.families.base import Condition
+from dreambooth.families.protocols import Condition
 from dreambooth.families.single_file import Header, load_single_file_pipeline
 from dreambooth.families.unet import (
     UNetFamily,

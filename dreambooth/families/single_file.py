@@ -16,9 +16,9 @@ from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError, safe_open
 
 from dreambooth.errors import ModelError, first_line
-from dreambooth.families.base import Family
+from dreambooth.families.builtin_configs import SHIPPED, config_folder
 from dreambooth.families.inspection import LOADING_ERRORS, read_index
-from dreambooth.families.shipped import SHIPPED, config_folder
+from dreambooth.families.protocols import Family
 from dreambooth.files import with_home
 
 UNET = "model.diffusion_model."

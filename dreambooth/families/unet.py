@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer, PreTrainedModel
 
 from dreambooth.errors import ModelError, UserError, first_line
-from dreambooth.families.base import Condition
 from dreambooth.families.inspection import LOADING_ERRORS, check_sampler, read_json, reason
 from dreambooth.families.location import find_variants
+from dreambooth.families.protocols import Condition
 from dreambooth.schedules import Schedule
 
 SMALL = 100e6  # parameters of a UNet: the embedded base has 7 million, Stable Diffusion 1.5 has 860

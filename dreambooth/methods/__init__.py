@@ -6,7 +6,7 @@ A new method: one file with a function like `full.attach`, and one row here.
 from functools import partial
 
 from dreambooth.errors import UserError
-from dreambooth.methods import adapters, custom_diffusion, full, start, words
+from dreambooth.methods import adapters, custom_diffusion, full, init_from, textual_inversion
 from dreambooth.methods.base import Method, MethodSettings
 
 __all__ = ["METHODS", "Method", "MethodSettings", "find_method"]
@@ -14,16 +14,33 @@ __all__ = ["METHODS", "Method", "MethodSettings", "find_method"]
 METHODS: dict[str, Method] = {
     "full": Method(full.attach, 2e-6),
     "lora": Method(
-        partial(start.attach, adapters.lora_config, adapters.load_lora), 1e-4, adapters.save_lora, adapters.load_lora
+        partial(init_from.attach, adapters.lora_config, adapters.load_lora),
+        1e-4,
+        adapters.save_lora,
+        adapters.load_lora,
     ),
     "loha": Method(
-        partial(start.attach, adapters.loha_config, adapters.load_peft), 1e-4, adapters.save_peft, adapters.load_peft
+        partial(init_from.attach, adapters.loha_config, adapters.load_peft),
+        1e-4,
+        adapters.save_peft,
+        adapters.load_peft,
     ),
     "lokr": Method(
-        partial(start.attach, adapters.lokr_config, adapters.load_peft), 1e-4, adapters.save_peft, adapters.load_peft
+        partial(init_from.attach, adapters.lokr_config, adapters.load_peft),
+        1e-4,
+        adapters.save_peft,
+        adapters.load_peft,
     ),
-    "textual_inversion": Method(words.attach, 5e-4, words.save, words.load, adds_word=True),
-    "pivotal": Method(words.attach_pivotal, 1e-4, words.save_pivotal, words.load_pivotal, adds_word=True),
+    "textual_inversion": Method(
+        textual_inversion.attach, 5e-4, textual_inversion.save, textual_inversion.load, adds_word=True
+    ),
+    "pivotal": Method(
+        textual_inversion.attach_pivotal,
+        1e-4,
+        textual_inversion.save_pivotal,
+        textual_inversion.load_pivotal,
+        adds_word=True,
+    ),
     "custom_diffusion": Method(custom_diffusion.attach, 1e-5, custom_diffusion.save, custom_diffusion.load),
 }
 

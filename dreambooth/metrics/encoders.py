@@ -19,8 +19,8 @@ from PIL.Image import Image
 from safetensors import SafetensorError
 from torch import Tensor
 
+from dreambooth.data.images import center_square
 from dreambooth.errors import ModelError
-from dreambooth.images import center_square
 
 BATCH_SIZE = 32  # pictures or texts at a time
 

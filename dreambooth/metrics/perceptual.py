@@ -12,8 +12,8 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from dreambooth.data.images import resize_and_crop, to_tensor
 from dreambooth.errors import ModelError
-from dreambooth.images import resize_and_crop, to_tensor
 
 RESOLUTION = 256  # pixels; 64 and smaller would leave AlexNet no room
 

@@ -14,10 +14,7 @@ def build(run_folder: Path) -> Path:
     run, and for logs that cannot be read.
     """
     from dreambooth.files import hide_home, write_text
-    from dreambooth.report import (
-        content,
-        page,
-    )  # here: `report --help` imports this package and must load nothing heavy
+    from dreambooth.report import content, page
 
     path = run_folder / "report.html"
     write_text(path, hide_home(page.render(content.read(run_folder))))

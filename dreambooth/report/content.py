@@ -9,10 +9,10 @@ import yaml
 from PIL.Image import Image
 
 from dreambooth.config import PROVENANCE, Config, SubjectConfig, load_config
+from dreambooth.data.images import list_images, load_image
 from dreambooth.errors import UserError
-from dreambooth.export import read_card
-from dreambooth.images import list_images, load_image
-from dreambooth.metrics.journal import Journal
+from dreambooth.export.subject_info import read_card
+from dreambooth.metrics.validation_log import Journal
 from dreambooth.prompts import examples, expand, fill_prompt, subject_phrase
 from dreambooth.report import curves, gallery, records, tables, words
 from dreambooth.report.samples import Samples

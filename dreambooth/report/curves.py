@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dreambooth.metrics.journal import Entry, Journal
 from dreambooth.metrics.scores import estimate
+from dreambooth.metrics.validation_log import Entry, Journal
 from dreambooth.report.records import Series
 
 NUM_BINS = 30  # points of a smoothed curve

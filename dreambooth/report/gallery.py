@@ -6,8 +6,8 @@ from typing import Literal
 
 from PIL.Image import Image
 
-from dreambooth.metrics.journal import Entry, Journal
 from dreambooth.metrics.scores import estimate
+from dreambooth.metrics.validation_log import Entry, Journal
 from dreambooth.report.samples import Samples
 from dreambooth.report.tables import MEASURES
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dreambooth.errors import UserError
-from dreambooth.metrics.journal import Journal
+from dreambooth.metrics.validation_log import Journal
 
 
 @dataclass(frozen=True)

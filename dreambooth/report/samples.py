@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from dreambooth.images import cells, load_image
+from dreambooth.data.images import cells, load_image
 
 PADDING = 2  # white pixels around each picture, as `images.grid` lays them out
 

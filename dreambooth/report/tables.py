@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dreambooth.config import Config, default_of, flatten, to_dict
-from dreambooth.metrics.journal import Entry, Journal
 from dreambooth.metrics.scores import estimate
+from dreambooth.metrics.validation_log import Entry, Journal
 
 
 @dataclass(frozen=True)

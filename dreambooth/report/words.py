@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dreambooth.metrics.journal import Entry, Journal
+from dreambooth.metrics.validation_log import Entry, Journal
 
 # A factor of the quality, and what to say of a step that has more of it, or less, than another.
 FACTORS = (

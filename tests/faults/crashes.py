@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
-from dreambooth.checkpointing import find_state
-from dreambooth.metrics.journal import Journal
-from dreambooth.runfolder import RunFolder
+from dreambooth.metrics.validation_log import Journal
+from dreambooth.run.folder import RunFolder
+from dreambooth.training.checkpointing import find_state
 
 # Most of what a run has: a prior that is made on the way, accumulation, shapes, saves, validations.
 SETTINGS = (

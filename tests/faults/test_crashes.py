@@ -12,7 +12,7 @@ from crashes import SETTINGS, assert_equal_runs, assert_whole, wait_for
 from warm import Warm
 
 from dreambooth.config import load_config
-from dreambooth.runfolder import RunFolder
+from dreambooth.run.folder import RunFolder
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,11 @@ import pytest
 from crashes import leftovers, wait_for
 from warm import Warm
 
-from dreambooth.checkpointing import find_state
 from dreambooth.config import Config, load_config
 from dreambooth.engine import train
 from dreambooth.errors import UserError
-from dreambooth.runfolder import Claim, RunFolder
+from dreambooth.run.folder import Claim, RunFolder
+from dreambooth.training.checkpointing import find_state
 
 HOLD = """
 import sys, time

@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dreambooth.checkpointing import find_state
 from dreambooth.cli import main
 from dreambooth.config import load_config
 from dreambooth.engine import train
-from dreambooth.runfolder import RunFolder
+from dreambooth.run.folder import RunFolder
+from dreambooth.training.checkpointing import find_state
 
 SHORT = ("validate.every_steps=0", "train.save_every_steps=2", "data.num_workers=1")
 

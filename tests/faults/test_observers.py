@@ -11,7 +11,7 @@ from warm import ROOT
 
 from dreambooth.config import load_config
 from dreambooth.engine import train
-from dreambooth.runfolder import RunFolder
+from dreambooth.run.folder import RunFolder
 
 SHORT = ("train.max_steps=2", "optim.warmup_steps=0", "prior.source=none", "validate.every_steps=2")
 

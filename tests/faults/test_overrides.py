@@ -8,13 +8,13 @@ import torch
 import yaml
 from PIL import Image
 
-from dreambooth.checkpointing import find_state, manifest_path
 from dreambooth.cli import main
 from dreambooth.config import load_config
+from dreambooth.data.images import digest_files, list_images
 from dreambooth.engine import train
 from dreambooth.errors import UserError
-from dreambooth.images import digest_files, list_images
-from dreambooth.runfolder import RunFolder, _joined, digests
+from dreambooth.run.folder import RunFolder, _joined, digests
+from dreambooth.training.checkpointing import find_state, manifest_path
 
 SHORT = ("optim.warmup_steps=0", "optim.schedule=constant", "validate.every_steps=0", "prior.source=none")
 FIRST, LONGER = (*SHORT, "train.max_steps=2"), (*SHORT, "train.max_steps=4")

@@ -1,0 +1,130 @@
+"""What learns and how: the method and its start, the objective, the optimizer, and the card of the result."""
+
+from pathlib import Path
+
+from dreambooth.config import Config
+from dreambooth.errors import UserError
+from dreambooth.export.subject_info import LearnedSubject, SubjectCard, card_in_file, read_card
+from dreambooth.families import Family
+from dreambooth.files import with_home, without_home
+from dreambooth.methods import MethodSettings, find_method
+from dreambooth.training.module import Objective
+from dreambooth.training.optimizer import OptimSettings, import_bitsandbytes
+from dreambooth.build.networks import compute_dtype
+from dreambooth.generation.images import model_folder
+from dreambooth.randomness import Randomness
+from dreambooth.distributed import tell
+
+
+def method_settings(config: Config, family: Family, randomness: Randomness) -> MethodSettings:
+    method, subjects = config.method, config.subjects
+    return MethodSettings(
+        train_text_encoder=method.train_text_encoder,
+        rank=method.rank,
+        alpha=method.alpha,
+        dropout=method.dropout,
+        dora=method.dora,
+        rslora=method.rslora,
+        targets=tuple(method.targets),
+        words=tuple(subject.identifier for subject in subjects),
+        num_vectors=method.num_vectors,
+        start_words=tuple(method.start_word or subject.class_noun for subject in subjects),
+        only_words=config.optim.identifier_lr is not None,
+        base_dtype=compute_dtype(config, family),
+        start=find_start(config),
+        seed=randomness.torch_seed("method"),
+    )
+
+
+def find_start(config: Config) -> Path | None:
+    """The LoRA's file, or the folder of an adapter's own files, that method.start names.
+
+    Raises UserError for what is not there, and for another method's.
+    """
+    start, method = config.method.start, config.method.name
+    if start is None:
+        return None
+    path = Path(with_home(start))
+    if not path.exists():
+        raise UserError(f"method.start: {start}: there is no such file or folder")
+    if path.is_file() and method != "lora":
+        raise UserError(f"method.start: {start} is a file, and {method} starts from a run or model folder of its own")
+    folder = path if path.is_file() else model_folder(str(path))
+    card = find_start_card(folder)
+    if card is None and method != "lora":
+        raise UserError(f"method.start: {start} is no result of {method} (it has no dreambooth.json)")
+    if card is not None and card.method != method:
+        raise UserError(f"method.start: {start} was trained with {card.method}, this run is to train with {method}")
+    return folder
+
+
+def find_start_card(start: Path) -> SubjectCard | None:
+    """What it says of how it was trained; None for a LoRA of other tools."""
+    return card_in_file(start) if start.is_file() else read_card(start)
+
+
+def tell_other_base(start: Path | None, base: str) -> None:
+    """Warn of a start that was trained on other weights: of the same shapes, it may well be what is wished."""
+    card = None if start is None else find_start_card(start)
+    if card is not None and card.base_fingerprint not in (None, base):
+        tell(f"warning: method.start: {start} was trained on another base ({card.base}), and is another model on this")
+
+
+def make_objective(config: Config) -> Objective:
+    loss = config.loss
+    return Objective(
+        config.prior.weight,
+        huber_c=loss.huber_c,
+        weighting=loss.weighting,
+        gamma=loss.gamma,
+        noise_offset=loss.noise_offset,
+        input_perturbation=loss.input_perturbation,
+        unmasked_weight=config.data.unmasked_weight,
+    )
+
+
+def optim_settings(config: Config) -> OptimSettings:
+    optim = config.optim
+    lr = find_method(config.method.name).lr if optim.lr is None else optim.lr
+    return OptimSettings(
+        name=optim.name,
+        in_backward=optim.in_backward,
+        lr=lr,
+        text_encoder_lr=lr if optim.text_encoder_lr is None else optim.text_encoder_lr,
+        identifier_lr=optim.identifier_lr,
+        text_encoder_stop_step=optim.text_encoder_stop_step,
+        schedule=optim.schedule,
+        warmup_steps=optim.warmup_steps,
+        max_steps=config.train.max_steps,
+        weight_decay=optim.weight_decay,
+        betas=(optim.beta1, optim.beta2),
+    )
+
+
+def check_optimizer(config: Config) -> None:
+    """Raises UserError for one that is not installed."""
+    if config.optim.name == "adamw8bit":
+        import_bitsandbytes()
+
+
+def subject_card(
+    config: Config, step: int, last_step: int, base_fingerprint: str, scores: dict[str, float] | None
+) -> SubjectCard:
+    return SubjectCard(
+        subjects=tuple(
+            LearnedSubject(each.identifier, each.class_noun, each.prompt, each.class_prompt) for each in config.subjects
+        ),
+        resolution=config.data.resolution,
+        num_inference_steps=config.validate.num_inference_steps,
+        guidance_scale=config.validate.guidance_scale,
+        step=step,
+        scheduler=config.validate.scheduler,
+        last_step=last_step,
+        method=config.method.name,
+        base=without_home(config.model.base),
+        base_config=config.model.config and without_home(config.model.config),
+        base_revision=config.model.revision,
+        base_variant=config.model.variant,
+        base_fingerprint=base_fingerprint,
+        scores=scores,
+    )

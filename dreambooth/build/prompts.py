@@ -1,0 +1,131 @@
+"""The texts of a run: prompts and captions with the subjects' names in them, and what may be amiss with them."""
+
+import difflib
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+import torch
+
+from dreambooth.generation import sampler
+from dreambooth.data.captions import read_captions, without_subjects
+from dreambooth.config import Config, subject_key
+from dreambooth.errors import UserError
+from dreambooth.families import Family, clip
+from dreambooth.methods import find_method
+from dreambooth.prompts import Prompt, expand, fill_prompt
+from dreambooth.distributed import tell
+
+
+def read_texts(family: Family, captions: list[list[str]], config: Config, text_trains: bool) -> None:
+    """Encode every prompt of the run: to keep, or where the text encoders train to see that they can be.
+
+    captions: of each subject's pictures. Raises UserError, and warns, as `wording_warnings` does.
+    """
+    for warning in wording_warnings(family, captions, config):
+        tell(f"warning: {warning}")
+    texts = dict.fromkeys(["", *texts_of(config), *chain(*captions), *chain(*class_prompts_of(captions, config))])
+    if text_trains or config.data.shuffle_captions:
+        with torch.no_grad():
+            for text in texts:
+                family.condition([text])
+    else:
+        family.remember(texts)
+
+
+def wording_warnings(family: Family, captions: list[list[str]], config: Config) -> Iterator[str]:
+    """What may be amiss with identifiers and prompts, once the method has added its words to the family.
+
+    Raises UserError for an identifier that is nothing to the tokenizer, or that a prompt's dropped end holds.
+    """
+    if not find_method(config.method.name).adds_word:
+        for number, subject in enumerate(config.subjects):
+            yield from identifier_warnings(family, f"{subject_key(config, number)}.identifier", subject.identifier)
+    identifiers = [subject.identifier for subject in config.subjects]
+    for key, prompt in dict.fromkeys(keyed_prompts(captions, config)):
+        if (warning := sampler.cut_warning(family, f"{key} {prompt!r}", prompt, identifiers)) is not None:
+            yield warning
+
+
+def identifier_warnings(family: Family, key: str, identifier: str) -> Iterator[str]:
+    """Raises UserError for one that is no word."""
+    ids = family.token_ids(identifier)
+    if not ids or set(ids) & set(family.tokenizer.all_special_ids):
+        raise UserError(f"{key}: {identifier!r} is no word to this tokenizer; name a rare one: sks")
+    better = difflib.get_close_matches(identifier, clip.rare_words(family.tokenizer), n=3, cutoff=0)
+    if len(ids) > 1:
+        pieces = ", ".join(f"{token!r} {number}" for token, number in zip(_spelled(family, ids), ids, strict=True))
+        yield (
+            f"{key} {identifier!r} is {len(ids)} tokens to this tokenizer ({pieces}), each with a meaning of its own; "
+            f"a rare word that is one token is learned more cleanly: {', '.join(better)}"
+        )
+    elif clip.is_common(family.tokenizer, ids[0]):
+        yield (
+            f"{key} {identifier!r} is a common word (token {ids[0]} of {len(family.tokenizer)}, by how often they were "
+            f"met), whose meaning the subject has to fight; better a rare one: {', '.join(better)}"
+        )
+
+
+def _spelled(family: Family, ids: list[int]) -> list[str]:
+    return [str(token).removesuffix("</w>") for token in family.tokenizer.convert_ids_to_tokens(ids)]
+
+
+def identifier_last(caption: str, identifier: str) -> str:
+    """A caption in that order of its parts (`Captions.shuffle`) in which the identifier comes latest."""
+    first, *rest = caption.split(",")
+    return ",".join([first, *sorted(rest, key=lambda part: identifier in part)])
+
+
+def keyed_prompts(captions: list[list[str]], config: Config) -> Iterator[tuple[str, str]]:
+    """Every prompt of the run with where it comes from."""
+    for number, own in enumerate(captions):
+        key = subject_key(config, number)
+        yield f"{key}.class_prompt", class_prompt(config, number)
+        if config.data.captions:
+            shuffled = [identifier_last(caption, config.subjects[number].identifier) for caption in own]
+            yield from (("the caption", caption) for caption in (shuffled if config.data.shuffle_captions else own))
+        yield f"{key}.prompt", subject_prompt(config, number)
+    yield from (("validate.prompts", prompt.filled) for prompt in validation_prompts(config))
+
+
+def texts_of(config: Config) -> list[str]:
+    """Every prompt of a run as the model gets it."""
+    numbers = range(len(config.subjects))
+    own = [[subject_prompt(config, number), class_prompt(config, number)] for number in numbers]
+    return [*chain(*own), *(prompt.filled for prompt in validation_prompts(config))]
+
+
+def subject_prompt(config: Config, number: int) -> str:
+    return fill_prompt(config.subjects[number].prompt, config.subjects, number)
+
+
+def class_prompt(config: Config, number: int) -> str:
+    return fill_prompt(config.subjects[number].class_prompt, config.subjects, number)
+
+
+def validation_prompts(config: Config) -> list[Prompt]:
+    return expand(config.validate.prompts, config.subjects)
+
+
+def class_prompts_of(captions: list[list[str]], config: Config) -> list[list[str]]:
+    """What pictures of each subject's class are called, one for each of the subject's."""
+    if not config.data.captions:
+        return [[class_prompt(config, number)] * len(own) for number, own in enumerate(captions)]
+    return [[without_subjects(caption, config.subjects) for caption in own] for own in captions]
+
+
+def captions_of(photos: list[list[Path]], config: Config) -> list[list[str]]:
+    """What is said of each subject's pictures. Raises UserError for a caption that is missing, or not of it."""
+    if not config.data.captions:
+        return [[subject_prompt(config, number)] * len(paths) for number, paths in enumerate(photos)]
+    return [own_captions(paths, config, number) for number, paths in enumerate(photos)]
+
+
+def own_captions(paths: list[Path], config: Config, number: int) -> list[str]:
+    """Those of one subject's pictures, from files."""
+    captions = [fill_prompt(caption, config.subjects, number) for caption in read_captions(paths)]
+    identifier = config.subjects[number].identifier
+    for path, caption in zip(paths, captions, strict=True):
+        if identifier not in caption:
+            raise UserError(f"{path.name}: its caption {caption!r} has neither {{subject}} nor {identifier!r}")
+    return captions

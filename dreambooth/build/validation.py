@@ -1,0 +1,130 @@
+"""What validations look at: pictures from fixed seeds, what scores them, and the loss of fixed samples."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from dreambooth.generation import sampler
+from dreambooth.generation.settings import SamplerSettings
+from dreambooth.config import Config
+from dreambooth.data.latents import EncodedPicture, Sample, by_subject
+from dreambooth.errors import UserError
+from dreambooth.families import Family
+from dreambooth.data.images import list_images, load_image, to_images
+from dreambooth.methods.adapters import base_beneath
+from dreambooth.metrics.encoders import is_at_hand
+from dreambooth.metrics.validation_log import Journal
+from dreambooth.metrics.subject import Encoders, SubjectScorer, load_encoders
+from dreambooth.metrics.validation_scores import PictureRows, ValidationScorer
+from dreambooth.training.module import DreamBoothModule
+from dreambooth.build.networks import at_hand, inference, pick_device
+from dreambooth.build.subjects import encode
+from dreambooth.build.prompts import subject_prompt, validation_prompts
+from dreambooth.randomness import Randomness
+from dreambooth.distributed import tell
+from dreambooth.training.validation import Looks
+
+AUTO_ENCODERS = {"dino": "facebook/dino-vits16", "clip": "openai/clip-vit-base-patch32"}  # those of the paper
+NUM_FIXED_LOSSES = 20  # (noise, timestep) pairs of eval/loss: two in each tenth of the timesteps
+
+
+def unseen_pictures(family: Family, config: Config, randomness: Randomness) -> list[EncodedPicture] | None:
+    """The pictures of validate.images, which are not trained on; None where there are none."""
+    if config.validate.images is None:
+        return None
+    return encode(family, list_images(config.validate.images), config, randomness)
+
+
+def make_scorer(config: Config, journal: Journal, photos: list[list[Path]]) -> ValidationScorer | None:
+    """What scores the validations' pictures; None for a run without validations, or with nothing to measure with.
+
+    photos: of each subject.
+    """
+    if not config.validate.every_steps or (encoders := find_encoders(config, journal)) is None:
+        if config.optim.text_encoder_stop_drift is not None:
+            raise UserError(
+                "optim.text_encoder_stop_drift: set, but there is nothing to measure the drift with; name an encoder "
+                "(validate.dino, validate.clip)"
+            )
+        return None
+    subjects = [SubjectScorer(encoders, [load_image(path) for path in own]) for own in photos]
+    return ValidationScorer(subjects, validation_prompts(config))
+
+
+def find_encoders(config: Config, journal: Journal) -> Encoders | None:
+    """Those that validate.dino and validate.clip name; a run that goes on measures with what it began with.
+
+    Raises ModelError for one that is named and not to be had; what `auto` does not find is told and left out.
+    """
+    validate, device = config.validate, str(pick_device(config))
+    names = {"dino": validate.dino, "clip": validate.clip}
+    if journal.entries:
+        measured_by = journal.entries[0].measured_by or {}
+        names = {"dino": measured_by.get("dino"), "clip": measured_by.get("clip_t")}
+    names = {part: _auto_encoder(part) if name == "auto" else name for part, name in names.items()}
+    if names["dino"] is None and names["clip"] is None:
+        return None
+    return load_encoders(names["dino"], names["clip"], device, lpips=True)
+
+
+def _auto_encoder(part: str) -> str | None:
+    """The usual encoder, if it can be loaded."""
+    name = AUTO_ENCODERS[part]
+    if is_at_hand(name):
+        return name
+    tell(
+        f"note: no scores by validate.{part}: {name} is not in the cache and the hub does not answer; "
+        "name a folder that has one, or null for none"
+    )
+    return None
+
+
+def make_looks(
+    family: Family,
+    module: DreamBoothModule,
+    subject: list[EncodedPicture],
+    score: ValidationScorer | None,
+    config: Config,
+) -> Looks:
+    """What a validation looks at. subject: the training pictures, or those of validate.images.
+
+    The loss is of the subjects in turn, and of each one's pictures in turn.
+    """
+    samples = list(fixed_samples(subject, config))
+
+    def loss() -> float:
+        with inference(family, config):
+            return module.fixed_loss(samples)
+
+    # A start makes step 0 another model than the base, which is what scores are measured against.
+    base = None if config.method.start is None else lambda: validation_pictures(base_beneath(family), config)
+    return Looks(lambda: validation_pictures(family, config), loss, score, base)
+
+
+def fixed_samples(pictures: list[EncodedPicture], config: Config) -> Iterator[Sample]:
+    """What the held-out loss is of."""
+    numbers = by_subject(pictures)
+    for place in range(NUM_FIXED_LOSSES):
+        turn, subject = divmod(place, len(numbers))
+        picture = pictures[numbers[subject][turn % len(numbers[subject])]]
+        yield Sample("validation", place, picture.mean_VCHW[0], subject_prompt(config, subject))
+
+
+def validation_pictures(family: Family, config: Config) -> PictureRows:
+    """A row a prompt, each picture from a seed of its own: always the same, so two validations can be compared.
+
+    Rows do not share seeds: what one noise happens to draw (a robot like the subject) would be counted in all of them.
+    """
+    validate, settings = config.validate, validation_sampler(config)
+    prompts = [prompt.filled for prompt in validation_prompts(config) for _ in range(validate.num_images)]
+    seeds = range(len(prompts))
+    size = (config.data.resolution, config.data.resolution)
+    with at_hand(family.vae, pick_device(config)), inference(family, config):
+        batches = sampler.sample_pixels(family, prompts, seeds, size, settings, config.prior.batch_size)
+        pictures = [picture for pixels_BCHW in batches for picture in to_images(pixels_BCHW)]
+    return [pictures[first : first + validate.num_images] for first in range(0, len(pictures), validate.num_images)]
+
+
+def validation_sampler(config: Config) -> SamplerSettings:
+    """Raises UserError for an unknown scheduler."""
+    validate = config.validate
+    return SamplerSettings(validate.num_inference_steps, validate.guidance_scale, validate.scheduler)

@@ -1,0 +1,192 @@
+"""Pictures as latents, and which of them a step sees.
+
+A picture is resized, cropped and encoded once, each crop and its mirror image (a "view"); what is kept is the VAE's
+mean and standard deviation, so that every step samples fresh latents (Kingma & Welling 2014, eq. 4) without running the
+VAE again. A sample's place in the run, counted over steps, accumulated batches and devices, decides everything about
+it. Shapes: V views, C channels, H/W height and width (pixels or latents), which may differ between pictures.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from dreambooth.data.buckets import Size, largest_part, nearest_bucket
+from dreambooth.data.captions import Captions
+from dreambooth.data.images import load_image, resize_and_crop, to_tensor
+from dreambooth.randomness import Randomness
+
+Encoder = Callable[[Tensor], tuple[Tensor, Tensor]]  # pixels [B, 3, H, W] in [-1, 1] -> mean and std of scaled latents
+Source = Literal["subject", "prior", "validation"]
+
+
+@dataclass(frozen=True)
+class EncodedPicture:
+    """Mean and standard deviation of the latents of every view of a picture, float32 [V, C, H, W], on the CPU.
+
+    frame_V6: how each view was cut out of the picture (`frame_of`). mask_V1HW: how much each place of the latents
+    counts, 0 to 1; None: all the same. subject: which of a run's subjects it shows. name: of its file.
+    """
+
+    mean_VCHW: Tensor
+    std_VCHW: Tensor
+    frame_V6: Tensor
+    mask_V1HW: Tensor | None = None
+    subject: int = 0
+    name: str = ""
+
+
+class Sample(NamedTuple):
+    """What a step learns from at one place in the run: latents [C, H, W] and what is said of them.
+
+    source: data sets of different names draw different numbers for one place. frame_6: how the picture was cut
+    (`frame_of`); None: it is whole. mask_1HW: how much each place counts, 0 to 1; None: all the same.
+    """
+
+    source: Source
+    place: int
+    latents_CHW: Tensor
+    prompt: str
+    frame_6: Tensor | None = None
+    mask_1HW: Tensor | None = None
+    name: str = ""  # of the picture, to tell of it
+
+    @property
+    def is_prior(self) -> bool:
+        return self.source == "prior"
+
+
+def encode_pictures(
+    paths: Sequence[Path],
+    encode: Encoder,
+    *,
+    buckets: Sequence[Size],
+    num_crops: int,
+    flip: bool,
+    randomness: Randomness,
+    masks: Sequence[Image.Image] | None = None,
+    subjects: Sequence[int] | None = None,
+) -> list[EncodedPicture]:
+    """Encode `num_crops` random crops of each picture (1: the centre), and their mirror images if `flip`.
+
+    buckets: sizes, of which each picture gets the one nearest to its shape. masks: for each picture one in grey levels,
+    of its size; 255 counts, 0 does not. subjects: which one each picture shows; None: the first.
+    """
+    encoded = []
+    for number, path in enumerate(paths):
+        positions = (
+            randomness.generator("crop", number).random((num_crops, 2)).tolist() if num_crops > 1 else [[0.5, 0.5]]
+        )
+        image = load_image(path)
+        size = nearest_bucket(image.size, buckets)
+        mean_VCHW, std_VCHW = encode(_views(image, size, positions, flip))
+        frame_V6 = torch.tensor([frame_of(image.size, size, position) for position in positions])
+        mask_V1HW = None
+        if masks is not None:
+            mask_VCHW = _views(masks[number].convert("RGB"), size, positions, flip)
+            mask_V1HW = F.adaptive_avg_pool2d((mask_VCHW[:, :1] + 1) / 2, (mean_VCHW.shape[-2], mean_VCHW.shape[-1]))
+        frame_V6 = torch.cat([frame_V6, frame_V6]) if flip else frame_V6
+        subject = 0 if subjects is None else subjects[number]
+        mean_VCHW, std_VCHW = mean_VCHW.float().cpu(), std_VCHW.float().cpu()
+        encoded.append(EncodedPicture(mean_VCHW, std_VCHW, frame_V6, mask_V1HW, subject, path.name))
+    return encoded
+
+
+def frame_of(size: Size, target: Size, position_xy: Sequence[float]) -> list[float]:
+    """What SDXL is told of a crop (arXiv 2307.01952, section 2.2), pixels: height and width of the original, top and
+    left of the crop after resizing, height and width of the result.
+
+    size, target: of the original and of the result. position_xy: as in `resize_and_crop`.
+    """
+    left, top = (
+        position * (length - part) * pixels / part
+        for position, length, part, pixels in zip(position_xy, size, largest_part(size, target), target, strict=True)
+    )
+    return [size[1], size[0], round(top), round(left), target[1], target[0]]
+
+
+def _views(image: Image.Image, size: Size, positions_xy: list[list[float]], flip: bool) -> Tensor:
+    """Crops of a picture in [-1, 1], and their mirror images, [V, 3, H, W]."""
+    crops = [to_tensor(resize_and_crop(image, size, position_xy=(x, y))) for x, y in positions_xy]
+    return torch.stack(crops + [crop.flip(-1) for crop in crops] if flip else crops)
+
+
+def by_subject(pictures: Sequence[EncodedPicture]) -> list[list[int]]:
+    """The numbers of each subject's pictures."""
+    subjects = dict.fromkeys(picture.subject for picture in pictures)
+    return [[number for number, picture in enumerate(pictures) if picture.subject == own] for own in subjects]
+
+
+class LatentDataset(Dataset[Sample]):
+    """Samples by their place in the run.
+
+    Each pass over the pictures goes through all of them in a new order; view and latent noise are drawn for the place.
+    Several subjects take turns, place by place, each in an order of its own: one of few pictures is seen as often as
+    one of many.
+    """
+
+    def __init__(
+        self, pictures: Sequence[EncodedPicture], captions: Captions, randomness: Randomness, source: Source
+    ) -> None:
+        self.pictures = pictures
+        self.by_subject = by_subject(pictures)
+        self.captions = captions
+        self.randomness = randomness
+        self.source = source
+
+    def picture_at(self, place: int) -> int:
+        turn, subject = divmod(place, len(self.by_subject))
+        own = self.by_subject[subject]
+        address = (turn // len(own), subject) if subject else (turn // len(own),)  # of the first as of an only one
+        order = self.randomness.permutation(f"{self.source}/order", len(own), *address)
+        return own[order[turn % len(own)]]
+
+    def __getitem__(self, place: int) -> Sample:
+        number = self.picture_at(place)
+        picture = self.pictures[number]
+        num_views, *shape = picture.mean_VCHW.shape
+        view = int(self.randomness.integers(f"{self.source}/view", [place], num_views))
+        noise_CHW = self.randomness.normal(f"{self.source}/latent", [place], tuple(shape))[0]
+        return Sample(
+            self.source,
+            place,
+            latents_CHW=picture.mean_VCHW[view] + picture.std_VCHW[view] * noise_CHW,
+            prompt=self.captions(number, place),
+            frame_6=picture.frame_V6[view],
+            mask_1HW=None if picture.mask_V1HW is None else picture.mask_V1HW[view],
+            name=picture.name,
+        )
+
+
+def by_shape(samples: Iterable[Sample], largest: int | None = None) -> list[list[Sample]]:
+    """Samples whose latents have one shape together, at most `largest` of them; in a shape they stay in their order."""
+    groups: dict[torch.Size, list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(sample.latents_CHW.shape, []).append(sample)
+    size = largest or max(map(len, groups.values()), default=1)
+    return [group[first : first + size] for group in groups.values() for first in range(0, len(group), size)]
+
+
+class PlaceSampler(Sampler[list[int]]):
+    """Endless batches of places for one process of several, from the batch on that `position()` names.
+
+    position: (first batch, rank, world size); asked when iteration starts, which is after a resumed run has restored
+    its step, and processes have found each other.
+    """
+
+    def __init__(self, batch_size: int, position: Callable[[], tuple[int, int, int]] = lambda: (0, 0, 1)) -> None:
+        self.batch_size = batch_size
+        self.position = position
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batch, rank, world_size = self.position()
+        while True:
+            start = (batch * world_size + rank) * self.batch_size
+            yield list(range(start, start + self.batch_size))
+            batch += 1

@@ -1,0 +1,74 @@
+"""How a result is passed on, by name: `python -m dreambooth export RUN --format NAME`.
+
+A new format: one function that writes a model's files into a folder, and one row here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dreambooth.errors import UserError
+from dreambooth.export import adapter, original, pipeline, word
+from dreambooth.export.subject_info import ExportCard
+from dreambooth.families import Family
+from dreambooth.methods import adapters
+
+__all__ = ["FORMATS", "Format", "find_format", "write_as"]
+
+
+@dataclass(frozen=True)
+class Format:
+    """write: puts files into a folder. methods: of which results; None: of all, adapters merged into their base.
+
+    extracted: of which further methods, as a LoRA that `extraction` makes of what they have changed.
+    """
+
+    write: Callable[[Family, ExportCard, Path], None]
+    methods: tuple[str, ...] | None = None
+    extracted: tuple[str, ...] = ()
+
+    def takes(self, method: str) -> bool:
+        return self.methods is None or method in (*self.methods, *self.extracted)
+
+
+HAVE_A_LORA = ("lora", "pivotal")
+CHANGE_MATRICES = ("full", "loha", "lokr", "custom_diffusion")
+FORMATS: dict[str, Format] = {
+    "diffusers": Format(pipeline.write),
+    "single-file": Format(original.write),
+    "lora": Format(adapter.write_lora, HAVE_A_LORA, CHANGE_MATRICES),
+    "kohya": Format(adapter.write_kohya, HAVE_A_LORA, CHANGE_MATRICES),
+    "embedding": Format(word.write, ("textual_inversion", "pivotal")),
+}
+
+
+def write_as(form: Format, family: Family, card: ExportCard, folder: Path, dtype: str) -> None:
+    """Write what a family has learned. Its live weights are merged where need be, and take `dtype`."""
+    if form.methods is None:
+        adapters.merge(family)
+    family.pipeline().to(dtype=getattr(torch, dtype))
+    form.write(family, card, folder)
+
+
+def find_format(name: str, method: str, rank: int | None = None) -> Format:
+    """A format by name. rank: of a LoRA that is to be extracted.
+
+    Raises UserError for an unknown one, for one that a method's result cannot take, and for a rank that is missing, out
+    of its range or of no use.
+    """
+    if name not in FORMATS:
+        raise UserError(f"--format: {name!r} is not known; one of {', '.join(FORMATS)}")
+    form = FORMATS[name]
+    if not form.takes(method):
+        takers = " and ".join((*(form.methods or ()), *form.extracted))
+        possible = ", ".join(each for each, row in FORMATS.items() if row.takes(method))
+        raise UserError(f"--format: {name} is for {takers}, this was trained with {method}; use {possible}")
+    if method in form.extracted and rank is None:
+        raise UserError(f"--rank: required for {name} of a run that was trained with {method}: 16, say")
+    if method not in form.extracted and rank is not None:
+        raise UserError(f"--rank: {rank}, but {name} of {method} is written as it was trained; leave --rank out")
+    if rank is not None and rank < 1:
+        raise UserError(f"--rank: {rank} is too small; at least 1")
+    return form

@@ -1,0 +1,59 @@
+"""What a run's folder tells of its result: the settings that made it, its pictures, and what measured it."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dreambooth.config import default_of, field_of, flatten
+from dreambooth.export.subject_info import ExportCard
+from dreambooth.methods import find_method
+from dreambooth.metrics.validation_log import Journal
+from dreambooth.prompts import expand
+
+# Sections whose settings decide the weights, and keys that are told even where they have their default.
+SECTIONS = ("data", "prior", "method", "optim", "loss", "train")
+ALWAYS = ("run.seed", "method.name", "prior.source", "prior.weight", "optim.lr", "train.max_steps", "train.batch_size")
+
+
+@dataclass(frozen=True)
+class History:
+    """Empty where only the result is left of a run.
+
+    grid: the pictures of the kept step, a row for each of `prompts`. measured_by: by the name of a score.
+    """
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    grid: Path | None = None
+    prompts: list[str] = field(default_factory=list)
+    measured_by: dict[str, str] = field(default_factory=dict)
+
+
+def read_history(model: Path, card: ExportCard) -> History:
+    """model: a run folder, or the model/ of one. card: of its result."""
+    run = model.resolve().parent if model.resolve().name == "model" else model
+    if not (run / "config.yaml").is_file():
+        return History()
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    grid = run / "samples" / f"step-{card.step:06d}.png"
+    entries = Journal(run / "logs" / "scores.jsonl").entries
+    return History(
+        settings=deciding_settings(config),
+        grid=grid if grid.is_file() else None,
+        prompts=[prompt.filled for prompt in expand(config["validate"]["prompts"], card.subjects)],
+        measured_by=(entries[0].measured_by or {}) if entries else {},
+    )
+
+
+def deciding_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """By key, of a run's config.yaml: what decides the weights and is not as by default; the learning rate resolved."""
+    settings = {
+        key: value
+        for key, value in flatten(config).items()
+        if key in ALWAYS
+        or (key.split(".")[0] in SECTIONS and value != (default_of(key) if field_of(key) is not None else None))
+    }
+    if settings["optim.lr"] is None:
+        settings["optim.lr"] = find_method(config["method"]["name"]).lr
+    return settings

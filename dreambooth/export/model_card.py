@@ -1,0 +1,135 @@
+"""The model card of an export, README.md: what it has learned, its pictures, how to use it, settings, scores, base."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+
+from dreambooth.export.history import History
+from dreambooth.export.subject_info import ExportCard
+from dreambooth.families import Family
+from dreambooth.files import with_home, write_text
+from dreambooth.methods import find_method
+from dreambooth.methods.textual_inversion import word_file
+from dreambooth.prompts import fill_prompt, subject_phrase
+
+PICTURES = "samples.png"
+KINDS = {
+    "diffusers": "A text-to-image model",
+    "single-file": "A text-to-image model in the original layout",
+    "lora": "A LoRA",
+    "kohya": "A LoRA in kohya's layout",
+    "embedding": "A learned word",
+}
+SCORES = {
+    "eval/dino": "likeness of the subject's pictures to the photos",
+    "eval/clip_i": "the same, by CLIP",
+    "eval/clip_t": "do they follow the prompt?",
+    "eval/pres": "likeness of the class to the photos: what leaked",
+    "eval/div": "distance among pictures of the class",
+    "eval/drift": "distance of the class from the base's pictures",
+    "eval/drift_other": "the same of other prompts",
+    "eval/quality": "fidelity * obedience * kept, by which the step was chosen",
+    "eval/loss": "at noise and timesteps that are always the same",
+}
+TAGS = {"lora": ["lora"], "kohya": ["lora"], "embedding": ["textual_inversion"]}
+
+
+def write(folder: Path, form: str, family: Family, card: ExportCard, history: History, repo: str | None) -> None:
+    """Write README.md, and beside it the pictures of the kept step. repo: its place on the hub, if it goes there."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    if history.grid is not None:
+        shutil.copyfile(history.grid, folder / PICTURES)
+    base = None if card.base is None else with_home(card.base)
+    licence = licence_of(base)
+    text = environment.get_template("model_card.md").render(
+        metadata=metadata(form, card, licence).to_yaml(),
+        names=[subject_phrase(subject) for subject in card.subjects],
+        prompt=instance_prompt(card),
+        words={subject.identifier: word_file(number) for number, subject in enumerate(card.subjects)},
+        kind=KINDS[form],
+        method=(card.settings or {}).get("method.name", card.method),
+        scores=list(told_scores(card, history)),
+        card=card,
+        form=form,
+        repo=repo,
+        history=history,
+        licence=licence,
+        pictures=PICTURES,
+        pipeline=type(family.pipeline()).__name__,
+        has_word=form != "diffusers" and find_method(card.method).adds_word,
+        base_is_file=Path(base or "").is_file(),
+        base_name=shown_base(base),
+        config_name=shown_base(card.base_config and with_home(card.base_config)),
+    )
+    write_text(folder / "README.md", text)
+
+
+def instance_prompt(card: ExportCard) -> str:
+    """The first subject's own."""
+    return fill_prompt(card.subjects[0].prompt, card.subjects)
+
+
+def told_scores(card: ExportCard, history: History) -> Iterator[tuple[str, float, str]]:
+    """Name, mean, and what it means, with what has measured it."""
+    for name, score in (card.scores or {}).items():
+        encoder = history.measured_by.get(name.removeprefix("eval/"))
+        yield name, score, SCORES.get(name, "") + (f", by {encoder}" if encoder else "")
+
+
+def metadata(form: str, card: ExportCard, licence: dict[str, str]) -> ModelCardData:
+    """What the hub reads. A base that lies in a folder has no name there."""
+    named: dict[str, Any] = {**licence}
+    if is_on_the_hub(card.base):
+        named |= {"base_model": card.base, "base_model_relation": "adapter" if form in TAGS else "finetune"}
+    return ModelCardData(
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=["text-to-image", "diffusers", "dreambooth", *TAGS.get(form, [])],
+        instance_prompt=instance_prompt(card),
+        **named,
+    )
+
+
+def shown_base(base: str | None) -> str | None:
+    """What others may see of where a base lies: of a folder or file here its name."""
+    return base if base is None or is_on_the_hub(base) else Path(base).name
+
+
+def is_on_the_hub(base: str | None) -> bool:
+    return base is not None and base.count("/") == 1 and base[0] not in "./~" and not Path(base).exists()
+
+
+def licence_of(base: str | None) -> dict[str, str]:
+    """license, license_name and license_link of a base's own model card; empty where there is none at hand."""
+    path = None if base is None else _card_of(base)
+    if path is None:
+        return {}
+    try:
+        data = ModelCard.load(path).data.to_dict()
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return {key: str(data[key]) for key in ("license", "license_name", "license_link") if data.get(key)}
+
+
+def _card_of(base: str) -> Path | None:
+    """In the base's folder, or what the cache has of the hub's."""
+    if Path(base).exists():
+        path = Path(base) / "README.md"
+        return path if path.is_file() else None
+    try:
+        found = try_to_load_from_cache(base, "README.md")
+    except HFValidationError:
+        return None
+    return Path(found) if isinstance(found, str) else None

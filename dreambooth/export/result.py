@@ -1,0 +1,40 @@
+"""The result of a run as a folder: a pipeline that `DiffusionPipeline.from_pretrained` loads, or an adapter's files.
+
+What a user must know to prompt it travels along in `dreambooth.json` (`subject_info`).
+"""
+
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from dreambooth.export.subject_info import SubjectCard, write_card
+from dreambooth.families import Family
+from dreambooth.files import atomic_folder
+from dreambooth.methods import find_method
+from dreambooth.methods.adapters import cast_trained
+
+
+def export_model(family: Family, card: SubjectCard, folder: Path, dtype: str) -> None:
+    """Write what was trained as `dtype` ('float32', 'float16', 'bfloat16') to `folder`, replacing it as a whole.
+
+    It is a pipeline or, where card.method is an adapter, that one's own files. The live weights take that dtype too:
+    this is the last thing done with them.
+    """
+    with atomic_folder(folder) as beside:
+        _write_weights(family, card.method, beside, getattr(torch, dtype))
+        write_card(card, beside)
+
+
+def _write_weights(family: Family, method: str, folder: Path, dtype: torch.dtype) -> None:
+    save = find_method(method).save
+    if save is None:
+        pipeline = family.pipeline().to(dtype=dtype)
+        for tokenizer in (part for part in pipeline.components.values() if isinstance(part, PreTrainedTokenizerFast)):
+            # Else it writes how it was called last, and so a run that was interrupted another file.
+            tokenizer.backend_tokenizer.no_truncation()
+            tokenizer.backend_tokenizer.no_padding()
+        pipeline.save_pretrained(folder, safe_serialization=True)
+    else:
+        cast_trained(family, dtype)
+        save(family, folder)

@@ -1,0 +1,101 @@
+"""What a model has learned, beside its weights: `dreambooth.json` in a folder, the same in a file's metadata."""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from dreambooth.errors import ModelError, UserError, first_line
+from dreambooth.files import write_text
+
+CARD = "dreambooth.json"
+
+
+@dataclass(frozen=True)
+class LearnedSubject:
+    """One subject, by what it is called and was shown with."""
+
+    identifier: str
+    class_noun: str
+    prompt: str
+    class_prompt: str
+
+
+@dataclass(frozen=True)
+class SubjectCard:
+    """What the model has learned, so that nobody has to remember the token. resolution: pixels.
+
+    num_inference_steps, guidance_scale and scheduler are those of the run's own sample grids: what sampling starts
+    from. step: of these weights, the best of a run that was trained to last_step. method: by name. base,
+    base_config, base_revision, base_variant: model.base, model.config and so on of the run, which an adapter needs
+    beneath it. base_fingerprint: `families.fingerprint`.
+    scores: those of the last validation of these weights, by log name.
+    """
+
+    subjects: tuple[LearnedSubject, ...]
+    resolution: int
+    num_inference_steps: int
+    guidance_scale: float
+    step: int
+    scheduler: str = "ddim"
+    last_step: int | None = None
+    method: str = "full"
+    base: str | None = None
+    base_config: str | None = None
+    base_revision: str | None = None
+    base_variant: str | None = None
+    base_fingerprint: str | None = None
+    scores: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class ExportCard(SubjectCard):
+    """Of a result that is passed on, which has left its run behind.
+
+    settings: what decided the weights, by key of the config. extracted_rank: the result is a LoRA of that rank out of
+    fully trained weights, and `scores` are those of the latter.
+    """
+
+    settings: dict[str, Any] | None = None
+    extracted_rank: int | None = None
+
+
+def write_card(card: SubjectCard, folder: Path) -> None:
+    write_text(folder / CARD, json.dumps(asdict(card), indent=1) + "\n")
+
+
+def card_metadata(card: SubjectCard) -> dict[str, str]:
+    """The card for the metadata of a .safetensors file."""
+    return {"dreambooth": json.dumps(asdict(card))}
+
+
+def card_in_file(path: Path) -> ExportCard | None:
+    """What a .safetensors file says of its subject; None for one of other tools. Raises ModelError."""
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get("dreambooth")
+        return None if text is None else _card_of(json.loads(text))
+    except (OSError, SafetensorError, json.JSONDecodeError, TypeError, KeyError) as error:
+        raise ModelError(f"{path}: cannot be read: {first_line(error)}") from error
+
+
+def read_card(folder: Path) -> ExportCard | None:
+    """What a model folder says of its subject; None for a model that has none. Raises UserError for a broken card."""
+    path = folder / CARD
+    if not path.is_file():
+        return None
+    try:
+        return _card_of(json.loads(path.read_text()))
+    except (json.JSONDecodeError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({error}); write the prompt without {{subject}}, or export again"
+        ) from error
+
+
+def _card_of(found: dict[str, Any]) -> ExportCard:
+    """A card that was written before there could be several subjects has the keys of the only one beside the others."""
+    names = [each.name for each in fields(LearnedSubject)]
+    subjects = found.pop("subjects") if "subjects" in found else [{name: found.pop(name) for name in names}]
+    return ExportCard(tuple(LearnedSubject(**subject) for subject in subjects), **found)

@@ -1,0 +1,183 @@
+"""The class prior, made on the fly: pictures of the class by the frozen base model, kept as latents.
+
+Picture `i` is a pure function of (base model, class prompt, sampler settings, seed, i). It is made the first time a
+step needs it, in blocks on fixed boundaries, so training starts after the first block, and a half-made prior goes on
+where it was. It is never decoded and never goes through JPEG. A block is one small file, put in place whole, in a
+folder that is addressed by a fingerprint of everything the pictures depend on: a changed prompt or base model cannot
+meet stale ones. Several processes make a block each at a time, and read each other's.
+Shapes: B batch, C channels, H/W latent height and width.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from dreambooth.data.latents import LatentDataset, Sample
+from dreambooth.distributed import Turns
+from dreambooth.families import Condition, Family
+from dreambooth.files import atomic_file
+
+# Noisy latents [B, C, H, W], timesteps [B], prompts -> prediction [B, C, H, W].
+Predict = Callable[[Tensor, Tensor, Sequence[str]], Tensor]
+MakeLatents = Callable[[list[int]], Tensor]  # indices of class pictures, a block -> their latents [B, C, H, W]
+
+
+class Prior(Protocol):
+    """Where class samples come from."""
+
+    def samples(self, places: Sequence[int]) -> list[Sample]:
+        """Of the class for these places in the run, on the CPU; taken for whole pictures, all of which count."""
+        ...
+
+
+class PicturePrior:
+    """Pictures that are there: the user's own of the class, or with a teacher the subject's."""
+
+    def __init__(self, dataset: LatentDataset) -> None:
+        self.dataset = dataset
+
+    def samples(self, places: Sequence[int]) -> list[Sample]:
+        return [self.dataset[place]._replace(frame_6=None, mask_1HW=None) for place in places]
+
+
+def make_teacher(frozen: Family) -> Predict:
+    """What the frozen base predicts for the class prompt: the target of class samples, in place of the true noise.
+
+        target = epsilon_base(alpha * x0 + sigma * noise, t, class prompt)
+
+    Learning without forgetting (Li & Hoiem 2016, arXiv 1606.09282) for a denoiser. The truth is one sample of what the
+    base has learned, its prediction is the mean; so no class picture has to be sampled, and a tuned model that has lost
+    nothing has a loss of 0. The latents x0 may be any that the base has an opinion on.
+    """
+    dtype = next(frozen.denoiser.parameters()).dtype
+
+    @cache
+    def condition_of(prompt: str) -> Condition:
+        return frozen.condition([prompt])
+
+    @torch.no_grad()
+    def predict(noisy_BCHW: Tensor, t_B: Tensor, prompts: Sequence[str]) -> Tensor:
+        with torch.autocast(noisy_BCHW.device.type, enabled=False):  # called within a training step
+            conditions = [condition_of(prompt) for prompt in prompts]
+            together = {name: torch.cat([each[name] for each in conditions]) for name in conditions[0]}
+            return frozen.predict(noisy_BCHW.to(dtype), t_B, together).float()
+
+    return predict
+
+
+class GeneratedPrior:
+    """`num_images` class pictures used in turn, made in blocks of `block_size` when first needed, kept in `folder`.
+
+    class_prompts: used in turn as well, picture i is of prompt i modulo their number. num_places: of the whole run,
+    which has no use for more pictures; None: not known.
+    """
+
+    def __init__(
+        self,
+        make: MakeLatents | None,
+        num_images: int,
+        block_size: int,
+        folder: Path,
+        class_prompts: Sequence[str],
+        num_places: int | None = None,
+    ) -> None:
+        self.class_prompts = class_prompts
+        self._make = make
+        self._blocks: dict[int, Tensor] = {}
+        self.num_images = num_images
+        self.num_used = num_images if num_places is None else min(num_images, num_places)
+        self.block_size = block_size
+        self.folder = folder
+        self.share(Turns())
+
+    def share(self, turns: Turns) -> None:
+        """Divide what is still to be made among processes, which all call this before any of them makes a block.
+
+        They all need to see the same `folder`.
+        """
+        self._turns = turns
+        self._made = {block for block in range(self.num_blocks) if is_whole(self._path(block))}
+        turns.barrier()
+
+    @property
+    def num_blocks(self) -> int:
+        return -(-self.num_used // self.block_size)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every block that the run uses is made; then the frozen base model is not needed, and not held."""
+        return len(self._made) == self.num_blocks
+
+    def samples(self, places: Sequence[int]) -> list[Sample]:
+        """What any process needs for this batch is made by all of them together, so all must call this in each step."""
+        for place in self._turns.places_of_all(places):
+            self._make_sure(place % self.num_images // self.block_size)
+        return [self._sample(place) for place in places]
+
+    def _sample(self, place: int) -> Sample:
+        i = place % self.num_images
+        latents_CHW = self._block(i // self.block_size)[i % self.block_size]
+        prompt = self.class_prompts[i % len(self.class_prompts)]
+        return Sample("prior", place, latents_CHW, prompt, name=f"class picture {i}")
+
+    def make_all(self, progress: Callable[[int, int], None] = lambda made, of: None) -> None:
+        """Make what is missing now. progress: told (blocks made, of how many)."""
+        for block in range(self.num_blocks):
+            self._make_sure(block)
+            progress(len(self._made), self.num_blocks)
+
+    def _make_sure(self, block: int) -> None:
+        """That a block is there: each process makes one, this block and those that come after it."""
+        if block in self._made:
+            return
+        following = [(block + ahead) % self.num_blocks for ahead in range(self.num_blocks)]
+        missing = [each for each in following if each not in self._made][: self._turns.world_size]
+        if self._turns.rank < len(missing):
+            self._write(missing[self._turns.rank])
+        self._turns.barrier()
+        self._made.update(missing)
+        if self.is_complete:
+            self._make = None
+
+    def _block(self, block: int) -> Tensor:
+        if block not in self._blocks:
+            self._blocks[block] = load_file(self._path(block))["latents"]
+        return self._blocks[block]
+
+    def _write(self, block: int) -> None:
+        assert self._make is not None, "a block is missing, but nothing to make it with was given"
+        first = block * self.block_size
+        latents_BCHW = self._make(list(range(first, min(first + self.block_size, self.num_images))))
+        with atomic_file(self._path(block)) as file:
+            latents_BCHW = latents_BCHW.float().cpu().contiguous()
+            file.write(save({"latents": latents_BCHW}, {"sha256": digest_of(latents_BCHW)}))
+
+    def _path(self, block: int) -> Path:
+        return self.folder / f"{block:05d}.safetensors"
+
+
+def digest_of(latents_BCHW: Tensor) -> str:
+    return hashlib.sha256(latents_BCHW.numpy().tobytes()).hexdigest()
+
+
+def is_whole(path: Path) -> bool:
+    """Whether there is a block, and it is what was written: a damaged one is made again."""
+    try:
+        with safe_open(path, "pt") as file:
+            told = (file.metadata() or {}).get("sha256")
+            return told is None or told == digest_of(file.get_tensor("latents"))
+    except (FileNotFoundError, SafetensorError):
+        return False
+
+
+def prior_fingerprint(**depends_on: Any) -> str:
+    """A name for everything that the class pictures depend on: 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]

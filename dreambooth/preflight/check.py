@@ -1,0 +1,214 @@
+"""What can be known of a run before it starts: `python -m dreambooth check CONFIG`.
+
+Each check is the one that training itself makes, in its one place; here all are asked, and none ends the others.
+"""
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import Literal
+
+from torch import nn
+
+from dreambooth import build
+from dreambooth.config import Config
+from dreambooth.data.images import list_images, look_at
+from dreambooth.errors import DreamBoothError, UserError
+from dreambooth.families import Family
+from dreambooth.methods import find_method
+from dreambooth.metrics.validation_log import Journal
+from dreambooth.preflight.memory_plan import GIB, MOMENT_BYTES, Planner, device_memory, is_enough
+from dreambooth.run.folder import Claim, RunFolder, check_places, found_state, is_finished, probe
+
+EXPORT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+NUM_STATES = 3  # the last, the one before, and one that is being written
+TENSOR_BYTES = 1024  # a tensor's name and place in a file
+LOG_BYTES = 2**26  # grids, figures, configs
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check has found, with the remedy in the text; exit_code: of an error."""
+
+    level: Literal["ok", "warning", "error"]
+    about: str
+    text: str
+    exit_code: int = 0
+
+
+class Findings(list[Finding]):
+    """They add up, and an error among them ends only what is asked together with it."""
+
+    @contextlib.contextmanager
+    def of(self, about: str) -> Iterator[Callable[[str], None]]:
+        """Yields what takes the good news."""
+        try:
+            yield lambda text: self.append(Finding("ok", about, text))
+        except DreamBoothError as error:
+            if str(error) not in {finding.text for finding in self}:
+                self.append(Finding("error", about, str(error), error.exit_code))
+
+    def warn(self, about: str, warnings: Iterator[str]) -> None:
+        for text in warnings:
+            self.append(Finding("warning", about, text))
+
+    @property
+    def exit_code(self) -> int:
+        """0, or that of the worst."""
+        return max((finding.exit_code for finding in self), default=0)
+
+
+def check(config: Config) -> Findings:
+    """All findings about a config that is sound in itself. Loads the base, on the CPU; writes nothing that stays."""
+    findings = Findings()
+    for ask in (
+        find_method_of,
+        build.prior_sampler,
+        build.validation_sampler,
+        build.pick_device,
+        build.check_optimizer,
+    ):
+        with findings.of("config"):
+            ask(config)
+    is_sound = not findings.exit_code
+    if is_sound:
+        findings.append(Finding("ok", "config", f"{config.train.max_steps} steps, method {config.method.name}"))
+    check_folder(config, findings)
+    given = check_pictures(config, findings)
+    if is_sound and (planner := check_base(config, findings)) is not None:
+        check_with_base(planner, given, config, findings)
+    return findings
+
+
+def find_method_of(config: Config) -> None:
+    find_method(config.method.name)
+
+
+def check_folder(config: Config, findings: Findings) -> None:
+    """Who is in the run's folder, what would be gone on from, and whether it can be written to."""
+    run = RunFolder(config)
+    with findings.of("run folder") as good:
+        check_places(run)
+        tell_state(run, config, good)
+
+
+def tell_state(run: RunFolder, config: Config, good: Callable[[str], None]) -> None:
+    """Raises UserError where the run could not go on, or not write."""
+    with Claim(run):
+        state = found_state(run, config)
+        probe(run)
+        if state is None:
+            good(f"{run.path}: can be written to; the run starts at step 0")
+        elif is_finished(run, state, config, Journal(run.scores, last_step=state.step)):
+            good(f"{run.path}: finished at step {state.step}")
+        else:
+            good(f"{run.path}: can be written to; the run goes on at step {state.step}")
+
+
+def check_pictures(config: Config, findings: Findings) -> build.Given | None:
+    """What the run is given beside its base; None where it cannot be had."""
+    given = None
+    with findings.of("pictures") as good:
+        given = build.find_given(config)
+        good(
+            ", ".join(
+                f"{len(own)} of {each.class_noun}" for own, each in zip(given.photos, config.subjects, strict=True)
+            )
+        )
+    for key, folder in (("prior.folder", config.prior.folder), ("validate.images", config.validate.images)):
+        if folder is not None:
+            with findings.of(key) as good:
+                good(f"{len(list_images(folder))} pictures")
+    return given
+
+
+def check_base(config: Config, findings: Findings) -> Planner | None:
+    """The base with what trains in it; None where it cannot be had."""
+    planner = None
+    with findings.of("base model") as good:
+        planner = Planner(config)
+        build.apply_schedule(planner.family, config)
+        weights = sum(weight.numel() for network in planner.networks for weight in network.parameters())
+        good(f"{config.model.base}: {weights / 1e6:.1f} million finite weights, of parts that fit each other")
+    return planner
+
+
+def check_with_base(planner: Planner, given: build.Given | None, config: Config, findings: Findings) -> None:
+    """What depends on the base: sizes, identifiers and prompts, disk; of a run that could start, memory."""
+    family, run = planner.family, RunFolder(config)
+    if given is not None:
+        with findings.of("pictures"):
+            looks = [look_at(path) for path in chain(*given.photos)]
+            findings.warn(
+                "pictures", build.picture_warnings(looks, build.buckets_of(family, config), config.data.resolution)
+            )
+    with findings.of("prompts") as good:
+        captions = [[] for _ in config.subjects] if given is None else given.captions
+        warnings = list(build.wording_warnings(family, captions, config))
+        findings.warn("prompts", iter(warnings))
+        if not warnings:
+            good("each identifier is one rare token, and every prompt is read to its end")
+    with findings.of("disk") as good:
+        good(check_disk(run, family, config))
+    if findings.exit_code:
+        return
+    with findings.of("memory") as good:
+        need, (device, memory) = planner.need(config).total, device_memory(config)
+        told = f"{need / GIB:.2f} GiB are needed, {device} has {memory / GIB:.1f} GiB"
+        if is_enough(need, memory):
+            good(told)
+        else:
+            findings.append(Finding("warning", "memory", f"{told}; `python -m dreambooth plan` tells what takes less"))
+
+
+# -------------------------------------------------------------------------------- the disk
+
+
+def check_disk(run: RunFolder, family: Family, config: Config) -> str:
+    """What the run will write and what is free, in words, once the method is attached.
+
+    Raises UserError where that does not fit beside what others have; what the run itself has written counts as free.
+    """
+    needs = disk_needs(family, config)
+    stays = run.path.rglob("*") if config.run.resume == "auto" and run.path.is_dir() else []
+    own = sum(path.stat().st_size for path in stays if path.is_file())
+    there = next(path for path in (run.path, *run.path.absolute().parents) if path.is_dir())
+    free, need = shutil.disk_usage(there).free + own, sum(needs.values())
+    told = f"{need / GIB:.2f} GiB ({', '.join(f'{name} {size / GIB:.2f}' for name, size in needs.items())})"
+    if need > free:
+        raise UserError(
+            f"{run.path}: the run will write {told}, and {free / GIB:.2f} GiB are free on this disk; free some, or "
+            "choose a folder on another one (run.dir)"
+        )
+    return f"{told} will be written, {free / GIB:.2f} GiB are free"
+
+
+def disk_needs(family: Family, config: Config) -> dict[str, int]:
+    """Bytes at most at a time, by what they are for."""
+    networks: list[nn.Module] = [family.denoiser, *family.text_encoders, family.vae]
+    weights = [weight for network in networks for weight in network.parameters()]
+    trained = [weight for weight in weights if weight.requires_grad]
+    num_trained, names = sum(weight.numel() for weight in trained), len(trained) * TENSOR_BYTES
+    averaged = 4 if config.train.ema_decay else 0
+    state = num_trained * (4 + MOMENT_BYTES[config.optim.name] + averaged) + 3 * names
+    is_adapter = find_method(config.method.name).is_adapter
+    kept = trained if is_adapter else weights
+    needs = {
+        "states": NUM_STATES * state,
+        "the best step": num_trained * 4 + names if config.validate.every_steps and config.validate.keep_best else 0,
+        "the model": sum(weight.numel() for weight in kept) * EXPORT_BYTES[config.model.export_dtype] + names,
+        "class latents": latent_bytes(family, config),
+        "logs": LOG_BYTES,
+    }
+    return {name: size for name, size in needs.items() if size}
+
+
+def latent_bytes(family: Family, config: Config) -> int:
+    """Of class pictures that the base makes."""
+    prior = config.prior
+    if prior.source not in ("stream", "ahead") and not (prior.source == "teacher" and prior.teacher_latents == "class"):
+        return 0
+    channels, height, width = family.latent_shape(config.data.resolution, config.data.resolution)
+    return min(prior.num_images, build.places_of_run(config)) * channels * height * width * 4

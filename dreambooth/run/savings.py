@@ -1,0 +1,37 @@
+"""Settings that take less memory, the most effective first, and what each costs."""
+
+from typing import Any
+
+from dreambooth.config import Config
+from dreambooth.methods import find_method
+
+SAVINGS: tuple[tuple[dict[str, Any], str], ...] = (
+    ({"train.gradient_checkpointing": True}, "a third more time a step"),
+    ({"train.micro_batch_size": 1}, "subject and class one after the other: a fifth more time a step"),
+    ({"prior.source": "ahead"}, "class pictures come first: the first step comes later"),
+    ({"optim.name": "adamw8bit"}, "coarser moments (extra '8bit'; slow on a CPU)"),
+    (
+        {"optim.in_backward": True, "optim.max_grad_norm": 0, "train.micro_batch_size": None},
+        "a weight's step as soon as its gradient is there: gradients are not clipped",
+    ),
+)
+
+
+def written(value: Any) -> str:
+    """A setting as YAML has it."""
+    return "null" if value is None else str(value).lower()
+
+
+def applies(key: str, config: Config) -> bool:
+    """Whether the saving of `SAVINGS` that begins with this key would change this config, and not for the worse."""
+    is_adapter, train = find_method(config.method.name).is_adapter, config.train
+    if key == "prior.source":
+        return config.prior.source == "stream" and not is_adapter
+    if key == "optim.in_backward":
+        is_alone = train.accumulate * train.devices * train.num_nodes == 1
+        if is_adapter or not is_alone or train.precision in ("auto", "16-mixed"):  # which the config refuses together
+            return False
+    if key == "train.micro_batch_size" and config.optim.in_backward:
+        return False
+    section, name = key.split(".")
+    return getattr(getattr(config, section), name) in (False, None, "adamw")

@@ -1,0 +1,1 @@
+"""The training loop: the Lightning module, its callbacks, the optimizer, checkpoints and validations."""

@@ -1,0 +1,249 @@
+"""What happens around the steps: saving, stopping, logging, progress. None of it changes the training.
+
+All of it happens between two optimizer steps, never between the batches that one step accumulates.
+"""
+
+import csv
+import io
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, cast
+
+import pytorch_lightning as pl
+import torch
+from tqdm import tqdm
+
+from dreambooth.distributed import Turns, tell
+from dreambooth.files import write_text
+from dreambooth.generation.class_prior import GeneratedPrior
+from dreambooth.training.loggers import Observers
+from dreambooth.training.module import DreamBoothModule, StepFigures
+from dreambooth.training.optimizer import take_settings
+
+
+class StepCallback(pl.Callback):
+    """A callback that is told when an optimizer step has ended."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            self.on_step_end(trainer, pl_module, trainer.global_step)
+
+    def on_step_end(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
+        """step: how many optimizer steps have been taken."""
+
+
+class SharePrior(pl.Callback):
+    """Divides the making of class pictures among the processes as soon as they have met.
+
+    ahead: make all of them then, before there are gradients and an optimizer's moments.
+    """
+
+    def __init__(self, ahead: bool) -> None:
+        self.ahead = ahead
+
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        prior = pl_module.prior
+        if not isinstance(prior, GeneratedPrior):
+            return
+        prior.share(Turns(trainer.global_rank, trainer.world_size, trainer.strategy.barrier))
+        if self.ahead and not prior.is_complete:
+            prior.make_all(lambda block, of: tell(f"class pictures: {block}/{of} batches"))
+
+
+class AverageWeights(StepCallback):
+    """Keeps the average of the weights up to date; goes before whatever saves it or looks at it."""
+
+    def on_step_end(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
+        module.update_average()
+
+
+class TakeSettings(pl.Callback):
+    """A resumed run takes the steps that its settings say, where Lightning has restored the optimizer's old ones.
+
+    They are the same, but for what was changed on purpose.
+    """
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        schedule = cast(Any, trainer.lr_scheduler_configs[0].scheduler)
+        take_settings(trainer.optimizers[0], schedule, dict(pl_module.trained.items()), pl_module.optim)
+
+
+class SaveState(StepCallback):
+    """Saves the full state every so many steps and at the end; on SIGINT or SIGTERM saves after the step and stops.
+
+    every_steps: several periods; validations, which build on a saved state, have their own (0: none).
+    `signal_number` tells afterwards what stopped the run, 0 for nothing; a signal to one process stops all.
+    """
+
+    def __init__(self, path: Path, every_steps: Sequence[int]) -> None:
+        self.path = path
+        self.every_steps = [period for period in every_steps if period]
+        self.signal_number = 0
+        self._handlers: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._handlers[number] = signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.signal_number = number
+        tell(f"\n{signal.Signals(number).name}: saving after this step; once more to stop at once")
+        signal.signal(number, signal.SIG_DFL)
+
+    def on_step_end(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
+        of_all = self.signal_number
+        if trainer.world_size > 1:
+            number = torch.tensor(self.signal_number, device=module.device)
+            of_all = int(trainer.strategy.reduce(number, reduce_op="max"))
+        self.signal_number = max(self.signal_number, of_all)  # one may have come meanwhile: the next step sees it
+        stop = of_all > 0
+        if stop or step >= trainer.max_steps or any(step % period == 0 for period in self.every_steps):
+            trainer.save_checkpoint(self.path)
+        trainer.should_stop = trainer.should_stop or stop
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        while self._handlers:
+            signal.signal(*self._handlers.popitem())
+
+
+def ignore_interrupts(worker: int) -> None:
+    """For loader workers: a terminal or a cluster signals them too, but the step under way still needs their batches.
+
+    They end when the main process closes the loader, or notice by themselves that it is gone.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+class MetricsFile:
+    """metrics.csv: a line a step, a column a figure, empty where there is none. Both are made when first needed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._columns: list[str] = []
+        self._last_step = -1
+
+    def go_on_from(self, step: int) -> None:
+        """Drop the lines after `step` (a last one torn by a kill too), so the file has neither gaps nor doubles."""
+        self._replace([row for row in self._rows() if int(row["step"]) <= step])
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """Add figures to the line of this step, the last one or a new one."""
+        row = {"step": str(step), **{name: str(value) for name, value in figures.items()}}
+        if step > self._last_step and row.keys() <= set(self._columns):
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(_csv(self._columns, [row]))
+            self._last_step = step
+        else:
+            rows = self._rows()
+            last = rows.pop() if rows and rows[-1]["step"] == str(step) else {}
+            self._replace([*rows, {**last, **row}])
+
+    def _rows(self) -> list[dict[str, str]]:
+        if not self.path.is_file():
+            return []
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        rows = csv.DictReader([line for line in lines if line.endswith("\n")])
+        return [{name: value for name, value in row.items() if value} for row in rows]
+
+    def _replace(self, rows: list[dict[str, str]]) -> None:
+        """Columns stand in an order that does not depend on when they came."""
+        order = ("step", "train", "optim", "eval")
+        names = {name for row in rows for name in row}
+        self._columns = sorted(names, key=lambda name: (order.index(name.split("/")[0]), name))
+        self._last_step = int(rows[-1]["step"]) if rows else -1
+        header = {name: name for name in self._columns}
+        write_text(self.path, _csv(self._columns, [header, *rows]) if rows else "")
+
+
+def _csv(columns: list[str], rows: list[dict[str, str]]) -> str:
+    text = io.StringIO()
+    csv.DictWriter(text, columns, restval="", lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+class LogFigures(StepCallback):
+    """Loss, learning rate and gradient norm of every step to metrics.csv and the observers, under the same names.
+
+    They are read when the next step has been handed to the device, so that it never runs out of work, and before a
+    state is saved, which thereby holds finite numbers only.
+    """
+
+    def __init__(self, metrics: MetricsFile, observers: Observers, every_steps: int) -> None:
+        self.metrics = metrics
+        self.observers = observers
+        self.every_steps = every_steps
+        self._under_way: StepFigures | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.metrics.go_on_from(trainer.global_step)
+
+    def on_step_end(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
+        ended = module.close_step()
+        self._log(trainer)
+        self._under_way = ended
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Any) -> None:
+        self._log(trainer)
+
+    def _log(self, trainer: pl.Trainer) -> None:
+        ended, self._under_way = self._under_way, None
+        if ended is None:
+            return
+        figures = ended.by_name
+        if ended.step % self.every_steps:
+            return
+        if trainer.is_global_zero:
+            self.metrics.write(ended.step, figures)
+        self.observers.log(figures, ended.step)
+
+
+class Progress(StepCallback):
+    """A bar with loss, learning rate, steps/s and time left; plain lines where there is no terminal.
+
+    Goes behind `LogFigures` in the list of callbacks: it shows the figures that one closes.
+    """
+
+    SECONDS = 0.5  # between readings of the figures for the bar
+
+    def __init__(self, num_lines: int = 20) -> None:
+        self.num_lines = num_lines
+        self._bar: Any = None
+        self._since: tuple[int, float] | None = None  # the first step that ended here, and when
+        self._read_at = 0.0  # when the figures in the bar were read
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if sys.stderr.isatty() and trainer.is_global_zero:
+            self._bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, unit="step", dynamic_ncols=True)
+
+    def on_step_end(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
+        now = time.monotonic()
+        self._since = self._since or (step, now)
+        if self._bar is not None:
+            if now - self._read_at > self.SECONDS or step == trainer.max_steps:
+                self._bar.set_postfix_str(_loss_and_lr(module, ", ") + module.last_scores, refresh=False)
+                self._read_at = now
+            self._bar.update()
+        elif step % max(1, trainer.max_steps // self.num_lines) == 0 or step == trainer.max_steps:
+            line = f"step {step}/{trainer.max_steps}  {_loss_and_lr(module, '  ')}"
+            if step > self._since[0]:
+                rate = (step - self._since[0]) / (now - self._since[1])
+                left = time.strftime("%H:%M:%S", time.gmtime((trainer.max_steps - step) / rate))
+                line += f"  {rate:.2f} steps/s  {left} left"
+            tell(line)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _loss_and_lr(module: DreamBoothModule, between: str) -> str:
+    """Of the last step, waiting for the device to have them."""
+    assert module.last_step is not None
+    figures = module.last_step.by_name
+    return f"loss {figures['train/loss']:.4f}{between}lr {figures['optim/lr']:.1e}"

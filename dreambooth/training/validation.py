@@ -1,0 +1,205 @@
+"""Looking at a run while it trains: a grid, its scores, the best weights, and when to stop. It changes no weight.
+
+A validation happens after the state of its step has been saved, and its line in the journal is written last; so one
+that a kill left undone is done again, to the same numbers, when the run goes on from that state.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytorch_lightning as pl
+from PIL import Image
+from tqdm import tqdm
+
+from dreambooth.data.images import cells, grid
+from dreambooth.distributed import tell, whole
+from dreambooth.files import atomic_file
+from dreambooth.metrics import selection
+from dreambooth.metrics.validation_log import Entry, Journal
+from dreambooth.metrics.validation_scores import PictureRows, ValidationScorer
+from dreambooth.training.callbacks import MetricsFile, StepCallback
+from dreambooth.training.checkpointing import AtomicCheckpointIO
+from dreambooth.training.loggers import Observers
+from dreambooth.training.module import DreamBoothModule
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What a validation looks at, always from the same noise.
+
+    sample: pictures with the live weights, a row a prompt. loss: of the live weights at fixed noise and timesteps.
+    score: None where nothing to measure with is at hand. base: pictures of the untouched base; None where that is what
+    step 0 is.
+    """
+
+    sample: Callable[[], PictureRows]
+    loss: Callable[[], float]
+    score: ValidationScorer | None
+    base: Callable[[], PictureRows] | None = None
+
+
+class Validate(StepCallback):
+    """Validates at step 0 (the untouched base) and every so many steps.
+
+    best: where the best weights go; None keeps none. patience: validations without a better one before the run ends.
+    stop_drift: with a drift above it the text encoders stay as they are; None: never.
+    """
+
+    def __init__(
+        self,
+        looks: Looks,
+        every_steps: int,
+        samples: Path,
+        journal: Journal,
+        metrics: MetricsFile,
+        observers: Observers,
+        best: Path | None,
+        patience: int,
+        stop_drift: float | None = None,
+    ) -> None:
+        self.looks = looks
+        self.every_steps = every_steps
+        self.samples = samples
+        self.journal = journal
+        self.metrics = metrics
+        self.observers = observers
+        self.best = best
+        self.patience = patience
+        self.stop_drift = stop_drift
+        self.seconds = 0.0  # that validations have taken in this process
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._catch_up(trainer, pl_module)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._catch_up(trainer, pl_module)  # the last one: a run that goes on from its last step starts no training
+
+    def _catch_up(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Do what is due at this step and not in the journal; of what is, only the restored sums are emptied."""
+        assert isinstance(module, DreamBoothModule)
+        self._stop_text_encoders(trainer, module)
+        step = trainer.global_step
+        if step % self.every_steps or trainer.should_stop:
+            return
+        if trainer.strategy.broadcast(self.journal.has(step)):
+            module.take_deciles()
+        else:
+            self._look(trainer, module, step)
+
+    def on_step_end(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
+        if step % self.every_steps == 0 and not trainer.should_stop:
+            self._look(trainer, module, step)
+
+    def _look(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
+        """Validate, and end the run where that has not helped for too long.
+
+        One process looks and the others wait. Where each has only a part of the weights all draw, and one looks.
+        """
+        started, deciles = time.monotonic(), module.take_deciles()
+        with module.averaged():
+            entry = self._validate(trainer, module, step)
+            self._keep(trainer, module, entry)
+        if entry is not None:
+            self._record(module, entry, deciles)
+        self.seconds += time.monotonic() - started
+        self._stop_text_encoders(trainer, module)
+        stop = trainer.is_global_zero and self.journal.is_exhausted(self.patience)
+        if stop:
+            tqdm.write(f"no better for {self.patience} validation(s): ending (validate.patience)", file=sys.stderr)
+        trainer.should_stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+
+    def _stop_text_encoders(self, trainer: pl.Trainer, module: DreamBoothModule) -> None:
+        """Where a validation so far found too much drift."""
+        has_drifted = self.stop_drift is not None and self.journal.has_drifted(self.stop_drift)
+        if trainer.strategy.broadcast(has_drifted) and not module.text_is_stopped:
+            module.stop_text_encoders()
+            tell(f"drift is above {self.stop_drift}: the text encoder stays as it is (optim.text_encoder_stop_drift)")
+
+    def _validate(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> Entry | None:
+        """Draw and measure; None in the processes that do not look."""
+        if not (trainer.is_global_zero or module.is_sharded):
+            return None
+        rows, loss = self.looks.sample(), self.looks.loss()
+        if not trainer.is_global_zero:
+            return None
+        self._write_grid(rows, self._grid_path(step))
+        return self._measure(rows, loss, step)
+
+    def _record(self, module: DreamBoothModule, entry: Entry, deciles: dict[str, float]) -> None:
+        """Log, and last of all write the line in the journal."""
+        step, figures = entry.step, {**entry.figures(), **deciles}
+        self.metrics.write(step, figures)
+        with Image.open(self._grid_path(step)) as sheet:
+            self.observers.log(figures, step)
+            self.observers.show(sheet, step)
+        self.journal.add(entry)
+        tell_scores(entry, self.journal, self.looks.score.means_of_subjects(entry.scores) if self.looks.score else {})
+        module.last_scores = "".join(f", {name[5:]} {value:.2f}" for name, value in entry.figures().items())
+
+    def _write_grid(self, rows: PictureRows, path: Path) -> None:
+        sheet = grid([picture for row in rows for picture in row], columns=len(rows[0]))
+        with atomic_file(path) as file:
+            sheet.save(file, format="PNG")
+
+    def _grid_path(self, step: int) -> Path:
+        return self.samples / f"step-{step:06d}.png"
+
+    def _measure(self, rows: PictureRows, loss: float, step: int) -> Entry:
+        score = self.looks.score
+        if score is None:
+            return Entry(step, loss, {})
+        base = self._base_rows(rows, step)
+        anchors = score.anchors(base or rows) if step == 0 else self.journal.anchors
+        scores = score(rows, base)
+        quality = selection.quality(selection.means_of(scores), anchors) if anchors is not None else None
+        if step == 0:
+            return Entry(step, loss, scores, quality, anchors, score.encoders.names)
+        return Entry(step, loss, scores, quality)
+
+    def _base_rows(self, rows: PictureRows, step: int) -> PictureRows | None:
+        """The untouched base's pictures, cut out of a lossless grid, most often that of step 0; None at that step."""
+        path = self._grid_path(0) if self.looks.base is None else self.samples / "base.png"
+        if step == 0:
+            if self.looks.base is None:
+                return None
+            self._write_grid(self.looks.base(), path)
+        if not path.is_file():
+            return None
+        with Image.open(path) as sheet:
+            pictures = cells(sheet, rows[0][0].width)
+        columns = len(rows[0])
+        return [pictures[first : first + columns] for first in range(0, len(pictures), columns)]
+
+    def _keep(self, trainer: pl.Trainer, module: DreamBoothModule, entry: Entry | None) -> None:
+        """Save the weights if no validation before had a better step."""
+        if self.best is None or not trainer.strategy.broadcast(entry is not None and self._is_best(entry)):
+            return
+        weights = {name: whole(weight) for name, weight in module.trained_state().items()}
+        if entry is not None:
+            AtomicCheckpointIO().save_checkpoint({"global_step": entry.step, "state_dict": weights}, self.best)
+
+    def _is_best(self, entry: Entry) -> bool:
+        qualities = self.journal.qualities | ({entry.step: entry.quality.value} if entry.quality is not None else {})
+        return selection.best(qualities) == entry.step
+
+
+def restore_best(module: DreamBoothModule, path: Path) -> int:
+    """Put the best weights back; returns their step. Raises UserError for a damaged file."""
+    weights = AtomicCheckpointIO().load_checkpoint(path)
+    module.load_trained(weights["state_dict"])
+    return int(weights["global_step"])
+
+
+def tell_scores(entry: Entry, journal: Journal, of_subjects: Mapping[str, Sequence[float]]) -> None:
+    """Print a line: the scores, with each one's of several subjects, and whether this is the best step so far."""
+    means = []
+    for name, value in entry.figures().items():
+        measure = name.removeprefix("eval/")
+        each = " ".join(f"{own:.3f}" for own in of_subjects.get(measure, ()))
+        means.append(f"{measure} {value:.3f}" + (f" ({each})" if each else ""))
+    best = journal.best
+    note = "" if best is None else " (best)" if best.step == entry.step else f" (best at step {best.step})"
+    tqdm.write(f"validation at step {entry.step}: {', '.join(means)}{note}", file=sys.stderr)

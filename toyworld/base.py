@@ -1,0 +1,209 @@
+"""The embedded base's text encoder and denoiser, trained together from scratch.
+
+Latent diffusion (Rombach et al. 2022, arXiv 2112.10752) with v-prediction (Salimans and Ho 2022, arXiv 2202.00512) and
+a schedule that ends in pure noise (Lin et al. 2024, arXiv 2305.08891). What made a tiny model learn well in minutes:
+captions that say much, calm scenes, the loss weighted up where the object is, timesteps drawn around the middle.
+
+Shapes: B batch, C latent channels, h/w latent height and width, L tokens, T text width.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from toyworld.canvas import SIZE
+from toyworld.dataset import Dataset, load_or_make_dataset
+from toyworld.latents import CHANNELS, PATCH
+from toyworld.tokenizer import MAX_LENGTH, build_tokenizer
+from toyworld.training import Plan, fit, rank_and_world
+
+TEXT_WIDTH = 128
+CAPTION_DROPOUT = 0.1
+# An object covers a fifth of the picture but holds nearly all of its information: each of its latent positions counts
+# 1 + OBJECT_WEIGHT times.
+OBJECT_WEIGHT = 3.0
+TIMESTEP_SHIFT = -0.2  # t / 1000 = sigmoid(normal + shift): mid-noise, slightly to the clean side
+SCHEDULE = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+    "steps_offset": 1,
+}
+
+
+@dataclass(frozen=True)
+class BaseSettings:
+    """One training of the base."""
+
+    folder: Path  # working folder: data set and state
+    minutes: float
+    num_samples: int = 100_000  # in the training set
+    batch_size: int = 64  # over all processes
+    peak_lr: float = 1.5e-3
+    muon_lr: float = 0.02
+    device: str = "cpu"
+    num_processes: int = 2  # on the CPU, one thread each
+    init_from: Path | None = None  # a pipeline folder to start from instead of noise
+    seed: int = 0
+
+
+def build_unet() -> UNet2DConditionModel:
+    """The denoiser, its residual branches starting at zero (trains much faster)."""
+    unet = UNet2DConditionModel(
+        sample_size=SIZE // PATCH,
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(128, 128),
+        layers_per_block=1,
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=(4, 4),  # in effect the number of heads, of 32 channels each
+        norm_num_groups=16,
+    )
+    with torch.no_grad():
+        for name, parameter in unet.named_parameters():
+            if name.endswith("conv2.weight") or "proj_out.weight" in name or name == "conv_out.weight":
+                parameter.zero_()
+    # Plain matrix products: the flash kernel's backward is far slower at this size on a CPU.
+    unet.set_attn_processor(AttnProcessor())
+    return unet
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """A causal CLIP text transformer of two layers."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=4 * TEXT_WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=MAX_LENGTH,
+        projection_dim=TEXT_WIDTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        hidden_act="quick_gelu",
+    )
+    return CLIPTextModel(config)
+
+
+def sampling_scheduler() -> DDIMScheduler:
+    """The scheduler that ships with the base."""
+    return DDIMScheduler(set_alpha_to_one=True, **SCHEDULE)
+
+
+class BaseTask:
+    """Computes the loss of one training step; everything random follows from (seed, rank, step)."""
+
+    def __init__(self, modules: nn.ModuleDict, dataset: Dataset, settings: BaseSettings) -> None:
+        self.unet, self.text_encoder = modules["unet"], modules["text_encoder"]
+        self.dataset, self.settings = dataset, settings
+        self.noise_schedule = DDPMScheduler(**SCHEDULE)
+        tokenizer = build_tokenizer()
+        self.no_caption_L = torch.tensor(tokenizer("", padding="max_length").input_ids)
+        self.precision = torch.bfloat16 if bfloat16_is_faster(settings.device) else torch.float32
+
+    def __call__(self, step: int) -> Tensor:
+        """The mean squared error of v, weighted by where the object is."""
+        rank, num_processes = rank_and_world()
+        size = self.settings.batch_size // num_processes
+        generator = torch.Generator().manual_seed(self.settings.seed + 7919 * (step * num_processes + rank))
+        latents, mask, tokens = self.dataset.batch(torch.randint(len(self.dataset), (size,), generator=generator))
+        tokens[torch.rand(size, generator=generator) < CAPTION_DROPOUT] = self.no_caption_L
+        share = torch.sigmoid(torch.randn(size, generator=generator) + TIMESTEP_SHIFT)
+        t = (share * SCHEDULE["num_train_timesteps"]).long()  # type: ignore[operator]
+        noise = torch.randn(latents.shape, generator=generator)
+        noisy = self.noise_schedule.add_noise(latents, noise, t)
+        target = self.noise_schedule.get_velocity(latents, noise, t)
+        weight = 1 + OBJECT_WEIGHT * mask
+        return self._loss(noisy, t, tokens, target, weight / weight.mean())
+
+    def _loss(
+        self, noisy_BChw: Tensor, t_B: Tensor, tokens_BL: Tensor, target_BChw: Tensor, weight_B1hw: Tensor
+    ) -> Tensor:
+        device = self.settings.device
+        noisy_BChw, t_B, tokens_BL = noisy_BChw.to(device), t_B.to(device), tokens_BL.to(device)
+        with torch.autocast(device, self.precision, enabled=self.precision != torch.float32):
+            text_BLT = self.text_encoder(tokens_BL).last_hidden_state
+            predicted = self.unet(noisy_BChw, t_B, text_BLT).sample
+        error = (predicted.float() - target_BChw.to(device)) ** 2
+        return (error * weight_B1hw.to(device)).mean()
+
+
+def bfloat16_is_faster(device: str) -> bool:
+    """On a GPU always; on a CPU measured once: some run bfloat16 twice as fast as float32, some at half its speed."""
+    if device != "cpu":
+        return True
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        convolution = nn.Conv2d(128, 128, 3, padding=1).to(dtype)
+        x = torch.randn(32, 128, 8, 8, dtype=dtype)
+        tries = []
+        for _ in range(6):
+            start = time.perf_counter()
+            with torch.no_grad():
+                convolution(x)
+            tries.append(time.perf_counter() - start)
+        seconds[dtype] = min(tries)
+    return seconds[torch.bfloat16] < 0.9 * seconds[torch.float32]
+
+
+def build_modules(settings: BaseSettings) -> nn.ModuleDict:
+    """The two networks, from noise or from the shipped weights."""
+    torch.manual_seed(settings.seed)
+    if settings.init_from is None:
+        return nn.ModuleDict({"text_encoder": build_text_encoder(build_tokenizer()), "unet": build_unet()})
+    unet = UNet2DConditionModel.from_pretrained(settings.init_from, subfolder="unet").float()
+    unet.set_attn_processor(AttnProcessor())
+    text_encoder = CLIPTextModel.from_pretrained(settings.init_from, subfolder="text_encoder").float()
+    return nn.ModuleDict({"text_encoder": text_encoder, "unet": unet})
+
+
+def train_base(settings: BaseSettings) -> None:
+    """Train, or go on training, the base; its state lies in `settings.folder`/base.pt."""
+    load_or_make_dataset(settings.folder, settings.num_samples)
+    num_processes = settings.num_processes if settings.device == "cpu" else 1
+    if num_processes == 1:
+        _train(settings)
+        return
+    port = _free_port()
+    spawn(_worker, args=(num_processes, port, settings), nprocs=num_processes)
+
+
+def _worker(rank: int, num_processes: int, port: int, settings: BaseSettings) -> None:
+    torch.set_num_threads(1)
+    os.environ["USE_LIBUV"] = "0"
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=num_processes)
+    _train(settings)
+    dist.destroy_process_group()
+
+
+def _train(settings: BaseSettings) -> None:
+    modules = build_modules(settings).to(settings.device)
+    task = BaseTask(modules, load_or_make_dataset(settings.folder, settings.num_samples), settings)
+    plan = Plan("base", settings.minutes, settings.peak_lr, settings.muon_lr, "unet.")
+    fit(modules, task, plan, settings.folder / "base.pt")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,154 @@
+"""`python -m dreambooth toyworld ...`: render the toy world, make a subject's pictures, train and judge the base."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+SHIPPED = Path("checkpoints/toyworld")
+DEMO_SEED = 21  # of the robot in data/robot
+STAGES = ("decoder", "encoder", "judge", "base")
+# Minutes of each stage as a share of --minutes; the base, which everything waits for, takes most.
+SHARES = {"decoder": 0.2, "encoder": 0.05, "judge": 0.08, "base": 0.67}
+ENCODERS = ("clip", "vit")
+SHIPPED_ENCODERS = Path("checkpoints/toyworld-encoders")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Fill in the parser of `toyworld` and its subcommands."""
+    commands = parser.add_subparsers(dest="toyworld_command", metavar="COMMAND", required=True)
+    render = commands.add_parser("render", help="write a contact sheet of the toy world")
+    render.add_argument("--seed", type=int, default=0, help="of the first picture")
+    render.add_argument("--count", type=int, default=96, help="pictures on the sheet")
+    render.add_argument("--out", type=Path, default=Path("toyworld.png"), help="file to write (default: %(default)s)")
+
+    subject = commands.add_parser("subject", help="write pictures of one subject that no training picture shows")
+    subject.add_argument("--class", dest="class_noun", required=True, help="class noun, e.g. robot or dog")
+    subject.add_argument("--seed", type=int, default=0, help="each number is another subject (default: %(default)s)")
+    subject.add_argument("--count", type=int, default=5, help="pictures (default: %(default)s)")
+    subject.add_argument("--places", nargs="+", default=["grass", "studio", "city", "snow", "forest"], help="in turn")
+    subject.add_argument("--out", type=Path, required=True, help="folder for 00.png, 01.png, ...")
+
+    train = commands.add_parser("train", help="train the embedded base from scratch; run again to resume")
+    train.add_argument("--minutes", type=float, default=120.0, help="of all stages together (default: %(default)s)")
+    train.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    train.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="default: all of them")
+    train.add_argument("--init-from", type=Path, help="start denoiser and text encoder from this pipeline folder")
+    train.add_argument("--batch-size", type=int, default=64, help="of the denoiser (default: %(default)s)")
+    train.add_argument("--num-samples", type=int, default=100_000, help="in the training set (default: %(default)s)")
+    _add_folders(train)
+
+    export = commands.add_parser("export", help="write the base as far as it is trained; works beside `train`")
+    _add_folders(export)
+
+    evaluate = commands.add_parser("evaluate", help="sample the base and judge the pictures by the renderer's truth")
+    evaluate.add_argument("--model", type=Path, default=SHIPPED, help="pipeline folder (default: %(default)s)")
+    evaluate.add_argument("--per-class", type=int, default=30, help="pictures of every class (default: %(default)s)")
+    evaluate.add_argument("--sheet", type=Path, help="write the pictures as a contact sheet to this file")
+
+    outcome = commands.add_parser("outcome", help="judge what DreamBooth did: subject, place, class prompt")
+    outcome.add_argument("models", type=Path, nargs="+", metavar="MODEL", help="run folders, a column each")
+    outcome.add_argument("--class", dest="class_noun", default="robot", help="of the subject (default: %(default)s)")
+    outcome.add_argument("--seed", type=int, default=DEMO_SEED, help="of the subject (default: %(default)s)")
+    outcome.add_argument("--num-images", type=int, default=24, help="pictures a prompt (default: %(default)s)")
+    outcome.add_argument("--photos", type=Path, default=Path("data/robot"), help="the subject's (default: %(default)s)")
+    outcome.add_argument("--poster", type=Path, help="write photos and samples of the first model to this file")
+
+    encoders = commands.add_parser("encoders", help="train the metric encoders and measure them; run again to resume")
+    encoders.add_argument("--minutes", type=float, default=40.0, help="of both in equal parts (default: %(default)s)")
+    encoders.add_argument("--only", choices=ENCODERS, help="train this one, for its part of the minutes")
+    encoders.add_argument("--work", type=Path, default=Path(f"{SHIPPED_ENCODERS}.work"), help="states (%(default)s)")
+    encoders.add_argument("--out", type=Path, default=SHIPPED_ENCODERS, help="folder to write (default: %(default)s)")
+    encoders.add_argument("--measure-only", action="store_true", help="measure what is in the --out folder")
+
+
+def _add_folders(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--work", type=Path, default=Path(f"{SHIPPED}.work"), help="states (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=SHIPPED, help="pipeline folder to write (default: %(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the chosen subcommand. Returns the exit code."""
+    actions = {
+        "render": _render,
+        "subject": _subject,
+        "train": _train,
+        "export": _export,
+        "evaluate": _evaluate,
+        "outcome": _outcome,
+        "encoders": _encoders,
+    }
+    actions[args.toyworld_command](args)
+    return 0
+
+
+def _render(args: argparse.Namespace) -> None:
+    from toyworld import world
+
+    pictures = [world.render(*world.sample(seed)[:2]) for seed in range(args.seed, args.seed + args.count)]
+    world.contact_sheet(pictures, columns=12).save(args.out)
+    print(args.out)
+
+
+def _subject(args: argparse.Namespace) -> None:
+    from toyworld.photos import photos
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    for i, picture in enumerate(photos(args.class_noun, args.seed, args.count, args.places)):
+        path = args.out / f"{i:02d}.png"
+        picture.save(path)
+        print(path)
+
+
+def _train(args: argparse.Namespace) -> None:
+    from toyworld.stages import train_stages
+
+    minutes = {stage: SHARES[stage] * args.minutes for stage in STAGES if stage in args.stages}
+    train_stages(minutes, args.work, args.device, args.batch_size, args.num_samples, args.init_from)
+    _export(args)
+
+
+def _export(args: argparse.Namespace) -> None:
+    from toyworld.export import export
+
+    export(args.work, args.out)
+    print(args.out)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from toyworld.evaluate import measure, refresh_model_card, table
+
+    figures = table(measure(args.model, args.per_class, args.sheet))
+    refresh_model_card(args.model / "README.md", figures)
+    print(figures)
+
+
+def _outcome(args: argparse.Namespace) -> None:
+    from dreambooth.data.images import list_images, load_image
+    from dreambooth.generation.images import load_model
+    from toyworld import outcome, world
+    from toyworld.judge import Judge
+
+    judge, spec = Judge.load(SHIPPED / "judge"), world.subject(args.class_noun, args.seed)
+    models = {str(folder): load_model(str(folder), None, "cpu", None) for folder in args.models}
+    columns = {name: outcome.measure(model, spec, judge, args.num_images) for name, model in models.items()}
+    print(outcome.table(columns))
+    if args.poster is not None:
+        photos = [load_image(path) for path in list_images(args.photos)]
+        outcome.poster(photos, next(iter(models.values()))).save(args.poster)
+        print(args.poster)
+
+
+def _encoders(args: argparse.Namespace) -> None:
+    from toyworld import encoder_figures, encoders
+    from toyworld.evaluate import refresh_model_card
+
+    vae = encoders.load_vae(SHIPPED)
+    for name in () if args.measure_only else ENCODERS:
+        if args.only in (None, name):
+            encoders.train(name, args.minutes / len(ENCODERS), vae, args.work)
+            encoders.save(encoders.trained(name, args.work), args.out / name)
+    if args.only is None:
+        figures = encoder_figures.table(encoder_figures.measure(args.out, vae))
+        refresh_model_card(args.out / "README.md", figures)
+        print(figures)

@@ -1,0 +1,136 @@
+"""What the metric encoders learn from: objects in scenes, what a text claims of them, and softened pictures.
+
+No subject of `world.subject` is ever among the objects: colour pairs that are held out of the base's training are held
+out here too, so figures on subjects are figures on what the encoders never saw.
+
+Shapes: B pictures, T texts, Q questions (the judge's heads), H/W pixels.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from toyworld import world
+from toyworld.captions import OPENINGS, PLURAL_PATTERN, with_articles
+from toyworld.judge import HEADS, near_miss
+from toyworld.latents import to_pixels
+from toyworld.scenes import PHRASES
+
+SHARE_SOFTENED = 0.5  # of the pictures of a batch
+MOST_LATENT_NOISE = 0.25  # standard deviation; latents have 1
+MOST_PIXEL_NOISE = 0.04  # standard deviation; pixels are in -1..1
+SHARE_PLAIN = 0.5  # of the captions name the class and mostly the place, nothing else: what is asked when measuring
+SHARE_PLAIN_PLACE = 0.85  # of those name the place
+SILENT = -1  # a text's claim on a question that it says nothing about
+PLACE_OF = {phrase: place for place, phrases in PHRASES.items() for phrase in phrases}
+PATTERN_OF = {plural: pattern for pattern, plural in PLURAL_PATTERN.items()}
+_COLOUR = "|".join(world.COLOUR_NAMES)
+CAPTION = re.compile(
+    rf"(?:(?P<pattern>striped|spotted) )?(?:(?P<main>{_COLOUR})(?: and (?P<second>{_COLOUR}))? )?"
+    rf"\b(?P<class_noun>{'|'.join(world.CLASSES)})\b"
+    rf"(?: with (?P<accent>{_COLOUR}) (?P<plural>stripes|spots))?(?: (?P<place>.+))?$"
+)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures 2i and 2i + 1 show one object in two scenes."""
+
+    specs: list[world.Spec]  # one a picture
+    scenes: list[world.Scene]
+    pixels_BCHW: Tensor  # crisp, in -1..1
+
+    def truth(self) -> dict[str, Tensor]:
+        """The true label numbers of every question of the judge, [B] each."""
+        answers = {name: [getattr(spec, name) for spec in self.specs] for name in HEADS if name != "place"}
+        answers["place"] = [scene.place for scene in self.scenes]
+        return {name: torch.tensor([HEADS[name].index(label) for label in answers[name]]) for name in HEADS}
+
+    def captions(self, rng: random.Random) -> list[str]:
+        """A caption a picture: half of them plain, half with colours and pattern."""
+        return [caption(rng, spec, scene) for spec, scene in zip(self.specs, self.scenes, strict=True)]
+
+
+def draw(rng: random.Random, num_objects: int) -> Batch:
+    """Two pictures each of `num_objects` objects; half of them of one class, and half of those near misses."""
+    focus = rng.choice(world.CLASSES)
+    specs: list[world.Spec] = []
+    for i in range(num_objects):
+        crowded = i < num_objects // 2
+        if crowded and i % 2 == 1:
+            make = partial(near_miss, rng, specs[-1])
+        else:
+            make = partial(world.random_spec, rng, focus if crowded else None)
+        specs.append(_not_held_out(make))
+    twice = [spec for spec in specs for _ in range(2)]
+    scenes = [world.random_scene(rng) for _ in twice]
+    pictures = [world.render(spec, scene) for spec, scene in zip(twice, scenes, strict=True)]
+    return Batch(twice, scenes, to_pixels(pictures))
+
+
+def _not_held_out(make: Callable[[], world.Spec]) -> world.Spec:
+    spec = make()
+    while world.is_held_out(spec):
+        spec = make()
+    return spec
+
+
+def caption(rng: random.Random, spec: world.Spec, scene: world.Scene) -> str:
+    """A plain caption ("a photo of a robot on the beach") or one of `world.caption`."""
+    if rng.random() >= SHARE_PLAIN:
+        return world.caption(rng, spec, scene)
+    words = [rng.choice(OPENINGS), spec.class_noun]
+    if rng.random() < SHARE_PLAIN_PLACE:
+        words.append(rng.choice(PHRASES[scene.place]))
+    return with_articles(" ".join(words))
+
+
+def claims(texts: Sequence[str]) -> Tensor:
+    """What each caption says, [T, Q]: a label number, or SILENT, on every question in the order of `HEADS`."""
+    return torch.tensor([_claims(text) for text in texts])
+
+
+def _claims(text: str) -> list[int]:
+    found = CAPTION.search(text)
+    assert found is not None, f"not a caption of the toy world: {text}"
+    said = found.groupdict()
+    said["pattern"] = said["pattern"] or PATTERN_OF.get(said["plural"])
+    said["place"] = PLACE_OF.get(said["place"])
+    return [labels.index(said[name]) if said[name] else SILENT for name, labels in HEADS.items()]
+
+
+def is_true(claims_TQ: Tensor, truth: dict[str, Tensor]) -> Tensor:
+    """Whether all that a text claims holds for a picture, bool [B, T]."""
+    truth_BQ = torch.stack([truth[name] for name in HEADS], dim=1)
+    return ((claims_TQ[None] == truth_BQ[:, None]) | (claims_TQ[None] == SILENT)).all(-1)
+
+
+@torch.no_grad()
+def redrawn(vae: Any, pixels_BCHW: Tensor, most: float = MOST_LATENT_NOISE) -> Tensor:
+    """Pictures as a small diffusion model would draw them: through the autoencoder, the latents a little off."""
+    latents = vae.encode(pixels_BCHW).latent_dist.mean * vae.config.scaling_factor
+    latents = latents + most * torch.rand(len(latents), 1, 1, 1) * torch.randn_like(latents)
+    return vae.decode(latents / vae.config.scaling_factor).sample.clamp(-1, 1)
+
+
+def blurred(pixels_BCHW: Tensor, rng: random.Random) -> Tensor:
+    """A mean over 3 x 3 pixels, or half the size and back."""
+    if rng.random() < 0.5:
+        return F.avg_pool2d(F.pad(pixels_BCHW, (1, 1, 1, 1), "replicate"), 3, 1)
+    return F.interpolate(F.avg_pool2d(pixels_BCHW, 2), scale_factor=2, mode="bilinear")
+
+
+def roughened(pixels_BCHW: Tensor, soft_BCHW: Tensor) -> Tensor:
+    """Half of the pictures replaced by their soft form; noise of up to 0.04 on all."""
+    softened_B111 = torch.rand(len(pixels_BCHW), 1, 1, 1) < SHARE_SOFTENED
+    pixels = torch.where(softened_B111, soft_BCHW, pixels_BCHW)
+    return pixels + MOST_PIXEL_NOISE * torch.rand(len(pixels), 1, 1, 1) * torch.randn_like(pixels)

@@ -1,0 +1,250 @@
+"""Two small metric encoders of our own, in the shapes of the models that the field measures with.
+
+`clip` is a CLIPModel (Radford et al. 2021, arXiv 2103.00020): does a picture show what its prompt says? `vit` is a
+ViTModel that plays DINO's part: do two pictures show the same object? Both are trained from scratch on renders, whose
+truth is known, so that code that measures with DINO and CLIP runs without a download.
+
+Shapes: B pictures, T texts, H/W pixels, D embedding dimensions, K labels of a head, Q questions (the heads), N rows and
+M columns of a similarity matrix.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
+
+from toyworld import encoder_batches as batches
+from toyworld.judge import HEADS
+from toyworld.tokenizer import MAX_LENGTH, build_tokenizer
+from toyworld.training import Plan, fit, load_average
+from toyworld.world import PATTERNS, SIZE
+
+NAMES = ("clip", "vit")
+PATCH_SIZE = 8  # pixels
+TEMPERATURE_SAME_OBJECT = 0.1
+TEMPERATURE_SAME_CLASS = 0.2
+# Of the pull between objects of one class: nothing else says that a robot is more like another robot than a teapot is.
+WEIGHT_SAME_CLASS = 1.0
+MAX_LOGIT_SCALE = 4.6052  # ln 100, as in the paper
+# An object's embedding must not tell where it stands, so the ViT is not asked for the place.
+VIT_HEADS = tuple(name for name in HEADS if name != "place")
+SOFT_BATCH_EVERY = 4  # steps; one batch in so many went through the autoencoder,
+SOFT_BATCH_USES = 4  # and each of those is used so often, since decoding takes five times as long as a step
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large an encoder is; the defaults are what is shipped."""
+
+    width: int = 128  # of the vision transformer; its layers are four times as wide inside
+    num_layers: int = 4
+    num_heads: int = 4
+    text_width: int = 96
+    num_text_layers: int = 2
+    projection_dim: int = 64  # what picture and text share
+
+
+def build_vit(size: Size = Size()) -> Any:
+    """An untrained ViTModel; its embedding is the CLS row of `last_hidden_state`."""
+    config = ViTConfig(image_size=SIZE, patch_size=PATCH_SIZE, **_transformer(size.width, size.num_layers, size))
+    return ViTModel(config, add_pooling_layer=False)
+
+
+def build_clip(size: Size = Size()) -> Any:
+    """An untrained CLIPModel over the toy world's tokens.
+
+    The text embedding is read at the first end token, which is also what pads: the config must name its number.
+    """
+    tokenizer = build_tokenizer()
+    vision = {"image_size": SIZE, "patch_size": PATCH_SIZE, **_transformer(size.width, size.num_layers, size)}
+    text = {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": MAX_LENGTH,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        **_transformer(size.text_width, size.num_text_layers, size),
+    }
+    shared = {"projection_dim": size.projection_dim}
+    return CLIPModel(CLIPConfig(text_config={**text, **shared}, vision_config={**vision, **shared}, **shared))
+
+
+def _transformer(width: int, num_layers: int, size: Size) -> dict[str, int]:
+    shape = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": num_layers}
+    return {**shape, "num_attention_heads": size.num_heads}
+
+
+class Student(nn.Module):
+    """An encoder with linear heads that answer the renderer's questions; the heads are dropped after training.
+
+    They are asked from the first step on, when no contrastive loss can tell anything yet.
+    """
+
+    def __init__(self, model: Any, embedding_dim: int, questions: Sequence[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.heads = nn.ModuleDict({name: nn.Linear(embedding_dim, len(HEADS[name])) for name in questions})
+
+    def answers(self, embedding_BD: Tensor) -> dict[str, Tensor]:
+        """Logits of every head, [B, K]."""
+        return {name: head(embedding_BD) for name, head in self.heads.items()}
+
+
+def vit_embedding(model: Any, pixels_BCHW: Tensor) -> Tensor:
+    """[B, D], as it comes: not of length 1."""
+    return model(pixel_values=pixels_BCHW).last_hidden_state[:, 0]
+
+
+def questions_loss(answers: dict[str, Tensor], truth: dict[str, Tensor]) -> Tensor:
+    """Sum over the heads of their cross entropy. Objects without a pattern are not asked for the accent colour."""
+    asked = dict.fromkeys(answers, torch.ones(()))
+    asked["accent"] = (truth["pattern"] != PATTERNS.index("plain")).float()
+    each = {name: F.cross_entropy(logits, truth[name], reduction="none") for name, logits in answers.items()}
+    means = [(loss * asked[name]).sum() / asked[name].expand_as(loss).sum().clamp(min=1) for name, loss in each.items()]
+    return torch.stack(means).sum()
+
+
+def contrastive_loss(similarity_NM: Tensor, positive_NM: Tensor) -> Tensor:
+    """InfoNCE with several right answers a row:  -mean over positives p of log softmax(similarity)[p].
+
+    Khosla et al. 2020 (arXiv 2004.11362), eq. 2; with one positive it is van den Oord et al. 2018 (arXiv 1807.03748).
+    Its least value is the logarithm of the number of positives, at equal similarity to all of them.
+
+    positive_NM: bool, at least one True a row. Returns [N].
+    """
+    log_share_NM = similarity_NM.log_softmax(-1)
+    return -log_share_NM.where(positive_NM, 0.0).sum(-1) / positive_NM.sum(-1)
+
+
+def identity_loss(embedding_BD: Tensor, class_B: Tensor) -> Tensor:
+    """Pull the two pictures of one object together, and, more gently, the pictures of one class.
+
+    embedding_BD: of length 1; pictures 2i and 2i + 1 show one object. class_B: the number of each picture's class.
+    """
+    num = len(embedding_BD)
+    itself = torch.eye(num, dtype=torch.bool)
+    cosine = (embedding_BD @ embedding_BD.T).masked_fill(itself, -1e4)
+    same_object = itself[torch.arange(num) ^ 1]
+    same_class = (class_B[:, None] == class_B[None]) & ~itself
+    objects = contrastive_loss(cosine / TEMPERATURE_SAME_OBJECT, same_object).mean()
+    classes = contrastive_loss(cosine / TEMPERATURE_SAME_CLASS, same_class).mean()
+    return objects + WEIGHT_SAME_CLASS * classes
+
+
+def vit_loss(student: Student, pixels_BCHW: Tensor, truth: dict[str, Tensor]) -> Tensor:
+    """The identity loss, and the questions asked of the same embedding."""
+    embedding = vit_embedding(student.model, pixels_BCHW)
+    questions = questions_loss(student.answers(embedding), truth)
+    return questions + identity_loss(F.normalize(embedding, dim=-1), truth["class_noun"])
+
+
+def image_text_loss(image_BD: Tensor, text_TD: Tensor, logit_scale: Tensor, is_true_BT: Tensor) -> Tensor:
+    """CLIP's symmetric loss, except that every text that is true of a picture counts as a right answer.
+
+    "a photo of a robot" is true of each robot in the batch: as a negative it would teach the model to deny it.
+
+    image_BD, text_TD: of length 1. logit_scale: a logarithm. is_true_BT: at least one True in every row and column.
+    """
+    logits = logit_scale.clamp(max=MAX_LOGIT_SCALE).exp() * image_BD @ text_TD.T
+    of_image, of_text = contrastive_loss(logits, is_true_BT), contrastive_loss(logits.T, is_true_BT.T)
+    return (of_image.mean() + of_text.mean()) / 2
+
+
+def clip_loss(student: Student, pixels_BCHW: Tensor, truth: dict[str, Tensor], texts: Sequence[str]) -> Tensor:
+    """The image-text loss, and the questions asked of the picture's embedding. One text a picture."""
+    tokens = _tokenizer()(list(texts), padding=True, return_tensors="pt")
+    image = student.model.get_image_features(pixel_values=pixels_BCHW).pooler_output
+    text = student.model.get_text_features(**tokens).pooler_output
+    is_true = batches.is_true(batches.claims(texts), truth)
+    both = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
+    return questions_loss(student.answers(image), truth) + image_text_loss(*both, student.model.logit_scale, is_true)
+
+
+@lru_cache(maxsize=1)
+def _tokenizer() -> Any:
+    return build_tokenizer()
+
+
+def build_student(name: str, size: Size = Size()) -> Student:
+    """The untrained encoder `name` with its heads; the same on every call."""
+    torch.manual_seed(0)
+    if name == "clip":
+        return Student(build_clip(size), size.projection_dim, tuple(HEADS))
+    return Student(build_vit(size), size.width, VIT_HEADS)
+
+
+def loss_of_step(name: str, student: Student, vae: Any, num_objects: int) -> Callable[[int], Tensor]:
+    """The loss of the batch of any step; what is drawn at random follows from the step alone."""
+
+    @lru_cache(maxsize=1)
+    def soft_batch(number: int) -> tuple[batches.Batch, Tensor]:
+        torch.manual_seed(number)
+        batch = batches.draw(random.Random(f"{name} soft {number}"), num_objects)
+        return batch, batches.redrawn(vae, batch.pixels_BCHW)
+
+    def loss_at(step: int) -> Tensor:
+        rng = random.Random(f"{name} {step}")
+        if step % SOFT_BATCH_EVERY == 0:
+            batch, soft = soft_batch(step // (SOFT_BATCH_EVERY * SOFT_BATCH_USES))
+        else:
+            batch = batches.draw(rng, num_objects)
+            soft = batches.blurred(batch.pixels_BCHW, rng)
+        torch.manual_seed(step)
+        pixels = batches.roughened(batch.pixels_BCHW, soft)
+        truth = batch.truth()
+        if name == "clip":
+            return clip_loss(student, pixels, truth, batch.captions(rng))
+        return vit_loss(student, pixels, truth)
+
+    return loss_at
+
+
+def load_vae(base: Path) -> Any:
+    """The autoencoder of the embedded base, which softens pictures."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL.from_pretrained(base / "vae", torch_dtype=torch.float32).eval()
+
+
+def train(name: str, minutes: float, vae: Any, work: Path, num_objects: int = 48) -> None:
+    """Train the encoder `name`, or go on training it; its state lies in `work`/`name`.pt."""
+    student = build_student(name)
+    prefix = "model.vision_model.encoder." if name == "clip" else "model.layers."
+    plan = Plan(
+        name, minutes, peak_lr=1.5e-3, muon_lr=0.02, muon_prefix=prefix, decay_share=0.6, ema_decay=0.995,
+        weight_decay=1e-2,
+    )  # fmt: skip
+    fit(student, loss_of_step(name, student, vae, num_objects), plan, work / f"{name}.pt")
+
+
+def trained(name: str, work: Path) -> Any:
+    """The encoder `name` as far as it is trained."""
+    student = build_student(name)
+    load_average(student, work / f"{name}.pt")
+    return student.model.eval()
+
+
+def save(model: Any, folder: Path) -> None:
+    """Write an encoder in half precision with what turns pictures, and for CLIP texts, into its inputs."""
+    from transformers import CLIPImageProcessor, ViTImageProcessor
+
+    copy.deepcopy(model).half().save_pretrained(folder, safe_serialization=True)
+    bicubic = 3  # PIL's number
+    halves = [0.5, 0.5, 0.5]  # pixels in -1..1, as everywhere here
+    square = {"height": SIZE, "width": SIZE}
+    common = {"resample": bicubic, "do_rescale": True, "image_mean": halves, "image_std": halves}
+    if model.config.model_type == "clip":
+        build_tokenizer().save_pretrained(folder)
+        CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=square, **common).save_pretrained(folder)
+    else:
+        ViTImageProcessor(size=square, **common).save_pretrained(folder)

@@ -1,0 +1,59 @@
+"""Puts the trained parts together as a pipeline folder that plain diffusers loads, in half precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from torch import nn
+
+from dreambooth.errors import UserError
+from toyworld.base import BaseSettings, build_modules, sampling_scheduler
+from toyworld.judge import Judge, JudgeNet
+from toyworld.tokenizer import build_tokenizer
+from toyworld.training import load_average
+from toyworld.vae import build_vae
+
+
+def trained_vae(work: Path) -> AutoencoderKL:
+    """The autoencoder as far as it is trained; parts not begun are untrained."""
+    vae = build_vae()
+    assert vae.post_quant_conv is not None
+    load_average(nn.ModuleDict({"post_quant_conv": vae.post_quant_conv, "decoder": vae.decoder}), work / "decoder.pt")
+    load_average(nn.ModuleDict({"encoder": vae.encoder}), work / "encoder.pt")
+    return vae.eval()
+
+
+def trained_judge(work: Path) -> Judge:
+    """The judge as far as it is trained."""
+    net = JudgeNet()
+    load_average(net, work / "judge.pt")
+    return Judge(net)
+
+
+def trained_pipeline(work: Path) -> StableDiffusionPipeline:
+    """The base as far as it is trained, in float32. Raises UserError if training has not begun."""
+    if not (work / "base.pt").is_file():
+        raise UserError(f"nothing to export in {work}: base.pt is missing; `toyworld train` makes it")
+    modules = build_modules(BaseSettings(folder=work, minutes=0.0))
+    load_average(modules, work / "base.pt")
+    return StableDiffusionPipeline(
+        vae=trained_vae(work),
+        text_encoder=modules["text_encoder"].eval(),
+        tokenizer=build_tokenizer(),
+        unet=modules["unet"].eval(),
+        scheduler=sampling_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def export(work: Path, out: Path) -> None:
+    """Write the pipeline folder and the judge beside it; every float is stored in 16 bits."""
+    pipeline: Any = trained_pipeline(work)
+    pipeline.to(torch.float16).save_pretrained(out, safe_serialization=True)
+    if (work / "judge.pt").is_file():
+        trained_judge(work).save(out / "judge")

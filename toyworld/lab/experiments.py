@@ -1,0 +1,262 @@
+"""What is compared: a lab is a question of the paper, its rows are the answers that are tried.
+
+A row says what differs from `configs/toyworld.yaml`. Rows that come to the same settings share their runs.
+Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from toyworld.cli import DEMO_SEED
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One of the toy world's objects (`world.subject`), in colours that the base never saw on its class.
+
+    wrong_noun: what the class noun ablation calls it.
+    """
+
+    class_noun: str
+    seed: int
+    wrong_noun: str
+
+    def __str__(self) -> str:
+        return f"{self.class_noun} {self.seed}"
+
+
+# Two of the first three are the paper's examples. The settings were chosen on the robot before there was a laboratory.
+SUBJECTS = (
+    Subject("robot", DEMO_SEED, "house"),
+    Subject("dog", 1, "car"),
+    Subject("backpack", 4, "flower"),
+    Subject("cat", 5, "rocket"),
+    Subject("car", 6, "teapot"),
+)
+NO_NOUN = "xyz"  # a token of its own that no caption uses: a config's class noun must not be empty
+
+Noun = Literal["right", "none", "wrong"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to train.
+
+    validates: whether the run validates and keeps its best step; else its last step is measured.
+    grid: it is tried on the first so many of `SUBJECTS`, and with so many seeds (0, 1, ...).
+    """
+
+    name: str
+    overrides: tuple[str, ...] = ()
+    num_photos: int = 5
+    noun: Noun = "right"
+    validates: bool = False
+    grid: tuple[int, int] = (3, 2)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What somebody found: `figure` is higher in row `more` than in row `less`. said: by whom, and in their figures."""
+
+    figure: str
+    more: str
+    less: str
+    said: str
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A question. The first row is what the others are compared with.
+
+    figures: columns of the table. paper: row -> figure -> what the paper reports. late: after all others in `lab all`.
+    heat: the two numbers in a row's name are the axes of a heat map.
+    """
+
+    title: str
+    caption: str
+    rows: tuple[Row, ...]
+    figures: tuple[str, ...] = ("fidelity_way", "place_right", "div_share", "pres_way", "dino", "clip_t")
+    claims: tuple[Claim, ...] = ()
+    paper: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    late: bool = False
+    heat: bool = False
+
+
+HEADLINE = (5, 3)  # subjects, seeds
+NO_PRIOR = ("prior.source=none",)
+SAMPLED = ("prior.source=stream", "prior.weight=1")  # the paper's weight; 2 learns the dog half as well
+TAUGHT_ON_SUBJECT = ("prior.source=teacher", "prior.teacher_latents=subject")
+TAUGHT_ON_CLASS = ("prior.source=teacher", "prior.teacher_latents=class")
+WORD_AND_LORA = (  # what configs/toyworld-lora.yaml has beside configs/toyworld.yaml
+    "method.name=pivotal",
+    "method.rank=14",
+    "method.targets=[attention,feed-forward,projections]",
+    "subject.identifier=<sks>",
+    "optim.lr=4e-3",
+    "optim.identifier_lr=2e-2",
+)
+DEFAULT = Row("default", grid=HEADLINE)
+WITHOUT = Row("no prior", NO_PRIOR, grid=HEADLINE)
+PAPER_PRIOR = {
+    "sampled class pictures": {"pres": ".493", "div": ".391", "dino": ".684", "clip_i": ".815", "clip_t": ".308"},
+    "no prior": {"pres": ".664", "div": ".371", "dino": ".712", "clip_i": ".828", "clip_t": ".306"},
+}
+PRIOR_CLAIMS = (
+    Claim("pres", "no prior", "sampled class pictures", "Paper: without a prior PRES rises from .493 to .664"),
+    Claim("div", "sampled class pictures", "no prior", "Paper: without a prior DIV falls from .391 to .371"),
+)
+STEPS = (120, 240, 480)
+PAPER_PICTURES = ((".494", ".798"), (".515", ".851"), (".596", ".871"), (".604", ".876"), (".597", ".864"))
+
+LABS: dict[str, Lab] = {
+    "headline": Lab(
+        "The defaults",
+        "Five subjects, three seeds. `configs/toyworld.yaml` as it is: the frozen base as a teacher, asked about class "
+        "pictures; without a prior; with the class pictures themselves as the target, and a weight of 1, as in the "
+        "paper; and with the teacher asked about the subject's pictures, so that none of the class is made. Weights of "
+        "the last step; in the last row those of the best step by validation. The last two rows: three subjects, two "
+        "seeds.",
+        (
+            DEFAULT,
+            WITHOUT,
+            Row("sampled class pictures", SAMPLED, grid=HEADLINE),
+            Row("teacher, subject latents", TAUGHT_ON_SUBJECT),
+            Row("default, best step kept", validates=True),
+        ),
+        figures=(
+            "fidelity_way",
+            "place_right",
+            "div_share",
+            "pres_way",
+            "leak_way",
+            "nearer_to_subject",
+            "main_right",
+            "kept_step",
+        ),
+    ),
+    "prior": Lab(
+        "Prior on and off",
+        "The paper's figures, on Imagen, beside it. Class pictures are the target, as there.",
+        (Row("sampled class pictures", SAMPLED, grid=HEADLINE), WITHOUT),
+        figures=(
+            "pres",
+            "div",
+            "dino",
+            "clip_i",
+            "clip_t",
+            "base_pres",
+            "base_div",
+            "true_diversity",
+            "true_base_diversity",
+        ),
+        claims=PRIOR_CLAIMS,
+        paper=PAPER_PRIOR,
+    ),
+    "noun": Lab(
+        "The class noun",
+        f"All without a prior. None is the token `{NO_NOUN}`, which no caption of the base uses, since a config's "
+        f"class noun cannot be empty; wrong is {', '.join(f'{one.wrong_noun} for {one}' for one in SUBJECTS[:3])}. "
+        "Pictures are drawn with the noun that was taught; CLIP-T, PRES and DIV are of the right one.",
+        (Row("right", NO_PRIOR), Row("none", NO_PRIOR, noun="none"), Row("wrong", NO_PRIOR, noun="wrong")),
+        figures=("dino", "clip_i", "clip_t", "fidelity_way", "class_right", "place_right"),
+        claims=(
+            Claim("dino", "right", "none", "Paper: DINO .744 with the right noun, .303 with none"),
+            Claim("dino", "right", "wrong", "Paper: DINO .744 with the right noun, .454 with a wrong one"),
+            Claim("dino", "wrong", "none", "Paper: DINO .454 with a wrong noun, .303 with none"),
+        ),
+        paper={
+            "right": {"dino": ".744", "clip_i": ".853"},
+            "none": {"dino": ".303", "clip_i": ".607"},
+            "wrong": {"dino": ".454", "clip_i": ".728"},
+        },
+    ),
+    "pictures": Lab(
+        "Number of subject pictures",
+        "The first n of the five; likeness is always measured against all five. The paper's figures: backpack, dog.",
+        tuple(Row(str(n), num_photos=n) for n in (5, 4, 3, 2, 1)),
+        figures=("dino", "fidelity_way", "place_right", "clip_t", "div_share", "nearer_to_subject"),
+        claims=(
+            Claim(
+                "dino", "3", "1", "Paper: DINO .494 to .596 (backpack), .798 to .871 (dog) from one picture to three"
+            ),
+            Claim("dino", "5", "1", "Paper: DINO .494 to .597 (backpack), .798 to .864 (dog) from one picture to five"),
+        ),
+        paper={str(n): {"dino": ", ".join(pair)} for n, pair in enumerate(PAPER_PICTURES, start=1)},
+    ),
+    "weight": Lab(
+        "Weight of the prior",
+        "Lambda; 0 is no prior at all.",
+        (
+            Row("2", ("prior.weight=2",)),
+            Row("0", NO_PRIOR),
+            Row("0.5", ("prior.weight=0.5",)),
+            Row("1", ("prior.weight=1",)),
+        ),
+        figures=("fidelity_way", "place_right", "div_share", "pres_way", "leak_way", "drift", "true_leak"),
+    ),
+    "images": Lab(
+        "Number of prior images",
+        "Class pictures made by the base and used in turn.",
+        (
+            Row("64", ("prior.num_images=64",)),
+            Row("16", ("prior.num_images=16",)),
+            Row("256", ("prior.num_images=256",)),
+        ),
+        figures=("fidelity_way", "place_right", "div_share", "pres_way", "drift", "seconds_prior"),
+    ),
+    "text": Lab(
+        "Text encoder",
+        "Trained with the denoiser, or left as it was.",
+        (
+            Row("trained", ("method.train_text_encoder=true",)),
+            Row("frozen", ("method.train_text_encoder=false", "optim.identifier_lr=null")),
+            Row("trained, the identifier as the rest", ("optim.identifier_lr=null",)),
+        ),
+        figures=("fidelity_way", "place_right", "div_share", "pres_way", "dino", "clip_t", "seconds_training"),
+        claims=(
+            Claim(
+                "fidelity_way", "trained", "frozen", "`train.py --help`: better likeness with the text encoder trained"
+            ),
+        ),
+    ),
+    "teacher": Lab(
+        "Teacher prior",
+        "The frozen base's own predictions as the target of the class prompt, asked about noisy latents of the "
+        "subject's pictures or of class pictures. Its cost is within that of training.",
+        (
+            Row("sampled class pictures", SAMPLED),
+            Row("teacher, subject latents", TAUGHT_ON_SUBJECT),
+            Row("teacher, class latents", TAUGHT_ON_CLASS),
+            Row("no prior", NO_PRIOR),
+        ),
+        figures=(
+            "fidelity_way",
+            "place_right",
+            "div_share",
+            "pres_way",
+            "drift",
+            "seconds_training",
+            "seconds_prior",
+        ),
+    ),
+    "lora": Lab(
+        "A LoRA",
+        "`configs/toyworld-lora.yaml`, a new word and a LoRA of rank 14, beside all weights.",
+        (Row("full"), Row("word and LoRA", WORD_AND_LORA)),
+        figures=("fidelity_way", "place_right", "div_share", "pres_way", "dino", "clip_t", "seconds_training"),
+    ),
+    "map": Lab(
+        "Learning rate and steps",
+        "What the defaults of `configs/toyworld.yaml` are chosen from.",
+        tuple(
+            Row(f"lr {rate}, {steps} steps", (f"optim.lr={rate}", f"train.max_steps={steps}"))
+            for steps in (240, 120, 480)
+            for rate in ("4e-4", "2e-4", "8e-4")
+        ),
+        late=True,
+        heat=True,
+    ),
+}

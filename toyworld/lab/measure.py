@@ -1,0 +1,109 @@
+"""The figures of one cell, from its pictures: by encoders as in the paper, and by the judge, who knows the truth.
+
+Shapes: B pictures, N photos, D embedding dimensions.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from statistics import fmean
+
+from PIL.Image import Image
+
+from dreambooth.metrics import scores
+from dreambooth.metrics.subject import Encoders, SubjectScorer, load_encoders
+from toyworld import world
+from toyworld.judge import Judge
+from toyworld.lab.figures import way
+from toyworld.outcome import UNSEEN_PLACES, judged, mean_distance, places_of
+from toyworld.scenes import PHRASES
+
+NUM_ANCHORS = 120  # renderings of the subject, and of as many others of its class: ± 0.03 of a way
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What pictures are measured with."""
+
+    encoders: Encoders
+    judge: Judge
+
+
+def load_tools(encoders: Path, judge: Path) -> Tools:
+    """Raises ModelError or UserError where one of them is missing."""
+    return Tools(load_encoders(str(encoders / "vit"), str(encoders / "clip")), Judge.load(judge))
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What one model draws, and the untouched base for the same class prompt and seeds."""
+
+    subject: Sequence[Image]  # over the unseen places, in the order of `outcome.draw_subject`
+    of_class: Sequence[Image]
+    base: Sequence[Image]
+
+
+@cache
+def renderings(spec: world.Spec) -> list[Image]:
+    """The object itself in the unseen places: what perfect pictures look like."""
+    rng = random.Random(f"renderings of {spec}")
+    return [world.render(spec, world.random_scene(rng, UNSEEN_PLACES[i % 4])) for i in range(NUM_ANCHORS)]
+
+
+@cache
+def others(spec: world.Spec) -> list[Image]:
+    """As many other objects of its class in the unseen places, one each: what a model draws that learned nothing."""
+    rng = random.Random(f"others than {spec}")
+    specs = [world.random_spec(rng, spec.class_noun) for _ in range(NUM_ANCHORS)]
+    return [world.render(other, world.random_scene(rng, UNSEEN_PLACES[i % 4])) for i, other in enumerate(specs)]
+
+
+def measure(tools: Tools, spec: world.Spec, photos: Sequence[Image], pictures: Pictures) -> dict[str, float]:
+    """All figures of `figures.FIGURES` that pictures tell; the subject's photos are what likeness is measured to."""
+    return {**_by_encoders(tools.encoders, spec, photos, pictures), **_by_judge(tools.judge, spec, pictures)}
+
+
+def _by_encoders(encoders: Encoders, spec: world.Spec, photos: Sequence[Image], pictures: Pictures) -> dict[str, float]:
+    scorer = SubjectScorer(encoders, photos)
+    texts = [f"a photo of a {spec.class_noun} {PHRASES[place][0]}" for place in places_of(len(pictures.subject))]
+    found = {**scorer.subject(pictures.subject, texts), **scorer.of_class(pictures.of_class, pictures.base)}
+    means = {name: fmean(numbers) for name, numbers in found.items()}
+    base = {name: fmean(numbers) for name, numbers in scorer.of_class(pictures.base).items()}
+    photos_ND = encoders.main.images(photos)
+    other, real = (
+        float(scores.similarity(encoders.main.images(some), photos_ND).mean())
+        for some in (others(spec), renderings(spec))
+    )
+    return {
+        **means,
+        "base_pres": base["pres"],
+        "base_div": base["div"],
+        "other": other,
+        "real": real,
+        "fidelity_way": way(means["dino"], other, real),
+        "pres_way": way(means["pres"], other, real),
+        "base_pres_way": way(base["pres"], other, real),
+        "leak_way": way(means["pres"], base["pres"], real),
+        "div_share": means["div"] / base["div"],
+    }
+
+
+def _by_judge(judge: Judge, spec: world.Spec, pictures: Pictures) -> dict[str, float]:
+    outcome = judged(list(pictures.subject), list(pictures.of_class), spec, judge)
+    return {
+        "place_right": outcome.place_right,
+        "class_right": outcome.class_right,
+        "main_right": outcome.main_right,
+        "second_right": outcome.second_right,
+        "pattern_right": outcome.pattern_right,
+        "true_similarity": outcome.subject_similarity,
+        "true_other_similarity": outcome.other_similarity,
+        "nearer_to_subject": outcome.nearer_to_subject,
+        "true_leak": outcome.class_prompt_similarity,
+        "true_diversity": outcome.class_prompt_diversity,
+        "true_base_diversity": mean_distance(judge(pictures.base).embedding_BD),
+    }

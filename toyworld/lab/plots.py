@@ -1,0 +1,78 @@
+"""A picture a lab: the four figures that the defaults are judged by, row by row, or as a map over two settings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from dreambooth.files import atomic_file
+from toyworld.lab.experiments import SUBJECTS, Lab
+from toyworld.lab.figures import FIGURES, GOALS
+from toyworld.lab.tables import RowResults
+
+
+def plot(lab: Lab, rows: Sequence[RowResults], path: Path) -> None:
+    """Write a PNG of what has been measured."""
+    measured = [row for row in rows if row.results]
+    figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), layout="constrained")
+    for axis, name in zip(axes.flat, GOALS, strict=True):
+        (_heat if lab.heat else _points)(axis, measured, name)
+        axis.set_title(FIGURES[name], fontsize=10)
+    figure.suptitle(lab.title)
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+def _points(axis: Any, rows: Sequence[RowResults], name: str) -> None:
+    """A coloured dot a cell, the mean over subjects with its interval in black, the goal dashed."""
+    for number, subject in enumerate(SUBJECTS):
+        points = [
+            (place, result.figures[name])
+            for place, row in enumerate(rows)
+            for (of, _), result in row.results.items()
+            if of == str(subject)
+        ]
+        shift = 0.06 * (number - 2)
+        label = str(subject) if points else None
+        axis.scatter([x + shift for x, _ in points], [y for _, y in points], s=14, alpha=0.7, label=label)
+    for place, row in enumerate(rows):
+        found = row.estimate(name)
+        half = (found.high - found.low) / 2 if found.num > 1 else 0.0
+        axis.errorbar(place + 0.25, found.mean, half, fmt="o", color="black", capsize=3, markersize=5)
+    axis.axhline(GOALS[name][1], color="gray", linestyle="--", linewidth=1)
+    low, high = axis.get_ylim()
+    axis.set_ylim(min(low, -0.05), max(high, 1.05))  # all labs on one scale, as far as it goes
+    axis.set_xticks(range(len(rows)), [row.row.name.replace(", ", ",\n") for row in rows], fontsize=8)
+    axis.legend(fontsize=6)
+
+
+def _heat(axis: Any, rows: Sequence[RowResults], name: str) -> None:
+    """Means over subjects on a grid of the two numbers in the rows' names; what reaches the goal is in bold."""
+    means = {_numbers(row.row.name): row.estimate(name).mean for row in rows}
+    across, up = (sorted({pair[side] for pair in means}) for side in (0, 1))
+    grid = np.array([[means.get((x, y), np.nan) for x in across] for y in up])
+    more_is_better, goal = GOALS[name]
+    axis.imshow(grid, cmap="viridis" if more_is_better else "viridis_r", aspect="auto", origin="lower")
+    for (x, y), value in means.items():
+        reached = value >= goal if more_is_better else value <= goal
+        box = {"boxstyle": "round", "facecolor": "white", "alpha": 0.75, "edgecolor": "none"}
+        weight = "bold" if reached else "normal"
+        axis.text(across.index(x), up.index(y), f"{value:.2f}", ha="center", va="center", weight=weight, bbox=box)
+    axis.set_xticks(range(len(across)), [f"{x:g}" for x in across])
+    axis.set_yticks(range(len(up)), [f"{y:g}" for y in up])
+    axis.set_xlabel("learning rate", fontsize=8)
+    axis.set_ylabel("steps", fontsize=8)
+
+
+def _numbers(name: str) -> tuple[float, float]:
+    first, second = re.findall(r"\d[\d.e-]*", name)
+    return float(first), float(second)

@@ -1,0 +1,78 @@
+"""benchmarks/RESULTS.md: the section of the laboratory, written anew from the results; what stands around it stays."""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from dreambooth.files import write_text
+from toyworld.lab import plots
+from toyworld.lab.experiments import LABS, SUBJECTS
+from toyworld.lab.plan import Bench
+from toyworld.lab.store import Result, Store
+from toyworld.lab.tables import RowResults, collect, lab_text
+
+START, END = "<!-- laboratory -->", "<!-- end of laboratory -->"
+HOW = f"""\
+DreamBooth on the embedded base of 20 MB, `checkpoints/toyworld`; nothing here was measured on a large model.
+
+- **Cells.** A cell is a row of settings, a subject and a seed. The subjects are
+  {", ".join(str(subject) for subject in SUBJECTS)} of the toy world, in pairs of colours that the base never saw on
+  them; six cells are the first three with seeds 0 and 1. The settings of `configs/toyworld.yaml` were first chosen on
+  the robot.
+- **Pictures.** 24 of "a photo of {{subject}} ..." over four places that no photo shows, 24 of "a photo of a {{class}}";
+  20 DDIM steps, guidance 4, the same noise in every row.
+- **Measures.** DINO, PRES, DIV and drift are cosines of the shipped ViT, CLIP-I and CLIP-T of the shipped CLIP
+  (`checkpoints/toyworld-encoders`). They are not on the paper's scale: compare directions, not values. A *way* counts
+  from renderings of other objects of the class (0) to unseen renderings of the subject (1), both against its five
+  photos; the base's own class pictures may already be some way, so PRES is also counted from those. Places, colours and
+  what the judge sees are told by a network that was trained on the renderer's truth.
+- **Figures.** The mean over cells ± half of its 95 % interval over subjects (Student's t; it holds the differences
+  between subjects), then the smallest – the largest cell. Rows are compared on the same subject and seed. Seconds are
+  CPU seconds of one thread."""
+
+
+def refresh(bench: Bench, store: Store, results_file: Path, shown: Sequence[str] = tuple(LABS)) -> list[Path]:
+    """Write the section and a plot a lab beside the results, of all that was measured; returns the files written."""
+    collected = {name: collect(name, bench, store) for name in shown}
+    measured = {name: rows for name, rows in collected.items() if any(row.results for row in rows)}
+    if not measured:
+        return []
+    written = [results_file]
+    for name, rows in measured.items():
+        written.append(store.path.parent / f"{name}.png")
+        plots.plot(LABS[name], rows, written[-1])
+    write_section(results_file, section(measured, store.path))
+    return written
+
+
+def section(measured: dict[str, list[RowResults]], results: Path) -> str:
+    """Everything between the marks."""
+    parts = ["## The laboratory", HOW, _provenance(measured, results)]
+    for name, rows in measured.items():
+        parts += [lab_text(name, rows), f"![{LABS[name].title}](lab/{name}.png)"]
+    return "\n\n".join(parts)
+
+
+def _provenance(measured: dict[str, list[RowResults]], results: Path) -> str:
+    used: list[Result] = [result for rows in measured.values() for row in rows for result in row.results.values()]
+    dates = sorted({result.date for result in used})
+    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    cores = " and ".join(str(number) for number in sorted({result.cores for result in used}))
+    torch = " and ".join(sorted({result.torch for result in used}))
+    return (
+        f"Measured {when} on {cores} CPU cores ({platform.machine()}), torch {torch}, by\n"
+        f"`python -m dreambooth lab all`, which goes on where it was stopped; every cell is a line of\n"
+        f"[`{results.name}`](lab/{results.name})."
+    )
+
+
+def write_section(path: Path, text: str) -> None:
+    """Put `text` between the marks, at the end of the file where it has none yet."""
+    old = path.read_text(encoding="utf-8") if path.is_file() else "# Results\n"
+    marked = f"{START}\n{text}\n{END}"
+    pattern = re.compile(f"{re.escape(START)}.*?{re.escape(END)}", re.DOTALL)
+    new = pattern.sub(lambda _: marked, old) if pattern.search(old) else f"{old.rstrip()}\n\n{marked}\n"
+    write_text(path, new)

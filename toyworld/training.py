@@ -1,0 +1,227 @@
+"""One resumable training loop for everything that is trained here: denoiser, decoder, encoder and judge.
+
+Its budget is minutes, not steps, because the machine is what it is: the learning rate warms up, stays, and falls to
+nearly zero over the last part of the time. That fall brings the biggest visible jump, so a budget is never just cut.
+With several processes (gloo, one thread each: twice as fast on two cores as one process with two threads) gradients are
+averaged and rank 0 keeps the time and the state.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from dreambooth.errors import NonFiniteError
+from toyworld.muon import Muon
+
+MIN_LR_SHARE = 0.02  # of the peak, at the very end
+LOG_EVERY_STEPS = 100
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one module is trained."""
+
+    name: str
+    minutes: float  # of wall time, over all resumptions together
+    peak_lr: float  # of AdamW
+    muon_lr: float = 0.0  # of Muon, which takes the hidden layers' matrices; 0: AdamW takes everything
+    muon_prefix: str = ""  # names of the parameters that may go to Muon begin so
+    decay_share: float = 0.3  # of the time, at the end, over which the learning rate falls
+    warmup_steps: int = 100
+    ema_decay: float = 0.999  # of the weights that are kept; half-life some 700 steps
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 1e-3
+    max_grad_norm: float = 1.0
+    save_every_seconds: float = 120.0
+
+
+def lr_share(plan: Plan, step: int, spent: float) -> float:
+    """The learning rate as a share of its peak, at a step and at a share `spent` of the time (0 to 1)."""
+    warm = min(1.0, (step + 1) / plan.warmup_steps)
+    left = min(1.0, (1.0 - spent) / plan.decay_share) if plan.decay_share > 0 else 1.0
+    return warm * max(MIN_LR_SHARE, left)
+
+
+def save_atomically(state: dict[str, Any], path: Path) -> None:
+    """Write beside, flush, rename: a crash leaves the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".tmp")
+    with beside.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's number and how many there are; (0, 1) without a process group."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+class Average:
+    """An exponential moving average of a module's parameters, warmed up so that early steps do not linger."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.shadow = [parameter.detach().clone() for parameter in module.parameters()]
+
+    def update(self, module: nn.Module, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self.shadow, [p.detach() for p in module.parameters()], 1 - decay)
+
+    def copy_to(self, module: nn.Module) -> None:
+        with torch.no_grad():
+            for parameter, average in zip(module.parameters(), self.shadow, strict=True):
+                parameter.copy_(average)
+
+
+def hidden_matrices(module: nn.Module, prefix: str) -> list[nn.Parameter]:
+    """Trained weights of two or more dimensions whose names begin with `prefix`, without first and last layers."""
+    ends = ("conv_in.", "conv_out.", "time_embedding.", "body.0.")
+    inner = [(n, p) for n, p in module.named_parameters() if n.startswith(prefix) and not any(end in n for end in ends)]
+    return [parameter for _, parameter in inner if parameter.requires_grad and parameter.ndim >= 2]
+
+
+def build_optimizers(module: nn.Module, plan: Plan) -> list[torch.optim.Optimizer]:
+    """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest."""
+    matrices = hidden_matrices(module, plan.muon_prefix) if plan.muon_lr else []
+    taken = {id(parameter) for parameter in matrices}
+    rest = [p for p in module.parameters() if p.requires_grad and id(p) not in taken]
+    adamw = torch.optim.AdamW(rest, plan.peak_lr, betas=plan.betas, weight_decay=plan.weight_decay, fused=True)
+    optimizers: list[torch.optim.Optimizer] = [adamw]
+    if matrices:
+        optimizers.append(Muon(matrices, plan.muon_lr))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return optimizers
+
+
+class Run:
+    """The changing side of a training: module, optimizer, average, step and seconds spent; saved and restored."""
+
+    def __init__(self, module: nn.Module, plan: Plan, state_path: Path) -> None:
+        self.module, self.plan, self.path = module, plan, state_path
+        self.trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self.optimizers = build_optimizers(module, plan)
+        self.average = Average(module, plan.ema_decay)
+        self.step, self.seconds = 0, 0.0
+
+    def restore(self) -> None:
+        """Go on from the saved state, if there is one."""
+        if not self.path.is_file():
+            return
+        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        self.module.load_state_dict(state["module"])
+        for optimizer, saved_optimizer in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved_optimizer)
+        for own, saved in zip(self.average.shadow, state["average"], strict=True):
+            own.copy_(saved)
+        self.step, self.seconds = state["step"], state["seconds"]
+
+    def save(self) -> None:
+        """Only rank 0 writes."""
+        if rank_and_world()[0] == 0:
+            state = {
+                "module": self.module.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+                "average": self.average.shadow,
+                "step": self.step,
+                "seconds": self.seconds,
+            }
+            save_atomically(state, self.path)
+
+    def update(self, loss: Tensor, share: float) -> None:
+        """One optimizer step on gradients averaged over the processes.
+
+        Raises NonFiniteError instead if the gradient is not finite; the saved state is then from before it.
+        """
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * share
+        loss.backward()
+        _average_gradients(self.trained)
+        norm = nn.utils.clip_grad_norm_(self.trained, self.plan.max_grad_norm)
+        if not norm.isfinite():
+            raise NonFiniteError(f"{self.plan.name}: gradient not finite at step {self.step}; lower the learning rate")
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.step += 1
+        self.average.update(self.module, self.step)
+
+
+def load_average(module: nn.Module, state_path: Path) -> None:
+    """Fill `module` with the averaged weights of a saved training (and its buffers); nothing if there is none yet."""
+    if not state_path.is_file():
+        return
+    state = torch.load(state_path, map_location="cpu", weights_only=True)
+    module.load_state_dict(state["module"])
+    with torch.no_grad():
+        for parameter, average in zip(module.parameters(), state["average"], strict=True):
+            parameter.copy_(average)
+
+
+def _average_gradients(parameters: list[nn.Parameter]) -> None:
+    _, num_processes = rank_and_world()
+    if num_processes == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= num_processes
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def fit(module: nn.Module, loss_at: Callable[[int], Tensor], plan: Plan, state_path: Path) -> None:
+    """Train until the plan's minutes are spent, from the saved state if there is one; then `module` holds the average.
+
+    loss_at(step) computes the loss of one batch; whatever it draws at random must follow from the step (and the rank),
+    so that a resumed training goes on as it would have.
+    """
+    run = Run(module, plan, state_path)
+    run.restore()
+    budget = 60 * plan.minutes
+    started = time.monotonic() - run.seconds
+    saved_at, losses = run.seconds, []
+    module.train()
+    while True:
+        run.seconds = _time_of_rank_zero(time.monotonic() - started)
+        if run.seconds >= budget:
+            break
+        loss = loss_at(run.step)
+        losses.append(loss.item())
+        run.update(loss, lr_share(plan, run.step, run.seconds / budget))
+        if run.step % LOG_EVERY_STEPS == 0 and rank_and_world()[0] == 0:
+            _log(plan.name, run, losses)
+        if run.seconds - saved_at > plan.save_every_seconds:
+            run.save()
+            saved_at = run.seconds
+    run.save()
+    run.average.copy_to(module)
+    module.eval()
+
+
+def _log(name: str, run: Run, losses: list[float]) -> None:
+    mean = sum(losses) / len(losses)
+    losses.clear()
+    print(f"{name}: {run.seconds:.0f} s, step {run.step}, loss {mean:.4f}", flush=True)
+
+
+def _time_of_rank_zero(seconds: float) -> float:
+    """All processes must agree on when to stop."""
+    if rank_and_world()[1] == 1:
+        return seconds
+    shared = torch.tensor([seconds], dtype=torch.float64)
+    dist.broadcast(shared, src=0)
+    return shared.item()
