@@ -32,7 +32,7 @@ from crashes import SETTINGS, assert_equal_runs, assert_whole, wait_for  # noqa:
 from warm import Warm  # noqa: E402
 
 from dreambooth.config import load_config  # noqa: E402
-from dreambooth.metrics.validation_log import Journal  # noqa: E402
+from dreambooth.metrics.validation_log import ValidationLog  # noqa: E402
 from dreambooth.run.folder import RunFolder  # noqa: E402
 
 ENCODERS = ROOT / "checkpoints" / "toyworld-encoders"
@@ -223,7 +223,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, Warm() as warm:
         chaos = Chaos(Path(folder), warm, args)
         chaos.leave_in_peace()
-        best = Journal(chaos.run("whole").scores).best
+        best = ValidationLog(chaos.run("whole").scores).best
         print(f"best step: {best and best.step}", file=sys.stderr)
         if args.sweep:
             chaos.sweep(args.sweep)

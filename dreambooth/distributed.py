@@ -53,14 +53,14 @@ def tell(text: str) -> None:
 
 
 @dataclass(frozen=True)
-class Turns:
+class WorkShare:
     """One of `world_size` processes that take the same steps. barrier: returns when all of them have come to it."""
 
     rank: int = 0
     world_size: int = 1
     barrier: Callable[[], Any] = lambda: None
 
-    def places_of_all(self, places: Sequence[int]) -> list[int]:
+    def global_indices(self, places: Sequence[int]) -> list[int]:
         """The places in the run of all processes' samples in the batch of which `places` are this one's."""
         ahead = [(other - self.rank) * len(places) for other in range(self.world_size)]
         return [place + by for by in ahead for place in places]

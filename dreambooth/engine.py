@@ -28,22 +28,22 @@ from torch.utils.data import DataLoader
 from dreambooth import build
 from dreambooth.config import Config
 from dreambooth.data.captions import Captions
-from dreambooth.data.latents import LatentDataset, PlaceSampler
+from dreambooth.data.latents import LatentDataset, ResumableBatchSampler
 from dreambooth.distributed import end_with_first, is_first, tell
 from dreambooth.errors import UserError
 from dreambooth.export.result import export_model
 from dreambooth.families import move
 from dreambooth.files import write_text
 from dreambooth.methods import find_method
-from dreambooth.metrics.validation_log import Journal
+from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.preflight.check import check_disk
 from dreambooth.prompts import examples
 from dreambooth.randomness import Randomness
-from dreambooth.run.failures import told
+from dreambooth.run.failures import translate_errors
 from dreambooth.run.folder import (
-    Claim,
     RunFolder,
-    check_identity,
+    RunLock,
+    check_fingerprints,
     check_places,
     clean,
     found_state,
@@ -53,18 +53,18 @@ from dreambooth.run.folder import (
     probe,
 )
 from dreambooth.training import callbacks
-from dreambooth.training.checkpointing import AtomicCheckpointIO, FoundState, Identity, find_state
-from dreambooth.training.loggers import Observers
+from dreambooth.training.checkpointing import AtomicCheckpointIO, FoundState, InputFingerprints, find_state
+from dreambooth.training.loggers import Loggers
 from dreambooth.training.module import DreamBoothModule
 from dreambooth.training.profiling import StepProfiler
-from dreambooth.training.validation import Looks, Validate, restore_best
+from dreambooth.training.validation import Validate, ValidationInputs, restore_best
 
 
-def train(config: Config, profile: bool = False, on_purpose: Collection[str] = ()) -> int:
+def train(config: Config, profile: bool = False, accepted_changes: Collection[str] = ()) -> int:
     """Train, or go on training, and export. Returns the exit code: 0, or 128 + signal when told to stop.
 
-    profile: tell at the end what the time of a step went to. on_purpose: keys of settings that are no longer what the
-    run was started with, and are to be taken all the same.
+    profile: print at the end where the time of a step went. accepted_changes: config keys whose changed values are
+    accepted on resume.
 
     Raises UserError, ModelError or NonFiniteError; nothing that was there before is lost.
     """
@@ -75,24 +75,24 @@ def train(config: Config, profile: bool = False, on_purpose: Collection[str] = (
     build.pick_device(config)
     build.check_optimizer(config)
     check_places(run)
-    with told(run, config), Claim(run) as claim:
-        state = found_state(run, config, on_purpose)
-        journal = Journal(run.scores, last_step=-1 if state is None else state.step)
-        if state is not None and is_finished(run, state, config, journal):
+    with translate_errors(run, config), RunLock(run) as run_lock:
+        state = found_state(run, config, accepted_changes)
+        validation_log = ValidationLog(run.scores, last_step=-1 if state is None else state.step)
+        if state is not None and is_finished(run, state, config, validation_log):
             clean(run)
             print(f"{run.path}: finished at step {state.step}, the model is in {run.model}")
             return 0
         probe(run)
-        return go_on(run, config, claim, journal, state, on_purpose, profile)
+        return resume_or_start(run, config, run_lock, validation_log, state, accepted_changes, profile)
 
 
-def go_on(
+def resume_or_start(
     run: RunFolder,
     config: Config,
-    claim: Claim,
-    journal: Journal,
+    run_lock: RunLock,
+    validation_log: ValidationLog,
     state: FoundState | None,
-    on_purpose: Collection[str],
+    accepted_changes: Collection[str],
     profile: bool,
 ) -> int:
     """From a state, or from nothing, to the exported model."""
@@ -100,11 +100,11 @@ def go_on(
         torch.set_num_threads(config.train.num_threads)
     if build.pick_device(config).type == "cpu":
         keep_freed_memory()
-    given = build.find_given(config)
-    scorer = build.make_scorer(config, journal, given.photos)
+    given = build.load_subject_data(config)
+    scorer = build.make_scorer(config, validation_log, given.photos)
     family = build.load_base(config)
     identity = input_fingerprints(family, given.photos, given.captions, given.start, config)
-    check_identity(state, identity, config, on_purpose)
+    check_fingerprints(state, identity, config, accepted_changes)
     base = str(identity["base model"])
     build.tell_other_base(given.start, base)
     randomness = Randomness(config.run.seed)
@@ -113,26 +113,26 @@ def go_on(
         check_disk(run, family, config)
     move(family, build.pick_device(config))  # not before: what an adapter leaves alone is smaller now
     text_trains = any(name.startswith("text_encoder") for name in trained)
-    build.read_texts(family, given.captions, config, text_trains)
+    build.cache_prompts(family, given.captions, config, text_trains)
 
     pictures = build.encode_subjects(family, given, config, randomness)
     unseen = build.unseen_pictures(family, config, randomness) or pictures
-    open_run(run, config, claim, journal, state, identity)
+    open_run(run, config, run_lock, validation_log, state, identity)
     prior, teacher = build.make_prior(family, pictures, given.captions, run.prior, config, randomness, base)
     build.save_memory(family, config, text_trains)
     module = DreamBoothModule(
-        family, trained, build.make_objective(config), prior, build.optim_settings(config), randomness,
+        family, trained, build.loss_settings(config), prior, build.optim_settings(config), randomness,
         config.optim.max_grad_norm, teacher, config.train.ema_decay, config.train.micro_batch_size,
     )  # fmt: skip
     saving = callbacks.SaveState(run.state, (config.train.save_every_steps, config.validate.every_steps))
-    looks = build.make_looks(family, module, unseen, scorer, config)
-    observers = make_observers(run, config, state)
-    trainer = make_trainer(run, config, module, saving, looks, journal, observers, identity, state, profile)
+    looks = build.build_validation_inputs(family, module, unseen, scorer, config)
+    loggers = make_loggers(run, config, state)
+    trainer = make_trainer(run, config, module, saving, looks, validation_log, loggers, identity, state, profile)
     said = Captions([*chain(*given.captions)], randomness, config.data.caption_dropout, config.data.shuffle_captions)
     loader = make_loader(LatentDataset(pictures, said, randomness, "subject"), config, trainer)
 
     announce(run, config, state)
-    with record_session(run, trainer, state), observed(observers), unguarded_end(trainer):
+    with record_session(run, trainer, state), closing_loggers(loggers), unguarded_end(trainer):
         trainer.fit(module, loader, ckpt_path=None if state is None else str(state.path))
     tell_profile(trainer)
     if saving.signal_number:
@@ -141,7 +141,7 @@ def go_on(
         return 128 + saving.signal_number if trainer.is_global_zero else 0
     if trainer.is_global_zero:
         whole = put_together(run, config) if module.is_sharded else module
-        finish(run, config, whole, journal, trainer.global_step, base)
+        finish(run, config, whole, validation_log, trainer.global_step, base)
     return 0
 
 
@@ -158,12 +158,12 @@ def keep_freed_memory() -> None:
 
 
 def finish(
-    run: RunFolder, config: Config, module: DreamBoothModule, journal: Journal, last_step: int, base: str
+    run: RunFolder, config: Config, module: DreamBoothModule, validation_log: ValidationLog, last_step: int, base: str
 ) -> None:
     """Export the weights to keep, and say where they are. base: fingerprint of the base model."""
     module.take_average()
-    step = take_best(run, config, module, journal, last_step)
-    scores = next((entry.figures() for entry in journal.entries if entry.step == step), None)
+    step = take_best(run, config, module, validation_log, last_step)
+    scores = next((entry.figures() for entry in validation_log.entries if entry.step == step), None)
     card = build.subject_card(config, step, last_step, base, scores)
     export_model(module.family, card, run.model, config.model.export_dtype)
     print(f"model: {run.model}")
@@ -175,16 +175,18 @@ def put_together(run: RunFolder, config: Config) -> DreamBoothModule:
     randomness, family = Randomness(config.run.seed), build.load_base(config)
     trained = find_method(config.method.name).attach(family, build.method_settings(config, family, randomness))
     module = DreamBoothModule(
-        family, trained, build.make_objective(config), None, build.optim_settings(config), randomness
+        family, trained, build.loss_settings(config), None, build.optim_settings(config), randomness
     )
     saved = AtomicCheckpointIO().load_checkpoint(run.state)["state_dict"]
     module.load_trained({name.removeprefix("trained."): weight for name, weight in saved.items()})
     return module
 
 
-def take_best(run: RunFolder, config: Config, module: DreamBoothModule, journal: Journal, last_step: int) -> int:
+def take_best(
+    run: RunFolder, config: Config, module: DreamBoothModule, validation_log: ValidationLog, last_step: int
+) -> int:
     """Put the best step's weights into the networks, and say which and why; returns the step that they are of."""
-    best = journal.best
+    best = validation_log.best
     if best is None or best.quality is None or not config.validate.keep_best:
         return last_step
     if not holds(run.best, best.step):
@@ -192,7 +194,7 @@ def take_best(run: RunFolder, config: Config, module: DreamBoothModule, journal:
         return last_step
     step = restore_best(module, run.best)
     print(f"best step: {step} of {last_step}, by fidelity * obedience * kept (dreambooth/metrics/selection.py)")
-    for name, entry in (("best", best), ("last", journal.entries[-1])):
+    for name, entry in (("best", best), ("last", validation_log.entries[-1])):
         if entry.quality is not None:
             parts_of = ", ".join(f"{factor} {value:.3f}" for factor, value in asdict(entry.quality).items())
             print(f"  {name}: step {entry.step}: quality {entry.quality.value:.3f} ({parts_of})")
@@ -271,7 +273,7 @@ def make_loader(subject: LatentDataset, config: Config, trainer: pl.Trainer) -> 
     def position() -> tuple[int, int, int]:
         return trainer.global_step * config.train.accumulate, trainer.global_rank, trainer.world_size
 
-    places = PlaceSampler(config.train.batch_size, position)
+    places = ResumableBatchSampler(config.train.batch_size, position)
     return DataLoader(
         subject,
         batch_sampler=places,
@@ -286,10 +288,10 @@ def make_trainer(
     config: Config,
     module: DreamBoothModule,
     saving: callbacks.SaveState,
-    looks: Looks,
-    journal: Journal,
-    observers: Observers,
-    identity: Identity,
+    looks: ValidationInputs,
+    validation_log: ValidationLog,
+    loggers: Loggers,
+    identity: InputFingerprints,
     state: FoundState | None,
     profile: bool,
 ) -> pl.Trainer:
@@ -300,7 +302,7 @@ def make_trainer(
         callbacks.SharePrior(ahead=config.prior.source == "ahead"),
         callbacks.TakeSettings(),
         callbacks.AverageWeights(),
-        callbacks.LogFigures(metrics, observers, config.log.every_steps),
+        callbacks.LogMetrics(metrics, loggers, config.log.every_steps),
         callbacks.Progress(),
         saving,
     ]
@@ -308,11 +310,11 @@ def make_trainer(
         best = run.best if validate.keep_best else None
         around.append(
             Validate(
-                looks, validate.every_steps, run.samples, journal, metrics, observers, best, validate.patience,
+                looks, validate.every_steps, run.samples, validation_log, metrics, loggers, best, validate.patience,
                 config.optim.text_encoder_stop_drift,
             )
         )  # fmt: skip
-    stopped = state is not None and journal.is_exhausted(validate.patience)
+    stopped = state is not None and validation_log.is_exhausted(validate.patience)
     return pl.Trainer(
         default_root_dir=run.path,
         accelerator=build.pick_device(config).type,
@@ -348,7 +350,7 @@ def make_strategy(config: Config, module: DreamBoothModule) -> Strategy | str:
     return DDPStrategy(find_unused_parameters=has_unread, gradient_as_bucket_view=True)
 
 
-def make_observers(run: RunFolder, config: Config, state: FoundState | None) -> Observers:
+def make_loggers(run: RunFolder, config: Config, state: FoundState | None) -> Loggers:
     """A resumed run hides what TensorBoard saw of steps that are now taken again, and goes on in the same W&B run."""
 
     def tensorboard() -> TensorBoardLogger:
@@ -361,7 +363,7 @@ def make_observers(run: RunFolder, config: Config, state: FoundState | None) -> 
 
     wished = {"log.tensorboard": config.log.tensorboard, "log.wandb": config.log.wandb}
     makers: dict[str, Callable[[], Logger]] = {"log.tensorboard": tensorboard, "log.wandb": wandb}
-    return Observers({key: make for key, make in makers.items() if wished[key]})
+    return Loggers({key: make for key, make in makers.items() if wished[key]})
 
 
 def wandb_id(run: RunFolder, state: FoundState | None) -> str:
@@ -391,14 +393,14 @@ def unguarded_end(trainer: pl.Trainer) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def observed(observers: Observers) -> Iterator[None]:
-    observers.open()
+def closing_loggers(loggers: Loggers) -> Iterator[None]:
+    loggers.open()
     is_done = False
     try:
         yield
         is_done = True
     finally:
-        observers.close(is_done)
+        loggers.close(is_done)
 
 
 def tell_profile(trainer: pl.Trainer) -> None:

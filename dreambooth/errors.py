@@ -33,6 +33,6 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def shown(name: object) -> str:
+def escaped(name: object) -> str:
     """A file's name for a message: what a terminal would act on, or cannot show, is written as its code (`\\x1b`)."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(name))

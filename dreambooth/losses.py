@@ -45,7 +45,7 @@ def mean_over_picture(error_BCHW: Tensor, mask_B1HW: Tensor | None = None) -> Te
     return (error_BCHW * weight_BCHW).sum(dim=(1, 2, 3)) / weight_BCHW.sum(dim=(1, 2, 3))
 
 
-def shares(is_prior_B: Tensor, weight: float) -> Tensor:
+def sample_weights(is_prior_B: Tensor, weight: float) -> Tensor:
     """How much each sample's loss counts in the total of `prior_preservation`, [B]."""
     return torch.where(is_prior_B, weight / is_prior_B.sum(), 1 / (~is_prior_B).sum())
 

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from dreambooth.config import Config, config_fields, field_of, load_config, to_dict
-from dreambooth.data.images import list_images, load_image, look_at, to_tensor
+from dreambooth.data.images import inspect_image, list_images, load_image, to_tensor
 from dreambooth.errors import DreamBoothError, UserError
 from dreambooth.export.subject_info import card_in_file
 from dreambooth.families import Family, load_family
@@ -269,7 +269,7 @@ def try_picture(content: bytes) -> bool:
             pixels_CHW = to_tensor(image)
             assert pixels_CHW.shape == (3, image.height, image.width)
             assert -1 <= float(pixels_CHW.min()) <= float(pixels_CHW.max()) <= 1
-            assert look_at(path).size == image.size
+            assert inspect_image(path).size == image.size
         return True
 
 
@@ -357,7 +357,7 @@ def try_lora(content: bytes, family: Family) -> bool:
         except DreamBoothError:
             return False
         finally:
-            adapters.take_away(family)
+            adapters.unload_adapters(family)
 
 
 def junk_safetensors(header: Any) -> bytes:

@@ -26,7 +26,7 @@ from dreambooth.generation.class_prior import PicturePrior, prior_fingerprint
 from dreambooth.losses import mean_over_picture, squared_error
 from dreambooth.randomness import Randomness
 from dreambooth.run.folder import RunFolder
-from dreambooth.training.module import DreamBoothModule, Objective
+from dreambooth.training.module import DreamBoothModule, LossSettings
 from dreambooth.training.optimizer import OptimSettings
 
 BUCKETED = ("data.buckets=true", "data.bucket_step=16")  # at 64 pixels: 48x80, 64x64, 80x48
@@ -162,7 +162,7 @@ def drawn(place: int, height: int, width: int) -> torch.Tensor:
     return Randomness(0).normal("test", [place], (4, height, width))[0]
 
 
-def module_on(family: Family, objective: Objective) -> DreamBoothModule:
+def module_on(family: Family, objective: LossSettings) -> DreamBoothModule:
     """With class pictures of several shapes as well."""
     shapes = [(8, 8), (6, 10), (10, 6)]
     means = [drawn(100 + number, *shape)[None] for number, shape in enumerate(shapes)]
@@ -194,13 +194,15 @@ def gradients(
 @pytest.mark.parametrize(
     "objective",
     [
-        Objective(),
-        Objective(0.5, huber_c=0.1, weighting="min_snr", noise_offset=0.1, input_perturbation=0.1, unmasked_weight=0.2),
+        LossSettings(),
+        LossSettings(
+            0.5, huber_c=0.1, weighting="min_snr", noise_offset=0.1, input_perturbation=0.1, unmasked_weight=0.2
+        ),
     ],
     ids=["plain", "everything"],
 )
 def test_a_batch_of_several_shapes_has_the_mean_loss_and_gradient_of_its_samples(
-    tiny_base: Path, objective: Objective
+    tiny_base: Path, objective: LossSettings
 ) -> None:
     """The groups differ in size, so a mean over groups would be another."""
     samples = [
@@ -289,7 +291,7 @@ def test_the_fixed_loss_of_several_shapes_is_the_mean_of_every_sample_by_itself(
             noisy = family.schedule.add_noise(x0, noise, t)
             prediction = family.predict(noisy, t, family.condition([sample.prompt]))
         losses.append(float(mean_over_picture(squared_error(prediction, noise))))
-    assert module_on(family, Objective()).fixed_loss(samples) == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    assert module_on(family, LossSettings()).fixed_loss(samples) == pytest.approx(sum(losses) / len(losses), rel=1e-5)
 
 
 def test_a_run_on_several_shapes_looks_at_squares_and_tells_its_buckets(
@@ -333,13 +335,16 @@ def test_a_step_that_does_not_fit_is_refused_before_anything_is_written(
 
 
 def test_sides_are_even_that_the_unet_halves_without_a_remainder(tiny_xl_base: Path, family: Family) -> None:
-    """Seen in the sizes at which the UNet's middle works."""
+    """BatchRecord in the sizes at which the UNet's middle works."""
     for model in (family, load_family(str(tiny_xl_base))):
         seen: list[torch.Size] = []
         model.denoiser.mid_block.register_forward_hook(lambda _, inputs, __, seen=seen: seen.append(inputs[0].shape))
-        for side, is_even in ((model.even_side * 3, True), (model.even_side * 3 + model.vae_factor, False)):
+        for side, is_even in (
+            (model.size_multiple * 3, True),
+            (model.size_multiple * 3 + model.vae_scale_factor, False),
+        ):
             channels, height, width = model.latent_shape(side, side)
             latents, t = torch.zeros(1, channels, height, width), torch.tensor([1])
             model.predict(latents, t, {name: c.detach() for name, c in model.condition(["a dog"]).items()})
-            halvings = model.even_side // model.vae_factor
+            halvings = model.size_multiple // model.vae_scale_factor
             assert (seen[-1][-1] * halvings == width) == is_even

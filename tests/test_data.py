@@ -10,7 +10,14 @@ from torch.utils.data import DataLoader
 from dreambooth.data.buckets import Size
 from dreambooth.data.captions import Captions
 from dreambooth.data.images import list_images, load_image, load_mask, resize_and_crop, to_tensor
-from dreambooth.data.latents import EncodedPicture, LatentDataset, PlaceSampler, Sample, by_shape, encode_pictures
+from dreambooth.data.latents import (
+    EncodedPicture,
+    LatentDataset,
+    ResumableBatchSampler,
+    Sample,
+    by_shape,
+    encode_pictures,
+)
 from dreambooth.families import Family
 from dreambooth.randomness import Randomness
 
@@ -55,7 +62,7 @@ def test_with_buckets_each_picture_is_encoded_in_the_shape_nearest_to_its_own(fa
     """64x64, 64x80 and 64x96 pixels."""
     views = encoded(family, pictures, num_crops=2, flip=True, buckets=[(80, 48), (64, 64), (48, 80)])
     assert [tuple(picture.mean_VCHW.shape) for picture in views] == [(4, 4, 8, 8), (4, 4, 8, 8), (4, 4, 10, 6)]
-    assert views[2].frame_V6[:, [0, 1, 4, 5]].tolist() == [[96, 64, 80, 48]] * 4
+    assert views[2].size_crop_V6[:, [0, 1, 4, 5]].tolist() == [[96, 64, 80, 48]] * 4
     upright = to_tensor(resize_and_crop(load_image(pictures / "2.png"), (48, 80)))
     alone = encoded(family, pictures, buckets=[(48, 80)])[2].mean_VCHW
     torch.testing.assert_close(alone, family.encode_images(upright[None])[0], atol=1e-5, rtol=1e-4)
@@ -102,7 +109,10 @@ def test_latents_are_drawn_anew_at_every_place_around_the_mean() -> None:
 def test_loader_workers_change_nothing() -> None:
     pictures = [around(torch.randn(2, 4, height, 2), 1) for height in (2, 3, 2)]
     dataset = LatentDataset(pictures, said(), Randomness(0), "subject")
-    loaders = [iter(DataLoader(dataset, batch_sampler=PlaceSampler(2), collate_fn=list, num_workers=n)) for n in (0, 2)]
+    loaders = [
+        iter(DataLoader(dataset, batch_sampler=ResumableBatchSampler(2), collate_fn=list, num_workers=n))
+        for n in (0, 2)
+    ]
     for _ in range(5):
         for alone, with_workers in zip(*(next(loader) for loader in loaders), strict=True):
             assert torch.equal(alone.latents_CHW, with_workers.latents_CHW)

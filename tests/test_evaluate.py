@@ -26,7 +26,7 @@ from dreambooth.evaluation import paper
 from dreambooth.evaluation.prompts import SETS, load_prompts, read_prompts
 from dreambooth.evaluation.subjects import subjects_of_dataset
 from dreambooth.export.result import export_model
-from dreambooth.export.subject_info import LearnedSubject, SubjectCard
+from dreambooth.export.subject_info import LearnedSubject, SubjectInfo
 from dreambooth.families import load_family
 
 ROOT = Path(__file__).parents[1]
@@ -34,13 +34,13 @@ PHOTOGRAPHS = ROOT.parent / "shared" / "dreambench"
 PROMPTS = ("a {subject} on the beach", "a red {subject}")
 DOG = LearnedSubject("sks", "dog", "a photo of {subject}", "a photo of a {class}")
 TEAPOT = replace(DOG, class_noun="teapot")
-CARD = SubjectCard((DOG,), 64, 2, 3.0, 8)
+CARD = SubjectInfo((DOG,), 64, 2, 3.0, 8)
 T_ONE_DEGREE = 12.706204736  # 97.5 % quantile of Student's t: what an interval over two subjects is made with
 
 Evaluate = Callable[..., tuple[int, str, str]]
 
 
-def make_run(base: Path, folder: Path, card: SubjectCard, seed: int) -> Path:
+def make_run(base: Path, folder: Path, card: SubjectInfo, seed: int) -> Path:
     """A trained model as a run leaves it, other weights for each seed."""
     family = load_family(str(base))
     torch.manual_seed(seed)

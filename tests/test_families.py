@@ -373,7 +373,7 @@ def test_the_condition_is_that_of_the_pipeline(family: Family) -> None:
 
 def test_remembered_prompts_need_no_text_encoder(family: Family) -> None:
     expected = family.condition(["a dog"])["encoder_hidden_states"], family.condition([""])["encoder_hidden_states"]
-    family.remember(["", "a dog", "a dog"])
+    family.cache_prompts(["", "a dog", "a dog"])
     family.text_encoders[0].to("meta")
     found = family.condition(["a dog", "", "a dog"])["encoder_hidden_states"]
     assert torch.equal(found, torch.cat([*expected, expected[0]]))

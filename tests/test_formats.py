@@ -54,7 +54,7 @@ def prediction(family: Family, prompts: list[str] = PROMPTS) -> Tensor:
 
 def run_with(config_file: Path, base: Path, method: str, *overrides: str) -> str:
     """A run's folder, trained for two steps in which everything moves."""
-    word = ["subject.identifier=<sks>", "method.num_vectors=2"] if METHODS[method].adds_word else []
+    word = ["subject.identifier=<sks>", "method.num_vectors=2"] if METHODS[method].adds_tokens else []
     quick = ["optim.lr=1.0e-2", "optim.warmup_steps=0", "train.max_steps=2", "validate.every_steps=2"]
     changes = [f"model.base={base}", f"method.name={method}", "method.rank=2", *word, *quick, "prior.source=none"]
     config = load_config(config_file, [*changes, *overrides])

@@ -12,14 +12,14 @@ import torch
 from PIL import Image, ImageCms, ImageDraw, ImageOps
 
 from dreambooth.data.images import (
-    alike,
     cells,
     digest_files,
     grid,
+    inspect_image,
     is_upscaled,
     list_images,
     load_image,
-    look_at,
+    near_duplicates,
     resize_and_crop,
     to_images,
     to_tensor,
@@ -173,7 +173,10 @@ def test_a_copy_re_encoded_resized_or_cut_by_a_hair_is_alike_and_a_mirrored_or_o
     copies = {"again.png", "encoded.jpg", "small.webp", "cut.png"}
     ImageOps.mirror(picture).save(tmp_path / "mirrored.png")
     Image.new("RGB", picture.size, "gray").save(tmp_path / "other.png")
-    pairs = [{one.name, other.name} for one, other in alike([look_at(path) for path in list_images(tmp_path)])]
+    pairs = [
+        {one.name, other.name}
+        for one, other in near_duplicates([inspect_image(path) for path in list_images(tmp_path)])
+    ]
     assert {other for pair in pairs for other in pair - {"a.png"} if "a.png" in pair} == copies
     assert not [pair for pair in pairs if pair & {"mirrored.png", "other.png"}]
 
@@ -184,19 +187,19 @@ SERIES += sorted(path.parent for path in PHOTOGRAPHS.glob("*/00.jpg"))
 
 @pytest.mark.parametrize("folder", SERIES, ids=lambda folder: folder.name)
 def test_no_two_photos_of_one_subject_are_taken_for_copies(folder):
-    looks = [look_at(path) for path in list_images(folder)]
+    looks = [inspect_image(path) for path in list_images(folder)]
     assert len(looks) >= 4
-    assert alike(looks) == []
+    assert near_duplicates(looks) == []
 
 
 def test_of_several_pictures_in_a_file_the_number_is_known(tmp_path, picture):
     others = [picture.rotate(90), picture.rotate(180)]
     for name in ("a.gif", "a.png", "a.webp", "a.tiff"):
         picture.save(tmp_path / name, save_all=True, append_images=others)
-        assert look_at(tmp_path / name).num_frames == 3, name
+        assert inspect_image(tmp_path / name).num_frames == 3, name
     picture.save(tmp_path / "b.jpg")
     picture.save(tmp_path / "phone.jpg", format="MPO", save_all=True, append_images=others)
-    assert [look_at(tmp_path / name).num_frames for name in ("b.jpg", "phone.jpg")] == [1, 1]
+    assert [inspect_image(tmp_path / name).num_frames for name in ("b.jpg", "phone.jpg")] == [1, 1]
 
 
 # load_image

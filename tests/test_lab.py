@@ -21,9 +21,9 @@ from dreambooth.config import load_config
 from dreambooth.errors import ModelError, UserError
 from toyworld import encoders, world
 from toyworld.lab import cli, measure, plan, plots, report, tables
-from toyworld.lab.experiments import LABS, SUBJECTS, WORD_AND_LORA, Claim, Row
+from toyworld.lab.experiments import LABS, SUBJECTS, WORD_AND_LORA, Hypothesis, Variant
 from toyworld.lab.figures import FIGURES, way
-from toyworld.lab.plan import Bench, Cell
+from toyworld.lab.plan import Trial, Workspace
 from toyworld.lab.pool import run_tasks
 from toyworld.lab.runs import run_cell
 from toyworld.lab.store import Store
@@ -47,14 +47,14 @@ def small_encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, tiny_base: Path, small_encoders: Path) -> Bench:
+def bench(tmp_path: Path, tiny_base: Path, small_encoders: Path) -> Workspace:
     """A laboratory on the tiny base, with runs of two steps."""
     more = (f"model.base={tiny_base}", "train.max_steps=2", "prior.num_images=4", "prior.num_inference_steps=2")
     judge = ROOT / "checkpoints" / "toyworld" / "judge"
-    return Bench(CONFIG, small_encoders, judge, tmp_path / "lab" / "results.csv", tmp_path / "work", more)
+    return Workspace(CONFIG, small_encoders, judge, tmp_path / "lab" / "results.csv", tmp_path / "work", more)
 
 
-def fingerprint_of(row: Row, bench: Bench) -> str:
+def fingerprint_of(row: Variant, bench: Workspace) -> str:
     return plan.cells_of_row("any", row, bench)[0].fingerprint
 
 
@@ -67,7 +67,7 @@ def made_up(seed: int) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_the_settings_of_every_row_are_allowed(row: Row, bench: Bench):
+def test_the_settings_of_every_row_are_allowed(row: Variant, bench: Workspace):
     assert len(plan.cells_of_row("any", row, bench)) == row.grid[0] * row.grid[1]
 
 
@@ -109,49 +109,51 @@ def test_fewer_photos_are_the_first_of_more_and_show_no_place_that_is_drawn():
 # ------------------------------------------------------------------------------------------------ the plan
 
 
-def test_rows_that_come_to_the_same_settings_share_their_runs(bench: Bench):
-    default = fingerprint_of(Row("default"), bench)
-    assert fingerprint_of(Row("other name", ("prior.weight=2", "method.train_text_encoder=true")), bench) == default
-    assert fingerprint_of(Row("not validated", ("validate.num_images=1",)), bench) == default
-    without = fingerprint_of(Row("no prior", ("prior.source=none",)), bench)
-    assert fingerprint_of(Row("of no use", ("prior.source=none", "prior.num_images=7")), bench) == without
+def test_rows_that_come_to_the_same_settings_share_their_runs(bench: Workspace):
+    default = fingerprint_of(Variant("default"), bench)
+    assert fingerprint_of(Variant("other name", ("prior.weight=2", "method.train_text_encoder=true")), bench) == default
+    assert fingerprint_of(Variant("not validated", ("validate.num_images=1",)), bench) == default
+    without = fingerprint_of(Variant("no prior", ("prior.source=none",)), bench)
+    assert fingerprint_of(Variant("of no use", ("prior.source=none", "prior.num_images=7")), bench) == without
 
 
-def test_whatever_changes_the_figures_changes_the_fingerprint(bench: Bench, tiny_base_v: Path, tmp_path: Path):
+def test_whatever_changes_the_figures_changes_the_fingerprint(bench: Workspace, tiny_base_v: Path, tmp_path: Path):
     other_encoders = tmp_path / "other"
     encoders.save(encoders.build_vit(encoders.Size(8, 1, 1)), other_encoders / "vit")
     encoders.save(encoders.build_clip(encoders.Size(8, 1, 1, 8, 1, 8)), other_encoders / "clip")
     variants = [
-        fingerprint_of(Row("default"), bench),
-        fingerprint_of(Row("lr", ("optim.lr=1e-5",)), bench),
-        fingerprint_of(Row("weight", ("prior.weight=3",)), bench),
-        fingerprint_of(Row("none", ("prior.source=none",)), bench),
-        fingerprint_of(Row("photos", num_photos=4), bench),
-        fingerprint_of(Row("noun", noun="wrong"), bench),
-        fingerprint_of(Row("noun", noun="none"), bench),
-        fingerprint_of(Row("best", validates=True), bench),
-        fingerprint_of(Row("base"), Bench(CONFIG, bench.encoders, bench.judge, more=(f"model.base={tiny_base_v}",))),
-        fingerprint_of(Row("encoders"), Bench(CONFIG, other_encoders, bench.judge, more=bench.more)),
+        fingerprint_of(Variant("default"), bench),
+        fingerprint_of(Variant("lr", ("optim.lr=1e-5",)), bench),
+        fingerprint_of(Variant("weight", ("prior.weight=3",)), bench),
+        fingerprint_of(Variant("none", ("prior.source=none",)), bench),
+        fingerprint_of(Variant("photos", num_photos=4), bench),
+        fingerprint_of(Variant("noun", noun="wrong"), bench),
+        fingerprint_of(Variant("noun", noun="none"), bench),
+        fingerprint_of(Variant("best", validates=True), bench),
+        fingerprint_of(
+            Variant("base"), Workspace(CONFIG, bench.encoders, bench.judge, more=(f"model.base={tiny_base_v}",))
+        ),
+        fingerprint_of(Variant("encoders"), Workspace(CONFIG, other_encoders, bench.judge, more=bench.more)),
     ]
     assert len(set(variants)) == len(variants)
 
 
-def test_other_encoders_need_no_other_training(bench: Bench, tmp_path: Path):
+def test_other_encoders_need_no_other_training(bench: Workspace, tmp_path: Path):
     encoders.save(encoders.build_vit(encoders.Size(8, 1, 1)), tmp_path / "other" / "vit")
     encoders.save(encoders.build_clip(encoders.Size(8, 1, 1, 8, 1, 8)), tmp_path / "other" / "clip")
-    other = Bench(CONFIG, tmp_path / "other", bench.judge, more=bench.more)
-    first, second = (plan.cells_of_row("any", Row("default"), one)[0] for one in (bench, other))
+    other = Workspace(CONFIG, tmp_path / "other", bench.judge, more=bench.more)
+    first, second = (plan.cells_of_row("any", Variant("default"), one)[0] for one in (bench, other))
     assert first.training == second.training
     assert first.fingerprint != second.fingerprint
 
 
-def test_a_laboratory_without_encoders_says_what_is_missing(bench: Bench, tmp_path: Path):
-    nowhere = Bench(CONFIG, tmp_path / "none", bench.judge, more=bench.more)
+def test_a_laboratory_without_encoders_says_what_is_missing(bench: Workspace, tmp_path: Path):
+    nowhere = Workspace(CONFIG, tmp_path / "none", bench.judge, more=bench.more)
     with pytest.raises(ModelError, match="no weights"):
-        plan.cells_of_row("any", Row("default"), nowhere)
+        plan.cells_of_row("any", Variant("default"), nowhere)
 
 
-def test_each_cell_is_planned_once_and_first_seeds_come_first(bench: Bench):
+def test_each_cell_is_planned_once_and_first_seeds_come_first(bench: Workspace):
     cells = plan.plan(["headline", "prior", "weight", "map"], bench)
     assert len({cell.key for cell in cells}) == len(cells)
     early, late = ([cell for cell in cells if LABS[cell.lab].late == is_late] for is_late in (False, True))
@@ -161,7 +163,7 @@ def test_each_cell_is_planned_once_and_first_seeds_come_first(bench: Bench):
     assert {cell.row.name for cell in cells[:5]} == {row.name for row in LABS["headline"].rows}
 
 
-def test_only_some_rows_subjects_and_seeds_can_be_run(bench: Bench):
+def test_only_some_rows_subjects_and_seeds_can_be_run(bench: Workspace):
     cells = plan.plan(["headline"], bench, only=["no prior"], num_subjects=2, num_seeds=1)
     assert [(cell.row.name, str(cell.subject), cell.seed) for cell in cells] == [
         ("no prior", "robot 21", 0),
@@ -193,11 +195,11 @@ def test_the_command_tells_what_it_would_run(
 
 
 @pytest.fixture
-def cells(bench: Bench) -> list[Cell]:
+def cells(bench: Workspace) -> list[Trial]:
     return plan.plan(["weight"], bench)
 
 
-def test_what_was_stored_is_there_in_the_next_process(bench: Bench, cells: list[Cell]):
+def test_what_was_stored_is_there_in_the_next_process(bench: Workspace, cells: list[Trial]):
     Store(bench.results).add(cells[0], made_up(0))
     Store(bench.results).add(cells[1], made_up(1))
     again = Store(bench.results)
@@ -208,16 +210,16 @@ def test_what_was_stored_is_there_in_the_next_process(bench: Bench, cells: list[
     assert again.get(cells[2]) is None
 
 
-def test_lines_of_other_settings_are_kept_but_not_used(bench: Bench, cells: list[Cell]):
+def test_lines_of_other_settings_are_kept_but_not_used(bench: Workspace, cells: list[Trial]):
     Store(bench.results).add(cells[0], made_up(0))
-    changed = plan.plan(["weight"], Bench(CONFIG, bench.encoders, bench.judge, more=(*bench.more, "optim.lr=1e-5")))
+    changed = plan.plan(["weight"], Workspace(CONFIG, bench.encoders, bench.judge, more=(*bench.more, "optim.lr=1e-5")))
     store = Store(bench.results)
     assert all(store.get(cell) is None for cell in changed)
     store.add(changed[0], made_up(1))
     assert Store(bench.results).get(cells[0]) is not None
 
 
-def test_a_line_torn_by_a_kill_costs_that_cell_only(bench: Bench, cells: list[Cell]):
+def test_a_line_torn_by_a_kill_costs_that_cell_only(bench: Workspace, cells: list[Trial]):
     store = Store(bench.results)
     for number in range(2):
         store.add(cells[number], made_up(number))
@@ -230,7 +232,7 @@ def test_a_line_torn_by_a_kill_costs_that_cell_only(bench: Bench, cells: list[Ce
     assert Store(bench.results).get(cells[2]) is not None
 
 
-def test_a_file_of_another_version_is_refused(bench: Bench):
+def test_a_file_of_another_version_is_refused(bench: Workspace):
     bench.results.parent.mkdir(parents=True)
     bench.results.write_text("some,other,columns\n")
     with pytest.raises(UserError, match="other columns"):
@@ -241,14 +243,14 @@ def test_a_file_of_another_version_is_refused(bench: Bench):
 
 
 @pytest.fixture
-def filled(bench: Bench, cells: list[Cell]) -> Store:
+def filled(bench: Workspace, cells: list[Trial]) -> Store:
     store = Store(bench.results)
     for number, cell in enumerate(cells):
         store.add(cell, made_up(number))
     return store
 
 
-def test_tables_show_mean_interval_and_range_over_subjects(bench: Bench, cells: list[Cell], filled: Store):
+def test_tables_show_mean_interval_and_range_over_subjects(bench: Workspace, cells: list[Trial], filled: Store):
     rows = tables.collect("weight", bench, filled)
     text = tables.main_table(LABS["weight"], rows)
     for row in LABS["weight"].rows:
@@ -264,7 +266,7 @@ def test_tables_show_mean_interval_and_range_over_subjects(bench: Bench, cells: 
         assert told in line
 
 
-def test_rows_are_compared_on_the_same_subject_and_seed(bench: Bench, cells: list[Cell]):
+def test_rows_are_compared_on_the_same_subject_and_seed(bench: Workspace, cells: list[Trial]):
     store = Store(bench.results)
     for number, cell in enumerate(cells):
         same = 10 * SUBJECTS.index(cell.subject) + cell.seed  # subjects differ by far more than rows
@@ -274,12 +276,12 @@ def test_rows_are_compared_on_the_same_subject_and_seed(bench: Bench, cells: lis
     found = tables.difference(by_name["0"], by_name["1"], "dino")
     assert found is not None
     assert (found.mean, found.high - found.low) == pytest.approx((0.5, 0), abs=1e-5)
-    assert "**agrees**" in tables.verdict(Claim("dino", "0", "1", ""), by_name)
-    assert "**contradicts**" in tables.verdict(Claim("dino", "0.5", "1", ""), by_name)
-    assert "not decided" in tables.verdict(Claim("dino", "2", "1", ""), by_name)
+    assert "**agrees**" in tables.verdict(Hypothesis("dino", "0", "1", ""), by_name)
+    assert "**contradicts**" in tables.verdict(Hypothesis("dino", "0.5", "1", ""), by_name)
+    assert "not decided" in tables.verdict(Hypothesis("dino", "2", "1", ""), by_name)
 
 
-def test_a_row_without_results_is_shown_as_such(bench: Bench, cells: list[Cell]):
+def test_a_row_without_results_is_shown_as_such(bench: Workspace, cells: list[Trial]):
     store = Store(bench.results)
     store.add(cells[0], made_up(0))
     text = tables.lab_text("weight", tables.collect("weight", bench, store))
@@ -288,7 +290,7 @@ def test_a_row_without_results_is_shown_as_such(bench: Bench, cells: list[Cell])
 
 
 @pytest.mark.parametrize("name", ["noun", "map"])
-def test_every_lab_can_be_plotted_whatever_is_there_yet(name: str, bench: Bench, tmp_path: Path):
+def test_every_lab_can_be_plotted_whatever_is_there_yet(name: str, bench: Workspace, tmp_path: Path):
     store = Store(bench.results)
     for number, cell in enumerate(plan.plan([name], bench, num_seeds=1)[:7]):
         store.add(cell, made_up(number))
@@ -296,7 +298,7 @@ def test_every_lab_can_be_plotted_whatever_is_there_yet(name: str, bench: Bench,
     assert Image.open(tmp_path / "plot.png").size > (500, 300)
 
 
-def test_the_report_replaces_its_own_section_and_nothing_else(bench: Bench, filled: Store, tmp_path: Path):
+def test_the_report_replaces_its_own_section_and_nothing_else(bench: Workspace, filled: Store, tmp_path: Path):
     path = tmp_path / "lab" / "RESULTS.md"
     path.write_text("# Results\n\nBefore.\n")
     written = report.refresh(bench, filled, path, ["weight", "images"])
@@ -332,7 +334,7 @@ def test_no_task_is_started_when_the_time_is_over(tmp_path: Path):
 
 ORPHANS = """
 import math, multiprocessing, pathlib, sys, time
-from dreambooth.toyworld.lab.pool import run_tasks
+from toyworld.lab.pool import run_tasks
 if __name__ == "__main__":
     tasks = run_tasks([1.0, 4.0], math.sqrt, 2, pathlib.Path(sys.argv[1]))
     next(tasks)
@@ -424,7 +426,7 @@ def test_a_model_that_draws_the_subject_for_the_class_has_leaked_all_of_it(tools
 # ------------------------------------------------------------------------------------------------ a cell
 
 
-def test_a_cell_has_every_figure_and_is_not_drawn_again(bench: Bench):
+def test_a_cell_has_every_figure_and_is_not_drawn_again(bench: Workspace):
     cell = plan.plan(["headline"], bench)[0]
     figures = run_cell(bench, cell)
     assert set(figures) == set(FIGURES)
@@ -438,12 +440,14 @@ def test_a_cell_has_every_figure_and_is_not_drawn_again(bench: Bench):
 
 
 @pytest.mark.slow
-def test_cells_share_class_pictures_which_changes_nothing(bench: Bench):
+def test_cells_share_class_pictures_which_changes_nothing(bench: Workspace):
     default, double = plan.plan(["weight"], bench, only=["1", "2"], num_subjects=1, num_seeds=1)
     run_cell(bench, default)
     shared = run_cell(bench, double)
     assert len(list((bench.work / "priors").iterdir())) == 1
-    alone = run_cell(Bench(CONFIG, bench.encoders, bench.judge, bench.results, bench.work / "own", bench.more), double)
+    alone = run_cell(
+        Workspace(CONFIG, bench.encoders, bench.judge, bench.results, bench.work / "own", bench.more), double
+    )
     costs = [name for name in FIGURES if name.startswith("seconds")]
     assert {**alone, **{name: shared[name] for name in costs}} == shared
 

@@ -11,7 +11,7 @@ from dreambooth.losses import (
     mean_over_picture,
     prior_preservation,
     pseudo_huber,
-    shares,
+    sample_weights,
     squared_error,
     timestep_weight,
 )
@@ -30,8 +30,8 @@ def test_the_total_is_the_subjects_mean_plus_weight_times_the_priors_mean() -> N
 def test_a_samples_share_is_what_the_total_grows_by_with_its_loss() -> None:
     loss, is_prior = torch.rand(5, requires_grad=True), torch.tensor([False, True, True, False, True])
     prior_preservation(loss, is_prior, weight=0.5).total.backward()
-    torch.testing.assert_close(shares(is_prior, 0.5), loss.grad)
-    torch.testing.assert_close(shares(~(is_prior | ~is_prior), 0.5), torch.full((5,), 0.2))
+    torch.testing.assert_close(sample_weights(is_prior, 0.5), loss.grad)
+    torch.testing.assert_close(sample_weights(~(is_prior | ~is_prior), 0.5), torch.full((5,), 0.2))
 
 
 def test_the_order_of_samples_does_not_matter() -> None:

@@ -17,12 +17,12 @@ from dreambooth.errors import ModelError, UserError
 from dreambooth.export.adapter import kohya_state
 from dreambooth.families import Family, load_family
 from dreambooth.generation.images import load_model
-from dreambooth.generation.sampler import sample_latents, start_from_seeds
+from dreambooth.generation.sampler import noise_from_seeds, sample_latents
 from dreambooth.generation.settings import SamplerSettings
 from dreambooth.methods import METHODS, MethodSettings, adapters
-from dreambooth.methods.adapters import LORA_FILE, base_beneath, merge
+from dreambooth.methods.adapters import LORA_FILE, frozen_base, merge
 from dreambooth.methods.textual_inversion import WORD_FILE
-from dreambooth.metrics.validation_log import Journal
+from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.run.folder import RunFolder
 
 ADAPTERS = [name for name, method in METHODS.items() if method.is_adapter]
@@ -41,7 +41,12 @@ PROMPTS = ["a photo of <sks> dog", "a photo of a dog"]
 
 
 def settings(**changes: Any) -> MethodSettings:
-    everything = {"rank": 2, "targets": ("attention", "convolutions"), "words": ("<sks>",), "start_words": ("dog",)}
+    everything = {
+        "rank": 2,
+        "targets": ("attention", "convolutions"),
+        "words": ("<sks>",),
+        "initializer_tokens": ("dog",),
+    }
     return MethodSettings(**{**everything, "seed": 3, **changes})
 
 
@@ -110,23 +115,23 @@ def test_the_untouched_base_lies_beneath_every_adapter(adapted: tuple[str, Famil
     base = prediction(load_family(str(tiny_base)))
     learned = prediction(family)
     assert not torch.equal(learned, base)
-    assert torch.equal(prediction(base_beneath(family))[1], base[1])
+    assert torch.equal(prediction(frozen_base(family))[1], base[1])
     if name not in WORDS:
-        assert torch.equal(prediction(base_beneath(family)), base)
+        assert torch.equal(prediction(frozen_base(family)), base)
     assert torch.equal(prediction(family), learned), "the adapter is back on"
 
 
 def test_the_base_beneath_holds_no_second_copy(adapted: tuple[str, Family]) -> None:
     _, family = adapted
-    assert base_beneath(family).denoiser is family.denoiser
-    assert base_beneath(family).text_encoders[0] is family.text_encoders[0]
+    assert frozen_base(family).denoiser is family.denoiser
+    assert frozen_base(family).text_encoders[0] is family.text_encoders[0]
 
 
 def test_looking_at_the_base_beneath_leaves_what_trains_and_the_mode_alone(adapted: tuple[str, Family]) -> None:
     _, family = adapted
     parts = {"denoiser": family.denoiser, "text_encoder_0": family.text_encoders[0]}
     before = trained_weights(parts).keys(), [part.training for part in parts.values()]
-    prediction(base_beneath(family))
+    prediction(frozen_base(family))
     assert before == (trained_weights(parts).keys(), [part.training for part in parts.values()])
 
 
@@ -208,7 +213,7 @@ def test_a_word_of_three_vectors_is_three_tokens_that_start_as_the_class_noun(fa
     ("name", "changes", "message"),
     [
         ("textual_inversion", {"words": ("sks",)}, "subject.identifier.*'sks'.*<sks>"),
-        ("pivotal", {"start_words": ("dogcatdog",)}, "method.start_word.*'dogcatdog'"),
+        ("pivotal", {"initializer_tokens": ("dogcatdog",)}, "method.start_word.*'dogcatdog'"),
         ("lora", {"targets": ("attenshun",)}, "method.targets.*'attenshun'.*attention"),
     ],
 )
@@ -254,7 +259,7 @@ def run_with(config_file: Path, method: str, *overrides: str) -> RunFolder:
 
 def latents_of(run: RunFolder) -> Tensor:
     model = load_model(str(run.path), None, "cpu", None)
-    start = start_from_seeds([0], model.family.latent_shape(64, 64))
+    start = noise_from_seeds([0], model.family.latent_shape(64, 64))
     return sample_latents(model.family, [model.fill("a photo of {subject}")], start, SamplerSettings(2, 2.0))
 
 
@@ -351,7 +356,7 @@ def test_a_start_predicts_from_the_first_step_what_its_files_do(
         name: weight.dtype for name, weight in trained_weights(fresh).items()
     }
     if method not in WORDS:
-        assert torch.equal(prediction(base_beneath(family)), prediction(load_family(str(tiny_base))))
+        assert torch.equal(prediction(frozen_base(family)), prediction(load_family(str(tiny_base))))
 
 
 @pytest.mark.parametrize("xl", [False, True], ids=["1.x", "xl"])
@@ -508,7 +513,7 @@ def test_scores_of_a_run_with_a_start_are_measured_against_the_untouched_base(co
     first = run_with(config_file, "lora", *measured, "optim.lr=0.1")
     second = run_with(config_file, "lora", *measured, f"method.start={first.path}", "run.name=second")
     assert (second.samples / "base.png").read_bytes() == (first.samples / "step-000000.png").read_bytes()
-    anchors = [Journal(run.scores, last_step=4).anchors for run in (first, second)]
+    anchors = [ValidationLog(run.scores, last_step=4).anchors for run in (first, second)]
     assert anchors[0] is not None
     assert anchors[0] == anchors[1]
-    assert Journal(second.scores, last_step=4).entries[0].figures()["eval/drift"] > 0
+    assert ValidationLog(second.scores, last_step=4).entries[0].figures()["eval/drift"] > 0

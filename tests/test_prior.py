@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dreambooth.families import Family, frozen_copy
 from dreambooth.generation.class_prior import GeneratedPrior, prior_fingerprint
-from dreambooth.generation.sampler import sample_latents, start_from
+from dreambooth.generation.sampler import initial_noise, sample_latents
 from dreambooth.generation.settings import SamplerSettings
 from dreambooth.randomness import Randomness
 
@@ -28,7 +28,7 @@ class Maker:
 
     def __call__(self, indices: list[int]) -> Tensor:
         self.asked.append(indices)
-        start = start_from(Randomness(0), "class picture", indices, (4, 8, 8))
+        start = initial_noise(Randomness(0), "class picture", indices, (4, 8, 8))
         return sample_latents(self.family, ["a photo of a dog"] * len(indices), start, SamplerSettings(2, 3.0))
 
 

@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 
-from dreambooth.data.latents import PlaceSampler
+from dreambooth.data.latents import ResumableBatchSampler
 from dreambooth.randomness import Randomness
 
 
@@ -38,7 +38,7 @@ def places_of_step(step: int, batch_size: int, accumulate: int, world_size: int)
     seen = []
     for rank in range(world_size):
         position = (step * accumulate, rank, world_size)
-        batches = iter(PlaceSampler(batch_size, partial(tuple, position)))
+        batches = iter(ResumableBatchSampler(batch_size, partial(tuple, position)))
         seen.append([place for _ in range(accumulate) for place in next(batches)])
     return seen
 
@@ -55,7 +55,7 @@ def test_devices_draw_different_noise_and_a_step_the_same_noise_however_it_is_sp
 
 
 def test_a_resumed_sampler_goes_on_where_the_run_stands() -> None:
-    batches = iter(PlaceSampler(2))
+    batches = iter(ResumableBatchSampler(2))
     whole = [next(batches) for _ in range(6)]
-    resumed = iter(PlaceSampler(2, lambda: (4, 0, 1)))
+    resumed = iter(ResumableBatchSampler(2, lambda: (4, 0, 1)))
     assert [next(resumed), next(resumed)] == whole[4:]

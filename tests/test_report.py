@@ -20,7 +20,7 @@ from dreambooth.data.images import grid
 from dreambooth.engine import train
 from dreambooth.errors import UserError
 from dreambooth.metrics.selection import Anchors, Quality
-from dreambooth.metrics.validation_log import Entry, Journal
+from dreambooth.metrics.validation_log import ValidationLog, ValidationRecord
 from dreambooth.report import build, content, curves, plots
 from dreambooth.report.records import Series
 
@@ -60,13 +60,13 @@ def write_samples(run: Path, side: int = SIDE) -> None:
 
 def write_journal(run: Path) -> None:
     """Numbers that name their place: 0.0 and 0.1 are of the first prompt of its kind, 0.2 and 0.3 of the second."""
-    journal = Journal(run / "logs" / "scores.jsonl")
+    validation_log = ValidationLog(run / "logs" / "scores.jsonl")
     for step in STEPS:
         scores = {"dino": [0.0, 0.1, 0.2, 0.3], "clip_t": [0.3] * 4, "pres": [0.1, 0.2], "div": [0.4, 0.4]}
         if step:
             scores |= {"drift": [0.05, 0.15], "drift_other": [0.0, 0.1, 0.2, 0.3]}
         of_base = (Anchors(real=0.7, dino=0.3, pres=0.2, div=0.4), ENCODERS) if step == 0 else (None, None)
-        journal.add(Entry(step, 0.2 - step / 1000, scores, QUALITY[step], *of_base))
+        validation_log.add(ValidationRecord(step, 0.2 - step / 1000, scores, QUALITY[step], *of_base))
 
 
 def write_logs(run: Path) -> None:
@@ -193,7 +193,7 @@ def test_settings_versions_time_and_the_command_to_sample_are_told(finished, pag
 def test_a_smoothed_curve_keeps_the_mean_and_every_step_counts_once():
     steps = np.arange(1, 2001)
     values = np.random.default_rng(0).random(2000)
-    (panel,) = curves.panels(Journal(Path("none")), {"train/loss_instance": Series(steps, values)})
+    (panel,) = curves.panels(ValidationLog(Path("none")), {"train/loss_instance": Series(steps, values)})
     assert len(panel.curves[0].x) <= curves.NUM_BINS
     bin_steps = panel.curves[0].x[1] - panel.curves[0].x[0]
     weights = np.bincount((steps - 1) // int(bin_steps))
@@ -230,16 +230,16 @@ def leave_scores_out(run: Path) -> None:
 
 def make_useless(run: Path) -> None:
     (run / "logs" / "scores.jsonl").unlink()
-    journal = Journal(run / "logs" / "scores.jsonl")
+    validation_log = ValidationLog(run / "logs" / "scores.jsonl")
     for step in STEPS:
-        journal.add(Entry(step, 0.1, {"dino": [0.1, 0.1]}, Quality(0, 1, 1)))
+        validation_log.add(ValidationRecord(step, 0.1, {"dino": [0.1, 0.1]}, Quality(0, 1, 1)))
 
 
 def stop_at_the_base(run: Path) -> None:
     for path in [*run.glob("samples/step-0000[1-9]0.png"), run / "logs" / "metrics.csv"]:
         path.unlink()
-    journal = run / "logs" / "scores.jsonl"
-    journal.write_text(journal.read_text().splitlines(keepends=True)[0])
+    validation_log = run / "logs" / "scores.jsonl"
+    validation_log.write_text(validation_log.read_text().splitlines(keepends=True)[0])
 
 
 def change_config(run: Path, section: str, **values: object) -> None:

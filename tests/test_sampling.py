@@ -13,11 +13,11 @@ from dreambooth.families import Family, evaluation_mode, load_family
 from dreambooth.generation.images import Picture, write
 from dreambooth.generation.sampler import (
     guided,
+    initial_noise,
     make_scheduler,
+    noise_from_seeds,
     sample_latents,
     sample_pixels,
-    start_from,
-    start_from_seeds,
 )
 from dreambooth.generation.settings import SCHEDULERS, SamplerSettings
 from dreambooth.randomness import Randomness
@@ -57,7 +57,7 @@ def test_guidance_scale_one_is_no_guidance_and_zero_is_no_prompt(family: Family)
 def test_below_the_noise_that_guidance_begins_at_there_is_none(family: Family) -> None:
     def latents(scale: float, min_noise: float) -> Tensor:
         settings = SamplerSettings(4, scale, guidance_min_noise=min_noise)
-        return sample_latents(family, ["a dog", "a cat"], start_from_seeds([3, 4], SHAPE), settings)
+        return sample_latents(family, ["a dog", "a cat"], noise_from_seeds([3, 4], SHAPE), settings)
 
     assert torch.equal(latents(4.0, 1.5), latents(1.0, 0.0)), "no step is guided"
     assert torch.equal(latents(4.0, 0.001), latents(4.0, 0.0)), "all steps are, at timesteps 751, 501, 251 and 1"
@@ -71,7 +71,7 @@ def test_below_the_noise_that_guidance_begins_at_there_is_none(family: Family) -
 def test_latents_are_those_of_diffusers_own_pipeline(base: str, scheduler: str, request: pytest.FixtureRequest) -> None:
     family = load_family(str(request.getfixturevalue(base)))
     settings = SamplerSettings(5, 4.0, scheduler, negative_prompt="a cat")
-    start = start_from_seeds([3, 4], SHAPE)
+    start = noise_from_seeds([3, 4], SHAPE)
     ours = sample_latents(family, ["a photo of a dog", "a house"], start, settings)
 
     pipeline = family.pipeline()
@@ -103,13 +103,13 @@ def test_picture_i_is_the_same_whatever_the_batch_size(family: Family, scheduler
 
 
 def test_seed_s_picture_i_is_seed_s_plus_i_picture_0() -> None:
-    whole, last = start_from_seeds([10, 11, 12], SHAPE), start_from_seeds([12], SHAPE)
+    whole, last = noise_from_seeds([10, 11, 12], SHAPE), noise_from_seeds([12], SHAPE)
     assert torch.equal(whole.noise_BCHW[2], last.noise_BCHW[0])
     assert whole.generators[2].initial_seed() == last.generators[0].initial_seed()
 
 
 def test_a_start_depends_on_its_place_alone() -> None:
-    several, alone = start_from(Randomness(0), "x", [4, 9], SHAPE), start_from(Randomness(0), "x", [9], SHAPE)
+    several, alone = initial_noise(Randomness(0), "x", [4, 9], SHAPE), initial_noise(Randomness(0), "x", [9], SHAPE)
     assert torch.equal(several.noise_BCHW[1], alone.noise_BCHW[0])
 
 

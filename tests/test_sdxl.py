@@ -9,12 +9,12 @@ from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionXLPipelin
 
 from dreambooth.config import load_config
 from dreambooth.data.images import list_images
-from dreambooth.data.latents import encode_pictures, frame_of
+from dreambooth.data.latents import encode_pictures, size_crop_of
 from dreambooth.engine import train
 from dreambooth.errors import ModelError
 from dreambooth.families import Family, load_family
 from dreambooth.generation.images import load_model
-from dreambooth.generation.sampler import sample_latents, start_from_seeds
+from dreambooth.generation.sampler import noise_from_seeds, sample_latents
 from dreambooth.generation.settings import SamplerSettings
 from dreambooth.methods import METHODS
 from dreambooth.randomness import Randomness
@@ -44,7 +44,7 @@ def test_the_condition_is_that_of_the_pipeline(xl: Family) -> None:
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_samples_are_those_of_the_pipeline(xl: Family, scale: float) -> None:
     """Guidance, sizes, crops, pooled texts: all of it, from the same noise."""
-    start = start_from_seeds([0, 1], xl.latent_shape(64, 64))
+    start = noise_from_seeds([0, 1], xl.latent_shape(64, 64))
     ours = sample_latents(xl, PROMPTS, start, SamplerSettings(3, scale))
     pipeline: StableDiffusionXLPipeline = xl.pipeline()
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
@@ -58,21 +58,21 @@ def test_samples_are_those_of_the_pipeline(xl: Family, scale: float) -> None:
 
 def test_a_picture_is_taken_for_a_whole_one_unless_it_is_told_how_it_was_cut(xl: Family) -> None:
     noisy, t, condition = torch.randn(1, 4, 8, 8), torch.tensor([500]), xl.condition(PROMPTS[:1])
-    whole = xl.frame_condition(torch.tensor([[64.0, 64, 0, 0, 64, 64]]))
-    cut = xl.frame_condition(torch.tensor([[900.0, 600, 120, 0, 64, 64]]))
+    whole = xl.size_conditioning(torch.tensor([[64.0, 64, 0, 0, 64, 64]]))
+    cut = xl.size_conditioning(torch.tensor([[900.0, 600, 120, 0, 64, 64]]))
     assert torch.equal(xl.predict(noisy, t, condition), xl.predict(noisy, t, condition | whole))
     assert not torch.equal(xl.predict(noisy, t, condition), xl.predict(noisy, t, condition | cut))
 
 
 def test_frames_tell_the_true_size_and_where_the_crop_lies(xl: Family, pictures: Path) -> None:
-    assert frame_of((64, 96), (64, 64), (0.5, 0.5)) == [96, 64, 16, 0, 64, 64]
-    assert frame_of((1200, 600), (300, 300), (1.0, 0.0)) == [600, 1200, 0, 300, 300, 300]
-    assert frame_of((1600, 900), (640, 384), (1.0, 0.3)) == [900, 1600, 0, 43, 384, 640]
-    assert frame_of((900, 1800), (384, 640), (0.3, 0.5)) == [1800, 900, 64, 0, 640, 384]
+    assert size_crop_of((64, 96), (64, 64), (0.5, 0.5)) == [96, 64, 16, 0, 64, 64]
+    assert size_crop_of((1200, 600), (300, 300), (1.0, 0.0)) == [600, 1200, 0, 300, 300, 300]
+    assert size_crop_of((1600, 900), (640, 384), (1.0, 0.3)) == [900, 1600, 0, 43, 384, 640]
+    assert size_crop_of((900, 1800), (384, 640), (0.3, 0.5)) == [1800, 900, 64, 0, 640, 384]
     encoded = encode_pictures(
         list_images(pictures), xl.encode_images, buckets=[(64, 64)], num_crops=1, flip=True, randomness=Randomness(0)
     )
-    frames = [picture.frame_V6.tolist() for picture in encoded]
+    frames = [picture.size_crop_V6.tolist() for picture in encoded]
     assert all(plain == mirrored for plain, mirrored in frames)
     assert [plain[:4] for plain, _ in frames] == [[64, 64, 0, 0], [80, 64, 8, 0], [96, 64, 16, 0]]
 
@@ -88,13 +88,13 @@ def test_a_refiner_is_refused_by_name(tiny_xl_base: Path, tmp_path: Path) -> Non
 def test_a_run_of_every_method_is_sampled_from_its_own_files(
     method: str, config_file: Path, tiny_xl_base: Path
 ) -> None:
-    word = ["subject.identifier=<sks>", "method.num_vectors=2"] if METHODS[method].adds_word else []
+    word = ["subject.identifier=<sks>", "method.num_vectors=2"] if METHODS[method].adds_tokens else []
     overrides = [f"model.base={tiny_xl_base}", f"method.name={method}", "method.rank=2", *word]
     quick = ["train.max_steps=2", "optim.lr=1.0e-2", "optim.warmup_steps=0", "validate.every_steps=0"]
     config = load_config(config_file, [*overrides, *quick, "prior.source=teacher", "prior.teacher_latents=class"])
     assert train(config) == 0
     learned, base = load_model(str(RunFolder(config).path), None, "cpu", None), load_family(str(tiny_xl_base))
-    start, settings = start_from_seeds([0], base.latent_shape(64, 64)), SamplerSettings(2, 2.0)
+    start, settings = noise_from_seeds([0], base.latent_shape(64, 64)), SamplerSettings(2, 2.0)
     picture = sample_latents(learned.family, [learned.fill("a photo of {subject}")], start, settings)
     untouched = sample_latents(base, [learned.fill("a photo of {subject}")], start, settings)
     assert not torch.equal(picture, untouched)

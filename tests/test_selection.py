@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dreambooth.metrics.selection import Anchors, Quality, best, is_exhausted, quality, way
-from dreambooth.metrics.validation_log import Entry, Journal
+from dreambooth.metrics.validation_log import ValidationLog, ValidationRecord
 
 ANCHORS = Anchors(real=0.9, dino=0.1, pres=0.1, div=0.8, clip_t=0.32, clip_t_ignored=0.24)
 PERFECT = {"dino": 0.9, "clip_t": 0.32, "pres": 0.1, "div": 0.8, "drift": 0.2}
@@ -76,15 +76,15 @@ def test_patience_counts_validations_after_the_best() -> None:
 
 
 def test_the_journal_is_read_back_as_it_was_written_up_to_the_step_that_a_run_goes_on_from(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "scores.jsonl")
-    journal.add(Entry(0, 1.25, {"pres": [0.1, 0.3]}, Quality(0, 1, 1), ANCHORS, {"pres": "vit"}))
-    journal.add(Entry(100, 1.0, {"dino": [0.5], "pres": [0.2]}, Quality(0.5, 1, 0.5)))
-    journal.add(Entry(200, 0.5, {"dino": [0.6], "pres": [0.2]}, Quality(0.6, 1, 0.5)))
-    with open(journal.path, "a") as file:
+    validation_log = ValidationLog(tmp_path / "scores.jsonl")
+    validation_log.add(ValidationRecord(0, 1.25, {"pres": [0.1, 0.3]}, Quality(0, 1, 1), ANCHORS, {"pres": "vit"}))
+    validation_log.add(ValidationRecord(100, 1.0, {"dino": [0.5], "pres": [0.2]}, Quality(0.5, 1, 0.5)))
+    validation_log.add(ValidationRecord(200, 0.5, {"dino": [0.6], "pres": [0.2]}, Quality(0.6, 1, 0.5)))
+    with open(validation_log.path, "a") as file:
         file.write('{"step": 300, "lo')
-    assert Journal(journal.path).entries == journal.entries
-    resumed = Journal(journal.path, last_step=100)
-    assert resumed.entries == journal.entries[:2]
+    assert ValidationLog(validation_log.path).entries == validation_log.entries
+    resumed = ValidationLog(validation_log.path, last_step=100)
+    assert resumed.entries == validation_log.entries[:2]
     assert resumed.anchors == ANCHORS
-    assert (resumed.best, journal.best) == (journal.entries[1], journal.entries[2])
-    assert not Journal(journal.path, last_step=-1).entries
+    assert (resumed.best, validation_log.best) == (validation_log.entries[1], validation_log.entries[2])
+    assert not ValidationLog(validation_log.path, last_step=-1).entries

@@ -22,7 +22,7 @@ from dreambooth.errors import ModelError
 from dreambooth.export.original import original_state, original_unet_name, text_state, vae_state
 from dreambooth.families import Condition, Family, fingerprint, load_family
 from dreambooth.families.builtin_configs import SHIPPED, config_folder
-from dreambooth.families.sd import StableDiffusion, settle_prediction
+from dreambooth.families.sd import StableDiffusion, detect_prediction_type
 from dreambooth.families.single_file import measured_prediction, read_header
 from dreambooth.generation.sampler import make_scheduler
 
@@ -248,7 +248,7 @@ def test_what_a_network_predicts_is_told_by_its_answer_to_noise(
     same = {each.name: getattr(family, each.name) for each in dataclasses.fields(family)}
     assert measured_prediction(PredictsTheNoise(**same)) == "epsilon"
     family.set_scheduler({"prediction_type": "epsilon"})
-    settle_prediction(family, Path("model.safetensors"))
+    detect_prediction_type(family, Path("model.safetensors"))
     assert family.schedule.prediction == "v_prediction"
     assert "model.safetensors does not say what it predicts" in capsys.readouterr().err
 

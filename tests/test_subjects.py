@@ -25,13 +25,13 @@ from dreambooth.data.latents import EncodedPicture, LatentDataset
 from dreambooth.engine import train
 from dreambooth.errors import ModelError, UserError
 from dreambooth.evaluation.models import learned_by
-from dreambooth.export.subject_info import ExportCard, LearnedSubject, SubjectCard, read_card, write_card
+from dreambooth.export.subject_info import ExportCard, LearnedSubject, SubjectInfo, read_card, write_card
 from dreambooth.families import Family, load_family
 from dreambooth.generation.images import load_model, read_recipe
 from dreambooth.methods import METHODS, MethodSettings
 from dreambooth.methods.textual_inversion import WORD_FILE, word_file
 from dreambooth.metrics.subject import SubjectScorer, load_encoders
-from dreambooth.metrics.validation_log import Journal
+from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.metrics.validation_scores import ValidationScorer
 from dreambooth.prompts import expand, fill_prompt
 from dreambooth.randomness import Randomness
@@ -387,7 +387,7 @@ def test_each_subject_is_trained_under_its_own_prompt(two_file: Path, pictures: 
 
 
 def word_settings(**changes: Any) -> MethodSettings:
-    everything = {"rank": 2, "words": ("<sks>", "<olis>"), "start_words": ("dog", "cat"), "seed": 3}
+    everything = {"rank": 2, "words": ("<sks>", "<olis>"), "initializer_tokens": ("dog", "cat"), "seed": 3}
     return MethodSettings(**{**everything, **changes})
 
 
@@ -527,7 +527,7 @@ def test_what_an_ignoring_model_scores_is_measured_within_each_class() -> None:
 def test_a_validation_tells_each_subjects_part(two_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     encoders = [f"validate.dino={ENCODERS / 'vit'}", f"validate.clip={ENCODERS / 'clip'}"]
     run = trained(two_file, *QUICK, "validate.every_steps=3", *encoders)
-    entry = Journal(run.scores).entries[-1]
+    entry = ValidationLog(run.scores).entries[-1]
     assert {name: len(numbers) for name, numbers in entry.scores.items()} == dict.fromkeys(
         ("dino", "clip_i", "clip_t", "pres", "div", "drift"), 4
     )
@@ -542,8 +542,8 @@ def test_a_validation_tells_each_subjects_part(two_file: Path, capsys: pytest.Ca
 
 def test_evaluate_asks_for_the_subject_of_the_class() -> None:
     dog, cat = (LearnedSubject(each.identifier, each.class_noun, each.prompt, each.class_prompt) for each in (DOG, CAT))
-    card = SubjectCard((dog, cat), 64, 2, 3.0, 8)
+    card = SubjectInfo((dog, cat), 64, 2, 3.0, 8)
     assert learned_by(card, "cat") == cat
-    assert learned_by(SubjectCard((dog,), 64, 2, 3.0, 8), "cat") == dog, "a model of one subject is asked for that one"
+    assert learned_by(SubjectInfo((dog,), 64, 2, 3.0, 8), "cat") == dog, "a model of one subject is asked for that one"
     with pytest.raises(UserError, match="learned sks dog, olis cat; 0 of them are of the class 'robot'"):
         learned_by(card, "robot")

@@ -471,7 +471,7 @@ def test_the_documented_command_trains_every_stage_and_goes_on_when_run_again(tm
 
 
 def test_the_command_answers_without_loading_torch():
-    code = "import sys; import dreambooth.toyworld.cli; print('torch' in sys.modules, 'diffusers' in sys.modules)"
+    code = "import sys; import toyworld.cli; print('torch' in sys.modules, 'diffusers' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=REPOSITORY)
     assert answer.stdout.split() == ["False", "False"]
 

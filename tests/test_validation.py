@@ -15,7 +15,7 @@ from diffusers import UNet2DConditionModel
 from dreambooth.config import Config, load_config
 from dreambooth.engine import train
 from dreambooth.errors import ModelError, UserError
-from dreambooth.metrics.validation_log import Journal
+from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.run.folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
@@ -64,7 +64,7 @@ def card(run: RunFolder) -> dict[str, int]:
 
 
 def test_every_validation_has_one_number_a_picture_and_its_means_in_metrics_csv(finished: RunFolder) -> None:
-    entries = Journal(finished.scores).entries
+    entries = ValidationLog(finished.scores).entries
     assert [entry.step for entry in entries] == [0, 6, 12, 18, 24]
     counts = {name: len(numbers) for name, numbers in entries[-1].scores.items()}
     assert counts == {"dino": 2, "clip_i": 2, "clip_t": 2, "pres": 2, "div": 2, "drift": 2, "drift_other": 2}
@@ -89,7 +89,7 @@ def test_the_training_loss_per_timestep_decile_is_that_of_the_steps_since_the_la
 
 
 def test_the_model_has_the_weights_of_the_best_step(finished: RunFolder) -> None:
-    best = Journal(finished.scores).best
+    best = ValidationLog(finished.scores).best
     assert best is not None
     assert (card(finished)["step"], card(finished)["last_step"]) == (best.step, 24)
     kept = torch.load(finished.best, weights_only=True)
@@ -130,7 +130,7 @@ def test_best_weights_that_are_gone_are_told_and_never_taken_for_others(
 def test_a_run_that_was_killed_while_it_validated_comes_to_the_same_scores_and_best_step(
     finished: RunFolder, tmp_path: Path, shipped_base: Path
 ) -> None:
-    """As a kill leaves it: the state of step 12 saved, its grid drawn, nothing of it in the journal yet."""
+    """As a kill leaves it: the state of step 12 saved, its grid drawn, nothing of it in the validation log yet."""
     config = quick_demo(tmp_path, shipped_base, "run.name=whole", "train.max_steps=12", "train.save_every_steps=6")
     assert train(config) == 0
     run = RunFolder(config)
@@ -150,7 +150,7 @@ def test_a_run_that_no_longer_gets_better_ends_and_goes_on_only_with_more_patien
     config = quick_demo(tmp_path, shipped_base, "train.max_steps=400", "validate.patience=1")
     assert train(config) == 0
     run = RunFolder(config)
-    last = Journal(run.scores).entries[-1].step
+    last = ValidationLog(run.scores).entries[-1].step
     assert card(run)["step"] == last - 6
     assert card(run)["last_step"] == last < 400
     assert "no better for 1 validation" in capsys.readouterr().err
@@ -185,7 +185,7 @@ def test_an_encoder_that_is_not_one_is_told_before_anything_is_written(
 
 def test_without_encoders_there_are_grids_and_losses_and_the_last_step_is_kept(config: Config) -> None:
     assert train(config) == 0
-    entries = Journal(RunFolder(config).scores).entries
+    entries = ValidationLog(RunFolder(config).scores).entries
     assert [(entry.step, entry.scores) for entry in entries] == [(0, {}), (4, {}), (8, {})]
     assert card(RunFolder(config))["step"] == 8
 

@@ -302,10 +302,10 @@ def teapot(canvas: Canvas, look: Look, pose: Pose) -> None:
     canvas.body(bellies[look.accessories[0]], look.main, look.pattern, look.accent, spot_inset=inset)
     lid = y - height
     canvas.ellipse(0.0, lid + 0.02, width * 0.6, 0.13, look.second)
-    knob = look.accessories[1]
-    if knob == 0:
+    setting = look.accessories[1]
+    if setting == 0:
         canvas.ellipse(0.0, lid - 0.2, 0.14, 0.14, look.accent)
-    elif knob == 1:
+    elif setting == 1:
         canvas.rectangle(-0.2, lid - 0.24, 0.2, lid - 0.08, look.accent)
     else:
         canvas.polygon([(-0.15, lid - 0.08), (0.0, lid - 0.42), (0.15, lid - 0.08)], look.accent)

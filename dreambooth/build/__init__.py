@@ -5,14 +5,14 @@
 """
 
 from dreambooth.build.class_prior import in_turn, make_generated_prior, make_prior, places_of_run, prior_sampler
-from dreambooth.build.method import check_optimizer, make_objective, method_settings, optim_settings, subject_card, tell_other_base
-from dreambooth.build.networks import apply_schedule, checkpoint_activations, compute_dtype, done_networks, load_base, pick_device, pick_precision, save_memory
-from dreambooth.build.subjects import Given, buckets_of, encode, encode_subjects, find_given, picture_warnings
-from dreambooth.build.prompts import captions_of, class_prompts_of, read_texts, subject_prompt, wording_warnings
-from dreambooth.build.validation import find_encoders, make_looks, make_scorer, unseen_pictures, validation_sampler
+from dreambooth.build.method import check_optimizer, loss_settings, method_settings, optim_settings, subject_card, tell_other_base
+from dreambooth.build.networks import apply_schedule, checkpoint_activations, compute_dtype, unused_networks, load_base, pick_device, pick_precision, save_memory
+from dreambooth.build.subjects import SubjectData, buckets_of, encode, encode_subjects, load_subject_data, picture_warnings
+from dreambooth.build.prompts import captions_of, class_prompts_of, cache_prompts, subject_prompt, wording_warnings
+from dreambooth.build.validation import find_encoders, build_validation_inputs, make_scorer, unseen_pictures, validation_sampler
 
 __all__ = [
-    "Given",
+    "SubjectData",
     "apply_schedule",
     "buckets_of",
     "captions_of",
@@ -20,16 +20,16 @@ __all__ = [
     "checkpoint_activations",
     "class_prompts_of",
     "compute_dtype",
-    "done_networks",
+    "unused_networks",
     "encode",
     "encode_subjects",
     "find_encoders",
-    "find_given",
+    "load_subject_data",
     "in_turn",
     "load_base",
     "make_generated_prior",
-    "make_looks",
-    "make_objective",
+    "build_validation_inputs",
+    "loss_settings",
     "make_prior",
     "make_scorer",
     "method_settings",
@@ -39,7 +39,7 @@ __all__ = [
     "picture_warnings",
     "places_of_run",
     "prior_sampler",
-    "read_texts",
+    "cache_prompts",
     "save_memory",
     "subject_card",
     "subject_prompt",

@@ -103,7 +103,7 @@ def make_generated_prior(
 
     def make(indices: list[int]) -> Tensor:
         shape = shapes[indices[0] // prior.batch_size % len(shapes)]  # one a block
-        start = sampler.start_from(randomness, "class picture", indices, shape)
+        start = sampler.initial_noise(randomness, "class picture", indices, shape)
         with torch.autocast(pick_device(config).type, enabled=False):  # called within a training step
             return sampler.sample_latents(sampled_with, [prompts[i % len(prompts)] for i in indices], start, settings)
 

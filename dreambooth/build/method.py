@@ -4,11 +4,11 @@ from pathlib import Path
 
 from dreambooth.config import Config
 from dreambooth.errors import UserError
-from dreambooth.export.subject_info import LearnedSubject, SubjectCard, card_in_file, read_card
+from dreambooth.export.subject_info import LearnedSubject, SubjectInfo, card_in_file, read_card
 from dreambooth.families import Family
 from dreambooth.files import with_home, without_home
 from dreambooth.methods import MethodSettings, find_method
-from dreambooth.training.module import Objective
+from dreambooth.training.module import LossSettings
 from dreambooth.training.optimizer import OptimSettings, import_bitsandbytes
 from dreambooth.build.networks import compute_dtype
 from dreambooth.generation.images import model_folder
@@ -28,8 +28,8 @@ def method_settings(config: Config, family: Family, randomness: Randomness) -> M
         targets=tuple(method.targets),
         words=tuple(subject.identifier for subject in subjects),
         num_vectors=method.num_vectors,
-        start_words=tuple(method.start_word or subject.class_noun for subject in subjects),
-        only_words=config.optim.identifier_lr is not None,
+        initializer_tokens=tuple(method.start_word or subject.class_noun for subject in subjects),
+        trains_identifier_rows_only=config.optim.identifier_lr is not None,
         base_dtype=compute_dtype(config, family),
         start=find_start(config),
         seed=randomness.torch_seed("method"),
@@ -58,7 +58,7 @@ def find_start(config: Config) -> Path | None:
     return folder
 
 
-def find_start_card(start: Path) -> SubjectCard | None:
+def find_start_card(start: Path) -> SubjectInfo | None:
     """What it says of how it was trained; None for a LoRA of other tools."""
     return card_in_file(start) if start.is_file() else read_card(start)
 
@@ -70,9 +70,9 @@ def tell_other_base(start: Path | None, base: str) -> None:
         tell(f"warning: method.start: {start} was trained on another base ({card.base}), and is another model on this")
 
 
-def make_objective(config: Config) -> Objective:
+def loss_settings(config: Config) -> LossSettings:
     loss = config.loss
-    return Objective(
+    return LossSettings(
         config.prior.weight,
         huber_c=loss.huber_c,
         weighting=loss.weighting,
@@ -109,8 +109,8 @@ def check_optimizer(config: Config) -> None:
 
 def subject_card(
     config: Config, step: int, last_step: int, base_fingerprint: str, scores: dict[str, float] | None
-) -> SubjectCard:
-    return SubjectCard(
+) -> SubjectInfo:
+    return SubjectInfo(
         subjects=tuple(
             LearnedSubject(each.identifier, each.class_noun, each.prompt, each.class_prompt) for each in config.subjects
         ),

@@ -11,7 +11,7 @@ from dreambooth.errors import UserError
 from dreambooth.families import Family, evaluation_mode, frozen_copy, load_family
 from dreambooth.families.unet import SMALL
 from dreambooth.methods import find_method
-from dreambooth.methods.adapters import base_beneath
+from dreambooth.methods.adapters import frozen_base
 from dreambooth.distributed import local_rank
 
 
@@ -79,7 +79,7 @@ def apply_schedule(family: Family, config: Config) -> None:
 def untouched_base(family: Family, config: Config) -> Family:
     """The frozen base beside what trains: beneath an adapter, or a copy where every weight may change."""
     if find_method(config.method.name).is_adapter:
-        return base_beneath(family)
+        return frozen_base(family)
     return frozen_copy(family, compute_dtype(config, family))
 
 
@@ -90,14 +90,14 @@ def save_memory(family: Family, config: Config, text_trains: bool) -> None:
     """
     if pick_device(config).type == "cuda":
         family.vae.to("cpu")
-    for network in done_networks(family, config, text_trains):
+    for network in unused_networks(family, config, text_trains):
         network.to("meta")
     checkpoint_activations(family, config.train.gradient_checkpointing)
     if config.train.compile:
         family.denoiser.compile()
 
 
-def done_networks(family: Family, config: Config, text_trains: bool) -> list[torch.nn.Module]:
+def unused_networks(family: Family, config: Config, text_trains: bool) -> list[torch.nn.Module]:
     """What is used no more once pictures and prompts are encoded.
 
     An adapter's result holds none of the base, so the text encoders are done when all prompts are known by heart, and
@@ -126,7 +126,7 @@ def compute_dtype(config: Config, family: Family) -> torch.dtype:
 
 
 @contextlib.contextmanager
-def at_hand(network: torch.nn.Module, device: torch.device) -> Iterator[None]:
+def on_device(network: torch.nn.Module, device: torch.device) -> Iterator[None]:
     """A network on the device, and afterwards back where it waits."""
     home = next(network.parameters()).device
     network.to(device)

@@ -17,7 +17,7 @@ from dreambooth.prompts import Prompt, expand, fill_prompt
 from dreambooth.distributed import tell
 
 
-def read_texts(family: Family, captions: list[list[str]], config: Config, text_trains: bool) -> None:
+def cache_prompts(family: Family, captions: list[list[str]], config: Config, text_trains: bool) -> None:
     """Encode every prompt of the run: to keep, or where the text encoders train to see that they can be.
 
     captions: of each subject's pictures. Raises UserError, and warns, as `wording_warnings` does.
@@ -30,7 +30,7 @@ def read_texts(family: Family, captions: list[list[str]], config: Config, text_t
             for text in texts:
                 family.condition([text])
     else:
-        family.remember(texts)
+        family.cache_prompts(texts)
 
 
 def wording_warnings(family: Family, captions: list[list[str]], config: Config) -> Iterator[str]:
@@ -38,7 +38,7 @@ def wording_warnings(family: Family, captions: list[list[str]], config: Config) 
 
     Raises UserError for an identifier that is nothing to the tokenizer, or that a prompt's dropped end holds.
     """
-    if not find_method(config.method.name).adds_word:
+    if not find_method(config.method.name).adds_tokens:
         for number, subject in enumerate(config.subjects):
             yield from identifier_warnings(family, f"{subject_key(config, number)}.identifier", subject.identifier)
     identifiers = [subject.identifier for subject in config.subjects]

@@ -12,9 +12,9 @@ from PIL import Image
 from dreambooth.data.buckets import Size, make_buckets, nearest_bucket
 from dreambooth.config import Config
 from dreambooth.data.latents import EncodedPicture, encode_pictures
-from dreambooth.errors import UserError, shown
+from dreambooth.errors import UserError, escaped
 from dreambooth.families import Family
-from dreambooth.data.images import Look, alike, is_upscaled, list_images, load_image, load_mask, look_at, transparency_mask
+from dreambooth.data.images import ImageInfo, near_duplicates, is_upscaled, list_images, load_image, load_mask, inspect_image, transparency_mask
 from dreambooth.build.method import find_start
 from dreambooth.build.prompts import captions_of
 from dreambooth.randomness import Randomness
@@ -22,7 +22,7 @@ from dreambooth.distributed import tell
 
 
 @dataclass(frozen=True)
-class Given:
+class SubjectData:
     """What a run is given beside its base. photos, captions: of each subject. start: `find_start`.
 
     masks: of all photos, one subject's after the other's; None: all of each counts.
@@ -34,27 +34,27 @@ class Given:
     masks: list[Image.Image] | None
 
 
-def find_given(config: Config) -> Given:
+def load_subject_data(config: Config) -> SubjectData:
     """Raises UserError for what is not there or cannot be used."""
     start, photos = find_start(config), [list_images(subject.images) for subject in config.subjects]
-    return Given(start, photos, captions_of(photos, config), load_masks([*chain(*photos)], config))
+    return SubjectData(start, photos, captions_of(photos, config), load_masks([*chain(*photos)], config))
 
 
-def picture_warnings(looks: Sequence[Look], buckets: list[Size], resolution: int) -> Iterator[str]:
+def picture_warnings(looks: Sequence[ImageInfo], buckets: list[Size], resolution: int) -> Iterator[str]:
     """What is no reason to refuse pictures, but worth a word."""
     small = [look.path for look in looks if is_upscaled(look.size, nearest_bucket(look.size, buckets))]
     if small:  # enlarging blurs, and blur is learned with the subject
         yield f"smaller than data.resolution ({resolution}), so enlarged: {_named(small)}"
     if moving := [look for look in looks if look.num_frames > 1]:
-        frames = ", ".join(f"{shown(look.path.name)} (1 of {look.num_frames})" for look in moving)
+        frames = ", ".join(f"{escaped(look.path.name)} (1 of {look.num_frames})" for look in moving)
         yield f"several pictures in a file, of which the first is taken: {frames}"
-    if pairs := alike(looks):
+    if pairs := near_duplicates(looks):
         twice = "; ".join(f"{_named([one])} and {_named([other])}" for one, other in pairs)
         yield f"(nearly) the same picture twice, which then counts twice; leave one out: {twice}"
 
 
 def _named(paths: Sequence[Path]) -> str:
-    return ", ".join(shown(path.name) for path in paths)
+    return ", ".join(escaped(path.name) for path in paths)
 
 
 def buckets_of(family: Family, config: Config) -> list[Size]:
@@ -66,25 +66,25 @@ def buckets_of(family: Family, config: Config) -> list[Size]:
     family.latent_shape(data.resolution, data.resolution)
     if not data.buckets:
         return [(data.resolution, data.resolution)]
-    if data.bucket_step % family.even_side:
+    if data.bucket_step % family.size_multiple:
         raise UserError(
             f"data.bucket_step: {data.bucket_step} does not suit this base, whose denoiser halves sides of "
-            f"{family.even_side} pixels evenly; use a multiple of {family.even_side}"
+            f"{family.size_multiple} pixels evenly; use a multiple of {family.size_multiple}"
         )
     return make_buckets(data.resolution, data.bucket_step)
 
 
 def tell_buckets(pictures: list[EncodedPicture]) -> None:
     """How many pictures each bucket got."""
-    sizes = Counter(tuple(picture.frame_V6[0, 4:].tolist()) for picture in pictures)
+    sizes = Counter(tuple(picture.size_crop_V6[0, 4:].tolist()) for picture in pictures)
     listed = ", ".join(f"{width}x{height} ({count})" for (height, width), count in sorted(sizes.items()))
     tell(f"buckets (and pictures in each): {listed}")
 
 
-def encode_subjects(family: Family, given: Given, config: Config, randomness: Randomness) -> list[EncodedPicture]:
+def encode_subjects(family: Family, given: SubjectData, config: Config, randomness: Randomness) -> list[EncodedPicture]:
     """All pictures of all subjects, one subject's after the other's; tells what may be amiss with their sizes."""
     paths = [*chain(*given.photos)]
-    for warning in picture_warnings([*map(look_at, paths)], buckets_of(family, config), config.data.resolution):
+    for warning in picture_warnings([*map(inspect_image, paths)], buckets_of(family, config), config.data.resolution):
         tell(f"warning: {warning}")
     subjects = [number for number, own in enumerate(given.photos) for _ in own]
     pictures = encode(family, paths, config, randomness, given.masks, subjects)

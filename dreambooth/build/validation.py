@@ -10,18 +10,18 @@ from dreambooth.data.latents import EncodedPicture, Sample, by_subject
 from dreambooth.errors import UserError
 from dreambooth.families import Family
 from dreambooth.data.images import list_images, load_image, to_images
-from dreambooth.methods.adapters import base_beneath
-from dreambooth.metrics.encoders import is_at_hand
-from dreambooth.metrics.validation_log import Journal
+from dreambooth.methods.adapters import frozen_base
+from dreambooth.metrics.encoders import is_available
+from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.metrics.subject import Encoders, SubjectScorer, load_encoders
 from dreambooth.metrics.validation_scores import PictureRows, ValidationScorer
 from dreambooth.training.module import DreamBoothModule
-from dreambooth.build.networks import at_hand, inference, pick_device
+from dreambooth.build.networks import on_device, inference, pick_device
 from dreambooth.build.subjects import encode
 from dreambooth.build.prompts import subject_prompt, validation_prompts
 from dreambooth.randomness import Randomness
 from dreambooth.distributed import tell
-from dreambooth.training.validation import Looks
+from dreambooth.training.validation import ValidationInputs
 
 AUTO_ENCODERS = {"dino": "facebook/dino-vits16", "clip": "openai/clip-vit-base-patch32"}  # those of the paper
 NUM_FIXED_LOSSES = 20  # (noise, timestep) pairs of eval/loss: two in each tenth of the timesteps
@@ -34,12 +34,12 @@ def unseen_pictures(family: Family, config: Config, randomness: Randomness) -> l
     return encode(family, list_images(config.validate.images), config, randomness)
 
 
-def make_scorer(config: Config, journal: Journal, photos: list[list[Path]]) -> ValidationScorer | None:
+def make_scorer(config: Config, validation_log: ValidationLog, photos: list[list[Path]]) -> ValidationScorer | None:
     """What scores the validations' pictures; None for a run without validations, or with nothing to measure with.
 
     photos: of each subject.
     """
-    if not config.validate.every_steps or (encoders := find_encoders(config, journal)) is None:
+    if not config.validate.every_steps or (encoders := find_encoders(config, validation_log)) is None:
         if config.optim.text_encoder_stop_drift is not None:
             raise UserError(
                 "optim.text_encoder_stop_drift: set, but there is nothing to measure the drift with; name an encoder "
@@ -50,15 +50,15 @@ def make_scorer(config: Config, journal: Journal, photos: list[list[Path]]) -> V
     return ValidationScorer(subjects, validation_prompts(config))
 
 
-def find_encoders(config: Config, journal: Journal) -> Encoders | None:
+def find_encoders(config: Config, validation_log: ValidationLog) -> Encoders | None:
     """Those that validate.dino and validate.clip name; a run that goes on measures with what it began with.
 
     Raises ModelError for one that is named and not to be had; what `auto` does not find is told and left out.
     """
     validate, device = config.validate, str(pick_device(config))
     names = {"dino": validate.dino, "clip": validate.clip}
-    if journal.entries:
-        measured_by = journal.entries[0].measured_by or {}
+    if validation_log.entries:
+        measured_by = validation_log.entries[0].measured_by or {}
         names = {"dino": measured_by.get("dino"), "clip": measured_by.get("clip_t")}
     names = {part: _auto_encoder(part) if name == "auto" else name for part, name in names.items()}
     if names["dino"] is None and names["clip"] is None:
@@ -69,7 +69,7 @@ def find_encoders(config: Config, journal: Journal) -> Encoders | None:
 def _auto_encoder(part: str) -> str | None:
     """The usual encoder, if it can be loaded."""
     name = AUTO_ENCODERS[part]
-    if is_at_hand(name):
+    if is_available(name):
         return name
     tell(
         f"note: no scores by validate.{part}: {name} is not in the cache and the hub does not answer; "
@@ -78,13 +78,13 @@ def _auto_encoder(part: str) -> str | None:
     return None
 
 
-def make_looks(
+def build_validation_inputs(
     family: Family,
     module: DreamBoothModule,
     subject: list[EncodedPicture],
     score: ValidationScorer | None,
     config: Config,
-) -> Looks:
+) -> ValidationInputs:
     """What a validation looks at. subject: the training pictures, or those of validate.images.
 
     The loss is of the subjects in turn, and of each one's pictures in turn.
@@ -96,8 +96,8 @@ def make_looks(
             return module.fixed_loss(samples)
 
     # A start makes step 0 another model than the base, which is what scores are measured against.
-    base = None if config.method.start is None else lambda: validation_pictures(base_beneath(family), config)
-    return Looks(lambda: validation_pictures(family, config), loss, score, base)
+    base = None if config.method.start is None else lambda: validation_pictures(frozen_base(family), config)
+    return ValidationInputs(lambda: validation_pictures(family, config), loss, score, base)
 
 
 def fixed_samples(pictures: list[EncodedPicture], config: Config) -> Iterator[Sample]:
@@ -118,7 +118,7 @@ def validation_pictures(family: Family, config: Config) -> PictureRows:
     prompts = [prompt.filled for prompt in validation_prompts(config) for _ in range(validate.num_images)]
     seeds = range(len(prompts))
     size = (config.data.resolution, config.data.resolution)
-    with at_hand(family.vae, pick_device(config)), inference(family, config):
+    with on_device(family.vae, pick_device(config)), inference(family, config):
         batches = sampler.sample_pixels(family, prompts, seeds, size, settings, config.prior.batch_size)
         pictures = [picture for pixels_BCHW in batches for picture in to_images(pixels_BCHW)]
     return [pictures[first : first + validate.num_images] for first in range(0, len(pictures), validate.num_images)]

@@ -114,7 +114,7 @@ def make_again(args: argparse.Namespace) -> int:
         name, recipe["config"], args.device, recipe["dtype"], args.base or recipe["base"], loaded_with["revision"],
         loaded_with["variant"],
     )  # fmt: skip
-    for path in images.write(images.make_again(recipe, model), args.out or images.default_folder(name), 1):
+    for path in images.write(images.reproduce(recipe, model), args.out or images.default_folder(name), 1):
         print(path)
     return 0
 

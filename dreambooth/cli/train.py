@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG.yaml", help="the run's settings; configs/ holds examples")
     parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="settings that go over the file's")
     parser.add_argument(
-        "--override", metavar="KEY", action="append", default=[], dest="on_purpose",
+        "--override", metavar="KEY", action="append", default=[], dest="accepted_changes",
         help="of a run that goes on: take the new value of this setting on purpose, say optim.lr; can be given again",
     )  # fmt: skip
     parser.add_argument("--profile", action="store_true", help="tell at the end what the time of a step went to")
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
         from dreambooth.engine import train
         from dreambooth.run.folder import RunFolder
 
-    code = train(config, args.profile, args.on_purpose)
+    code = train(config, args.profile, args.accepted_changes)
     if code == 0 and is_first():
         write_report(RunFolder(config).path)
     return code

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from dreambooth.errors import UserError, first_line, shown
+from dreambooth.errors import UserError, escaped, first_line
 
 MAX_BYTES = 100_000  # a config has a few thousand
 MAX_DEPTH = 16
@@ -46,14 +46,14 @@ def read(path: Path) -> tuple[Any, list[str]]:
     """What a file holds, and its keys that are there twice, each with its lines. Raises UserError."""
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{shown(path)}: {path.stat().st_size} bytes are no such file; at most {MAX_BYTES}")
+            raise UserError(f"{escaped(path)}: {path.stat().st_size} bytes are no such file; at most {MAX_BYTES}")
         return parse(path.read_bytes().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise UserError(f"{shown(path)}: not a YAML file: no text in UTF-8; save it as such") from error
+        raise UserError(f"{escaped(path)}: not a YAML file: no text in UTF-8; save it as such") from error
     except OSError as error:
-        raise UserError(f"{shown(path)}: cannot be read: {error.strerror or error}") from error
+        raise UserError(f"{escaped(path)}: cannot be read: {error.strerror or error}") from error
     except yaml.YAMLError as error:
-        raise UserError(f"{shown(path)}: not a YAML file: {_told(error)}") from error
+        raise UserError(f"{escaped(path)}: not a YAML file: {_told(error)}") from error
 
 
 def parse(text: str) -> tuple[Any, list[str]]:
@@ -82,7 +82,7 @@ def _repeated(node: yaml.Node, path: str = "") -> Iterator[str]:
         name = f"{path}.{key.value}" if path else str(key.value)
         line = key.start_mark.line + 1
         if name in lines:
-            yield f"{shown(name)}: stands there twice, in lines {lines[name]} and {line}; leave one out"
+            yield f"{escaped(name)}: stands there twice, in lines {lines[name]} and {line}; leave one out"
         lines[name] = line
         yield from _repeated(value, name)
 
@@ -92,4 +92,4 @@ def _told(error: yaml.YAMLError) -> str:
         return " ".join(str(error).split())
     mark = error.problem_mark
     hint = " (indent with spaces)" if "'\\t'" in str(error.problem) else ""
-    return f"line {mark.line + 1}, column {mark.column + 1}: {shown(error.problem)}{hint}"
+    return f"line {mark.line + 1}, column {mark.column + 1}: {escaped(error.problem)}{hint}"

@@ -15,7 +15,7 @@ from dreambooth.config.fields import MAY_CHANGE, MAY_CHANGE_SECTIONS, PATHS, Con
 from dreambooth.config.keys import ENTRY, config_fields, default_of, field_of, section_classes
 from dreambooth.config.rules import joint_problems
 from dreambooth.config.values import cut, number, problem_of, takes_float
-from dreambooth.errors import UserError, shown
+from dreambooth.errors import UserError, escaped
 from dreambooth.files import with_home, without_home
 
 PROVENANCE = "provenance"  # the section that a run adds to its config.yaml; read back, it is ignored
@@ -40,7 +40,7 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Confi
             key = re.sub(r"^subjects\.(\d+)\.", r"subjects[\1].", key)
             settings[key] = _override_value(key, text)
     if len(settings) > MAX_KEYS:
-        raise UserError(f"{shown(path)}: {len(settings)} keys are no config; there are {len(config_fields())}")
+        raise UserError(f"{escaped(path)}: {len(settings)} keys are no config; there are {len(config_fields())}")
     settings = {key: _resolved(settings, key, value) for key, value in settings.items()}
     bad = {key: problem for key, value in settings.items() if (problem := problem_of(key, value))}
     problems += [*bad.values(), *_list_problems(settings), *_missing_keys(settings)]
@@ -55,11 +55,11 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Confi
 
 def _read_yaml(path: Path) -> tuple[dict[str, Any], list[str]]:
     if not path.is_file():
-        raise UserError(f"{shown(path)}: there is no such config file; configs/ holds examples")
+        raise UserError(f"{escaped(path)}: there is no such config file; configs/ holds examples")
     raw, problems = plain_yaml.read(path)
     if not isinstance(raw, dict):
         found = "nothing" if raw is None else type(raw).__name__
-        raise UserError(f"{shown(path)}: expected sections ({', '.join(section_classes())}), found {found}")
+        raise UserError(f"{escaped(path)}: expected sections ({', '.join(section_classes())}), found {found}")
     return raw, problems
 
 
@@ -164,7 +164,7 @@ def _structured(kind: type, values: dict[str, Any]) -> typing.Any:
 
 
 def _listed(path: str | Path, problems: list[str]) -> str:
-    return f"{shown(path)}: {problems[0]}" if len(problems) == 1 else "\n  ".join([f"{shown(path)}:", *problems])
+    return f"{escaped(path)}: {problems[0]}" if len(problems) == 1 else "\n  ".join([f"{escaped(path)}:", *problems])
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dreambooth.config.keys import ENTRY, config_fields, field_of, section_classes, type_name
-from dreambooth.errors import shown
+from dreambooth.errors import escaped
 
 MAX_INT = 2**63 - 1
 MAX_SHOWN = 100  # characters of a value in a message
@@ -56,7 +56,7 @@ def _unknown_key(key: str) -> str:
     by_name = [known for known in fields if known.split(".")[-1] == key.split(".")[-1]]
     hint = (by_name or near or [f"one of the sections {', '.join(section_classes())}"])[0]
     hint = hint.replace("subject.", f"{entry[0]}.") if entry else hint
-    return f"{shown(_shortened(key))}: unknown key; did you mean {hint}?"
+    return f"{escaped(_shortened(key))}: unknown key; did you mean {hint}?"
 
 
 def _text_problem(value: Any) -> str | None:

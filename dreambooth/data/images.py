@@ -24,7 +24,7 @@ from torch import Tensor
 
 from dreambooth.data.buckets import Size, largest_part
 from dreambooth.data.captions import is_caption_file
-from dreambooth.errors import NonFiniteError, UserError, shown
+from dreambooth.errors import NonFiniteError, UserError, escaped
 
 # By content, not by extension. A closed list, because Pillow's own has formats that take almost any bytes for a picture
 # (TGA) or start another program (EPS).
@@ -70,12 +70,12 @@ def list_images(folder: str | Path) -> list[Path]:
     stems = {path.stem for path in files if path.suffix != ".txt"}
     paths = [path for path in files if not is_caption_file(path, stems)]
     if not paths:
-        raise UserError(f"{shown(folder)}: the folder has no pictures. {_allowed()}")
+        raise UserError(f"{escaped(folder)}: the folder has no pictures. {_allowed()}")
     reasons = {path.name: _why_unreadable(path) for path in paths}
-    bad = [f"{shown(name)} ({shown(reason)})" for name, reason in reasons.items() if reason]
+    bad = [f"{escaped(name)} ({escaped(reason)})" for name, reason in reasons.items() if reason]
     if bad:
         raise UserError(
-            f"{shown(folder)}: {len(bad)} of {len(paths)} files cannot be used as pictures: {', '.join(bad)}.\n"
+            f"{escaped(folder)}: {len(bad)} of {len(paths)} files cannot be used as pictures: {', '.join(bad)}.\n"
             f"{_allowed()} Mend, move or remove the others."
         )
     return paths
@@ -85,14 +85,14 @@ def _entries(folder: Path) -> list[Path]:
     try:
         return list(folder.iterdir())
     except NotADirectoryError as error:
-        raise UserError(f"{shown(folder)}: a file. Name a folder of pictures.") from error
+        raise UserError(f"{escaped(folder)}: a file. Name a folder of pictures.") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = "no such folder" if isinstance(error, FileNotFoundError) else f"cannot be opened ({error})"
-        raise UserError(f"{shown(folder)}: {reason}. Name a folder of pictures.") from error
+        raise UserError(f"{escaped(folder)}: {reason}. Name a folder of pictures.") from error
 
 
 @dataclass(frozen=True)
-class Look:
+class ImageInfo:
     """What a picture is at a glance. size: as it is seen. num_frames: pictures in its file, of which the first is read.
 
     colours_HWC: of its 16 x 16 parts, 0 to 255.
@@ -104,15 +104,15 @@ class Look:
     colours_HWC: np.ndarray
 
 
-def look_at(path: Path) -> Look:
+def inspect_image(path: Path) -> ImageInfo:
     """Raises UserError as `load_image` does."""
     image = load_image(path)
     colours_HWC = np.asarray(image.resize((16, 16), Image.Resampling.BOX)).astype(np.float32)
     with Image.open(path, formats=_readable_formats()) as file:
-        return Look(path, image.size, _num_frames(file), colours_HWC)
+        return ImageInfo(path, image.size, _num_frames(file), colours_HWC)
 
 
-def alike(looks: Sequence[Look]) -> list[tuple[Path, Path]]:
+def near_duplicates(looks: Sequence[ImageInfo]) -> list[tuple[Path, Path]]:
     """Pairs that show the same: copies, re-encoded, resized or cut by a hair; not two photos of one thing."""
     return [
         (one.path, other.path)
@@ -135,7 +135,7 @@ def load_image(path: str | Path) -> Image.Image:
     try:
         return _to_rgb(_decode(Path(path)))
     except UserError as error:
-        raise UserError(f"{shown(path)}: {error}. {_allowed()}") from error
+        raise UserError(f"{escaped(path)}: {error}. {_allowed()}") from error
 
 
 def load_mask(path: str | Path) -> Image.Image:

@@ -30,13 +30,13 @@ Source = Literal["subject", "prior", "validation"]
 class EncodedPicture:
     """Mean and standard deviation of the latents of every view of a picture, float32 [V, C, H, W], on the CPU.
 
-    frame_V6: how each view was cut out of the picture (`frame_of`). mask_V1HW: how much each place of the latents
+    size_crop_V6: how each view was cut out of the picture (`size_crop_of`). mask_V1HW: how much each latent position
     counts, 0 to 1; None: all the same. subject: which of a run's subjects it shows. name: of its file.
     """
 
     mean_VCHW: Tensor
     std_VCHW: Tensor
-    frame_V6: Tensor
+    size_crop_V6: Tensor
     mask_V1HW: Tensor | None = None
     subject: int = 0
     name: str = ""
@@ -45,15 +45,15 @@ class EncodedPicture:
 class Sample(NamedTuple):
     """What a step learns from at one place in the run: latents [C, H, W] and what is said of them.
 
-    source: data sets of different names draw different numbers for one place. frame_6: how the picture was cut
-    (`frame_of`); None: it is whole. mask_1HW: how much each place counts, 0 to 1; None: all the same.
+    source: data sets of different names draw different numbers for one place. size_crop_6: how the picture was cut
+    (`size_crop_of`); None: it is whole. mask_1HW: how much each place counts, 0 to 1; None: all the same.
     """
 
     source: Source
     place: int
     latents_CHW: Tensor
     prompt: str
-    frame_6: Tensor | None = None
+    size_crop_6: Tensor | None = None
     mask_1HW: Tensor | None = None
     name: str = ""  # of the picture, to tell of it
 
@@ -86,19 +86,19 @@ def encode_pictures(
         image = load_image(path)
         size = nearest_bucket(image.size, buckets)
         mean_VCHW, std_VCHW = encode(_views(image, size, positions, flip))
-        frame_V6 = torch.tensor([frame_of(image.size, size, position) for position in positions])
+        size_crop_V6 = torch.tensor([size_crop_of(image.size, size, position) for position in positions])
         mask_V1HW = None
         if masks is not None:
             mask_VCHW = _views(masks[number].convert("RGB"), size, positions, flip)
             mask_V1HW = F.adaptive_avg_pool2d((mask_VCHW[:, :1] + 1) / 2, (mean_VCHW.shape[-2], mean_VCHW.shape[-1]))
-        frame_V6 = torch.cat([frame_V6, frame_V6]) if flip else frame_V6
+        size_crop_V6 = torch.cat([size_crop_V6, size_crop_V6]) if flip else size_crop_V6
         subject = 0 if subjects is None else subjects[number]
         mean_VCHW, std_VCHW = mean_VCHW.float().cpu(), std_VCHW.float().cpu()
-        encoded.append(EncodedPicture(mean_VCHW, std_VCHW, frame_V6, mask_V1HW, subject, path.name))
+        encoded.append(EncodedPicture(mean_VCHW, std_VCHW, size_crop_V6, mask_V1HW, subject, path.name))
     return encoded
 
 
-def frame_of(size: Size, target: Size, position_xy: Sequence[float]) -> list[float]:
+def size_crop_of(size: Size, target: Size, position_xy: Sequence[float]) -> list[float]:
     """What SDXL is told of a crop (arXiv 2307.01952, section 2.2), pixels: height and width of the original, top and
     left of the crop after resizing, height and width of the result.
 
@@ -158,7 +158,7 @@ class LatentDataset(Dataset[Sample]):
             place,
             latents_CHW=picture.mean_VCHW[view] + picture.std_VCHW[view] * noise_CHW,
             prompt=self.captions(number, place),
-            frame_6=picture.frame_V6[view],
+            size_crop_6=picture.size_crop_V6[view],
             mask_1HW=None if picture.mask_V1HW is None else picture.mask_V1HW[view],
             name=picture.name,
         )
@@ -173,7 +173,7 @@ def by_shape(samples: Iterable[Sample], largest: int | None = None) -> list[list
     return [group[first : first + size] for group in groups.values() for first in range(0, len(group), size)]
 
 
-class PlaceSampler(Sampler[list[int]]):
+class ResumableBatchSampler(Sampler[list[int]]):
     """Endless batches of places for one process of several, from the batch on that `position()` names.
 
     position: (first batch, rank, world size); asked when iteration starts, which is after a resumed run has restored

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from dreambooth.errors import UserError
 from dreambooth.evaluation.subjects import Subject
-from dreambooth.export.subject_info import LearnedSubject, SubjectCard, read_card
+from dreambooth.export.subject_info import LearnedSubject, SubjectInfo, read_card
 from dreambooth.generation.images import Model, load_model
 from dreambooth.prompts import subject_phrase
 
 NAME = "{name}"
-Cards = Mapping[str, SubjectCard | None]  # by model; None: a plain base
+Cards = Mapping[str, SubjectInfo | None]  # by model; None: a plain base
 # What a card says of its run's own sampling, and the option that goes over it.
 OPTIONS = {
     "num_inference_steps": "--steps",
@@ -45,7 +45,7 @@ def model_of(row: str, subject: str) -> str:
     return row.replace(NAME, subject)
 
 
-def read_cards(models: Iterable[str], load: Loader) -> dict[str, SubjectCard | None]:
+def read_cards(models: Iterable[str], load: Loader) -> dict[str, SubjectInfo | None]:
     """What each model has learned. Raises ModelError or UserError for one that is not there.
 
     A whole folder is not loaded for this, so that a typo in the last of thirty is told in the first seconds.
@@ -75,7 +75,7 @@ def class_noun_of(subject: Subject, cards: Cards) -> str:
     return nouns[0]
 
 
-def learned_by(card: SubjectCard, class_noun: str) -> LearnedSubject:
+def learned_by(card: SubjectInfo, class_noun: str) -> LearnedSubject:
     """What a model has learned; of several subjects the one of this class. Raises UserError where that is not one."""
     if len(card.subjects) == 1:
         return card.subjects[0]
@@ -89,7 +89,7 @@ def learned_by(card: SubjectCard, class_noun: str) -> LearnedSubject:
     return own[0]
 
 
-def reference_card(cards: Cards, given: Sequence[str]) -> SubjectCard | None:
+def reference_card(cards: Cards, given: Sequence[str]) -> SubjectInfo | None:
     """A card whose steps, guidance, scheduler and resolution stand for all; None if no model has one.
 
     given: the fields of OPTIONS that the user has set. Raises UserError where the models differ in another.

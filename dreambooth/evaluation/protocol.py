@@ -25,7 +25,7 @@ from dreambooth.errors import UserError
 from dreambooth.evaluation.models import Loader, learned_by, model_of
 from dreambooth.evaluation.prompts import SEEDS_A_PROMPT
 from dreambooth.evaluation.subjects import Subject
-from dreambooth.export.subject_info import SubjectCard
+from dreambooth.export.subject_info import SubjectInfo
 from dreambooth.families import fingerprint
 from dreambooth.generation.images import RECIPE, Model, write_png
 from dreambooth.generation.sampler import cut_warning, sample_pixels
@@ -75,7 +75,7 @@ class Shot:
 
 
 def plan(
-    row: str, task: Task, card: SubjectCard | None, way: Way, out: Path, class_only: bool = False
+    row: str, task: Task, card: SubjectInfo | None, way: Way, out: Path, class_only: bool = False
 ) -> Iterator[Shot]:
     """Yield the pictures of one row and subject, prompt by prompt, the class prompt last.
 
@@ -96,7 +96,7 @@ def plan(
             )  # fmt: skip
 
 
-def fill(template: str, card: SubjectCard | None, class_noun: str) -> str:
+def fill(template: str, card: SubjectInfo | None, class_noun: str) -> str:
     """The prompt as a model gets it. A plain base does not know the identifier: it gets the class noun alone.
 
     Raises UserError where a model has learned several subjects, and not just one of the class.

@@ -9,7 +9,7 @@ import yaml
 from dreambooth.config import default_of, field_of, flatten
 from dreambooth.export.subject_info import ExportCard
 from dreambooth.methods import find_method
-from dreambooth.metrics.validation_log import Journal
+from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.prompts import expand
 
 # Sections whose settings decide the weights, and keys that are told even where they have their default.
@@ -37,7 +37,7 @@ def read_history(model: Path, card: ExportCard) -> History:
         return History()
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     grid = run / "samples" / f"step-{card.step:06d}.png"
-    entries = Journal(run / "logs" / "scores.jsonl").entries
+    entries = ValidationLog(run / "logs" / "scores.jsonl").entries
     return History(
         settings=deciding_settings(config),
         grid=grid if grid.is_file() else None,

@@ -68,7 +68,7 @@ def write(folder: Path, form: str, family: Family, card: ExportCard, history: Hi
         licence=licence,
         pictures=PICTURES,
         pipeline=type(family.pipeline()).__name__,
-        has_word=form != "diffusers" and find_method(card.method).adds_word,
+        has_word=form != "diffusers" and find_method(card.method).adds_tokens,
         base_is_file=Path(base or "").is_file(),
         base_name=shown_base(base),
         config_name=shown_base(card.base_config and with_home(card.base_config)),

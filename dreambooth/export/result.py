@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from dreambooth.export.subject_info import SubjectCard, write_card
+from dreambooth.export.subject_info import SubjectInfo, write_card
 from dreambooth.families import Family
 from dreambooth.files import atomic_folder
 from dreambooth.methods import find_method
 from dreambooth.methods.adapters import cast_trained
 
 
-def export_model(family: Family, card: SubjectCard, folder: Path, dtype: str) -> None:
+def export_model(family: Family, card: SubjectInfo, folder: Path, dtype: str) -> None:
     """Write what was trained as `dtype` ('float32', 'float16', 'bfloat16') to `folder`, replacing it as a whole.
 
     It is a pipeline or, where card.method is an adapter, that one's own files. The live weights take that dtype too:

@@ -24,7 +24,7 @@ class LearnedSubject:
 
 
 @dataclass(frozen=True)
-class SubjectCard:
+class SubjectInfo:
     """What the model has learned, so that nobody has to remember the token. resolution: pixels.
 
     num_inference_steps, guidance_scale and scheduler are those of the run's own sample grids: what sampling starts
@@ -51,7 +51,7 @@ class SubjectCard:
 
 
 @dataclass(frozen=True)
-class ExportCard(SubjectCard):
+class ExportCard(SubjectInfo):
     """Of a result that is passed on, which has left its run behind.
 
     settings: what decided the weights, by key of the config. extracted_rank: the result is a LoRA of that rank out of
@@ -62,11 +62,11 @@ class ExportCard(SubjectCard):
     extracted_rank: int | None = None
 
 
-def write_card(card: SubjectCard, folder: Path) -> None:
+def write_card(card: SubjectInfo, folder: Path) -> None:
     write_text(folder / CARD, json.dumps(asdict(card), indent=1) + "\n")
 
 
-def card_metadata(card: SubjectCard) -> dict[str, str]:
+def card_metadata(card: SubjectInfo) -> dict[str, str]:
     """The card for the metadata of a .safetensors file."""
     return {"dreambooth": json.dumps(asdict(card))}
 

@@ -16,5 +16,5 @@ def write(family: Family, card: ExportCard, folder: Path) -> None:
 
 def write_beside(family: Family, card: ExportCard, folder: Path) -> None:
     """The same, of a result that has one."""
-    if find_method(card.method).adds_word:
+    if find_method(card.method).adds_tokens:
         write(family, card, folder)

@@ -60,8 +60,8 @@ def spell_out(tokenizer: Any, prompt: str) -> str:
 
 
 @torch.no_grad()
-def add_word(tokenizer: Any, text_encoder: Any, word: str, num_vectors: int, start_word: str) -> list[int]:
-    """Give the tokenizer a word of `num_vectors` tokens, each embedded like `start_word`; returns their ids.
+def add_word(tokenizer: Any, text_encoder: Any, word: str, num_vectors: int, initializer_token: str) -> list[int]:
+    """Give the tokenizer a word of `num_vectors` tokens, each embedded like `initializer_token`; returns their ids.
 
     Raises UserError for a word that it already has, and for a start word that is not one token.
     """
@@ -70,10 +70,11 @@ def add_word(tokenizer: Any, text_encoder: Any, word: str, num_vectors: int, sta
             f"subject.identifier: {word!r} is a word of this model already, and this method learns a new one; "
             f"write <{word.strip('<>')}>, say"
         )
-    start_ids = token_ids(tokenizer, start_word)
+    start_ids = token_ids(tokenizer, initializer_token)
     if len(start_ids) != 1:
         raise UserError(
-            f"method.start_word: {start_word!r} is {len(start_ids)} tokens to this tokenizer; name one that is one"
+            f"method.start_word: {initializer_token!r} is {len(start_ids)} tokens to this tokenizer; "
+            "name a word that is one token"
         )
     tokens = [word, *(f"{word}_{number}" for number in range(1, num_vectors))]
     tokenizer.add_tokens(tokens)

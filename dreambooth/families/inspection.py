@@ -15,7 +15,7 @@ import diffusers
 from diffusers import SchedulerMixin
 from safetensors import SafetensorError, safe_open
 
-from dreambooth.errors import ModelError, first_line, shown
+from dreambooth.errors import ModelError, escaped, first_line
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 LIBRARIES = ("diffusers", "transformers", None)
@@ -41,7 +41,7 @@ def read_index(folder: Path) -> dict[str, Any]:
         library = named[0] if isinstance(named, list) and len(named) == 2 else None
         if library not in LIBRARIES and not hasattr(diffusers.pipelines, str(library)):
             raise ModelError(
-                f"{folder / 'model_index.json'}: {shown(part)}: {named} is code of its own, which is not run here; "
+                f"{folder / 'model_index.json'}: {escaped(part)}: {named} is code of its own, which is not run here; "
                 "use a base of plain diffusers and transformers classes"
             )
     return index

@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from dreambooth.errors import ModelError, UserError, first_line, shown
+from dreambooth.errors import ModelError, UserError, escaped, first_line
 
 WEIGHTS = re.compile(r"(?:diffusion_pytorch_)?model(?:\.(?P<variant>[\w-]+?))?(?:-\d+-of-\d+)?\.safetensors")
 
@@ -49,10 +49,10 @@ def _download(hub_id: str, revision: str | None, variant: str | None) -> Path:
     """A hub id's files in the local cache, downloaded if need be."""
     if "://" in hub_id:
         raise ModelError(
-            f"{shown(hub_id)}: an address; nothing is fetched from there: name a hub id, or a file or folder here"
+            f"{escaped(hub_id)}: an address; nothing is fetched from there: name a hub id, or a file or folder here"
         )
     if Path(hub_id).is_absolute() or hub_id.startswith(".") or hub_id.count("/") > 1:
-        raise ModelError(f"{shown(hub_id)}: there is no such folder or file")
+        raise ModelError(f"{escaped(hub_id)}: there is no such folder or file")
     try:
         return Path(DiffusionPipeline.download(hub_id, revision=revision, variant=variant))
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:

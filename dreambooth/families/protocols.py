@@ -39,12 +39,12 @@ class Family(Protocol):
         ...
 
     @property
-    def vae_factor(self) -> int:
+    def vae_scale_factor(self) -> int:
         """Pixels a latent, along a side."""
         ...
 
     @property
-    def even_side(self) -> int:
+    def size_multiple(self) -> int:
         """Pixels. Sides that are multiples of it the denoiser halves, level by level, without a remainder."""
         ...
 
@@ -68,20 +68,20 @@ class Family(Protocol):
         """What the denoiser is told about each prompt, of a long one by as much as it reads (`clip.fit`)."""
         ...
 
-    def remember(self, prompts: Iterable[str]) -> None:
+    def cache_prompts(self, prompts: Iterable[str]) -> None:
         """Let `condition` know these prompts, and no others, by heart: frozen text encoders are then done."""
         ...
 
-    def frame_condition(self, frames_B6: Tensor) -> Condition:
-        """What is told besides the prompt of how pictures were cut: `data.frame_of`. May be nothing."""
+    def size_conditioning(self, size_crop_B6: Tensor) -> Condition:
+        """What is told besides the prompt of how pictures were cut: `data.size_crop_of`. May be nothing."""
         ...
 
     def predict(self, noisy_BCHW: Tensor, t_B: Tensor, condition: Condition) -> Tensor:
         """The denoiser's prediction for noisy latents at timesteps `t_B`, [B, C, H, W]."""
         ...
 
-    def add_word(self, word: str, num_vectors: int, start_word: str) -> list[list[int]]:
-        """Add a word of several tokens, each embedded like `start_word`; their ids in each text encoder.
+    def add_word(self, word: str, num_vectors: int, initializer_token: str) -> list[list[int]]:
+        """Add a word of several tokens, each embedded like `initializer_token`; their ids in each text encoder.
 
         Raises UserError for a word that is known already, and for a start word that is not one token.
         """

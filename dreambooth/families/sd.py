@@ -22,8 +22,8 @@ from dreambooth.families.unet import (
     load_part,
     load_scheduler_config,
     load_tokenizer,
+    optimize_for_device,
     scheduler_config_of,
-    suit_the_device,
 )
 
 
@@ -50,14 +50,14 @@ class StableDiffusion(UNetFamily):
         ids_BN = clip.tokenize(self.tokenizer, prompts).to(self.text_encoder.device, non_blocking=True)
         return {"encoder_hidden_states": self.text_encoder(ids_BN).last_hidden_state}
 
-    def frame_condition(self, frames_B6: Tensor) -> Condition:
+    def size_conditioning(self, size_crop_B6: Tensor) -> Condition:
         return {}
 
     def predict(self, noisy_BCHW: Tensor, t_B: Tensor, condition: Condition) -> Tensor:
         return self.unet(noisy_BCHW, t_B, **condition).sample
 
-    def add_word(self, word: str, num_vectors: int, start_word: str) -> list[list[int]]:
-        return [clip.add_word(self.tokenizer, self.text_encoder, word, num_vectors, start_word)]
+    def add_word(self, word: str, num_vectors: int, initializer_token: str) -> list[list[int]]:
+        return [clip.add_word(self.tokenizer, self.text_encoder, word, num_vectors, initializer_token)]
 
     def token_ids(self, text: str) -> list[int]:
         return clip.token_ids(self.tokenizer, text)
@@ -82,7 +82,7 @@ def load(base: Path, variant: str | None = None) -> StableDiffusion:
     Raises ModelError for missing, incomplete or non-finite weights.
     """
     unet = load_part(UNet2DConditionModel, base, "unet", variant)
-    suit_the_device(unet)
+    optimize_for_device(unet)
     return StableDiffusion(
         vae=load_part(AutoencoderKL, base, "vae", variant),
         unet=unet,
@@ -95,7 +95,7 @@ def load(base: Path, variant: str | None = None) -> StableDiffusion:
 def load_single_file(header: Header, config: str | None) -> StableDiffusion:
     """Load an original-layout `.safetensors`. config: as in `load_single_file_pipeline`."""
     pipeline = load_single_file_pipeline(StableDiffusionPipeline, header, config, safety_checker=None)
-    suit_the_device(pipeline.unet)
+    optimize_for_device(pipeline.unet)
     family = StableDiffusion(
         vae=pipeline.vae,
         unet=pipeline.unet,
@@ -104,11 +104,11 @@ def load_single_file(header: Header, config: str | None) -> StableDiffusion:
         tokenizer=pipeline.tokenizer,
     )
     if config is None and header.config == "sd2" and header.prediction is None:
-        settle_prediction(family, header.path)
+        detect_prediction_type(family, header.path)
     return family
 
 
-def settle_prediction(family: StableDiffusion, path: Path) -> None:
+def detect_prediction_type(family: StableDiffusion, path: Path) -> None:
     """2.x that predicts epsilon (512 pixels) and v (768) are alike in names and shapes: ask the network."""
     prediction = measured_prediction(family)
     print(

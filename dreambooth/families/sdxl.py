@@ -23,8 +23,8 @@ from dreambooth.families.unet import (
     load_part,
     load_scheduler_config,
     load_tokenizer,
+    optimize_for_device,
     scheduler_config_of,
-    suit_the_device,
 )
 
 
@@ -71,22 +71,24 @@ class StableDiffusionXL(UNetFamily):
             return {name: tensor * is_full_B.view(-1, *[1] * (tensor.ndim - 1)) for name, tensor in condition.items()}
         return condition
 
-    def frame_condition(self, frames_B6: Tensor) -> Condition:
+    def size_conditioning(self, size_crop_B6: Tensor) -> Condition:
         """Original size, crop and target size are told as they are."""
-        return {"time_ids": frames_B6}
+        return {"time_ids": size_crop_B6}
 
     def predict(self, noisy_BCHW: Tensor, t_B: Tensor, condition: Condition) -> Tensor:
         """Without a frame in the condition the picture is taken for a whole one of its own size."""
         texts = {name: tensor for name, tensor in condition.items() if name == "encoder_hidden_states"}
         added = {name: tensor for name, tensor in condition.items() if name not in texts}
         if "time_ids" not in added:
-            height, width = (side * self.vae_factor for side in noisy_BCHW.shape[-2:])
+            height, width = (side * self.vae_scale_factor for side in noisy_BCHW.shape[-2:])
             added["time_ids"] = torch.tensor([[height, width, 0, 0, height, width]] * len(noisy_BCHW))
         added["time_ids"] = added["time_ids"].to(noisy_BCHW)
         return self.unet(noisy_BCHW, t_B, **texts, added_cond_kwargs=added).sample
 
-    def add_word(self, word: str, num_vectors: int, start_word: str) -> list[list[int]]:
-        return [clip.add_word(tokenizer, part, word, num_vectors, start_word) for tokenizer, part in self._text_side]
+    def add_word(self, word: str, num_vectors: int, initializer_token: str) -> list[list[int]]:
+        return [
+            clip.add_word(tokenizer, part, word, num_vectors, initializer_token) for tokenizer, part in self._text_side
+        ]
 
     def token_ids(self, text: str) -> list[int]:
         return clip.token_ids(self.tokenizer, text)
@@ -114,7 +116,7 @@ def load(base: Path, variant: str | None = None) -> StableDiffusionXL:
     if not (base / "text_encoder").is_dir():
         raise ModelError(f"{base}: has no text_encoder: an SDXL refiner? Use the base model")
     unet = load_part(UNet2DConditionModel, base, "unet", variant)
-    suit_the_device(unet)
+    optimize_for_device(unet)
     return StableDiffusionXL(
         vae=load_part(AutoencoderKL, base, "vae", variant),
         unet=unet,
@@ -130,7 +132,7 @@ def load(base: Path, variant: str | None = None) -> StableDiffusionXL:
 def load_single_file(header: Header, config: str | None) -> StableDiffusionXL:
     """Load an original-layout `.safetensors`. config: as in `load_single_file_pipeline`."""
     pipeline = load_single_file_pipeline(StableDiffusionXLPipeline, header, config, add_watermarker=False)
-    suit_the_device(pipeline.unet)
+    optimize_for_device(pipeline.unet)
     return StableDiffusionXL(
         vae=pipeline.vae,
         unet=pipeline.unet,

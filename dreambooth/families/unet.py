@@ -38,7 +38,7 @@ class UNetFamily(ABC):
         check_latents(self.vae, self.unet)
         self.vae.requires_grad_(False).eval()
         self.set_scheduler({})
-        self.known_texts: dict[str, Condition] = {}  # by prompt, each tensor without its batch axis
+        self.prompt_cache: dict[str, Condition] = {}  # by prompt, each tensor without its batch axis
 
     def set_scheduler(self, changes: dict[str, Any]) -> None:
         """Raises ModelError for settings of which no schedule can be made."""
@@ -65,35 +65,35 @@ class UNetFamily(ABC):
 
     def condition(self, prompts: list[str]) -> Condition:
         """What the text encoders make of prompts, or made of them when they were remembered; each tensor [B, ...]."""
-        if not self.known_texts:
+        if not self.prompt_cache:
             return self.encode_texts(prompts)
-        known = [self.known_texts[prompt] for prompt in prompts]
+        known = [self.prompt_cache[prompt] for prompt in prompts]
         dtype = next(self.unet.parameters()).dtype
         return {name: torch.stack([each[name] for each in known]).to(dtype) for name in known[0]}
 
     @torch.no_grad()
-    def remember(self, prompts: Iterable[str]) -> None:
+    def cache_prompts(self, prompts: Iterable[str]) -> None:
         """Each prompt by itself: what is made of it does not depend on its neighbours."""
         different = dict.fromkeys(prompts)
-        self.known_texts = {
+        self.prompt_cache = {
             prompt: {name: tensor_1[0] for name, tensor_1 in self.encode_texts([prompt]).items()}
             for prompt in different
         }
 
     @property
     def resolution(self) -> int:
-        return self.unet.config.sample_size * self.vae_factor
+        return self.unet.config.sample_size * self.vae_scale_factor
 
     @property
-    def vae_factor(self) -> int:
+    def vae_scale_factor(self) -> int:
         """Pixels a latent, along a side."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property
-    def even_side(self) -> int:
+    def size_multiple(self) -> int:
         """64 for Stable Diffusion, 32 for XL. From other sides diffusers comes to odd ones, which it reaches on the way
         back by repeating some places and not others: they are shifted against the skip connections."""
-        return self.vae_factor * 2**self.unet.num_upsamplers
+        return self.vae_scale_factor * 2**self.unet.num_upsamplers
 
     @torch.no_grad()
     def encode_images(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,7 +110,7 @@ class UNetFamily(ABC):
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Latents are smaller by the VAE's factor, 8 for Stable Diffusion."""
-        factor = self.vae_factor
+        factor = self.vae_scale_factor
         for side in (height, width):
             if side % factor or side <= 0:
                 raise UserError(f"a picture side of {side} pixels does not fit this model; use a multiple of {factor}")
@@ -176,7 +176,7 @@ def scheduler_config_of(scheduler: Any) -> dict[str, Any]:
     return {**given, "_class_name": type(scheduler).__name__}
 
 
-def suit_the_device(unet: UNet2DConditionModel) -> None:
+def optimize_for_device(unet: UNet2DConditionModel) -> None:
     """A small UNet on a CPU: plain attention, as the fused kernel's bfloat16 backward takes 43 % of a step, and
     weights with their channels last, with which convolutions forward and back take a quarter less time.
 

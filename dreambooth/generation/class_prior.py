@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from dreambooth.data.latents import LatentDataset, Sample
-from dreambooth.distributed import Turns
+from dreambooth.distributed import WorkShare
 from dreambooth.families import Condition, Family
 from dreambooth.files import atomic_file
 
@@ -45,7 +45,7 @@ class PicturePrior:
         self.dataset = dataset
 
     def samples(self, places: Sequence[int]) -> list[Sample]:
-        return [self.dataset[place]._replace(frame_6=None, mask_1HW=None) for place in places]
+        return [self.dataset[place]._replace(size_crop_6=None, mask_1HW=None) for place in places]
 
 
 def make_teacher(frozen: Family) -> Predict:
@@ -96,9 +96,9 @@ class GeneratedPrior:
         self.num_used = num_images if num_places is None else min(num_images, num_places)
         self.block_size = block_size
         self.folder = folder
-        self.share(Turns())
+        self.share(WorkShare())
 
-    def share(self, turns: Turns) -> None:
+    def share(self, turns: WorkShare) -> None:
         """Divide what is still to be made among processes, which all call this before any of them makes a block.
 
         They all need to see the same `folder`.
@@ -118,7 +118,7 @@ class GeneratedPrior:
 
     def samples(self, places: Sequence[int]) -> list[Sample]:
         """What any process needs for this batch is made by all of them together, so all must call this in each step."""
-        for place in self._turns.places_of_all(places):
+        for place in self._turns.global_indices(places):
             self._make_sure(place % self.num_images // self.block_size)
         return [self._sample(place) for place in places]
 

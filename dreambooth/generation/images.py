@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from dreambooth.data.images import grid, to_images
 from dreambooth.errors import ModelError, UserError, first_line
-from dreambooth.export.subject_info import ExportCard, SubjectCard, read_card
+from dreambooth.export.subject_info import ExportCard, SubjectInfo, read_card
 from dreambooth.families import Family, fingerprint, load_family, move
 from dreambooth.files import atomic_file, with_home, without_home
 from dreambooth.generation.sampler import cut_warning, sample_pixels
@@ -37,7 +37,7 @@ class Model:
 
     name: str
     family: Family
-    card: SubjectCard | None
+    card: SubjectInfo | None
     loaded_with: dict[str, str | None] = field(default_factory=dict)
 
     @property
@@ -113,7 +113,7 @@ def find_card(model: str) -> ExportCard | None:
 
 
 def load_adapted(
-    folder: Path, card: SubjectCard, base: str | None, revision: str | None = None, variant: str | None = None
+    folder: Path, card: SubjectInfo, base: str | None, revision: str | None = None, variant: str | None = None
 ) -> Family:
     """The base model with an adapter's files laid over it; what is None is as in its run. Raises ModelError."""
     method = find_method(card.method)
@@ -206,7 +206,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     return recipe | {name: with_home(recipe[name]) for name in PATHS if recipe.get(name) is not None}
 
 
-def make_again(recipe: Mapping[str, Any], model: Model) -> Iterator[Picture]:
+def reproduce(recipe: Mapping[str, Any], model: Model) -> Iterator[Picture]:
     """The picture of a recipe, the same but for rounding: at most one level of 255.
 
     A model that has other weights now than when the picture was made is told, not refused.

@@ -22,24 +22,26 @@ from dreambooth.randomness import Randomness
 
 
 @dataclass(frozen=True)
-class Start:
+class InitialNoise:
     """Where a batch of pictures starts: its noise, and a generator a picture for samplers that add noise."""
 
     noise_BCHW: Tensor
     generators: list[torch.Generator]
 
 
-def start_from(randomness: Randomness, choice: str, places: Sequence[int], shape: tuple[int, int, int]) -> Start:
+def initial_noise(
+    randomness: Randomness, choice: str, places: Sequence[int], shape: tuple[int, int, int]
+) -> InitialNoise:
     """Noise [B, *shape] and generators; row `b` is a function of the b-th place alone."""
     seeds = [randomness.torch_seed(f"{choice}/sampler", place) for place in places]
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return Start(randomness.normal(f"{choice}/noise", places, shape), generators)
+    return InitialNoise(randomness.normal(f"{choice}/noise", places, shape), generators)
 
 
-def start_from_seeds(seeds: Iterable[int], shape: tuple[int, int, int]) -> Start:
+def noise_from_seeds(seeds: Iterable[int], shape: tuple[int, int, int]) -> InitialNoise:
     """One picture a seed."""
-    starts = [start_from(Randomness(seed), "picture", [0], shape) for seed in seeds]
-    return Start(torch.cat([start.noise_BCHW for start in starts]), [start.generators[0] for start in starts])
+    starts = [initial_noise(Randomness(seed), "picture", [0], shape) for seed in seeds]
+    return InitialNoise(torch.cat([start.noise_BCHW for start in starts]), [start.generators[0] for start in starts])
 
 
 def guided(
@@ -78,7 +80,7 @@ def cut_warning(family: Family, name: str, prompt: str, identifiers: Iterable[st
 
 
 @torch.no_grad()
-def sample_latents(family: Family, prompts: list[str], start: Start, settings: SamplerSettings) -> Tensor:
+def sample_latents(family: Family, prompts: list[str], start: InitialNoise, settings: SamplerSettings) -> Tensor:
     """Denoise one picture a prompt from `start`; scaled latents, float32 [B, C, H, W]."""
     device = next(family.denoiser.parameters()).device
     condition = _guidance_condition(family, prompts, settings)
@@ -129,5 +131,5 @@ def sample_pixels(
     shape = family.latent_shape(*size)
     for first in range(0, len(prompts), batch_size):
         part = slice(first, first + batch_size)
-        latents_BCHW = sample_latents(family, prompts[part], start_from_seeds(seeds[part], shape), settings)
+        latents_BCHW = sample_latents(family, prompts[part], noise_from_seeds(seeds[part], shape), settings)
         yield family.decode_latents(latents_BCHW).float().clamp(-1, 1)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dreambooth.errors import UserError
-from dreambooth.export.subject_info import SubjectCard
+from dreambooth.export.subject_info import SubjectInfo
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
@@ -43,7 +43,7 @@ class SamplerSettings:
 
 
 def sampler_settings(
-    card: SubjectCard | None,
+    card: SubjectInfo | None,
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
     scheduler: str | None = None,

@@ -32,14 +32,14 @@ METHODS: dict[str, Method] = {
         adapters.load_peft,
     ),
     "textual_inversion": Method(
-        textual_inversion.attach, 5e-4, textual_inversion.save, textual_inversion.load, adds_word=True
+        textual_inversion.attach, 5e-4, textual_inversion.save, textual_inversion.load, adds_tokens=True
     ),
     "pivotal": Method(
         textual_inversion.attach_pivotal,
         1e-4,
         textual_inversion.save_pivotal,
         textual_inversion.load_pivotal,
-        adds_word=True,
+        adds_tokens=True,
     ),
     "custom_diffusion": Method(custom_diffusion.attach, 1e-5, custom_diffusion.save, custom_diffusion.load),
 }

@@ -108,10 +108,10 @@ def attach(make_config: MakeConfig, family: Family, settings: MethodSettings) ->
             if targets[name]:
                 dora = settings.dora and name == "denoiser"
                 inject_adapter_in_model(make_config(replace(settings, dora=dora), targets[name]), part, ADAPTER)
-    return finish(trained)
+    return prepare_trainable(trained)
 
 
-def finish(trained: dict[str, nn.Module]) -> dict[str, nn.Module]:
+def prepare_trainable(trained: dict[str, nn.Module]) -> dict[str, nn.Module]:
     """Those networks that have something to train, in training mode, its number format float32."""
     trained = {name: part for name, part in trained.items() if any(p.requires_grad for p in part.parameters())}
     for part in trained.values():
@@ -191,7 +191,7 @@ class _BaseBeneath:
             return self._family.predict(noisy_BCHW, t_B, condition)
 
 
-def base_beneath(family: Family) -> Family:
+def frozen_base(family: Family) -> Family:
     """The untouched base model without a second copy of it: the same networks with their adapters off."""
     return cast(Family, _BaseBeneath(family))
 
@@ -202,10 +202,10 @@ def merge(family: Family) -> None:
     for layer in adapted_layers(family):
         if isinstance(layer, BaseTunerLayer):
             layer.merge()
-    take_away(family)
+    unload_adapters(family)
 
 
-def take_away(family: Family) -> None:
+def unload_adapters(family: Family) -> None:
     """Take away the adapters, merged or not."""
     for part in networks(family).values():
         vars(part).pop("peft_config", None)  # transformers would look for the adapter when it saves

@@ -15,8 +15,8 @@ class MethodSettings:
     """How a method trains; each reads what concerns it.
 
     rank, alpha, dropout, dora, rslora, targets: of adapters (`adapters`).
-    words: the identifiers. num_vectors, start_words: where they are new words (`words`). only_words: of the token
-    embedding only their rows train.
+    words: the identifiers. num_vectors, initializer_tokens: where they are new tokens (`textual_inversion`).
+    trains_identifier_rows_only: of the token embedding only their rows train.
     start: a file, or a folder with a result's own files, that the adapter or the words begin from (`start`).
     base_dtype: of weights that an adapter leaves alone. seed: of the adapters' first values.
     """
@@ -30,8 +30,8 @@ class MethodSettings:
     targets: tuple[str, ...] = ("attention",)
     words: tuple[str, ...] = ()
     num_vectors: int = 1
-    start_words: tuple[str, ...] = ()
-    only_words: bool = False
+    initializer_tokens: tuple[str, ...] = ()
+    trains_identifier_rows_only: bool = False
     start: Path | None = None
     base_dtype: torch.dtype = torch.float32
     seed: int = 0
@@ -42,14 +42,14 @@ class Method:
     """attach: makes what trains trainable and returns the networks that hold it: "denoiser", "text_encoder_0" ...
 
     lr: a learning rate that suits it. save, load: the result's own files in a folder, and back into an untouched base;
-    None where the result is a model. adds_word: each identifier becomes a new word.
+    None where the result is a model. adds_tokens: each identifier becomes a new word.
     """
 
     attach: Callable[[Family, MethodSettings], dict[str, nn.Module]]
     lr: float
     save: Callable[[Family, Path], None] | None = None
     load: Callable[[Family, Path], None] | None = None
-    adds_word: bool = False
+    adds_tokens: bool = False
 
     @property
     def is_adapter(self) -> bool:

@@ -29,7 +29,7 @@ def attach(family: Family, settings: MethodSettings) -> dict[str, nn.Module]:
         wrapper = ModulesToSaveWrapper(denoiser.get_submodule(name), adapters.ADAPTER)
         wrapper.set_adapter(adapters.ADAPTER)
         denoiser.set_submodule(name, wrapper)
-    return adapters.finish({"denoiser": denoiser})
+    return adapters.prepare_trainable({"denoiser": denoiser})
 
 
 def save(family: Family, folder: Path) -> None:

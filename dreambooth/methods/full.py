@@ -10,13 +10,13 @@ from dreambooth.methods.base import MethodSettings
 
 
 def attach(family: Family, settings: MethodSettings) -> dict[str, nn.Module]:
-    """Make them trainable; of the token embeddings with `only_words` just the words' rows."""
+    """Make them trainable; of the token embeddings with `trains_identifier_rows_only` just the words' rows."""
     trained: dict[str, nn.Module] = {"denoiser": family.denoiser}
     for number, text_encoder in enumerate(family.text_encoders):
         text_encoder.requires_grad_(settings.train_text_encoder).train(settings.train_text_encoder)
         if settings.train_text_encoder:
             trained[f"text_encoder_{number}"] = text_encoder
-            if settings.only_words:
+            if settings.trains_identifier_rows_only:
                 rows = [row for word in settings.words for row in family.token_ids(word)]
                 train_rows_only(cast(Any, text_encoder).get_input_embeddings().weight, rows)
     family.denoiser.requires_grad_(True).train()

@@ -51,7 +51,7 @@ def attach(make_config: MakeConfig, load: Load, family: Family, settings: Method
 def take_out(family: Family) -> dict[str, Learned]:
     """What has been loaded into a family, by the networks' names in the pipeline; it is untouched again afterwards."""
     learned = {name: learned_by(part) for name, part in _adapted(family).items()}
-    adapters.take_away(family)
+    adapters.unload_adapters(family)
     return learned
 
 

@@ -45,8 +45,8 @@ def attach_pivotal(family: Family, settings: MethodSettings) -> dict[str, nn.Mod
 
 def _add_words(family: Family, settings: MethodSettings) -> dict[str, nn.Module]:
     ids_by_word = [
-        family.add_word(word, settings.num_vectors, start_word)
-        for word, start_word in zip(settings.words, settings.start_words, strict=True)
+        family.add_word(word, settings.num_vectors, initializer_token)
+        for word, initializer_token in zip(settings.words, settings.initializer_tokens, strict=True)
     ]
     for text_encoder, *ids in zip(family.text_encoders, *ids_by_word, strict=True):
         text_encoder.requires_grad_(False)  # the embedding is a new, larger one
@@ -54,7 +54,9 @@ def _add_words(family: Family, settings: MethodSettings) -> dict[str, nn.Module]
         inject_adapter_in_model(config, text_encoder, adapters.ADAPTER)
     if settings.start is not None:
         _start_words(family, settings, settings.start)
-    return adapters.finish({f"text_encoder_{number}": part for number, part in enumerate(family.text_encoders)})
+    return adapters.prepare_trainable(
+        {f"text_encoder_{number}": part for number, part in enumerate(family.text_encoders)}
+    )
 
 
 @torch.no_grad()

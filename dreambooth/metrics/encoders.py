@@ -73,7 +73,7 @@ class ClipEncoder(ImageEncoder):
         return self.model.visual_projection(self.model.vision_model(pixels_BCHW).pooler_output)
 
 
-def is_at_hand(hub_id: str) -> bool:
+def is_available(hub_id: str) -> bool:
     """Whether a hub id can be loaded now: it is in the local cache, or the hub knows it and answers within seconds.
 
     The hub's own client tries for half a minute before it gives up.

@@ -16,7 +16,7 @@ from dreambooth.metrics.subject import Scores
 
 
 @dataclass(frozen=True)
-class Entry:
+class ValidationRecord:
     """One validation. Step 0, the untouched base, also holds what the rule measures between and by which encoders."""
 
     step: int
@@ -34,7 +34,7 @@ class Entry:
         return {f"eval/{name}": value for name, value in {**means, "loss": self.loss}.items()}
 
 
-class Journal:
+class ValidationLog:
     """The entries of a run up to a step; what is added goes to the file at once.
 
     The file is read back as far as it is whole: a line torn by a kill, and lines after `last_step`, are dropped.
@@ -46,13 +46,13 @@ class Journal:
             entry for entry in map(_read, _whole_lines(path)) if last_step is None or entry.step <= last_step
         ]
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: ValidationRecord) -> None:
         """Add an entry; the file is replaced as a whole, so it is never torn."""
         self.entries.append(entry)
         self._replace()
 
     def cut(self) -> None:
-        """Leave in the file what this journal took of it."""
+        """Leave in the file what this log took of it."""
         if self.path.is_file():
             self._replace()
 
@@ -73,7 +73,7 @@ class Journal:
         return {entry.step: entry.quality.value for entry in self.entries if entry.quality is not None}
 
     @property
-    def best(self) -> Entry | None:
+    def best(self) -> ValidationRecord | None:
         """The entry of the best step, by the rule of `selection`."""
         step = selection.best(self.qualities)
         return next((entry for entry in self.entries if entry.step == step), None)
@@ -93,17 +93,17 @@ def _whole_lines(path: Path) -> list[str]:
     return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
 
 
-def _write(entry: Entry) -> str:
+def _write(entry: ValidationRecord) -> str:
     fields = {name: value for name, value in asdict(entry).items() if value is not None}
     if entry.quality is not None:
         fields["quality"]["value"] = entry.quality.value
     return json.dumps(fields)
 
 
-def _read(line: str) -> Entry:
+def _read(line: str) -> ValidationRecord:
     fields: dict[str, Any] = json.loads(line)
     if "quality" in fields:
         fields["quality"] = Quality(**{name: fields["quality"][name] for name in ("fidelity", "obedience", "kept")})
     if "anchors" in fields:
         fields["anchors"] = Anchors(**fields["anchors"])
-    return Entry(**fields)
+    return ValidationRecord(**fields)

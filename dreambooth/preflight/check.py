@@ -14,13 +14,13 @@ from torch import nn
 
 from dreambooth import build
 from dreambooth.config import Config
-from dreambooth.data.images import list_images, look_at
+from dreambooth.data.images import inspect_image, list_images
 from dreambooth.errors import DreamBoothError, UserError
 from dreambooth.families import Family
 from dreambooth.methods import find_method
-from dreambooth.metrics.validation_log import Journal
+from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.preflight.memory_plan import GIB, MOMENT_BYTES, Planner, device_memory, is_enough
-from dreambooth.run.folder import Claim, RunFolder, check_places, found_state, is_finished, probe
+from dreambooth.run.folder import RunFolder, RunLock, check_places, found_state, is_finished, probe
 
 EXPORT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 NUM_STATES = 3  # the last, the one before, and one that is being written
@@ -96,22 +96,22 @@ def check_folder(config: Config, findings: Findings) -> None:
 
 def tell_state(run: RunFolder, config: Config, good: Callable[[str], None]) -> None:
     """Raises UserError where the run could not go on, or not write."""
-    with Claim(run):
+    with RunLock(run):
         state = found_state(run, config)
         probe(run)
         if state is None:
             good(f"{run.path}: can be written to; the run starts at step 0")
-        elif is_finished(run, state, config, Journal(run.scores, last_step=state.step)):
+        elif is_finished(run, state, config, ValidationLog(run.scores, last_step=state.step)):
             good(f"{run.path}: finished at step {state.step}")
         else:
             good(f"{run.path}: can be written to; the run goes on at step {state.step}")
 
 
-def check_pictures(config: Config, findings: Findings) -> build.Given | None:
+def check_pictures(config: Config, findings: Findings) -> build.SubjectData | None:
     """What the run is given beside its base; None where it cannot be had."""
     given = None
     with findings.of("pictures") as good:
-        given = build.find_given(config)
+        given = build.load_subject_data(config)
         good(
             ", ".join(
                 f"{len(own)} of {each.class_noun}" for own, each in zip(given.photos, config.subjects, strict=True)
@@ -135,12 +135,12 @@ def check_base(config: Config, findings: Findings) -> Planner | None:
     return planner
 
 
-def check_with_base(planner: Planner, given: build.Given | None, config: Config, findings: Findings) -> None:
+def check_with_base(planner: Planner, given: build.SubjectData | None, config: Config, findings: Findings) -> None:
     """What depends on the base: sizes, identifiers and prompts, disk; of a run that could start, memory."""
     family, run = planner.family, RunFolder(config)
     if given is not None:
         with findings.of("pictures"):
-            looks = [look_at(path) for path in chain(*given.photos)]
+            looks = [inspect_image(path) for path in chain(*given.photos)]
             findings.warn(
                 "pictures", build.picture_warnings(looks, build.buckets_of(family, config), config.data.resolution)
             )

@@ -24,7 +24,7 @@ from dreambooth.config import Config
 from dreambooth.families import Condition, evaluation_mode, load_family
 from dreambooth.generation.sampler import guided
 from dreambooth.methods import find_method
-from dreambooth.metrics.validation_log import Journal
+from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.randomness import Randomness
 from dreambooth.run.savings import SAVINGS, applies, written
 
@@ -125,7 +125,7 @@ class Planner:
 
     def _done(self, config: Config) -> int:
         """Bytes of networks that the run lets go of, or puts beside the GPU, before its first step."""
-        done = build.done_networks(self.family, config, self.text_trains)
+        done = build.unused_networks(self.family, config, self.text_trains)
         if build.pick_device(config).type == "cuda" and self.family.vae not in done:
             done = [*done, self.family.vae]
         return num_bytes(weight for network in done for weight in network.parameters())
@@ -192,7 +192,7 @@ class Planner:
 
 def score_weights(config: Config) -> list[Tensor]:
     """Of the encoders that a validation measures with. Raises ModelError for one that is named and not to be had."""
-    found = build.find_encoders(config, Journal(Path(os.devnull))) if config.validate.every_steps else None
+    found = build.find_encoders(config, ValidationLog(Path(os.devnull))) if config.validate.every_steps else None
     used = [] if found is None else [encoder for encoder in (found.dino, found.clip) if encoder is not None]
     return [weight for encoder in used for weight in encoder.model.parameters()]
 

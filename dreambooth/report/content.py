@@ -12,7 +12,7 @@ from dreambooth.config import PROVENANCE, Config, SubjectConfig, load_config
 from dreambooth.data.images import list_images, load_image
 from dreambooth.errors import UserError
 from dreambooth.export.subject_info import read_card
-from dreambooth.metrics.validation_log import Journal
+from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.prompts import examples, expand, fill_prompt, subject_phrase
 from dreambooth.report import curves, gallery, records, tables, words
 from dreambooth.report.samples import Samples
@@ -57,30 +57,30 @@ class Content:
 def read(folder: Path) -> Content:
     """Raises UserError for a folder that is no run, and for files in it that cannot be read."""
     config = _read_config(folder)
-    journal = records.read_journal(folder / "logs" / "scores.jsonl")
+    validation_log = records.read_journal(folder / "logs" / "scores.jsonl")
     metrics = records.read_metrics(folder / "logs" / "metrics.csv")
     prompts = [gallery.ShownPrompt(each.filled, each.kind) for each in expand(config.validate.prompts, config.subjects)]
     samples = Samples(folder / "samples", len(prompts), config.validate.num_images, config.data.resolution)
-    last_step = _last_step(journal, metrics, samples)
-    best_step = journal.best.step if journal.best is not None else None
-    film_prompt, film = gallery.film(samples, prompts, journal)
+    last_step = _last_step(validation_log, metrics, samples)
+    best_step = validation_log.best.step if validation_log.best is not None else None
+    film_prompt, film = gallery.film(samples, prompts, validation_log)
     changed, default = tables.settings(config)
     card = read_card(folder / "model")
     return Content(
         name=config.run.name,
         subjects=[_shown(config, number) for number in range(len(config.subjects))],
         config=config,
-        verdict=words.verdict(journal, last_step),
+        verdict=words.verdict(validation_log, last_step),
         best_step=best_step,
         last_step=last_step,
         model_step=card.step if card is not None else None,
-        comparisons=gallery.comparisons(samples, prompts, _compared(best_step, samples), journal),
+        comparisons=gallery.comparisons(samples, prompts, _compared(best_step, samples), validation_log),
         film_prompt=film_prompt,
         film=film,
         strange_grids=samples.strange(),
-        panels=curves.panels(journal, metrics),
-        scores=tables.score_table(journal),
-        spread=_spread(journal),
+        panels=curves.panels(validation_log, metrics),
+        scores=tables.score_table(validation_log),
+        spread=_spread(validation_log),
         deciles=curves.decile_panel(metrics),
         changed_settings=changed,
         default_settings=default,
@@ -103,10 +103,10 @@ def _versions(folder: Path) -> dict[str, str]:
     return {str(name): str(value) for name, value in (raw.get(PROVENANCE) or {}).items()}
 
 
-def _last_step(journal: Journal, metrics: Mapping[str, records.Series], samples: Samples) -> int:
+def _last_step(validation_log: ValidationLog, metrics: Mapping[str, records.Series], samples: Samples) -> int:
     """How far the run was trained, by any of its traces."""
     of_metrics = (int(series.steps[-1]) for series in metrics.values() if len(series.steps))
-    return max([0, *(entry.step for entry in journal.entries), *of_metrics, *samples.steps()])
+    return max([0, *(entry.step for entry in validation_log.entries), *of_metrics, *samples.steps()])
 
 
 def _compared(best_step: int | None, samples: Samples) -> list[int]:
@@ -128,8 +128,8 @@ def _photos(subject: SubjectConfig) -> tuple[list[Image], str]:
         return [], f"The photos are no longer in {subject.images}, or cannot be read."
 
 
-def _spread(journal: Journal) -> float | None:
+def _spread(validation_log: ValidationLog) -> float | None:
     """DIV of the base, where it is the same distance that drift is measured in (and not LPIPS)."""
-    if journal.anchors is None or "cosine" not in (journal.entries[0].measured_by or {}).get("div", ""):
+    if validation_log.anchors is None or "cosine" not in (validation_log.entries[0].measured_by or {}).get("div", ""):
         return None
-    return journal.anchors.div
+    return validation_log.anchors.div

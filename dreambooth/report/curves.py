@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dreambooth.metrics.scores import estimate
-from dreambooth.metrics.validation_log import Entry, Journal
+from dreambooth.metrics.validation_log import ValidationLog, ValidationRecord
 from dreambooth.report.records import Series
 
 NUM_BINS = 30  # points of a smoothed curve
@@ -47,23 +47,23 @@ MEASURES = (
 FACTORS = {"value": "quality ↑", "fidelity": "fidelity", "obedience": "obedience", "kept": "kept"}
 
 
-def panels(journal: Journal, metrics: Mapping[str, Series]) -> list[Panel]:
+def panels(validation_log: ValidationLog, metrics: Mapping[str, Series]) -> list[Panel]:
     """All panels that have a curve."""
-    made = [_quality_panel(journal)]
+    made = [_quality_panel(validation_log)]
     for title, text, labels in MEASURES:
-        made.append(Panel(title, text, [*_measured(journal.entries, labels)]))
-    made += [_training_loss(metrics), _held_out_loss(journal.entries)]
+        made.append(Panel(title, text, [*_measured(validation_log.entries, labels)]))
+    made += [_training_loss(metrics), _held_out_loss(validation_log.entries)]
     return [panel for panel in made if panel.curves]
 
 
-def _quality_panel(journal: Journal) -> Panel:
-    judged = [(entry.step, entry.quality) for entry in journal.entries if entry.quality is not None]
+def _quality_panel(validation_log: ValidationLog) -> Panel:
+    judged = [(entry.step, entry.quality) for entry in validation_log.entries if entry.quality is not None]
     steps = [step for step, _ in judged]
     curves = [Curve(label, steps, [getattr(quality, name) for _, quality in judged]) for name, label in FACTORS.items()]
     return Panel("Quality", "Fidelity × obedience × kept.", curves if judged else [], share=True)
 
 
-def _measured(entries: Sequence[Entry], labels: Mapping[str, str]) -> Iterator[Curve]:
+def _measured(entries: Sequence[ValidationRecord], labels: Mapping[str, str]) -> Iterator[Curve]:
     for name, label in labels.items():
         measured = [(entry.step, estimate(entry.scores[name])) for entry in entries if entry.scores.get(name)]
         if measured:
@@ -96,7 +96,7 @@ def _smoothed(label: str, series: Series, bin_steps: int) -> Curve:
     return Curve(label, [float(number) * bin_steps + (bin_steps + 1) / 2 for number in numbers], means)
 
 
-def _held_out_loss(entries: Sequence[Entry]) -> Panel:
+def _held_out_loss(entries: Sequence[ValidationRecord]) -> Panel:
     curve = Curve("subject", [entry.step for entry in entries], [entry.loss for entry in entries])
     return Panel("Loss at fixed noise", "Always the same noise and timesteps.", [curve] if entries else [])
 

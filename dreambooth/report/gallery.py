@@ -7,7 +7,7 @@ from typing import Literal
 from PIL.Image import Image
 
 from dreambooth.metrics.scores import estimate
-from dreambooth.metrics.validation_log import Entry, Journal
+from dreambooth.metrics.validation_log import ValidationLog, ValidationRecord
 from dreambooth.report.samples import Samples
 from dreambooth.report.tables import MEASURES
 
@@ -55,12 +55,12 @@ class Frame:
 
 
 def comparisons(
-    samples: Samples, prompts: Sequence[ShownPrompt], steps: Sequence[int], journal: Journal
+    samples: Samples, prompts: Sequence[ShownPrompt], steps: Sequence[int], validation_log: ValidationLog
 ) -> list[Comparison]:
     """Every prompt at those of `steps` that have a grid."""
     there = set(samples.steps())
     rows = {step: samples.rows(step) for step in dict.fromkeys(steps) if step in there}
-    entries = {entry.step: entry for entry in journal.entries}
+    entries = {entry.step: entry for entry in validation_log.entries}
     return [
         Comparison(
             prompt,
@@ -73,7 +73,7 @@ def comparisons(
     ]
 
 
-def _figures(entry: Entry | None, prompts: Sequence[ShownPrompt], number: int, num_images: int) -> list[str]:
+def _figures(entry: ValidationRecord | None, prompts: Sequence[ShownPrompt], number: int, num_images: int) -> list[str]:
     """Measures of prompt `number` alone: an entry has those of all prompts of a kind, one after the other."""
     kind = prompts[number].kind
     first = num_images * [prompt.kind for prompt in prompts[:number]].count(kind)
@@ -85,11 +85,11 @@ def _figures(entry: Entry | None, prompts: Sequence[ShownPrompt], number: int, n
     ]
 
 
-def film(samples: Samples, prompts: Sequence[ShownPrompt], journal: Journal) -> tuple[str, list[Frame]]:
+def film(samples: Samples, prompts: Sequence[ShownPrompt], validation_log: ValidationLog) -> tuple[str, list[Frame]]:
     """The first prompt of the subject with its first seed at every step that has a grid; nothing without such a one."""
     number = next((number for number, prompt in enumerate(prompts) if prompt.kind == "subject"), None)
     if number is None:
         return "", []
-    qualities = journal.qualities
+    qualities = validation_log.qualities
     frames = [Frame(step, samples.rows(step)[number][0], qualities.get(step)) for step in samples.steps()]
     return prompts[number].text, frames

@@ -1,4 +1,4 @@
-"""The logs of a run: metrics.csv as columns, sessions.jsonl as one record a process, scores.jsonl as its journal."""
+"""The logs of a run: metrics.csv as columns, sessions.jsonl as one record a process, scores.jsonl as validations."""
 
 import csv
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dreambooth.errors import UserError
-from dreambooth.metrics.validation_log import Journal
+from dreambooth.metrics.validation_log import ValidationLog
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Session:
         return (self.last_step - self.first_step) / training if training > 0 else 0.0
 
 
-def read_journal(path: Path) -> Journal:
-    """Empty where there is none. Raises UserError for a file that is no journal."""
+def read_journal(path: Path) -> ValidationLog:
+    """Empty where there is none. Raises UserError for a file that is no validation log."""
     try:
-        return Journal(path)
+        return ValidationLog(path)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path}: a line cannot be read ({error}); mend it or move the file away") from error
 

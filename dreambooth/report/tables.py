@@ -6,7 +6,7 @@ from typing import Any
 
 from dreambooth.config import Config, default_of, flatten, to_dict
 from dreambooth.metrics.scores import estimate
-from dreambooth.metrics.validation_log import Entry, Journal
+from dreambooth.metrics.validation_log import ValidationLog, ValidationRecord
 
 
 @dataclass(frozen=True)
@@ -70,20 +70,24 @@ class Setting:
     default: str
 
 
-def score_table(journal: Journal) -> ScoreTable:
+def score_table(validation_log: ValidationLog) -> ScoreTable:
     """Quality and its factors, every measure with its 95 % interval, and the loss: at base, best and last step."""
-    entries = _told(journal)
+    entries = _told(validation_log)
     rows = [*_quality_rows(entries), *_measure_rows(entries), *_loss_rows(entries)]
-    return ScoreTable([entry.step for entry in entries], rows, _encoders(journal), _among_photos(journal))
+    return ScoreTable([entry.step for entry in entries], rows, _encoders(validation_log), _among_photos(validation_log))
 
 
-def _told(journal: Journal) -> list[Entry]:
+def _told(validation_log: ValidationLog) -> list[ValidationRecord]:
     """The base, the best and the last, each once."""
-    chosen = [*journal.entries[:1], *([journal.best] if journal.best is not None else []), *journal.entries[-1:]]
+    chosen = [
+        *validation_log.entries[:1],
+        *([validation_log.best] if validation_log.best is not None else []),
+        *validation_log.entries[-1:],
+    ]
     return list({entry.step: entry for entry in chosen}.values())
 
 
-def _quality_rows(entries: Sequence[Entry]) -> Iterator[ScoreRow]:
+def _quality_rows(entries: Sequence[ValidationRecord]) -> Iterator[ScoreRow]:
     if any(entry.quality is not None for entry in entries):
         for name, (title, meaning) in FACTORS.items():
             qualities = [entry.quality for entry in entries]
@@ -91,7 +95,7 @@ def _quality_rows(entries: Sequence[Entry]) -> Iterator[ScoreRow]:
             yield ScoreRow(Measure(title, meaning, "↑"), cells)
 
 
-def _measure_rows(entries: Sequence[Entry]) -> Iterator[ScoreRow]:
+def _measure_rows(entries: Sequence[ValidationRecord]) -> Iterator[ScoreRow]:
     for name, measure in MEASURES.items():
         if any(entry.scores.get(name) for entry in entries):
             yield ScoreRow(measure, [_cell(entry.scores.get(name)) for entry in entries])
@@ -104,23 +108,23 @@ def _cell(numbers: Sequence[float] | None) -> Cell | None:
     return Cell(mean, half)
 
 
-def _loss_rows(entries: Sequence[Entry]) -> Iterator[ScoreRow]:
+def _loss_rows(entries: Sequence[ValidationRecord]) -> Iterator[ScoreRow]:
     if entries:
         measure = Measure("Loss", "of the subject, at noise and timesteps that are always the same", "↓")
         yield ScoreRow(measure, [Cell(f"{entry.loss:.4f}") for entry in entries])
 
 
-def _among_photos(journal: Journal) -> str:
+def _among_photos(validation_log: ValidationLog) -> str:
     """DINO 0.710: what the photos reach among themselves, by the measure that fidelity goes by."""
-    if journal.anchors is None:
+    if validation_log.anchors is None:
         return ""
-    name = "dino" if "dino" in (journal.entries[0].measured_by or {}) else "clip_i"
-    return f"{MEASURES[name].title} {journal.anchors.real:.3f}"
+    name = "dino" if "dino" in (validation_log.entries[0].measured_by or {}) else "clip_i"
+    return f"{MEASURES[name].title} {validation_log.anchors.real:.3f}"
 
 
-def _encoders(journal: Journal) -> dict[str, list[str]]:
+def _encoders(validation_log: ValidationLog) -> dict[str, list[str]]:
     """The titles of the measures by the name of what has made them."""
-    measured_by = (journal.entries[0].measured_by or {}) if journal.entries else {}
+    measured_by = (validation_log.entries[0].measured_by or {}) if validation_log.entries else {}
     by_encoder: dict[str, list[str]] = {}
     for name, encoder in measured_by.items():
         by_encoder.setdefault(encoder, []).append(MEASURES[name].title if name in MEASURES else name)

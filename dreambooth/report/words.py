@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dreambooth.metrics.validation_log import Entry, Journal
+from dreambooth.metrics.validation_log import ValidationLog, ValidationRecord
 
 # A factor of the quality, and what to say of a step that has more of it, or less, than another.
 FACTORS = (
@@ -20,12 +20,12 @@ class Verdict:
 
     headline: str
     reason: str
-    weighed: Sequence[Entry] = ()
+    weighed: Sequence[ValidationRecord] = ()
 
 
-def verdict(journal: Journal, last_step: int) -> Verdict:
+def verdict(validation_log: ValidationLog, last_step: int) -> Verdict:
     """The best step beside the last one; plain words where there is none. last_step: how far the run was trained."""
-    best, judged = journal.best, [entry for entry in journal.entries if entry.quality is not None]
+    best, judged = validation_log.best, [entry for entry in validation_log.entries if entry.quality is not None]
     if best is not None:
         headline = f"Step {best.step} of {last_step} is the best"
         weighed = [best] if best is judged[-1] else [best, judged[-1]]
@@ -33,24 +33,24 @@ def verdict(journal: Journal, last_step: int) -> Verdict:
     if judged and judged[-1].step > 0:
         last = judged[-1]
         return Verdict("No step is better than the base", f"the quality at step {last.step} is {_value(last)}.", [last])
-    if any(entry.scores for entry in journal.entries):
+    if any(entry.scores for entry in validation_log.entries):
         return Verdict("No best step", "it takes two validations and prompts with {subject} and with {class} to judge.")
     return Verdict("Not scored", "the run had nothing to measure its pictures with, so the eye has to judge.")
 
 
-def _reason(best: Entry, last: Entry, last_step: int) -> str:
+def _reason(best: ValidationRecord, last: ValidationRecord, last_step: int) -> str:
     if best.step == last.step:
         return f"its quality is {_value(best)}, and no step before it has more."
     where = "at the last step" if last.step == last_step else f"at step {last.step}, the last one judged"
     return f"its quality is {_value(best)}, against {_value(last)} {where}, which {difference(last, best)}."
 
 
-def _value(entry: Entry) -> str:
+def _value(entry: ValidationRecord) -> str:
     assert entry.quality is not None
     return f"{entry.quality.value:.2f}"
 
 
-def difference(entry: Entry, other: Entry) -> str:
+def difference(entry: ValidationRecord, other: ValidationRecord) -> str:
     """What `entry` does better than `other`, and what worse."""
     by = {name: getattr(entry.quality, name) - getattr(other.quality, name) for name, _, _ in FACTORS}
     gains = [more for name, more, _ in FACTORS if by[name] > NOTICEABLE]

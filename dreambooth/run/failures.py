@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from dreambooth.config import Config
 from dreambooth.errors import UserError, first_line
-from dreambooth.run.folder import ON_PURPOSE, RunFolder
+from dreambooth.run.folder import ACCEPTABLE_CHANGES, RunFolder
 from dreambooth.run.savings import SAVINGS, applies, written
 
 OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|Unable to allocate|bad_alloc|Cannot allocate memory")
@@ -23,7 +23,7 @@ DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
-def told(run: RunFolder, config: Config) -> Iterator[None]:
+def translate_errors(run: RunFolder, config: Config) -> Iterator[None]:
     """Raises UserError for what can be known of an error within; others pass."""
     try:
         yield
@@ -45,7 +45,7 @@ def about_memory(error: Exception, config: Config) -> str | None:
         size = f"{int(size.removesuffix(' bytes')) / 2**20:,.0f} MiB"
     helpful = [changes for changes, _ in SAVINGS if applies(next(iter(changes)), config)]
     savings = [" ".join(f"{key}={written(value)}" for key, value in changes.items()) for changes in helpful]
-    keys = dict.fromkeys(key for changes in helpful for key in changes if ON_PURPOSE.fullmatch(key))
+    keys = dict.fromkeys(key for changes in helpful for key in changes if ACCEPTABLE_CHANGES.fullmatch(key))
     later = " ".join(f"--override {key}" for key in keys)
     return (
         f"out of memory: could not allocate {size}. What takes less, one after the other: "

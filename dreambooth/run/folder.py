@@ -27,11 +27,11 @@ from dreambooth.errors import UserError
 from dreambooth.export.subject_info import read_card
 from dreambooth.families import Family, fingerprint
 from dreambooth.files import remove_leftovers, write_text
-from dreambooth.metrics.validation_log import Journal
-from dreambooth.training.checkpointing import FoundState, Identity, find_newest
+from dreambooth.metrics.validation_log import ValidationLog
+from dreambooth.training.checkpointing import FoundState, InputFingerprints, find_newest
 
 # What `--override` takes: the saved weights and moments fit, and so do the validations so far.
-ON_PURPOSE = re.compile(
+ACCEPTABLE_CHANGES = re.compile(
     r"subject(s\[\d+\])?\.(images|prompt|class_prompt)"
     r"|data\.(?!resolution)\w+"
     r"|prior\.\w+"
@@ -67,14 +67,14 @@ class RunFolder:
         return self.path, self.state.parent, self.logs, self.samples, self.prior
 
 
-class Claim:
+class RunLock:
     """A run's folder for this process alone, as far as there is one already; of several ranks the first claims it."""
 
     def __init__(self, run: RunFolder) -> None:
         self.run = run
         self._lock: FileLock | None = None
 
-    def __enter__(self) -> "Claim":
+    def __enter__(self) -> "RunLock":
         if self.run.lock.parent.is_dir():
             self.take()
         return self
@@ -107,20 +107,20 @@ class Claim:
 # -------------------------------------------------------------------------------- what is found
 
 
-def found_state(run: RunFolder, config: Config, on_purpose: Collection[str] = ()) -> FoundState | None:
+def found_state(run: RunFolder, config: Config, accepted_changes: Collection[str] = ()) -> FoundState | None:
     """The newest whole state to go on from, None to start at step 0.
 
-    on_purpose: keys of settings that may differ. Raises UserError if others do, or if no state is whole.
+    accepted_changes: keys of settings that may differ. Raises UserError if others do, or if no state is whole.
     """
-    check_keys(on_purpose)
+    check_keys(accepted_changes)
     if config.run.resume == "never":
         return None
     state = find_newest((run.state, run.previous))
     if state is None:
         return None
-    changes = [each for each in changed_settings(run, config) if each.split(": ")[0] not in on_purpose]
+    changes = [each for each in changed_settings(run, config) if each.split(": ")[0] not in accepted_changes]
     if changes:
-        possible = [key for each in changes if ON_PURPOSE.fullmatch(key := each.split(": ")[0])]
+        possible = [key for each in changes if ACCEPTABLE_CHANGES.fullmatch(key := each.split(": ")[0])]
         purpose = f", or take changes on purpose ({' '.join(f'--override {key}' for key in possible)})"
         raise UserError(
             f"{run.path}: this run was started with other settings; set them back, choose another run.name, "
@@ -129,12 +129,12 @@ def found_state(run: RunFolder, config: Config, on_purpose: Collection[str] = ()
     return state
 
 
-def check_keys(on_purpose: Iterable[str]) -> None:
+def check_keys(accepted_changes: Iterable[str]) -> None:
     """Raises UserError for keys that a run cannot go on without."""
-    for key in on_purpose:
+    for key in accepted_changes:
         if field_of(key) is None:
             raise UserError(f"--override {key}: no such key; name one of those that the refusal lists, as it does")
-        if not ON_PURPOSE.fullmatch(key):
+        if not ACCEPTABLE_CHANGES.fullmatch(key):
             raise UserError(
                 f"--override {key}: not possible, the saved weights, moments or scores do not fit another value; "
                 "choose another run.name, or start again with run.resume=never"
@@ -146,11 +146,11 @@ def changed_settings(run: RunFolder, config: Config) -> list[str]:
     return differences(to_dict(load_config(run.config)), to_dict(config))
 
 
-def is_finished(run: RunFolder, state: FoundState, config: Config, journal: Journal) -> bool:
+def is_finished(run: RunFolder, state: FoundState, config: Config, validation_log: ValidationLog) -> bool:
     card = read_card(run.model)
     if card is None or card.last_step != state.step:
         return False
-    return state.step >= config.train.max_steps or journal.is_exhausted(config.validate.patience)
+    return state.step >= config.train.max_steps or validation_log.is_exhausted(config.validate.patience)
 
 
 # -------------------------------------------------------------------------------- what a run depends on
@@ -158,12 +158,12 @@ def is_finished(run: RunFolder, state: FoundState, config: Config, journal: Jour
 
 def input_fingerprints(
     family: Family, photos: list[list[Path]], captions: list[list[str]], start: Path | None, config: Config
-) -> Identity:
+) -> InputFingerprints:
     """Return fingerprints of what the run depends on besides its config; of images one each, by name.
 
     photos, captions: of each subject. start: the file or folder that method.start names.
     """
-    identity: Identity = {"base model": fingerprint(family)}
+    identity: InputFingerprints = {"base model": fingerprint(family)}
     for number, own in enumerate(photos):
         identity[f"pictures of subject {number + 1}" if number else "subject pictures"] = digests(own)
     if config.data.captions:
@@ -188,7 +188,7 @@ def digests(paths: Iterable[Path]) -> dict[str, str]:
     return found
 
 
-def changed_identity(state: FoundState | None, identity: Identity, config: Config) -> dict[str, str]:
+def changed_identity(state: FoundState | None, identity: InputFingerprints, config: Config) -> dict[str, str]:
     """What is no longer what it was, by the key of its setting: what it is, and of pictures which ones."""
     keys = {
         "base model": "model.base", "captions": "data.captions", "masks": "data.mask", "class pictures": "prior.folder",
@@ -226,13 +226,13 @@ def _joined(digests_of: str | dict[str, str]) -> str:
     return digest.hexdigest()
 
 
-def check_identity(
-    state: FoundState | None, identity: Identity, config: Config, on_purpose: Collection[str] = ()
+def check_fingerprints(
+    state: FoundState | None, identity: InputFingerprints, config: Config, accepted_changes: Collection[str] = ()
 ) -> None:
     """Raises UserError if what the run depends on beside its config is no longer what it was."""
     for key, change in changed_identity(state, identity, config).items():
-        if key not in on_purpose:
-            purpose = f", take the change on purpose (--override {key})" if ON_PURPOSE.fullmatch(key) else ""
+        if key not in accepted_changes:
+            purpose = f", take the change on purpose (--override {key})" if ACCEPTABLE_CHANGES.fullmatch(key) else ""
             raise UserError(
                 f"{change} (since this run was started); restore what was there, choose another run.name{purpose}, "
                 "or start again with run.resume=never"
@@ -268,7 +268,12 @@ def probe(run: RunFolder) -> None:
 
 
 def open_run(
-    run: RunFolder, config: Config, claim: Claim, journal: Journal, state: FoundState | None, identity: Identity
+    run: RunFolder,
+    config: Config,
+    run_lock: RunLock,
+    validation_log: ValidationLog,
+    state: FoundState | None,
+    identity: InputFingerprints,
 ) -> None:
     """Make the folder ready to go on from `state`, and write the config with what it runs on.
 
@@ -278,15 +283,15 @@ def open_run(
     if not is_first():
         return
     if config.run.resume == "never" and run.config.is_file():
-        claim.release()
+        run_lock.release()
         number = next(n for n in range(1, 10**6) if not run.path.with_name(f"{run.path.name}.old-{n}").exists())
         run.path.rename(run.path.with_name(f"{run.path.name}.old-{number}"))
     for folder in run.folders:
         folder.mkdir(parents=True, exist_ok=True)
-    claim.take()
+    run_lock.take()
     run.lock.write_text(f"process {os.getpid()}", encoding="utf-8")
     clean(run)
-    journal.cut()
+    validation_log.cut()
     for grid in run.samples.glob("step-*.png"):
         if int(grid.stem.removeprefix("step-")) > (0 if state is None else state.step):
             grid.unlink()

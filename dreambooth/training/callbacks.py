@@ -17,11 +17,11 @@ import pytorch_lightning as pl
 import torch
 from tqdm import tqdm
 
-from dreambooth.distributed import Turns, tell
+from dreambooth.distributed import WorkShare, tell
 from dreambooth.files import write_text
 from dreambooth.generation.class_prior import GeneratedPrior
-from dreambooth.training.loggers import Observers
-from dreambooth.training.module import DreamBoothModule, StepFigures
+from dreambooth.training.loggers import Loggers
+from dreambooth.training.module import DreamBoothModule, StepMetrics
 from dreambooth.training.optimizer import take_settings
 
 
@@ -49,7 +49,7 @@ class SharePrior(pl.Callback):
         prior = pl_module.prior
         if not isinstance(prior, GeneratedPrior):
             return
-        prior.share(Turns(trainer.global_rank, trainer.world_size, trainer.strategy.barrier))
+        prior.share(WorkShare(trainer.global_rank, trainer.world_size, trainer.strategy.barrier))
         if self.ahead and not prior.is_complete:
             prior.make_all(lambda block, of: tell(f"class pictures: {block}/{of} batches"))
 
@@ -166,18 +166,18 @@ def _csv(columns: list[str], rows: list[dict[str, str]]) -> str:
     return text.getvalue()
 
 
-class LogFigures(StepCallback):
-    """Loss, learning rate and gradient norm of every step to metrics.csv and the observers, under the same names.
+class LogMetrics(StepCallback):
+    """Loss, learning rate and gradient norm of every step to metrics.csv and the loggers, under the same names.
 
     They are read when the next step has been handed to the device, so that it never runs out of work, and before a
     state is saved, which thereby holds finite numbers only.
     """
 
-    def __init__(self, metrics: MetricsFile, observers: Observers, every_steps: int) -> None:
+    def __init__(self, metrics: MetricsFile, loggers: Loggers, every_steps: int) -> None:
         self.metrics = metrics
-        self.observers = observers
+        self.loggers = loggers
         self.every_steps = every_steps
-        self._under_way: StepFigures | None = None
+        self._under_way: StepMetrics | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
@@ -200,13 +200,13 @@ class LogFigures(StepCallback):
             return
         if trainer.is_global_zero:
             self.metrics.write(ended.step, figures)
-        self.observers.log(figures, ended.step)
+        self.loggers.log(figures, ended.step)
 
 
 class Progress(StepCallback):
     """A bar with loss, learning rate, steps/s and time left; plain lines where there is no terminal.
 
-    Goes behind `LogFigures` in the list of callbacks: it shows the figures that one closes.
+    Goes behind `LogMetrics` in the list of callbacks: it shows the figures that one closes.
     """
 
     SECONDS = 0.5  # between readings of the figures for the bar

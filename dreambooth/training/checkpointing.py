@@ -24,7 +24,9 @@ from dreambooth.errors import UserError
 from dreambooth.files import atomic_file, write_text
 
 GIB = 2**30
-Identity = dict[str, str | dict[str, str]]  # what a run depends on -> its fingerprint, or of files one each by name
+InputFingerprints = dict[
+    str, str | dict[str, str]
+]  # what a run depends on -> its fingerprint, or of files one each by name
 NUM_ENTRIES = 3  # in a manifest: what is there, what takes its place, and one that a kill in between has left
 
 
@@ -35,7 +37,7 @@ class StateEntry:
     step: int
     num_bytes: int
     sha256: str
-    identity: Identity = field(default_factory=dict)
+    identity: InputFingerprints = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class AtomicCheckpointIO(CheckpointIO):
     """
 
     def __init__(
-        self, identity: Identity | None = None, found: FoundState | None = None, previous: Path | None = None
+        self, identity: InputFingerprints | None = None, found: FoundState | None = None, previous: Path | None = None
     ) -> None:
         self.identity = identity or {}
         self.previous = previous

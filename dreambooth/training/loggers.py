@@ -15,7 +15,7 @@ from dreambooth.distributed import is_first, tell
 from dreambooth.errors import first_line
 
 
-class Observers:
+class Loggers:
     """Those that have not failed yet; metrics.csv has all that they are told.
 
     makers: by the key of the setting that asks for each.

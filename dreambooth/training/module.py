@@ -29,7 +29,7 @@ from dreambooth.losses import (
     mean_over_picture,
     prior_preservation,
     pseudo_huber,
-    shares,
+    sample_weights,
     squared_error,
     timestep_weight,
 )
@@ -40,7 +40,7 @@ NUM_DECILES = 10
 
 
 @dataclass(frozen=True)
-class Objective:
+class LossSettings:
     """How an error is counted, and how much the class counts (the paper's lambda).
 
     huber_c: None for the squared error. weighting, gamma: `losses.timestep_weight`. noise_offset: how much of the noise
@@ -58,7 +58,7 @@ class Objective:
     unmasked_weight: float = 0.0
 
 
-class StepFigures:
+class StepMetrics:
     """What was measured in an optimizer step, still on its device: reading it waits until it is there.
 
     names, values: of the figures, [F]. finite: which of them have to be. known: those that need no reading. seen: what
@@ -72,7 +72,7 @@ class StepFigures:
         values_F: Tensor,
         finite: Sequence[str],
         known: Mapping[str, float],
-        seen: Sequence["Seen"] = (),
+        seen: Sequence["BatchRecord"] = (),
     ) -> None:
         self.step, self._names, self._values_F, self._finite, self._known = step, names, values_F, finite, known
         self._seen = seen
@@ -87,7 +87,7 @@ class StepFigures:
 
 
 @dataclass(frozen=True)
-class Seen:
+class BatchRecord:
     """A batch: its samples, their timesteps [B], drawn when asked for, and losses [B], still on their device."""
 
     samples: Sequence[Sample]
@@ -95,7 +95,7 @@ class Seen:
     loss_B: Tensor
 
 
-def check_finite(step: int, name: str, value: float, seen: Sequence[Seen] = ()) -> None:
+def check_finite(step: int, name: str, value: float, seen: Sequence[BatchRecord] = ()) -> None:
     """Raises NonFiniteError, which names the samples of this process that are to blame."""
     if not math.isfinite(value):
         raise NonFiniteError(
@@ -104,7 +104,7 @@ def check_finite(step: int, name: str, value: float, seen: Sequence[Seen] = ()) 
         )
 
 
-def _describe(seen: Sequence[Seen], most: int = 16) -> str:
+def _describe(seen: Sequence[BatchRecord], most: int = 16) -> str:
     """The samples whose loss is not finite, or all where each one's is, with their timesteps."""
     samples = [
         (f"{sample.name or sample.place} (timestep {t})", math.isfinite(loss))
@@ -130,7 +130,7 @@ class DreamBoothModule(pl.LightningModule):
         self,
         family: Family,
         trained: Mapping[str, nn.Module],
-        objective: Objective,
+        objective: LossSettings,
         prior: Prior | None,
         optim: OptimSettings,
         randomness: Randomness,
@@ -152,8 +152,8 @@ class DreamBoothModule(pl.LightningModule):
         self.average = EMAModel(list(self.trained_state().values()), ema_decay) if ema_decay else None
         self.in_backward: StepInBackward | None = None  # with optim.in_backward
         self.figures: dict[str, Tensor | float] = {}  # of the optimizer step in progress, by log name
-        self.seen: list[Seen] = []  # in the optimizer step in progress
-        self.last_step: StepFigures | None = None  # the same of the last whole one
+        self.seen: list[BatchRecord] = []  # in the optimizer step in progress
+        self.last_step: StepMetrics | None = None  # the same of the last whole one
         self.text_is_stopped = False  # whether the text encoders stay as they are from now on
         self.last_scores = ""  # of the last validation, for the bar
         # Sums and counts of the training loss by tenth of the timesteps. No buffer: DDP would make all processes' the
@@ -186,7 +186,7 @@ class DreamBoothModule(pl.LightningModule):
         loss_2B = torch.cat(list(losses))
         loss = prior_preservation(loss_2B, is_prior, self.objective.prior_weight)
         samples = [*chain(*groups)]
-        self.seen.append(Seen(samples, functools.partial(self._drawn_timesteps, samples), loss_2B.detach()))
+        self.seen.append(BatchRecord(samples, functools.partial(self._drawn_timesteps, samples), loss_2B.detach()))
         self._note(loss)
         return loss.total
 
@@ -200,7 +200,9 @@ class DreamBoothModule(pl.LightningModule):
 
     def _losses_in_turn(self, groups: Sequence[list[Sample]], is_prior_2B: Tensor) -> Iterator[Tensor]:
         """Of each group, [B]; all but the last have been led back through the networks before the next begins."""
-        share_2B = self._put(shares(is_prior_2B, self.objective.prior_weight)) / self.trainer.accumulate_grad_batches
+        share_2B = (
+            self._put(sample_weights(is_prior_2B, self.objective.prior_weight)) / self.trainer.accumulate_grad_batches
+        )
         share_of_groups = share_2B.split([len(samples) for samples in groups])
         for samples, share_B in zip(groups[:-1], share_of_groups, strict=False):
             loss_B = self._losses(samples)
@@ -295,10 +297,10 @@ class DreamBoothModule(pl.LightningModule):
 
     def _frame_condition(self, samples: Sequence[Sample]) -> Condition:
         """How pictures were cut; those that do not say are taken for whole ones."""
-        height, width = (side * self.family.vae_factor for side in samples[0].latents_CHW.shape[1:])
+        height, width = (side * self.family.vae_scale_factor for side in samples[0].latents_CHW.shape[1:])
         whole_6 = torch.tensor([height, width, 0, 0, height, width])
-        frames = [whole_6 if sample.frame_6 is None else sample.frame_6 for sample in samples]
-        return self.family.frame_condition(self._put(torch.stack(frames)))
+        frames = [whole_6 if sample.size_crop_6 is None else sample.size_crop_6 for sample in samples]
+        return self.family.size_conditioning(self._put(torch.stack(frames)))
 
     def _note(self, loss: LossParts) -> None:
         """Add to the step's figures, averaged over the batches that it accumulates."""
@@ -401,7 +403,7 @@ class DreamBoothModule(pl.LightningModule):
     ) -> None:
         """Clip to `max_grad_norm` and note the norm; where it is not finite the step leaves weights and moments alone.
 
-        It does so on the device, nobody waits for it: `StepFigures` stops the run when it is read.
+        It does so on the device, nobody waits for it: `StepMetrics` stops the run when it is read.
         """
         norm = self.in_backward.take_norm() if self.in_backward is not None else self._clip(optimizer)
         self.figures["optim/grad_norm"] = norm
@@ -429,7 +431,7 @@ class DreamBoothModule(pl.LightningModule):
         elif self.trainer.precision != "16-mixed":
             check_finite(self.trainer.global_step + 1, "optim/grad_norm", float(norm), self.seen)
 
-    def close_step(self) -> StepFigures:
+    def close_step(self) -> StepMetrics:
         """The figures of the optimizer step that just ended; the next step starts with none.
 
         They are means over all processes, which must all ask.
@@ -440,7 +442,7 @@ class DreamBoothModule(pl.LightningModule):
         # In 16-mixed an infinite gradient is normal: the scaler skips the step.
         finite = ("train/loss",) if self.trainer.precision == "16-mixed" else ("train/loss", "optim/grad_norm")
         seen, self.seen = self.seen, []
-        self.last_step = StepFigures(self.trainer.global_step, tuple(measured), means, finite, rates, seen)
+        self.last_step = StepMetrics(self.trainer.global_step, tuple(measured), means, finite, rates, seen)
         self.figures.clear()
         return self.last_step
 

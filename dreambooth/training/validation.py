@@ -1,7 +1,7 @@
 """Looking at a run while it trains: a grid, its scores, the best weights, and when to stop. It changes no weight.
 
-A validation happens after the state of its step has been saved, and its line in the journal is written last; so one
-that a kill left undone is done again, to the same numbers, when the run goes on from that state.
+A validation happens after the state of its step has been saved, and its line in the validation log is written last; so
+one that a kill left undone is done again, to the same numbers, when the run goes on from that state.
 """
 
 import sys
@@ -18,16 +18,16 @@ from dreambooth.data.images import cells, grid
 from dreambooth.distributed import tell, whole
 from dreambooth.files import atomic_file
 from dreambooth.metrics import selection
-from dreambooth.metrics.validation_log import Entry, Journal
+from dreambooth.metrics.validation_log import ValidationLog, ValidationRecord
 from dreambooth.metrics.validation_scores import PictureRows, ValidationScorer
 from dreambooth.training.callbacks import MetricsFile, StepCallback
 from dreambooth.training.checkpointing import AtomicCheckpointIO
-from dreambooth.training.loggers import Observers
+from dreambooth.training.loggers import Loggers
 from dreambooth.training.module import DreamBoothModule
 
 
 @dataclass(frozen=True)
-class Looks:
+class ValidationInputs:
     """What a validation looks at, always from the same noise.
 
     sample: pictures with the live weights, a row a prompt. loss: of the live weights at fixed noise and timesteps.
@@ -50,12 +50,12 @@ class Validate(StepCallback):
 
     def __init__(
         self,
-        looks: Looks,
+        looks: ValidationInputs,
         every_steps: int,
         samples: Path,
-        journal: Journal,
+        validation_log: ValidationLog,
         metrics: MetricsFile,
-        observers: Observers,
+        loggers: Loggers,
         best: Path | None,
         patience: int,
         stop_drift: float | None = None,
@@ -63,9 +63,9 @@ class Validate(StepCallback):
         self.looks = looks
         self.every_steps = every_steps
         self.samples = samples
-        self.journal = journal
+        self.validation_log = validation_log
         self.metrics = metrics
-        self.observers = observers
+        self.loggers = loggers
         self.best = best
         self.patience = patience
         self.stop_drift = stop_drift
@@ -78,13 +78,13 @@ class Validate(StepCallback):
         self._catch_up(trainer, pl_module)  # the last one: a run that goes on from its last step starts no training
 
     def _catch_up(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Do what is due at this step and not in the journal; of what is, only the restored sums are emptied."""
+        """Do what is due at this step and not in the validation log; of what is, only the restored sums are emptied."""
         assert isinstance(module, DreamBoothModule)
         self._stop_text_encoders(trainer, module)
         step = trainer.global_step
         if step % self.every_steps or trainer.should_stop:
             return
-        if trainer.strategy.broadcast(self.journal.has(step)):
+        if trainer.strategy.broadcast(self.validation_log.has(step)):
             module.take_deciles()
         else:
             self._look(trainer, module, step)
@@ -106,19 +106,19 @@ class Validate(StepCallback):
             self._record(module, entry, deciles)
         self.seconds += time.monotonic() - started
         self._stop_text_encoders(trainer, module)
-        stop = trainer.is_global_zero and self.journal.is_exhausted(self.patience)
+        stop = trainer.is_global_zero and self.validation_log.is_exhausted(self.patience)
         if stop:
             tqdm.write(f"no better for {self.patience} validation(s): ending (validate.patience)", file=sys.stderr)
         trainer.should_stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
 
     def _stop_text_encoders(self, trainer: pl.Trainer, module: DreamBoothModule) -> None:
         """Where a validation so far found too much drift."""
-        has_drifted = self.stop_drift is not None and self.journal.has_drifted(self.stop_drift)
+        has_drifted = self.stop_drift is not None and self.validation_log.has_drifted(self.stop_drift)
         if trainer.strategy.broadcast(has_drifted) and not module.text_is_stopped:
             module.stop_text_encoders()
             tell(f"drift is above {self.stop_drift}: the text encoder stays as it is (optim.text_encoder_stop_drift)")
 
-    def _validate(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> Entry | None:
+    def _validate(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> ValidationRecord | None:
         """Draw and measure; None in the processes that do not look."""
         if not (trainer.is_global_zero or module.is_sharded):
             return None
@@ -128,15 +128,17 @@ class Validate(StepCallback):
         self._write_grid(rows, self._grid_path(step))
         return self._measure(rows, loss, step)
 
-    def _record(self, module: DreamBoothModule, entry: Entry, deciles: dict[str, float]) -> None:
-        """Log, and last of all write the line in the journal."""
+    def _record(self, module: DreamBoothModule, entry: ValidationRecord, deciles: dict[str, float]) -> None:
+        """Log, and last of all write the line in the validation log."""
         step, figures = entry.step, {**entry.figures(), **deciles}
         self.metrics.write(step, figures)
         with Image.open(self._grid_path(step)) as sheet:
-            self.observers.log(figures, step)
-            self.observers.show(sheet, step)
-        self.journal.add(entry)
-        tell_scores(entry, self.journal, self.looks.score.means_of_subjects(entry.scores) if self.looks.score else {})
+            self.loggers.log(figures, step)
+            self.loggers.show(sheet, step)
+        self.validation_log.add(entry)
+        tell_scores(
+            entry, self.validation_log, self.looks.score.means_of_subjects(entry.scores) if self.looks.score else {}
+        )
         module.last_scores = "".join(f", {name[5:]} {value:.2f}" for name, value in entry.figures().items())
 
     def _write_grid(self, rows: PictureRows, path: Path) -> None:
@@ -147,17 +149,17 @@ class Validate(StepCallback):
     def _grid_path(self, step: int) -> Path:
         return self.samples / f"step-{step:06d}.png"
 
-    def _measure(self, rows: PictureRows, loss: float, step: int) -> Entry:
+    def _measure(self, rows: PictureRows, loss: float, step: int) -> ValidationRecord:
         score = self.looks.score
         if score is None:
-            return Entry(step, loss, {})
+            return ValidationRecord(step, loss, {})
         base = self._base_rows(rows, step)
-        anchors = score.anchors(base or rows) if step == 0 else self.journal.anchors
+        anchors = score.anchors(base or rows) if step == 0 else self.validation_log.anchors
         scores = score(rows, base)
         quality = selection.quality(selection.means_of(scores), anchors) if anchors is not None else None
         if step == 0:
-            return Entry(step, loss, scores, quality, anchors, score.encoders.names)
-        return Entry(step, loss, scores, quality)
+            return ValidationRecord(step, loss, scores, quality, anchors, score.encoders.names)
+        return ValidationRecord(step, loss, scores, quality)
 
     def _base_rows(self, rows: PictureRows, step: int) -> PictureRows | None:
         """The untouched base's pictures, cut out of a lossless grid, most often that of step 0; None at that step."""
@@ -173,7 +175,7 @@ class Validate(StepCallback):
         columns = len(rows[0])
         return [pictures[first : first + columns] for first in range(0, len(pictures), columns)]
 
-    def _keep(self, trainer: pl.Trainer, module: DreamBoothModule, entry: Entry | None) -> None:
+    def _keep(self, trainer: pl.Trainer, module: DreamBoothModule, entry: ValidationRecord | None) -> None:
         """Save the weights if no validation before had a better step."""
         if self.best is None or not trainer.strategy.broadcast(entry is not None and self._is_best(entry)):
             return
@@ -181,8 +183,10 @@ class Validate(StepCallback):
         if entry is not None:
             AtomicCheckpointIO().save_checkpoint({"global_step": entry.step, "state_dict": weights}, self.best)
 
-    def _is_best(self, entry: Entry) -> bool:
-        qualities = self.journal.qualities | ({entry.step: entry.quality.value} if entry.quality is not None else {})
+    def _is_best(self, entry: ValidationRecord) -> bool:
+        qualities = self.validation_log.qualities | (
+            {entry.step: entry.quality.value} if entry.quality is not None else {}
+        )
         return selection.best(qualities) == entry.step
 
 
@@ -193,13 +197,15 @@ def restore_best(module: DreamBoothModule, path: Path) -> int:
     return int(weights["global_step"])
 
 
-def tell_scores(entry: Entry, journal: Journal, of_subjects: Mapping[str, Sequence[float]]) -> None:
+def tell_scores(
+    entry: ValidationRecord, validation_log: ValidationLog, of_subjects: Mapping[str, Sequence[float]]
+) -> None:
     """Print a line: the scores, with each one's of several subjects, and whether this is the best step so far."""
     means = []
     for name, value in entry.figures().items():
         measure = name.removeprefix("eval/")
         each = " ".join(f"{own:.3f}" for own in of_subjects.get(measure, ()))
         means.append(f"{measure} {value:.3f}" + (f" ({each})" if each else ""))
-    best = journal.best
+    best = validation_log.best
     note = "" if best is None else " (best)" if best.step == entry.step else f" (best at step {best.step})"
     tqdm.write(f"validation at step {entry.step}: {', '.join(means)}{note}", file=sys.stderr)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
-from dreambooth.metrics.validation_log import Journal
+from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.run.folder import RunFolder
 from dreambooth.training.checkpointing import find_state
 
@@ -34,7 +34,7 @@ def assert_equal_runs(whole: RunFolder, run: RunFolder) -> None:
         assert_equal(states[0], states[1], name)
     for path in (whole.metrics, whole.scores):
         assert path.read_text() == (run.logs / path.name).read_text(), f"{path.name} differs"
-    best = [Journal(each.scores).best for each in (whole, run)]
+    best = [ValidationLog(each.scores).best for each in (whole, run)]
     assert best[0] == best[1]
     assert names(whole.samples) == names(run.samples)
     assert names(whole.model) == names(run.model)

@@ -17,7 +17,7 @@ from warm import Warm
 from dreambooth.config import Config, load_config
 from dreambooth.engine import train
 from dreambooth.errors import UserError
-from dreambooth.run.folder import Claim, RunFolder
+from dreambooth.run.folder import RunFolder, RunLock
 from dreambooth.training.checkpointing import find_state
 
 HOLD = """
@@ -196,7 +196,7 @@ def test_starting_again_sets_aside_no_run_that_trains(config: Config) -> None:
 
 def can_be_claimed(run: RunFolder) -> bool:
     try:
-        with Claim(run):
+        with RunLock(run):
             return True
     except UserError:
         return False

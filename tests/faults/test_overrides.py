@@ -40,9 +40,9 @@ def test_a_learning_rate_changed_on_purpose_is_taken_and_told(
     with pytest.raises(UserError, match=r"--override optim\.lr --override optim\.w"):
         train(changed)
     with pytest.raises(UserError, match=r"(?s)settings.*optim\.beta1: 0\.9 -> 0\.8$"):
-        train(changed, on_purpose=keys[:2])
+        train(changed, accepted_changes=keys[:2])
     assert everything(run) == before
-    assert train(changed, on_purpose=keys) == 0
+    assert train(changed, accepted_changes=keys) == 0
     assert rates(run) == [1e-3, 1e-3, 5e-4, 5e-4]
     (group, *_) = torch.load(run.state)["optimizer_states"][0]["param_groups"]
     assert (group["weight_decay"], group["betas"][0]) == (0.1, 0.8)
@@ -59,7 +59,7 @@ def test_a_number_format_changed_on_purpose_is_taken(config_file: Path) -> None:
     """What one reaches for when numbers went non-finite."""
     train(load_config(config_file, FIRST))
     changed = load_config(config_file, [*LONGER, "train.precision=bf16-mixed", "train.batch_size=1"])
-    assert train(changed, on_purpose=("train.precision", "train.batch_size")) == 0
+    assert train(changed, accepted_changes=("train.precision", "train.batch_size")) == 0
     assert find_state(RunFolder(changed).state).step == 4
 
 
@@ -72,7 +72,7 @@ def test_what_saved_weights_do_not_fit_is_refused_whatever_one_says(config_file:
     changed = load_config(config_file, [*LONGER, setting])
     before = everything(RunFolder(changed))
     with pytest.raises(UserError, match=rf"--override {key}: not possible") as caught:
-        train(changed, on_purpose=(key,))
+        train(changed, accepted_changes=(key,))
     assert "run.resume=never" in str(caught.value)
     with pytest.raises(UserError, match=rf"other settings.*\n  {key}: ") as caught:
         train(changed)
@@ -110,7 +110,7 @@ def test_other_pictures_are_refused_with_the_list_or_taken_on_purpose(config_fil
     with pytest.raises(UserError, match=listed):
         train(longer)
     assert everything(RunFolder(longer)) == before
-    assert train(longer, on_purpose=("subject.images",)) == 0
+    assert train(longer, accepted_changes=("subject.images",)) == 0
     told = yaml.safe_load(RunFolder(longer).config.read_text())["provenance"]["overridden"]
     assert told == ["step 2: subject pictures: gone: c.png; new: d.png; other content: b.png"]
     assert train(load_config(config_file, [*SHORT, "train.max_steps=5", f"subject.images={mine}"])) == 0

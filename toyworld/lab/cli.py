@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from dreambooth.errors import UserError
 from toyworld.lab.experiments import LABS
 from toyworld.lab.figures import GOALS, format_figure
-from toyworld.lab.plan import Bench, Cell, cells_of_row, plan
+from toyworld.lab.plan import Trial, Workspace, cells_of_row, plan
 
 if TYPE_CHECKING:
     from toyworld.lab.store import Store
@@ -30,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--subjects", type=int, default=99, help="of each row only the first so many")
     parser.add_argument("--only", nargs="+", default=[], metavar="ROW", help="only rows of these names")
     parser.add_argument("--minutes", type=float, help="start no new run after so many minutes")
-    parser.add_argument("--work", type=Path, default=Bench().work, help="photos, pictures, logs (default: %(default)s)")
+    parser.add_argument(
+        "--work", type=Path, default=Workspace().work, help="photos, pictures, logs (default: %(default)s)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="only say which runs there are to make")
     parser.add_argument("--table-only", action="store_true", help="only write tables and plots of what is there")
 
@@ -41,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.workers < 1:
         raise UserError(f"--workers: {args.workers} is too few; at least 1")
-    names, bench = names_of(args.names), Bench(work=args.work)
+    names, bench = names_of(args.names), Workspace(work=args.work)
     store = Store(bench.results)
     if args.table_only:
         show(bench, store)
@@ -59,7 +61,9 @@ def run(args: argparse.Namespace) -> int:
     return run_and_show(bench.frozen(), store, missing, args.workers, args.minutes)
 
 
-def run_and_show(bench: Bench, store: Store, cells: Sequence[Cell], num_workers: int, minutes: float | None) -> int:
+def run_and_show(
+    bench: Workspace, store: Store, cells: Sequence[Trial], num_workers: int, minutes: float | None
+) -> int:
     """Run cells, then write tables and plots of all there is. Returns the exit code."""
     try:
         num_failed = run_cells(bench, store, cells, num_workers, minutes)
@@ -81,7 +85,7 @@ def rows_of(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(row.name for name in names for row in LABS[name].rows))
 
 
-def overview(bench: Bench, store: Store) -> str:
+def overview(bench: Workspace, store: Store) -> str:
     """A line a lab: its name, what is asked, how far it is."""
     lines = []
     for name, lab in LABS.items():
@@ -93,7 +97,7 @@ def overview(bench: Bench, store: Store) -> str:
     return "\n".join(lines)
 
 
-def run_cells(bench: Bench, store: Store, cells: Sequence[Cell], num_workers: int, minutes: float | None) -> int:
+def run_cells(bench: Workspace, store: Store, cells: Sequence[Trial], num_workers: int, minutes: float | None) -> int:
     """Run cells and store each as it is done. Returns how many failed."""
     from toyworld.lab.pool import run_tasks
     from toyworld.lab.runs import run_cell
@@ -124,7 +128,7 @@ def summary(figures: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {format_figure(name, figures[name])}" for name in (*GOALS, "seconds_training"))
 
 
-def show(bench: Bench, store: Store) -> None:
+def show(bench: Workspace, store: Store) -> None:
     """Write tables and plots of everything that has been measured."""
     from toyworld.lab.report import refresh
 

@@ -42,7 +42,7 @@ Noun = Literal["right", "none", "wrong"]
 
 
 @dataclass(frozen=True)
-class Row:
+class Variant:
     """One way to train.
 
     validates: whether the run validates and keeps its best step; else its last step is measured.
@@ -58,7 +58,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Claim:
+class Hypothesis:
     """What somebody found: `figure` is higher in row `more` than in row `less`. said: by whom, and in their figures."""
 
     figure: str
@@ -68,7 +68,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Lab:
+class Experiment:
     """A question. The first row is what the others are compared with.
 
     figures: columns of the table. paper: row -> figure -> what the paper reports. late: after all others in `lab all`.
@@ -77,9 +77,9 @@ class Lab:
 
     title: str
     caption: str
-    rows: tuple[Row, ...]
+    rows: tuple[Variant, ...]
     figures: tuple[str, ...] = ("fidelity_way", "place_right", "div_share", "pres_way", "dino", "clip_t")
-    claims: tuple[Claim, ...] = ()
+    claims: tuple[Hypothesis, ...] = ()
     paper: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     late: bool = False
     heat: bool = False
@@ -98,21 +98,21 @@ WORD_AND_LORA = (  # what configs/toyworld-lora.yaml has beside configs/toyworld
     "optim.lr=4e-3",
     "optim.identifier_lr=2e-2",
 )
-DEFAULT = Row("default", grid=HEADLINE)
-WITHOUT = Row("no prior", NO_PRIOR, grid=HEADLINE)
+DEFAULT = Variant("default", grid=HEADLINE)
+WITHOUT = Variant("no prior", NO_PRIOR, grid=HEADLINE)
 PAPER_PRIOR = {
     "sampled class pictures": {"pres": ".493", "div": ".391", "dino": ".684", "clip_i": ".815", "clip_t": ".308"},
     "no prior": {"pres": ".664", "div": ".371", "dino": ".712", "clip_i": ".828", "clip_t": ".306"},
 }
 PRIOR_CLAIMS = (
-    Claim("pres", "no prior", "sampled class pictures", "Paper: without a prior PRES rises from .493 to .664"),
-    Claim("div", "sampled class pictures", "no prior", "Paper: without a prior DIV falls from .391 to .371"),
+    Hypothesis("pres", "no prior", "sampled class pictures", "Paper: without a prior PRES rises from .493 to .664"),
+    Hypothesis("div", "sampled class pictures", "no prior", "Paper: without a prior DIV falls from .391 to .371"),
 )
 STEPS = (120, 240, 480)
 PAPER_PICTURES = ((".494", ".798"), (".515", ".851"), (".596", ".871"), (".604", ".876"), (".597", ".864"))
 
-LABS: dict[str, Lab] = {
-    "headline": Lab(
+LABS: dict[str, Experiment] = {
+    "headline": Experiment(
         "The defaults",
         "Five subjects, three seeds. `configs/toyworld.yaml` as it is: the frozen base as a teacher, asked about class "
         "pictures; without a prior; with the class pictures themselves as the target, and a weight of 1, as in the "
@@ -122,9 +122,9 @@ LABS: dict[str, Lab] = {
         (
             DEFAULT,
             WITHOUT,
-            Row("sampled class pictures", SAMPLED, grid=HEADLINE),
-            Row("teacher, subject latents", TAUGHT_ON_SUBJECT),
-            Row("default, best step kept", validates=True),
+            Variant("sampled class pictures", SAMPLED, grid=HEADLINE),
+            Variant("teacher, subject latents", TAUGHT_ON_SUBJECT),
+            Variant("default, best step kept", validates=True),
         ),
         figures=(
             "fidelity_way",
@@ -137,10 +137,10 @@ LABS: dict[str, Lab] = {
             "kept_step",
         ),
     ),
-    "prior": Lab(
+    "prior": Experiment(
         "Prior on and off",
         "The paper's figures, on Imagen, beside it. Class pictures are the target, as there.",
-        (Row("sampled class pictures", SAMPLED, grid=HEADLINE), WITHOUT),
+        (Variant("sampled class pictures", SAMPLED, grid=HEADLINE), WITHOUT),
         figures=(
             "pres",
             "div",
@@ -155,17 +155,17 @@ LABS: dict[str, Lab] = {
         claims=PRIOR_CLAIMS,
         paper=PAPER_PRIOR,
     ),
-    "noun": Lab(
+    "noun": Experiment(
         "The class noun",
         f"All without a prior. None is the token `{NO_NOUN}`, which no caption of the base uses, since a config's "
         f"class noun cannot be empty; wrong is {', '.join(f'{one.wrong_noun} for {one}' for one in SUBJECTS[:3])}. "
         "Pictures are drawn with the noun that was taught; CLIP-T, PRES and DIV are of the right one.",
-        (Row("right", NO_PRIOR), Row("none", NO_PRIOR, noun="none"), Row("wrong", NO_PRIOR, noun="wrong")),
+        (Variant("right", NO_PRIOR), Variant("none", NO_PRIOR, noun="none"), Variant("wrong", NO_PRIOR, noun="wrong")),
         figures=("dino", "clip_i", "clip_t", "fidelity_way", "class_right", "place_right"),
         claims=(
-            Claim("dino", "right", "none", "Paper: DINO .744 with the right noun, .303 with none"),
-            Claim("dino", "right", "wrong", "Paper: DINO .744 with the right noun, .454 with a wrong one"),
-            Claim("dino", "wrong", "none", "Paper: DINO .454 with a wrong noun, .303 with none"),
+            Hypothesis("dino", "right", "none", "Paper: DINO .744 with the right noun, .303 with none"),
+            Hypothesis("dino", "right", "wrong", "Paper: DINO .744 with the right noun, .454 with a wrong one"),
+            Hypothesis("dino", "wrong", "none", "Paper: DINO .454 with a wrong noun, .303 with none"),
         ),
         paper={
             "right": {"dino": ".744", "clip_i": ".853"},
@@ -173,64 +173,66 @@ LABS: dict[str, Lab] = {
             "wrong": {"dino": ".454", "clip_i": ".728"},
         },
     ),
-    "pictures": Lab(
+    "pictures": Experiment(
         "Number of subject pictures",
         "The first n of the five; likeness is always measured against all five. The paper's figures: backpack, dog.",
-        tuple(Row(str(n), num_photos=n) for n in (5, 4, 3, 2, 1)),
+        tuple(Variant(str(n), num_photos=n) for n in (5, 4, 3, 2, 1)),
         figures=("dino", "fidelity_way", "place_right", "clip_t", "div_share", "nearer_to_subject"),
         claims=(
-            Claim(
+            Hypothesis(
                 "dino", "3", "1", "Paper: DINO .494 to .596 (backpack), .798 to .871 (dog) from one picture to three"
             ),
-            Claim("dino", "5", "1", "Paper: DINO .494 to .597 (backpack), .798 to .864 (dog) from one picture to five"),
+            Hypothesis(
+                "dino", "5", "1", "Paper: DINO .494 to .597 (backpack), .798 to .864 (dog) from one picture to five"
+            ),
         ),
         paper={str(n): {"dino": ", ".join(pair)} for n, pair in enumerate(PAPER_PICTURES, start=1)},
     ),
-    "weight": Lab(
+    "weight": Experiment(
         "Weight of the prior",
         "Lambda; 0 is no prior at all.",
         (
-            Row("2", ("prior.weight=2",)),
-            Row("0", NO_PRIOR),
-            Row("0.5", ("prior.weight=0.5",)),
-            Row("1", ("prior.weight=1",)),
+            Variant("2", ("prior.weight=2",)),
+            Variant("0", NO_PRIOR),
+            Variant("0.5", ("prior.weight=0.5",)),
+            Variant("1", ("prior.weight=1",)),
         ),
         figures=("fidelity_way", "place_right", "div_share", "pres_way", "leak_way", "drift", "true_leak"),
     ),
-    "images": Lab(
+    "images": Experiment(
         "Number of prior images",
         "Class pictures made by the base and used in turn.",
         (
-            Row("64", ("prior.num_images=64",)),
-            Row("16", ("prior.num_images=16",)),
-            Row("256", ("prior.num_images=256",)),
+            Variant("64", ("prior.num_images=64",)),
+            Variant("16", ("prior.num_images=16",)),
+            Variant("256", ("prior.num_images=256",)),
         ),
         figures=("fidelity_way", "place_right", "div_share", "pres_way", "drift", "seconds_prior"),
     ),
-    "text": Lab(
+    "text": Experiment(
         "Text encoder",
         "Trained with the denoiser, or left as it was.",
         (
-            Row("trained", ("method.train_text_encoder=true",)),
-            Row("frozen", ("method.train_text_encoder=false", "optim.identifier_lr=null")),
-            Row("trained, the identifier as the rest", ("optim.identifier_lr=null",)),
+            Variant("trained", ("method.train_text_encoder=true",)),
+            Variant("frozen", ("method.train_text_encoder=false", "optim.identifier_lr=null")),
+            Variant("trained, the identifier as the rest", ("optim.identifier_lr=null",)),
         ),
         figures=("fidelity_way", "place_right", "div_share", "pres_way", "dino", "clip_t", "seconds_training"),
         claims=(
-            Claim(
+            Hypothesis(
                 "fidelity_way", "trained", "frozen", "`train.py --help`: better likeness with the text encoder trained"
             ),
         ),
     ),
-    "teacher": Lab(
+    "teacher": Experiment(
         "Teacher prior",
         "The frozen base's own predictions as the target of the class prompt, asked about noisy latents of the "
         "subject's pictures or of class pictures. Its cost is within that of training.",
         (
-            Row("sampled class pictures", SAMPLED),
-            Row("teacher, subject latents", TAUGHT_ON_SUBJECT),
-            Row("teacher, class latents", TAUGHT_ON_CLASS),
-            Row("no prior", NO_PRIOR),
+            Variant("sampled class pictures", SAMPLED),
+            Variant("teacher, subject latents", TAUGHT_ON_SUBJECT),
+            Variant("teacher, class latents", TAUGHT_ON_CLASS),
+            Variant("no prior", NO_PRIOR),
         ),
         figures=(
             "fidelity_way",
@@ -242,17 +244,17 @@ LABS: dict[str, Lab] = {
             "seconds_prior",
         ),
     ),
-    "lora": Lab(
+    "lora": Experiment(
         "A LoRA",
         "`configs/toyworld-lora.yaml`, a new word and a LoRA of rank 14, beside all weights.",
-        (Row("full"), Row("word and LoRA", WORD_AND_LORA)),
+        (Variant("full"), Variant("word and LoRA", WORD_AND_LORA)),
         figures=("fidelity_way", "place_right", "div_share", "pres_way", "dino", "clip_t", "seconds_training"),
     ),
-    "map": Lab(
+    "map": Experiment(
         "Learning rate and steps",
         "What the defaults of `configs/toyworld.yaml` are chosen from.",
         tuple(
-            Row(f"lr {rate}, {steps} steps", (f"optim.lr={rate}", f"train.max_steps={steps}"))
+            Variant(f"lr {rate}, {steps} steps", (f"optim.lr={rate}", f"train.max_steps={steps}"))
             for steps in (240, 120, 480)
             for rate in ("4e-4", "2e-4", "8e-4")
         ),

@@ -17,7 +17,7 @@ from typing import Any
 from dreambooth.config import Config, config_fields, load_config, to_dict
 from dreambooth.errors import ModelError
 from dreambooth.files import write_text
-from toyworld.lab.experiments import LABS, NO_NOUN, SUBJECTS, Row, Subject
+from toyworld.lab.experiments import LABS, NO_NOUN, SUBJECTS, Subject, Variant
 
 VERSION = 1  # one more when runs or figures change in a way that no setting tells
 FIXED_STEPS = 150  # what drawing and measuring a cell costs, in training steps
@@ -26,7 +26,7 @@ LEFT_OUT = ("run.", "log.", "subject.images", "subject.class_noun", "model.base"
 
 
 @dataclass(frozen=True)
-class Bench:
+class Workspace:
     """Where a laboratory lies. work: what may be deleted at any time: photos, runs, drawn pictures, logs."""
 
     config: Path = Path("configs/toyworld.yaml")
@@ -41,7 +41,7 @@ class Bench:
         """The base model's folder."""
         return Path(load_config(self.config, self.more).model.base)
 
-    def frozen(self) -> Bench:
+    def frozen(self) -> Workspace:
         """The same with a copy of the config in the work folder: editing the file leaves a laboratory at work alone."""
         text = self.config.read_text(encoding="utf-8")
         copy = self.work / f"config-{hashlib.sha256(text.encode()).hexdigest()[:8]}.yaml"
@@ -59,11 +59,11 @@ class Bench:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Trial:
     """One run: a row on one subject with one seed. training: fingerprint without what it is measured with."""
 
     lab: str
-    row: Row
+    row: Variant
     subject: Subject
     seed: int
     training: str
@@ -104,7 +104,7 @@ def digest_of(paths: Iterable[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def overrides_of(row: Row, bench: Bench) -> list[str]:
+def overrides_of(row: Variant, bench: Workspace) -> list[str]:
     """A row's overrides; the last step is measured unless the row validates."""
     return [*bench.more, *row.overrides, *([] if row.validates else ["validate.every_steps=0"])]
 
@@ -146,26 +146,26 @@ def fingerprint(*depends_on: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def cells_of_row(lab: str, row: Row, bench: Bench) -> list[Cell]:
+def cells_of_row(lab: str, row: Variant, bench: Workspace) -> list[Trial]:
     """All cells of a row. Raises UserError where its settings are not allowed."""
     settings, num_steps = _settings(bench.config, tuple(overrides_of(row, bench)))
     training = fingerprint(VERSION, settings, row.num_photos, row.noun, bench.base_digest)
     measured = fingerprint(training, bench.measure_digest)
     return [
-        Cell(lab, row, subject, seed, training, measured, num_steps)
+        Trial(lab, row, subject, seed, training, measured, num_steps)
         for subject in SUBJECTS[: row.grid[0]]
         for seed in range(row.grid[1])
     ]
 
 
 def plan(
-    names: Sequence[str], bench: Bench, only: Sequence[str] = (), num_subjects: int = 99, num_seeds: int = 99
-) -> list[Cell]:
+    names: Sequence[str], bench: Workspace, only: Sequence[str] = (), num_subjects: int = 99, num_seeds: int = 99
+) -> list[Trial]:
     """The cells of these labs, each once. First seeds first, so that a run that is cut short has a bit of everything.
 
     only: names of rows. num_subjects, num_seeds: at most so many.
     """
-    ordered: dict[tuple[str, str, int], tuple[tuple[Any, ...], Cell]] = {}
+    ordered: dict[tuple[str, str, int], tuple[tuple[Any, ...], Trial]] = {}
     for number, name in enumerate(names):
         for place, row in enumerate(LABS[name].rows):
             if only and row.name not in only:
@@ -178,7 +178,7 @@ def plan(
     return [cell for _, cell in sorted(ordered.values(), key=lambda pair: pair[0])]
 
 
-def noun_of(cell: Cell) -> str:
+def noun_of(cell: Trial) -> str:
     """What the subject is called in training."""
     subject = cell.subject
     return {"right": subject.class_noun, "none": NO_NOUN, "wrong": subject.wrong_noun}[cell.row.noun]

@@ -14,12 +14,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from dreambooth.files import atomic_file
-from toyworld.lab.experiments import SUBJECTS, Lab
+from toyworld.lab.experiments import SUBJECTS, Experiment
 from toyworld.lab.figures import FIGURES, GOALS
 from toyworld.lab.tables import RowResults
 
 
-def plot(lab: Lab, rows: Sequence[RowResults], path: Path) -> None:
+def plot(lab: Experiment, rows: Sequence[RowResults], path: Path) -> None:
     """Write a PNG of what has been measured."""
     measured = [row for row in rows if row.results]
     figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), layout="constrained")

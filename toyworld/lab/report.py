@@ -10,7 +10,7 @@ from pathlib import Path
 from dreambooth.files import write_text
 from toyworld.lab import plots
 from toyworld.lab.experiments import LABS, SUBJECTS
-from toyworld.lab.plan import Bench
+from toyworld.lab.plan import Workspace
 from toyworld.lab.store import Result, Store
 from toyworld.lab.tables import RowResults, collect, lab_text
 
@@ -34,7 +34,7 @@ DreamBooth on the embedded base of 20 MB, `checkpoints/toyworld`; nothing here w
   CPU seconds of one thread."""
 
 
-def refresh(bench: Bench, store: Store, results_file: Path, shown: Sequence[str] = tuple(LABS)) -> list[Path]:
+def refresh(bench: Workspace, store: Store, results_file: Path, shown: Sequence[str] = tuple(LABS)) -> list[Path]:
     """Write the section and a plot a lab beside the results, of all that was measured; returns the files written."""
     collected = {name: collect(name, bench, store) for name in shown}
     measured = {name: rows for name, rows in collected.items() if any(row.results for row in rows)}

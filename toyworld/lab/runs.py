@@ -27,7 +27,7 @@ from dreambooth.randomness import Randomness
 from dreambooth.run.folder import RunFolder
 from toyworld import outcome, world
 from toyworld.lab import measure
-from toyworld.lab.plan import Bench, Cell, noun_of, overrides_of
+from toyworld.lab.plan import Trial, Workspace, noun_of, overrides_of
 from toyworld.photos import photos
 
 NUM_PICTURES = 24  # of the subject, over the unseen places; and of the class prompt
@@ -44,7 +44,7 @@ class Drawn:
     costs: dict[str, float]
 
 
-def run_cell(bench: Bench, cell: Cell) -> dict[str, float]:
+def run_cell(bench: Workspace, cell: Trial) -> dict[str, float]:
     """Every figure of a cell, by the names in `figures.FIGURES`."""
     print(f"\n{cell}", flush=True)
     kept = bench.work / "pictures" / f"{cell.folder_name}.npz"
@@ -58,14 +58,14 @@ def run_cell(bench: Bench, cell: Cell) -> dict[str, float]:
 
 
 @functools.cache
-def _tools(bench: Bench) -> measure.Tools:
+def _tools(bench: Workspace) -> measure.Tools:
     return measure.load_tools(bench.encoders, bench.judge)
 
 
 # -------------------------------------------------------------------------------- training and drawing
 
 
-def train_and_draw(bench: Bench, cell: Cell) -> Drawn:
+def train_and_draw(bench: Workspace, cell: Trial) -> Drawn:
     """Train a cell from the start and draw with what came out; the run's folder is deleted then."""
     folder = bench.work / "runs" / cell.folder_name
     shutil.rmtree(folder, ignore_errors=True)
@@ -86,7 +86,7 @@ def train_and_draw(bench: Bench, cell: Cell) -> Drawn:
     return Drawn(subject, of_class, dict(zip(COSTS, costs, strict=True)))
 
 
-def cell_config(bench: Bench, cell: Cell, folder: Path) -> Config:
+def cell_config(bench: Workspace, cell: Trial, folder: Path) -> Config:
     """The run's config; its photos are written to `folder`."""
     subject = cell.subject
     (folder / "photos").mkdir(parents=True)
@@ -104,7 +104,7 @@ def cell_config(bench: Bench, cell: Cell, folder: Path) -> Config:
     return load_config(bench.config, [*overrides_of(cell.row, bench), *own])
 
 
-def share_prior(bench: Bench, config: Config) -> float:
+def share_prior(bench: Workspace, config: Config) -> float:
     """Let the run use the class pictures that another cell has made, or make them now. Returns what making them cost.
 
     They depend on the class, the seed and the sampler only, and are addressed by those; a run finds them in its folder
@@ -150,7 +150,7 @@ def draw_class(model: Model, class_noun: str) -> list[Image.Image]:
     return outcome.draw(model, f"a photo of a {class_noun}", NUM_PICTURES)
 
 
-def base_pictures(bench: Bench, class_noun: str) -> list[Image.Image]:
+def base_pictures(bench: Workspace, class_noun: str) -> list[Image.Image]:
     """The untouched base for the class prompt, at the same seeds; drawn once."""
     path = bench.work / "base" / f"{bench.base_digest}-{class_noun}.npz"
     if not path.is_file():

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dreambooth.errors import UserError
 from toyworld.lab.figures import FIGURES
-from toyworld.lab.plan import Cell
+from toyworld.lab.plan import Trial
 
 COLUMNS = ("lab", "row", "subject", "seed", *FIGURES, "date", "cores", "torch", "fingerprint")
 Key = tuple[str, str, int]  # fingerprint, subject, seed
@@ -40,10 +40,10 @@ class Store:
         if path.is_file():
             self._read()
 
-    def get(self, cell: Cell) -> Result | None:
+    def get(self, cell: Trial) -> Result | None:
         return self.results.get(cell.key)
 
-    def add(self, cell: Cell, figures: Mapping[str, float]) -> None:
+    def add(self, cell: Trial, figures: Mapping[str, float]) -> None:
         """Append a line; when this returns it is on the disk."""
         assert set(figures) == set(FIGURES), set(figures) ^ set(FIGURES)
         result = Result(dict(figures), datetime.now(UTC).date().isoformat(), os.cpu_count() or 1, version("torch"))

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dreambooth.metrics.scores import Estimate, estimate
-from toyworld.lab.experiments import HEADLINE, LABS, Claim, Lab, Row
+from toyworld.lab.experiments import HEADLINE, LABS, Experiment, Hypothesis, Variant
 from toyworld.lab.figures import FIGURES, GOALS, format_figure
-from toyworld.lab.plan import Bench, cells_of_row
+from toyworld.lab.plan import Workspace, cells_of_row
 from toyworld.lab.store import Result, Store
 
 Place = tuple[str, int]  # subject, seed
@@ -22,7 +22,7 @@ Place = tuple[str, int]  # subject, seed
 class RowResults:
     """What there is of a row so far, by subject and seed."""
 
-    row: Row
+    row: Variant
     num_wanted: int
     results: dict[Place, Result]
 
@@ -34,7 +34,7 @@ class RowResults:
         return estimate(self.values(figure), [subject for subject, _ in self.results])
 
 
-def collect(name: str, bench: Bench, store: Store) -> list[RowResults]:
+def collect(name: str, bench: Workspace, store: Store) -> list[RowResults]:
     """The results of a lab, a row each, also of rows that have none yet."""
     collected = []
     for row in LABS[name].rows:
@@ -63,7 +63,7 @@ def lab_text(name: str, rows: Sequence[RowResults]) -> str:
     return "\n\n".join(parts)
 
 
-def main_table(lab: Lab, rows: Sequence[RowResults]) -> str:
+def main_table(lab: Experiment, rows: Sequence[RowResults]) -> str:
     """A line a row: mean ± half the interval, smallest – largest cell, and the paper's figure where it has one."""
     head = ["", "cells", *(FIGURES[figure] for figure in lab.figures)]
     lines = [_line(head), _line(["---"] * len(head))]
@@ -93,7 +93,7 @@ def _goal(figure: str) -> str:
     return f"*{'≥' if is_more_better else '≤'} {threshold:.2f}*"
 
 
-def difference_table(lab: Lab, rows: Sequence[RowResults]) -> str:
+def difference_table(lab: Experiment, rows: Sequence[RowResults]) -> str:
     """Each row less the first, on the same subjects and seeds."""
     head = [f"difference to *{rows[0].row.name}*", *(FIGURES[figure] for figure in lab.figures)]
     lines = [_line(head), _line(["---"] * len(head))]
@@ -109,13 +109,13 @@ def _signed(figure: str, found: Estimate) -> str:
     return f"{sign}{format_figure(figure, abs(found.mean))}{half}"
 
 
-def claim_lines(lab: Lab, rows: Sequence[RowResults]) -> str:
+def claim_lines(lab: Experiment, rows: Sequence[RowResults]) -> str:
     """What was found elsewhere, and whether it is so here."""
     by_name = {row.row.name: row for row in rows}
     return "\n".join(f"- {claim.said}. Here: {verdict(claim, by_name)}" for claim in lab.claims)
 
 
-def verdict(claim: Claim, rows: dict[str, RowResults]) -> str:
+def verdict(claim: Hypothesis, rows: dict[str, RowResults]) -> str:
     """Agrees or contradicts where the interval of the paired difference leaves 0 out; else not decided."""
     found = difference(rows[claim.more], rows[claim.less], claim.figure)
     if found is None:
