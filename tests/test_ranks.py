@@ -166,7 +166,7 @@ def test_a_signal_to_one_process_stops_all_and_a_killed_one_ends_the_job(
 ONE_IS_WRONG = """
 import os, sys
 from dreambooth.cli import main
-from dreambooth.module import DreamBoothModule
+from dreambooth.training.module import DreamBoothModule
 
 if os.environ.get("LOCAL_RANK") == "1":
     losses = DreamBoothModule._losses
