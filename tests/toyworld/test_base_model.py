@@ -19,7 +19,7 @@ from toyworld.palette import COLOURS, MIN_CONTRAST, contrast
 from toyworld.scenes import PHRASES
 from toyworld.tokenizer import COMMON_WORDS, MAX_LENGTH, RARE_WORDS, build_tokenizer
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 SHIPPED = REPOSITORY / "checkpoints" / "toyworld"
 SUBJECTS = {"robot": 21, "dog": 1}  # class noun and seed of data/robot and data/dog
 

@@ -30,7 +30,7 @@ from toyworld.lab.store import Store
 from toyworld.outcome import UNSEEN_PLACES, places_of
 from toyworld.photos import PLACES, photos
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "toyworld.yaml"
 SHIPPED_ENCODERS = ROOT / "checkpoints" / "toyworld-encoders"
 ROWS = [pytest.param(row, id=f"{name}: {row.name}") for name, lab in LABS.items() for row in lab.rows]

@@ -14,7 +14,7 @@ from toyworld.cli import DEMO_SEED
 from toyworld.judge import Judge
 from toyworld.outcome import Outcome, measure, table
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

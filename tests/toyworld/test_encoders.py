@@ -21,7 +21,7 @@ from toyworld.cli import SHIPPED, SHIPPED_ENCODERS
 from toyworld.judge import HEADS
 from toyworld.tokenizer import MAX_LENGTH
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 TINY = encoders.Size(width=32, num_layers=1, num_heads=2, text_width=32, num_text_layers=1, projection_dim=16)
 
 
