@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from dreambooth.cli import main
 from dreambooth.errors import ModelError, UserError
-from dreambooth.families import Family, fingerprint, frozen_copy, load_family
+from dreambooth.export.original import original_state
+from dreambooth.families import Family, ModelSource, fingerprint, frozen_copy, load_family
 from dreambooth.families.builtin_configs import make_tokenizer
 from dreambooth.families.clip import check_tokenizer, fit, is_common, rare_words, token_ids
 from dreambooth.generation.images import load_model
@@ -234,10 +235,10 @@ threading.Thread(target=server.serve_forever, daemon=True).start()
 os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
 from dreambooth.cli import main
 from dreambooth.errors import ModelError
-from dreambooth.families import load_family
+from dreambooth.families import ModelSource, load_family
 for name in ("RepoNotFound", "RevisionNotFound", "GatedRepo"):
     try:
-        load_family(f"somebody/{name}", revision="v2")
+        load_family(ModelSource(f"somebody/{name}", revision="v2"))
     except ModelError as error:
         print(error)
 """
@@ -271,10 +272,10 @@ def cache_as_hub(cache: Path, folder: Path, commit: str, *names: str) -> None:
 FINGERPRINTS = """
 from dreambooth.cli import main
 from dreambooth.errors import ModelError
-from dreambooth.families import fingerprint, load_family
+from dreambooth.families import ModelSource, fingerprint, load_family
 for revision in (None, "main", "v2", "{}", "v3"):
     try:
-        print(fingerprint(load_family("somebody/something", revision=revision)))
+        print(fingerprint(load_family(ModelSource("somebody/something", revision=revision))))
     except ModelError as error:
         print(error)
 """
@@ -295,11 +296,11 @@ def test_a_revision_of_a_hub_id_is_a_branch_a_tag_or_a_commit(
 @pytest.mark.parametrize(("key", "value"), [("revision", "main"), ("variant", "fp16")])
 def test_what_a_local_base_does_not_have_is_refused(key: str, value: str, tiny_base: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"model.{key}: '{value}' is .*{tiny_base}"):
-        load_family(str(tiny_base), **{key: value})
+        load_family(ModelSource(str(tiny_base), **{key: value}))
     single = tmp_path / "model.safetensors"
     single.touch()
     with pytest.raises(UserError, match=f"model.{key}: '{value}' is .*single file"):
-        load_family(str(single), **{key: value})
+        load_family(ModelSource(str(single), **{key: value}))
 
 
 def test_a_variant_is_taken_of_the_parts_that_have_it(tiny_base: Path, broken: Path) -> None:
@@ -309,17 +310,17 @@ def test_a_variant_is_taken_of_the_parts_that_have_it(tiny_base: Path, broken: P
         changed.conv_in.bias += 1
     changed.save_pretrained(broken / "unet", variant="non_ema")
     assert fingerprint(load_family(str(broken))) == fingerprint(plain)
-    family = load_family(str(broken), variant="non_ema")
+    family = load_family(ModelSource(str(broken), variant="non_ema"))
     torch.testing.assert_close(family.pipeline().unet.conv_in.bias, changed.conv_in.bias)
     assert fingerprint(family) != fingerprint(plain)
     with pytest.raises(UserError, match=r"model.variant: 'fp16' is none of .*; it has non_ema"):
-        load_family(str(broken), variant="fp16")
+        load_family(ModelSource(str(broken), variant="fp16"))
 
 
 def test_a_folder_with_nothing_but_a_variant_is_loaded_by_its_name(tiny_base: Path, tmp_path: Path) -> None:
     pipeline = load_family(str(tiny_base)).pipeline().to(dtype=torch.float16)
     pipeline.save_pretrained(tmp_path / "half", variant="fp16")
-    family = load_family(str(tmp_path / "half"), variant="fp16")
+    family = load_family(ModelSource(str(tmp_path / "half"), variant="fp16"))
     assert family.denoiser.dtype == torch.float32
     torch.testing.assert_close(family.denoiser.conv_in.weight, pipeline.unet.conv_in.weight.float())
     with pytest.raises(ModelError, match=r"unet: .*model.variant.* fp16"):
@@ -351,8 +352,28 @@ def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
 
 
 def test_an_unknown_family_is_refused(tiny_base: Path) -> None:
-    with pytest.raises(UserError, match="'flux' is not known; one of auto, sd"):
-        load_family(str(tiny_base), "flux")
+    with pytest.raises(UserError, match=r"model\.family=flux: unknown family; use auto or one of sd, sdxl"):
+        load_family(ModelSource(str(tiny_base), "flux"))
+
+
+def test_a_quantization_that_is_not_known_is_refused(tiny_base: Path) -> None:
+    with pytest.raises(UserError, match=r"model\.quantize=int3: unknown quantization"):
+        load_family(ModelSource(str(tiny_base), quantize="int3"))
+
+
+@pytest.mark.parametrize("as_single_file", [False, True])
+def test_a_dtype_is_that_of_what_trains_and_the_vae_stays_float32(
+    as_single_file: bool, tiny_base: Path, tmp_path: Path
+) -> None:
+    whole, base = load_family(str(tiny_base)), str(tiny_base)
+    if as_single_file:
+        base = str(tmp_path / "model.safetensors")
+        save_file(original_state(whole), base)
+    half = load_family(ModelSource(base, config=str(tiny_base), dtype=torch.bfloat16))
+    for part, exact in ((half.denoiser, whole.denoiser), (half.text_encoders[0], whole.text_encoders[0])):
+        for weight, wide in zip(part.parameters(), exact.parameters(), strict=True):
+            assert torch.equal(weight, wide.to(torch.bfloat16))
+    assert all(map(torch.equal, half.vae.parameters(), whole.vae.parameters()))
 
 
 def test_latents_are_scaled_as_the_pipeline_scales_them(family: Family) -> None:

@@ -22,7 +22,7 @@ from dreambooth.export.adapter import KOHYA_FILE, kohya_state
 from dreambooth.export.formats import FORMATS, Format, find_format
 from dreambooth.export.metadata import kohya_version
 from dreambooth.export.original import MODEL_FILE, original_state, original_unet_name, vae_state
-from dreambooth.families import FAMILIES, Family, components, fingerprint, load_family
+from dreambooth.families import FAMILIES, Family, ModelSource, components, fingerprint, load_family
 from dreambooth.families.single_file import read_header
 from dreambooth.generation.images import load_model
 from dreambooth.methods import METHODS, MethodSettings
@@ -175,7 +175,10 @@ def test_a_single_file_of_a_2x_model_is_read_back_to_the_same_model(tiny_base_v:
     """Its text encoder has other names than those of 1.x and XL, which the cells above read."""
     run = run_with(config_file, tiny_base_v, "full")
     path = exported(run, "single-file", "--dtype", "float32") / MODEL_FILE
-    again, learned = load_family(str(path), config=str(tiny_base_v)), load_model(run, None, "cpu", None).family
+    again, learned = (
+        load_family(ModelSource(str(path), config=str(tiny_base_v))),
+        load_model(run, None, "cpu", None).family,
+    )
     assert read_header(path).prediction == "v_prediction"
     torch.testing.assert_close(prediction(again), prediction(learned), atol=1e-6, rtol=1e-5)
     pixels = torch.rand(1, 3, 64, 64)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from dreambooth.cli import main
 from dreambooth.errors import ModelError, UserError
-from dreambooth.families import load_family
+from dreambooth.families import ModelSource, load_family
 from dreambooth.metrics.encoders import load_clip, load_image_encoder
 
 ROOT = Path(__file__).parent.parent
@@ -134,7 +134,7 @@ def test_an_index_that_names_code_of_its_own_is_refused(
     monkeypatch.syspath_prepend(str(base))
     edit(base / "model_index.json", **changes)
     with pytest.raises(ModelError, match="code of its own, which is not run here"):
-        load_family(str(base), family)
+        load_family(ModelSource(str(base), family))
 
 
 def test_configs_of_a_single_file_that_name_code_of_their_own_are_refused(
@@ -146,7 +146,7 @@ def test_configs_of_a_single_file_that_name_code_of_their_own_are_refused(
     single = tmp_path / "model.safetensors"
     shutil.copy(base / "unet" / WEIGHTS["unet"], single)
     with pytest.raises(ModelError, match="code of its own"):
-        load_family(str(single), "sd", config=str(base))
+        load_family(ModelSource(str(single), "sd", config=str(base)))
 
 
 def test_configs_that_map_classes_to_code_beside_them_run_none_of_it(base: Path, canary: Path) -> None:

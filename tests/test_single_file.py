@@ -20,7 +20,7 @@ from transformers import CLIPTokenizer
 from dreambooth.cli import main
 from dreambooth.errors import ModelError
 from dreambooth.export.original import original_state, original_unet_name, text_state, vae_state
-from dreambooth.families import Condition, Family, fingerprint, load_family
+from dreambooth.families import Condition, Family, ModelSource, fingerprint, load_family
 from dreambooth.families.builtin_configs import SHIPPED, config_folder
 from dreambooth.families.sd import StableDiffusion, detect_prediction_type
 from dreambooth.families.single_file import measured_prediction, read_header
@@ -48,7 +48,7 @@ def same_prediction(first: Family, second: Family) -> bool:
 
 
 def test_a_single_file_is_the_same_model_as_its_folder(single_file: Path, tiny_base: Path) -> None:
-    loaded, expected = load_family(str(single_file), config=str(tiny_base)), load_family(str(tiny_base))
+    loaded, expected = load_family(ModelSource(str(single_file), config=str(tiny_base))), load_family(str(tiny_base))
     assert same_prediction(loaded, expected)
     assert fingerprint(loaded) == fingerprint(expected)
     pixels = torch.rand(1, 3, 64, 64)
@@ -64,7 +64,7 @@ def test_the_sampler_of_a_single_file_is_that_of_its_config_and_can_be_changed(
     path = folder / "scheduler" / "scheduler_config.json"
     short = {"_class_name": "DDIMScheduler", "beta_schedule": "scaled_linear", "clip_sample": False, "steps_offset": 1}
     path.write_text(json.dumps(short))
-    family = load_family(str(single_file), config=str(folder))
+    family = load_family(ModelSource(str(single_file), config=str(folder)))
     assert family.scheduler_config == short
     family.set_scheduler({"prediction_type": "v_prediction", "timestep_spacing": "trailing"})
     assert family.schedule.prediction == "v_prediction"
@@ -83,10 +83,10 @@ def test_a_file_that_is_no_model_is_told_in_a_line(tiny_base: Path, tmp_path: Pa
     path = tmp_path / "model.safetensors"
     save_file({"nothing": torch.zeros(1)}, path)
     with pytest.raises(ModelError, match=r"model\.safetensors: holds no Stable Diffusion model"):
-        load_family(str(path), config=str(tiny_base))
+        load_family(ModelSource(str(path), config=str(tiny_base)))
     path.write_bytes(b"not safetensors at all")
     with pytest.raises(ModelError, match=r"model\.safetensors: cannot be read"):
-        load_family(str(path), config=str(tiny_base))
+        load_family(ModelSource(str(path), config=str(tiny_base)))
 
 
 def test_without_its_configs_and_without_the_network_a_single_file_says_what_to_do(single_file: Path) -> None:
@@ -255,7 +255,7 @@ def test_what_a_network_predicts_is_told_by_its_answer_to_noise(
 
 def test_shipped_configs_can_be_named(single_file: Path) -> None:
     with pytest.raises(ModelError, match="cannot be read as a single-file StableDiffusionPipeline"):
-        load_family(str(single_file), config="sd1")  # a tiny file, so that it does not fit
+        load_family(ModelSource(str(single_file), config="sd1"))  # a tiny file, so that it does not fit
 
 
 @pytest.fixture

@@ -7,17 +7,24 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from dreambooth.generation import sampler
-from dreambooth.generation.settings import SamplerSettings
-from dreambooth.data.captions import Captions
+from dreambooth.build.networks import compute_dtype, pick_device, untouched_base
+from dreambooth.build.prompts import class_prompts_of
+from dreambooth.build.subjects import encode
 from dreambooth.config import Config
+from dreambooth.data.captions import Captions
+from dreambooth.data.images import list_images
 from dreambooth.data.latents import EncodedPicture, LatentDataset
 from dreambooth.families import Family
-from dreambooth.data.images import list_images
-from dreambooth.build.networks import compute_dtype, pick_device, untouched_base
-from dreambooth.build.subjects import encode
-from dreambooth.build.prompts import class_prompts_of
-from dreambooth.generation.class_prior import GeneratedPrior, PicturePrior, Predict, Prior, make_teacher, prior_fingerprint
+from dreambooth.generation import sampler
+from dreambooth.generation.class_prior import (
+    GeneratedPrior,
+    PicturePrior,
+    Predict,
+    Prior,
+    make_teacher,
+    prior_fingerprint,
+)
+from dreambooth.generation.settings import SamplerSettings
 from dreambooth.randomness import Randomness
 
 Shape = tuple[int, int, int]  # of latents: (C, H, W)

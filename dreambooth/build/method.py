@@ -2,18 +2,18 @@
 
 from pathlib import Path
 
+from dreambooth.build.networks import compute_dtype
 from dreambooth.config import Config
+from dreambooth.distributed import tell
 from dreambooth.errors import UserError
 from dreambooth.export.subject_info import LearnedSubject, SubjectInfo, card_in_file, read_card
 from dreambooth.families import Family
 from dreambooth.files import with_home, without_home
+from dreambooth.generation.images import model_folder
 from dreambooth.methods import MethodSettings, find_method
+from dreambooth.randomness import Randomness
 from dreambooth.training.module import LossSettings
 from dreambooth.training.optimizer import OptimSettings, import_bitsandbytes
-from dreambooth.build.networks import compute_dtype
-from dreambooth.generation.images import model_folder
-from dreambooth.randomness import Randomness
-from dreambooth.distributed import tell
 
 
 def method_settings(config: Config, family: Family, randomness: Randomness) -> MethodSettings:

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import torch
 
 from dreambooth.config import Config
+from dreambooth.distributed import local_rank
 from dreambooth.errors import UserError
-from dreambooth.families import Family, evaluation_mode, frozen_copy, load_family
+from dreambooth.families import Family, ModelSource, evaluation_mode, frozen_copy, load_family
 from dreambooth.families.unet import SMALL
 from dreambooth.methods import find_method
 from dreambooth.methods.adapters import frozen_base
-from dreambooth.distributed import local_rank
 
 
 def pick_device(config: Config) -> torch.device:
@@ -53,10 +53,15 @@ def check_num_processes(config: Config, device: torch.device) -> None:
         )
 
 
+def model_source(config: Config) -> ModelSource:
+    """Return the base that a run starts from; what trains, trains in float32."""
+    model = config.model
+    return ModelSource(model.base, model.family, model.config, model.revision, model.variant)
+
+
 def load_base(config: Config) -> Family:
     """The base model with the run's noise schedule, on the CPU. Raises ModelError, UserError."""
-    model = config.model
-    family = load_family(model.base, model.family, model.config, model.revision, model.variant)
+    family = load_family(model_source(config))
     apply_schedule(family, config)
     return family
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import torch
 
-from dreambooth.generation import sampler
-from dreambooth.data.captions import read_captions, without_subjects
 from dreambooth.config import Config, subject_key
+from dreambooth.data.captions import read_captions, without_subjects
+from dreambooth.distributed import tell
 from dreambooth.errors import UserError
 from dreambooth.families import Family, clip
+from dreambooth.generation import sampler
 from dreambooth.methods import find_method
 from dreambooth.prompts import Prompt, expand, fill_prompt
-from dreambooth.distributed import tell
 
 
 def cache_prompts(family: Family, captions: list[list[str]], config: Config, text_trains: bool) -> None:

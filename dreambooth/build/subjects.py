@@ -9,16 +9,25 @@ from pathlib import Path
 
 from PIL import Image
 
-from dreambooth.data.buckets import Size, make_buckets, nearest_bucket
-from dreambooth.config import Config
-from dreambooth.data.latents import EncodedPicture, encode_pictures
-from dreambooth.errors import UserError, escaped
-from dreambooth.families import Family
-from dreambooth.data.images import ImageInfo, near_duplicates, is_upscaled, list_images, load_image, load_mask, inspect_image, transparency_mask
 from dreambooth.build.method import find_start
 from dreambooth.build.prompts import captions_of
-from dreambooth.randomness import Randomness
+from dreambooth.config import Config
+from dreambooth.data.buckets import Size, make_buckets, nearest_bucket
+from dreambooth.data.images import (
+    ImageInfo,
+    inspect_image,
+    is_upscaled,
+    list_images,
+    load_image,
+    load_mask,
+    near_duplicates,
+    transparency_mask,
+)
+from dreambooth.data.latents import EncodedPicture, encode_pictures
 from dreambooth.distributed import tell
+from dreambooth.errors import UserError, escaped
+from dreambooth.families import Family
+from dreambooth.randomness import Randomness
 
 
 @dataclass(frozen=True)

@@ -3,24 +3,24 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from dreambooth.generation import sampler
-from dreambooth.generation.settings import SamplerSettings
+from dreambooth.build.networks import inference, on_device, pick_device
+from dreambooth.build.prompts import subject_prompt, validation_prompts
+from dreambooth.build.subjects import encode
 from dreambooth.config import Config
+from dreambooth.data.images import list_images, load_image, to_images
 from dreambooth.data.latents import EncodedPicture, Sample, by_subject
+from dreambooth.distributed import tell
 from dreambooth.errors import UserError
 from dreambooth.families import Family
-from dreambooth.data.images import list_images, load_image, to_images
+from dreambooth.generation import sampler
+from dreambooth.generation.settings import SamplerSettings
 from dreambooth.methods.adapters import frozen_base
 from dreambooth.metrics.encoders import is_available
-from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.metrics.subject import Encoders, SubjectScorer, load_encoders
+from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.metrics.validation_scores import PictureRows, ValidationScorer
-from dreambooth.training.module import DreamBoothModule
-from dreambooth.build.networks import on_device, inference, pick_device
-from dreambooth.build.subjects import encode
-from dreambooth.build.prompts import subject_prompt, validation_prompts
 from dreambooth.randomness import Randomness
-from dreambooth.distributed import tell
+from dreambooth.training.module import DreamBoothModule
 from dreambooth.training.validation import ValidationInputs
 
 AUTO_ENCODERS = {"dino": "facebook/dino-vits16", "clip": "openai/clip-vit-base-patch32"}  # those of the paper

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dreambooth.errors import ModelError, UserError
 from dreambooth.export.subject_info import ExportCard, LearnedSubject
-from dreambooth.families import Family, components, fingerprint, load_family
+from dreambooth.families import Family, ModelSource, components, fingerprint, load_family
 from dreambooth.methods import adapters, textual_inversion
 
 
@@ -44,7 +44,7 @@ def load_base(card: ExportCard, base: str | None) -> Family:
     base = base or card.base
     if base is None:
         raise ModelError("the base of this result is not known (its dreambooth.json names none); name it with --base")
-    family = load_family(base, config=card.base_config)
+    family = load_family(ModelSource(base, config=card.base_config))
     if card.base_fingerprint not in (None, fingerprint(family)):
         raise ModelError(
             f"{base}: not the base that this was trained on (its weights differ); name that one with --base"

@@ -26,11 +26,13 @@ from dreambooth.families.inspection import read_index  # noqa: E402
 from dreambooth.families.location import find_folder  # noqa: E402
 from dreambooth.families.protocols import Condition, Family  # noqa: E402
 from dreambooth.families.single_file import Header, read_header  # noqa: E402
+from dreambooth.families.source import QUANTIZERS, ModelSource  # noqa: E402
 
 __all__ = [
     "FAMILIES",
     "Condition",
     "Family",
+    "ModelSource",
     "components",
     "evaluation_mode",
     "fingerprint",
@@ -45,8 +47,8 @@ class FamilyRow:
     """How to recognise a family by its pipeline class, and how to load it."""
 
     pipelines: tuple[str, ...]
-    load: Callable[[Path, str | None], Family]
-    load_single_file: Callable[[Header, str | None], Family]
+    load: Callable[[Path, ModelSource], Family]
+    load_single_file: Callable[[Header, ModelSource], Family]
 
 
 FAMILIES = {
@@ -55,36 +57,38 @@ FAMILIES = {
 }
 
 
-def load_family(
-    base: str,
-    family: str = "auto",
-    config: str | None = None,
-    revision: str | None = None,
-    variant: str | None = None,
-) -> Family:
-    """Load a base model in float32 from a diffusers folder, a hub id or a single `.safetensors` file.
-
-    family: a name in `FAMILIES`, or 'auto' to read it from the base. config: for a single file, where its configs and
-    tokenizer lie, or a row of `shipped.SHIPPED`; None: the row that the file itself tells. revision: of a hub id.
-    variant: of the weights in a folder or hub id; parts that lack it are loaded without.
+def load_family(source: ModelSource | str) -> Family:
+    """Load a base model. A plain string is a base loaded with the defaults of `ModelSource`.
 
     Raises UserError for an unknown family, and for a revision or variant that is not there; ModelError for a base that
     is missing or broken.
     """
-    if family != "auto" and family not in FAMILIES:
-        raise UserError(f"model.family: {family!r} is not known; one of auto, {', '.join(FAMILIES)}")
-    path = Path(os.path.expanduser(base))
-    if not os.path.isfile(path):
-        folder = find_folder(base, revision, variant)
-        index = read_index(folder)
-        return FAMILIES[_family_of(folder, index) if family == "auto" else family].load(folder, variant)
+    if isinstance(source, str):
+        source = ModelSource(source)
+    if source.family != "auto" and source.family not in FAMILIES:
+        raise UserError(f"model.family={source.family}: unknown family; use auto or one of {', '.join(FAMILIES)}")
+    if source.quantize is not None and source.quantize not in QUANTIZERS:
+        known = f"use null or one of {', '.join(QUANTIZERS)}" if QUANTIZERS else "leave it out, none is supported yet"
+        raise UserError(f"model.quantize={source.quantize}: unknown quantization; {known}")
+    path = Path(os.path.expanduser(source.base))
+    if os.path.isfile(path):
+        return _load_single_file(path, source)
+    folder = find_folder(source.base, source.revision, source.variant)
+    index = read_index(folder)
+    family = _family_of(folder, index) if source.family == "auto" else source.family
+    return FAMILIES[family].load(folder, source)
+
+
+def _load_single_file(path: Path, source: ModelSource) -> Family:
+    base = source.base
     if path.suffix != ".safetensors":
         raise ModelError(f"{base}: a single file must be .safetensors (other formats can run code when they are read)")
-    for key, value in (("revision", revision), ("variant", variant)):
+    for key, value in (("revision", source.revision), ("variant", source.variant)):
         if value is not None:
             raise UserError(f"model.{key}: {value!r} is set, and {base} is a single file, which has none; leave it out")
     header = read_header(path)
-    return FAMILIES[header.family if family == "auto" else family].load_single_file(header, config)
+    family = header.family if source.family == "auto" else source.family
+    return FAMILIES[family].load_single_file(header, source)
 
 
 def _family_of(folder: Path, index: dict[str, Any]) -> str:

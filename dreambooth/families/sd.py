@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -15,6 +16,7 @@ from dreambooth.families import clip
 from dreambooth.families.builtin_configs import PREDICTS_V, SIZE_2_V
 from dreambooth.families.protocols import Condition
 from dreambooth.families.single_file import Header, load_single_file_pipeline, measured_prediction
+from dreambooth.families.source import ModelSource
 from dreambooth.families.unet import (
     UNetFamily,
     check_finite,
@@ -76,25 +78,25 @@ class StableDiffusion(UNetFamily):
         )
 
 
-def load(base: Path, variant: str | None = None) -> StableDiffusion:
-    """Load a pipeline folder in float32. variant: as in `load_part`.
+def load(folder: Path, source: ModelSource) -> StableDiffusion:
+    """Load a pipeline folder, one part at a time.
 
     Raises ModelError for missing, incomplete or non-finite weights.
     """
-    unet = load_part(UNet2DConditionModel, base, "unet", variant)
+    unet = load_part(UNet2DConditionModel, folder, "unet", source)
     optimize_for_device(unet)
     return StableDiffusion(
-        vae=load_part(AutoencoderKL, base, "vae", variant),
+        vae=load_part(AutoencoderKL, folder, "vae", source, torch.float32),
         unet=unet,
-        scheduler_config=load_scheduler_config(base),
-        text_encoder=load_part(CLIPTextModel, base, "text_encoder", variant),
-        tokenizer=load_tokenizer(base, "tokenizer"),
+        scheduler_config=load_scheduler_config(folder),
+        text_encoder=load_part(CLIPTextModel, folder, "text_encoder", source),
+        tokenizer=load_tokenizer(folder, "tokenizer"),
     )
 
 
-def load_single_file(header: Header, config: str | None) -> StableDiffusion:
-    """Load an original-layout `.safetensors`. config: as in `load_single_file_pipeline`."""
-    pipeline = load_single_file_pipeline(StableDiffusionPipeline, header, config, safety_checker=None)
+def load_single_file(header: Header, source: ModelSource) -> StableDiffusion:
+    """Load an original-layout `.safetensors`. Raises ModelError."""
+    pipeline = load_single_file_pipeline(StableDiffusionPipeline, header, source, safety_checker=None)
     optimize_for_device(pipeline.unet)
     family = StableDiffusion(
         vae=pipeline.vae,
@@ -103,7 +105,7 @@ def load_single_file(header: Header, config: str | None) -> StableDiffusion:
         text_encoder=pipeline.text_encoder,
         tokenizer=pipeline.tokenizer,
     )
-    if config is None and header.config == "sd2" and header.prediction is None:
+    if source.config is None and header.config == "sd2" and header.prediction is None:
         detect_prediction_type(family, header.path)
     return family
 

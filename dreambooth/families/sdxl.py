@@ -16,6 +16,7 @@ from dreambooth.errors import ModelError
 from dreambooth.families import clip
 from dreambooth.families.protocols import Condition
 from dreambooth.families.single_file import Header, load_single_file_pipeline
+from dreambooth.families.source import ModelSource
 from dreambooth.families.unet import (
     UNetFamily,
     check_finite,
@@ -108,30 +109,30 @@ class StableDiffusionXL(UNetFamily):
         )
 
 
-def load(base: Path, variant: str | None = None) -> StableDiffusionXL:
-    """Load a pipeline folder in float32. variant: as in `load_part`.
+def load(folder: Path, source: ModelSource) -> StableDiffusionXL:
+    """Load a pipeline folder, one part at a time.
 
     Raises ModelError for missing, incomplete or non-finite weights.
     """
-    if not (base / "text_encoder").is_dir():
-        raise ModelError(f"{base}: has no text_encoder: an SDXL refiner? Use the base model")
-    unet = load_part(UNet2DConditionModel, base, "unet", variant)
+    if not (folder / "text_encoder").is_dir():
+        raise ModelError(f"{folder}: has no text_encoder: an SDXL refiner? Use the base model")
+    unet = load_part(UNet2DConditionModel, folder, "unet", source)
     optimize_for_device(unet)
     return StableDiffusionXL(
-        vae=load_part(AutoencoderKL, base, "vae", variant),
+        vae=load_part(AutoencoderKL, folder, "vae", source, torch.float32),
         unet=unet,
-        scheduler_config=load_scheduler_config(base),
-        text_encoder=load_part(CLIPTextModel, base, "text_encoder", variant),
-        text_encoder_2=load_part(CLIPTextModelWithProjection, base, "text_encoder_2", variant),
-        tokenizer=load_tokenizer(base, "tokenizer"),
-        tokenizer_2=load_tokenizer(base, "tokenizer_2"),
-        zero_empty_prompts=StableDiffusionXLPipeline.load_config(base).get("force_zeros_for_empty_prompt", True),
+        scheduler_config=load_scheduler_config(folder),
+        text_encoder=load_part(CLIPTextModel, folder, "text_encoder", source),
+        text_encoder_2=load_part(CLIPTextModelWithProjection, folder, "text_encoder_2", source),
+        tokenizer=load_tokenizer(folder, "tokenizer"),
+        tokenizer_2=load_tokenizer(folder, "tokenizer_2"),
+        zero_empty_prompts=StableDiffusionXLPipeline.load_config(folder).get("force_zeros_for_empty_prompt", True),
     )
 
 
-def load_single_file(header: Header, config: str | None) -> StableDiffusionXL:
-    """Load an original-layout `.safetensors`. config: as in `load_single_file_pipeline`."""
-    pipeline = load_single_file_pipeline(StableDiffusionXLPipeline, header, config, add_watermarker=False)
+def load_single_file(header: Header, source: ModelSource) -> StableDiffusionXL:
+    """Load an original-layout `.safetensors`. Raises ModelError."""
+    pipeline = load_single_file_pipeline(StableDiffusionXLPipeline, header, source, add_watermarker=False)
     optimize_for_device(pipeline.unet)
     return StableDiffusionXL(
         vae=pipeline.vae,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError, safe_open
 
@@ -19,6 +20,7 @@ from dreambooth.errors import ModelError, first_line
 from dreambooth.families.builtin_configs import SHIPPED, config_folder
 from dreambooth.families.inspection import LOADING_ERRORS, read_index
 from dreambooth.families.protocols import Family
+from dreambooth.families.source import ModelSource
 from dreambooth.files import with_home
 
 UNET = "model.diffusion_model."
@@ -98,17 +100,20 @@ def read_header(path: Path) -> Header:
         raise ModelError(f"{path}: cannot be read as .safetensors ({first_line(error)})") from error
 
 
-def load_single_file_pipeline(pipeline_class: Any, header: Header, config: str | None, **options: Any) -> Any:
-    """The file as a pipeline in float32.
+def load_single_file_pipeline(pipeline_class: Any, header: Header, source: ModelSource, **options: Any) -> Any:
+    """Load the file as a pipeline: the VAE in float32, the other parts straight in the source's dtype.
 
-    config: folder or hub id with configs and tokenizers, or a row of `SHIPPED`; None: the row that its header tells.
     Raises ModelError.
     """
-    with _configs(config or header.config) as source:
-        if os.path.isdir(source):
-            read_index(Path(source))
+    with _configs(source.config or header.config) as configs:
+        if os.path.isdir(configs):
+            read_index(Path(configs))
         try:
-            return pipeline_class.from_single_file(str(header.path), config=source, dtype=torch.float32, **options)
+            if source.dtype != torch.float32:  # a part that is given is not read again with the others
+                options["vae"] = AutoencoderKL.from_single_file(
+                    str(header.path), config=configs, subfolder="vae", dtype=torch.float32
+                )
+            return pipeline_class.from_single_file(str(header.path), config=configs, dtype=source.dtype, **options)
         except (*LOADING_ERRORS, SingleFileComponentError) as error:
             raise ModelError(
                 f"{header.path}: cannot be read as a single-file {pipeline_class.__name__} ({first_line(error)}); "

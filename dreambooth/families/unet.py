@@ -21,6 +21,7 @@ from dreambooth.errors import ModelError, UserError, first_line
 from dreambooth.families.inspection import LOADING_ERRORS, check_sampler, read_json, reason
 from dreambooth.families.location import find_variants
 from dreambooth.families.protocols import Condition
+from dreambooth.families.source import ModelSource
 from dreambooth.schedules import Schedule
 
 SMALL = 100e6  # parameters of a UNet: the embedded base has 7 million, Stable Diffusion 1.5 has 860
@@ -120,18 +121,21 @@ class UNetFamily(ABC):
 # -------------------------------------------------------------------------------- loading
 
 
-def load_part(model_class: Any, base: Path, subfolder: str, variant: str | None) -> Any:
-    """One network in float32. Raises ModelError that says what is wrong with its files.
+def load_part(
+    model_class: Any, base: Path, subfolder: str, source: ModelSource, dtype: torch.dtype | None = None
+) -> Any:
+    """Load one network straight into `dtype` (None: that of the source): it is never whole in a larger one.
 
-    variant: of its weights, where it has that one; else its plain ones.
+    Takes the source's variant of its weights where there is one, else the plain ones. Raises ModelError that says what
+    is wrong with its files.
     """
-    own = variant if variant in find_variants(base / subfolder) else None
+    own = source.variant if source.variant in find_variants(base / subfolder) else None
     # Weights of another shape are told below, by name; diffusers tells them itself.
     options = {"ignore_mismatched_sizes": True} if issubclass(model_class, PreTrainedModel) else {}
     read_json(base / subfolder / "config.json")
     try:
         model, info = model_class.from_pretrained(
-            base, subfolder=subfolder, output_loading_info=True, dtype=torch.float32, variant=own, **options
+            base, subfolder=subfolder, output_loading_info=True, dtype=dtype or source.dtype, variant=own, **options
         )
     except LOADING_ERRORS as error:
         others = find_variants(base / subfolder) - {own}

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from dreambooth.data.images import grid, to_images
 from dreambooth.errors import ModelError, UserError, first_line
 from dreambooth.export.subject_info import ExportCard, SubjectInfo, read_card
-from dreambooth.families import Family, fingerprint, load_family, move
+from dreambooth.families import Family, ModelSource, fingerprint, load_family, move
 from dreambooth.files import atomic_file, with_home, without_home
 from dreambooth.generation.sampler import cut_warning, sample_pixels
 from dreambooth.generation.settings import SamplerSettings
@@ -87,7 +87,7 @@ def load_model(
         family = load_adapted(folder, card, base, revision, variant)
     else:
         place = str(folder) if folder.exists() else model
-        family = load_family(place, config=config, revision=revision, variant=variant)
+        family = load_family(ModelSource(place, config=config, revision=revision, variant=variant))
     move(family, picked)
     dtype = dtype or ("float16" if picked.type == "cuda" else "float32")
     for part in (family.denoiser, *family.text_encoders):
@@ -121,7 +121,7 @@ def load_adapted(
     if base is None:
         base, revision, variant = card.base, revision or card.base_revision, variant or card.base_variant
     try:
-        family = load_family(str(base), config=card.base_config, revision=revision, variant=variant)
+        family = load_family(ModelSource(str(base), config=card.base_config, revision=revision, variant=variant))
     except ModelError as error:
         raise ModelError(f"{folder}: a {card.method} of the base {base}, which cannot be loaded: {error}") from error
     method.load(family, folder)

@@ -73,8 +73,7 @@ class Planner:
 
     def __init__(self, config: Config, fake: bool = True) -> None:
         self.fake = fake
-        model = config.model
-        self.family = load_family(model.base, model.family, model.config, model.revision, model.variant)
+        self.family = load_family(build.model_source(config))
         self.method = find_method(config.method.name)
         self.networks: list[Any] = [self.family.denoiser, *self.family.text_encoders, self.family.vae]
         base = [weight for network in self.networks[:-1] for weight in network.parameters()]

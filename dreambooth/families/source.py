@@ -1,0 +1,31 @@
+"""Which base model is loaded, and how: the answer to every question that a loader can ask, passed whole."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A base model and how it is loaded.
+
+    base: a diffusers folder, a hub id or a single `.safetensors` file.
+    family: a name in `FAMILIES`, or "auto" to read it from the base.
+    config: for a single file, a folder or hub id with its configs and tokenizers, or the name of a built-in config;
+        None: the built-in one that the file's header names.
+    revision: branch, tag or commit of a hub id.
+    variant: second set of weights in the folder or hub id ("fp16"); parts that lack it are loaded without.
+    dtype: of denoiser and text encoders, which are read straight into it; a VAE is always float32.
+    quantize: how the frozen weights are stored, by a name in `QUANTIZERS`; None: in `dtype`.
+    """
+
+    base: str
+    family: str = "auto"
+    config: str | None = None
+    revision: str | None = None
+    variant: str | None = None
+    dtype: torch.dtype = torch.float32
+    quantize: str | None = None
+
+
+QUANTIZERS: tuple[str, ...] = ()  # none yet: `load_family` refuses every name
