@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from torch import nn
 
 from dreambooth.errors import UserError
+from dreambooth.export.pipeline import save_pipeline
 from toyworld.base import BaseSettings, build_modules, sampling_scheduler
 from toyworld.judge import Judge, JudgeNet
 from toyworld.tokenizer import build_tokenizer
@@ -54,6 +55,6 @@ def trained_pipeline(work: Path) -> StableDiffusionPipeline:
 def export(work: Path, out: Path) -> None:
     """Write the pipeline folder and the judge beside it; every float is stored in 16 bits."""
     pipeline: Any = trained_pipeline(work)
-    pipeline.to(torch.float16).save_pretrained(out, safe_serialization=True)
+    save_pipeline(pipeline.to(torch.float16), out)
     if (work / "judge.pt").is_file():
         trained_judge(work).save(out / "judge")

@@ -6,8 +6,8 @@ What a user must know to prompt it travels along in `dreambooth.json` (`subject_
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerFast
 
+from dreambooth.export.pipeline import save_pipeline
 from dreambooth.export.subject_info import SubjectInfo, write_card
 from dreambooth.families import Family
 from dreambooth.files import atomic_folder
@@ -29,12 +29,7 @@ def export_model(family: Family, card: SubjectInfo, folder: Path, dtype: str) ->
 def _write_weights(family: Family, method: str, folder: Path, dtype: torch.dtype) -> None:
     save = find_method(method).save
     if save is None:
-        pipeline = family.pipeline().to(dtype=dtype)
-        for tokenizer in (part for part in pipeline.components.values() if isinstance(part, PreTrainedTokenizerFast)):
-            # Else it writes how it was called last, and so a run that was interrupted another file.
-            tokenizer.backend_tokenizer.no_truncation()
-            tokenizer.backend_tokenizer.no_padding()
-        pipeline.save_pretrained(folder, safe_serialization=True)
+        save_pipeline(family.pipeline().to(dtype=dtype), folder)
     else:
         cast_trained(family, dtype)
         save(family, folder)
