@@ -13,7 +13,6 @@ import time
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dreambooth import build
 from dreambooth.config import load_config
 from dreambooth.preflight.memory_plan import Planner, counted
 
@@ -65,10 +64,8 @@ def step_flops(model: str, resolution: int, overrides: list[str]) -> int:
     ]
     config = load_config("configs/sd15.yaml", [*wanted, "train.gradient_checkpointing=false", *overrides])
     planner = Planner(config)
-    with torch.no_grad():
-        condition = planner.family.condition([build.subject_prompt(config, 0)])
     with counted(planner.networks, fake=True), FlopCounterMode(display=False) as counter:
-        planner.take_step(config, condition)
+        planner.take_step(config)
     return counter.get_total_flops()
 
 

@@ -125,7 +125,7 @@ def resume_or_start(
         config.optim.max_grad_norm, teacher, config.train.ema_decay, config.train.micro_batch_size,
     )  # fmt: skip
     saving = callbacks.SaveState(run.state, (config.train.save_every_steps, config.validate.every_steps))
-    looks = build.build_validation_inputs(family, module, unseen, scorer, config)
+    looks = build.build_validation_inputs(family, unseen, scorer, config, randomness)
     loggers = make_loggers(run, config, state)
     trainer = make_trainer(run, config, module, saving, looks, validation_log, loggers, identity, state, profile)
     said = Captions([*chain(*given.captions)], randomness, config.data.caption_dropout, config.data.shuffle_captions)
@@ -161,7 +161,7 @@ def finish(
     run: RunFolder, config: Config, module: DreamBoothModule, validation_log: ValidationLog, last_step: int, base: str
 ) -> None:
     """Export the weights to keep, and say where they are. base: fingerprint of the base model."""
-    module.take_average()
+    module.average.replace_weights()
     step = take_best(run, config, module, validation_log, last_step)
     scores = next((entry.figures() for entry in validation_log.entries if entry.step == step), None)
     card = build.subject_card(config, step, last_step, base, scores)

@@ -116,9 +116,13 @@ def test_loader_workers_change_nothing() -> None:
     for _ in range(5):
         for alone, with_workers in zip(*(next(loader) for loader in loaders), strict=True):
             assert torch.equal(alone.latents_CHW, with_workers.latents_CHW)
-            assert (alone.source, alone.place, alone.prompt) == (with_workers.source, with_workers.place, "a photo")
+            assert (alone.source, alone.sample_index, alone.prompt) == (
+                with_workers.source,
+                with_workers.sample_index,
+                "a photo",
+            )
 
 
 def test_samples_of_one_shape_come_together_in_their_order() -> None:
     samples = [Sample("subject", place, torch.zeros(4, height, 2), "") for place, height in enumerate([3, 2, 3, 4, 2])]
-    assert [[sample.place for sample in group] for group in by_shape(samples)] == [[0, 2], [1, 4], [3]]
+    assert [[sample.sample_index for sample in group] for group in by_shape(samples)] == [[0, 2], [1, 4], [3]]

@@ -164,15 +164,20 @@ def test_a_signal_to_one_process_stops_all_and_a_killed_one_ends_the_job(
 
 
 ONE_IS_WRONG = """
-import os, sys
+import sys
 from dreambooth.cli import main
-from dreambooth.training.module import DreamBoothModule
+from dreambooth.training import module
 
-if os.environ.get("LOCAL_RANK") == "1":
-    losses = DreamBoothModule._losses
-    DreamBoothModule._losses = lambda self, samples: losses(self, samples) * (
-        float("nan") if self.trainer.global_step == 3 else 1.0
-    )
+losses = module.sample_losses
+
+def losses_of_which_one_is_wrong(family, batch, *others):
+    loss_B = losses(family, batch, *others)
+    for row, address in enumerate(zip(batch.sources, batch.sample_indices)):
+        if address == ("subject", 13):  # step 3, its first batch, process 1
+            loss_B[row] *= float("nan")
+    return loss_B
+
+module.sample_losses = losses_of_which_one_is_wrong
 sys.exit(main(["train", *sys.argv[1:]], prog="train.py"))
 """
 

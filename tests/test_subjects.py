@@ -270,7 +270,7 @@ def test_class_samples_are_of_every_class_equally_often(
     assert [sample.prompt for sample in samples] == ["a photo of a dog", "a photo of a cat"] * 3
     if source == "teacher":
         places = LatentDataset(pictures, Captions(["dog"] * 3 + ["cat"] * 2, randomness), randomness, "prior")
-        assert all(torch.equal(sample.latents_CHW, places[sample.place].latents_CHW) for sample in samples)
+        assert all(torch.equal(sample.latents_CHW, places[sample.sample_index].latents_CHW) for sample in samples)
         assert [places[place].prompt for place in range(4)] == ["dog", "cat", "dog", "cat"]
 
 

@@ -90,7 +90,7 @@ def test_gradients_that_the_optimizer_scales_down_train_as_those_scaled_before_i
     fused, fused_lines = trained(config_file, "fused", *clip)
     whole, _ = trained(config_file, "whole", "optim.max_grad_norm=0", *clip[1:])
     with monkeypatch.context() as patch:
-        patch.setattr(DreamBoothModule, "_is_fused", False)
+        patch.setattr(DreamBoothModule, "is_fused", False)
         before, before_lines = trained(config_file, "before", *clip)
     assert min(line["optim/grad_norm"] for line in fused_lines) > 0.1
     assert_same(fused, before, atol=1e-5, rtol=1e-4)

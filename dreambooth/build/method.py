@@ -12,7 +12,7 @@ from dreambooth.files import with_home, without_home
 from dreambooth.generation.images import model_folder
 from dreambooth.methods import MethodSettings, find_method
 from dreambooth.randomness import Randomness
-from dreambooth.training.module import LossSettings
+from dreambooth.training.objective import LossSettings
 from dreambooth.training.optimizer import OptimSettings, import_bitsandbytes
 
 

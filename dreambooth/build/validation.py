@@ -20,7 +20,7 @@ from dreambooth.metrics.subject import Encoders, SubjectScorer, load_encoders
 from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.metrics.validation_scores import PictureRows, ValidationScorer
 from dreambooth.randomness import Randomness
-from dreambooth.training.module import DreamBoothModule
+from dreambooth.training.objective import fixed_loss
 from dreambooth.training.validation import ValidationInputs
 
 AUTO_ENCODERS = {"dino": "facebook/dino-vits16", "clip": "openai/clip-vit-base-patch32"}  # those of the paper
@@ -80,10 +80,10 @@ def _auto_encoder(part: str) -> str | None:
 
 def build_validation_inputs(
     family: Family,
-    module: DreamBoothModule,
     subject: list[EncodedPicture],
     score: ValidationScorer | None,
     config: Config,
+    randomness: Randomness,
 ) -> ValidationInputs:
     """What a validation looks at. subject: the training pictures, or those of validate.images.
 
@@ -93,7 +93,7 @@ def build_validation_inputs(
 
     def loss() -> float:
         with inference(family, config):
-            return module.fixed_loss(samples)
+            return fixed_loss(family, samples, randomness, pick_device(config))
 
     # A start makes step 0 another model than the base, which is what scores are measured against.
     base = None if config.method.start is None else lambda: validation_pictures(frozen_base(family), config)

@@ -7,7 +7,7 @@ it. Shapes: V views, C channels, H/W height and width (pixels or latents), which
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -43,23 +43,82 @@ class EncodedPicture:
 
 
 class Sample(NamedTuple):
-    """What a step learns from at one place in the run: latents [C, H, W] and what is said of them.
+    """One latent image [C, H, W] with its prompt, at one index of the run.
 
-    source: data sets of different names draw different numbers for one place. size_crop_6: how the picture was cut
-    (`size_crop_of`); None: it is whole. mask_1HW: how much each place counts, 0 to 1; None: all the same.
+    source: data sets of different names draw different random numbers for one index.
+    sample_index: counted over all optimizer steps, accumulated batches and devices of the run.
+    size_crop_6: how the image was cut (`size_crop_of`); None: it is whole.
+    mask_1HW: how much each latent position counts, 0 to 1; None: all the same.
+    name: of the image, for messages.
     """
 
     source: Source
-    place: int
+    sample_index: int
     latents_CHW: Tensor
     prompt: str
     size_crop_6: Tensor | None = None
     mask_1HW: Tensor | None = None
-    name: str = ""  # of the picture, to tell of it
+    name: str = ""
 
     @property
     def is_prior(self) -> bool:
         return self.source == "prior"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples whose latents have one shape, stacked. Shapes: B samples.
+
+    size_crop_B6: how each image was cut (`size_crop_of`); those that do not say are taken for whole ones.
+    weight_B1HW: how much each latent position counts; None: all the same.
+    is_prior_B: bool, always on the CPU: what is picked by it is then known without waiting for another device.
+    """
+
+    sources: tuple[Source, ...]
+    sample_indices: tuple[int, ...]
+    prompts: tuple[str, ...]
+    latents_BCHW: Tensor
+    size_crop_B6: Tensor
+    weight_B1HW: Tensor | None
+    is_prior_B: Tensor
+
+    @classmethod
+    def stack(cls, samples: Sequence[Sample], vae_scale_factor: int, unmasked_weight: float = 0.0) -> "Batch":
+        """Stack samples. vae_scale_factor: pixels a latent. unmasked_weight: of what a mask leaves out, 0 to 1."""
+        height, width = (side * vae_scale_factor for side in samples[0].latents_CHW.shape[1:])
+        whole_6 = torch.tensor([height, width, 0, 0, height, width])
+        return cls(
+            tuple(sample.source for sample in samples),
+            tuple(sample.sample_index for sample in samples),
+            tuple(sample.prompt for sample in samples),
+            torch.stack([sample.latents_CHW for sample in samples]),
+            torch.stack([whole_6 if sample.size_crop_6 is None else sample.size_crop_6 for sample in samples]),
+            _stack_masks(samples, unmasked_weight),
+            torch.tensor([sample.is_prior for sample in samples]),
+        )
+
+    def to(self, device: torch.device) -> "Batch":
+        """Copy what the networks read to a device, without waiting for it."""
+        return replace(
+            self,
+            latents_BCHW=self.latents_BCHW.to(device, non_blocking=True),
+            size_crop_B6=self.size_crop_B6.to(device, non_blocking=True),
+            weight_B1HW=None if self.weight_B1HW is None else self.weight_B1HW.to(device, non_blocking=True),
+        )
+
+
+def _stack_masks(samples: Sequence[Sample], unmasked_weight: float) -> Tensor | None:
+    """Return how much each latent position counts, [B, 1, H, W]; None where no sample has a mask."""
+    if all(sample.mask_1HW is None for sample in samples):
+        return None
+    everything_1HW = torch.ones_like(samples[0].latents_CHW[:1])
+    weights = []
+    for sample in samples:
+        if sample.mask_1HW is None:
+            weights.append(everything_1HW)
+        else:
+            weights.append(unmasked_weight + (1 - unmasked_weight) * sample.mask_1HW)
+    return torch.stack(weights)
 
 
 def encode_pictures(
@@ -140,24 +199,24 @@ class LatentDataset(Dataset[Sample]):
         self.randomness = randomness
         self.source = source
 
-    def picture_at(self, place: int) -> int:
-        turn, subject = divmod(place, len(self.by_subject))
+    def picture_at(self, sample_index: int) -> int:
+        turn, subject = divmod(sample_index, len(self.by_subject))
         own = self.by_subject[subject]
         address = (turn // len(own), subject) if subject else (turn // len(own),)  # of the first as of an only one
         order = self.randomness.permutation(f"{self.source}/order", len(own), *address)
         return own[order[turn % len(own)]]
 
-    def __getitem__(self, place: int) -> Sample:
-        number = self.picture_at(place)
+    def __getitem__(self, sample_index: int) -> Sample:
+        number = self.picture_at(sample_index)
         picture = self.pictures[number]
         num_views, *shape = picture.mean_VCHW.shape
-        view = int(self.randomness.integers(f"{self.source}/view", [place], num_views))
-        noise_CHW = self.randomness.normal(f"{self.source}/latent", [place], tuple(shape))[0]
+        view = int(self.randomness.integers(f"{self.source}/view", [sample_index], num_views))
+        noise_CHW = self.randomness.normal(f"{self.source}/latent", [sample_index], tuple(shape))[0]
         return Sample(
             self.source,
-            place,
+            sample_index,
             latents_CHW=picture.mean_VCHW[view] + picture.std_VCHW[view] * noise_CHW,
-            prompt=self.captions(number, place),
+            prompt=self.captions(number, sample_index),
             size_crop_6=picture.size_crop_V6[view],
             mask_1HW=None if picture.mask_V1HW is None else picture.mask_V1HW[view],
             name=picture.name,

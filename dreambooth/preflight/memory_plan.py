@@ -9,7 +9,7 @@ import copy
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,14 @@ from torch.utils._pytree import tree_leaves
 
 from dreambooth import build
 from dreambooth.config import Config
-from dreambooth.families import Condition, evaluation_mode, load_family
+from dreambooth.data.latents import Batch, Sample
+from dreambooth.families import evaluation_mode, load_family
 from dreambooth.generation.sampler import guided
 from dreambooth.methods import find_method
 from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.randomness import Randomness
 from dreambooth.run.savings import SAVINGS, applies, written
+from dreambooth.training.objective import Draws, encode_batch, sample_losses
 
 GIB = 2**30
 MOMENT_BYTES = {"adamw": 8, "adamw8bit": 2}  # of both moments of a weight
@@ -131,33 +133,38 @@ class Planner:
 
     def peak_of_step(self, config: Config) -> int:
         """Bytes that a step holds at most, gradients among them."""
-        with torch.no_grad():
-            condition = self.family.condition([build.subject_prompt(config, 0)])
         with counted(self.networks, self.fake) as count:
-            self.take_step(config, condition)
+            self.take_step(config)
         for network in self.networks:
             network.zero_grad()
         return count.peak
 
-    def take_step(self, config: Config, frozen_condition: Condition) -> None:
-        """Forward and backward of a batch, of its parts the first two: the second has the gradients beside it.
-
-        frozen_condition: of the prompt, for text encoders that do not train.
-        """
-        side, num_samples = config.data.resolution, self._num_samples(config)
+    def take_step(self, config: Config) -> None:
+        """Run forward and backward of a batch: of its micro-batches the first two, as the second has gradients too."""
+        num_samples = self._num_samples(config)
         at_once = min(num_samples, config.train.micro_batch_size or num_samples)
-        shape = self.family.latent_shape(side, side)
+        # A weighting looks at its numbers, of which there are none; it takes 4 bytes a sample.
+        settings = replace(build.loss_settings(config), weighting="none")
         for _ in range(min(2, -(-num_samples // at_once))):
+            batch, draws = self._random_batch(config, at_once)
+            with self.autocast(config), torch.set_grad_enabled(self.text_trains):
+                condition = encode_batch(self.family, batch)
             with self.autocast(config):
-                condition = frozen_condition
-                if self.text_trains:
-                    condition = self.family.condition([build.subject_prompt(config, 0)])
-                together = {name: tensor.expand(at_once, *tensor.shape[1:]) for name, tensor in condition.items()}
-                prediction = self.family.predict(torch.randn(at_once, *shape), torch.full((at_once,), 500), together)
-                loss = torch.nn.functional.mse_loss(prediction.float(), torch.randn(at_once, *shape))
-            del prediction
+                loss = sample_losses(self.family, batch, draws, condition, settings).mean()
             with self._let_go(config):
                 loss.backward()
+
+    def _random_batch(self, config: Config, num_samples: int) -> tuple[Batch, Draws]:
+        """Make samples of one prompt, without masks, and what a step draws for them."""
+        side = config.data.resolution
+        shape = self.family.latent_shape(side, side)
+        samples = [
+            Sample("subject", index, torch.randn(shape), build.subject_prompt(config, 0))
+            for index in range(num_samples)
+        ]
+        noise_BCHW = torch.randn(num_samples, *shape)
+        middle_B = torch.full((num_samples,), self.family.schedule.num_timesteps // 2)
+        return Batch.stack(samples, self.family.vae_scale_factor), Draws(middle_B, noise_BCHW, noise_BCHW)
 
     @contextlib.contextmanager
     def _let_go(self, config: Config) -> Iterator[None]:

@@ -21,8 +21,9 @@ from dreambooth.distributed import WorkShare, tell
 from dreambooth.files import write_text
 from dreambooth.generation.class_prior import GeneratedPrior
 from dreambooth.training.loggers import Loggers
-from dreambooth.training.module import DreamBoothModule, StepMetrics
+from dreambooth.training.module import DreamBoothModule
 from dreambooth.training.optimizer import take_settings
+from dreambooth.training.step_metrics import StepMetrics
 
 
 class StepCallback(pl.Callback):
@@ -58,7 +59,7 @@ class AverageWeights(StepCallback):
     """Keeps the average of the weights up to date; goes before whatever saves it or looks at it."""
 
     def on_step_end(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
-        module.update_average()
+        module.average.update()
 
 
 class TakeSettings(pl.Callback):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from dreambooth.distributed import whole
 from dreambooth.errors import UserError
 
 
@@ -97,6 +98,24 @@ def make_optimizer(
         return 0.0 if is_text_encoder and text_is_stopped() else lr_factor(step, settings, is_text_encoder)
 
     return optimizer, LambdaLR(optimizer, [partial(factor, is_text_encoder=is_of_text(group)) for group in groups])
+
+
+def clip_gradients(optimizer: Any, max_norm: float, is_fused: bool) -> Tensor:
+    """Scale all gradients down to `max_norm` (0: never) and return the norm that they had, as one vector.
+
+    A fused optimizer scales them while it reads them, which spares a pass through memory of its own.
+    """
+    weights = [weight for group in optimizer.param_groups for weight in group["params"] if weight.grad is not None]
+    if not is_fused:
+        return whole(torch.nn.utils.clip_grad_norm_(weights, max_norm or float("inf")))
+    norm = whole(torch.nn.utils.get_total_norm([weight.grad for weight in weights]))
+    optimizer.grad_scale = (norm / max_norm).clamp(min=1) if max_norm else None
+    return norm
+
+
+def skip_unless_finite(optimizer: Any, norm: Tensor) -> None:
+    """Let a fused optimizer leave weights and moments alone where the gradients' norm is not finite."""
+    optimizer.found_inf = (~torch.isfinite(norm)).float()
 
 
 class StepInBackward:

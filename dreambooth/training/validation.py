@@ -99,7 +99,7 @@ class Validate(StepCallback):
         One process looks and the others wait. Where each has only a part of the weights all draw, and one looks.
         """
         started, deciles = time.monotonic(), module.take_deciles()
-        with module.averaged():
+        with module.average.applied():
             entry = self._validate(trainer, module, step)
             self._keep(trainer, module, entry)
         if entry is not None:

@@ -1,0 +1,58 @@
+"""The exponential moving average (EMA) of the weights that train."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+
+
+class WeightAverage:
+    """Averages weights over the optimizer steps:
+
+        average <- d * average + (1 - d) * weights
+
+    with d = 0 at the first step and min(decay, (1 + n) / (10 + n)) after n more: a young average follows closely
+    (Polyak & Juditsky 1992; the warm-up is TensorFlow's). A decay of 0 keeps no average, and no method does anything.
+
+    weights: returns the live weights, always in one order.
+    """
+
+    def __init__(self, weights: Callable[[], list[Tensor]], decay: float) -> None:
+        self._weights = weights
+        self._ema = EMAModel(weights(), decay) if decay else None
+
+    def update(self) -> None:
+        """Take in the weights of the optimizer step that just ended."""
+        if self._ema is not None:
+            self._ema.step(self._weights())
+
+    def replace_weights(self) -> None:
+        """Copy the average over the live weights for good."""
+        if self._ema is not None:
+            self._ema.copy_to(self._weights())
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Put the average in place of the live weights, and those back afterwards."""
+        if self._ema is None:
+            yield
+            return
+        weights = self._weights()
+        self._ema.store(weights)
+        self._ema.copy_to(weights)
+        try:
+            yield
+        finally:
+            self._ema.restore(weights)
+
+    def save(self, checkpoint: dict[str, Any]) -> None:
+        if self._ema is not None:
+            checkpoint["average"] = self._ema.state_dict()
+
+    def load(self, checkpoint: dict[str, Any], device: torch.device) -> None:
+        if self._ema is not None:
+            self._ema.load_state_dict(checkpoint["average"])
+            self._ema.to(device)
