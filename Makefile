@@ -1,7 +1,7 @@
 # Every target makes .venv and installs what it needs; a second call installs nothing.
 #
 #   make demo PYTHON=python3.12        another interpreter (3.11 or newer) for a new .venv
-#   make test PYTEST="-k resume -x"    more arguments for pytest
+#   make test PYTEST="-k resume -x"    more arguments for pytest; "-n 0" is one process, as --pdb needs it
 #
 # On Linux pip takes the CUDA build of torch, about 3 GB. A machine without a GPU needs only the CPU build: let
 # PIP_EXTRA_INDEX_URL name the CPU index that pytorch.org's "Get Started" page shows, and pip prefers it.
@@ -11,6 +11,8 @@ PYTEST ?=
 VENV   := .venv
 BIN    := $(VENV)/bin
 DEMO   := checkpoints/toyworld-robot
+# A test process on each core, of one thread each (tests/conftest.py); one that is done takes tests over from another.
+TEST   := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow lint format constraints clean
@@ -27,10 +29,10 @@ demo: $(VENV)/.installed  ## teach the embedded base model the toy robot, then p
 	@echo "The pictures are in $(DEMO)/pictures"
 
 test: $(VENV)/.installed-dev  ## the tests, some minutes
-	$(BIN)/python -m pytest $(PYTEST)
+	$(TEST) $(PYTEST)
 
-test-slow: $(VENV)/.installed-dev  ## the tests that train for longer and print figures
-	$(BIN)/python -m pytest -m slow -s $(PYTEST)
+test-slow: $(VENV)/.installed-dev  ## the tests that train for longer; -rP shows the figures that they print
+	$(TEST) -m slow -rP $(PYTEST)
 
 lint: $(VENV)/.installed-dev  ## ruff check, ruff format --check, mypy
 	$(BIN)/ruff check

@@ -34,6 +34,7 @@ sys.path.append(str(Path(__file__).parent / "faults"))
 from warm import Warm
 
 ROOT = Path(__file__).parent.parent
+pytest_plugins = ["time_limits"]
 torch.set_num_threads(1)
 
 
