@@ -1,4 +1,4 @@
-"""The meaning of a timestep: how much picture, how much noise, and what the network is asked to predict.
+"""What a timestep means: how much image, how much noise, what the network predicts, and how often it is drawn.
 
     noisy = alpha * x0 + sigma * noise
 
@@ -9,9 +9,11 @@ Tables are float32 whatever the training precision: in bfloat16 sigma at the fir
 timesteps, B batch, C channels, H/W latent height and width.
 """
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,19 +27,31 @@ X0_FROM: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "v_prediction": lambda prediction, noisy, alpha, sigma: alpha * noisy - sigma * prediction,
     "flow": lambda prediction, noisy, alpha, sigma: (noisy - sigma * prediction) / (alpha + sigma),
 }
+# How often each of T timesteps is trained on, given a generator.
+DENSITIES: dict[str, Callable[[np.random.Generator, int], int]] = {
+    "uniform": lambda generator, num_timesteps: int(generator.integers(num_timesteps)),
+    # Esser et al. 2024, arXiv 2403.03206, eq. 19 with m = 0, s = 1: mostly the middle, where predicting is hardest.
+    "logit_normal": lambda generator, num_timesteps: int(num_timesteps / (1 + math.exp(-generator.standard_normal()))),
+}
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Coefficients by timestep, float32 [T], and the kind of prediction ('epsilon', 'v_prediction' or 'flow')."""
+    """Coefficients by timestep, float32 [T].
+
+    prediction: 'epsilon', 'v_prediction' or 'flow'. density: of training timesteps, a name in `DENSITIES`.
+    """
 
     alpha_T: Tensor
     sigma_T: Tensor
     prediction: str
+    density: str = "uniform"
 
     def __post_init__(self) -> None:
         if self.prediction not in TARGETS:
             raise ValueError(f"prediction type {self.prediction!r} is not known; one of {', '.join(TARGETS)}")
+        if self.density not in DENSITIES:
+            raise ValueError(f"density {self.density!r} is not known; one of {', '.join(DENSITIES)}")
 
     @classmethod
     def from_alphas_cumprod(cls, alphas_cumprod_T: Tensor, prediction: str) -> "Schedule":
@@ -46,15 +60,15 @@ class Schedule:
         return cls(alphas_cumprod_T.sqrt(), (1 - alphas_cumprod_T).sqrt(), prediction)
 
     @classmethod
-    def flow(cls, num_timesteps: int = 1000, shift: float = 1.0) -> "Schedule":
+    def flow(cls, num_timesteps: int = 1000, shift: float = 1.0, density: str = "uniform") -> "Schedule":
         """Straight paths: sigma from 1 / T to 1, alpha = 1 - sigma.
 
-        shift moves timesteps to the noisy side, as larger pictures need it (Esser et al. 2024, arXiv 2403.03206):
+        shift moves timesteps to the noisy side, as larger images need it (Esser et al. 2024, arXiv 2403.03206):
         sigma' = shift * sigma / (1 + (shift - 1) * sigma). 1 leaves them, 3 is Stable Diffusion 3's.
         """
         sigma_T = torch.arange(1, num_timesteps + 1, dtype=torch.float32) / num_timesteps
         sigma_T = shift * sigma_T / (1 + (shift - 1) * sigma_T)
-        return cls(1 - sigma_T, sigma_T, "flow")
+        return cls(1 - sigma_T, sigma_T, "flow", density)
 
     @property
     def num_timesteps(self) -> int:
@@ -62,8 +76,16 @@ class Schedule:
         return len(self.alpha_T)
 
     def to(self, device: torch.device) -> "Schedule":
-        """With its tables on a device, where looking up a timestep then waits for nothing."""
-        return Schedule(self.alpha_T.to(device), self.sigma_T.to(device), self.prediction)
+        """Copy the tables to a device, where looking up a timestep then waits for nothing."""
+        return replace(self, alpha_T=self.alpha_T.to(device), sigma_T=self.sigma_T.to(device))
+
+    def draw_timestep(self, generator: np.random.Generator) -> int:
+        """Draw a timestep to train on."""
+        return DENSITIES[self.density](generator, self.num_timesteps)
+
+    def network_time(self, t_B: Tensor) -> Tensor:
+        """Return what the network is given for timesteps, as samplers count: DDPM themselves, flow 1000 sigma."""
+        return 1000 * self.sigma_T.to(t_B.device)[t_B] if self.prediction == "flow" else t_B
 
     def coefficients(self, t_B: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma) at these timesteps, float32 [B, 1, 1, 1], on the device of `t_B`."""
@@ -81,9 +103,9 @@ class Schedule:
         return alpha * x0_BCHW + sigma * noise_BCHW
 
     def target(self, x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor) -> Tensor:
-        """What the network should predict, given the truth."""
+        """Return what the network should predict, given the truth."""
         return TARGETS[self.prediction](x0_BCHW, noise_BCHW, *self.coefficients(t_B))
 
     def x0_from(self, prediction_BCHW: Tensor, noisy_BCHW: Tensor, t_B: Tensor) -> Tensor:
-        """The picture that a prediction implies; undefined for epsilon where alpha is 0."""
+        """Return the x0 that a prediction implies; undefined for epsilon where alpha is 0."""
         return X0_FROM[self.prediction](prediction_BCHW, noisy_BCHW, *self.coefficients(t_B))

@@ -290,7 +290,7 @@ def test_the_fixed_loss_of_several_shapes_is_the_mean_of_every_sample_by_itself(
         noise = Randomness(0).normal("validation/noise", [sample.sample_index], tuple(x0.shape[1:]))
         with torch.no_grad():
             noisy = family.schedule.add_noise(x0, noise, t)
-            prediction = family.predict(noisy, t, family.condition([sample.prompt]))
+            prediction = family.predict(noisy, t, family.encode_prompts([sample.prompt]))
         losses.append(float(mean_over_picture(squared_error(prediction, noise))))
     found = fixed_loss(family, samples, Randomness(0), torch.device("cpu"))
     assert found == pytest.approx(sum(losses) / len(losses), rel=1e-5)
@@ -347,6 +347,6 @@ def test_sides_are_even_that_the_unet_halves_without_a_remainder(tiny_xl_base: P
         ):
             channels, height, width = model.latent_shape(side, side)
             latents, t = torch.zeros(1, channels, height, width), torch.tensor([1])
-            model.predict(latents, t, {name: c.detach() for name, c in model.condition(["a dog"]).items()})
+            model.predict(latents, t, model.encode_prompts(["a dog"]))
             halvings = model.size_multiple // model.vae_scale_factor
             assert (seen[-1][-1] * halvings == width) == is_even

@@ -33,7 +33,7 @@ def card_of(base: Path | str) -> ExportCard:
 def prediction(family: Family, prompt: str) -> Tensor:
     noisy_BCHW = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        return family.predict(noisy_BCHW, torch.tensor([500]), family.condition([prompt]))
+        return family.predict(noisy_BCHW, torch.tensor([500]), family.encode_prompts([prompt]))
 
 
 def change_matrices(family: Family) -> None:
@@ -49,7 +49,7 @@ def change_matrices(family: Family) -> None:
 def change_identifier(family: Family) -> None:
     with torch.no_grad():
         for part in family.text_encoders:
-            part.get_input_embeddings().weight[family.token_ids("sks")] += 1.0  # type: ignore[operator]
+            part.get_input_embeddings().weight[family.tokenize("sks")] += 1.0  # type: ignore[operator]
 
 
 @pytest.fixture(params=["tiny_base", "tiny_xl_base"], ids=["sd", "sdxl"])

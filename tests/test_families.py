@@ -389,14 +389,17 @@ def test_the_condition_is_that_of_the_pipeline(family: Family) -> None:
     pipeline: StableDiffusionPipeline = family.pipeline()
     prompts = ["a photo of a dog", ""]
     expected = pipeline.encode_prompt(prompts, "cpu", 1, False)[0]
-    torch.testing.assert_close(family.condition(prompts)["encoder_hidden_states"], expected)
+    torch.testing.assert_close(family.encode_prompts(prompts)["encoder_hidden_states"], expected)
 
 
 def test_remembered_prompts_need_no_text_encoder(family: Family) -> None:
-    expected = family.condition(["a dog"])["encoder_hidden_states"], family.condition([""])["encoder_hidden_states"]
+    expected = (
+        family.encode_prompts(["a dog"])["encoder_hidden_states"],
+        family.encode_prompts([""])["encoder_hidden_states"],
+    )
     family.cache_prompts(["", "a dog", "a dog"])
     family.text_encoders[0].to("meta")
-    found = family.condition(["a dog", "", "a dog"])["encoder_hidden_states"]
+    found = family.encode_prompts(["a dog", "", "a dog"])["encoder_hidden_states"]
     assert torch.equal(found, torch.cat([*expected, expected[0]]))
 
 
@@ -408,7 +411,8 @@ def test_a_prompt_that_is_too_long_is_read_by_whole_words_as_far_as_it_goes(fami
     assert fit(family.tokenizer, "x" * 500) == ("", "x" * 500)
     for prompt in ("dog " * 40, long, "a\n dog  " * 20):
         one, other = (
-            family.condition([each])["encoder_hidden_states"] for each in (prompt, fit(family.tokenizer, prompt)[0])
+            family.encode_prompts([each])["encoder_hidden_states"]
+            for each in (prompt, fit(family.tokenizer, prompt)[0])
         )
         assert torch.equal(one, other)
 

@@ -49,7 +49,7 @@ SDXL = {
 def prediction(family: Family, prompts: list[str] = PROMPTS) -> Tensor:
     noisy_BCHW = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        return family.predict(noisy_BCHW, torch.tensor([5, 500]), family.condition(prompts))
+        return family.predict(noisy_BCHW, torch.tensor([5, 500]), family.encode_prompts(prompts))
 
 
 def run_with(config_file: Path, base: Path, method: str, *overrides: str) -> str:
@@ -114,7 +114,7 @@ def read(pipeline: Any, prompt: str) -> Tensor:
 def without_what_no_lora_holds(family: Family, base: Path) -> None:
     """Norms, biases, embeddings, first and last layers as they were, but for the identifier's row."""
     ends = tuple(end for group in TARGETS.values() for end in group)
-    (row,) = family.token_ids("sks")
+    (row,) = family.tokenize("sks")
     with torch.no_grad():
         for before, after in zip(components(load_family(str(base))).values(), components(family).values(), strict=True):
             held = {f"{name}.weight" for name in adaptable(before, ends)}

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -148,6 +149,34 @@ def test_imports_are_found_in_every_form_they_can_take():
         "dreambooth.g.thing",
         "dreambooth.h.thing",
     }
+
+
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+ALL_SOURCES = [*SOURCES, *sorted((ROOT / "toyworld").rglob("*.py"))]
+
+
+def definitions(*kinds: type[ast.AST]) -> Iterator[tuple[str, int, Any]]:
+    """Yield (file and name, lines, node) of every class or function, however deep."""
+    for path in ALL_SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, kinds):
+                found: Any = node
+                yield f"{name(path)}: {found.name}", found.end_lineno - found.lineno + 1, found
+
+
+def test_no_class_owns_everything():
+    for title, num_lines, node in definitions(ast.ClassDef):
+        num_methods = sum(isinstance(each, FUNCTIONS) for each in node.body)
+        assert num_methods <= 20, f"{title} has {num_methods} methods, 20 at most: look for the second job in it."
+        assert num_lines <= 250, f"{title} has {num_lines} lines, 250 at most: look for the second job in it."
+
+
+def test_a_function_fits_on_a_screen():
+    lengths = {title: num_lines for title, num_lines, _ in definitions(*FUNCTIONS)}
+    too_long = [f"{title} ({num_lines})" for title, num_lines in lengths.items() if num_lines > 60]
+    assert not too_long, f"{', '.join(too_long)}: over 60 lines: look for the second job in it."
+    p90 = sorted(lengths.values())[len(lengths) * 9 // 10]
+    assert p90 <= 20, f"one function in ten has over {p90} lines; 20 at the 90th percentile"
 
 
 def modules_loaded_by(*arguments: str) -> set[str]:

@@ -53,7 +53,7 @@ def settings(**changes: Any) -> MethodSettings:
 def prediction(family: Family) -> Tensor:
     noisy_BCHW = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        return family.predict(noisy_BCHW, torch.tensor([5, 500]), family.condition(PROMPTS))
+        return family.predict(noisy_BCHW, torch.tensor([5, 500]), family.encode_prompts(PROMPTS))
 
 
 def trained_weights(parts: dict[str, torch.nn.Module]) -> dict[tuple[str, str], Tensor]:
@@ -92,7 +92,9 @@ def test_a_method_trains_what_it_names_and_nothing_else(name: str, family: Famil
     for part, weight in trains:
         assert any(part == each and named in weight for each, named in NAMED[name]), f"{part}: {weight} trains"
     before = {part: {n: w.clone() for n, w in network.named_parameters()} for part, network in everywhere.items()}
-    family.predict(torch.randn(2, 4, 8, 8), torch.tensor([5, 500]), family.condition(PROMPTS)).square().sum().backward()
+    family.predict(
+        torch.randn(2, 4, 8, 8), torch.tensor([5, 500]), family.encode_prompts(PROMPTS)
+    ).square().sum().backward()
     optimizer = torch.optim.SGD([w for network in everywhere.values() for w in network.parameters()], lr=1.0)
     optimizer.step()
     moved = {
@@ -199,13 +201,13 @@ def test_plain_diffusers_loads_the_word(family: Family, tiny_base: Path, tmp_pat
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_base, safety_checker=None)
     pipeline.load_textual_inversion(tmp_path / WORD_FILE, token="<sks>")
     theirs = pipeline.encode_prompt(PROMPTS, "cpu", 1, False)[0]
-    torch.testing.assert_close(theirs, family.condition(PROMPTS)["encoder_hidden_states"])
+    torch.testing.assert_close(theirs, family.encode_prompts(PROMPTS)["encoder_hidden_states"])
 
 
 def test_a_word_of_three_vectors_is_three_tokens_that_start_as_the_class_noun(family: Family) -> None:
-    before = family.condition(["a photo of dog dog dog dog"])
+    before = family.encode_prompts(["a photo of dog dog dog dog"])
     METHODS["textual_inversion"].attach(family, settings(num_vectors=3))
-    after = family.condition(["a photo of <sks> dog"])
+    after = family.encode_prompts(["a photo of <sks> dog"])
     torch.testing.assert_close(after["encoder_hidden_states"], before["encoder_hidden_states"])
 
 

@@ -64,7 +64,7 @@ def test_the_loss_is_the_papers_formula_written_out(family: Family) -> None:
     with torch.no_grad():
         found = losses(family, [sample])
         noisy = alpha * sample.latents_CHW + sigma * noise
-        prediction = family.predict(noisy, t, family.condition(["a subject"]))
+        prediction = family.predict(noisy, t, family.encode_prompts(["a subject"]))
     torch.testing.assert_close(found, (prediction - noise).square().mean().view(1), atol=1e-6, rtol=1e-5)
 
 

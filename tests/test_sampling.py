@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from dreambooth.errors import UserError
-from dreambooth.families import Family, evaluation_mode, load_family
+from dreambooth.families import Conditioning, Family, evaluation_mode, load_family
 from dreambooth.generation.images import Picture, write
 from dreambooth.generation.sampler import (
     guided,
@@ -26,8 +26,8 @@ SHAPE = (4, 8, 8)
 
 
 def predictor(family: Family, t: int = 300):
-    def predict(noisy: Tensor, condition: dict[str, Tensor]) -> Tensor:
-        return family.predict(noisy, torch.full((len(noisy),), t), condition)
+    def predict(noisy: Tensor, conditioning: Conditioning) -> Tensor:
+        return family.predict(noisy, torch.full((len(noisy),), t), conditioning)
 
     return predict
 
@@ -35,8 +35,8 @@ def predictor(family: Family, t: int = 300):
 @torch.no_grad()
 def test_guidance_in_one_pass_equals_two_passes(family: Family) -> None:
     noisy = torch.randn(2, *SHAPE)
-    uncond, cond = family.condition(["", ""]), family.condition(["a photo of a dog", "a cat"])
-    both = {name: torch.cat([uncond[name], cond[name]]) for name in cond}
+    uncond, cond = family.encode_prompts(["", ""]), family.encode_prompts(["a photo of a dog", "a cat"])
+    both = Conditioning.cat([uncond, cond])
     predict = predictor(family)
     two_passes = predict(noisy, uncond) + 5.0 * (predict(noisy, cond) - predict(noisy, uncond))
     torch.testing.assert_close(guided(predict, noisy, both, 5.0), two_passes, atol=1e-5, rtol=1e-4)
@@ -45,8 +45,8 @@ def test_guidance_in_one_pass_equals_two_passes(family: Family) -> None:
 @torch.no_grad()
 def test_guidance_scale_one_is_no_guidance_and_zero_is_no_prompt(family: Family) -> None:
     noisy = torch.randn(1, *SHAPE)
-    uncond, cond = family.condition([""]), family.condition(["a photo of a dog"])
-    both = {name: torch.cat([uncond[name], cond[name]]) for name in cond}
+    uncond, cond = family.encode_prompts([""]), family.encode_prompts(["a photo of a dog"])
+    both = Conditioning.cat([uncond, cond])
     predict = predictor(family)
     torch.testing.assert_close(guided(predict, noisy, cond, 1), predict(noisy, cond))
     nearly_one = guided(predict, noisy, both, 1 + 1e-7)

@@ -1,4 +1,4 @@
-"""Stable Diffusion XL: its condition, its samples and its runs are those of diffusers, and it is told of every crop."""
+"""Stable Diffusion XL: conditioning, samples and runs are those of diffusers, and it is given every crop."""
 
 import shutil
 from pathlib import Path
@@ -33,11 +33,11 @@ def test_the_family_is_read_from_the_files(xl: Family) -> None:
     assert len(xl.text_encoders) == 2
 
 
-def test_the_condition_is_that_of_the_pipeline(xl: Family) -> None:
+def test_the_conditioning_is_that_of_the_pipeline(xl: Family) -> None:
     hidden, no_hidden, pooled, no_pooled = xl.pipeline().encode_prompt(PROMPTS, device="cpu")
-    condition = xl.condition([*PROMPTS, ""])
-    torch.testing.assert_close(condition["encoder_hidden_states"], torch.cat([hidden, no_hidden[:1]]))
-    torch.testing.assert_close(condition["text_embeds"], torch.cat([pooled, no_pooled[:1]]))
+    conditioning = xl.encode_prompts([*PROMPTS, ""])
+    torch.testing.assert_close(conditioning["encoder_hidden_states"], torch.cat([hidden, no_hidden[:1]]))
+    torch.testing.assert_close(conditioning["text_embeds"], torch.cat([pooled, no_pooled[:1]]))
     assert not no_pooled.any(), "an empty prompt is zeros, as the base was trained"
 
 
@@ -57,11 +57,11 @@ def test_samples_are_those_of_the_pipeline(xl: Family, scale: float) -> None:
 
 
 def test_a_picture_is_taken_for_a_whole_one_unless_it_is_told_how_it_was_cut(xl: Family) -> None:
-    noisy, t, condition = torch.randn(1, 4, 8, 8), torch.tensor([500]), xl.condition(PROMPTS[:1])
+    noisy, t, conditioning = torch.randn(1, 4, 8, 8), torch.tensor([500]), xl.encode_prompts(PROMPTS[:1])
     whole = xl.size_conditioning(torch.tensor([[64.0, 64, 0, 0, 64, 64]]))
     cut = xl.size_conditioning(torch.tensor([[900.0, 600, 120, 0, 64, 64]]))
-    assert torch.equal(xl.predict(noisy, t, condition), xl.predict(noisy, t, condition | whole))
-    assert not torch.equal(xl.predict(noisy, t, condition), xl.predict(noisy, t, condition | cut))
+    assert torch.equal(xl.predict(noisy, t, conditioning), xl.predict(noisy, t, conditioning | whole))
+    assert not torch.equal(xl.predict(noisy, t, conditioning), xl.predict(noisy, t, conditioning | cut))
 
 
 def test_frames_tell_the_true_size_and_where_the_crop_lies(xl: Family, pictures: Path) -> None:

@@ -20,7 +20,7 @@ from transformers import CLIPTokenizer
 from dreambooth.cli import main
 from dreambooth.errors import ModelError
 from dreambooth.export.original import original_state, original_unet_name, text_state, vae_state
-from dreambooth.families import Condition, Family, ModelSource, fingerprint, load_family
+from dreambooth.families import Conditioning, Family, ModelSource, fingerprint, load_family
 from dreambooth.families.builtin_configs import SHIPPED, config_folder
 from dreambooth.families.sd import StableDiffusion, detect_prediction_type
 from dreambooth.families.single_file import measured_prediction, read_header
@@ -43,7 +43,7 @@ def single_file(tiny_base: Path, tmp_path: Path) -> Path:
 def same_prediction(first: Family, second: Family) -> bool:
     noisy, t = torch.randn(2, 4, 8, 8), torch.tensor([10, 800])
     with torch.no_grad():
-        one, other = (family.predict(noisy, t, family.condition(["a dog", "a cat"])) for family in (first, second))
+        one, other = (family.predict(noisy, t, family.encode_prompts(["a dog", "a cat"])) for family in (first, second))
     return torch.allclose(one, other, atol=1e-6)
 
 
@@ -233,9 +233,9 @@ def test_a_model_of_another_kind_is_refused_by_name(
 class PredictsTheNoise(StableDiffusion):
     """The same model, its answers said as noise: epsilon = alpha * v + sigma * noisy."""
 
-    def predict(self, noisy_BCHW: Tensor, t_B: Tensor, condition: Condition) -> Tensor:
+    def predict(self, noisy_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning) -> Tensor:
         alpha, sigma = self.schedule.coefficients(t_B)
-        return alpha * super().predict(noisy_BCHW, t_B, condition) + sigma * noisy_BCHW
+        return alpha * super().predict(noisy_BCHW, t_B, conditioning) + sigma * noisy_BCHW
 
 
 def test_what_a_network_predicts_is_told_by_its_answer_to_noise(
@@ -245,7 +245,7 @@ def test_what_a_network_predicts_is_told_by_its_answer_to_noise(
     family = load_family(str(shipped_base))
     assert isinstance(family, StableDiffusion)
     assert family.schedule.prediction == measured_prediction(family) == "v_prediction"
-    same = {each.name: getattr(family, each.name) for each in dataclasses.fields(family)}
+    same = {each.name: getattr(family, each.name) for each in dataclasses.fields(family) if each.init}
     assert measured_prediction(PredictsTheNoise(**same)) == "epsilon"
     family.set_scheduler({"prediction_type": "epsilon"})
     detect_prediction_type(family, Path("model.safetensors"))
@@ -274,5 +274,5 @@ def test_a_file_at_real_size_loads_without_configs_and_without_the_network(tmp_p
     """All of Stable Diffusion 1.5, with zeros for weights: 5 GB of memory."""
     family = load_family(str(write_zeros(tmp_path / "model.safetensors", real_shapes("sd1"))))
     assert (family.resolution, family.schedule.prediction) == (512, "epsilon")
-    assert family.token_ids("sks") == [48136]
-    assert family.condition(["a photo of a dog"])["encoder_hidden_states"].shape == (1, 77, 768)
+    assert family.tokenize("sks") == [48136]
+    assert family.encode_prompts(["a photo of a dog"])["encoder_hidden_states"].shape == (1, 77, 768)

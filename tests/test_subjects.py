@@ -402,7 +402,7 @@ def test_with_a_rate_of_their_own_just_the_identifiers_move_in_the_embedding(two
         load_family(str(folder)).text_encoders[0].get_input_embeddings().weight for folder in (tiny_base, run.model)
     )
     family = load_family(str(tiny_base))
-    rows = sorted([*family.token_ids("sks"), *family.token_ids("olis")])
+    rows = sorted([*family.tokenize("sks"), *family.tokenize("olis")])
     assert (before != after).any(dim=1).nonzero().flatten().tolist() == rows
 
 
@@ -422,8 +422,8 @@ def test_two_words_are_saved_a_file_each_and_come_back(method: str, any_base: Pa
     assert {"learned_embeds.safetensors", "learned_embeds_2.safetensors"} <= {path.name for path in tmp_path.iterdir()}
     again = load_family(str(any_base))
     row.load(again, tmp_path)
-    for name, learned in family.condition(prompts).items():
-        assert torch.equal(again.condition(prompts)[name], learned), name
+    learned, loaded = family.encode_prompts(prompts), again.encode_prompts(prompts)
+    assert all(torch.equal(learned[name], loaded[name]) for name in learned)
     (tmp_path / word_file(1)).unlink()
     with pytest.raises(ModelError, match=r"learned_embeds_2\.safetensors: cannot be loaded"):
         row.load(load_family(str(any_base)), tmp_path)
@@ -431,11 +431,11 @@ def test_two_words_are_saved_a_file_each_and_come_back(method: str, any_base: Pa
 
 def words_start_as_class_nouns(family: Family, attach: Callable[..., Any], prompts: list[str]) -> None:
     with torch.no_grad():
-        plain = family.condition(["a dog dog dog", "a cat cat cat beside a dog dog dog"])
+        plain = family.encode_prompts(["a dog dog dog", "a cat cat cat beside a dog dog dog"])
         attach(family, word_settings(num_vectors=2))
-        started = family.condition(["a <sks> dog", "a <olis> cat beside a <sks> dog"])
-    for name, tensor in plain.items():
-        torch.testing.assert_close(started[name], tensor, msg=f"{name}: {prompts}")
+        started = family.encode_prompts(["a <sks> dog", "a <olis> cat beside a <sks> dog"])
+    for name in plain:
+        torch.testing.assert_close(started[name], plain[name], msg=f"{name}: {prompts}")
 
 
 def test_plain_diffusers_reads_every_words_file(two_file: Path, tiny_base: Path) -> None:
@@ -453,9 +453,9 @@ def test_plain_diffusers_reads_every_words_file(two_file: Path, tiny_base: Path)
         assert f'pipeline.load_textual_inversion(here, "{word}", weight_name="{file}")' in told
     learned = load_model(str(run.path), None, "cpu", None)
     prompt = learned.fill("{subject_2} and {subject}")
-    told = learned.family.condition([prompt])["encoder_hidden_states"]
+    told = learned.family.encode_prompts([prompt])["encoder_hidden_states"]
     torch.testing.assert_close(pipeline.encode_prompt(prompt, "cpu", 1, False)[0], told)
-    untouched = load_family(str(tiny_base)).condition(["cat cat cat and dog dog dog"])["encoder_hidden_states"]
+    untouched = load_family(str(tiny_base)).encode_prompts(["cat cat cat and dog dog dog"])["encoder_hidden_states"]
     assert not torch.allclose(told, untouched, atol=1e-3), "nothing was learned"
 
 

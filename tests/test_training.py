@@ -202,7 +202,7 @@ def test_the_priors_loss_is_on_the_class_prompt_and_the_subjects_on_its_own(conf
 
 def test_what_is_frozen_gets_no_gradient(family: Family) -> None:
     find_method("full").attach(family, MethodSettings(train_text_encoder=False))
-    condition = family.condition(["a photo of a dog"])
+    condition = family.encode_prompts(["a photo of a dog"])
     family.predict(torch.randn(1, 4, 8, 8), torch.tensor([500]), condition).sum().backward()
     frozen = [*family.vae.parameters(), *family.text_encoders[0].parameters()]
     assert not any(parameter.requires_grad or parameter.grad is not None for parameter in frozen)

@@ -9,8 +9,7 @@ import torch
 from dreambooth.config import Config
 from dreambooth.distributed import local_rank
 from dreambooth.errors import UserError
-from dreambooth.families import Family, ModelSource, evaluation_mode, frozen_copy, load_family
-from dreambooth.families.unet import SMALL
+from dreambooth.families import Family, ModelSource, evaluation_mode, frozen_copy, is_small, load_family
 from dreambooth.methods import find_method
 from dreambooth.methods.adapters import frozen_base
 
@@ -34,8 +33,7 @@ def pick_precision(config: Config, family: Family) -> str:
     """
     if config.train.precision != "auto":
         return config.train.precision
-    is_large = sum(weight.numel() for weight in family.denoiser.parameters()) >= SMALL
-    if pick_device(config).type == "cpu" or not is_large:
+    if pick_device(config).type == "cpu" or is_small(family.denoiser):
         return "32-true"
     return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
 

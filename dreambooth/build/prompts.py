@@ -28,7 +28,7 @@ def cache_prompts(family: Family, captions: list[list[str]], config: Config, tex
     if text_trains or config.data.shuffle_captions:
         with torch.no_grad():
             for text in texts:
-                family.condition([text])
+                family.encode_prompts([text])
     else:
         family.cache_prompts(texts)
 
@@ -49,7 +49,7 @@ def wording_warnings(family: Family, captions: list[list[str]], config: Config) 
 
 def identifier_warnings(family: Family, key: str, identifier: str) -> Iterator[str]:
     """Raises UserError for one that is no word."""
-    ids = family.token_ids(identifier)
+    ids = family.tokenize(identifier)
     if not ids or set(ids) & set(family.tokenizer.all_special_ids):
         raise UserError(f"{key}: {identifier!r} is no word to this tokenizer; name a rare one: sks")
     better = difflib.get_close_matches(identifier, clip.rare_words(family.tokenizer), n=3, cutoff=0)

@@ -67,7 +67,7 @@ def write(family: Family, card: ExportCard, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     state = original_state(family)
     if find_method(card.method).adds_tokens:
-        state = without_words(state, [row for each in card.subjects for row in family.token_ids(each.identifier)])
+        state = without_words(state, [row for each in card.subjects for row in family.tokenize(each.identifier)])
     save_file(state, folder / MODEL_FILE, metadata=file_metadata(family, card, "sgm"))
     word.write_beside(family, card, folder)
 

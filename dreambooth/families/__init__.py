@@ -1,6 +1,6 @@
 """Model families by name, and how a base model is found and told apart.
 
-A new family: one file with a class that follows `base.Family`, and one row in `FAMILIES`.
+A new family: one file with a class that follows `protocols.Family`, and one row in `FAMILIES`.
 """
 
 import contextlib
@@ -22,21 +22,24 @@ for library in (diffusers, transformers):  # bars for every file, notes on torch
     library.utils.logging.set_verbosity_error()
     library.utils.logging.disable_progress_bar()
 from dreambooth.families import sd, sdxl  # noqa: E402
+from dreambooth.families.conditioning import Conditioning  # noqa: E402
 from dreambooth.families.inspection import read_index  # noqa: E402
+from dreambooth.families.loading import is_small  # noqa: E402
 from dreambooth.families.location import find_folder  # noqa: E402
-from dreambooth.families.protocols import Condition, Family  # noqa: E402
+from dreambooth.families.protocols import Family  # noqa: E402
 from dreambooth.families.single_file import Header, read_header  # noqa: E402
 from dreambooth.families.source import QUANTIZERS, ModelSource  # noqa: E402
 
 __all__ = [
     "FAMILIES",
-    "Condition",
+    "Conditioning",
     "Family",
     "ModelSource",
     "components",
     "evaluation_mode",
     "fingerprint",
     "frozen_copy",
+    "is_small",
     "load_family",
     "move",
 ]

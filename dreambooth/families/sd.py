@@ -14,19 +14,17 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from dreambooth.families import clip
 from dreambooth.families.builtin_configs import PREDICTS_V, SIZE_2_V
-from dreambooth.families.protocols import Condition
-from dreambooth.families.single_file import Header, load_single_file_pipeline, measured_prediction
-from dreambooth.families.source import ModelSource
-from dreambooth.families.unet import (
-    UNetFamily,
+from dreambooth.families.conditioning import Conditioning
+from dreambooth.families.loading import (
     check_finite,
-    check_text_width,
     load_part,
     load_scheduler_config,
     load_tokenizer,
-    optimize_for_device,
     scheduler_config_of,
 )
+from dreambooth.families.single_file import Header, load_single_file_pipeline, measured_prediction
+from dreambooth.families.source import ModelSource
+from dreambooth.families.unet import UNetFamily, check_text_width, optimize_for_device
 
 
 @dataclass
@@ -47,21 +45,21 @@ class StableDiffusion(UNetFamily):
     def text_encoders(self) -> list[nn.Module]:
         return [self.text_encoder]
 
-    def encode_texts(self, prompts: list[str]) -> Condition:
-        """Hidden states of the text encoder, [B, N, D], for prompts padded to the tokenizer's length."""
+    def run_text_encoders(self, prompts: list[str]) -> Conditioning:
+        """Return the text encoder's hidden states, [B, N, D], of prompts padded to the tokenizer's length."""
         ids_BN = clip.tokenize(self.tokenizer, prompts).to(self.text_encoder.device, non_blocking=True)
-        return {"encoder_hidden_states": self.text_encoder(ids_BN).last_hidden_state}
+        return Conditioning({"encoder_hidden_states": self.text_encoder(ids_BN).last_hidden_state})
 
-    def size_conditioning(self, size_crop_B6: Tensor) -> Condition:
-        return {}
+    def size_conditioning(self, size_crop_B6: Tensor) -> Conditioning:
+        return Conditioning({})
 
-    def predict(self, noisy_BCHW: Tensor, t_B: Tensor, condition: Condition) -> Tensor:
-        return self.unet(noisy_BCHW, t_B, **condition).sample
+    def predict(self, noisy_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning) -> Tensor:
+        return self.unet(noisy_BCHW, t_B, encoder_hidden_states=conditioning["encoder_hidden_states"]).sample
 
     def add_word(self, word: str, num_vectors: int, initializer_token: str) -> list[list[int]]:
         return [clip.add_word(self.tokenizer, self.text_encoder, word, num_vectors, initializer_token)]
 
-    def token_ids(self, text: str) -> list[int]:
+    def tokenize(self, text: str) -> list[int]:
         return clip.token_ids(self.tokenizer, text)
 
     def pipeline(self) -> StableDiffusionPipeline:

@@ -14,19 +14,17 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from dreambooth.errors import ModelError
 from dreambooth.families import clip
-from dreambooth.families.protocols import Condition
-from dreambooth.families.single_file import Header, load_single_file_pipeline
-from dreambooth.families.source import ModelSource
-from dreambooth.families.unet import (
-    UNetFamily,
+from dreambooth.families.conditioning import Conditioning
+from dreambooth.families.loading import (
     check_finite,
-    check_text_width,
     load_part,
     load_scheduler_config,
     load_tokenizer,
-    optimize_for_device,
     scheduler_config_of,
 )
+from dreambooth.families.single_file import Header, load_single_file_pipeline
+from dreambooth.families.source import ModelSource
+from dreambooth.families.unet import UNetFamily, check_text_width, optimize_for_device
 
 
 @dataclass
@@ -56,8 +54,8 @@ class StableDiffusionXL(UNetFamily):
     def text_encoders(self) -> list[nn.Module]:
         return [self.text_encoder, self.text_encoder_2]
 
-    def encode_texts(self, prompts: list[str]) -> Condition:
-        """The last hidden states but one of both encoders side by side, [B, N, D], and the second's pooled one, [B, P].
+    def run_text_encoders(self, prompts: list[str]) -> Conditioning:
+        """Return both encoders' last hidden states but one, [B, N, D], and the second's pooled state, [B, P].
 
         Those of empty prompts are zeros where the base was trained so (`force_zeros_for_empty_prompt`).
         """
@@ -66,32 +64,33 @@ class StableDiffusionXL(UNetFamily):
             for tokenizer, encoder in self._text_side
         ]
         hidden_BND = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
-        condition = {"encoder_hidden_states": hidden_BND, "text_embeds": outputs[1].text_embeds}
+        pooled_BP = outputs[1].text_embeds
         if self.zero_empty_prompts and "" in prompts:
-            is_full_B = torch.tensor([prompt != "" for prompt in prompts], device=hidden_BND.device)
-            return {name: tensor * is_full_B.view(-1, *[1] * (tensor.ndim - 1)) for name, tensor in condition.items()}
-        return condition
+            is_full_B1 = torch.tensor([[prompt != ""] for prompt in prompts], device=hidden_BND.device)
+            hidden_BND, pooled_BP = hidden_BND * is_full_B1[..., None], pooled_BP * is_full_B1
+        return Conditioning({"encoder_hidden_states": hidden_BND, "text_embeds": pooled_BP})
 
-    def size_conditioning(self, size_crop_B6: Tensor) -> Condition:
-        """Original size, crop and target size are told as they are."""
-        return {"time_ids": size_crop_B6}
+    def size_conditioning(self, size_crop_B6: Tensor) -> Conditioning:
+        """Original size, crop and target size, as they are."""
+        return Conditioning({"time_ids": size_crop_B6})
 
-    def predict(self, noisy_BCHW: Tensor, t_B: Tensor, condition: Condition) -> Tensor:
-        """Without a frame in the condition the picture is taken for a whole one of its own size."""
-        texts = {name: tensor for name, tensor in condition.items() if name == "encoder_hidden_states"}
-        added = {name: tensor for name, tensor in condition.items() if name not in texts}
-        if "time_ids" not in added:
+    def predict(self, noisy_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning) -> Tensor:
+        """Without `time_ids` an image is taken for a whole one of its own size."""
+        if "time_ids" in conditioning:
+            time_ids_B6 = conditioning["time_ids"]
+        else:
             height, width = (side * self.vae_scale_factor for side in noisy_BCHW.shape[-2:])
-            added["time_ids"] = torch.tensor([[height, width, 0, 0, height, width]] * len(noisy_BCHW))
-        added["time_ids"] = added["time_ids"].to(noisy_BCHW)
-        return self.unet(noisy_BCHW, t_B, **texts, added_cond_kwargs=added).sample
+            time_ids_B6 = torch.tensor([[height, width, 0, 0, height, width]] * len(noisy_BCHW))
+        added = {"text_embeds": conditioning["text_embeds"], "time_ids": time_ids_B6.to(noisy_BCHW)}
+        hidden_BND = conditioning["encoder_hidden_states"]
+        return self.unet(noisy_BCHW, t_B, encoder_hidden_states=hidden_BND, added_cond_kwargs=added).sample
 
     def add_word(self, word: str, num_vectors: int, initializer_token: str) -> list[list[int]]:
         return [
             clip.add_word(tokenizer, part, word, num_vectors, initializer_token) for tokenizer, part in self._text_side
         ]
 
-    def token_ids(self, text: str) -> list[int]:
+    def tokenize(self, text: str) -> list[int]:
         return clip.token_ids(self.tokenizer, text)
 
     def pipeline(self) -> StableDiffusionXLPipeline:

@@ -141,6 +141,6 @@ def measured_prediction(family: Family) -> str:
     """
     t_B = torch.tensor([family.schedule.num_timesteps - 1])
     noise_BCHW = torch.randn(1, *family.latent_shape(256, 256), generator=torch.Generator().manual_seed(0))
-    answer_BCHW = family.predict(noise_BCHW, t_B, family.condition([""]))
+    answer_BCHW = family.predict(noise_BCHW, t_B, family.encode_prompts([""]))
     share = (answer_BCHW * noise_BCHW).sum() / noise_BCHW.square().sum()
     return "epsilon" if share > 0.5 else "v_prediction"

@@ -4,34 +4,27 @@ Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Mode
 Shapes: B batch, C channels, H/W height and width (pixels or latents).
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, ConfigMixin, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from torch import Tensor, nn
-from transformers import CLIPTokenizer, PreTrainedModel
+from torch import nn
 
-from dreambooth.errors import ModelError, UserError, first_line
-from dreambooth.families.inspection import LOADING_ERRORS, check_sampler, read_json, reason
-from dreambooth.families.location import find_variants
-from dreambooth.families.protocols import Condition
-from dreambooth.families.source import ModelSource
+from dreambooth.errors import ModelError, first_line
+from dreambooth.families.autoencoder import KLCodec
+from dreambooth.families.inspection import LOADING_ERRORS
+from dreambooth.families.loading import is_small
+from dreambooth.families.prompt_cache import PromptCache
 from dreambooth.schedules import Schedule
-
-SMALL = 100e6  # parameters of a UNet: the embedded base has 7 million, Stable Diffusion 1.5 has 860
 
 
 @dataclass
-class UNetFamily(ABC):
-    """VAE, UNet and schedule; the text side is the subclass's."""
+class UNetFamily(KLCodec, PromptCache):
+    """VAE, UNet and schedule; how prompts are encoded is the subclass's."""
 
-    vae: AutoencoderKL
     unet: UNet2DConditionModel
     scheduler_config: dict[str, Any]
 
@@ -39,7 +32,6 @@ class UNetFamily(ABC):
         check_latents(self.vae, self.unet)
         self.vae.requires_grad_(False).eval()
         self.set_scheduler({})
-        self.prompt_cache: dict[str, Condition] = {}  # by prompt, each tensor without its batch axis
 
     def set_scheduler(self, changes: dict[str, Any]) -> None:
         """Raises ModelError for settings of which no schedule can be made."""
@@ -60,124 +52,15 @@ class UNetFamily(ABC):
     def denoiser(self) -> nn.Module:
         return self.unet
 
-    @abstractmethod
-    def encode_texts(self, prompts: list[str]) -> Condition:
-        """What the text encoders make of prompts, each tensor [B, ...]."""
-
-    def condition(self, prompts: list[str]) -> Condition:
-        """What the text encoders make of prompts, or made of them when they were remembered; each tensor [B, ...]."""
-        if not self.prompt_cache:
-            return self.encode_texts(prompts)
-        known = [self.prompt_cache[prompt] for prompt in prompts]
-        dtype = next(self.unet.parameters()).dtype
-        return {name: torch.stack([each[name] for each in known]).to(dtype) for name in known[0]}
-
-    @torch.no_grad()
-    def cache_prompts(self, prompts: Iterable[str]) -> None:
-        """Each prompt by itself: what is made of it does not depend on its neighbours."""
-        different = dict.fromkeys(prompts)
-        self.prompt_cache = {
-            prompt: {name: tensor_1[0] for name, tensor_1 in self.encode_texts([prompt]).items()}
-            for prompt in different
-        }
-
     @property
     def resolution(self) -> int:
         return self.unet.config.sample_size * self.vae_scale_factor
-
-    @property
-    def vae_scale_factor(self) -> int:
-        """Pixels a latent, along a side."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property
     def size_multiple(self) -> int:
         """64 for Stable Diffusion, 32 for XL. From other sides diffusers comes to odd ones, which it reaches on the way
         back by repeating some places and not others: they are shifted against the skip connections."""
         return self.vae_scale_factor * 2**self.unet.num_upsamplers
-
-    @torch.no_grad()
-    def encode_images(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """The VAE's moments, times its scaling factor as the UNet expects."""
-        moments = self.vae.encode(pixels_BCHW.to(self.vae.device, self.vae.dtype)).latent_dist
-        scale = self.vae.config.scaling_factor
-        return moments.mean * scale, moments.std * scale
-
-    @torch.no_grad()
-    def decode_latents(self, latents_BCHW: Tensor) -> Tensor:
-        """The inverse of `encode_images`, as far as the VAE goes."""
-        latents_BCHW = latents_BCHW.to(self.vae.device, self.vae.dtype)
-        return self.vae.decode(latents_BCHW / self.vae.config.scaling_factor).sample
-
-    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """Latents are smaller by the VAE's factor, 8 for Stable Diffusion."""
-        factor = self.vae_scale_factor
-        for side in (height, width):
-            if side % factor or side <= 0:
-                raise UserError(f"a picture side of {side} pixels does not fit this model; use a multiple of {factor}")
-        return self.unet.config.in_channels, height // factor, width // factor
-
-
-# -------------------------------------------------------------------------------- loading
-
-
-def load_part(
-    model_class: Any, base: Path, subfolder: str, source: ModelSource, dtype: torch.dtype | None = None
-) -> Any:
-    """Load one network straight into `dtype` (None: that of the source): it is never whole in a larger one.
-
-    Takes the source's variant of its weights where there is one, else the plain ones. Raises ModelError that says what
-    is wrong with its files.
-    """
-    own = source.variant if source.variant in find_variants(base / subfolder) else None
-    # Weights of another shape are told below, by name; diffusers tells them itself.
-    options = {"ignore_mismatched_sizes": True} if issubclass(model_class, PreTrainedModel) else {}
-    read_json(base / subfolder / "config.json")
-    try:
-        model, info = model_class.from_pretrained(
-            base, subfolder=subfolder, output_loading_info=True, dtype=dtype or source.dtype, variant=own, **options
-        )
-    except LOADING_ERRORS as error:
-        others = find_variants(base / subfolder) - {own}
-        hint = f" (model.variant, --variant: it has {', '.join(sorted(others))})" if others else ""
-        raise ModelError(f"{base / subfolder}: cannot be loaded{hint}: {reason(base / subfolder, error)}") from error
-    for problem in ("missing_keys", "mismatched_keys"):
-        if keys := sorted(map(str, info[problem])):
-            raise ModelError(
-                f"{base / subfolder}: {len(keys)} {problem.replace('_', ' ')} in the weights, e.g. {keys[0]}: they are "
-                "not those of its config.json"
-            )
-    if isinstance(model, ConfigMixin):  # else a folder of this machine comes into every file that is made of it
-        model.register_to_config(_name_or_path="")
-    return model
-
-
-def load_tokenizer(base: Path, subfolder: str) -> CLIPTokenizer:
-    """Raises ModelError."""
-    try:
-        return CLIPTokenizer.from_pretrained(base, subfolder=subfolder)
-    except LOADING_ERRORS as error:
-        raise ModelError(
-            f"{base / subfolder}: tokenizer cannot be loaded: {reason(base / subfolder, error)}"
-        ) from error
-
-
-def load_scheduler_config(base: Path) -> dict[str, Any]:
-    """Raises ModelError."""
-    path = base / "scheduler" / "scheduler_config.json"
-    config = read_json(path)
-    check_sampler(path, config.get("_class_name"))
-    return config
-
-
-def scheduler_config_of(scheduler: Any) -> dict[str, Any]:
-    """A loaded sampler's config as its file has it: what the file leaves open, another sampler settles for itself.
-
-    diffusers keeps a list of such settings in the config, and would take a later change of them back.
-    """
-    left_open = scheduler.config.get("_use_default_values", [])
-    given = {key: value for key, value in scheduler.config.items() if key not in left_open and not key.startswith("_")}
-    return {**given, "_class_name": type(scheduler).__name__}
 
 
 def optimize_for_device(unet: UNet2DConditionModel) -> None:
@@ -186,7 +69,7 @@ def optimize_for_device(unet: UNet2DConditionModel) -> None:
 
     One of Stable Diffusion's size is a tenth slower so, and takes 2.5 GiB more (float32, 256 pixels).
     """
-    if not torch.cuda.is_available() and unet.num_parameters() < SMALL:
+    if not torch.cuda.is_available() and is_small(unet):
         unet.set_attn_processor(AttnProcessor())
         unet.to(memory_format=torch.channels_last)
 
@@ -212,15 +95,3 @@ def check_text_width(unet: UNet2DConditionModel, width: int) -> None:
             f"unet/config.json: cross_attention_dim is {unet.config.cross_attention_dim}, text_encoder/config.json: "
             f"hidden_size is {width} (of several, their sum): they must agree"
         )
-
-
-def check_finite(**parts: nn.Module) -> None:
-    """Raises ModelError naming the part and the weight.
-
-    A sum takes a twentieth of the time of looking at each number, 1 s for Stable Diffusion 1.5, and is not finite where
-    one of them is not; that it overflows is no proof.
-    """
-    for part, network in parts.items():
-        for name, parameter in network.named_parameters():
-            if not bool(torch.isfinite(parameter.sum())) and not bool(torch.isfinite(parameter).all()):
-                raise ModelError(f"{part}: weight {name} holds numbers that are not finite")

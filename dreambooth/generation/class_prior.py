@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dreambooth.data.latents import LatentDataset, Sample
 from dreambooth.distributed import WorkShare
-from dreambooth.families import Condition, Family
+from dreambooth.families import Conditioning, Family
 from dreambooth.files import atomic_file
 
 # Noisy latents [B, C, H, W], timesteps [B], prompts -> prediction [B, C, H, W].
@@ -60,15 +60,14 @@ def make_teacher(frozen: Family) -> Predict:
     dtype = next(frozen.denoiser.parameters()).dtype
 
     @cache
-    def condition_of(prompt: str) -> Condition:
-        return frozen.condition([prompt])
+    def encoded(prompt: str) -> Conditioning:
+        return frozen.encode_prompts([prompt])
 
     @torch.no_grad()
     def predict(noisy_BCHW: Tensor, t_B: Tensor, prompts: Sequence[str]) -> Tensor:
         with torch.autocast(noisy_BCHW.device.type, enabled=False):  # called within a training step
-            conditions = [condition_of(prompt) for prompt in prompts]
-            together = {name: torch.cat([each[name] for each in conditions]) for name in conditions[0]}
-            return frozen.predict(noisy_BCHW.to(dtype), t_B, together).float()
+            conditioning = Conditioning.cat([encoded(prompt) for prompt in prompts])
+            return frozen.predict(noisy_BCHW.to(dtype), t_B, conditioning).float()
 
     return predict
 

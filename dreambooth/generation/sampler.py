@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dreambooth.errors import UserError
-from dreambooth.families import Condition, Family
+from dreambooth.families import Conditioning, Family
 from dreambooth.families.clip import fit
 from dreambooth.generation.settings import SCHEDULERS, SamplerSettings
 from dreambooth.randomness import Randomness
@@ -45,7 +45,7 @@ def noise_from_seeds(seeds: Iterable[int], shape: tuple[int, int, int]) -> Initi
 
 
 def guided(
-    predict: Callable[[Tensor, Condition], Tensor], noisy_BCHW: Tensor, condition: Condition, scale: float
+    predict: Callable[[Tensor, Conditioning], Tensor], noisy_BCHW: Tensor, conditioning: Conditioning, scale: float
 ) -> Tensor:
     """Classifier-free guidance, both halves in one forward pass (Ho & Salimans 2022, arXiv 2207.12598, eq. 6):
 
@@ -53,11 +53,11 @@ def guided(
 
     scale 1 is the conditional prediction itself, for which no second half is computed; 0 is the unconditional one.
 
-    condition: tensors [2B, ...], the unconditional half first; of scale 1 the conditional [B, ...] alone.
+    conditioning: of 2B samples, the unconditional half first; of scale 1 the B conditional ones alone.
     """
     if scale == 1:
-        return predict(noisy_BCHW, condition)
-    uncond, cond = predict(torch.cat([noisy_BCHW, noisy_BCHW]), condition).chunk(2)
+        return predict(noisy_BCHW, conditioning)
+    uncond, cond = predict(torch.cat([noisy_BCHW, noisy_BCHW]), conditioning).chunk(2)
     return uncond + scale * (cond - uncond)
 
 
@@ -70,7 +70,7 @@ def cut_warning(family: Family, name: str, prompt: str, identifiers: Iterable[st
     if not dropped:
         return None
     limit = family.tokenizer.model_max_length
-    told = f"{name} has {len(family.token_ids(prompt)) + 2} tokens with start and end; this model reads {limit}"
+    told = f"{name} has {len(family.tokenize(prompt)) + 2} tokens with start and end; this model reads {limit}"
     for identifier in identifiers:
         if identifier in prompt and identifier not in kept:
             raise UserError(
@@ -83,7 +83,7 @@ def cut_warning(family: Family, name: str, prompt: str, identifiers: Iterable[st
 def sample_latents(family: Family, prompts: list[str], start: InitialNoise, settings: SamplerSettings) -> Tensor:
     """Denoise one picture a prompt from `start`; scaled latents, float32 [B, C, H, W]."""
     device = next(family.denoiser.parameters()).device
-    condition = _guidance_condition(family, prompts, settings)
+    conditioning = _guidance_conditioning(family, prompts, settings)
     scheduler = make_scheduler(family, settings.scheduler)
     scheduler.set_timesteps(settings.num_inference_steps, device=device)
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
@@ -95,21 +95,21 @@ def sample_latents(family: Family, prompts: list[str], start: InitialNoise, sett
         is_guided = t >= settings.guidance_min_noise * family.schedule.num_timesteps
         scale = settings.guidance_scale if is_guided else 1.0
 
-        def predict(noisy_BCHW: Tensor, condition: Condition, t: Tensor = t) -> Tensor:
-            return family.predict(noisy_BCHW.to(dtype), t.expand(len(noisy_BCHW)), condition).float()
+        def predict(noisy_BCHW: Tensor, conditioning: Conditioning, t: Tensor = t) -> Tensor:
+            return family.predict(noisy_BCHW.to(dtype), t.expand(len(noisy_BCHW)), conditioning).float()
 
         noisy_BCHW = scheduler.scale_model_input(latents_BCHW, t)
-        given = condition if is_guided else {name: tensor[-len(prompts) :] for name, tensor in condition.items()}
+        given = conditioning if is_guided else conditioning.select(range(-len(prompts), 0))
         prediction_BCHW = guided(predict, noisy_BCHW, given, scale)
         latents_BCHW = scheduler.step(prediction_BCHW, t, latents_BCHW, **extra).prev_sample
     return latents_BCHW
 
 
-def _guidance_condition(family: Family, prompts: list[str], settings: SamplerSettings) -> Condition:
+def _guidance_conditioning(family: Family, prompts: list[str], settings: SamplerSettings) -> Conditioning:
     """The prompts' condition, behind that of the negative prompt where guidance needs one."""
     if settings.guidance_scale == 1:
-        return family.condition(prompts)
-    return family.condition([settings.negative_prompt] * len(prompts) + prompts)
+        return family.encode_prompts(prompts)
+    return family.encode_prompts([settings.negative_prompt] * len(prompts) + prompts)
 
 
 def make_scheduler(family: Family, name: str) -> Any:

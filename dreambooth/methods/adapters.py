@@ -34,7 +34,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dreambooth.errors import ModelError, UserError, first_line
-from dreambooth.families import Condition, Family, components, evaluation_mode
+from dreambooth.families import Conditioning, Family, components, evaluation_mode
 from dreambooth.families.inspection import LOADING_ERRORS
 from dreambooth.methods.base import MethodSettings
 
@@ -182,13 +182,13 @@ class _BaseBeneath:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._family, name)
 
-    def condition(self, prompts: list[str]) -> Condition:
+    def encode_prompts(self, prompts: list[str]) -> Conditioning:
         with adapters_off(self._family), evaluation_mode(self._family):
-            return self._family.condition(prompts)
+            return self._family.encode_prompts(prompts)
 
-    def predict(self, noisy_BCHW: Tensor, t_B: Tensor, condition: Condition) -> Tensor:
+    def predict(self, noisy_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning) -> Tensor:
         with adapters_off(self._family), evaluation_mode(self._family):
-            return self._family.predict(noisy_BCHW, t_B, condition)
+            return self._family.predict(noisy_BCHW, t_B, conditioning)
 
 
 def frozen_base(family: Family) -> Family:

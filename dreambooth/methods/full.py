@@ -17,7 +17,7 @@ def attach(family: Family, settings: MethodSettings) -> dict[str, nn.Module]:
         if settings.train_text_encoder:
             trained[f"text_encoder_{number}"] = text_encoder
             if settings.trains_identifier_rows_only:
-                rows = [row for word in settings.words for row in family.token_ids(word)]
+                rows = [row for word in settings.words for row in family.tokenize(word)]
                 train_rows_only(cast(Any, text_encoder).get_input_embeddings().weight, rows)
     family.denoiser.requires_grad_(True).train()
     return trained

@@ -115,7 +115,7 @@ def _tensor_names(family: Family, word: str) -> Sequence[str]:
 @torch.no_grad()
 def vectors(family: Family, word: str) -> list[Tensor]:
     """The rows of a word's tokens, [V, D], in the embedding of each text encoder."""
-    ids_V = torch.tensor(family.token_ids(word))
+    ids_V = torch.tensor(family.tokenize(word))
     embeddings = [cast(Any, text_encoder).get_input_embeddings() for text_encoder in family.text_encoders]
     return [embed(ids_V.to(next(embed.parameters()).device)).cpu().contiguous() for embed in embeddings]
 

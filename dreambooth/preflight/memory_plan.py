@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from dreambooth import build
 from dreambooth.config import Config
 from dreambooth.data.latents import Batch, Sample
-from dreambooth.families import evaluation_mode, load_family
+from dreambooth.families import Conditioning, evaluation_mode, load_family
 from dreambooth.generation.sampler import guided
 from dreambooth.methods import find_method
 from dreambooth.metrics.validation_log import ValidationLog
@@ -148,9 +148,9 @@ class Planner:
         for _ in range(min(2, -(-num_samples // at_once))):
             batch, draws = self._random_batch(config, at_once)
             with self.autocast(config), torch.set_grad_enabled(self.text_trains):
-                condition = encode_batch(self.family, batch)
+                conditioning = encode_batch(self.family, batch)
             with self.autocast(config):
-                loss = sample_losses(self.family, batch, draws, condition, settings).mean()
+                loss = sample_losses(self.family, batch, draws, conditioning, settings).mean()
             with self._let_go(config):
                 loss.backward()
 
@@ -184,14 +184,14 @@ class Planner:
         size, batch = config.data.resolution, config.prior.batch_size
         guidance = config.validate.guidance_scale
         with evaluation_mode(self.family), torch.no_grad():
-            condition = self.family.condition([""] * (2 * batch if guidance != 1 else batch))
+            conditioning = self.family.encode_prompts([""] * (2 * batch if guidance != 1 else batch))
             with counted(self.networks, self.fake) as count, self.autocast(config):
                 latents = torch.randn(batch, *self.family.latent_shape(size, size))
 
-                def predict(noisy_BCHW: Tensor, condition: dict[str, Tensor]) -> Tensor:
-                    return self.family.predict(noisy_BCHW, torch.full((len(noisy_BCHW),), 500), condition)
+                def predict(noisy_BCHW: Tensor, conditioning: Conditioning) -> Tensor:
+                    return self.family.predict(noisy_BCHW, torch.full((len(noisy_BCHW),), 500), conditioning)
 
-                guided(predict, latents, condition, guidance)
+                guided(predict, latents, conditioning, guidance)
                 self.family.decode_latents(latents)
         return count.peak
 

@@ -146,8 +146,8 @@ class DreamBoothModule(pl.LightningModule):
         drawn = draw(batch, self.family.schedule, self.randomness, self.loss_settings)
         batch, draws = batch.to(self.device), drawn.to(self.device)
         with timed(self.trainer, "texts"):
-            condition = encode_batch(self.family, batch)
-        loss_B = sample_losses(self.family, batch, draws, condition, self.loss_settings, self.teacher)
+            conditioning = encode_batch(self.family, batch)
+        loss_B = sample_losses(self.family, batch, draws, conditioning, self.loss_settings, self.teacher)
         self.deciles.add(loss_B.detach(), draws.t_B, self.family.schedule.num_timesteps)
         self.recorder.add_batch(BatchRecord(samples, drawn.t_B, loss_B.detach()))
         return loss_B

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dreambooth.data.latents import Batch, Sample, by_shape
-from dreambooth.families import Condition, Family
+from dreambooth.families import Conditioning, Family
 from dreambooth.generation.class_prior import Predict
 from dreambooth.losses import mean_over_picture, pseudo_huber, squared_error, timestep_weight
 from dreambooth.randomness import Randomness
@@ -62,7 +62,7 @@ def sample_losses(
     family: Family,
     batch: Batch,
     draws: Draws,
-    condition: Condition,
+    conditioning: Conditioning,
     settings: LossSettings,
     teacher: Predict | None = None,
 ) -> Tensor:
@@ -72,10 +72,10 @@ def sample_losses(
     """
     schedule, x0, noise, t = family.schedule, batch.latents_BCHW, draws.noise_BCHW, draws.t_B
     noisy = schedule.add_noise(x0, draws.added_noise_BCHW, t)
-    prediction = family.predict(noisy, t, condition)
+    prediction = family.predict(noisy, schedule.network_time(t), conditioning)
     target = schedule.target(x0, noise, t)
     if teacher is not None and batch.is_prior_B.any():
-        target = with_teacher(target, teacher, noisy, t, batch)
+        target = with_teacher(target, teacher, noisy, schedule.network_time(t), batch)
     if settings.huber_c is None:
         error_BCHW = squared_error(prediction, target)
     else:
@@ -93,19 +93,18 @@ def with_teacher(target_BCHW: Tensor, teacher: Predict, noisy_BCHW: Tensor, t_B:
     return target_BCHW
 
 
-def encode_batch(family: Family, batch: Batch) -> Condition:
+def encode_batch(family: Family, batch: Batch) -> Conditioning:
     """Encode the batch's prompts, each different one once, and how its images were cut."""
     different = list(dict.fromkeys(batch.prompts))
     rows = [different.index(prompt) for prompt in batch.prompts]
-    prompts = {name: tensor[rows] for name, tensor in family.condition(different).items()}
-    return prompts | family.size_conditioning(batch.size_crop_B6)
+    return family.encode_prompts(different).select(rows) | family.size_conditioning(batch.size_crop_B6)
 
 
 def draw(batch: Batch, schedule: Schedule, randomness: Randomness, settings: LossSettings) -> Draws:
     """Draw timesteps and noise, on the CPU. Class samples draw their own: a prior changes nothing for the subject."""
-    t_B = torch.cat(
+    t_B = torch.tensor(
         [
-            randomness.integers(f"{source}/timestep", [index], schedule.num_timesteps)
+            schedule.draw_timestep(randomness.generator(f"{source}/timestep", index))
             for source, index in zip(batch.sources, batch.sample_indices, strict=True)
         ]
     )

@@ -1,0 +1,37 @@
+"""Prompts that are encoded once and kept, so that frozen text encoders can be let go."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from dreambooth.families.conditioning import Conditioning
+
+
+@dataclass
+class PromptCache(ABC):
+    """The part of a `TextSide` that all families share: they say only how a prompt is encoded."""
+
+    prompt_cache: dict[str, Conditioning] = field(default_factory=dict, init=False)  # by prompt, of one sample each
+
+    @property
+    @abstractmethod
+    def denoiser(self) -> nn.Module: ...
+
+    @abstractmethod
+    def run_text_encoders(self, prompts: list[str]) -> Conditioning:
+        """Encode prompts. The result for one does not depend on its neighbours."""
+
+    def encode_prompts(self, prompts: list[str]) -> Conditioning:
+        """Encode prompts, or look them up where they are cached."""
+        if not self.prompt_cache:
+            return self.run_text_encoders(prompts)
+        known = Conditioning.cat([self.prompt_cache[prompt] for prompt in prompts])
+        return known.to(dtype=next(self.denoiser.parameters()).dtype)
+
+    @torch.no_grad()
+    def cache_prompts(self, prompts: Iterable[str]) -> None:
+        """Encode each prompt by itself."""
+        self.prompt_cache = {prompt: self.run_text_encoders([prompt]) for prompt in dict.fromkeys(prompts)}
