@@ -1,18 +1,15 @@
 """A training run from its config to its exported model. `train` reads like a table of contents.
 
-Here and in `parts`, settings become arguments: below this layer nothing sees the config.
+Here and in `build/`, settings become arguments: below this layer nothing sees the config.
 """
 
 import contextlib
 import ctypes
 import json
-import logging
 import signal
 import sys
 import time
-import uuid
-import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import chain
@@ -21,19 +18,15 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
-from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, Strategy
-from torch.utils.data import DataLoader
 
 from dreambooth import build
 from dreambooth.config import Config
 from dreambooth.data.captions import Captions
-from dreambooth.data.latents import LatentDataset, ResumableBatchSampler
+from dreambooth.data.latents import LatentDataset
 from dreambooth.distributed import end_with_first, is_first, tell
 from dreambooth.errors import UserError
 from dreambooth.export.result import export_model
 from dreambooth.families import move
-from dreambooth.files import write_text
 from dreambooth.methods import find_method
 from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.preflight.check import check_disk
@@ -53,11 +46,11 @@ from dreambooth.run.folder import (
     probe,
 )
 from dreambooth.training import callbacks
-from dreambooth.training.checkpointing import AtomicCheckpointIO, FoundState, InputFingerprints, find_state
+from dreambooth.training.checkpointing import AtomicCheckpointIO, FoundState, find_state
 from dreambooth.training.loggers import Loggers
 from dreambooth.training.module import DreamBoothModule
 from dreambooth.training.profiling import StepProfiler
-from dreambooth.training.validation import Validate, ValidationInputs, restore_best
+from dreambooth.training.validation import Validate, restore_best
 
 
 def train(config: Config, profile: bool = False, accepted_changes: Collection[str] = ()) -> int:
@@ -126,10 +119,12 @@ def resume_or_start(
     )  # fmt: skip
     saving = callbacks.SaveState(run.state, (config.train.save_every_steps, config.validate.every_steps))
     looks = build.build_validation_inputs(family, unseen, scorer, config, randomness)
-    loggers = make_loggers(run, config, state)
-    trainer = make_trainer(run, config, module, saving, looks, validation_log, loggers, identity, state, profile)
+    loggers = build.make_loggers(run, config, state)
+    around = build.make_callbacks(run, config, saving, looks, validation_log, loggers)
+    max_steps = build.steps_to_take(config, state, validation_log)
+    trainer = build.make_trainer(run, config, module, around, identity, state, max_steps, profile)
     said = Captions([*chain(*given.captions)], randomness, config.data.caption_dropout, config.data.shuffle_captions)
-    loader = make_loader(LatentDataset(pictures, said, randomness, "subject"), config, trainer)
+    loader = build.make_loader(LatentDataset(pictures, said, randomness, "subject"), config, trainer)
 
     announce(run, config, state)
     with record_session(run, trainer, state), closing_loggers(loggers), unguarded_end(trainer):
@@ -264,116 +259,6 @@ def peak_resident_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-# -------------------------------------------------------------------------------- the trainer
-
-
-def make_loader(subject: LatentDataset, config: Config, trainer: pl.Trainer) -> DataLoader[Any]:
-    """Endless batches, lists of samples, from the place where the (restored) run stands."""
-
-    def position() -> tuple[int, int, int]:
-        return trainer.global_step * config.train.accumulate, trainer.global_rank, trainer.world_size
-
-    places = ResumableBatchSampler(config.train.batch_size, position)
-    return DataLoader(
-        subject,
-        batch_sampler=places,
-        collate_fn=list,
-        num_workers=config.data.num_workers,
-        worker_init_fn=callbacks.ignore_interrupts,
-    )
-
-
-def make_trainer(
-    run: RunFolder,
-    config: Config,
-    module: DreamBoothModule,
-    saving: callbacks.SaveState,
-    looks: ValidationInputs,
-    validation_log: ValidationLog,
-    loggers: Loggers,
-    identity: InputFingerprints,
-    state: FoundState | None,
-    profile: bool,
-) -> pl.Trainer:
-    """Lightning runs the loop; saving, logging and validation are ours, in this order."""
-    quiet_lightning()
-    metrics, validate = callbacks.MetricsFile(run.metrics), config.validate
-    around: list[pl.Callback] = [
-        callbacks.SharePrior(ahead=config.prior.source == "ahead"),
-        callbacks.TakeSettings(),
-        callbacks.AverageWeights(),
-        callbacks.LogMetrics(metrics, loggers, config.log.every_steps),
-        callbacks.Progress(),
-        saving,
-    ]
-    if validate.every_steps:
-        best = run.best if validate.keep_best else None
-        around.append(
-            Validate(
-                looks, validate.every_steps, run.samples, validation_log, metrics, loggers, best, validate.patience,
-                config.optim.text_encoder_stop_drift,
-            )
-        )  # fmt: skip
-    stopped = state is not None and validation_log.is_exhausted(validate.patience)
-    return pl.Trainer(
-        default_root_dir=run.path,
-        accelerator=build.pick_device(config).type,
-        devices=config.train.devices,
-        num_nodes=config.train.num_nodes,
-        strategy=make_strategy(config, module),
-        precision=cast(Any, build.pick_precision(config, module.family)),
-        max_steps=state.step if state is not None and stopped else config.train.max_steps,
-        max_epochs=-1,
-        accumulate_grad_batches=config.train.accumulate,
-        plugins=[AtomicCheckpointIO(identity, state, run.previous if config.train.keep_previous else None)],
-        callbacks=around,
-        logger=False,
-        profiler=StepProfiler(config.train.accumulate) if profile else None,
-        use_distributed_sampler=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-
-
-def make_strategy(config: Config, module: DreamBoothModule) -> Strategy | str:
-    """With ddp each process has the whole model, and gradients are averaged in place while backward runs.
-
-    Of XL's first text encoder the last layer is not read: weights without a gradient must then be looked for.
-    """
-    world_size = config.train.devices * config.train.num_nodes
-    if world_size == 1:
-        return "auto"
-    if config.train.strategy == "fsdp":
-        return ModelParallelStrategy(world_size, tensor_parallel_size=1, save_distributed_checkpoint=False)
-    has_unread = "text_encoder_1" in module.trained
-    return DDPStrategy(find_unused_parameters=has_unread, gradient_as_bucket_view=True)
-
-
-def make_loggers(run: RunFolder, config: Config, state: FoundState | None) -> Loggers:
-    """A resumed run hides what TensorBoard saw of steps that are now taken again, and goes on in the same W&B run."""
-
-    def tensorboard() -> TensorBoardLogger:
-        purge_step = 0 if state is None else state.step + 1
-        return TensorBoardLogger(run.path, name="logs", version="", purge_step=purge_step)
-
-    def wandb() -> WandbLogger:
-        number, project = wandb_id(run, state), config.log.wandb_project
-        return WandbLogger(config.run.name, run.logs, project=project, id=number, resume="allow")
-
-    wished = {"log.tensorboard": config.log.tensorboard, "log.wandb": config.log.wandb}
-    makers: dict[str, Callable[[], Logger]] = {"log.tensorboard": tensorboard, "log.wandb": wandb}
-    return Loggers({key: make for key, make in makers.items() if wished[key]})
-
-
-def wandb_id(run: RunFolder, state: FoundState | None) -> str:
-    """The W&B run to log to: a new one, or for a resumed run the one that it began."""
-    path = run.logs / "wandb_id"
-    if state is None or not path.is_file():
-        write_text(path, uuid.uuid4().hex[:8])
-    return path.read_text()
-
-
 @contextlib.contextmanager
 def unguarded_end(trainer: pl.Trainer) -> Iterator[None]:
     """Lightning looks after the processes it has started, and kills this one if another ends with an error.
@@ -407,16 +292,3 @@ def tell_profile(trainer: pl.Trainer) -> None:
     profiler = cast(Any, trainer).profiler
     if isinstance(profiler, StepProfiler):
         tell(profiler.table())
-
-
-def quiet_lightning() -> None:
-    """Our callbacks say what happens; Lightning's notes on hardware and data loading only repeat or mislead."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    logging.getLogger("lightning_fabric.strategies.launchers").setLevel(logging.INFO)  # of a process that has died
-    for message in (
-        ".*does not have many workers.*",
-        ".*`isinstance.treespec, LeafSpec.`.*",
-        ".*exists and is not empty.*",
-    ):
-        warnings.filterwarnings("ignore", message)

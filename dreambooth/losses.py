@@ -28,16 +28,16 @@ def squared_error(prediction_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
 def pseudo_huber(prediction_BCHW: Tensor, target_BCHW: Tensor, c: float) -> Tensor:
     """2 c (sqrt(d^2 + c^2) - c) of every difference d, float32 (Khrapov et al. 2024, arXiv 2403.16728).
 
-    Odd pictures pull less than by their square: for differences well below `c` it is d^2, well above 2 c |d|.
+    Odd images pull less than by their square: for differences well below `c` it is d^2, well above 2 c |d|.
     """
     difference = prediction_BCHW.float() - target_BCHW.float()
     return 2 * c * difference.square() / ((difference.square() + c**2).sqrt() + c)
 
 
-def mean_over_picture(error_BCHW: Tensor, mask_B1HW: Tensor | None = None) -> Tensor:
-    """Mean of each sample, [B]. A mask weights its places: 0 leaves one out, and the others then count for all.
+def mean_over_image(error_BCHW: Tensor, mask_B1HW: Tensor | None = None) -> Tensor:
+    """Return each sample's mean, [B]. A mask weights its positions: 0 leaves one out, the others then count for all.
 
-    Dividing by the mask's sum keeps a small subject's loss as large as that of one that fills the picture.
+    Dividing by the mask's sum keeps a small subject's loss as large as that of one that fills the image.
     """
     if mask_B1HW is None:
         return error_BCHW.mean(dim=(1, 2, 3))
@@ -46,12 +46,12 @@ def mean_over_picture(error_BCHW: Tensor, mask_B1HW: Tensor | None = None) -> Te
 
 
 def sample_weights(is_prior_B: Tensor, weight: float) -> Tensor:
-    """How much each sample's loss counts in the total of `prior_preservation`, [B]."""
+    """Return how much each sample's loss counts in the total of `prior_preservation`, [B]."""
     return torch.where(is_prior_B, weight / is_prior_B.sum(), 1 / (~is_prior_B).sum())
 
 
 def prior_preservation(loss_B: Tensor, is_prior_B: Tensor, weight: float) -> LossParts:
-    """mean(subject) + weight * mean(prior): the DreamBooth loss (arXiv 2208.12242, eq. 2; `weight` is its lambda).
+    """Return mean(subject) + weight * mean(prior), DreamBooth's loss (arXiv 2208.12242, eq. 2; `weight`: its lambda).
 
     weight = 1 is the paper's choice; 0 is plain fine-tuning. Without prior samples the total is the subject's mean.
 
@@ -85,7 +85,7 @@ WEIGHTINGS = ("none", *X0_WEIGHTS)
 
 
 def timestep_weight(snr_B: Tensor, weighting: str, prediction: str, gamma: float = 5.0) -> Tensor:
-    """w with w * squared_error(prediction) == x0_weight(snr) * squared_error(x0): all predictions share one x0 loss.
+    """Return w: w * squared_error(prediction) == x0_weight(snr) * squared_error(x0). All predictions share one x0 loss.
 
     min_snr:       w = min(snr, gamma) / snr for epsilon, min(snr, gamma) / (snr + 1) for v. A gamma of infinity is the
                    plain epsilon loss, one near 0 the plain x0 loss times gamma.

@@ -1,6 +1,6 @@
 """Randomness without state: every draw is a pure function of (seed, name of the choice, address).
 
-An address is usually a sample's place in the run, counted over all optimizer steps, accumulated batches and devices. So
+An address is usually a sample's index in the run, counted over all optimizer steps, accumulated batches and devices. So
 an interrupted run needs no generator state to go on, two devices never draw the same noise, and what one choice draws
 never shifts another. Philox (Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3") is keyed with 128 bits
 of a hash; torch's own CPU generator keeps only 32 bits of a seed. Shapes: B samples, further axes as asked.
@@ -16,9 +16,9 @@ from torch import Tensor
 
 
 def seed_device(device: torch.device, seed: int) -> None:
-    """What torch draws there from now on.
+    """Seed what torch draws on a device from now on.
 
-    `torch.manual_seed` notes the calls that led to it for each kind of device that there is none of: 1 ms a time.
+    `torch.manual_seed` records its call stack for every kind of device that is missing: 1 ms a time.
     """
     if device.type == "cpu":
         torch.default_generator.manual_seed(seed)
@@ -33,23 +33,23 @@ class Randomness:
     seed: int
 
     def generator(self, choice: str, *address: int) -> np.random.Generator:
-        """A fresh generator for one choice at one address."""
+        """Make a fresh generator for one choice at one address."""
         digest = hashlib.blake2b(f"{self.seed}/{choice}/{address}".encode(), digest_size=16).digest()
         return np.random.Generator(np.random.Philox(key=np.frombuffer(digest, dtype=np.uint64)))
 
-    def normal(self, choice: str, places: Iterable[int], shape: tuple[int, ...]) -> Tensor:
-        """Standard normal numbers, float32, [B, *shape]: row `b` depends on the b-th place alone."""
-        draws = [self.generator(choice, place).standard_normal(shape, dtype=np.float32) for place in places]
+    def normal(self, choice: str, indices: Iterable[int], shape: tuple[int, ...]) -> Tensor:
+        """Draw standard normal numbers, float32, [B, *shape]: row `b` depends on the b-th index alone."""
+        draws = [self.generator(choice, index).standard_normal(shape, dtype=np.float32) for index in indices]
         return torch.from_numpy(np.stack(draws))
 
-    def integers(self, choice: str, places: Iterable[int], high: int) -> Tensor:
-        """Uniform whole numbers in [0, high), int64, [B]."""
-        return torch.tensor([int(self.generator(choice, place).integers(high)) for place in places])
+    def integers(self, choice: str, indices: Iterable[int], high: int) -> Tensor:
+        """Draw uniform whole numbers in [0, high), int64, [B]."""
+        return torch.tensor([int(self.generator(choice, index).integers(high)) for index in indices])
 
     def permutation(self, choice: str, length: int, *address: int) -> list[int]:
-        """A random order of 0 .. length - 1."""
+        """Draw a random order of 0 .. length - 1."""
         return [int(i) for i in self.generator(choice, *address).permutation(length)]
 
     def torch_seed(self, choice: str, *address: int) -> int:
-        """A seed for torch's own generators: those inside modules (dropout) and samplers."""
+        """Draw a seed for torch's own generators: those inside modules (dropout) and samplers."""
         return int(self.generator(choice, *address).integers(2**32))

@@ -19,11 +19,11 @@ from dreambooth.config import load_config
 from dreambooth.data.buckets import Size, kept_share, largest_part, make_buckets, nearest_bucket
 from dreambooth.data.captions import Captions
 from dreambooth.data.images import resize_and_crop
-from dreambooth.data.latents import EncodedPicture, LatentDataset, Sample
+from dreambooth.data.latents import EncodedImage, LatentDataset, Sample
 from dreambooth.errors import UserError
 from dreambooth.families import Family, fingerprint, load_family
 from dreambooth.generation.class_prior import PicturePrior, prior_fingerprint
-from dreambooth.losses import mean_over_picture, squared_error
+from dreambooth.losses import mean_over_image, squared_error
 from dreambooth.randomness import Randomness
 from dreambooth.run.folder import RunFolder
 from dreambooth.training.module import DreamBoothModule
@@ -167,7 +167,7 @@ def module_on(family: Family, objective: LossSettings) -> DreamBoothModule:
     """With class pictures of several shapes as well."""
     shapes = [(8, 8), (6, 10), (10, 6)]
     means = [drawn(100 + number, *shape)[None] for number, shape in enumerate(shapes)]
-    pictures = [EncodedPicture(mean_VCHW, 0.1 * mean_VCHW.abs(), torch.zeros(1, 6)) for mean_VCHW in means]
+    pictures = [EncodedImage(mean_VCHW, 0.1 * mean_VCHW.abs(), torch.zeros(1, 6)) for mean_VCHW in means]
     randomness = Randomness(0)
     prior = PicturePrior(LatentDataset(pictures, Captions(["a photo of a dog"] * 3, randomness), randomness, "prior"))
     optim = OptimSettings(lr=1e-3, text_encoder_lr=1e-3)
@@ -291,7 +291,7 @@ def test_the_fixed_loss_of_several_shapes_is_the_mean_of_every_sample_by_itself(
         with torch.no_grad():
             noisy = family.schedule.add_noise(x0, noise, t)
             prediction = family.predict(noisy, t, family.encode_prompts([sample.prompt]))
-        losses.append(float(mean_over_picture(squared_error(prediction, noise))))
+        losses.append(float(mean_over_image(squared_error(prediction, noise))))
     found = fixed_loss(family, samples, Randomness(0), torch.device("cpu"))
     assert found == pytest.approx(sum(losses) / len(losses), rel=1e-5)
 
@@ -325,7 +325,7 @@ def test_pictures_with_fewer_pixels_than_their_bucket_are_told(
     ("step", "message"),
     [
         (24, r"data\.bucket_step: 24 must divide data\.resolution \(64\)"),
-        (8, r"data\.bucket_step: 8 does not suit this base.* use a multiple of 16"),
+        (8, r"data\.bucket_step=8: this base's denoiser halves.* use a multiple of 16"),
     ],
 )
 def test_a_step_that_does_not_fit_is_refused_before_anything_is_written(

@@ -11,12 +11,12 @@ from dreambooth.data.buckets import Size
 from dreambooth.data.captions import Captions
 from dreambooth.data.images import list_images, load_image, load_mask, resize_and_crop, to_tensor
 from dreambooth.data.latents import (
-    EncodedPicture,
+    EncodedImage,
     LatentDataset,
     ResumableBatchSampler,
     Sample,
     by_shape,
-    encode_pictures,
+    encode_image_files,
 )
 from dreambooth.families import Family
 from dreambooth.randomness import Randomness
@@ -28,8 +28,8 @@ def said() -> Captions:
 
 def encoded(
     family: Family, pictures: Path, num_crops: int = 1, flip: bool = False, buckets: Sequence[Size] = ((64, 64),)
-) -> list[EncodedPicture]:
-    return encode_pictures(
+) -> list[EncodedImage]:
+    return encode_image_files(
         list_images(pictures),
         family.encode_images,
         buckets=buckets,
@@ -39,8 +39,8 @@ def encoded(
     )
 
 
-def around(mean_VCHW: torch.Tensor, std: float) -> EncodedPicture:
-    return EncodedPicture(mean_VCHW, torch.full_like(mean_VCHW, std), torch.zeros(len(mean_VCHW), 6))
+def around(mean_VCHW: torch.Tensor, std: float) -> EncodedImage:
+    return EncodedImage(mean_VCHW, torch.full_like(mean_VCHW, std), torch.zeros(len(mean_VCHW), 6))
 
 
 def test_a_picture_is_encoded_once_more_mirrored_when_flips_are_wished(family: Family, pictures: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_mask_is_cut_and_mirrored_as_its_picture_is(tmp_path: Path) -> None:
         Image.fromarray(levels).convert("RGB").save(tmp_path / f"{number}.png")
     paths = list_images(tmp_path)
     masks = [load_mask(path) for path in paths]
-    views = encode_pictures(
+    views = encode_image_files(
         paths, encode, buckets=[(80, 48), (64, 64), (48, 80)], num_crops=2, flip=True, randomness=Randomness(0),
         masks=masks,
     )  # fmt: skip

@@ -1,5 +1,7 @@
 """docs/extending.md shows real diffs: they are applied to a copy of the package, and what they add trains."""
 
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -61,28 +63,44 @@ def make_ldm_base(folder: Path) -> Path:
     return folder / "base"
 
 
-def train(extended: Path, config_file: Path, name: str, *settings: str) -> str:
+TRAIN_ALL = """
+import json, sys
+from dreambooth.cli import main
+for arguments in json.loads(sys.argv[1]):
+    if main(["train", *arguments]):
+        sys.exit(1)
+"""
+
+
+def train(extended: Path, config_file: Path, **runs: list[str]) -> None:
+    """Train runs of these names with these settings, all in one process that imports the extended package."""
+    common = [str(config_file), "train.max_steps=2", "optim.warmup_steps=0", "validate.every_steps=0"]
+    arguments = [[*common, f"run.name={name}", *settings] for name, settings in runs.items()]
     done = subprocess.run(
-        [sys.executable, "train.py", str(config_file), f"run.name={name}", "train.max_steps=2", "optim.warmup_steps=0",
-         "validate.every_steps=0", *settings],
-        cwd=extended, capture_output=True, text=True, timeout=240, check=False,
+        [sys.executable, "-c", TRAIN_ALL, json.dumps(arguments)],
+        cwd=extended, env=os.environ | {"PYTHONPATH": str(extended)}, capture_output=True, text=True, timeout=240,
+        check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return (config_file.parent / "runs" / name / "logs" / "metrics.csv").read_text()
 
 
 def test_the_loss_and_the_method_train_and_do_what_they_say(extended: Path, config_file: Path) -> None:
-    plain, weighted = (
-        train(extended, config_file, name, f"loss.weighting={name}", "loss.gamma=1") for name in ("none", "p2")
+    train(
+        extended,
+        config_file,
+        none=["loss.weighting=none", "loss.gamma=1"],
+        p2=["loss.weighting=p2", "loss.gamma=1"],
+        oft=["method.name=oft", "method.rank=2"],
     )
+    runs = config_file.parent / "runs"
+    plain, weighted = ((runs / name / "logs" / "metrics.csv").read_text() for name in ("none", "p2"))
     assert plain != weighted, "p2 weighs nothing"
-    train(extended, config_file, "oft", "method.name=oft", "method.rank=2")
-    assert (config_file.parent / "runs" / "oft" / "model" / "adapter.safetensors").is_file()
+    assert (runs / "oft" / "model" / "adapter.safetensors").is_file()
 
 
 def test_the_family_is_recognised_and_trains(extended: Path, config_file: Path, tmp_path: Path) -> None:
     base = make_ldm_base(tmp_path)
-    train(extended, config_file, "ldm", f"model.base={base}")
+    train(extended, config_file, ldm=[f"model.base={base}"])
     index = (config_file.parent / "runs" / "ldm" / "model" / "model_index.json").read_text()
     assert "LDMTextToImagePipeline" in index
 

@@ -187,7 +187,7 @@ def test_a_start_that_is_a_pickle_is_refused(
 def test_a_start_at_an_address_is_refused(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     start = "method.start=https://example.com/lora.safetensors"
     assert main(["train", str(config_file), "method.name=lora", start]) == 2
-    assert "method.start: https://example.com/lora.safetensors: there is no such file" in capsys.readouterr().err
+    assert "method.start=https://example.com/lora.safetensors: no such file" in capsys.readouterr().err
 
 
 def test_what_is_sampled_from_is_read_as_safely(

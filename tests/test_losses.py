@@ -8,7 +8,7 @@ from dreambooth.losses import (
     ERROR_OVER_X0,
     WEIGHTINGS,
     X0_WEIGHTS,
-    mean_over_picture,
+    mean_over_image,
     prior_preservation,
     pseudo_huber,
     sample_weights,
@@ -49,7 +49,7 @@ def test_without_prior_samples_there_is_no_prior_loss() -> None:
 
 def test_a_loss_is_one_float32_number_a_sample_whatever_the_precision() -> None:
     prediction, target = torch.randn(3, 4, 5, 6, dtype=torch.bfloat16), torch.randn(3, 4, 5, 6)
-    loss_B = mean_over_picture(squared_error(prediction, target))
+    loss_B = mean_over_image(squared_error(prediction, target))
     assert (loss_B.dtype, tuple(loss_B.shape)) == (torch.float32, (3,))
     torch.testing.assert_close(loss_B[1], ((prediction[1].float() - target[1]) ** 2).mean())
 
@@ -60,9 +60,9 @@ def test_a_loss_is_one_float32_number_a_sample_whatever_the_precision() -> None:
 def test_what_the_mask_leaves_out_has_no_say_and_no_gradient() -> None:
     mask = (torch.rand(3, 1, 5, 6) > 0.5).float()
     prediction, target = torch.randn(3, 4, 5, 6, requires_grad=True), torch.randn(3, 4, 5, 6)
-    loss_B = mean_over_picture(squared_error(prediction, target), mask)
+    loss_B = mean_over_image(squared_error(prediction, target), mask)
     other = target + 100 * (1 - mask)
-    assert torch.equal(mean_over_picture(squared_error(prediction, other), mask), loss_B)
+    assert torch.equal(mean_over_image(squared_error(prediction, other), mask), loss_B)
     loss_B.sum().backward()
     assert prediction.grad is not None
     assert not (prediction.grad * (1 - mask)).any()
@@ -70,11 +70,11 @@ def test_what_the_mask_leaves_out_has_no_say_and_no_gradient() -> None:
 
 def test_a_mask_of_ones_is_no_mask_and_a_small_subject_counts_as_much_as_a_large_one() -> None:
     error = torch.rand(3, 4, 5, 6)
-    torch.testing.assert_close(mean_over_picture(error, torch.ones(3, 1, 5, 6)), mean_over_picture(error))
+    torch.testing.assert_close(mean_over_image(error, torch.ones(3, 1, 5, 6)), mean_over_image(error))
     same = torch.full((1, 4, 5, 6), 0.7)
     small = torch.zeros(1, 1, 5, 6)
     small[..., 2, 2] = 1
-    torch.testing.assert_close(mean_over_picture(same, small), mean_over_picture(same))
+    torch.testing.assert_close(mean_over_image(same, small), mean_over_image(same))
 
 
 # -------------------------------------------------------------------------------- Huber
@@ -119,11 +119,11 @@ def check_one_x0_loss(
     torch.testing.assert_close(schedule.snr(t_B), snr_B, rtol=1e-3, atol=0)
     noisy, target = schedule.add_noise(x0, noise, t_B), schedule.target(x0, noise, t_B)
     prediction = target + off
-    by_prediction = mean_over_picture(squared_error(prediction, target)) * timestep_weight(
+    by_prediction = mean_over_image(squared_error(prediction, target)) * timestep_weight(
         snr_B, weighting, schedule.prediction
     )
     implied = schedule.x0_from(prediction, noisy, t_B)
-    by_x0 = mean_over_picture(squared_error(implied, x0)) * X0_WEIGHTS[weighting](snr_B, 5.0)
+    by_x0 = mean_over_image(squared_error(implied, x0)) * X0_WEIGHTS[weighting](snr_B, 5.0)
     torch.testing.assert_close(by_prediction, by_x0, rtol=2e-3, atol=1e-4)
 
 

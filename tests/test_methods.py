@@ -453,11 +453,11 @@ def test_a_start_of_another_base_exits_with_3_and_writes_nothing(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["method.name=lora", "method.start=nowhere"], "method.start: nowhere: there is no such"),
+        (["method.name=lora", "method.start=nowhere"], "method.start=nowhere: no such file"),
         (["method.name=full", "method.start=nowhere"], "method.start: full starts from model.base"),
-        (["method.name=pivotal", "subject.identifier=<sks>", "method.start={file}"], "is a file, and pivotal starts"),
-        (["method.name=loha", "method.start={run}"], "was trained with lora, this run is to train with loha"),
-        (["method.name=loha", "method.start={base}"], "is no result of loha"),
+        (["method.name=pivotal", "subject.identifier=<sks>", "method.start={file}"], "is a file; pivotal starts"),
+        (["method.name=loha", "method.start={run}"], "was trained with lora, not loha"),
+        (["method.name=loha", "method.start={base}"], ": no result of loha"),
     ],
 )
 def test_what_cannot_be_a_start_is_told(

@@ -254,10 +254,10 @@ def test_class_pictures_are_shared_out_and_none_is_made_twice(tmp_path: Path) ->
         assert [int(latents.mean()) for latents in results[rank]] == [(b * 3 + rank) % 10 for b in range(8)]
 
 
-def test_another_number_of_processes_than_wished_is_refused(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_number_of_processes_than_requested_is_refused(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """torchrun with one process too many would have two runs write into one folder."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="1 x 1 processes are wished, but 2 were started"):
+    with pytest.raises(UserError, match="1 x 1 processes are requested, but 2 were started"):
         pick_device(config)
     config.train.devices = 2
     assert pick_device(config).type in ("cpu", "cuda")

@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionXLPipelin
 
 from dreambooth.config import load_config
 from dreambooth.data.images import list_images
-from dreambooth.data.latents import encode_pictures, size_crop_of
+from dreambooth.data.latents import encode_image_files, size_crop_of
 from dreambooth.engine import train
 from dreambooth.errors import ModelError
 from dreambooth.families import Family, load_family
@@ -69,7 +69,7 @@ def test_frames_tell_the_true_size_and_where_the_crop_lies(xl: Family, pictures:
     assert size_crop_of((1200, 600), (300, 300), (1.0, 0.0)) == [600, 1200, 0, 300, 300, 300]
     assert size_crop_of((1600, 900), (640, 384), (1.0, 0.3)) == [900, 1600, 0, 43, 384, 640]
     assert size_crop_of((900, 1800), (384, 640), (0.3, 0.5)) == [1800, 900, 64, 0, 640, 384]
-    encoded = encode_pictures(
+    encoded = encode_image_files(
         list_images(pictures), xl.encode_images, buckets=[(64, 64)], num_crops=1, flip=True, randomness=Randomness(0)
     )
     frames = [picture.size_crop_V6.tolist() for picture in encoded]

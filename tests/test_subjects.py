@@ -21,7 +21,7 @@ from dreambooth.cli import main
 from dreambooth.config import Config, SubjectConfig, differences, load_config, to_dict
 from dreambooth.data.captions import Captions
 from dreambooth.data.images import list_images, load_image
-from dreambooth.data.latents import EncodedPicture, LatentDataset
+from dreambooth.data.latents import EncodedImage, LatentDataset
 from dreambooth.engine import train
 from dreambooth.errors import ModelError, UserError
 from dreambooth.evaluation.models import learned_by
@@ -225,7 +225,7 @@ def dataset(counts: tuple[int, ...]) -> LatentDataset:
     subjects = [subject for subject, count in enumerate(counts) for _ in range(count)]
     zero = torch.zeros(1, 1, 1, 1)
     pictures = [
-        EncodedPicture(zero + number, zero, torch.zeros(1, 6), subject=own) for number, own in enumerate(subjects)
+        EncodedImage(zero + number, zero, torch.zeros(1, 6), subject=own) for number, own in enumerate(subjects)
     ]
     said = Captions([f"number {number}" for number in range(len(pictures))], Randomness(0))
     return LatentDataset(pictures, said, Randomness(0), "subject")
@@ -245,7 +245,7 @@ def test_a_subject_of_few_pictures_is_seen_as_often_as_one_of_many() -> None:
 def test_one_subjects_pictures_are_drawn_as_they_were_before_there_were_several() -> None:
     places = dataset((5,))
     expected = [Randomness(0).permutation("subject/order", 5, place // 5)[place % 5] for place in range(40)]
-    assert [places.picture_at(place) for place in range(40)] == expected
+    assert [places.image_at(place) for place in range(40)] == expected
     assert expected[:10] == [4, 2, 1, 3, 0, 0, 3, 2, 4, 1]
 
 

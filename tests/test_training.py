@@ -325,7 +325,7 @@ def test_zero_terminal_snr_ends_in_noise_alone_and_says_so_in_the_model(config_f
     model = config_file.parent / "runs" / "zero" / "model"
     assert float(load_family(str(tiny_base_v)).schedule.alpha_T[-1]) > 1e-3
     assert float(load_family(str(model)).schedule.alpha_T[-1]) < 1e-6
-    with pytest.raises(UserError, match=r"loss\.zero_terminal_snr: this base predicts the noise"):
+    with pytest.raises(UserError, match=r"loss\.zero_terminal_snr=true: this base predicts the noise"):
         trained(config_file, "refused", "loss.zero_terminal_snr=true")
 
 

@@ -1,10 +1,9 @@
-"""From settings to the parts of a run: what `engine.train` puts together. Below this layer nothing sees the config.
+"""Turn settings into the parts of a run, which `engine.train` puts together. Below this room nothing sees the config.
 
-`networks` is the base, `learning` what trains of it and how; `subjects` and `texts` are what it learns from,
-`class_prior` what it is not to forget, `validation` what shows how far it is.
+`networks` builds the base, `method` what trains and how, `subjects` and `prompts` what is learned from, `prior` what is
+not to be forgotten, `validation_inputs` what shows the progress, `trainer` the loop.
 """
 
-from dreambooth.build.class_prior import in_turn, make_generated_prior, make_prior, places_of_run, prior_sampler
 from dreambooth.build.method import (
     check_optimizer,
     loss_settings,
@@ -24,6 +23,7 @@ from dreambooth.build.networks import (
     save_memory,
     unused_networks,
 )
+from dreambooth.build.prior import in_turn, make_generated_prior, make_prior, num_samples_of_run, prior_sampler
 from dreambooth.build.prompts import cache_prompts, captions_of, class_prompts_of, subject_prompt, wording_warnings
 from dreambooth.build.subjects import (
     SubjectData,
@@ -33,7 +33,8 @@ from dreambooth.build.subjects import (
     load_subject_data,
     picture_warnings,
 )
-from dreambooth.build.validation import (
+from dreambooth.build.trainer import make_callbacks, make_loader, make_loggers, make_trainer, steps_to_take
+from dreambooth.build.validation_inputs import (
     build_validation_inputs,
     find_encoders,
     make_scorer,
@@ -59,18 +60,23 @@ __all__ = [
     "load_base",
     "load_subject_data",
     "loss_settings",
+    "make_callbacks",
     "make_generated_prior",
+    "make_loader",
+    "make_loggers",
     "make_prior",
     "make_scorer",
+    "make_trainer",
     "method_settings",
     "model_source",
+    "num_samples_of_run",
     "optim_settings",
     "pick_device",
     "pick_precision",
     "picture_warnings",
-    "places_of_run",
     "prior_sampler",
     "save_memory",
+    "steps_to_take",
     "subject_card",
     "subject_prompt",
     "tell_other_base",

@@ -1,4 +1,4 @@
-"""What learns and how: the method and its start, the objective, the optimizer, and the card of the result."""
+"""The method and what it starts from, the loss, the optimizer, and the card of the result."""
 
 from pathlib import Path
 
@@ -37,37 +37,39 @@ def method_settings(config: Config, family: Family, randomness: Randomness) -> M
 
 
 def find_start(config: Config) -> Path | None:
-    """The LoRA's file, or the folder of an adapter's own files, that method.start names.
+    """Return the LoRA file, or the folder of an adapter's own files, that method.start names.
 
-    Raises UserError for what is not there, and for another method's.
+    Raises UserError for one that does not exist, and for another method's.
     """
     start, method = config.method.start, config.method.name
     if start is None:
         return None
     path = Path(with_home(start))
     if not path.exists():
-        raise UserError(f"method.start: {start}: there is no such file or folder")
+        raise UserError(f"method.start={start}: no such file or folder")
     if path.is_file() and method != "lora":
-        raise UserError(f"method.start: {start} is a file, and {method} starts from a run or model folder of its own")
+        raise UserError(f"method.start={start}: is a file; {method} starts from a run or model folder of its own")
     folder = path if path.is_file() else model_folder(str(path))
     card = find_start_card(folder)
     if card is None and method != "lora":
-        raise UserError(f"method.start: {start} is no result of {method} (it has no dreambooth.json)")
+        raise UserError(f"method.start={start}: no result of {method} (it has no dreambooth.json); name one")
     if card is not None and card.method != method:
-        raise UserError(f"method.start: {start} was trained with {card.method}, this run is to train with {method}")
+        raise UserError(
+            f"method.start={start}: was trained with {card.method}, not {method}; set method.name={card.method}"
+        )
     return folder
 
 
 def find_start_card(start: Path) -> SubjectInfo | None:
-    """What it says of how it was trained; None for a LoRA of other tools."""
+    """Read how a start was trained; None for a LoRA of other tools."""
     return card_in_file(start) if start.is_file() else read_card(start)
 
 
 def tell_other_base(start: Path | None, base: str) -> None:
-    """Warn of a start that was trained on other weights: of the same shapes, it may well be what is wished."""
+    """Warn of a start that was trained on other weights; with the same shapes, that may well be intended."""
     card = None if start is None else find_start_card(start)
     if card is not None and card.base_fingerprint not in (None, base):
-        tell(f"warning: method.start: {start} was trained on another base ({card.base}), and is another model on this")
+        tell(f"warning: method.start={start}: was trained on another base ({card.base}), and is another model on this")
 
 
 def loss_settings(config: Config) -> LossSettings:
@@ -102,7 +104,7 @@ def optim_settings(config: Config) -> OptimSettings:
 
 
 def check_optimizer(config: Config) -> None:
-    """Raises UserError for one that is not installed."""
+    """Raise UserError for an optimizer that is not installed."""
     if config.optim.name == "adamw8bit":
         import_bitsandbytes()
 

@@ -1,4 +1,4 @@
-"""The base's networks: on which device and how precisely they compute, and which of them a run keeps."""
+"""The base's networks: on which device and in which precision they compute, and which of them a run keeps."""
 
 import contextlib
 import os
@@ -15,21 +15,21 @@ from dreambooth.methods.adapters import frozen_base
 
 
 def pick_device(config: Config) -> torch.device:
-    """Raises UserError where the wished device, or the precision on it, is not there."""
+    """Return the device to train on. Raises UserError where it, or the precision on it, is not available."""
     has_cuda = torch.cuda.is_available()
     if config.train.device == "cuda" and not has_cuda:
-        raise UserError("train.device: 'cuda' is wished, but torch sees no GPU; use cpu or auto")
+        raise UserError("train.device=cuda: PyTorch finds no GPU; use cpu or auto")
     device = torch.device("cuda", local_rank()) if has_cuda and config.train.device != "cpu" else torch.device("cpu")
     check_num_processes(config, device)
     if config.train.precision == "16-mixed" and device.type == "cpu":
-        raise UserError("train.precision: '16-mixed' needs a GPU; on a CPU use bf16-mixed or 32-true")
+        raise UserError("train.precision=16-mixed: needs a GPU; on a CPU use bf16-mixed or 32-true")
     return device
 
 
 def pick_precision(config: Config, family: Family) -> str:
-    """train.precision; for `auto` 16 bits for a large model on a GPU, bfloat16 where that computes with it.
+    """Return train.precision; for `auto` 16 bits for a large model on a GPU, bfloat16 where the GPU has it.
 
-    Else float32: a small model loses more with casts than it wins, and so do most CPUs (not those with AMX).
+    Else float32: a small model loses more by casts than it wins, and so do most CPUs (not those with AMX).
     """
     if config.train.precision != "auto":
         return config.train.precision
@@ -39,15 +39,15 @@ def pick_precision(config: Config, family: Family) -> str:
 
 
 def check_num_processes(config: Config, device: torch.device) -> None:
-    """Raises UserError where there are fewer GPUs than wished, or torchrun has started another number of processes."""
-    devices, wished = config.train.devices, config.train.devices * config.train.num_nodes
+    """Raise UserError for fewer GPUs than requested, or where torchrun has started another number of processes."""
+    devices, requested = config.train.devices, config.train.devices * config.train.num_nodes
     if device.type == "cuda" and devices > torch.cuda.device_count():
-        raise UserError(f"train.devices: {devices} are wished, but torch sees {torch.cuda.device_count()} GPU(s)")
-    started = int(os.environ.get("WORLD_SIZE", wished))
-    if started != wished:
+        raise UserError(f"train.devices={devices}: PyTorch finds {torch.cuda.device_count()} GPU(s); use at most these")
+    started = int(os.environ.get("WORLD_SIZE", requested))
+    if started != requested:
         raise UserError(
-            f"train.devices, train.num_nodes: {devices} x {config.train.num_nodes} processes are wished, but {started} "
-            "were started; make both the same"
+            f"train.devices, train.num_nodes: {devices} x {config.train.num_nodes} processes are requested, but "
+            f"{started} were started; make both the same"
         )
 
 
@@ -58,38 +58,38 @@ def model_source(config: Config) -> ModelSource:
 
 
 def load_base(config: Config) -> Family:
-    """The base model with the run's noise schedule, on the CPU. Raises ModelError, UserError."""
+    """Load the base model with the run's noise schedule, on the CPU. Raises ModelError, UserError."""
     family = load_family(model_source(config))
     apply_schedule(family, config)
     return family
 
 
 def apply_schedule(family: Family, config: Config) -> None:
-    """Zero terminal SNR (Lin et al. 2023, arXiv 2305.08891, algorithm 1), and sampling that starts from there.
+    """Apply loss.zero_terminal_snr (Lin et al. 2023, arXiv 2305.08891, algorithm 1), to sampling too.
 
-    Raises UserError for a base that predicts the noise, which says nothing of x0 where all is noise.
+    Raises UserError for a base that predicts the noise, which says nothing about x0 where all is noise.
     """
     if not config.loss.zero_terminal_snr:
         return
     if family.schedule.prediction == "epsilon":
         raise UserError(
-            "loss.zero_terminal_snr: this base predicts the noise, and where all is noise nothing can be learned from "
-            "it; use a base that predicts v, or loss.noise_offset"
+            "loss.zero_terminal_snr=true: this base predicts the noise, from which nothing can be learned where all "
+            "is noise; use a base that predicts v, or loss.noise_offset"
         )
     family.set_scheduler({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"})
 
 
 def untouched_base(family: Family, config: Config) -> Family:
-    """The frozen base beside what trains: beneath an adapter, or a copy where every weight may change."""
+    """Return the frozen base beside what trains: beneath an adapter, or a copy where every weight may change."""
     if find_method(config.method.name).is_adapter:
         return frozen_base(family)
     return frozen_copy(family, compute_dtype(config, family))
 
 
 def save_memory(family: Family, config: Config, text_trains: bool) -> None:
-    """Let go of networks that the run has no more use for, and apply the settings that trade time for memory.
+    """Free networks that the run no longer needs, and apply the settings that trade time for memory.
 
-    On a GPU the VAE waits beside it.
+    On a GPU run the VAE waits on the CPU.
     """
     if pick_device(config).type == "cuda":
         family.vae.to("cpu")
@@ -101,36 +101,39 @@ def save_memory(family: Family, config: Config, text_trains: bool) -> None:
 
 
 def unused_networks(family: Family, config: Config, text_trains: bool) -> list[torch.nn.Module]:
-    """What is used no more once pictures and prompts are encoded.
+    """Return the networks not needed once latents and prompt embeddings are cached.
 
-    An adapter's result holds none of the base, so the text encoders are done when all prompts are known by heart, and
-    the VAE when no picture is to be decoded.
+    An adapter's result holds none of the base: the text encoders are not needed once all prompts are cached, nor the
+    VAE where no image is to be decoded.
     """
     if not find_method(config.method.name).is_adapter:
         return []
-    knows_texts = not (text_trains or config.data.shuffle_captions)
-    text_encoders = family.text_encoders if knows_texts else []
+    prompts_are_cached = not (text_trains or config.data.shuffle_captions)
+    text_encoders = family.text_encoders if prompts_are_cached else []
     return text_encoders if config.validate.every_steps else [*text_encoders, family.vae]
 
 
-def checkpoint_activations(family: Family, is_wanted: bool) -> None:
-    """Whether backward computes activations again instead of finding them kept (Chen et al. 2016, arXiv 1604.06174)."""
-    verb, networks = ("enable" if is_wanted else "disable"), [each for each in family.text_encoders if each.training]
+def checkpoint_activations(family: Family, is_enabled: bool) -> None:
+    """Set whether backward recomputes activations instead of keeping them (Chen et al. 2016, arXiv 1604.06174)."""
+    verb = "enable" if is_enabled else "disable"
     getattr(family.denoiser, f"{verb}_gradient_checkpointing")()
-    for text_encoder in networks:  # transformers renamed the method within its version 5
+    for text_encoder in family.text_encoders:
+        if not text_encoder.training:
+            continue
+        # transformers renamed the method within its version 5.
         kind = "activation" if hasattr(text_encoder, "activation_checkpointing_enable") else "gradient"
         getattr(text_encoder, f"{kind}_checkpointing_{verb}")()
 
 
 def compute_dtype(config: Config, family: Family) -> torch.dtype:
-    """Of networks that do not train."""
+    """Return the number format of networks that do not train."""
     dtypes = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
     return dtypes[pick_precision(config, family)]
 
 
 @contextlib.contextmanager
 def on_device(network: torch.nn.Module, device: torch.device) -> Iterator[None]:
-    """A network on the device, and afterwards back where it waits."""
+    """Move a network to a device, and afterwards back to where it waits."""
     home = next(network.parameters()).device
     network.to(device)
     try:
@@ -141,7 +144,7 @@ def on_device(network: torch.nn.Module, device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def inference(family: Family, config: Config) -> Iterator[None]:
-    """Evaluation mode, no gradients, and the training's number format."""
+    """Set evaluation mode, no gradients, and the training's number format."""
     dtype = compute_dtype(config, family)
     autocast = torch.autocast(pick_device(config).type, dtype, enabled=dtype != torch.float32)
     with evaluation_mode(family), torch.no_grad(), autocast:

@@ -1,4 +1,4 @@
-"""The subjects' pictures: what a run is given of them, the sizes they are cut to, and what may be amiss with them."""
+"""The subjects' images: where they are, the sizes they are cut to, and warnings about them."""
 
 import glob
 from collections import Counter
@@ -23,7 +23,7 @@ from dreambooth.data.images import (
     near_duplicates,
     transparency_mask,
 )
-from dreambooth.data.latents import EncodedPicture, encode_pictures
+from dreambooth.data.latents import EncodedImage, encode_image_files
 from dreambooth.distributed import tell
 from dreambooth.errors import UserError, escaped
 from dreambooth.families import Family
@@ -32,9 +32,9 @@ from dreambooth.randomness import Randomness
 
 @dataclass(frozen=True)
 class SubjectData:
-    """What a run is given beside its base. photos, captions: of each subject. start: `find_start`.
+    """What a run reads beside its base. photos, captions: of each subject. start: `find_start`.
 
-    masks: of all photos, one subject's after the other's; None: all of each counts.
+    masks: of all photos, one subject's after the other's; None: every pixel counts.
     """
 
     start: Path | None
@@ -44,13 +44,13 @@ class SubjectData:
 
 
 def load_subject_data(config: Config) -> SubjectData:
-    """Raises UserError for what is not there or cannot be used."""
+    """Find and check the inputs. Raises UserError for what does not exist or cannot be used."""
     start, photos = find_start(config), [list_images(subject.images) for subject in config.subjects]
     return SubjectData(start, photos, captions_of(photos, config), load_masks([*chain(*photos)], config))
 
 
 def picture_warnings(looks: Sequence[ImageInfo], buckets: list[Size], resolution: int) -> Iterator[str]:
-    """What is no reason to refuse pictures, but worth a word."""
+    """Yield what is no reason to refuse images, but worth a warning."""
     small = [look.path for look in looks if is_upscaled(look.size, nearest_bucket(look.size, buckets))]
     if small:  # enlarging blurs, and blur is learned with the subject
         yield f"smaller than data.resolution ({resolution}), so enlarged: {_named(small)}"
@@ -67,7 +67,7 @@ def _named(paths: Sequence[Path]) -> str:
 
 
 def buckets_of(family: Family, config: Config) -> list[Size]:
-    """The sizes that pictures are cut to: one square, or with data.buckets several shapes.
+    """Return the sizes that images are cut to: one square, or with data.buckets several shapes.
 
     Raises UserError for a resolution, or a step, that does not fit the base.
     """
@@ -77,21 +77,21 @@ def buckets_of(family: Family, config: Config) -> list[Size]:
         return [(data.resolution, data.resolution)]
     if data.bucket_step % family.size_multiple:
         raise UserError(
-            f"data.bucket_step: {data.bucket_step} does not suit this base, whose denoiser halves sides of "
-            f"{family.size_multiple} pixels evenly; use a multiple of {family.size_multiple}"
+            f"data.bucket_step={data.bucket_step}: this base's denoiser halves sides of {family.size_multiple} pixels "
+            f"evenly; use a multiple of {family.size_multiple}"
         )
     return make_buckets(data.resolution, data.bucket_step)
 
 
-def tell_buckets(pictures: list[EncodedPicture]) -> None:
-    """How many pictures each bucket got."""
+def tell_buckets(pictures: list[EncodedImage]) -> None:
+    """Report how many images each bucket got."""
     sizes = Counter(tuple(picture.size_crop_V6[0, 4:].tolist()) for picture in pictures)
     listed = ", ".join(f"{width}x{height} ({count})" for (height, width), count in sorted(sizes.items()))
     tell(f"buckets (and pictures in each): {listed}")
 
 
-def encode_subjects(family: Family, given: SubjectData, config: Config, randomness: Randomness) -> list[EncodedPicture]:
-    """All pictures of all subjects, one subject's after the other's; tells what may be amiss with their sizes."""
+def encode_subjects(family: Family, given: SubjectData, config: Config, randomness: Randomness) -> list[EncodedImage]:
+    """Encode all images of all subjects, one subject's after the other's, and warn of their sizes."""
     paths = [*chain(*given.photos)]
     for warning in picture_warnings([*map(inspect_image, paths)], buckets_of(family, config), config.data.resolution):
         tell(f"warning: {warning}")
@@ -109,10 +109,10 @@ def encode(
     randomness: Randomness,
     masks: list[Image.Image] | None = None,
     subjects: Sequence[int] | None = None,
-) -> list[EncodedPicture]:
-    """subjects: which one each picture shows; None: the first."""
+) -> list[EncodedImage]:
+    """Encode images as the settings say. subjects: the number of the one that each shows; None: the first."""
     data = config.data
-    return encode_pictures(
+    return encode_image_files(
         paths,
         family.encode_images,
         buckets=buckets_of(family, config),
@@ -125,18 +125,18 @@ def encode(
 
 
 def load_masks(paths: list[Path], config: Config) -> list[Image.Image] | None:
-    """What counts of each of the subject's pictures; None: all. Raises UserError for one that is missing or black."""
+    """Load the mask of each image; None: every pixel counts. Raises UserError for one that is missing or black."""
     if config.data.mask is None:
         return None
     masks = [transparency_mask(path) if config.data.mask == "alpha" else mask_beside(path, config) for path in paths]
     for path, mask in zip(paths, masks, strict=True):
         if mask.getextrema()[1] == 0:
-            raise UserError(f"{path}: its mask (data.mask: {config.data.mask}) leaves nothing of it")
+            raise UserError(f"{path}: its mask (data.mask={config.data.mask}) leaves nothing of it")
     return masks
 
 
 def mask_beside(path: Path, config: Config) -> Image.Image:
-    """The mask of a picture in the folder data.mask. Raises UserError where there is none, or of another size."""
+    """Load an image's mask from the folder data.mask. Raises UserError for none, several, or one of another size."""
     found = sorted(Path(str(config.data.mask)).glob(f"{glob.escape(path.stem)}.*"))
     if len(found) != 1:
         raise UserError(

@@ -1,9 +1,9 @@
-"""Pictures as latents, and which of them a step sees.
+"""Images as latents, and which of them a step sees.
 
-A picture is resized, cropped and encoded once, each crop and its mirror image (a "view"); what is kept is the VAE's
-mean and standard deviation, so that every step samples fresh latents (Kingma & Welling 2014, eq. 4) without running the
-VAE again. A sample's place in the run, counted over steps, accumulated batches and devices, decides everything about
-it. Shapes: V views, C channels, H/W height and width (pixels or latents), which may differ between pictures.
+An image is resized, cropped and encoded once, each crop and its mirror image (a "view"). Kept are the VAE's mean and
+standard deviation, so that every step samples fresh latents (Kingma & Welling 2014, eq. 4) without running the VAE
+again. A sample's index, counted over steps, accumulated batches and devices, decides everything about it.
+Shapes: V views, C channels, H/W height and width (pixels or latents), which may differ between images.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,11 +27,11 @@ Source = Literal["subject", "prior", "validation"]
 
 
 @dataclass(frozen=True)
-class EncodedPicture:
-    """Mean and standard deviation of the latents of every view of a picture, float32 [V, C, H, W], on the CPU.
+class EncodedImage:
+    """Mean and standard deviation of the latents of every view of an image, float32 [V, C, H, W], on the CPU.
 
-    size_crop_V6: how each view was cut out of the picture (`size_crop_of`). mask_V1HW: how much each latent position
-    counts, 0 to 1; None: all the same. subject: which of a run's subjects it shows. name: of its file.
+    size_crop_V6: how each view was cut out of the image (`size_crop_of`). mask_V1HW: how much each latent position
+    counts, 0 to 1; None: all the same. subject: number of the run's subject that it shows. name: of its file.
     """
 
     mean_VCHW: Tensor
@@ -121,7 +121,7 @@ def _stack_masks(samples: Sequence[Sample], unmasked_weight: float) -> Tensor | 
     return torch.stack(weights)
 
 
-def encode_pictures(
+def encode_image_files(
     paths: Sequence[Path],
     encode: Encoder,
     *,
@@ -131,11 +131,11 @@ def encode_pictures(
     randomness: Randomness,
     masks: Sequence[Image.Image] | None = None,
     subjects: Sequence[int] | None = None,
-) -> list[EncodedPicture]:
-    """Encode `num_crops` random crops of each picture (1: the centre), and their mirror images if `flip`.
+) -> list[EncodedImage]:
+    """Encode `num_crops` random crops of each image (1: the centre), and their mirror images if `flip`.
 
-    buckets: sizes, of which each picture gets the one nearest to its shape. masks: for each picture one in grey levels,
-    of its size; 255 counts, 0 does not. subjects: which one each picture shows; None: the first.
+    buckets: sizes, of which each image gets the one nearest to its shape. masks: for each image one in grey levels, of
+    its size; 255 counts, 0 does not. subjects: the number of the one that each image shows; None: the first.
     """
     encoded = []
     for number, path in enumerate(paths):
@@ -153,14 +153,14 @@ def encode_pictures(
         size_crop_V6 = torch.cat([size_crop_V6, size_crop_V6]) if flip else size_crop_V6
         subject = 0 if subjects is None else subjects[number]
         mean_VCHW, std_VCHW = mean_VCHW.float().cpu(), std_VCHW.float().cpu()
-        encoded.append(EncodedPicture(mean_VCHW, std_VCHW, size_crop_V6, mask_V1HW, subject, path.name))
+        encoded.append(EncodedImage(mean_VCHW, std_VCHW, size_crop_V6, mask_V1HW, subject, path.name))
     return encoded
 
 
 def size_crop_of(size: Size, target: Size, position_xy: Sequence[float]) -> list[float]:
-    """What SDXL is told of a crop (arXiv 2307.01952, section 2.2), pixels: height and width of the original, top and
-    left of the crop after resizing, height and width of the result.
+    """Describe a crop as SDXL reads it (arXiv 2307.01952, section 2.2), in pixels.
 
+    Returns height and width of the original, top and left of the crop after resizing, height and width of the result.
     size, target: of the original and of the result. position_xy: as in `resize_and_crop`.
     """
     left, top = (
@@ -171,60 +171,64 @@ def size_crop_of(size: Size, target: Size, position_xy: Sequence[float]) -> list
 
 
 def _views(image: Image.Image, size: Size, positions_xy: list[list[float]], flip: bool) -> Tensor:
-    """Crops of a picture in [-1, 1], and their mirror images, [V, 3, H, W]."""
+    """Return crops of an image in [-1, 1], and their mirror images, [V, 3, H, W]."""
     crops = [to_tensor(resize_and_crop(image, size, position_xy=(x, y))) for x, y in positions_xy]
     return torch.stack(crops + [crop.flip(-1) for crop in crops] if flip else crops)
 
 
-def by_subject(pictures: Sequence[EncodedPicture]) -> list[list[int]]:
-    """The numbers of each subject's pictures."""
-    subjects = dict.fromkeys(picture.subject for picture in pictures)
-    return [[number for number, picture in enumerate(pictures) if picture.subject == own] for own in subjects]
+def by_subject(images: Sequence[EncodedImage]) -> list[list[int]]:
+    """Return the numbers of each subject's images."""
+    numbers: dict[int, list[int]] = {}
+    for number, image in enumerate(images):
+        numbers.setdefault(image.subject, []).append(number)
+    return list(numbers.values())
 
 
 class LatentDataset(Dataset[Sample]):
-    """Samples by their place in the run.
+    """Samples by their index in the run.
 
-    Each pass over the pictures goes through all of them in a new order; view and latent noise are drawn for the place.
-    Several subjects take turns, place by place, each in an order of its own: one of few pictures is seen as often as
-    one of many.
+    Each pass goes through all images in a new order; view and latent noise are drawn for the index. Several subjects
+    take turns, index by index, each in an order of its own: one with few images is seen as often as one with many.
     """
 
     def __init__(
-        self, pictures: Sequence[EncodedPicture], captions: Captions, randomness: Randomness, source: Source
+        self, images: Sequence[EncodedImage], captions: Captions, randomness: Randomness, source: Source
     ) -> None:
-        self.pictures = pictures
-        self.by_subject = by_subject(pictures)
+        self.images = images
+        self.by_subject = by_subject(images)
         self.captions = captions
         self.randomness = randomness
         self.source = source
 
-    def picture_at(self, sample_index: int) -> int:
+    def image_at(self, sample_index: int) -> int:
+        """Return the number of the image that a sample shows."""
         turn, subject = divmod(sample_index, len(self.by_subject))
         own = self.by_subject[subject]
-        address = (turn // len(own), subject) if subject else (turn // len(own),)  # of the first as of an only one
+        address = (
+            (turn // len(own), subject) if subject else (turn // len(own),)
+        )  # of the first subject as of an only one
         order = self.randomness.permutation(f"{self.source}/order", len(own), *address)
         return own[order[turn % len(own)]]
 
     def __getitem__(self, sample_index: int) -> Sample:
-        number = self.picture_at(sample_index)
-        picture = self.pictures[number]
-        num_views, *shape = picture.mean_VCHW.shape
+        number = self.image_at(sample_index)
+        image = self.images[number]
+        num_views, *shape = image.mean_VCHW.shape
         view = int(self.randomness.integers(f"{self.source}/view", [sample_index], num_views))
         noise_CHW = self.randomness.normal(f"{self.source}/latent", [sample_index], tuple(shape))[0]
         return Sample(
             self.source,
             sample_index,
-            latents_CHW=picture.mean_VCHW[view] + picture.std_VCHW[view] * noise_CHW,
+            latents_CHW=image.mean_VCHW[view] + image.std_VCHW[view] * noise_CHW,
             prompt=self.captions(number, sample_index),
-            size_crop_6=picture.size_crop_V6[view],
-            mask_1HW=None if picture.mask_V1HW is None else picture.mask_V1HW[view],
-            name=picture.name,
+            size_crop_6=image.size_crop_V6[view],
+            mask_1HW=None if image.mask_V1HW is None else image.mask_V1HW[view],
+            name=image.name,
         )
 
 
 def by_shape(samples: Iterable[Sample], largest: int | None = None) -> list[list[Sample]]:
-    """Samples whose latents have one shape together, at most `largest` of them; in a shape they stay in their order."""
+    """Group samples by the shape of their latents, at most `largest` in a group; within a shape in their order."""
     groups: dict[torch.Size, list[Sample]] = {}
     for sample in samples:
         groups.setdefault(sample.latents_CHW.shape, []).append(sample)
@@ -233,10 +237,10 @@ def by_shape(samples: Iterable[Sample], largest: int | None = None) -> list[list
 
 
 class ResumableBatchSampler(Sampler[list[int]]):
-    """Endless batches of places for one process of several, from the batch on that `position()` names.
+    """Endless batches of sample indices for one process of several, from the batch on that `position()` names.
 
-    position: (first batch, rank, world size); asked when iteration starts, which is after a resumed run has restored
-    its step, and processes have found each other.
+    position: returns (first batch, rank, world size). It is called when iteration starts: by then a resumed run has
+    restored its step, and the processes have found each other.
     """
 
     def __init__(self, batch_size: int, position: Callable[[], tuple[int, int, int]] = lambda: (0, 0, 1)) -> None:

@@ -1,4 +1,4 @@
-"""Model families by name, and how a base model is found and told apart.
+"""Model families by name, and how a base model is found and recognised.
 
 A new family: one file with a class that follows `protocols.Family`, and one row in `FAMILIES`.
 """
@@ -18,7 +18,7 @@ import transformers.utils.logging
 
 from dreambooth.errors import ModelError, UserError
 
-for library in (diffusers, transformers):  # bars for every file, notes on torchvision: a run has its own words
+for library in (diffusers, transformers):  # bars for every file, notes on torchvision: a run has messages of its own
     library.utils.logging.set_verbosity_error()
     library.utils.logging.disable_progress_bar()
 from dreambooth.families import sd, sdxl  # noqa: E402
@@ -104,7 +104,7 @@ def _family_of(folder: Path, index: dict[str, Any]) -> str:
 
 
 def move(family: Family, device: torch.device) -> None:
-    """Bring all networks of a family, the VAE too, and its schedule to a device."""
+    """Move all networks of a family, the VAE too, and its schedule to a device."""
     family.schedule = family.schedule.to(device)
     for part in vars(family).values():
         if isinstance(part, torch.nn.Module):
@@ -112,14 +112,14 @@ def move(family: Family, device: torch.device) -> None:
 
 
 def components(family: Family) -> dict[str, torch.nn.Module]:
-    """The denoiser and the text encoders by their names in the pipeline's folder: "unet", "text_encoder" ..."""
+    """Return the denoiser and the text encoders by their names in the pipeline's folder: "unet", "text_encoder" ..."""
     own = (family.denoiser, *family.text_encoders)
     return {name: part for name, part in family.pipeline().components.items() if any(part is each for each in own)}
 
 
 @contextlib.contextmanager
 def evaluation_mode(family: Family) -> Iterator[None]:
-    """The trained networks in evaluation mode, each put back as it was: no dropout while sampling."""
+    """Put denoiser and text encoders in evaluation mode (no dropout), and each back as it was afterwards."""
     parts = [family.denoiser, *family.text_encoders]
     modes = [part.training for part in parts]
     for part in parts:
@@ -132,7 +132,7 @@ def evaluation_mode(family: Family) -> Iterator[None]:
 
 
 def frozen_copy(family: Family, dtype: torch.dtype) -> Family:
-    """The same model with its own frozen denoiser and text encoders, in `dtype`; whatever never trains is shared."""
+    """Copy a model: frozen denoiser and text encoders of its own, in `dtype`; whatever never trains is shared."""
     frozen = copy.deepcopy(family, {id(part): part for part in vars(family).values() if _is_shared(part, family)})
     for part in (frozen.denoiser, *frozen.text_encoders):
         part.requires_grad_(False).eval().to(dtype)
@@ -146,7 +146,7 @@ def _is_shared(part: object, family: Family) -> bool:
 
 
 def fingerprint(family: Family) -> str:
-    """SHA-256 over every weight of the denoiser and the text encoders, hexadecimal: which base model this is."""
+    """Return which base model this is: SHA-256 over every weight of denoiser and text encoders, hexadecimal."""
     digest = hashlib.sha256()
     for part in (family.denoiser, *family.text_encoders):
         for name, tensor in part.state_dict().items():

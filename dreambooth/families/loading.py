@@ -53,7 +53,7 @@ def load_part(
 
 
 def load_tokenizer(base: Path, subfolder: str) -> CLIPTokenizer:
-    """Raises ModelError."""
+    """Load CLIP's tokenizer. Raises ModelError."""
     try:
         return CLIPTokenizer.from_pretrained(base, subfolder=subfolder)
     except LOADING_ERRORS as error:
@@ -63,7 +63,7 @@ def load_tokenizer(base: Path, subfolder: str) -> CLIPTokenizer:
 
 
 def load_scheduler_config(base: Path) -> dict[str, Any]:
-    """Raises ModelError."""
+    """Read the settings of the base's sampler. Raises ModelError."""
     path = base / "scheduler" / "scheduler_config.json"
     config = read_json(path)
     check_sampler(path, config.get("_class_name"))
@@ -71,7 +71,7 @@ def load_scheduler_config(base: Path) -> dict[str, Any]:
 
 
 def scheduler_config_of(scheduler: Any) -> dict[str, Any]:
-    """A loaded sampler's config as its file has it: what the file leaves open, another sampler settles for itself.
+    """Return a loaded sampler's config as its file has it: what the file leaves open, another sampler sets itself.
 
     diffusers keeps a list of such settings in the config, and would take a later change of them back.
     """
@@ -81,7 +81,7 @@ def scheduler_config_of(scheduler: Any) -> dict[str, Any]:
 
 
 def check_finite(**parts: nn.Module) -> None:
-    """Raises ModelError naming the part and the weight.
+    """Raise ModelError naming the part and the weight that is not finite.
 
     A sum takes a twentieth of the time of looking at each number, 1 s for Stable Diffusion 1.5, and is not finite where
     one of them is not; that it overflows is no proof.

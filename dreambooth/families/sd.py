@@ -63,7 +63,7 @@ class StableDiffusion(UNetFamily):
         return clip.token_ids(self.tokenizer, text)
 
     def pipeline(self) -> StableDiffusionPipeline:
-        """Without a safety checker, which the base's folder may or may not hold."""
+        """Return the networks as a pipeline without a safety checker, which the base's folder may or may not hold."""
         return StableDiffusionPipeline(
             vae=self.vae,
             text_encoder=self.text_encoder,
@@ -109,7 +109,7 @@ def load_single_file(header: Header, source: ModelSource) -> StableDiffusion:
 
 
 def detect_prediction_type(family: StableDiffusion, path: Path) -> None:
-    """2.x that predicts epsilon (512 pixels) and v (768) are alike in names and shapes: ask the network."""
+    """Ask the network what it predicts: 2.x of epsilon (512 pixels) and of v (768) are alike in names and shapes."""
     prediction = measured_prediction(family)
     print(
         f"note: {path} does not say what it predicts; by its answer to pure noise it is {prediction} "

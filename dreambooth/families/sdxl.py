@@ -1,4 +1,4 @@
-"""Stable Diffusion XL: two CLIP text encoders, and a UNet that is told the size and the crop of each picture.
+"""Stable Diffusion XL: two CLIP text encoders, and a UNet that reads the size and the crop of each image.
 
 Podell et al. 2023, arXiv 2307.01952. Its VAE overflows in float16: here a VAE is always float32.
 Shapes: B batch, C channels, H/W latent height and width, N tokens, D width of both text encoders together, P pooled.
@@ -94,7 +94,7 @@ class StableDiffusionXL(UNetFamily):
         return clip.token_ids(self.tokenizer, text)
 
     def pipeline(self) -> StableDiffusionXLPipeline:
-        """Without a watermark."""
+        """Return the networks as a pipeline without a watermark."""
         return StableDiffusionXLPipeline(
             vae=self.vae,
             text_encoder=self.text_encoder,

@@ -34,7 +34,7 @@ class UNetFamily(KLCodec, PromptCache):
         self.set_scheduler({})
 
     def set_scheduler(self, changes: dict[str, Any]) -> None:
-        """Raises ModelError for settings of which no schedule can be made."""
+        """Change settings of the sampler. Raises ModelError for some of which no schedule can be made."""
         self.scheduler_config = {**self.scheduler_config, **changes}
         try:
             ddpm = DDPMScheduler.from_config(self.scheduler_config)
@@ -45,7 +45,7 @@ class UNetFamily(KLCodec, PromptCache):
             raise ModelError("scheduler/scheduler_config.json: its betas make no schedule")
 
     def scheduler(self) -> Any:
-        """The base's own sampler, afresh."""
+        """Make the base's own sampler."""
         return getattr(diffusers, self.scheduler_config["_class_name"]).from_config(self.scheduler_config)
 
     @property
@@ -58,14 +58,17 @@ class UNetFamily(KLCodec, PromptCache):
 
     @property
     def size_multiple(self) -> int:
-        """64 for Stable Diffusion, 32 for XL. From other sides diffusers comes to odd ones, which it reaches on the way
-        back by repeating some places and not others: they are shifted against the skip connections."""
+        """64 pixels for Stable Diffusion, 32 for XL.
+
+        Other sides become odd on the way down; diffusers restores them on the way up by repeating some positions and
+        not others, which shifts features against the skip connections.
+        """
         return self.vae_scale_factor * 2**self.unet.num_upsamplers
 
 
 def optimize_for_device(unet: UNet2DConditionModel) -> None:
-    """A small UNet on a CPU: plain attention, as the fused kernel's bfloat16 backward takes 43 % of a step, and
-    weights with their channels last, with which convolutions forward and back take a quarter less time.
+    """Make a small UNet on a CPU faster: plain attention, as the fused kernel's bfloat16 backward takes 43 % of a step,
+    and weights with their channels last, with which convolutions forward and back take a quarter less time.
 
     One of Stable Diffusion's size is a tenth slower so, and takes 2.5 GiB more (float32, 256 pixels).
     """
@@ -78,7 +81,7 @@ def optimize_for_device(unet: UNet2DConditionModel) -> None:
 
 
 def check_latents(vae: AutoencoderKL, unet: UNet2DConditionModel) -> None:
-    """Raises ModelError where VAE and UNet do not agree: diffusers loads an ill-matched model without a word."""
+    """Raise ModelError where VAE and UNet do not agree: diffusers loads an ill-matched model without a word."""
     if unet.config.in_channels == 9:
         raise ModelError("the base is an inpainting model (9 input channels); use its plain text-to-image sibling")
     if not vae.config.latent_channels == unet.config.in_channels == unet.config.out_channels:
@@ -89,7 +92,7 @@ def check_latents(vae: AutoencoderKL, unet: UNet2DConditionModel) -> None:
 
 
 def check_text_width(unet: UNet2DConditionModel, width: int) -> None:
-    """Raises ModelError where the UNet attends to texts of another width."""
+    """Raise ModelError where the UNet attends to texts of another width."""
     if unet.config.cross_attention_dim != width:
         raise ModelError(
             f"unet/config.json: cross_attention_dim is {unet.config.cross_attention_dim}, text_encoder/config.json: "

@@ -211,4 +211,4 @@ def latent_bytes(family: Family, config: Config) -> int:
     if prior.source not in ("stream", "ahead") and not (prior.source == "teacher" and prior.teacher_latents == "class"):
         return 0
     channels, height, width = family.latent_shape(config.data.resolution, config.data.resolution)
-    return min(prior.num_images, build.places_of_run(config)) * channels * height * width * 4
+    return min(prior.num_images, build.num_samples_of_run(config)) * channels * height * width * 4

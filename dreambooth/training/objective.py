@@ -16,7 +16,7 @@ from torch import Tensor
 from dreambooth.data.latents import Batch, Sample, by_shape
 from dreambooth.families import Conditioning, Family
 from dreambooth.generation.class_prior import Predict
-from dreambooth.losses import mean_over_picture, pseudo_huber, squared_error, timestep_weight
+from dreambooth.losses import mean_over_image, pseudo_huber, squared_error, timestep_weight
 from dreambooth.randomness import Randomness
 from dreambooth.schedules import Schedule
 
@@ -81,7 +81,7 @@ def sample_losses(
     else:
         error_BCHW = pseudo_huber(prediction, target, settings.huber_c)
     weight_B = timestep_weight(schedule.snr(t), settings.weighting, schedule.prediction, settings.gamma)
-    return mean_over_picture(error_BCHW, batch.weight_B1HW) * weight_B
+    return mean_over_image(error_BCHW, batch.weight_B1HW) * weight_B
 
 
 def with_teacher(target_BCHW: Tensor, teacher: Predict, noisy_BCHW: Tensor, t_B: Tensor, batch: Batch) -> Tensor:

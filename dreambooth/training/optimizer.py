@@ -1,4 +1,4 @@
-"""AdamW with a learning rate a part, and the shape of the learning rate over the run."""
+"""AdamW with a learning rate for each network, the learning rate over the run, and what happens to gradients."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -41,7 +41,7 @@ SHAPES: dict[str, Callable[[float], float]] = {
 
 
 def lr_factor(step: int, settings: OptimSettings, is_text_encoder: bool = False) -> float:
-    """What optimizer step `step` (from 0) multiplies the learning rate by.
+    """Return the factor of the learning rate at optimizer step `step` (from 0).
 
     Rises linearly over the warm-up (step 0 takes 1 / warmup_steps of it, so no step is wasted), then follows the shape;
     cosine and linear would reach 0 at `max_steps`, one past the last step.
@@ -55,7 +55,7 @@ def lr_factor(step: int, settings: OptimSettings, is_text_encoder: bool = False)
 
 
 def adamw8bit(groups: list[dict[str, Any]], **settings: Any) -> Optimizer:
-    """Moments in 8-bit numbers, a scale a block (Dettmers et al. 2022, arXiv 2110.02861).
+    """Make AdamW with moments in 8-bit numbers, a scale for each block (Dettmers et al. 2022, arXiv 2110.02861).
 
     Its first step would bring weights whose channels lie last into the usual order, and a resumed run's first one would
     round otherwise: they are brought into it here. Raises UserError where bitsandbytes is missing.
@@ -66,13 +66,12 @@ def adamw8bit(groups: list[dict[str, Any]], **settings: Any) -> Optimizer:
 
 
 def import_bitsandbytes() -> Any:
-    """Raises UserError where it is not installed."""
+    """Import bitsandbytes. Raises UserError where it is not installed."""
     try:
         import bitsandbytes
     except ImportError as error:
         raise UserError(
-            "optim.name: adamw8bit needs bitsandbytes, which cannot be imported "
-            f"({error}): pip install 'dreambooth[8bit]'"
+            f"optim.name=adamw8bit: bitsandbytes cannot be imported ({error}); pip install 'dreambooth[8bit]'"
         ) from error
     return bitsandbytes
 
@@ -84,9 +83,9 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": AdamW, "adamw8bit": 
 def make_optimizer(
     trained: dict[str, nn.Module], settings: OptimSettings, fused: bool, text_is_stopped: Callable[[], bool]
 ) -> tuple[Optimizer, LambdaLR]:
-    """One parameter group a trained part, named after it; text encoders take `text_encoder_lr`.
+    """Make a parameter group for each trained network, named after it; text encoders take `text_encoder_lr`.
 
-    fused: all weights in one go, where the optimizer can. text_is_stopped: asked before each step, whether the text
+    fused: update all weights in one kernel. text_is_stopped: called before each step; returns whether the text
     encoders' learning rate is 0 whatever the settings say.
     With `identifier_lr` their token embeddings are groups of their own that do not decay: rows without a gradient stay.
     """
@@ -119,10 +118,10 @@ def skip_unless_finite(optimizer: Any, norm: Tensor) -> None:
 
 
 class StepInBackward:
-    """Each weight takes its step as soon as backward has its gradient, which is let go at once.
+    """Updates each weight as soon as backward has its gradient, and frees that at once.
 
-    So there are never more than a few gradients, and the same comes of it as of one step behind backward without a
-    clip. guard: is told the norm of each gradient before its step. (The idea: Lv et al. 2023, arXiv 2306.09782.)
+    So only a few gradients exist at a time; the result is that of one step after backward without clipping. The idea:
+    Lv et al. 2023, arXiv 2306.09782. guard: called with the norm of each gradient before its step.
     """
 
     def __init__(self, optimizer: Optimizer, guard: Callable[[Tensor], None]) -> None:
@@ -147,7 +146,7 @@ class StepInBackward:
         weight.grad = None
 
     def take_norm(self) -> Tensor:
-        """Of all gradients since last asked, as one vector."""
+        """Return the norm of all gradients since last asked, as one vector."""
         norms, self._norms = self._norms, []
         return torch.linalg.vector_norm(torch.stack(norms))
 
@@ -155,7 +154,7 @@ class StepInBackward:
 def take_settings(
     optimizer: Optimizer, schedule: LambdaLR, trained: dict[str, nn.Module], settings: OptimSettings
 ) -> None:
-    """Give an optimizer and its schedule, made as by `make_optimizer` and restored since, rates and decay as set."""
+    """Re-apply the configured rates, betas and decay to an optimizer of `make_optimizer` that was restored since."""
     groups = [group for name, part in trained.items() for group in _groups_of(name, part, settings)]
     schedule.base_lrs = [group["lr"] for group in groups]
     for own, group, factor in zip(optimizer.param_groups, groups, schedule.lr_lambdas, strict=True):
@@ -164,12 +163,12 @@ def take_settings(
 
 
 def is_of_text(group: dict[str, Any]) -> bool:
-    """Whether a parameter group is a text encoder's, or its embedding's."""
+    """Return whether a parameter group is a text encoder's, or its embedding's."""
     return group["name"].startswith("text_encoder")
 
 
 def _groups_of(name: str, part: nn.Module, settings: OptimSettings) -> Iterator[dict[str, Any]]:
-    """Those of one part that are not empty."""
+    """Yield the groups of one network that are not empty."""
     lr = settings.text_encoder_lr if name.startswith("text_encoder") else settings.lr
     rows: list[nn.Parameter] = []
     if name.startswith("text_encoder") and settings.identifier_lr is not None:

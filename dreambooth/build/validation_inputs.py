@@ -1,4 +1,4 @@
-"""What validations look at: pictures from fixed seeds, what scores them, and the loss of fixed samples."""
+"""What validations look at: images from fixed seeds, the scorer of them, and the loss of fixed samples."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +8,7 @@ from dreambooth.build.prompts import subject_prompt, validation_prompts
 from dreambooth.build.subjects import encode
 from dreambooth.config import Config
 from dreambooth.data.images import list_images, load_image, to_images
-from dreambooth.data.latents import EncodedPicture, Sample, by_subject
+from dreambooth.data.latents import EncodedImage, Sample, by_subject
 from dreambooth.distributed import tell
 from dreambooth.errors import UserError
 from dreambooth.families import Family
@@ -27,23 +27,23 @@ AUTO_ENCODERS = {"dino": "facebook/dino-vits16", "clip": "openai/clip-vit-base-p
 NUM_FIXED_LOSSES = 20  # (noise, timestep) pairs of eval/loss: two in each tenth of the timesteps
 
 
-def unseen_pictures(family: Family, config: Config, randomness: Randomness) -> list[EncodedPicture] | None:
-    """The pictures of validate.images, which are not trained on; None where there are none."""
+def unseen_pictures(family: Family, config: Config, randomness: Randomness) -> list[EncodedImage] | None:
+    """Encode the images of validate.images, which are not trained on; None where there are none."""
     if config.validate.images is None:
         return None
     return encode(family, list_images(config.validate.images), config, randomness)
 
 
 def make_scorer(config: Config, validation_log: ValidationLog, photos: list[list[Path]]) -> ValidationScorer | None:
-    """What scores the validations' pictures; None for a run without validations, or with nothing to measure with.
+    """Make the scorer of validation images; None for a run without validations, or without encoders to measure with.
 
     photos: of each subject.
     """
     if not config.validate.every_steps or (encoders := find_encoders(config, validation_log)) is None:
         if config.optim.text_encoder_stop_drift is not None:
             raise UserError(
-                "optim.text_encoder_stop_drift: set, but there is nothing to measure the drift with; name an encoder "
-                "(validate.dino, validate.clip)"
+                f"optim.text_encoder_stop_drift={config.optim.text_encoder_stop_drift}: there is nothing to measure "
+                "the drift with; name an encoder (validate.dino, validate.clip)"
             )
         return None
     subjects = [SubjectScorer(encoders, [load_image(path) for path in own]) for own in photos]
@@ -51,9 +51,9 @@ def make_scorer(config: Config, validation_log: ValidationLog, photos: list[list
 
 
 def find_encoders(config: Config, validation_log: ValidationLog) -> Encoders | None:
-    """Those that validate.dino and validate.clip name; a run that goes on measures with what it began with.
+    """Load the encoders that validate.dino and validate.clip name; a resumed run measures with those it began with.
 
-    Raises ModelError for one that is named and not to be had; what `auto` does not find is told and left out.
+    Raises ModelError for one that is named and cannot be loaded; what `auto` does not find is reported and left out.
     """
     validate, device = config.validate, str(pick_device(config))
     names = {"dino": validate.dino, "clip": validate.clip}
@@ -67,7 +67,7 @@ def find_encoders(config: Config, validation_log: ValidationLog) -> Encoders | N
 
 
 def _auto_encoder(part: str) -> str | None:
-    """The usual encoder, if it can be loaded."""
+    """Return the usual encoder, if it can be loaded."""
     name = AUTO_ENCODERS[part]
     if is_available(name):
         return name
@@ -80,14 +80,14 @@ def _auto_encoder(part: str) -> str | None:
 
 def build_validation_inputs(
     family: Family,
-    subject: list[EncodedPicture],
+    subject: list[EncodedImage],
     score: ValidationScorer | None,
     config: Config,
     randomness: Randomness,
 ) -> ValidationInputs:
-    """What a validation looks at. subject: the training pictures, or those of validate.images.
+    """Build what a validation looks at. subject: the training images, or those of validate.images.
 
-    The loss is of the subjects in turn, and of each one's pictures in turn.
+    The loss is of the subjects in turn, and of each one's images in turn.
     """
     samples = list(fixed_samples(subject, config))
 
@@ -100,17 +100,17 @@ def build_validation_inputs(
     return ValidationInputs(lambda: validation_pictures(family, config), loss, score, base)
 
 
-def fixed_samples(pictures: list[EncodedPicture], config: Config) -> Iterator[Sample]:
-    """What the held-out loss is of."""
+def fixed_samples(pictures: list[EncodedImage], config: Config) -> Iterator[Sample]:
+    """Yield the samples of the fixed loss, their latents the VAE's means."""
     numbers = by_subject(pictures)
-    for place in range(NUM_FIXED_LOSSES):
-        turn, subject = divmod(place, len(numbers))
+    for index in range(NUM_FIXED_LOSSES):
+        turn, subject = divmod(index, len(numbers))
         picture = pictures[numbers[subject][turn % len(numbers[subject])]]
-        yield Sample("validation", place, picture.mean_VCHW[0], subject_prompt(config, subject))
+        yield Sample("validation", index, picture.mean_VCHW[0], subject_prompt(config, subject))
 
 
 def validation_pictures(family: Family, config: Config) -> PictureRows:
-    """A row a prompt, each picture from a seed of its own: always the same, so two validations can be compared.
+    """Sample a row of images for each prompt, each from its own seed, always the same: validations can be compared.
 
     Rows do not share seeds: what one noise happens to draw (a robot like the subject) would be counted in all of them.
     """
@@ -125,6 +125,6 @@ def validation_pictures(family: Family, config: Config) -> PictureRows:
 
 
 def validation_sampler(config: Config) -> SamplerSettings:
-    """Raises UserError for an unknown scheduler."""
+    """Return how validations sample. Raises UserError for an unknown scheduler."""
     validate = config.validate
     return SamplerSettings(validate.num_inference_steps, validate.guidance_scale, validate.scheduler)

@@ -1,0 +1,160 @@
+"""Lightning's trainer with what goes around the steps, the loader of its batches, and the loggers."""
+
+import logging
+import uuid
+import warnings
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytorch_lightning as pl
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from torch.utils.data import DataLoader
+
+from dreambooth.build.networks import pick_device, pick_precision
+from dreambooth.config import Config
+from dreambooth.data.latents import LatentDataset, ResumableBatchSampler
+from dreambooth.files import write_text
+from dreambooth.metrics.validation_log import ValidationLog
+from dreambooth.run.folder import RunFolder
+from dreambooth.training import callbacks
+from dreambooth.training.checkpointing import AtomicCheckpointIO, FoundState, InputFingerprints
+from dreambooth.training.loggers import Loggers
+from dreambooth.training.module import DreamBoothModule
+from dreambooth.training.profiling import StepProfiler
+from dreambooth.training.validation import Validate, ValidationInputs
+
+
+def make_loader(subject: LatentDataset, config: Config, trainer: pl.Trainer) -> DataLoader[Any]:
+    """Make endless batches, lists of samples, from the sample index on at which the (restored) run stands."""
+
+    def position() -> tuple[int, int, int]:
+        return trainer.global_step * config.train.accumulate, trainer.global_rank, trainer.world_size
+
+    return DataLoader(
+        subject,
+        batch_sampler=ResumableBatchSampler(config.train.batch_size, position),
+        collate_fn=list,
+        num_workers=config.data.num_workers,
+        worker_init_fn=callbacks.ignore_interrupts,
+    )
+
+
+def make_callbacks(
+    run: RunFolder,
+    config: Config,
+    saving: callbacks.SaveState,
+    inputs: ValidationInputs,
+    validation_log: ValidationLog,
+    loggers: Loggers,
+) -> list[pl.Callback]:
+    """Make what happens around the steps, in this order: the average before what saves it, saving before validation."""
+    metrics, validate = callbacks.MetricsFile(run.metrics), config.validate
+    around: list[pl.Callback] = [
+        callbacks.SharePrior(ahead=config.prior.source == "ahead"),
+        callbacks.TakeSettings(),
+        callbacks.AverageWeights(),
+        callbacks.LogMetrics(metrics, loggers, config.log.every_steps),
+        callbacks.Progress(),
+        saving,
+    ]
+    if validate.every_steps:
+        best = run.best if validate.keep_best else None
+        around.append(
+            Validate(
+                inputs, validate.every_steps, run.samples, validation_log, metrics, loggers, best, validate.patience,
+                config.optim.text_encoder_stop_drift,
+            )
+        )  # fmt: skip
+    return around
+
+
+def make_trainer(
+    run: RunFolder,
+    config: Config,
+    module: DreamBoothModule,
+    around: list[pl.Callback],
+    fingerprints: InputFingerprints,
+    state: FoundState | None,
+    max_steps: int,
+    profile: bool,
+) -> pl.Trainer:
+    """Make Lightning's trainer, which runs the loop and nothing else. around: callbacks. profile: time the steps."""
+    quiet_lightning()
+    return pl.Trainer(
+        default_root_dir=run.path,
+        accelerator=pick_device(config).type,
+        devices=config.train.devices,
+        num_nodes=config.train.num_nodes,
+        strategy=make_strategy(config, module),
+        precision=cast(Any, pick_precision(config, module.family)),
+        max_steps=max_steps,
+        max_epochs=-1,
+        accumulate_grad_batches=config.train.accumulate,
+        plugins=[AtomicCheckpointIO(fingerprints, state, run.previous if config.train.keep_previous else None)],
+        callbacks=around,
+        logger=False,
+        profiler=StepProfiler(config.train.accumulate) if profile else None,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def steps_to_take(config: Config, state: FoundState | None, validation_log: ValidationLog) -> int:
+    """Return the step to end at: a run that its patience had ended stays where it is."""
+    if state is not None and validation_log.is_exhausted(config.validate.patience):
+        return state.step
+    return config.train.max_steps
+
+
+def make_strategy(config: Config, module: DreamBoothModule) -> Strategy | str:
+    """Choose how processes share the work. With ddp each has the whole model; gradients are averaged in backward.
+
+    XL does not read the last layer of its first text encoder: DDP must then look for weights without a gradient.
+    """
+    world_size = config.train.devices * config.train.num_nodes
+    if world_size == 1:
+        return "auto"
+    if config.train.strategy == "fsdp":
+        return ModelParallelStrategy(world_size, tensor_parallel_size=1, save_distributed_checkpoint=False)
+    has_unread = "text_encoder_1" in module.trained
+    return DDPStrategy(find_unused_parameters=has_unread, gradient_as_bucket_view=True)
+
+
+def make_loggers(run: RunFolder, config: Config, state: FoundState | None) -> Loggers:
+    """Make the requested loggers. A resumed run hides TensorBoard's later steps, and goes on in the same W&B run."""
+
+    def tensorboard() -> TensorBoardLogger:
+        purge_step = 0 if state is None else state.step + 1
+        return TensorBoardLogger(run.path, name="logs", version="", purge_step=purge_step)
+
+    def wandb() -> WandbLogger:
+        number, project = wandb_id(run, state), config.log.wandb_project
+        return WandbLogger(config.run.name, run.logs, project=project, id=number, resume="allow")
+
+    requested = {"log.tensorboard": config.log.tensorboard, "log.wandb": config.log.wandb}
+    makers: dict[str, Callable[[], Logger]] = {"log.tensorboard": tensorboard, "log.wandb": wandb}
+    return Loggers({key: make for key, make in makers.items() if requested[key]})
+
+
+def wandb_id(run: RunFolder, state: FoundState | None) -> str:
+    """Return the W&B run to log to: a new one or, when resuming, the one that the run began."""
+    path = run.logs / "wandb_id"
+    if state is None or not path.is_file():
+        write_text(path, uuid.uuid4().hex[:8])
+    return path.read_text()
+
+
+def quiet_lightning() -> None:
+    """Silence Lightning's notes on hardware and data loading, which repeat our own messages or mislead."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    logging.getLogger("lightning_fabric.strategies.launchers").setLevel(logging.INFO)  # of a process that has died
+    for message in (
+        ".*does not have many workers.*",
+        ".*`isinstance.treespec, LeafSpec.`.*",
+        ".*exists and is not empty.*",
+    ):
+        warnings.filterwarnings("ignore", message)
