@@ -216,7 +216,7 @@ def config(config_file: Path) -> Config:
 
 @pytest.fixture(scope="session")
 def warm() -> Iterator[Warm]:
-    """Training processes that need not import anything first."""
+    """Return what runs commands in processes that need not import anything first."""
     with Warm() as parent:
         yield parent
 

@@ -1,27 +1,24 @@
 """Pull the plug at any moment, run the same command again: weights and logged figures of a run that never stopped.
 
-Real subprocesses and real signals. The runs accumulate, stop in mid-epoch (3 pictures of two shapes, 4 a step), load
+Real processes and real signals. The runs accumulate, stop in mid-epoch (3 pictures of two shapes, 4 a step), load
 data with a worker, and are killed while the class prior is half made.
 """
 
-import contextlib
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from warm import Warm
 
 from dreambooth.config import load_config
 from dreambooth.run.folder import RunFolder
 from dreambooth.training.checkpointing import find_state
 
-ROOT = Path(__file__).parent.parent
 SETTINGS = (
     "train.max_steps=10",
     "train.accumulate=2",
@@ -36,31 +33,30 @@ SETTINGS = (
 
 
 def command(config_file: Path, name: str) -> list[str]:
-    return [sys.executable, str(ROOT / "train.py"), str(config_file), f"run.name={name}", *SETTINGS]
+    return ["train", str(config_file), f"run.name={name}", *SETTINGS]
 
 
-def finish(config_file: Path, name: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(command(config_file, name), capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
-    return done
+def finish(warm: Warm, config_file: Path, name: str) -> str:
+    """Run to the end; what it said."""
+    log = config_file.with_name(f"{name}-finish.log")
+    code = warm.run(command(config_file, name), log)
+    assert code == 0, log.read_text()
+    return log.read_text()
 
 
-def interrupt(config_file: Path, name: str, number: int, when: Callable[[RunFolder], bool]) -> tuple[int, str]:
+def interrupt(
+    warm: Warm, config_file: Path, name: str, number: int, when: Callable[[RunFolder], bool]
+) -> tuple[int, str]:
     """Start a run, send a signal once `when` holds; exit code and what it said."""
-    run = folder(config_file, name)
-    process = subprocess.Popen(command(config_file, name), stderr=subprocess.PIPE, text=True, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 120
-        while not when(run):
-            assert process.poll() is None, f"the run ended before it could be interrupted: {process.stderr.read()}"
-            assert time.monotonic() < deadline, "the moment to interrupt never came"
-            time.sleep(0.002)
-        os.killpg(process.pid, number)  # loader workers too, as a terminal and a cluster do
-        said = process.communicate(timeout=120)[1]
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    return process.returncode, said
+    run, log = folder(config_file, name), config_file.with_name(f"{name}.log")
+    pid = warm.start(command(config_file, name), log)
+    deadline = time.monotonic() + 120
+    while not when(run):
+        assert Path(f"/proc/{pid}/exe").exists(), f"the run ended before it could be interrupted: {log.read_text()}"
+        assert time.monotonic() < deadline, "the moment to interrupt never came"
+        time.sleep(0.002)
+    os.killpg(pid, number)  # loader workers too, as a terminal and a cluster do
+    return warm.wait(pid), log.read_text()
 
 
 def folder(config_file: Path, name: str) -> RunFolder:
@@ -85,41 +81,41 @@ def assert_equal_runs(first: RunFolder, second: RunFolder) -> None:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, pictures: Path) -> Path:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, pictures: Path, warm: Warm) -> Path:
     """The config of a run, named `whole`, that was left in peace."""
     from conftest import CONFIG
 
     folder = tmp_path_factory.mktemp("interruptions")
     config_file = folder / "config.yaml"
     config_file.write_text(CONFIG.format(runs=folder / "runs", base=tiny_base, pictures=pictures))
-    finish(config_file, "whole")
+    finish(warm, config_file, "whole")
     return config_file
 
 
-def test_killed_twice_and_run_again_equals_a_run_that_was_never_killed(uninterrupted: Path) -> None:
+def test_killed_twice_and_run_again_equals_a_run_that_was_never_killed(uninterrupted: Path, warm: Warm) -> None:
     """Once before the first save, when the prior is half made, and once between two saves."""
-    code, _ = interrupt(uninterrupted, "killed", signal.SIGKILL, lambda run: 1 <= steps_logged(run) < 3)
+    code, _ = interrupt(warm, uninterrupted, "killed", signal.SIGKILL, lambda run: 1 <= steps_logged(run) < 3)
     assert code == -signal.SIGKILL
     run = folder(uninterrupted, "killed")
     made = len(list(run.prior.glob("*/*.safetensors")))
     assert 0 < made < 16, f"the prior was to be half made, but has {made} of 16 blocks"
-    interrupt(uninterrupted, "killed", signal.SIGKILL, lambda run: steps_logged(run) >= 7)
+    interrupt(warm, uninterrupted, "killed", signal.SIGKILL, lambda run: steps_logged(run) >= 7)
     assert 3 <= find_state(run.state).step < 10
-    done = finish(uninterrupted, "killed")
-    assert re.search(r"resuming .*killed at step \d of 10", done.stderr)
+    said = finish(warm, uninterrupted, "killed")
+    assert re.search(r"resuming .*killed at step \d of 10", said)
     assert_equal_runs(folder(uninterrupted, "whole"), run)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_told_to_stop_it_saves_after_the_step_and_exits_with_128_plus_the_signal(
-    uninterrupted: Path, number: signal.Signals
+    uninterrupted: Path, warm: Warm, number: signal.Signals
 ) -> None:
     name = number.name.lower()
-    code, said = interrupt(uninterrupted, name, number, lambda run: steps_logged(run) >= 4)
+    code, said = interrupt(warm, uninterrupted, name, number, lambda run: steps_logged(run) >= 4)
     assert code == 128 + number, said
     run = folder(uninterrupted, name)
     assert find_state(run.state).step >= 4
     assert f"saved at step {find_state(run.state).step}" in said
     assert "Traceback" not in said
-    finish(uninterrupted, name)
+    finish(warm, uninterrupted, name)
     assert_equal_runs(folder(uninterrupted, "whole"), run)

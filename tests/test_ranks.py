@@ -1,6 +1,6 @@
 """Several processes of one run: they take the steps that one would, share the work, write once, and end together.
 
-Real processes on gloo, started by Lightning and by torchrun.
+Real processes on gloo, started by Lightning, by torchrun, and, as a cluster's launcher does, each by itself.
 """
 
 import contextlib
@@ -17,9 +17,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from crashes import spoil_class_picture
 from safetensors.torch import load_file
 from test_interruptions import assert_equal_runs
 from torch import Tensor
+from warm import Warm
 
 from dreambooth.build import pick_device
 from dreambooth.config import Config, load_config
@@ -43,18 +45,30 @@ SETTINGS = (
 TWO = (*SETTINGS, "train.devices=2", "train.batch_size=1")
 
 
-def command(config_file: Path, name: str, *more: str, starter: Sequence[str] = (sys.executable,)) -> list[str]:
-    return [*starter, str(ROOT / "train.py"), str(config_file), f"run.name={name}", *TWO, *more]
+def arguments(config_file: Path, name: str, *more: str) -> list[str]:
+    return [str(config_file), f"run.name={name}", *TWO, *more]
+
+
+def command(config_file: Path, name: str, starter: Sequence[str] = (sys.executable,)) -> list[str]:
+    return [*starter, str(ROOT / "train.py"), *arguments(config_file, name)]
 
 
 def run_of(config_file: Path, name: str) -> RunFolder:
     return RunFolder(load_config(config_file, [f"run.name={name}"]))
 
 
-def finish(line: list[str]) -> str:
-    done = subprocess.run(line, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
+def start_pair(warm: Warm, config_file: Path, name: str, *more: str) -> tuple[list[int], list[Path]]:
+    """Start both processes of a run; their ids and logs."""
+    logs = [config_file.with_name(f"{name}-{rank}.log") for rank in range(2)]
+    return warm.start_pair(["train", *arguments(config_file, name, *more)], logs), logs
+
+
+def finish(warm: Warm, config_file: Path, name: str, *more: str) -> str:
+    """Run both processes to their end; what they said."""
+    pids, logs = start_pair(warm, config_file, name, *more)
+    codes, said = [warm.wait(pid) for pid in pids], "".join(log.read_text() for log in logs)
+    assert codes == [0, 0], said
+    return said
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +84,10 @@ def config_file(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, pictu
 @pytest.fixture(scope="module")
 def pair(config_file: Path) -> RunFolder:
     """A run of two processes that torchrun has started."""
-    said = finish(command(config_file, "pair", starter=TORCHRUN))
-    assert said.count("training ") == 1, "both processes speak"
+    line = command(config_file, "pair", starter=TORCHRUN)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("training ") == 1, "both processes speak"
     return run_of(config_file, "pair")
 
 
@@ -90,24 +106,24 @@ def test_two_processes_take_the_steps_of_one(pair: RunFolder, config_file: Path)
     assert len(blocks[0]) == 7
 
 
-def test_parts_of_a_batch_in_turn_are_averaged_over_processes_too(config_file: Path) -> None:
+def test_parts_of_a_batch_in_turn_are_averaged_over_processes_too(config_file: Path, warm: Warm) -> None:
     short = ("train.max_steps=3", "validate.every_steps=0")
-    finish(command(config_file, "parts", *short, "train.micro_batch_size=1"))
+    finish(warm, config_file, "parts", *short, "train.micro_batch_size=1")
     assert train(load_config(config_file, ["run.name=whole", *SETTINGS, *short, "train.batch_size=2"])) == 0
     assert_equal_but_for_rounding(run_of(config_file, "whole"), run_of(config_file, "parts"))
 
 
-def test_divided_weights_train_as_whole_ones_and_so_after_an_interruption(config_file: Path) -> None:
+def test_divided_weights_train_as_whole_ones_and_so_after_an_interruption(config_file: Path, warm: Warm) -> None:
     """Fully sharded: what is saved and exported is whole again."""
     run, squares = run_of(config_file, "divided"), "data.buckets=false"
-    line = command(config_file, "divided", "train.strategy=fsdp", squares)
     assert train(load_config(config_file, ["run.name=undivided", *SETTINGS, squares, "train.batch_size=2"])) == 0
-    with started(line) as process:
-        wait_for_step(run, 1, process)
-        os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(timeout=120) == 128 + signal.SIGINT
+    pids, logs = start_pair(warm, config_file, "divided", "train.strategy=fsdp", squares)
+    wait_for_step(run, 1, pids[0])
+    for pid in pids:
+        os.kill(pid, signal.SIGINT)
+    assert [warm.wait(pid) for pid in pids] == [128 + signal.SIGINT] * 2, logs[0].read_text()
     assert 1 <= find_state(run.state).step < 6
-    finish(line)
+    finish(warm, config_file, "divided", "train.strategy=fsdp", squares)
     assert_equal_but_for_rounding(run_of(config_file, "undivided"), run)
     saved = torch.load(run.state, weights_only=True)["state_dict"]
     exported = load_file(run.model / "unet" / "diffusion_pytorch_model.safetensors")
@@ -131,17 +147,17 @@ def assert_equal_but_for_rounding(first: RunFolder, second: RunFolder) -> None:
 
 
 def test_a_signal_to_one_process_stops_all_and_a_killed_one_ends_the_job(
-    pair: RunFolder, config_file: Path, tmp_path: Path
+    pair: RunFolder, config_file: Path, tmp_path: Path, warm: Warm
 ) -> None:
     """After all that the same command goes on, and comes to the weights and figures of a run left in peace."""
     run, log = run_of(config_file, "disturbed"), tmp_path / "log"
     with started(command(config_file, "disturbed")) as process:
-        wait_for_step(run, 1, process)
+        wait_for_step(run, 1, process.pid)
         os.kill(second_of(process), signal.SIGTERM)
         assert process.wait(timeout=30) == 128 + signal.SIGTERM
     step = find_state(run.state).step
     with started(command(config_file, "disturbed"), log) as process:
-        wait_for_step(run, step + 1, process)
+        wait_for_step(run, step + 1, process.pid)
         os.kill(second_of(process), signal.SIGKILL)
         assert process.wait(timeout=30) != 0, "the job outlived one of its processes"
     assert re.search(r"another process of this run has died|terminated with code -9", log.read_text())
@@ -159,41 +175,26 @@ def test_a_signal_to_one_process_stops_all_and_a_killed_one_ends_the_job(
             assert time.monotonic() < deadline, "the second process outlived the first"
             time.sleep(0.01)
     assert find_state(run.state).step < 6
-    assert "resuming" in finish(command(config_file, "disturbed"))
+    assert "resuming" in finish(warm, config_file, "disturbed")
     assert_equal_runs(pair, run)
 
 
-ONE_IS_WRONG = """
-import sys
-from dreambooth.cli import main
-from dreambooth.training import module
-
-losses = module.sample_losses
-
-def losses_of_which_one_is_wrong(family, batch, *others):
-    loss_B = losses(family, batch, *others)
-    for row, address in enumerate(zip(batch.sources, batch.sample_indices)):
-        if address == ("subject", 13):  # step 3, its first batch, process 1
-            loss_B[row] *= float("nan")
-    return loss_B
-
-module.sample_losses = losses_of_which_one_is_wrong
-sys.exit(main(["train", *sys.argv[1:]], prog="train.py"))
-"""
-
-
-def test_a_loss_that_is_not_finite_in_one_process_stops_all_before_the_step(config_file: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_in_one_process_stops_all_before_the_step(config_file: Path, warm: Warm) -> None:
     """That process names the sample; the state of the step before is whole and finite."""
-    script = tmp_path / "train.py"
-    script.write_text(ONE_IS_WRONG)
-    _, _, *arguments = command(config_file, "wrong", "train.save_every_steps=1", "validate.every_steps=0")
-    with started([sys.executable, str(script), *arguments], log := tmp_path / "log") as process:
-        assert process.wait(timeout=120) == 4, log.read_text()
-    said = log.read_text()
-    assert "step 4: train/loss is nan" in said
-    assert re.search(r"samples of process 1 whose loss is not finite: \d\.png \(timestep \d+\)", said), said
-    assert re.search(r"samples of process 0 of this step, each of finite loss: \d\.png", said), said
+    more = ("train.save_every_steps=1", "validate.every_steps=0", "train.max_steps=4")
+    pids, logs = start_pair(warm, config_file, "wrong", *more)
+    assert [warm.wait(pid) for pid in pids] == [0, 0], logs[0].read_text()
     run = run_of(config_file, "wrong")
+    spoil_class_picture(run, 13)  # the second process's in the first half of step 4
+    for path in (run.state, run.previous, run.metrics):
+        path.unlink(missing_ok=True)
+    pids, logs = start_pair(warm, config_file, "wrong", *more)
+    codes, said = [warm.wait(pid) for pid in pids], "".join(log.read_text() for log in logs)
+    assert 4 in codes, said
+    assert 0 not in codes, said
+    assert "step 4: train/loss is nan" in said
+    assert re.search(r"samples of process 1 whose loss is not finite: class picture 13 \(timestep \d+\)", said), said
+    assert re.search(r"samples of process 0 of this step, each of finite loss: \d\.png", said), said
     assert find_state(run.state).step == 3
     weights = torch.load(run.state, weights_only=True)["state_dict"].values()
     assert all(bool(weight.isfinite().all()) for weight in weights)
@@ -210,10 +211,10 @@ def started(line: list[str], log: Path = Path(os.devnull)) -> Iterator[subproces
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def wait_for_step(run: RunFolder, step: int, process: subprocess.Popen[bytes]) -> None:
+def wait_for_step(run: RunFolder, step: int, pid: int) -> None:
     deadline = time.monotonic() + 200
     while last_step(run) < step:
-        assert process.poll() is None, "the run ended before it could be disturbed"
+        assert Path(f"/proc/{pid}/exe").exists(), "the run ended before it could be disturbed"
         assert time.monotonic() < deadline
         time.sleep(0.002)
 

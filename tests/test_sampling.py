@@ -1,12 +1,14 @@
 """Sampling: guidance, seeds, schedulers, and agreement with diffusers' own pipeline."""
 
-import multiprocessing
+import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from warm import Warm
 
 from dreambooth.errors import UserError
 from dreambooth.families import Conditioning, Family, evaluation_mode, load_family
@@ -163,20 +165,18 @@ def test_a_real_base_is_sampled_by_every_scheduler_to_the_same_scene(shipped_bas
         assert distance < 0.25, f"{name} paints another scene than ddim: mean distance {distance:.2f}"
 
 
-def sample_forty(folder: Path, colour: int) -> list[Path]:
-    made = (Picture(Image.new("RGB", (8, 8), (colour, number, 0)), {}) for number in range(40))
-    return list(write(made, folder, 8))
-
-
-def test_two_that_sample_into_one_folder_at_once_overwrite_nothing(tmp_path: Path) -> None:
-    with multiprocessing.get_context("fork").Pool(2) as processes:
-        running = [processes.apply_async(sample_forty, (tmp_path, colour)) for colour in (1, 2)]
-        told = [set(each.get(timeout=120)) for each in running]
-    assert not told[0] & told[1]
-    assert set(tmp_path.iterdir()) == told[0] | told[1]
-    numbered = sorted(path for path in tmp_path.iterdir() if not path.name.startswith("grid"))
-    colours = sorted(Image.open(path).getpixel((0, 0)) for path in numbered)
-    assert colours == [(colour, number, 0) for colour in (1, 2) for number in range(40)]
+def test_two_that_sample_into_one_folder_at_once_overwrite_nothing(tiny_base: Path, tmp_path: Path, warm: Warm) -> None:
+    prompts = ("a red dog", "a blue dog")
+    command = ["sample", str(tiny_base), "--num-images", "20", "--steps", "1", "--batch-size", "1"]
+    out, logs = tmp_path / "out", [tmp_path / prompt for prompt in prompts]
+    pids = [warm.start([*command, "--out", str(out), log.name], log) for log in logs]
+    assert [warm.wait(pid) for pid in pids] == [0, 0], [log.read_text() for log in logs]
+    named = [set(re.findall(rf"^{out}/.*png$", log.read_text(), re.MULTILINE)) for log in logs]
+    assert not named[0] & named[1]
+    assert {str(path) for path in out.iterdir()} == named[0] | named[1]
+    recipes = [json.loads(Image.open(path).info["dreambooth"]) for path in out.glob("0*.png")]
+    made = sorted((recipe["prompt"], recipe["seed"]) for recipe in recipes)
+    assert made == sorted((prompt, seed) for prompt in prompts for seed in range(20))
 
 
 def test_a_picture_that_cannot_be_written_leaves_its_number_free(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """A pytest plugin: neither a test nor the run as a whole hangs, and what hung is named.
 
-pytest-timeout fails a test after `timeout` seconds, by an exception in the main thread. A test whose clean-up hangs as well goes on
-for ever, such as one that leaves a pool of processes and waits for a worker that is stuck. Two limits stand behind the timeout:
+pytest-timeout fails a test after `timeout` seconds, by an exception in the main thread. A test whose clean-up hangs as
+well goes on for ever, such as one that leaves a pool of processes and waits for a worker that is stuck. Two limits
+stand behind the timeout:
 
-- `timeout_grace` seconds later the stacks of the test's process are printed and the process ends. Under pytest-xdist the report
-  names the test and a new worker goes on with the others.
-- After `run_limit` seconds the tests that are running are named, the stacks of their processes are printed, and all of them end.
+- `timeout_grace` seconds later the stacks of the test's process are printed and it ends. Under pytest-xdist the
+  report names the test, and a new worker goes on with the others.
+- After `run_limit` seconds the tests that are running are named, the stacks of their processes are printed, and every
+  process of the run ends.
 """
 
 import contextlib

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from crashes import spoil_class_picture
 
 from dreambooth.cli import main
 from dreambooth.config import load_config
@@ -14,14 +14,6 @@ from dreambooth.run.folder import RunFolder
 from dreambooth.training.checkpointing import find_state
 
 SHORT = ("validate.every_steps=0", "train.save_every_steps=2", "data.num_workers=1")
-
-
-def spoil_class_picture(run: RunFolder, number: int) -> None:
-    """As a file of an earlier version, which has no digest, with numbers that are none."""
-    path = sorted(run.prior.glob("*/*.safetensors"))[number // 2]
-    latents = load_file(path)["latents"]
-    latents[number % 2] = float("nan")
-    save_file({"latents": latents}, path)
 
 
 @pytest.mark.parametrize(

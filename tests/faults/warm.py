@@ -1,12 +1,12 @@
-"""Training processes without the seconds that imports take: a parent that has imported everything forks one each time.
+"""Processes of a command without the seconds that imports take: a parent that has imported everything forks them.
 
     with Warm() as warm:
         code = warm.run(["train", "config.yaml"], log=tmp_path / "log")
 
-Run as a script this is the parent: it reads orders from its input, a JSON line each, and answers on its output. A child
-is a process like that of `train.py`, in a session of its own. It can be told to die, as by SIGKILL, at the n-th
-operation on files of a folder (`die_at`) or inside the n-th piece of a state that is written (`die_in_write`), and to
-have limits such as RLIMIT_FSIZE.
+Run as a script this is the parent: it reads orders from its input, a JSON line each, and answers on its output. It has
+one thread, so that a fork is safe. A child is a process like that of `train.py`, in a session of its own. It can be
+told to die, as by SIGKILL, at the n-th operation on files of a folder (`die_at`) or inside the n-th piece of a state
+that is written (`die_in_write`), and to have limits such as RLIMIT_FSIZE.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ import os
 import resource
 import select
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,51 +25,79 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent.parent
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "shutil.rmtree")
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+IMPORTS_S = 280  # seconds; less than the timeout of a test, which names the test as well
 
 
 class Warm:
-    """The parent, and one child at a time."""
+    """The parent. It is started with the first child, which most test processes of a suite never need."""
+
+    def __init__(self) -> None:
+        self._parent: subprocess.Popen[str] | None = None
+        self._children: list[int] = []
 
     def __enter__(self) -> "Warm":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for pid in self._children:
+            kill_group(pid)
+        if self._parent is not None:
+            self._parent.communicate(timeout=60)  # the end of its input is its end
+
+    def run(self, arguments: Sequence[str], log: Path, timeout: float = 240, **order: Any) -> int:
+        """Run a command to its end; return its exit code, or minus the signal for a child that was killed."""
+        return self.wait(self.start(arguments, log, **order), timeout)
+
+    def start(self, arguments: Sequence[str], log: Path, **order: Any) -> int:
+        """Start a child that appends what it says to `log`; return its process id.
+
+        order: die_at=(n, folder) or (n, folder, signal), die_in_write=n, limits={"RLIMIT_FSIZE": bytes}, env={...}.
+        """
+        if self._parent is None:
+            self._start_parent()
+        pid = int(self._ask({"arguments": list(arguments), "log": str(log), **order}, 240))
+        self._children.append(pid)
+        return pid
+
+    def start_pair(self, arguments: Sequence[str], logs: Sequence[Path], **order: Any) -> list[int]:
+        """Start the processes of one run, a log for each, as a cluster's launcher does; return their ids."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(len(logs)), "NODE_RANK": "0"}
+        return [
+            self.start(arguments, log, env={**place, "LOCAL_RANK": str(rank)}, **order) for rank, log in enumerate(logs)
+        ]
+
+    def wait(self, pid: int | None = None, timeout: float = 240) -> int:
+        """Wait for a child, by default the one that was started last; return its exit code as `run` does."""
+        pid = self._children[-1] if pid is None else pid
+        try:
+            code = int(self._ask({"wait": pid}, timeout))
+        except TimeoutError:
+            kill_group(pid)
+            self._answer(60)
+            raise
+        finally:
+            self._children.remove(pid)
+        kill_group(pid)  # loader workers that would notice only later
+        return code
+
+    def _start_parent(self) -> None:
         env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
         self._parent = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
         )
-        self.pid = 0
-        assert self._answer(240) == "ready"
-        return self
+        assert self._answer(IMPORTS_S) == "ready"
 
-    def __exit__(self, *error: object) -> None:
+    def _ask(self, order: Mapping[str, Any], timeout: float) -> str:
+        assert self._parent is not None
         assert self._parent.stdin is not None
-        if self.pid:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
-        self._parent.stdin.close()
-        self._parent.wait(timeout=60)
-
-    def run(self, arguments: Sequence[str], log: Path, timeout: float = 240, **order: Any) -> int:
-        """The exit code; minus the signal for a child that was killed."""
-        self.start(arguments, log, **order)
-        return self.wait(timeout)
-
-    def start(self, arguments: Sequence[str], log: Path, **order: Any) -> int:
-        """Start a child that appends what it says to `log`; its process id.
-
-        order: die_at=(n, folder) or (n, folder, signal), die_in_write=n, limits={"RLIMIT_FSIZE": bytes}, env={...}.
-        """
-        assert self._parent.stdin is not None
-        print(json.dumps({"arguments": list(arguments), "log": str(log), **order}), file=self._parent.stdin, flush=True)
-        self.pid = int(self._answer(60))
-        return self.pid
-
-    def wait(self, timeout: float = 240) -> int:
-        code = int(self._answer(timeout))
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)  # loader workers that would notice only later
-        self.pid = 0
-        return code
+        print(json.dumps(order), file=self._parent.stdin, flush=True)
+        return self._answer(timeout)
 
     def _answer(self, timeout: float) -> str:
+        assert self._parent is not None
         assert self._parent.stdout is not None
         ready, _, _ = select.select([self._parent.stdout], [], [], timeout)
         if not ready:
@@ -76,21 +105,31 @@ class Warm:
         return self._parent.stdout.readline().strip()
 
 
+def kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+
 # -------------------------------------------------------------------------------- the parent, and its children
 
 
 def serve() -> None:
     import dreambooth.engine
+    import dreambooth.generation.images
     import dreambooth.report  # noqa: F401
 
     print("ready", flush=True)
     for line in iter(sys.stdin.readline, ""):
-        child = os.fork()
-        if not child:
-            become(json.loads(line))
-        print(child, flush=True)
-        status = os.waitpid(child, 0)[1]
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        order = json.loads(line)
+        if "wait" in order:
+            status = os.waitpid(order["wait"], 0)[1]
+            print(os.waitstatus_to_exitcode(status), flush=True)
+        else:
+            assert len(os.listdir("/proc/self/task")) == 1, "a fork beside another thread can hang"
+            child = os.fork()
+            if not child:
+                become(order)
+            print(child, flush=True)
 
 
 def become(order: Mapping[str, Any]) -> None:
@@ -103,6 +142,10 @@ def become(order: Mapping[str, Any]) -> None:
     os.environ.update(order.get("env", {}))
     import tempfile
 
+    from pytorch_lightning.utilities import rank_zero_only
+
+    rank_zero_only.rank = int(os.environ.get("LOCAL_RANK", "0"))  # Lightning reads it when it is imported
+
     tempfile.tempdir = None
     for name, value in order.get("limits", {}).items():
         limit = value + address_space() if name == "RLIMIT_AS" else value
@@ -113,8 +156,9 @@ def become(order: Mapping[str, Any]) -> None:
         die_in_write(order["die_in_write"])
     from dreambooth.cli import main
 
-    sys.argv = [str(ROOT / "train.py"), *order["arguments"][1:]]
-    code = main(order["arguments"], prog="train.py")
+    program = f"{order['arguments'][0]}.py"
+    sys.argv = [str(ROOT / program), *order["arguments"][1:]]
+    code = main(order["arguments"], prog=program)
     sys.exit(code)
 
 
