@@ -15,7 +15,7 @@ DEMO   := checkpoints/toyworld-robot
 TEST   := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format constraints clean
+.PHONY: help demo test test-slow test-cpus test-busy lint format constraints clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,11 +28,20 @@ demo: $(VENV)/.installed  ## teach the embedded base model the toy robot, then p
 	    --num-images 4 --out $(DEMO)/pictures
 	@echo "The pictures are in $(DEMO)/pictures"
 
-test: $(VENV)/.installed-dev  ## the tests, some minutes
+test: $(VENV)/.installed-dev  ## the tests, ten minutes on two cores
 	$(TEST) $(PYTEST)
 
 test-slow: $(VENV)/.installed-dev  ## the tests that train for longer; -rP shows the figures that they print
-	$(TEST) -m slow -rP $(PYTEST)
+	$(TEST) --dist loadgroup -o run_limit=3600 -m slow -rP $(PYTEST)
+
+# Kernels differ between CPUs, and so does the rounding. Where a test is exact, it has to be so with each of them.
+test-cpus: $(VENV)/.installed-dev  ## the tests with the kernels of three other kinds of CPU, the whole suite each time
+	ONEDNN_MAX_CPU_ISA=AVX2 $(TEST) $(PYTEST)
+	ATEN_CPU_CAPABILITY=avx2 $(TEST) $(PYTEST)
+	MKL_CBWR=COMPATIBLE $(TEST) $(PYTEST)
+
+test-busy: $(VENV)/.installed-dev  ## the tests beside two processes that spin
+	@(while :; do :; done) & one=$$!; (while :; do :; done) & two=$$!; trap "kill $$one $$two" EXIT; $(TEST) $(PYTEST)
 
 lint: $(VENV)/.installed-dev  ## ruff check, ruff format --check, mypy
 	$(BIN)/ruff check

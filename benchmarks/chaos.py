@@ -27,8 +27,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "faults")]
 
-from conftest import CONFIG, make_pictures, make_tiny_base  # noqa: E402
+from conftest import CONFIG  # noqa: E402
 from crashes import SETTINGS, assert_equal_runs, assert_whole, wait_for  # noqa: E402
+from tiny import make_pictures, make_tiny_base  # noqa: E402
 from warm import Warm  # noqa: E402
 
 from dreambooth.config import load_config  # noqa: E402

@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import torch  # noqa: E402
-from conftest import make_tiny_base  # noqa: E402
 from fuzzing import fuzz, make_kinds  # noqa: E402
+from tiny import make_tiny_base  # noqa: E402
 
 
 def main() -> int:

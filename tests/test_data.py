@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
 
 from dreambooth.data.buckets import Size
 from dreambooth.data.captions import Captions
@@ -13,7 +12,6 @@ from dreambooth.data.images import list_images, load_image, load_mask, resize_an
 from dreambooth.data.latents import (
     EncodedImage,
     LatentDataset,
-    ResumableBatchSampler,
     Sample,
     by_shape,
     encode_image_files,
@@ -104,23 +102,6 @@ def test_latents_are_drawn_anew_at_every_place_around_the_mean() -> None:
     assert abs(float(drawn.std()) - 0.5) < 0.05
     assert not torch.equal(drawn[0], drawn[1])
     assert torch.equal(drawn[7], dataset[7].latents_CHW)
-
-
-def test_loader_workers_change_nothing() -> None:
-    pictures = [around(torch.randn(2, 4, height, 2), 1) for height in (2, 3, 2)]
-    dataset = LatentDataset(pictures, said(), Randomness(0), "subject")
-    loaders = [
-        iter(DataLoader(dataset, batch_sampler=ResumableBatchSampler(2), collate_fn=list, num_workers=n))
-        for n in (0, 2)
-    ]
-    for _ in range(5):
-        for alone, with_workers in zip(*(next(loader) for loader in loaders), strict=True):
-            assert torch.equal(alone.latents_CHW, with_workers.latents_CHW)
-            assert (alone.source, alone.sample_index, alone.prompt) == (
-                with_workers.source,
-                with_workers.sample_index,
-                "a photo",
-            )
 
 
 def test_samples_of_one_shape_come_together_in_their_order() -> None:

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CONFIG, ROOT, run_model_card
+from conftest import CONFIG, ROOT
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file
+from tiny import run_model_card
 from torch import Tensor
 
 from dreambooth.cli import main

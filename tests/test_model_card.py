@@ -12,9 +12,10 @@ from typing import Any
 
 import huggingface_hub.constants
 import pytest
-from conftest import CONFIG, run_model_card
+from conftest import CONFIG
 from huggingface_hub import ModelCard
 from PIL import Image
+from tiny import run_model_card
 
 from dreambooth.cli import main
 from dreambooth.export.model_card import licence_of, metadata

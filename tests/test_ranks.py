@@ -20,6 +20,7 @@ import torch
 from crashes import spoil_class_picture
 from safetensors.torch import load_file
 from test_interruptions import assert_equal_runs
+from test_training import assert_same_but_for_rounding
 from torch import Tensor
 from warm import Warm
 
@@ -121,7 +122,7 @@ def test_divided_weights_train_as_whole_ones_and_so_after_an_interruption(config
     wait_for_step(run, 1, pids[0])
     for pid in pids:
         os.kill(pid, signal.SIGINT)
-    assert [warm.wait(pid) for pid in pids] == [128 + signal.SIGINT] * 2, logs[0].read_text()
+    assert [warm.wait(pid) for pid in pids] == [128 + signal.SIGINT, 0], logs[0].read_text()
     assert 1 <= find_state(run.state).step < 6
     finish(warm, config_file, "divided", "train.strategy=fsdp", squares)
     assert_equal_but_for_rounding(run_of(config_file, "undivided"), run)
@@ -135,15 +136,9 @@ def assert_equal_but_for_rounding(first: RunFolder, second: RunFolder) -> None:
     for one, two in zip(figures(first), figures(second), strict=True):
         assert one.keys() == two.keys()
         for name in one:
-            assert float(two[name] or 0) == pytest.approx(float(one[name] or 0), rel=1e-6, abs=1e-6), (
-                one["step"],
-                name,
-            )
-    states = [torch.load(run.state, weights_only=True)["state_dict"] for run in (first, second)]
-    assert states[0].keys() == states[1].keys()
-    for name, weight in states[0].items():
-        if not name.endswith("k_proj.bias"):  # it moves no attention: of rounding for a gradient Adam makes whole steps
-            torch.testing.assert_close(states[1][name], weight, rtol=1e-3, atol=1e-5, msg=f"{name} differs")
+            found = float(two[name] or 0)
+            assert found == pytest.approx(float(one[name] or 0), rel=1e-4, abs=1e-6), (one["step"], name)
+    assert_same_but_for_rounding(*(torch.load(run.state, weights_only=True)["state_dict"] for run in (first, second)))
 
 
 def test_a_signal_to_one_process_stops_all_and_a_killed_one_ends_the_job(
@@ -190,8 +185,8 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all_before_the_step(conf
         path.unlink(missing_ok=True)
     pids, logs = start_pair(warm, config_file, "wrong", *more)
     codes, said = [warm.wait(pid) for pid in pids], "".join(log.read_text() for log in logs)
-    assert 4 in codes, said
-    assert 0 not in codes, said
+    assert codes[0] == 4, said
+    assert codes[1] != 0, said
     assert "step 4: train/loss is nan" in said
     assert re.search(r"samples of process 1 whose loss is not finite: class picture 13 \(timestep \d+\)", said), said
     assert re.search(r"samples of process 0 of this step, each of finite loss: \d\.png", said), said

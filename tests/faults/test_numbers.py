@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from crashes import spoil_class_picture
+from warm import Warm
 
 from dreambooth.cli import main
 from dreambooth.config import load_config
@@ -13,7 +14,7 @@ from dreambooth.engine import train
 from dreambooth.run.folder import RunFolder
 from dreambooth.training.checkpointing import find_state
 
-SHORT = ("validate.every_steps=0", "train.save_every_steps=2", "data.num_workers=1")
+SHORT = ("validate.every_steps=0", "train.save_every_steps=2")
 
 
 @pytest.mark.parametrize(
@@ -26,7 +27,7 @@ SHORT = ("validate.every_steps=0", "train.save_every_steps=2", "data.num_workers
     ids=str,
 )
 def test_a_sample_that_is_not_finite_stops_the_run_before_its_step_and_is_named(
-    config_file: Path, more: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+    config_file: Path, more: tuple[str, ...], warm: Warm
 ) -> None:
     """Class picture 5 comes in step 3, of two class pictures each; the state of step 2 stays."""
     train(load_config(config_file, [*SHORT, *more, "train.max_steps=3", "optim.warmup_steps=2"]))
@@ -34,9 +35,9 @@ def test_a_sample_that_is_not_finite_stops_the_run_before_its_step_and_is_named(
     spoil_class_picture(run, 5)
     for path in (run.state, run.previous, run.metrics):
         path.unlink(missing_ok=True)
-    capsys.readouterr()
-    assert main(["train", str(config_file), *SHORT, *more]) == 4
-    said = capsys.readouterr().err
+    log = config_file.with_name("log")
+    assert warm.run(["train", str(config_file), *SHORT, "data.num_workers=1", *more], log) == 4
+    said = log.read_text()
     assert re.search(r"step 3: (train/loss|optim/grad_norm) is nan", said), said
     assert re.search(r"samples whose loss is not finite: class picture 5 \(timestep \d+\)$", said.strip()), said
     assert "Traceback" not in said

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dreambooth.cli import main
 from dreambooth.errors import NonFiniteError, UserError
 from toyworld import captions, world
 from toyworld.latents import fit_codec, to_pictures, to_pixels
@@ -176,8 +177,8 @@ def test_subjects_are_patterned_fixed_by_their_seed_and_differ_between_seeds():
 
 @pytest.mark.parametrize(("class_noun", "seed"), SUBJECTS.items())
 def test_the_example_pictures_are_what_the_documented_command_makes(class_noun, seed, tmp_path):
-    command = [sys.executable, "-m", "dreambooth", "toyworld", "subject", "--class", class_noun, "--seed", str(seed)]
-    subprocess.run([*command, "--out", str(tmp_path)], check=True, cwd=REPOSITORY, capture_output=True)
+    command = ["toyworld", "subject", "--class", class_noun, "--seed", str(seed)]
+    assert main([*command, "--out", str(tmp_path)]) == 0
     made = sorted(tmp_path.glob("*.png"))
     assert len(made) == 5
     for path in made:
@@ -478,6 +479,5 @@ def test_the_command_answers_without_loading_torch():
 
 def test_render_writes_a_contact_sheet(tmp_path):
     sheet = tmp_path / "sheet.png"
-    command = [sys.executable, "-m", "dreambooth", "toyworld", "render", "--count", "24", "--out", str(sheet)]
-    subprocess.run(command, check=True, cwd=REPOSITORY, capture_output=True)
+    assert main(["toyworld", "render", "--count", "24", "--out", str(sheet)]) == 0
     assert Image.open(sheet).size == (12 * 130, 2 * 130)

@@ -78,6 +78,7 @@ def truth(outcome: Outcome) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("outcomes")
 @pytest.mark.timeout(1800)
 def test_the_subject_is_that_very_subject(outcomes: dict[str, Outcome]) -> None:
     outcome = outcomes["with prior"]
@@ -87,12 +88,14 @@ def test_the_subject_is_that_very_subject(outcomes: dict[str, Outcome]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("outcomes")
 @pytest.mark.timeout(1800)
 def test_the_subject_is_in_the_place_that_the_prompt_names(outcomes: dict[str, Outcome]) -> None:
     assert outcomes["with prior"].place_right >= 0.9
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("outcomes")
 @pytest.mark.timeout(1800)
 def test_the_class_stays_diverse_with_the_prior_and_does_not_without(outcomes: dict[str, Outcome]) -> None:
     kept, lost = outcomes["with prior"], outcomes["without prior"]
