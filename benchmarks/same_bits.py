@@ -303,7 +303,8 @@ def run(tree: Path, command: tuple[str, ...], stopped_by: str | None = None) -> 
 
 
 def become(tree: Path, command: tuple[str, ...], stopped_by: str | None) -> None:
-    """Turn this forked process into `python COMMAND`, as started in the case's folder."""
+    """Turn this forked process into `python COMMAND`, started in the case's folder and in a session of its own."""
+    os.setsid()
     log = os.open(f"{INPUTS}/log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.write(log, f"\n$ python {' '.join(command)}\n".encode())
     os.dup2(log, 1)
