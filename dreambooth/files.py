@@ -1,5 +1,6 @@
-"""Files that are either whole or not there: written beside, flushed to the disk, then renamed over the old one."""
+"""Text files as editors save them, and files that are either whole or not there: written beside, flushed, renamed."""
 
+import codecs
 import contextlib
 import os
 import re
@@ -7,6 +8,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
+
+from dreambooth.errors import UserError, escaped
 
 LEFTOVER = re.compile(r"\..+\.\d+")  # how a file or folder is called until it is whole: .name.process
 
@@ -55,10 +58,37 @@ def with_home(path: str) -> str:
     return os.path.expanduser(path) if (path + os.sep).startswith("~" + os.sep) else path
 
 
+def read_text(path: Path) -> str:
+    """Return a text file (UTF-8) without byte order mark, with \\n at the end of its lines.
+
+    Raises UserError where it is not UTF-8, and OSError where it cannot be read.
+    """
+    content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    try:
+        return content.decode().replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        reason = "it is UTF-16" if is_utf16 else f"byte 0x{content[error.start]:02x} in line {line}"
+        raise UserError(f"{escaped(path)}: not a text in UTF-8 ({reason}); save it as UTF-8") from error
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a text file, as `read_text` has it. Separators of lines within a text (U+2028) end none."""
+    return read_text(path).removesuffix("\n").split("\n")
+
+
 def write_text(path: Path, text: str) -> None:
     """Atomically replace a text file (UTF-8)."""
     with atomic_file(path) as file:
         file.write(text.encode())
+
+
+def whole_lines(path: Path) -> list[str]:
+    """Return the lines of a text file (UTF-8) without a last one that a kill has torn; none where there is no file."""
+    if not path.is_file():
+        return []
+    return path.read_text(encoding="utf-8").split("\n")[:-1]
 
 
 @contextlib.contextmanager

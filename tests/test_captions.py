@@ -1,15 +1,17 @@
 """Captions: where they are found, what becomes of them, and that each sample is trained with its own."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from dreambooth.build.subjects import folder_notes
 from dreambooth.config import SubjectConfig, load_config
 from dreambooth.data.captions import Captions, read_captions, without_subjects
-from dreambooth.data.images import list_images
+from dreambooth.data.image_folder import list_images, open_folder
 from dreambooth.engine import train
 from dreambooth.errors import UserError
 from dreambooth.randomness import Randomness
@@ -29,10 +31,15 @@ def captioned(pictures: Path, tmp_path: Path) -> Path:
     return folder
 
 
+def captions_in(path: Path) -> list[str]:
+    folder = open_folder(path)
+    return read_captions(folder.images, folder.captions)
+
+
 def test_captions_lie_beside_the_pictures_or_in_the_folders_list(captioned: Path) -> None:
-    pictures = list_images(captioned)
-    assert [path.name for path in pictures] == ["0.png", "1.png", "2.png"]
-    assert read_captions(pictures) == [
+    folder = open_folder(captioned)
+    assert [path.name for path in folder.images] == ["0.png", "1.png", "2.png"]
+    assert read_captions(folder.images, folder.captions) == [
         "a photo of {subject} on the beach",
         "sks dog, at night, in the snow",
         "{subject}",
@@ -43,13 +50,54 @@ def test_pictures_without_a_caption_are_named(captioned: Path) -> None:
     (captioned / "0.txt").unlink()
     (captioned / "metadata.jsonl").unlink()
     with pytest.raises(UserError, match=r"no caption for 0\.png, 2\.png; write a \.txt"):
-        read_captions(list_images(captioned))
+        captions_in(captioned)
 
 
 def test_a_broken_list_is_told_with_its_line(captioned: Path) -> None:
     (captioned / "metadata.jsonl").write_text('{"file_name": "2.png", "text": "{subject}"}\n{"file": 3}\n')
     with pytest.raises(UserError, match=r"metadata\.jsonl, line 2: expected"):
-        read_captions(list_images(captioned))
+        captions_in(captioned)
+
+
+def test_captions_are_read_as_editors_save_them(captioned: Path) -> None:
+    (captioned / "0.txt").unlink()
+    (captioned / "1.txt").unlink()
+    (captioned / "0.TXT").write_bytes("\ufeffa photo of {subject}\r\nat night\r\n".encode())
+    (captioned / "1.caption").write_text("{subject} asleep", encoding="utf-8")
+    entry = json.dumps({"file_name": "2.png", "text": "{subject}\u2028by a lake\x85"}, ensure_ascii=False)
+    (captioned / "metadata.jsonl").write_bytes(f"\ufeff{entry}\r\n\r\n  \n".encode())
+    assert captions_in(captioned) == [
+        "a photo of {subject} at night",
+        "{subject} asleep",
+        "{subject}\u2028by a lake\x85",
+    ]
+
+
+def test_of_several_captions_of_an_image_the_txt_is_read_and_the_other_is_told(captioned: Path) -> None:
+    (captioned / "0.caption").write_text("{subject} asleep")
+    (captioned / "0.png.txt").write_text("{subject} with the whole file name")
+    assert captions_in(captioned)[0] == "{subject} with the whole file name"
+    notes = list(folder_notes(open_folder(captioned), reads_captions=True))
+    assert notes == [f"{captioned}: captions that are not read, as the image has another one: 0.caption, 0.txt"]
+
+
+@pytest.mark.parametrize("name", ["0.txt", "metadata.jsonl"])
+@pytest.mark.parametrize(("encoding", "reason"), [("latin-1", "byte 0xe9 in line 2"), ("utf-16", "it is UTF-16")])
+def test_a_file_that_is_not_utf_8_is_named_in_one_line(captioned: Path, name: str, encoding: str, reason: str) -> None:
+    (captioned / name).write_bytes("\n{subject} in a caf\u00e9".encode(encoding))
+    with pytest.raises(UserError) as error:
+        captions_in(captioned)
+    assert str(error.value) == f"{captioned / name}: not a text in UTF-8 ({reason}); save it as UTF-8"
+
+
+@pytest.mark.parametrize("name", ["0.txt", "0.TXT", "0.caption", "metadata.jsonl"])
+def test_captions_that_are_not_read_get_a_word(pictures: Path, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "captioned"
+    shutil.copytree(pictures, folder)
+    assert list(folder_notes(open_folder(folder), reads_captions=False)) == []
+    (folder / name).write_text("a photo of {subject}")
+    (note,) = folder_notes(open_folder(folder), reads_captions=False)
+    assert note == f"{folder}: captions that are not read: {name}; set data.captions=true to train with them"
 
 
 def test_a_text_that_belongs_to_no_picture_is_still_told(captioned: Path) -> None:
@@ -59,9 +107,14 @@ def test_a_text_that_belongs_to_no_picture_is_still_told(captioned: Path) -> Non
 
 
 def test_without_the_subject_a_caption_is_of_any_other_of_the_class() -> None:
-    subjects = [SubjectConfig(identifier="sks"), SubjectConfig(identifier="olis")]
+    subjects = [
+        SubjectConfig(identifier="sks", class_noun="dog"),
+        SubjectConfig(identifier="olis", class_noun="cat"),
+    ]
     assert without_subjects("a photo of sks dog, at night", subjects) == "a photo of dog, at night"
     assert without_subjects("a photo of sks dog and olis cat", subjects) == "a photo of dog and cat"
+    assert without_subjects("SKS dog asks for sks1, a dog's toy", subjects) == "dog asks for 1, a dog's toy"
+    assert without_subjects("a photo of sks on the beach", subjects) == "a photo of dog on the beach"
 
 
 def test_dropout_and_shuffling_are_functions_of_the_place() -> None:
@@ -113,6 +166,18 @@ def test_class_pictures_are_made_of_the_captions_without_the_identifier(config_f
 def test_a_caption_that_is_not_of_the_subject_is_refused(config_file: Path, captioned: Path) -> None:
     (captioned / "0.txt").write_text("a photo of something else")
     with pytest.raises(UserError, match=r"0\.png: its caption 'a photo of something else' has neither"):
+        run_with(config_file, "refused", f"subject.images={captioned}", "data.captions=true")
+
+
+def test_an_identifier_inside_another_word_is_not_the_subject(config_file: Path, captioned: Path) -> None:
+    (captioned / "0.txt").write_text("a photo of tasks")
+    with pytest.raises(UserError, match=r"0\.png: its caption 'a photo of tasks' has neither"):
+        run_with(config_file, "refused", f"subject.images={captioned}", "data.captions=true")
+
+
+def test_a_misspelt_field_in_a_caption_is_named_with_its_image(config_file: Path, captioned: Path) -> None:
+    (captioned / "0.txt").write_text("a photo of {subjct}")
+    with pytest.raises(UserError, match=r"0\.png: its caption .*\{subjct\} is unknown; did you mean \{subject\}\?"):
         run_with(config_file, "refused", f"subject.images={captioned}", "data.captions=true")
 
 

@@ -1,6 +1,8 @@
+import itertools
 import os
 import struct
 import sys
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -10,20 +12,12 @@ import pytest
 import torch
 from PIL import Image, ImageCms, ImageDraw, ImageOps
 
-from dreambooth.data import images
-from dreambooth.data.images import (
-    cells,
-    digest_files,
-    grid,
-    inspect_image,
-    is_upscaled,
-    list_images,
-    load_image,
-    near_duplicates,
-    resize_and_crop,
-    to_images,
-    to_tensor,
-)
+from dreambooth.build.subjects import folder_notes
+from dreambooth.data import image_files
+from dreambooth.data.image_files import load_image
+from dreambooth.data.image_folder import list_images, open_folder
+from dreambooth.data.images import cells, digest_files, grid, is_upscaled, resize_and_crop, to_images, to_tensor
+from dreambooth.data.near_duplicates import MAX_DISTANCE, ImageInfo, inspect_image, near_duplicates
 from dreambooth.errors import NonFiniteError, UserError
 
 PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "dreambench"
@@ -60,10 +54,43 @@ def test_pictures_are_listed_in_sorted_order_whatever_order_they_were_written_in
 
 def test_files_that_the_system_leaves_in_a_folder_are_not_pictures_and_not_errors(tmp_path, picture):
     picture.save(tmp_path / "a.png")
-    for name in (".DS_Store", "._a.png", "Thumbs.db", "desktop.ini"):
+    files = [".DS_Store", "._a.png", "Icon\r", "Picasa.ini", "Thumbs.db", "a.AAE", "desktop.ini"]
+    folders = ["@eaDir", "__MACOSX"]
+    for name in files:
         (tmp_path / name).write_bytes(b"\0\1junk")
-    (tmp_path / "__MACOSX").mkdir()
-    assert [path.name for path in list_images(str(tmp_path))] == ["a.png"]
+    for name in folders:
+        (tmp_path / name).mkdir()
+    folder = open_folder(str(tmp_path))
+    assert [path.name for path in folder.images] == ["a.png"]
+    assert folder.system_files == sorted([*files, *folders])
+    (note,) = folder_notes(folder, reads_captions=False)
+    assert note.startswith(f"{tmp_path}: passed over, as systems and editors leave them: .DS_Store, ._a.png, @eaDir, I")
+    assert "\r" not in note, "a terminal would act on this name"
+
+
+@pytest.mark.parametrize("cut", [1, 2, 100])
+@pytest.mark.parametrize("name", ["a.jpg", "a.tiff"])
+def test_a_file_without_its_last_bytes_is_told_as_such(tmp_path, picture, name, cut):
+    path = tmp_path / name
+    picture.save(path)
+    path.write_bytes(path.read_bytes()[:-cut])
+    with pytest.raises(UserError, match=rf"{name} \(cut short: the last bytes of the file are missing"):
+        list_images(tmp_path)
+
+
+def test_what_pillow_warns_of_is_said_once_with_the_files_name(tmp_path, picture, recwarn):
+    exif = Image.Exif()
+    exif[0x010E] = "a description"
+    picture.save(tmp_path / "a.jpg", exif=exif)
+    content = bytearray((tmp_path / "a.jpg").read_bytes())
+    content[content.index(b"Exif\0\0") + 10] = 0xFF  # where its table lies
+    (tmp_path / "a.jpg").write_bytes(content)
+    folder = open_folder(tmp_path)
+    inspect_image(folder.images[0])
+    load_image(folder.images[0])
+    assert [str(each.message) for each in recwarn] == []
+    (note,) = folder_notes(folder, reads_captions=False)
+    assert note.startswith(f"{tmp_path}/a.jpg: Corrupt EXIF data.")
 
 
 def test_every_file_that_is_not_a_readable_picture_is_named_in_one_error_and_no_other(tmp_path, picture):
@@ -132,8 +159,8 @@ def test_sizes_that_no_picture_has_are_refused_by_their_headers_all_at_once_and_
         "sliver.png (2000 x 3 pixels; each side",
         "strip.png (4000 x 200 pixels; one side may be 16 times the other at most)",
         "icon.png (15 x 15 pixels",
-        "page.jpg (not a picture)",
-        "drawing.jpg (not a picture)",
+        "page.jpg (not an image)",
+        "drawing.jpg (not an image)",
         "zero.jpg (empty, 0 bytes)",
     ):
         assert told in str(error.value)
@@ -179,6 +206,31 @@ def test_a_copy_re_encoded_resized_or_cut_by_a_hair_is_alike_and_a_mirrored_or_o
     ]
     assert {other for pair in pairs for other in pair - {"a.png"} if "a.png" in pair} == copies
     assert not [pair for pair in pairs if pair & {"mirrored.png", "other.png"}]
+
+
+def test_no_pair_is_lost_among_many(tmp_path):
+    """Random images of few colours, so that many are near in brightness, against the comparison of all pairs."""
+    random = np.random.default_rng(0)
+    tones = random.integers(40, 200, size=(12, 1, 1, 3)) + random.integers(-25, 25, size=(12, 16, 16, 3))
+    noise = random.normal(0, random.choice([2, 5, 6, 7, 8], size=(300, 1, 1, 1)), size=(300, 16, 16, 3))
+    colours_NHWC = (tones[random.integers(12, size=300)] + noise).astype(np.float32)
+    images = [ImageInfo(Path(f"{number:03}"), (16, 16), 1, each) for number, each in enumerate(colours_NHWC)]
+    expected = [
+        (one.path, other.path)
+        for one, other in itertools.combinations(images, 2)
+        if abs(one.colours_HWC - other.colours_HWC).mean() < MAX_DISTANCE
+    ]
+    assert 100 < len(expected) < 10_000
+    assert near_duplicates(images) == expected
+
+
+def test_4000_photos_are_compared_in_seconds():
+    random = np.random.default_rng(0)
+    colours_NHWC = random.integers(256, size=(4000, 4, 4, 3)).repeat(4, 1).repeat(4, 2).astype(np.float32)
+    images = [ImageInfo(Path(f"{number}"), (16, 16), 1, each) for number, each in enumerate(colours_NHWC)]
+    started = time.process_time()
+    assert near_duplicates(images) == []
+    assert time.process_time() - started < 15, "all pairs one by one take a minute"
 
 
 SERIES = [Path(__file__).parents[1] / "data" / name for name in ("dog", "robot")]
@@ -399,16 +451,13 @@ def test_heic_is_read_where_its_decoder_is_installed(tmp_path, picture):
 
 def test_heic_names_the_missing_decoder_where_it_is_not_installed(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    monkeypatch.setattr(images, "_readable_formats", images._readable_formats.__wrapped__)  # it remembers its answer
+    fresh = image_files.readable_formats.__wrapped__  # it remembers its answer
+    monkeypatch.setattr(image_files, "readable_formats", fresh)
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     with pytest.raises(UserError, match="pip install pillow-heif"):
         load_image(tmp_path / "a.heic")
 
 
-# resize_and_crop
-
-
-@pytest.mark.parametrize("size", [(96, 64), (64, 96), (640, 400), (333, 1001), (20, 33)])
 def test_a_circle_stays_a_circle(size):
     width, height = size
     radius = min(size) * 0.4
@@ -513,7 +562,7 @@ def test_the_empty_places_of_a_grid_come_white_and_what_is_no_grid_is_refused():
     images = [Image.new("RGB", (8, 8), "red")] * 5
     white = cells(grid(images, columns=3), side=8)[5]
     assert_same_picture(white, Image.new("RGB", (8, 8), "white"))
-    with pytest.raises(UserError, match="32 x 22 pixels are no grid of pictures of 9 x 9"):
+    with pytest.raises(UserError, match="32 x 22 pixels are no grid of images of 9 x 9"):
         cells(grid(images, columns=3), side=9)
 
 

@@ -1,54 +1,59 @@
-"""The texts of a run: prompts and captions with the subjects' names in them, and what may be amiss with them."""
+"""The prompts and captions of a run with the subjects' names in them, and warnings about them."""
 
 import difflib
+import logging
 from collections.abc import Iterator
 from itertools import chain
-from pathlib import Path
 
 import torch
 
 from dreambooth.config import Config, subject_key
 from dreambooth.data.captions import read_captions, without_subjects
-from dreambooth.distributed import tell
-from dreambooth.errors import UserError
+from dreambooth.data.image_folder import ImageFolder
+from dreambooth.errors import UserError, escaped
 from dreambooth.families import Family, clip
 from dreambooth.generation import sampler
-from dreambooth.methods import find_method
-from dreambooth.prompts import Prompt, expand, fill_prompt
+from dreambooth.methods import find_facts
+from dreambooth.prompt_words import foreign_syntax_warning, has_words
+from dreambooth.prompts import Prompt, expand, fill_prompt, template_problem
+
+logger = logging.getLogger(__name__)
 
 
 def cache_prompts(family: Family, captions: list[list[str]], config: Config, text_trains: bool) -> None:
-    """Encode every prompt of the run: to keep, or where the text encoders train to see that they can be.
+    """Encode every prompt of the run: into the cache, or where the text encoders train to see that they can be.
 
-    captions: of each subject's pictures. Raises UserError, and warns, as `wording_warnings` does.
+    captions: of each subject's images. Raises UserError, and warns, as `wording_warnings` does.
     """
     for warning in wording_warnings(family, captions, config):
-        tell(f"warning: {warning}")
-    texts = dict.fromkeys(["", *texts_of(config), *chain(*captions), *chain(*class_prompts_of(captions, config))])
+        logger.warning(warning)
+    prompts = dict.fromkeys(["", *texts_of(config), *chain(*captions), *chain(*class_prompts_of(captions, config))])
     if text_trains or config.data.shuffle_captions:
         with torch.no_grad():
-            for text in texts:
-                family.encode_prompts([text])
+            for prompt in prompts:
+                family.encode_prompts([prompt])
     else:
-        family.cache_prompts(texts)
+        family.cache_prompts(prompts)
 
 
 def wording_warnings(family: Family, captions: list[list[str]], config: Config) -> Iterator[str]:
-    """What may be amiss with identifiers and prompts, once the method has added its words to the family.
+    """Yield what may be amiss with identifiers and prompts, once the method has added its tokens to the family.
 
-    Raises UserError for an identifier that is nothing to the tokenizer, or that a prompt's dropped end holds.
+    Raises UserError for an identifier that is nothing to the tokenizer, or that the dropped end of a prompt holds.
     """
-    if not find_method(config.method.name).adds_tokens:
+    if not find_facts(config.method.name).adds_tokens:
         for number, subject in enumerate(config.subjects):
             yield from identifier_warnings(family, f"{subject_key(config, number)}.identifier", subject.identifier)
     identifiers = [subject.identifier for subject in config.subjects]
     for key, prompt in dict.fromkeys(keyed_prompts(captions, config)):
         if (warning := sampler.cut_warning(family, f"{key} {prompt!r}", prompt, identifiers)) is not None:
             yield warning
+        if (warning := foreign_syntax_warning(f"{key} {prompt!r}", prompt)) is not None:
+            yield warning
 
 
 def identifier_warnings(family: Family, key: str, identifier: str) -> Iterator[str]:
-    """Raises UserError for one that is no word."""
+    """Yield what is amiss with an identifier as a rare word. Raises UserError for one that is no word."""
     ids = family.tokenize(identifier)
     if not ids or set(ids) & set(family.tokenizer.all_special_ids):
         raise UserError(f"{key}: {identifier!r} is no word to this tokenizer; name a rare one: sks")
@@ -71,13 +76,13 @@ def _spelled(family: Family, ids: list[int]) -> list[str]:
 
 
 def identifier_last(caption: str, identifier: str) -> str:
-    """A caption in that order of its parts (`Captions.shuffle`) in which the identifier comes latest."""
+    """Return a caption in that order of its parts (`Captions.shuffle`) in which the identifier comes latest."""
     first, *rest = caption.split(",")
-    return ",".join([first, *sorted(rest, key=lambda part: identifier in part)])
+    return ",".join([first, *sorted(rest, key=lambda part: has_words(part, identifier))])
 
 
 def keyed_prompts(captions: list[list[str]], config: Config) -> Iterator[tuple[str, str]]:
-    """Every prompt of the run with where it comes from."""
+    """Yield every prompt of the run with where it comes from."""
     for number, own in enumerate(captions):
         key = subject_key(config, number)
         yield f"{key}.class_prompt", class_prompt(config, number)
@@ -89,7 +94,7 @@ def keyed_prompts(captions: list[list[str]], config: Config) -> Iterator[tuple[s
 
 
 def texts_of(config: Config) -> list[str]:
-    """Every prompt of a run as the model gets it."""
+    """Return every prompt of a run, but for captions, as the model gets it."""
     numbers = range(len(config.subjects))
     own = [[subject_prompt(config, number), class_prompt(config, number)] for number in numbers]
     return [*chain(*own), *(prompt.filled for prompt in validation_prompts(config))]
@@ -108,24 +113,27 @@ def validation_prompts(config: Config) -> list[Prompt]:
 
 
 def class_prompts_of(captions: list[list[str]], config: Config) -> list[list[str]]:
-    """What pictures of each subject's class are called, one for each of the subject's."""
+    """Return the class prompts of each subject, one for each of its images."""
     if not config.data.captions:
         return [[class_prompt(config, number)] * len(own) for number, own in enumerate(captions)]
     return [[without_subjects(caption, config.subjects) for caption in own] for own in captions]
 
 
-def captions_of(photos: list[list[Path]], config: Config) -> list[list[str]]:
-    """What is said of each subject's pictures. Raises UserError for a caption that is missing, or not of it."""
+def captions_of(folders: list[ImageFolder], config: Config) -> list[list[str]]:
+    """Return the prompt of each subject's images. Raises UserError for a caption that is missing, or not of it."""
     if not config.data.captions:
-        return [[subject_prompt(config, number)] * len(paths) for number, paths in enumerate(photos)]
-    return [own_captions(paths, config, number) for number, paths in enumerate(photos)]
+        return [[subject_prompt(config, number)] * len(each.images) for number, each in enumerate(folders)]
+    return [own_captions(folder, config, number) for number, folder in enumerate(folders)]
 
 
-def own_captions(paths: list[Path], config: Config, number: int) -> list[str]:
-    """Those of one subject's pictures, from files."""
-    captions = [fill_prompt(caption, config.subjects, number) for caption in read_captions(paths)]
-    identifier = config.subjects[number].identifier
-    for path, caption in zip(paths, captions, strict=True):
-        if identifier not in caption:
-            raise UserError(f"{path.name}: its caption {caption!r} has neither {{subject}} nor {identifier!r}")
+def own_captions(folder: ImageFolder, config: Config, number: int) -> list[str]:
+    """Return those of one subject's images, from files."""
+    captions, identifier = [], config.subjects[number].identifier
+    for path, template in zip(folder.images, read_captions(folder.images, folder.captions), strict=True):
+        name = escaped(path.name)
+        if problem := template_problem(template, len(config.subjects)):
+            raise UserError(f"{name}: its caption {template!r}: {problem}")
+        captions.append(fill_prompt(template, config.subjects, number))
+        if not has_words(captions[-1], identifier):
+            raise UserError(f"{name}: its caption {captions[-1]!r} has neither {{subject}} nor {identifier!r}")
     return captions

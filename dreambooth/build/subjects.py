@@ -1,9 +1,10 @@
 """The subjects' images: where they are, the sizes they are cut to, and warnings about them."""
 
 import glob
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
@@ -13,57 +14,74 @@ from dreambooth.build.method import find_start
 from dreambooth.build.prompts import captions_of
 from dreambooth.config import Config
 from dreambooth.data.buckets import Size, make_buckets, nearest_bucket
-from dreambooth.data.images import (
-    ImageInfo,
-    inspect_image,
-    is_upscaled,
-    list_images,
-    load_image,
-    load_mask,
-    near_duplicates,
-    transparency_mask,
-)
+from dreambooth.data.captions import METADATA, files_beside
+from dreambooth.data.image_files import load_image, load_mask, transparency_mask
+from dreambooth.data.image_folder import ImageFolder, open_folder
+from dreambooth.data.images import is_upscaled
 from dreambooth.data.latents import EncodedImage, encode_image_files
-from dreambooth.distributed import tell
+from dreambooth.data.near_duplicates import ImageInfo, inspect_image, near_duplicates
 from dreambooth.errors import UserError, escaped
 from dreambooth.families import Family
 from dreambooth.randomness import Randomness
+
+logger = logging.getLogger(__name__)
+MAX_NAMED = 10  # files, or pairs of them, that a note spells out
 
 
 @dataclass(frozen=True)
 class SubjectData:
     """What a run reads beside its base. photos, captions: of each subject. start: `find_start`.
 
-    masks: of all photos, one subject's after the other's; None: every pixel counts.
+    masks: of all photos, one subject's after the other's; None: every pixel counts. notes: about the folders' files.
     """
 
     start: Path | None
     photos: list[list[Path]]
     captions: list[list[str]]
     masks: list[Image.Image] | None
+    notes: list[str] = field(default_factory=list)
 
 
 def load_subject_data(config: Config) -> SubjectData:
-    """Find and check the inputs. Raises UserError for what does not exist or cannot be used."""
-    start, photos = find_start(config), [list_images(subject.images) for subject in config.subjects]
-    return SubjectData(start, photos, captions_of(photos, config), load_masks([*chain(*photos)], config))
+    """Load what a run is given. Raises UserError for what is not there or cannot be used."""
+    start, folders = find_start(config), [open_folder(subject.images) for subject in config.subjects]
+    photos = [folder.images for folder in folders]
+    notes = [note for folder in folders for note in folder_notes(folder, config.data.captions)]
+    return SubjectData(start, photos, captions_of(folders, config), load_masks([*chain(*photos)], config), notes)
 
 
-def picture_warnings(looks: Sequence[ImageInfo], buckets: list[Size], resolution: int) -> Iterator[str]:
-    """Yield what is no reason to refuse images, but worth a warning."""
-    small = [look.path for look in looks if is_upscaled(look.size, nearest_bucket(look.size, buckets))]
+def folder_notes(folder: ImageFolder, reads_captions: bool) -> Iterator[str]:
+    """Yield what is not used of a folder, and what Pillow says of its images."""
+    name = escaped(folder.path)
+    if folder.system_files:
+        yield f"{name}: passed over, as systems and editors leave them: {_some(folder.system_files)}"
+    beside = {*files_beside(folder.images, folder.captions).values()} if reads_captions else set()
+    unread = [path.name for path in folder.captions if path not in beside]
+    if unread and not reads_captions:
+        yield f"{name}: captions that are not read: {_some(unread)}; set data.captions=true to train with them"
+    elif unread := [each for each in unread if each != METADATA]:
+        yield f"{name}: captions that are not read, as the image has another one: {_some(unread)}"
+    for image, warnings in folder.warnings.items():
+        yield f"{name}/{escaped(image)}: {escaped('; '.join(warnings))}"
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return the first few names, and how many more there are."""
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(escaped(name) for name in names[:MAX_NAMED]) + more
+
+
+def image_warnings(images: Sequence[ImageInfo], buckets: list[Size], resolution: int) -> Iterator[str]:
+    """Yield what is no reason to refuse images, but worth a word."""
+    small = [image.path.name for image in images if is_upscaled(image.size, nearest_bucket(image.size, buckets))]
     if small:  # enlarging blurs, and blur is learned with the subject
-        yield f"smaller than data.resolution ({resolution}), so enlarged: {_named(small)}"
-    if moving := [look for look in looks if look.num_frames > 1]:
-        frames = ", ".join(f"{escaped(look.path.name)} (1 of {look.num_frames})" for look in moving)
-        yield f"several pictures in a file, of which the first is taken: {frames}"
-    if pairs := near_duplicates(looks):
-        twice = "; ".join(f"{_named([one])} and {_named([other])}" for one, other in pairs)
-        yield f"(nearly) the same picture twice, which then counts twice; leave one out: {twice}"
-
-
-def _named(paths: Sequence[Path]) -> str:
-    return ", ".join(escaped(path.name) for path in paths)
+        yield f"smaller than data.resolution ({resolution}), so enlarged: {_some(small)}"
+    if moving := [image for image in images if image.num_frames > 1]:
+        frames = _some([f"{image.path.name} (1 of {image.num_frames})" for image in moving])
+        yield f"several images in a file, of which the first is taken: {frames}"
+    if pairs := near_duplicates(images):
+        twice = _some([f"{one.name} and {other.name}" for one, other in pairs])
+        yield f"(nearly) the same image twice, which then counts twice; leave one out: {twice}"
 
 
 def buckets_of(family: Family, config: Config) -> list[Size]:
@@ -87,14 +105,16 @@ def tell_buckets(pictures: list[EncodedImage]) -> None:
     """Report how many images each bucket got."""
     sizes = Counter(tuple(picture.size_crop_V6[0, 4:].tolist()) for picture in pictures)
     listed = ", ".join(f"{width}x{height} ({count})" for (height, width), count in sorted(sizes.items()))
-    tell(f"buckets (and pictures in each): {listed}")
+    logger.info(f"buckets (and images in each): {listed}")
 
 
 def encode_subjects(family: Family, given: SubjectData, config: Config, randomness: Randomness) -> list[EncodedImage]:
     """Encode all images of all subjects, one subject's after the other's, and warn of their sizes."""
     paths = [*chain(*given.photos)]
-    for warning in picture_warnings([*map(inspect_image, paths)], buckets_of(family, config), config.data.resolution):
-        tell(f"warning: {warning}")
+    for note in given.notes:
+        logger.info(f"note: {note}")
+    for warning in image_warnings([*map(inspect_image, paths)], buckets_of(family, config), config.data.resolution):
+        logger.warning(warning)
     subjects = [number for number, own in enumerate(given.photos) for _ in own]
     pictures = encode(family, paths, config, randomness, given.masks, subjects)
     if config.data.buckets:
@@ -131,7 +151,7 @@ def load_masks(paths: list[Path], config: Config) -> list[Image.Image] | None:
     masks = [transparency_mask(path) if config.data.mask == "alpha" else mask_beside(path, config) for path in paths]
     for path, mask in zip(paths, masks, strict=True):
         if mask.getextrema()[1] == 0:
-            raise UserError(f"{path}: its mask (data.mask={config.data.mask}) leaves nothing of it")
+            raise UserError(f"{escaped(path)}: its mask (data.mask={config.data.mask}) leaves nothing of it")
     return masks
 
 

@@ -1,8 +1,8 @@
-"""What is said of each picture: the run's prompt, or a caption of its own from a file.
+"""What is said of each image: the run's prompt, or a caption of its own from a file.
 
-A caption is a template (`prompts`) in which {subject} stands for identifier and class noun. It lies in a `.txt` beside
-the picture, as most captioning tools write it, or in a `metadata.jsonl` of the folder, as the hub's image data sets
-have it.
+A caption is a template (`prompts`) in which {subject} stands for identifier and class noun. It lies in a `.txt` or
+`.caption` beside the image, as captioning tools write it, or in a `metadata.jsonl` of the folder, as the hub's image
+data sets have it.
 """
 
 import json
@@ -10,67 +10,92 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreambooth.errors import UserError
+from dreambooth.errors import UserError, escaped
+from dreambooth.files import read_lines, read_text
+from dreambooth.prompt_words import has_words, replace_words
 from dreambooth.prompts import Named
 from dreambooth.randomness import Randomness
 
-METADATA = "metadata.jsonl"  # a line a picture: {"file_name": "a.png", "text": "a photo of {subject} on grass"}
+METADATA = "metadata.jsonl"  # a line an image: {"file_name": "a.png", "text": "a photo of {subject} on grass"}
+SUFFIXES = (".txt", ".caption")  # in small letters or capitals; where an image has several, the first is read
 
 
-def read_captions(pictures: Sequence[Path]) -> list[str]:
-    """The caption of each picture. Raises UserError naming the pictures that have none, or a file that is broken."""
-    listed = _read_metadata(pictures[0].parent / METADATA)
-    captions = {path: _read_beside(path) or listed.get(path.name, "") for path in pictures}
-    if missing := [path.name for path, caption in captions.items() if not caption]:
+def read_captions(images: Sequence[Path], files: Sequence[Path]) -> list[str]:
+    """Return the caption of each image of a folder, of which `files` are the caption files.
+
+    Raises UserError naming the images that have none, or a file that is broken.
+    """
+    listed = {}
+    for path in files:
+        if path.name == METADATA:
+            listed = _read_metadata(path)
+    beside = files_beside(images, files)
+    captions = {path: _read_beside(beside.get(path)) or listed.get(path.name, "") for path in images}
+    if missing := [escaped(path.name) for path, caption in captions.items() if not caption]:
         raise UserError(
-            f"{pictures[0].parent}: no caption for {', '.join(missing)}; write a .txt of the same name beside each, or "
-            f'a line {{"file_name": "{missing[0]}", "text": "a photo of {{subject}} ..."}} into {METADATA}'
+            f"{escaped(images[0].parent)}: no caption for {', '.join(missing)}; write a .txt of the same name beside "
+            f'each, or a line {{"file_name": "{missing[0]}", "text": "a photo of {{subject}} ..."}} into {METADATA}'
         )
     return list(captions.values())
 
 
-def _read_beside(picture: Path) -> str:
-    """Empty where there is no file."""
-    path = picture.with_suffix(".txt")
-    try:
-        return " ".join(path.read_text(encoding="utf-8").split()) if path.is_file() else ""
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a text in UTF-8 ({error})") from error
+def files_beside(images: Sequence[Path], files: Sequence[Path]) -> dict[Path, Path]:
+    """Return the caption file that is read for each image that has one: a.txt or a.png.txt for a.png."""
+    by_stem: dict[str, Path] = {}
+    for path in sorted((path for path in files if path.name != METADATA), key=_rank, reverse=True):
+        by_stem[path.stem] = path  # the last one, of the lowest rank, stays
+    return {image: by_stem[name] for image in images for name in (image.stem, image.name) if name in by_stem}
+
+
+def _rank(path: Path) -> tuple[int, str]:
+    return SUFFIXES.index(path.suffix.lower()), path.name
+
+
+def _read_beside(path: Path | None) -> str:
+    """Return a caption on one line; empty where there is no file."""
+    return "" if path is None else " ".join(read_text(path).split())
 
 
 def _read_metadata(path: Path) -> dict[str, str]:
-    """Captions by file name; none where there is no file."""
+    """Return captions by file name."""
     captions = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.is_file() else [], start=1):
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line.strip():
+            continue
         try:
             entry = json.loads(line)
             captions[str(entry["file_name"])] = str(entry["text"])
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise UserError(
-                f'{path}, line {number}: expected {{"file_name": ..., "text": ...}}, found {line!r}'
+                f'{escaped(path)}, line {number}: expected {{"file_name": ..., "text": ...}}, found {line!r}'
             ) from error
     return captions
 
 
-def is_caption_file(path: Path, stems: set[str]) -> bool:
-    """Whether a file in a folder of pictures is no picture but a caption. stems: of all files in the folder."""
-    return path.name == METADATA or (path.suffix == ".txt" and path.stem in stems)
+def is_caption_file(path: Path, names: set[str]) -> bool:
+    """Return whether a file in a folder of images is a caption. names: of all other files, with and without suffix."""
+    return path.name == METADATA or (path.suffix.lower() in SUFFIXES and path.stem in names)
 
 
 def without_subjects(caption: str, subjects: Sequence[Named]) -> str:
-    """What the same picture of any other of the class would be called: "a photo of sks dog" is "a photo of dog"."""
+    """Return a caption for any other of the class: "a photo of sks dog" becomes "a photo of dog".
+
+    Where the class noun is nowhere in a caption it stands for the identifier.
+    """
+    text = caption
     for subject in subjects:
-        caption = caption.replace(subject.identifier, " ")
-    return " ".join(caption.split())
+        by = " " if has_words(caption, subject.class_noun) else subject.class_noun
+        text = replace_words(text, subject.identifier, by)
+    return " ".join(text.split())
 
 
 @dataclass(frozen=True)
 class Captions:
-    """The prompt of each sample, a function of its picture and its place in the run.
+    """The prompt of each sample, a function of its image and its index in the run.
 
-    texts: one for each picture. dropout: share of samples whose prompt is empty, so that guidance has what it goes away
-    from (Ho & Salimans 2022, arXiv 2207.12598; 0.1). shuffle: parts between commas come in a new order each time, but
-    the first stays where it is.
+    texts: one for each image. dropout: share of samples whose prompt is empty, which classifier-free guidance needs
+    (Ho & Salimans 2022, arXiv 2207.12598; 0.1). shuffle: parts between commas come in a new order each time, but the
+    first stays where it is.
     """
 
     texts: Sequence[str]
@@ -78,11 +103,11 @@ class Captions:
     dropout: float = 0.0
     shuffle: bool = False
 
-    def __call__(self, picture: int, place: int) -> str:
-        if self.dropout and self.randomness.generator("caption/dropout", place).random() < self.dropout:
+    def __call__(self, image: int, sample_index: int) -> str:
+        if self.dropout and self.randomness.generator("caption/dropout", sample_index).random() < self.dropout:
             return ""
         if not self.shuffle:
-            return self.texts[picture]
-        first, *rest = self.texts[picture].split(",")
-        order = self.randomness.permutation("caption/shuffle", len(rest), place)
+            return self.texts[image]
+        first, *rest = self.texts[image].split(",")
+        order = self.randomness.permutation("caption/shuffle", len(rest), sample_index)
         return ",".join([first, *(rest[i] for i in order)])

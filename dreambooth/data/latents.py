@@ -19,7 +19,8 @@ from torch.utils.data import Dataset, Sampler
 
 from dreambooth.data.buckets import Size, largest_part, nearest_bucket
 from dreambooth.data.captions import Captions
-from dreambooth.data.images import load_image, resize_and_crop, to_tensor
+from dreambooth.data.image_files import load_image
+from dreambooth.data.images import resize_and_crop, to_tensor
 from dreambooth.randomness import Randomness
 
 Encoder = Callable[[Tensor], tuple[Tensor, Tensor]]  # pixels [B, 3, H, W] in [-1, 1] -> mean and std of scaled latents

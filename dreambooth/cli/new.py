@@ -1,0 +1,61 @@
+"""`new FOLDER --class NOUN`: a commented config for a folder of photos, and the crops that training will see."""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dreambooth.cli import loading_libraries
+from dreambooth.errors import UserError
+
+if TYPE_CHECKING:
+    from dreambooth.preflight.new_config import Costs
+
+BASE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("photos", metavar="FOLDER", help="folder with 3 to 10 photos of the subject")
+    parser.add_argument(
+        "--class", dest="class_noun", metavar="NOUN", required=True, help="what kind of thing it is: dog, backpack ..."
+    )
+    parser.add_argument(
+        "--base", metavar="MODEL", default=BASE, help=f"hub id, folder or single .safetensors (default {BASE})"
+    )
+    parser.add_argument(
+        "--identifier", metavar="WORD", default="sks", help="rare word that will mean the subject (default sks)"
+    )
+    parser.add_argument("--memory", type=float, metavar="GIB", help="what there is (default: what this device has)")
+    parser.add_argument("--out", metavar="FILE", help="where the config goes (default configs/<name of FOLDER>.yaml)")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.memory is not None and not args.memory > 0:
+        raise UserError(f"--memory: {args.memory} is too small; write GiB, e.g. 8")
+    photos = Path(args.photos)
+    out = Path(args.out or Path("configs", f"{photos.resolve().name}.yaml"))
+    if out.exists():
+        raise UserError(f"{out}: is there already; name another file with --out, or remove it")
+    with loading_libraries():
+        from dreambooth.generation.request import write_png
+        from dreambooth.preflight.memory_plan import GIB
+        from dreambooth.preflight.new_config import Request, write_new_config
+
+    memory = None if args.memory is None else int(args.memory * GIB)
+    made = write_new_config(Request(photos, args.class_noun, args.base, args.identifier, out, memory))
+    crops = write_png(Path("outputs", f"{out.stem}-crops.png"), made.crops, {})
+    for warning in made.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"{out}: {made.found}; the crops that training will see: {crops}")
+    if made.costs is not None:
+        print(costs_in_words(made.costs))
+    print(f"train: python train.py {shlex.quote(str(out))}")
+    return 0
+
+
+def costs_in_words(costs: "Costs") -> str:
+    from dreambooth.preflight.memory_plan import GIB
+
+    words = f"takes {costs.memory_bytes / GIB:.1f} GiB of memory, {costs.disk_bytes / GIB:.1f} GiB of disk"
+    return words if costs.minutes is None else f"{words}, {costs.minutes:.0f} minutes"

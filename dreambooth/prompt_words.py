@@ -1,0 +1,71 @@
+"""Words of a prompt as CLIP's tokenizer divides it, so that "sks" is found in "SKS, a dog" and not in "asks".
+
+The tokenizer normalizes to NFC and small letters, and divides a text into runs of letters, single digits, runs of other
+characters, and the English endings 's, 't ...
+"""
+
+import re
+import unicodedata
+
+WORD = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[^\W\d_]+|\d|(?:[^\s\w]|_)+", re.IGNORECASE)
+
+# What other tools read in a prompt, each with an example; here it reaches the model as plain text.
+FOREIGN_SYNTAX = (
+    re.compile(r"[(\[][^()\[\]]*:\s*[-+]?[\d.]+\s*[)\]]"),  # (sks:1.2), [a:b:0.5] of A1111 and ComfyUI
+    re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>", re.IGNORECASE),  # <lora:name:1>
+    re.compile(r"\bembedding:\S+"),  # embedding:name of ComfyUI
+    re.compile(r"\b(?:BREAK|AND)\b"),  # keywords of A1111
+    re.compile(r"[\w)](?:\+\+|--)+(?!\w)"),  # sks++ of Compel and InvokeAI
+    re.compile(r"__[\w/-]+__"),  # __colours__, a wildcard
+)
+
+
+def find_words(text: str, words: str) -> list[tuple[int, int]]:
+    """Return start and end of each place in NFC `text` where the tokenizer reads `words`, an identifier for example.
+
+    Punctuation at the ends of `words` may touch other punctuation: "<sks>" is found in "(<sks>)".
+    """
+    wanted = [unicodedata.normalize("NFC", match[0]).lower() for match in WORD.finditer(words)]
+    if not wanted:
+        return []
+    found: list[tuple[int, int]] = []
+    matches = list(WORD.finditer(text))
+    for first in range(len(matches) - len(wanted) + 1):
+        span = _span(matches[first : first + len(wanted)], wanted)
+        if span is not None and (not found or span[0] >= found[-1][1]):
+            found.append(span)
+    return found
+
+
+def _span(matches: list[re.Match[str]], wanted: list[str]) -> tuple[int, int] | None:
+    """Return start and end where these words of a text are the wanted ones, else None."""
+    found = [match[0].lower() for match in matches]
+    start, end = matches[0].start(), matches[-1].end()
+    if not wanted[0][0].isalnum() and found[0].endswith(wanted[0]):
+        start += len(found[0]) - len(wanted[0])
+        found[0] = wanted[0]
+    if not wanted[-1][0].isalnum() and found[-1].startswith(wanted[-1]):
+        end -= len(found[-1]) - len(wanted[-1])
+        found[-1] = wanted[-1]
+    return (start, end) if found == wanted else None
+
+
+def has_words(text: str, words: str) -> bool:
+    """Return whether the tokenizer reads `words` somewhere in `text`."""
+    return bool(find_words(unicodedata.normalize("NFC", text), words))
+
+
+def replace_words(text: str, words: str, by: str) -> str:
+    """Return `text` with `by` wherever the tokenizer reads `words`."""
+    text = unicodedata.normalize("NFC", text)
+    for start, end in reversed(find_words(text, words)):
+        text = text[:start] + by + text[end:]
+    return text
+
+
+def foreign_syntax_warning(name: str, prompt: str) -> str | None:
+    """Return a warning of what means something to other tools in a prompt; None where there is nothing of the kind."""
+    pieces = [match[0] for pattern in FOREIGN_SYNTAX for match in pattern.finditer(prompt)]
+    if not pieces:
+        return None
+    return f"{name}: weights and keywords of other tools are plain text here; leave them out: {', '.join(pieces)}"
