@@ -1,29 +1,101 @@
-"""Several processes of one run: which of them this is, who speaks, and how they divide work among them.
+"""Several processes of one run: which of them this is, and how they divide work among them.
 
-Processes are started and counted by Lightning, torchrun or SLURM; here is only what has to be known before or beside
-Lightning's trainer. The first process writes and speaks for all.
+The config decides how many processes belong together (train.devices x train.num_nodes) and one launcher which is which:
+this program, torchrun or SLURM. `join_run` decides it once; ranks that a cluster job or a sweep has put into the
+environment of a run of one process mean nothing to it. The first process writes and speaks for all.
 """
 
+import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
-from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
+
+from dreambooth.errors import UserError
+
+LAUNCHER = "DREAMBOOTH_LAUNCHER"  # in the environment of processes that a run has started itself: the first one's id
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process of a run. local_rank: its number on its machine, and so that of its GPU."""
+
+    rank: int = 0
+    local_rank: int = 0
+    node_rank: int = 0
+    world_size: int = 1
+    launcher: Literal["run", "torchrun", "slurm"] = "run"
+
+
+_this = Process()
+
+
+def this_process() -> Process:
+    """Return which process of the run this is; the only one, before a run has been joined."""
+    return _this
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes; known before there is a trainer."""
-    return cast(Any, rank_zero_only).rank == 0
+    """Return whether this is the process that writes and speaks."""
+    return _this.rank == 0
 
 
-def local_rank() -> int:
-    """This process's number on its machine, and so that of its GPU."""
-    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+def join_run(devices: int, num_nodes: int) -> Process:
+    """Decide which process of a run of `devices` processes on each of `num_nodes` machines this is.
+
+    From then on the library reports in the first process alone. Raises UserError where a launcher has started another
+    number of processes, or several machines have none.
+    """
+    global _this
+    _this = find_process(devices, num_nodes, os.environ)
+    if _this.rank > 0:
+        logging.getLogger("dreambooth").setLevel(logging.CRITICAL)
+    if _this.launcher == "run" and _this.world_size > 1:
+        if _this.rank == 0:
+            os.environ[LAUNCHER] = str(os.getpid())
+        else:
+            _end_with_first()
+    return _this
+
+
+def find_process(devices: int, num_nodes: int, environment: Mapping[str, str]) -> Process:
+    """Return which process of a run this is, by the variables of its launcher. Raises UserError as `join_run` does."""
+    world_size = devices * num_nodes
+    if world_size == 1:
+        return Process()
+    if environment.get(LAUNCHER) == str(os.getppid()):
+        rank = int(environment.get("LOCAL_RANK", "0"))
+        return Process(rank, rank, 0, world_size)
+    if "TORCHELASTIC_RUN_ID" in environment:
+        launcher: Literal["torchrun", "slurm"] = "torchrun"
+        names = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE")
+    elif environment.get("SLURM_STEP_NUM_TASKS", "1") != "1":  # an allocation (SLURM_NTASKS) has started nothing yet
+        launcher = "slurm"
+        names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_STEP_NUM_TASKS")
+    elif num_nodes == 1:
+        return Process(world_size=world_size)
+    else:
+        raise UserError(
+            f"train.num_nodes={num_nodes}: several machines need a launcher; start one process a device on each by "
+            "torchrun or srun, or set train.num_nodes=1"
+        )
+    rank, local_rank, node_rank, started = (int(environment[name]) for name in names)
+    if started != world_size or local_rank >= devices:
+        raise UserError(
+            f"train.devices={devices}, train.num_nodes={num_nodes}: {devices} x {num_nodes} processes are requested, "
+            f"but {launcher} started {started}, number {local_rank} of them on this machine; make both the same"
+        )
+    return Process(rank, local_rank, node_rank, started, launcher)
+
+
+def num_started(environment: Mapping[str, str]) -> int:
+    """Return how many processes a launcher around this one says that it has started; 1 without one."""
+    return max(int(environment.get(name) or 1) for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
 
 
 def of_this_process() -> str:
@@ -34,22 +106,15 @@ def of_this_process() -> str:
     return f" of process {distributed.get_rank()}"
 
 
-def end_with_first() -> None:
-    """See that a process that Lightning has started ends when the first one does, however that dies.
+def _end_with_first() -> None:
+    """See that a process that a run has started ends when the first one does, however that dies.
 
     It may else wait for that one in the middle of a step, on a GPU for half an hour. Linux only.
     """
-    is_started_here = "LOCAL_RANK" in os.environ and local_rank() > 0 and "TORCHELASTIC_RUN_ID" not in os.environ
-    if is_started_here and sys.platform == "linux":
+    if sys.platform == "linux":
         import ctypes
 
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
-@rank_zero_only
-def tell(text: str) -> None:
-    """Say something to the user, once for all processes."""
-    print(text, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dreambooth.config import config_fields, describe_config, differences, load_config, to_dict
+from dreambooth.config import Change, config_fields, describe_config, differences, load_config, to_dict
+from dreambooth.config.synonyms import SYNONYMS
 from dreambooth.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -53,6 +54,69 @@ def test_a_number_without_a_decimal_point_before_its_exponent_is_read_as_one(tmp
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(REQUIRED) + "optim: {lr: 5e-6}\n")
     assert load_config(path).optim.lr == load_config(path, ["optim.lr=5e-6"]).optim.lr == 5e-6
+
+
+@pytest.mark.parametrize("written_as", ["1e3", "1.0e+3", "1000.0", "1_000", "1000"])
+def test_a_whole_number_may_be_written_as_people_write_it(tmp_path: Path, written_as: str) -> None:
+    steps = load_config(with_text(tmp_path, f"train: {{max_steps: {written_as}}}\n")).train.max_steps
+    assert (steps, type(steps)) == (1000, int)
+    assert load_config(written(tmp_path), [f"train.max_steps={written_as}"]).train.max_steps == 1000
+
+
+def test_a_text_of_digits_that_only_yaml_takes_for_a_number_stays_a_text(tmp_path: Path) -> None:
+    subject = yaml.safe_dump({"run": REQUIRED["run"], "model": REQUIRED["model"]})
+    path = tmp_path / "config.yaml"
+    path.write_text(f"{subject}subject: {{images: 1:30, identifier: 007, class_noun: 0x10}}\n")
+    (read,) = load_config(path).subjects
+    assert (read.images, read.identifier, read.class_noun) == ("1:30", "007", "0x10")
+
+
+@pytest.mark.parametrize("name", ["console", "com", "com10", "auxiliary", "my.con", "nul-dog"])
+def test_a_name_that_only_looks_like_a_device_is_a_run(tmp_path: Path, name: str) -> None:
+    assert load_config(written(tmp_path), [f"run.name={name}"]).run.name == name
+
+
+def test_every_synonym_stands_for_a_key_that_there_is_and_hides_none() -> None:
+    fields = config_fields()
+    assert set(SYNONYMS.values()) <= set(fields)
+    assert not set(SYNONYMS) & set(fields)
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("optim.learning_rate", "optim.lr"),
+        ("learning_rate", "optim.lr"),
+        ("train.learning-rate", "optim.lr"),
+        ("lr", "optim.lr"),
+        ("batch_size", "train.batch_size"),
+        ("train.steps", "train.max_steps"),
+        ("prior.steps", "prior.num_inference_steps"),
+        ("max_train_steps", "train.max_steps"),
+        ("train.epochs", "train.max_steps"),
+        ("subject.instance_prompt", "subject.prompt"),
+        ("class_prompt", "subject.class_prompt"),
+        ("instance_data_dir", "subject.images"),
+        ("rank", "method.rank"),
+        ("method.network_dim", "method.rank"),
+        ("network_alpha", "method.alpha"),
+        ("output_dir", "run.dir"),
+        ("pretrained_model_name_or_path", "model.base"),
+        ("mixed_precision", "train.precision"),
+        ("seed", "run.seed"),
+        ("resolution", "data.resolution"),
+        ("train.max_step", "train.max_steps"),
+        ("subjects[1].instance_prompt", "subjects[1].prompt"),
+    ],
+)
+def test_the_names_that_other_trainers_have_lead_to_the_key(tmp_path: Path, key: str, meant: str) -> None:
+    assert f"{key}: unknown key; did you mean {meant}?" in told(written(tmp_path), f"{key}=1")
+
+
+def test_a_name_that_several_sections_have_lists_all_keys(tmp_path: Path) -> None:
+    assert "num_images: unknown key; did you mean prior.num_images or validate.num_images?" in told(
+        written(tmp_path), "num_images=1"
+    )
 
 
 def test_a_text_that_yaml_reads_as_something_else_must_be_quoted(tmp_path: Path) -> None:
@@ -116,7 +180,7 @@ def test_a_rate_for_what_does_not_train_is_refused(tmp_path: Path) -> None:
 def test_only_settings_that_may_change_within_a_run_pass_unnoticed(tmp_path: Path) -> None:
     before = to_dict(load_config(written(tmp_path)))
     after = to_dict(load_config(written(tmp_path), ["train.max_steps=9", "log.tensorboard=false", "optim.lr=1e-3"]))
-    assert differences(before, after) == ["optim.lr: None -> 0.001"]
+    assert differences(before, after) == [Change("optim.lr", None, 0.001)]
 
 
 def told(path: Path, *overrides: str) -> str:
@@ -137,7 +201,16 @@ def with_text(tmp_path: Path, text: str) -> Path:
         ("data.resolution=60", "data.resolution: 60 is not a multiple of 8; 56 or 64"),
         ("data.resolution=-8", "data.resolution: -8 is too small; at least 8"),
         ("data.resolution=80000", "data.resolution: 80000 is too large; at most 16384"),
-        ("train.max_steps=1e3", "train.max_steps: '1e3' is not allowed; expected whole number"),
+        ("train.max_steps=1.5e0", "train.max_steps: 1.5 is not allowed; expected whole number"),
+        ("train.max_steps=0100", "train.max_steps: '0100' is not allowed; expected whole number; did you mean 100?"),
+        ("optim.lr=007", "optim.lr: '007' is not allowed; expected number or null; did you mean 7?"),
+        ("train.max_steps=1:30", "train.max_steps: '1:30' is not allowed; expected whole number"),
+        ("optim.lr=1:30.0", "optim.lr: '1:30.0' is not allowed"),
+        ("train.max_steps=0x10", "train.max_steps: '0x10' is not allowed"),
+        (
+            "validate.prompts=a dog",
+            """; write 'validate.prompts=["a dog"]' on the command line, ["a dog"] in the file""",
+        ),
         ("train.max_steps=true", "train.max_steps: True is not allowed; expected whole number"),
         ("run.seed=" + "9" * 30, "run.seed: 999999999999999999999999999999 is too large"),
         ("run.seed=" + "9" * 400, "is too large"),
@@ -149,6 +222,10 @@ def with_text(tmp_path: Path, text: str) -> Path:
         ("subject.identifier=???", "subject.identifier: '???' stands for a value that is missing"),
         ("run.name=a\nb", r"run.name: 'a\nb' must name a folder"),
         ("run.name=" + "x" * 300, "must name a folder: short"),
+        ("run.name=con", "is a device on Windows"),
+        ("run.name=Aux.first try", "is a device on Windows"),
+        ("run.name=LPT1", "is a device on Windows"),
+        ("run.name=dog.", "ends with a dot or a space"),
         ("run.name=\udcff", "holds characters that are no text"),
         ("subject.images=a\0b", "holds characters that are no text"),
         ("validate.prompts=[]", "validate.prompts: empty"),
@@ -168,8 +245,8 @@ def test_a_value_that_cannot_be_is_told_with_its_key_and_what_is_allowed(
 def test_the_words_that_yaml_takes_for_something_else_are_told_all_at_once(tmp_path: Path) -> None:
     path = with_text(tmp_path, "").with_name("words.yaml")
     path.write_text(
-        "validate: {clip: off, prompts: [a dog, 12]}\nrun: {name: 007}\nmodel: {base: 1e3.0, family: null}\n"
-        "subject: {images: 2026-11-21, identifier: no, class_noun: 0x10}\n"
+        "validate: {clip: off, prompts: [a dog, 12]}\nrun: {name: 7}\nmodel: {base: 1e3.0, family: null}\n"
+        "subject: {images: 2026-11-21, identifier: no, class_noun: 1.5}\n"
     )
     message = told(path)
     for part in (
@@ -240,10 +317,9 @@ def test_a_few_lines_that_grow_to_gigabytes_are_refused(tmp_path: Path) -> None:
     [
         (b"", "expected sections (run, model"),
         (b"\0" * 100, "not a YAML file"),
-        (bytes(range(256)), "no text in UTF-8"),
-        ("run: {name: x}".encode("utf-16"), "no text in UTF-8"),
+        (bytes(range(256)), "not a text in UTF-8 (byte 0x80 in line 2)"),
+        ("run: {name: x}".encode("utf-16"), "not a text in UTF-8 (it is UTF-16)"),
         (b"run:\n\tname: x\n", "line 2, column 1: found character '\\t'"),
-        (b"run: {name: 0b_}", "not a YAML file"),
         (b"run: {name: x", "not a YAML file: line 1"),
         (b"? [a]\n: b", "not a YAML file"),
         (b"train: 3\ndata: [1]\nsubjects: 4", "data: a section must hold keys, found [1]"),

@@ -24,13 +24,13 @@ from test_training import assert_same_but_for_rounding
 from torch import Tensor
 from warm import Warm
 
-from dreambooth.build import pick_device
 from dreambooth.config import Config, load_config
-from dreambooth.distributed import WorkShare
+from dreambooth.distributed import LAUNCHER, Process, WorkShare, find_process
 from dreambooth.engine import train
 from dreambooth.errors import UserError
 from dreambooth.generation.class_prior import GeneratedPrior
 from dreambooth.run.folder import RunFolder
+from dreambooth.run.lock import RunLock
 from dreambooth.training.checkpointing import find_state
 
 ROOT = Path(__file__).parent.parent
@@ -188,7 +188,7 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all_before_the_step(conf
     assert codes[0] == 4, said
     assert codes[1] != 0, said
     assert "step 4: train/loss is nan" in said
-    assert re.search(r"samples of process 1 whose loss is not finite: class picture 13 \(timestep \d+\)", said), said
+    assert re.search(r"samples of process 1 whose loss is not finite: class image 13 \(timestep \d+\)", said), said
     assert re.search(r"samples of process 0 of this step, each of finite loss: \d\.png", said), said
     assert find_state(run.state).step == 3
     weights = torch.load(run.state, weights_only=True)["state_dict"].values()
@@ -250,13 +250,61 @@ def test_class_pictures_are_shared_out_and_none_is_made_twice(tmp_path: Path) ->
         assert [int(latents.mean()) for latents in results[rank]] == [(b * 3 + rank) % 10 for b in range(8)]
 
 
-def test_another_number_of_processes_than_requested_is_refused(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchrun with one process too many would have two runs write into one folder."""
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="1 x 1 processes are requested, but 2 were started"):
-        pick_device(config)
-    config.train.devices = 2
-    assert pick_device(config).type in ("cpu", "cuda")
+CLUSTER = {  # what jobs put into the environment of a process: a batch script, a step of srun, torchrun, a pod
+    "batch script": {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "4"},
+    "step": {"SLURM_PROCID": "1", "SLURM_LOCALID": "1", "SLURM_NODEID": "0", "SLURM_STEP_NUM_TASKS": "2"},
+    "torchrun": {
+        "RANK": "1", "LOCAL_RANK": "1", "GROUP_RANK": "0", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none"
+    },
+    "pod": {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "elsewhere"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("job", CLUSTER)
+def test_a_run_of_one_process_inside_a_job_is_a_plain_run(job: str) -> None:
+    assert find_process(1, 1, CLUSTER[job]) == Process()
+
+
+def test_the_config_says_how_many_belong_together_and_one_launcher_which_is_which() -> None:
+    assert find_process(2, 1, {}) == Process(world_size=2)
+    assert find_process(2, 1, CLUSTER["torchrun"]) == Process(1, 1, 0, 2, "torchrun")
+    assert find_process(2, 1, CLUSTER["step"]) == Process(1, 1, 0, 2, "slurm")
+    for started_nothing in ("batch script", "pod"):
+        assert find_process(2, 1, CLUSTER[started_nothing]) == Process(world_size=2)
+    own = {**CLUSTER["pod"], LAUNCHER: str(os.getppid()), "LOCAL_RANK": "1"}
+    assert find_process(2, 1, own) == Process(1, 1, 0, 2)
+    assert find_process(2, 1, {**own, LAUNCHER: "1"}) == Process(world_size=2), "another run's child, or its grandchild"
+
+
+@pytest.mark.parametrize(
+    ("devices", "num_nodes", "job", "said"),
+    [
+        (3, 1, "torchrun", "3 x 1 processes are requested, but torchrun started 2"),
+        (2, 2, "step", "2 x 2 processes are requested, but slurm started 2"),
+        (1, 2, "step", "slurm started 2, number 1 of them on this machine"),
+        (1, 2, "batch script", "train.num_nodes=2: several machines need a launcher"),
+    ],
+)
+def test_another_number_of_processes_than_requested_is_refused(
+    devices: int, num_nodes: int, job: str, said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        find_process(devices, num_nodes, CLUSTER[job])
+
+
+def test_a_run_inside_a_job_trains_writes_and_locks_as_any_other(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning alone would take it for the second of several, which writes nothing."""
+    for name, value in {**CLUSTER["step"], **CLUSTER["pod"], "SLURM_NTASKS": "2", "SLURM_JOB_ID": "7"}.items():
+        monkeypatch.setenv(name, value)
+    config.train.max_steps, config.validate.every_steps = 2, 0
+    assert train(config) == 0
+    run = RunFolder(config)
+    assert [row["step"] for row in figures(run)] == ["1", "2"]
+    assert run.model.is_dir()
+    with RunLock(run), pytest.raises(UserError, match=r"several processes were started.*set train\.devices"):
+        train(config)
 
 
 @pytest.mark.parametrize(

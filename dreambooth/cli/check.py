@@ -9,7 +9,9 @@ from dreambooth.errors import UserError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG.yaml", help="the run's settings")
-    parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="settings that go over the file's")
+    parser.add_argument(
+        "overrides", metavar="section.key=value", nargs="*", default=[], help="settings that go over the file's"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,22 +6,26 @@ from pathlib import Path
 
 from dreambooth.cli import loading_libraries
 from dreambooth.config import describe_config, load_config
+from dreambooth.preflight.inputs import check_inputs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG.yaml", help="the run's settings; configs/ holds examples")
-    parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="settings that go over the file's")
+    parser.add_argument(
+        "overrides", metavar="section.key=value", nargs="*", default=[], help="settings that replace the file's"
+    )
     parser.add_argument(
         "--override", metavar="KEY", action="append", default=[], dest="accepted_changes",
-        help="of a run that goes on: take the new value of this setting on purpose, say optim.lr; can be given again",
+        help="when resuming, accept this key's changed value, e.g. optim.lr (repeatable)",
     )  # fmt: skip
-    parser.add_argument("--profile", action="store_true", help="tell at the end what the time of a step went to")
+    parser.add_argument("--profile", action="store_true", help="print at the end where the time of a step went")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = f"config keys:\n\n{describe_config()}"
 
 
 def run(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
+    check_inputs(config)
     with loading_libraries():
         from dreambooth.distributed import is_first
         from dreambooth.engine import train

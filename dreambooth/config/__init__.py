@@ -6,10 +6,11 @@ with the key, the value and what is allowed. Nothing here imports torch.
 
 from dreambooth.config.fields import Config, SubjectConfig
 from dreambooth.config.keys import config_fields, default_of, describe_config, field_of, subject_key
-from dreambooth.config.reading import PROVENANCE, differences, flatten, load_config, to_dict
+from dreambooth.config.reading import PROVENANCE, Change, differences, flatten, load_config, to_dict
 
 __all__ = [
     "PROVENANCE",
+    "Change",
     "Config",
     "SubjectConfig",
     "config_fields",

@@ -1,4 +1,4 @@
-"""The names of the settings, `section.key`, and what is known of each: its field, its default, its help."""
+"""The names of the settings, `section.key`, with the field, default and help of each."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ ENTRY = re.compile(r"^subjects\[(\d+)\]")  # how the keys of the second subject 
 
 
 def section_classes() -> dict[str, type]:
-    """The sections of a file with their classes, in order."""
+    """Return the sections of a file with their classes, in order."""
     classes = {item.name: typing.cast(Any, item.type) for item in dataclasses.fields(Config)}
     return {
         "subject" if name == "subjects" else name: SubjectConfig if name == "subjects" else kind
@@ -25,7 +25,7 @@ def section_classes() -> dict[str, type]:
 
 @functools.cache
 def config_fields() -> dict[str, dataclasses.Field[Any]]:
-    """Every key, `section.key`, with its dataclass field (whose `type` is resolved)."""
+    """Return every key, `section.key`, with its dataclass field (whose `type` is resolved)."""
     fields = {}
     for section, section_class in section_classes().items():
         hints = typing.get_type_hints(section_class)
@@ -36,24 +36,24 @@ def config_fields() -> dict[str, dataclasses.Field[Any]]:
 
 
 def field_of(key: str) -> dataclasses.Field[Any] | None:
-    """The field of a key, None for an unknown one; an entry of `subjects` has those of `subject`."""
+    """Return the field of a key, None for an unknown one; an entry of `subjects` has those of `subject`."""
     return config_fields().get(ENTRY.sub("subject", key))
 
 
 def default_of(key: str) -> Any:
-    """The default of a key that is known; `???` where it is required."""
+    """Return the default of a known key; `???` where it is required."""
     item = field_of(key)
     assert item is not None, key
     return _default(item)
 
 
 def subject_key(config: Config, number: int) -> str:
-    """How a subject's keys begin: `subject`, or of several `subjects[1]`."""
+    """Return the section of a subject's keys: `subject`, or of several `subjects[1]`."""
     return "subject" if len(config.subjects) == 1 else f"subjects[{number}]"
 
 
 def describe_config() -> str:
-    """All keys with type, default and help, a section a paragraph: what `train.py --help` prints."""
+    """Return all keys with type, default and help, a paragraph a section, as `train.py --help` prints them."""
     lines = []
     section = ""
     for key, item in config_fields().items():

@@ -3,6 +3,7 @@
 No tags, which can run code; no aliases, which can grow a few lines to gigabytes; no key that silently hides another.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,27 @@ from typing import Any
 import yaml
 
 from dreambooth.errors import UserError, escaped, first_line
+from dreambooth.files import read_text
 
 MAX_BYTES = 100_000  # a config has a few thousand
 MAX_DEPTH = 16
-KINDS = ("null", "bool", "int", "float")  # that a bare word is read as; dates and merge keys (<<) stay texts
+FLOAT = re.compile(r"([-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$")
+# What a bare word is read as. Dates and merge keys (<<) stay texts, and so does what YAML 1.1 takes for a number and
+# nobody else does: 0100 as octal (64), 1:30 in sixties (90), 0x10, 0b1 and 1_000.
+KINDS = {"null": None, "bool": None, "int": re.compile(r"[-+]?(0|[1-9][0-9]*)$"), "float": FLOAT}
+
+
+def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
+    """Return what a bare word is read as, by its first letter: PyYAML's table as `KINDS` has it."""
+    table = {}
+    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items():
+        kinds = [(tag, tag.rpartition(":")[2], pattern) for tag, pattern in resolvers]
+        table[letter] = [(tag, KINDS[kind] or pattern) for tag, kind, pattern in kinds if kind in KINDS]
+    return table
 
 
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers = {  # noqa: RUF012  # as the parent class has it
-        letter: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] in KINDS]
-        for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
+    yaml_implicit_resolvers = _resolvers()
     depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
@@ -43,13 +54,11 @@ def _refused(event: yaml.Event, reason: str) -> yaml.MarkedYAMLError:
 
 
 def read(path: Path) -> tuple[Any, list[str]]:
-    """What a file holds, and its keys that are there twice, each with its lines. Raises UserError."""
+    """Return the content of a file, and its keys that are there twice, each with its lines. Raises UserError."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise UserError(f"{escaped(path)}: {path.stat().st_size} bytes are no such file; at most {MAX_BYTES}")
-        return parse(path.read_bytes().decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{escaped(path)}: not a YAML file: no text in UTF-8; save it as such") from error
+        return parse(read_text(path))
     except OSError as error:
         raise UserError(f"{escaped(path)}: cannot be read: {error.strerror or error}") from error
     except yaml.YAMLError as error:
@@ -57,7 +66,7 @@ def read(path: Path) -> tuple[Any, list[str]]:
 
 
 def parse(text: str) -> tuple[Any, list[str]]:
-    """The same of a text. Raises yaml.YAMLError."""
+    """Return the same of a text. Raises yaml.YAMLError."""
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
@@ -71,7 +80,7 @@ def parse(text: str) -> tuple[Any, list[str]]:
 
 
 def _repeated(node: yaml.Node, path: str = "") -> Iterator[str]:
-    """Keys that a mapping has twice, with their full names."""
+    """Yield the keys that a mapping has twice, with their full names."""
     children = node.value if isinstance(node, (yaml.MappingNode, yaml.SequenceNode)) else []
     lines: dict[str, int] = {}
     for number, child in enumerate(children):

@@ -14,7 +14,7 @@ from dreambooth.config import plain_yaml
 from dreambooth.config.fields import MAY_CHANGE, MAY_CHANGE_SECTIONS, PATHS, Config, SubjectConfig
 from dreambooth.config.keys import ENTRY, config_fields, default_of, field_of, section_classes
 from dreambooth.config.rules import joint_problems
-from dreambooth.config.values import cut, number, problem_of, takes_float
+from dreambooth.config.values import as_number, cut, problem_of
 from dreambooth.errors import UserError, escaped
 from dreambooth.files import with_home, without_home
 
@@ -64,7 +64,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def _override_value(key: str, text: str) -> Any:
-    """On the command line a text stays a text (007, no); other values are read as YAML."""
+    """Return the value of an override: a text stays a text (007, no), anything else is read as YAML."""
     item = field_of(key)
     if item is not None and item.type is str:
         return text
@@ -76,7 +76,7 @@ def _override_value(key: str, text: str) -> Any:
 
 
 def _resolved(settings: dict[str, Any], key: str, value: Any, beneath: tuple[str, ...] = ()) -> Any:
-    """A value with each ${section.key} in it replaced by that key's own; a value that is nothing else keeps its type.
+    """Return a value with each ${section.key} in it replaced by that key's; one that is nothing else keeps its type.
 
     What cannot be replaced stays as it is: an unknown key, one that refers to itself, ${oc.env:HOME} and the like.
     """
@@ -97,13 +97,13 @@ def _resolved(settings: dict[str, Any], key: str, value: Any, beneath: tuple[str
 
 
 def _own_name(key: str, settings: dict[str, Any]) -> str:
-    """`subject.images` is that of the first of several, `subjects[0].images` that of the only one."""
+    """Return a key as this file has it: `subject.` is the first of several, `subjects[0].` the only one."""
     first = _subject_sections(settings)[0]
     return re.sub(r"^(subject|subjects\[0\])\.", f"{first}.", key)
 
 
 def _without_list(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The entries of the list `subjects`, if there is one, as sections of their own; what is wrong with it."""
+    """Return the entries of the list `subjects`, if there is one, as sections of their own; what is wrong with it."""
     named = {str(name): values for name, values in raw.items()}
     if "subjects" not in named:
         return named, []
@@ -114,13 +114,13 @@ def _without_list(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _subject_sections(keys: typing.Iterable[str]) -> list[str]:
-    """How these settings name what is learned: `subject`, or `subjects[0]`, `subjects[1]` ..."""
+    """Return the sections of the subjects: `subject`, or `subjects[0]`, `subjects[1]` ..."""
     numbers = sorted({int(match[1]) for key in keys if (match := ENTRY.match(key))})
     return [f"subjects[{number}]" for number in numbers] or ["subject"]
 
 
 def _list_problems(settings: dict[str, Any]) -> typing.Iterator[str]:
-    """What is wrong with the list `subjects` as such."""
+    """Yield what is wrong with the list `subjects` as such."""
     sections = _subject_sections(settings)
     if sections == ["subject"]:
         return
@@ -143,11 +143,10 @@ def _build(settings: dict[str, Any], path: str | Path) -> Config:
     nested: dict[str, dict[str, Any]] = {name: {} for name in section_classes()}
     for key, value in settings.items():
         section, name = key.split(".")
-        is_number = takes_float(typing.cast(Any, field_of(key)).type)
         own = nested.setdefault(section, {})
         if ENTRY.sub("subject", key) in PATHS and isinstance(value, str):
             value = with_home(value)
-        own[name] = number(value) if is_number and isinstance(value, str) else value
+        own[name] = as_number(typing.cast(Any, field_of(key)).type, value)
     try:
         entries = [_structured(SubjectConfig, nested[name]) for name in _subject_sections(settings)]
         sections = {
@@ -168,9 +167,9 @@ def _listed(path: str | Path, problems: list[str]) -> str:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """The config as a file has it, in plain containers: one subject is the section `subject`, the home folder `~`.
+    """Return the config as a file has it, in plain containers: one subject is the section `subject`, home is `~`.
 
-    Other paths stay whole: a run has to find its base and its pictures again.
+    Other paths stay whole: a run has to find its base and its images again.
     """
     sections = dataclasses.asdict(config)
     for section, values in sections.items():
@@ -186,11 +185,23 @@ def to_dict(config: Config) -> dict[str, Any]:
     }
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What differs between two configs (`to_dict`) and may not change within a run, as `key: old -> new` lines."""
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """A setting that two configs have differently; None where one has no such key."""
+
+    key: str
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.before!r} -> {self.after!r}"
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
+    """Return what differs between two configs (`to_dict`) and may not change within a run."""
     before, after = flatten(old), flatten(new)
     return [
-        f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
+        Change(key, before.get(key), after.get(key))
         for key in {**after, **before}
         if before.get(key) != after.get(key) and key not in MAY_CHANGE and key.split(".")[0] not in MAY_CHANGE_SECTIONS
     ]
@@ -208,7 +219,7 @@ def flatten(raw: dict[str, Any], path: str = "config") -> dict[str, Any]:
 
 
 def _flat(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The same, and what is wrong with the sections."""
+    """Return the same, and what is wrong with the sections."""
     flat: dict[str, Any] = {}
     sections, problems = _without_list(raw)
     for section, values in sections.items():

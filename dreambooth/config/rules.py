@@ -1,27 +1,30 @@
-"""What is wrong with settings that do not go together."""
+"""Problems of settings that do not go together."""
 
 import itertools
+import re
 import typing
 
 from dreambooth.config.fields import Config, SubjectConfig
 from dreambooth.config.keys import subject_key
 from dreambooth.config.values import cut
-from dreambooth.prompts import has_field, unknown_fields
+from dreambooth.prompt_words import has_words
+from dreambooth.prompts import has_field, template_problem
 
 MAX_NAME_BYTES = 200
+DEVICE_OF_WINDOWS = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])\s*(\..*)?", re.IGNORECASE)
 
 
 def joint_problems(config: Config) -> typing.Iterator[str]:
-    """Rules that join several keys."""
+    """Yield what breaks a rule that joins several keys."""
     prior, optim = config.prior, config.optim
     for number, subject in enumerate(config.subjects):
         yield from _subject_problems(subject_key(config, number), subject)
     yield from _problems_of_several(config)
     for key, prompt in _templates(config):
-        if unknown := unknown_fields(prompt, len(config.subjects)):
-            yield f"{key}: {prompt!r} has {unknown[0]}, and this run has {len(config.subjects)} subject(s)"
-    if not _names_a_folder(config.run.name):
-        yield f"run.name: {cut(config.run.name)} must name a folder: short, on one line, without / and the like"
+        if problem := template_problem(prompt, len(config.subjects)):
+            yield f"{key}: {prompt!r}: {problem}"
+    if problem := _name_problem(config.run.name):
+        yield f"run.name: {cut(config.run.name)} {problem}"
     if prior.source == "folder" and not prior.folder:
         yield "prior.folder: required when prior.source is 'folder'"
     if prior.source != "folder" and prior.folder:
@@ -55,11 +58,16 @@ def joint_problems(config: Config) -> typing.Iterator[str]:
         yield f"optim.beta1, optim.beta2: {optim.beta1}, {optim.beta2} must be below 1"
 
 
-def _names_a_folder(name: str) -> bool:
-    """On any system, with room for an ending."""
-    if not name.strip() or name in (".", "..") or not name.isprintable() or len(name.encode()) > MAX_NAME_BYTES:
-        return False
-    return not set(name) & set('/\\:*?"<>|')
+def _name_problem(name: str) -> str | None:
+    """Return why a run cannot be called this; its name is a folder's, on any system, with room for an ending."""
+    if DEVICE_OF_WINDOWS.fullmatch(name):
+        return "is a device on Windows, where no folder can have that name; choose another"
+    if name.endswith((".", " ")):
+        return "ends with a dot or a space, which Windows cuts off; leave it out"
+    is_short = len(name.strip()) > 0 and len(name.encode()) <= MAX_NAME_BYTES
+    if not is_short or name == ".." or not name.isprintable() or set(name) & set('/\\:*?"<>|'):
+        return "must name a folder: short, on one line, without / and the like"
+    return None
 
 
 def _in_backward_problems(config: Config) -> typing.Iterator[str]:
@@ -79,7 +87,7 @@ def _in_backward_problems(config: Config) -> typing.Iterator[str]:
 
 
 def _fsdp_problems(config: Config) -> typing.Iterator[str]:
-    """What does not go with divided weights."""
+    """Yield what does not go with divided weights."""
     if config.train.devices * config.train.num_nodes == 1:
         yield "train.strategy: fsdp divides the weights among processes; set train.devices, or use auto"
     if config.method.name != "full":
@@ -96,22 +104,28 @@ def _fsdp_problems(config: Config) -> typing.Iterator[str]:
 
 
 def _subject_problems(section: str, subject: SubjectConfig) -> typing.Iterator[str]:
-    if "{subject}" not in subject.prompt:
+    if template_problem(subject.prompt) is None and not has_field(subject.prompt, "subject"):
         yield f"{section}.prompt: {subject.prompt!r} must contain {{subject}}"
-    if "{class}" not in subject.class_prompt or has_field(subject.class_prompt, "subject"):
+    is_sound = template_problem(subject.class_prompt) is None
+    if is_sound and (not has_field(subject.class_prompt, "class") or has_field(subject.class_prompt, "subject")):
         yield f"{section}.class_prompt: {subject.class_prompt!r} must contain {{class}}, and not {{subject}}"
     for name, text in (("identifier", subject.identifier), ("class_noun", subject.class_noun)):
         if not text.strip():
             yield f"{section}.{name}: must not be empty"
-    if subject.identifier.strip() and subject.identifier.strip().casefold() == subject.class_noun.strip().casefold():
+    if _is_class_noun(subject):
         yield (
             f"{section}.identifier: {subject.identifier!r} is the class noun itself, so nothing would tell the subject "
             "from its class; name a rare word: sks"
         )
 
 
+def _is_class_noun(subject: SubjectConfig) -> bool:
+    identifier, noun = subject.identifier.strip().casefold(), subject.class_noun.strip().casefold()
+    return bool(identifier) and identifier == noun
+
+
 def _templates(config: Config) -> typing.Iterator[tuple[str, str]]:
-    """Every prompt with its key."""
+    """Yield every prompt with its key."""
     for number, subject in enumerate(config.subjects):
         yield f"{subject_key(config, number)}.prompt", subject.prompt
         yield f"{subject_key(config, number)}.class_prompt", subject.class_prompt
@@ -119,10 +133,17 @@ def _templates(config: Config) -> typing.Iterator[tuple[str, str]]:
 
 
 def _problems_of_several(config: Config) -> typing.Iterator[str]:
-    """What goes for several subjects only. CLIP's tokenizer does not tell capitals from small letters."""
-    words = [subject.identifier.strip().casefold() for subject in config.subjects]
+    """Yield what goes for several subjects only, and for identifiers by the tokenizer's words."""
+    words = [subject.identifier for subject in config.subjects]
+    for number, subject in enumerate(config.subjects):
+        other = next((i for i, word in enumerate(words) if has_words(subject.class_noun, word)), None)
+        if other is not None and (other != number or not _is_class_noun(subject)):
+            yield (
+                f"{subject_key(config, other)}.identifier: {words[other]!r} is a word of the class noun "
+                f"{subject.class_noun!r}, so nothing would tell the subject from its class; name a rare word: sks"
+            )
     for (one, word), (other, later) in itertools.combinations(enumerate(words), 2):
-        if word and later and (word in later or later in word):
+        if has_words(word, later) or has_words(later, word):
             yield (
                 f"subjects[{other}].identifier: {config.subjects[other].identifier!r} must differ from that of "
                 f"subjects[{one}], {config.subjects[one].identifier!r}, and neither may be a part of the other"
@@ -131,10 +152,10 @@ def _problems_of_several(config: Config) -> typing.Iterator[str]:
         return
     nouns = list(dict.fromkeys(subject.class_noun for subject in config.subjects))
     if config.prior.source == "folder" and len(nouns) > 1:
-        yield f"prior.source: a folder has pictures of one class, here are {', '.join(nouns)}; use stream or teacher"
+        yield f"prior.source: a folder has images of one class, here are {', '.join(nouns)}; use stream or teacher"
     if config.prior.num_images < len(nouns):
         yield f"prior.num_images: {config.prior.num_images} is too small for {len(nouns)} classes: {', '.join(nouns)}"
     if config.data.mask not in (None, "alpha"):
-        yield "data.mask: a folder is for one subject, pictures of two may have one name; cut them out, and use alpha"
+        yield "data.mask: a folder is for one subject, as images of two may share a name; cut them out, and use alpha"
     if config.validate.images is not None:
-        yield "validate.images: does not tell whose pictures they are; with several subjects leave it null"
+        yield "validate.images: does not say whose images they are; with several subjects leave it null"

@@ -1,9 +1,10 @@
-"""What is wrong with one setting by itself: its name, its type or its range."""
+"""Problems of one setting by itself: its name, its type or its range."""
 
 import dataclasses
 import difflib
 import functools
 import math
+import re
 import typing
 from dataclasses import field
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dreambooth.config.keys import ENTRY, config_fields, field_of, section_classes, type_name
+from dreambooth.config.synonyms import SYNONYMS
 from dreambooth.errors import escaped
 
 MAX_INT = 2**63 - 1
@@ -19,7 +21,7 @@ MAX_SHOWN = 100  # characters of a value in a message
 
 
 def problem_of(key: str, value: Any) -> str | None:
-    """What is wrong with one setting by itself: its name, its type or its range."""
+    """Return what is wrong with one setting by itself, None where nothing is."""
     item = field_of(key)
     if item is None:
         return _unknown_key(key)
@@ -29,11 +31,12 @@ def problem_of(key: str, value: Any) -> str | None:
             return f"{key}: YAML reads this as {cut(each)}, not as text; put it in quotes"
     if problem := next(filter(None, map(_text_problem, value if isinstance(value, list) else [value])), None):
         return f"{key}: {problem}"
-    if isinstance(value, str) and takes_float(kind):
-        value = number(value)
+    value = as_number(kind, value)
     is_other = kind is bool and isinstance(value, (int, float)) and value not in (0, 1)
-    if is_other or (typing.get_origin(kind) is list and not isinstance(value, list)):
-        return f"{key}: {cut(value)} is not allowed; expected {type_name(kind)}"
+    if is_other or (takes_number(kind) and isinstance(value, str)):
+        return f"{key}: {cut(value)} is not allowed; expected {type_name(kind)}{_decimal(value)}"
+    if typing.get_origin(kind) is list and not isinstance(value, list):
+        return f"{key}: {cut(value)} is not allowed; expected {type_name(kind)}{_as_list(key, value)}"
     if isinstance(value, int) and abs(value) > MAX_INT:
         return f"{key}: {cut(value)} is too large"
     try:
@@ -45,22 +48,37 @@ def problem_of(key: str, value: Any) -> str | None:
 
 @functools.cache
 def _alone(key: str) -> Any:
-    """A structured config of nothing but a field of this type: all its section takes twenty times as long to fill."""
+    """Return a structured config of one field of this type; filling its whole section takes twenty times as long."""
     item = config_fields()[key]
     return OmegaConf.structured(dataclasses.make_dataclass("Alone", [("value", item.type, field(default=MISSING))]))
 
 
 def _unknown_key(key: str) -> str:
-    fields, entry = config_fields(), ENTRY.match(key)
-    near = difflib.get_close_matches(key[:MAX_SHOWN], [*fields, *section_classes()], n=1, cutoff=0.5)
-    by_name = [known for known in fields if known.split(".")[-1] == key.split(".")[-1]]
-    hint = (by_name or near or [f"one of the sections {', '.join(section_classes())}"])[0]
+    """Return the message for a key that there is not, with the one that was probably meant."""
+    entry = ENTRY.match(key)
+    hint = " or ".join(_meant_keys(key[:MAX_SHOWN])) or f"one of the sections {', '.join(section_classes())}"
     hint = hint.replace("subject.", f"{entry[0]}.") if entry else hint
     return f"{escaped(_shortened(key))}: unknown key; did you mean {hint}?"
 
 
+def _meant_keys(key: str) -> list[str]:
+    """Return the keys that this may stand for: by another trainer's name, by the name alone, or by its spelling."""
+    written = ENTRY.sub("subject", key).lower().replace("-", "_")
+    section, _, name = written.rpartition(".")
+    own_keys = [known for known in config_fields() if known.startswith(f"{section}.")]
+    if known := SYNONYMS.get(written):
+        return [known]
+    if near := difflib.get_close_matches(written, own_keys, n=1, cutoff=0.85):  # a slip of the finger
+        return near
+    if known := SYNONYMS.get(name):
+        return [known]
+    if by_name := [known for known in config_fields() if known.split(".")[-1] == name]:
+        return by_name
+    return difflib.get_close_matches(written, [*config_fields(), *section_classes()], n=1, cutoff=0.5)
+
+
 def _text_problem(value: Any) -> str | None:
-    """What is wrong with a text by itself."""
+    """Return what is wrong with a text by itself."""
     if not isinstance(value, str):
         return None
     if value == MISSING:
@@ -95,7 +113,7 @@ def _range_problem(key: str, item: dataclasses.Field[Any], value: Any) -> str | 
 
 
 def _nearest(value: Any, kind: Any) -> str:
-    """Of a choice the one that was probably meant."""
+    """Return a hint at the choice that was probably meant."""
     choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
     near = difflib.get_close_matches(str(value)[:MAX_SHOWN], choices, n=1)
     return f"; did you mean {near[0]}?" if near else ""
@@ -105,20 +123,43 @@ def _is_text(kind: Any) -> bool:
     return str in (kind, *typing.get_args(kind))
 
 
-def takes_float(kind: Any) -> bool:
-    return kind is float or float in typing.get_args(kind)
+def _as_list(key: str, value: Any) -> str:
+    """Return what to write in place of a text where a list is expected: one on the command line, and in a file."""
+    if not isinstance(value, str) or len(value) > MAX_SHOWN or not value.isprintable():
+        return ""
+    item = value.replace('"', "'")
+    return f"""; write '{key}=["{item}"]' on the command line, ["{item}"] in the file"""
 
 
-def number(text: str) -> Any:
-    """YAML 1.1 takes 5e-6 for a text (it wants 5.0e-6); everyone means the number."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
+def _decimal(value: Any) -> str:
+    """Return the number that was probably meant by digits with zeros in front, which YAML 1.1 reads as octal."""
+    return f"; did you mean {int(value)}?" if isinstance(value, str) and re.fullmatch(r"0+[1-9]\d{0,17}", value) else ""
+
+
+def takes_number(kind: Any) -> bool:
+    return bool({int, float} & {kind, *typing.get_args(kind)})
+
+
+def as_number(kind: Any, value: Any) -> Any:
+    """Return the number that a value stands for where a key of this type takes one, else the value as it is.
+
+    YAML 1.1 takes 5e-6 and 1e3 for texts (it wants 5.0e-6); everyone means the numbers, and 1e3 steps are 1000.
+    """
+    if isinstance(value, bool) or not takes_number(kind):
+        return value
+    number = value
+    if isinstance(value, str) and not re.match(r"[-+]?0\d", value.strip()):
+        try:
+            number = float(value)
+        except ValueError:
+            return value
+    if not isinstance(number, float) or float in (kind, *typing.get_args(kind)):
+        return number
+    return int(number) if number.is_integer() else value
 
 
 def cut(value: Any) -> str:
-    """A value as a message shows it."""
+    """Return a value as a message shows it."""
     try:
         return _shortened(repr(value))
     except ValueError:  # a number of more than 4300 digits

@@ -1,52 +1,53 @@
 """Methods by name: what of a model trains, and how the result is kept.
 
-A new method: one file with a function like `full.attach`, and one row here.
+Here are their facts, which need no torch; `table` has what they do. A new method: one file with a function like
+`full.attach`, one row here and one there.
 """
 
-from functools import partial
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dreambooth.errors import UserError
-from dreambooth.methods import adapters, custom_diffusion, full, init_from, textual_inversion
-from dreambooth.methods.base import Method, MethodSettings
 
-__all__ = ["METHODS", "Method", "MethodSettings", "find_method"]
+if TYPE_CHECKING:
+    from dreambooth.methods.base import Method
 
-METHODS: dict[str, Method] = {
-    "full": Method(full.attach, 2e-6),
-    "lora": Method(
-        partial(init_from.attach, adapters.lora_config, adapters.load_lora),
-        1e-4,
-        adapters.save_lora,
-        adapters.load_lora,
-    ),
-    "loha": Method(
-        partial(init_from.attach, adapters.loha_config, adapters.load_peft),
-        1e-4,
-        adapters.save_peft,
-        adapters.load_peft,
-    ),
-    "lokr": Method(
-        partial(init_from.attach, adapters.lokr_config, adapters.load_peft),
-        1e-4,
-        adapters.save_peft,
-        adapters.load_peft,
-    ),
-    "textual_inversion": Method(
-        textual_inversion.attach, 5e-4, textual_inversion.save, textual_inversion.load, adds_tokens=True
-    ),
-    "pivotal": Method(
-        textual_inversion.attach_pivotal,
-        1e-4,
-        textual_inversion.save_pivotal,
-        textual_inversion.load_pivotal,
-        adds_tokens=True,
-    ),
-    "custom_diffusion": Method(custom_diffusion.attach, 1e-5, custom_diffusion.save, custom_diffusion.load),
+__all__ = ["FACTS", "Facts", "find_facts", "find_method"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """lr: a learning rate that suits the method. adds_tokens: each identifier becomes a new word.
+
+    is_adapter: the result lies in files of its own, beside an untouched base.
+    """
+
+    lr: float
+    is_adapter: bool = True
+    adds_tokens: bool = False
+
+
+FACTS = {
+    "full": Facts(2e-6, is_adapter=False),
+    "lora": Facts(1e-4),
+    "loha": Facts(1e-4),
+    "lokr": Facts(1e-4),
+    "textual_inversion": Facts(5e-4, adds_tokens=True),
+    "pivotal": Facts(1e-4, adds_tokens=True),
+    "custom_diffusion": Facts(1e-5),
 }
 
 
-def find_method(name: str) -> Method:
-    """A method by name. Raises UserError for an unknown one."""
-    if name not in METHODS:
-        raise UserError(f"method.name: {name!r} is not known; one of {', '.join(METHODS)}")
+def find_facts(name: str) -> Facts:
+    """Return the facts of a method. Raises UserError for an unknown one."""
+    if name not in FACTS:
+        raise UserError(f"method.name: {name!r} is not known; one of {', '.join(FACTS)}")
+    return FACTS[name]
+
+
+def find_method(name: str) -> "Method":
+    """Return a method by name. Raises UserError for an unknown one."""
+    find_facts(name)
+    from dreambooth.methods.table import METHODS  # loads torch, diffusers and peft
+
     return METHODS[name]

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from dreambooth.families import Family
+from dreambooth.methods import Facts
 
 
 @dataclass(frozen=True)
@@ -41,17 +42,10 @@ class MethodSettings:
 class Method:
     """attach: makes what trains trainable and returns the networks that hold it: "denoiser", "text_encoder_0" ...
 
-    lr: a learning rate that suits it. save, load: the result's own files in a folder, and back into an untouched base;
-    None where the result is a model. adds_tokens: each identifier becomes a new word.
+    save, load: the result's own files in a folder, and back into an untouched base; None where the result is a model.
     """
 
+    facts: Facts
     attach: Callable[[Family, MethodSettings], dict[str, nn.Module]]
-    lr: float
     save: Callable[[Family, Path], None] | None = None
     load: Callable[[Family, Path], None] | None = None
-    adds_tokens: bool = False
-
-    @property
-    def is_adapter(self) -> bool:
-        """Whether the untouched base lies beneath what was trained."""
-        return self.save is not None

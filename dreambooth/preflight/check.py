@@ -14,13 +14,16 @@ from torch import nn
 
 from dreambooth import build
 from dreambooth.config import Config
-from dreambooth.data.images import inspect_image, list_images
+from dreambooth.data.image_folder import list_images
+from dreambooth.data.near_duplicates import inspect_image
 from dreambooth.errors import DreamBoothError, UserError
 from dreambooth.families import Family
-from dreambooth.methods import find_method
+from dreambooth.methods import find_facts, find_method
 from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.preflight.memory_plan import GIB, MOMENT_BYTES, Planner, device_memory, is_enough
-from dreambooth.run.folder import RunFolder, RunLock, check_places, found_state, is_finished, probe
+from dreambooth.run.folder import RunFolder, check_folders, check_writable
+from dreambooth.run.lock import RunLock
+from dreambooth.run.resume import found_state, is_finished
 
 EXPORT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 NUM_STATES = 3  # the last, the one before, and one that is being written
@@ -90,7 +93,7 @@ def check_folder(config: Config, findings: Findings) -> None:
     """Who is in the run's folder, what would be gone on from, and whether it can be written to."""
     run = RunFolder(config)
     with findings.of("run folder") as good:
-        check_places(run)
+        check_folders(run)
         tell_state(run, config, good)
 
 
@@ -98,7 +101,7 @@ def tell_state(run: RunFolder, config: Config, good: Callable[[str], None]) -> N
     """Raises UserError where the run could not go on, or not write."""
     with RunLock(run):
         state = found_state(run, config)
-        probe(run)
+        check_writable(run)
         if state is None:
             good(f"{run.path}: can be written to; the run starts at step 0")
         elif is_finished(run, state, config, ValidationLog(run.scores, last_step=state.step)):
@@ -130,6 +133,7 @@ def check_base(config: Config, findings: Findings) -> Planner | None:
     with findings.of("base model") as good:
         planner = Planner(config)
         build.apply_schedule(planner.family, config)
+        build.check_samplers(planner.family, config)
         weights = sum(weight.numel() for network in planner.networks for weight in network.parameters())
         good(f"{config.model.base}: {weights / 1e6:.1f} million finite weights, of parts that fit each other")
     return planner
@@ -140,9 +144,10 @@ def check_with_base(planner: Planner, given: build.SubjectData | None, config: C
     family, run = planner.family, RunFolder(config)
     if given is not None:
         with findings.of("pictures"):
+            findings.warn("pictures", iter(given.notes))
             looks = [inspect_image(path) for path in chain(*given.photos)]
             findings.warn(
-                "pictures", build.picture_warnings(looks, build.buckets_of(family, config), config.data.resolution)
+                "pictures", build.image_warnings(looks, build.buckets_of(family, config), config.data.resolution)
             )
     with findings.of("prompts") as good:
         captions = [[] for _ in config.subjects] if given is None else given.captions
@@ -193,7 +198,7 @@ def disk_needs(family: Family, config: Config) -> dict[str, int]:
     num_trained, names = sum(weight.numel() for weight in trained), len(trained) * TENSOR_BYTES
     averaged = 4 if config.train.ema_decay else 0
     state = num_trained * (4 + MOMENT_BYTES[config.optim.name] + averaged) + 3 * names
-    is_adapter = find_method(config.method.name).is_adapter
+    is_adapter = find_facts(config.method.name).is_adapter
     kept = trained if is_adapter else weights
     needs = {
         "states": NUM_STATES * state,

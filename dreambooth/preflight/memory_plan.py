@@ -91,7 +91,7 @@ class Planner:
         weights = [weight for network in self.networks for weight in network.parameters()]
         trained = [weight for weight in weights if weight.requires_grad]
         num_trained = sum(weight.numel() for weight in trained)
-        is_copied = not self.method.is_adapter and config.prior.source in ("stream", "teacher")
+        is_copied = not self.method.facts.is_adapter and config.prior.source in ("stream", "teacher")
         train, side, precision = config.train, config.data.resolution, build.pick_precision(config, self.family)
         of_step = (self._num_samples(config), train.micro_batch_size, train.gradient_checkpointing)
         of_pictures = (config.prior.batch_size, config.validate.guidance_scale)

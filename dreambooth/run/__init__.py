@@ -1,1 +1,1 @@
-"""The folder of a run: its lock, the rules of resuming, and what failures are translated to."""
+"""A run from outside: its folder and lock, the rules of resuming, the session record, failures turned into advice."""

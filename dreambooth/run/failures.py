@@ -1,4 +1,4 @@
-"""What can befall a run that is nobody's bug: no memory, no disk, a process that dies. Told in a line that helps."""
+"""Failures of a run that are nobody's bug: no memory, no disk, a process that dies. Each becomes advice in a line."""
 
 import contextlib
 import errno
@@ -10,7 +10,8 @@ from safetensors import SafetensorError
 
 from dreambooth.config import Config
 from dreambooth.errors import UserError, first_line
-from dreambooth.run.folder import ACCEPTABLE_CHANGES, RunFolder
+from dreambooth.run.folder import RunFolder
+from dreambooth.run.resume import ACCEPTABLE_CHANGES
 from dreambooth.run.savings import SAVINGS, applies, written
 
 OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|Unable to allocate|bad_alloc|Cannot allocate memory")
@@ -24,7 +25,7 @@ DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextlib.contextmanager
 def translate_errors(run: RunFolder, config: Config) -> Iterator[None]:
-    """Raises UserError for what can be known of an error within; others pass."""
+    """Translate errors within that have a known cause to UserError; others pass."""
     try:
         yield
     except (OSError, RuntimeError, MemoryError, SafetensorError) as error:
@@ -35,7 +36,7 @@ def translate_errors(run: RunFolder, config: Config) -> Iterator[None]:
 
 
 def about_memory(error: Exception, config: Config) -> str | None:
-    """What was to be allocated, and what takes less, the most effective first."""
+    """Return what could not be allocated and which settings take less memory, the most effective first."""
     is_full = isinstance(error, MemoryError | torch.OutOfMemoryError) or getattr(error, "errno", 0) == errno.ENOMEM
     if not is_full and OUT_OF_MEMORY.search(str(error)) is None:
         return None
@@ -48,14 +49,14 @@ def about_memory(error: Exception, config: Config) -> str | None:
     keys = dict.fromkeys(key for changes in helpful for key in changes if ACCEPTABLE_CHANGES.fullmatch(key))
     later = " ".join(f"--override {key}" for key in keys)
     return (
-        f"out of memory: could not allocate {size}. What takes less, one after the other: "
+        f"out of memory: could not allocate {size}. Settings that take less, one after the other: "
         f"{', '.join([*savings, 'a smaller train.batch_size', 'a smaller data.resolution', 'method.name=lora'])}; "
-        f"`python -m dreambooth plan CONFIG` tells how much{f' (a run that goes on takes {later})' if later else ''}"
+        f"`python -m dreambooth plan CONFIG` says how much{f' (when resuming, add {later})' if later else ''}"
     )
 
 
 def about_disk(error: Exception, run: RunFolder) -> str | None:
-    """Which file, and what of the disk, or of the run's folder, is in the way."""
+    """Return which file could not be written or read, and why; None for another error."""
     number = getattr(error, "errno", None)
     if isinstance(error, SafetensorError):
         code = re.search(r"os error (\d+)", str(error))
@@ -68,11 +69,11 @@ def about_disk(error: Exception, run: RunFolder) -> str | None:
         return None
     if not run.config.is_file():
         return f"{run.path}: has vanished while training ({first_line(error)}); bring it back, or start again"
-    return f"{name}: cannot be written or read ({first_line(error)}); mend that, or choose another run.dir"
+    return f"{name}: cannot be written or read ({first_line(error)}); repair that, or choose another run.dir"
 
 
 def about_processes(error: Exception, config: Config) -> str | None:
-    """Which process has died."""
+    """Return which process has died; None for another error."""
     if not isinstance(error, RuntimeError):
         return None
     if worker := WORKER_DIED.search(str(error)):

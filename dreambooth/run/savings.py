@@ -3,28 +3,28 @@
 from typing import Any
 
 from dreambooth.config import Config
-from dreambooth.methods import find_method
+from dreambooth.methods import find_facts
 
 SAVINGS: tuple[tuple[dict[str, Any], str], ...] = (
-    ({"train.gradient_checkpointing": True}, "a third more time a step"),
-    ({"train.micro_batch_size": 1}, "subject and class one after the other: a fifth more time a step"),
-    ({"prior.source": "ahead"}, "class pictures come first: the first step comes later"),
+    ({"train.gradient_checkpointing": True}, "a third more time per step"),
+    ({"train.micro_batch_size": 1}, "subject and class one after the other: a fifth more time per step"),
+    ({"prior.source": "ahead"}, "class images are generated first: the first step comes later"),
     ({"optim.name": "adamw8bit"}, "coarser moments (extra '8bit'; slow on a CPU)"),
     (
         {"optim.in_backward": True, "optim.max_grad_norm": 0, "train.micro_batch_size": None},
-        "a weight's step as soon as its gradient is there: gradients are not clipped",
+        "weights are updated during backward: gradients are not clipped",
     ),
 )
 
 
 def written(value: Any) -> str:
-    """A setting as YAML has it."""
+    """Return a value as YAML writes it."""
     return "null" if value is None else str(value).lower()
 
 
 def applies(key: str, config: Config) -> bool:
-    """Whether the saving of `SAVINGS` that begins with this key would change this config, and not for the worse."""
-    is_adapter, train = find_method(config.method.name).is_adapter, config.train
+    """Return whether the row of `SAVINGS` that begins with this key would take less memory with this config."""
+    is_adapter, train = find_facts(config.method.name).is_adapter, config.train
     if key == "prior.source":
         return config.prior.source == "stream" and not is_adapter
     if key == "optim.in_backward":

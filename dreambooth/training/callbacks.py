@@ -5,8 +5,10 @@ All of it happens between two optimizer steps, never between the batches that on
 
 import csv
 import io
+import logging
 import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,13 +19,15 @@ import pytorch_lightning as pl
 import torch
 from tqdm import tqdm
 
-from dreambooth.distributed import WorkShare, tell
-from dreambooth.files import write_text
+from dreambooth.distributed import WorkShare
+from dreambooth.files import whole_lines, write_text
 from dreambooth.generation.class_prior import GeneratedPrior
 from dreambooth.training.loggers import Loggers
 from dreambooth.training.module import DreamBoothModule
 from dreambooth.training.optimizer import take_settings
 from dreambooth.training.step_metrics import StepMetrics
+
+logger = logging.getLogger(__name__)
 
 
 class StepCallback(pl.Callback):
@@ -52,7 +56,7 @@ class SharePrior(pl.Callback):
             return
         prior.share(WorkShare(trainer.global_rank, trainer.world_size, trainer.strategy.barrier))
         if self.ahead and not prior.is_complete:
-            prior.make_all(lambda block, of: tell(f"class pictures: {block}/{of} batches"))
+            prior.make_all(lambda block, of: logger.info(f"class pictures: {block}/{of} batches"))
 
 
 class AverageWeights(StepCallback):
@@ -65,8 +69,15 @@ class AverageWeights(StepCallback):
 class TakeSettings(pl.Callback):
     """A resumed run takes the steps that its settings say, where Lightning has restored the optimizer's old ones.
 
-    They are the same, but for what was changed on purpose.
+    They are the same, but for changes that were accepted.
     """
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Count the batches of the steps so far as this run accumulates them, for Lightning knows steps by batches."""
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for count in (progress["total"], progress["current"]):
+            more = checkpoint["global_step"] * trainer.accumulate_grad_batches - count["ready"]
+            count.update({event: number + more for event, number in count.items()})
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         schedule = cast(Any, trainer.lr_scheduler_configs[0].scheduler)
@@ -77,7 +88,8 @@ class SaveState(StepCallback):
     """Saves the full state every so many steps and at the end; on SIGINT or SIGTERM saves after the step and stops.
 
     every_steps: several periods; validations, which build on a saved state, have their own (0: none).
-    `signal_number` tells afterwards what stopped the run, 0 for nothing; a signal to one process stops all.
+    `signal_number` tells afterwards what stopped the run, 0 for nothing; a signal to one process stops all. Signals
+    reach the main thread only: training in another leaves them to the program.
     """
 
     def __init__(self, path: Path, every_steps: Sequence[int]) -> None:
@@ -87,12 +99,13 @@ class SaveState(StepCallback):
         self._handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        is_main = threading.current_thread() is threading.main_thread()
+        for number in (signal.SIGINT, signal.SIGTERM) if is_main else ():
             self._handlers[number] = signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.signal_number = number
-        tell(f"\n{signal.Signals(number).name}: saving after this step; once more to stop at once")
+        logger.info(f"\n{signal.Signals(number).name}: saving after this step; once more to stop at once")
         signal.signal(number, signal.SIG_DFL)
 
     def on_step_end(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
@@ -145,10 +158,7 @@ class MetricsFile:
             self._replace([*rows, {**last, **row}])
 
     def _rows(self) -> list[dict[str, str]]:
-        if not self.path.is_file():
-            return []
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        rows = csv.DictReader([line for line in lines if line.endswith("\n")])
+        rows = csv.DictReader(whole_lines(self.path))
         return [{name: value for name, value in row.items() if value} for row in rows]
 
     def _replace(self, rows: list[dict[str, str]]) -> None:
@@ -236,7 +246,7 @@ class Progress(StepCallback):
                 rate = (step - self._since[0]) / (now - self._since[1])
                 left = time.strftime("%H:%M:%S", time.gmtime((trainer.max_steps - step) / rate))
                 line += f"  {rate:.2f} steps/s  {left} left"
-            tell(line)
+            logger.info(line)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self._bar is not None:

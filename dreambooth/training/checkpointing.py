@@ -8,6 +8,7 @@ does not flush it, and on a full disk destroys the previous good one.
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,9 +20,10 @@ from pytorch_lightning.plugins.io import CheckpointIO
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from dreambooth.distributed import tell
 from dreambooth.errors import UserError
 from dreambooth.files import atomic_file, write_text
+
+logger = logging.getLogger(__name__)
 
 GIB = 2**30
 InputFingerprints = dict[
@@ -110,7 +112,7 @@ def make_room(path: Path, num_bytes: int, expendable: Path | None) -> None:
     """
     folder = path.parent
     if shutil.disk_usage(folder).free < num_bytes and expendable is not None and expendable.is_file():
-        tell(f"warning: {expendable}: let go, there is no room for three states while one is written")
+        logger.warning(f"{expendable}: let go, there is no room for three states while one is written")
         expendable.unlink()
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
@@ -163,7 +165,7 @@ def find_newest(paths: Sequence[Path]) -> FoundState | None:
             problems.append(str(error))
         else:
             for problem in problems:
-                tell(f"warning: {problem}; going on from {path.name}, step {found.step}")
+                logger.warning(f"{problem}; going on from {path.name}, step {found.step}")
             return found
     if not any(path.exists() for path in paths):
         return None

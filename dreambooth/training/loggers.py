@@ -3,6 +3,7 @@
 Lightning is not given them: where one of its own calls to a logger fails, training ends.
 """
 
+import logging
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -11,7 +12,7 @@ import numpy as np
 from PIL import Image
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from dreambooth.distributed import is_first, tell
+from dreambooth.distributed import is_first
 from dreambooth.errors import first_line
 
 
@@ -55,7 +56,9 @@ class Loggers:
             act()
         except failures() as error:
             self._open.pop(key, None)
-            tell(f"warning: {key}: no more of it ({first_line(error)}); training goes on, metrics.csv has it all")
+            logging.getLogger(__name__).warning(
+                f"{key}: no more of it ({first_line(error)}); training goes on, metrics.csv has it all"
+            )
 
 
 def failures() -> tuple[type[Exception], ...]:

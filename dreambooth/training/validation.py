@@ -4,7 +4,7 @@ A validation happens after the state of its step has been saved, and its line in
 one that a kill left undone is done again, to the same numbers, when the run goes on from that state.
 """
 
-import sys
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 from PIL import Image
-from tqdm import tqdm
 
 from dreambooth.data.images import cells, grid
-from dreambooth.distributed import tell, whole
+from dreambooth.distributed import whole
 from dreambooth.files import atomic_file
 from dreambooth.metrics import selection
 from dreambooth.metrics.validation_log import ValidationLog, ValidationRecord
@@ -24,6 +23,8 @@ from dreambooth.training.callbacks import MetricsFile, StepCallback
 from dreambooth.training.checkpointing import AtomicCheckpointIO
 from dreambooth.training.loggers import Loggers
 from dreambooth.training.module import DreamBoothModule
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Validate(StepCallback):
         self._stop_text_encoders(trainer, module)
         stop = trainer.is_global_zero and self.validation_log.is_exhausted(self.patience)
         if stop:
-            tqdm.write(f"no better for {self.patience} validation(s): ending (validate.patience)", file=sys.stderr)
+            logger.info(f"no better for {self.patience} validation(s): ending (validate.patience)")
         trainer.should_stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
 
     def _stop_text_encoders(self, trainer: pl.Trainer, module: DreamBoothModule) -> None:
@@ -116,7 +117,9 @@ class Validate(StepCallback):
         has_drifted = self.stop_drift is not None and self.validation_log.has_drifted(self.stop_drift)
         if trainer.strategy.broadcast(has_drifted) and not module.text_is_stopped:
             module.stop_text_encoders()
-            tell(f"drift is above {self.stop_drift}: the text encoder stays as it is (optim.text_encoder_stop_drift)")
+            logger.info(
+                f"drift is above {self.stop_drift}: the text encoder stays as it is (optim.text_encoder_stop_drift)"
+            )
 
     def _validate(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> ValidationRecord | None:
         """Draw and measure; None in the processes that do not look."""
@@ -176,7 +179,7 @@ class Validate(StepCallback):
         return [pictures[first : first + columns] for first in range(0, len(pictures), columns)]
 
     def _keep(self, trainer: pl.Trainer, module: DreamBoothModule, entry: ValidationRecord | None) -> None:
-        """Save the weights if no validation before had a better step."""
+        """Save the weights if this is now the step to keep."""
         if self.best is None or not trainer.strategy.broadcast(entry is not None and self._is_best(entry)):
             return
         weights = {name: whole(weight) for name, weight in module.trained_state().items()}
@@ -184,10 +187,8 @@ class Validate(StepCallback):
             AtomicCheckpointIO().save_checkpoint({"global_step": entry.step, "state_dict": weights}, self.best)
 
     def _is_best(self, entry: ValidationRecord) -> bool:
-        qualities = self.validation_log.qualities | (
-            {entry.step: entry.quality.value} if entry.quality is not None else {}
-        )
-        return selection.best(qualities) == entry.step
+        entries = [*self.validation_log.entries, entry]
+        return selection.choose(entries, entries[0].anchors) == entry.step
 
 
 def restore_best(module: DreamBoothModule, path: Path) -> int:
@@ -206,6 +207,14 @@ def tell_scores(
         measure = name.removeprefix("eval/")
         each = " ".join(f"{own:.3f}" for own in of_subjects.get(measure, ()))
         means.append(f"{measure} {value:.3f}" + (f" ({each})" if each else ""))
-    best = validation_log.best
-    note = "" if best is None else " (best)" if best.step == entry.step else f" (best at step {best.step})"
-    tqdm.write(f"validation at step {entry.step}: {', '.join(means)}{note}", file=sys.stderr)
+    logger.info(f"validation at step {entry.step}: {', '.join(means)}{_standing(entry, validation_log)}")
+
+
+def _standing(entry: ValidationRecord, validation_log: ValidationLog) -> str:
+    """Return how a validation stands beside those before it."""
+    kept, highest = validation_log.best, validation_log.highest
+    if kept is None or highest is None:
+        return ""
+    if kept.step != entry.step:
+        return f" (worse than step {highest.step})"
+    return " (best)" if highest.step == entry.step else f" (not clearly worse than step {highest.step})"

@@ -17,7 +17,8 @@ from warm import Warm
 from dreambooth.config import Config, load_config
 from dreambooth.engine import train
 from dreambooth.errors import UserError
-from dreambooth.run.folder import RunFolder, RunLock
+from dreambooth.run.folder import RunFolder
+from dreambooth.run.lock import RunLock
 from dreambooth.training.checkpointing import find_state
 
 HOLD = """
@@ -115,14 +116,15 @@ def test_a_file_in_the_place_of_a_folder_is_told_before_anything_is_done(config_
     in_the_way = run.path / name
     in_the_way.parent.mkdir(parents=True)
     in_the_way.write_text("mine")
-    with pytest.raises(UserError, match=rf"{in_the_way}: a file, and the run needs a folder there"):
+    with pytest.raises(UserError, match=rf"{in_the_way}: is a file where the run needs a folder"):
         train(config)
     assert in_the_way.read_text() == "mine"
     assert list(run.path.parent.rglob("*")) == list(dict.fromkeys((run.path, in_the_way)))
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_anything_is_done(config_file: Path) -> None:
-    with pytest.raises(UserError, match=r"/proc.*: cannot be written to \(.*\); mend that, or choose another run\.dir"):
+    said = r"/proc.*: cannot be written to \(.*\); repair that, or choose another run\.dir"
+    with pytest.raises(UserError, match=said):
         train(load_config(config_file, [*SHORT, "run.dir=/proc/self/runs"]))
 
 

@@ -12,7 +12,7 @@ from warm import Warm
 
 from dreambooth.config import Config, load_config
 from dreambooth.errors import UserError
-from dreambooth.run.failures import told
+from dreambooth.run.failures import translate_errors
 from dreambooth.run.folder import RunFolder
 from dreambooth.training.checkpointing import find_state
 
@@ -30,7 +30,8 @@ def test_memory_that_runs_out_is_told_with_what_takes_less(config_file: Path, tm
     assert "Traceback" not in said
     for part in (
         "error: out of memory: could not allocate",
-        "MiB. What takes less, one after the other: train.gradient_checkpointing=true, train.micro_batch_size=1, ",
+        "MiB. Settings that take less, one after the other: train.gradient_checkpointing=true, ",
+        "train.micro_batch_size=1, ",
         "--override train.gradient_checkpointing",
         "The last state is as it was",
     ):
@@ -52,7 +53,7 @@ def test_memory_that_runs_out_is_told_with_what_takes_less(config_file: Path, tm
     ],
 )  # fmt: skip
 def test_every_librarys_word_for_it_is_understood(config: Config, error: Exception, size: str) -> None:
-    with pytest.raises(UserError, match=f"could not allocate {size}"), told(RunFolder(config), config):
+    with pytest.raises(UserError, match=f"could not allocate {size}"), translate_errors(RunFolder(config), config):
         raise error
 
 
@@ -62,7 +63,7 @@ def test_what_is_not_known_passes(config: Config) -> None:
         FileNotFoundError(2, "none", "/elsewhere"),
         ConnectionRefusedError(111, "Connection refused"),
     ):
-        with pytest.raises(type(error)), told(RunFolder(config), config):
+        with pytest.raises(type(error)), translate_errors(RunFolder(config), config):
             raise error
 
 

@@ -39,7 +39,7 @@ def test_a_sample_that_is_not_finite_stops_the_run_before_its_step_and_is_named(
     assert warm.run(["train", str(config_file), *SHORT, "data.num_workers=1", *more], log) == 4
     said = log.read_text()
     assert re.search(r"step 3: (train/loss|optim/grad_norm) is nan", said), said
-    assert re.search(r"samples whose loss is not finite: class picture 5 \(timestep \d+\)$", said.strip()), said
+    assert re.search(r"samples whose loss is not finite: class image 5 \(timestep \d+\)$", said.strip()), said
     assert "Traceback" not in said
     assert find_state(run.state).step == 2
     assert [line.split(",")[0] for line in run.metrics.read_text().splitlines()] == ["step", "1", "2"]

@@ -10,10 +10,12 @@ from PIL import Image
 
 from dreambooth.cli import main
 from dreambooth.config import load_config
-from dreambooth.data.images import digest_files, list_images
+from dreambooth.data.image_folder import list_images
+from dreambooth.data.images import digest_files
 from dreambooth.engine import train
 from dreambooth.errors import UserError
-from dreambooth.run.folder import RunFolder, _joined, digests
+from dreambooth.run.fingerprints import digests, joined_digest
+from dreambooth.run.folder import RunFolder
 from dreambooth.training.checkpointing import find_state, manifest_path
 
 SHORT = ("optim.warmup_steps=0", "optim.schedule=constant", "validate.every_steps=0", "prior.source=none")
@@ -64,7 +66,7 @@ def test_a_number_format_changed_on_purpose_is_taken(config_file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", ["method.rank=8", "optim.name=adamw8bit", "method.name=lora", "data.resolution=72", "model.base=other"]
+    "setting", ["method.rank=8", "optim.name=adamw8bit", "method.name=lora", "data.resolution=72", "model.family=sdxl"]
 )
 def test_what_saved_weights_do_not_fit_is_refused_whatever_one_says(config_file: Path, setting: str) -> None:
     key = setting.split("=")[0]
@@ -120,7 +122,7 @@ def test_a_state_with_one_digest_for_all_pictures_still_tells_whether_they_chang
     config_file: Path, mine: Path
 ) -> None:
     """As earlier versions wrote it."""
-    assert _joined(digests(list_images(mine))) == digest_files(list_images(mine))
+    assert joined_digest(digests(list_images(mine))) == digest_files(list_images(mine))
     longer = load_config(config_file, [*LONGER, f"subject.images={mine}"])
     manifest = manifest_path(RunFolder(longer).state)
     entries = yaml.safe_load(manifest.read_text())

@@ -79,13 +79,13 @@ def test_the_state_before_the_last_stays_whole(saved: tuple[Path, Path]) -> None
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_the_newest_whole_state_is_found_and_said(
-    saved: tuple[Path, Path], damage: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+    saved: tuple[Path, Path], damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     damage(saved[0])
     found = find_newest(saved)
     assert found is not None
     assert (found.path, found.step) == (saved[1], 2)
-    said = capsys.readouterr().err
+    said = caplog.text
     assert str(saved[0]) in said
     assert "going on from previous.ckpt, step 2" in said
 
@@ -114,7 +114,7 @@ def test_a_damaged_state_does_not_drive_out_the_whole_one_before_it(saved: tuple
 
 
 def test_too_small_a_disk_is_told_before_a_byte_is_written(
-    saved: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    saved: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What is asked of the disk is real; only its answer is made smaller."""
     last, previous = saved
@@ -133,7 +133,7 @@ def test_too_small_a_disk_is_told_before_a_byte_is_written(
 
     monkeypatch.setattr(shutil, "disk_usage", Freed())
     AtomicCheckpointIO(found=find_newest(saved), previous=previous).save_checkpoint(state(4), last)
-    assert "previous.ckpt: let go" in capsys.readouterr().err
+    assert "previous.ckpt: let go" in caplog.text
     assert [find_state(path).step for path in saved] == [4, 3]
 
 
@@ -148,7 +148,7 @@ def all_of(run: RunFolder) -> dict[str, object]:
 
 
 def test_a_run_goes_on_from_the_state_before_a_damaged_one_to_the_same_bits(
-    config: Config, capsys: pytest.CaptureFixture[str]
+    config: Config, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its figures, scores and pictures of later steps are taken back, and come again."""
     assert train(config) == 0
@@ -156,9 +156,9 @@ def test_a_run_goes_on_from_the_state_before_a_damaged_one_to_the_same_bits(
     whole = all_of(run)
     flip_a_bit(run.state)
     (run.samples / "step-000008.png").write_bytes(b"of a step that is taken again")
-    capsys.readouterr()
+    caplog.clear()
     assert train(config) == 0
-    said = capsys.readouterr().err
+    said = caplog.text
     assert "last.ckpt: damaged" in said
     assert "going on from previous.ckpt, step 6" in said
     assert "at step 6 of 8" in said

@@ -60,13 +60,14 @@ class Warm:
         return pid
 
     def start_pair(self, arguments: Sequence[str], logs: Sequence[Path], **order: Any) -> list[int]:
-        """Start the processes of one run, a log for each, as a cluster's launcher does; return their ids."""
+        """Start the processes of one run, a log for each, as torchrun does; return their ids."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(len(logs)), "NODE_RANK": "0"}
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(len(logs)), "GROUP_RANK": "0"}
+        own = [{"TORCHELASTIC_RUN_ID": "test", "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(len(logs))]
         return [
-            self.start(arguments, log, env={**place, "LOCAL_RANK": str(rank)}, **order) for rank, log in enumerate(logs)
+            self.start(arguments, log, env={**place, **ranks}, **order) for ranks, log in zip(own, logs, strict=True)
         ]
 
     def wait(self, pid: int | None = None, timeout: float = 240) -> int:

@@ -1,0 +1,35 @@
+"""Mistakes in names and paths, found in a moment: before torch and diffusers are loaded, which takes seconds."""
+
+import os
+from pathlib import Path
+
+from dreambooth.config import Config, subject_key
+from dreambooth.errors import ModelError, UserError, escaped
+from dreambooth.generation.settings import SamplerSettings
+from dreambooth.methods import find_facts
+
+
+def check_inputs(config: Config) -> None:
+    """Raises UserError for an unknown method or sampler and for a folder that is not there, ModelError for a base."""
+    find_facts(config.method.name)
+    for section in (config.prior, config.validate):
+        SamplerSettings(section.num_inference_steps, section.guidance_scale, section.scheduler)
+    for key, folder in _folders(config):
+        if not os.path.isdir(folder):
+            what = "is a file, not a folder" if os.path.exists(folder) else "there is no such folder"
+            raise UserError(f"{key}: {escaped(folder)}: {what}")
+    base = config.model.base
+    is_path = Path(base).is_absolute() or base.startswith(".") or base.count("/") > 1 or base.endswith(".safetensors")
+    if is_path and not os.path.exists(base):
+        raise ModelError(f"model.base: {escaped(base)}: there is no such folder or file")
+
+
+def _folders(config: Config) -> list[tuple[str, str]]:
+    """Return the folders of images that a config names, each with its key."""
+    named: list[tuple[str, str | None]] = [
+        (f"{subject_key(config, number)}.images", each.images) for number, each in enumerate(config.subjects)
+    ]
+    named.append(("prior.folder", config.prior.folder))
+    named.append(("validate.images", config.validate.images))
+    named.append(("data.mask", None if config.data.mask == "alpha" else config.data.mask))
+    return [(key, folder) for key, folder in named if folder is not None]

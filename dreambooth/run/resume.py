@@ -1,0 +1,187 @@
+"""The rules of resuming: which state a run goes on from, and whether it is still the run that was begun.
+
+Settings must be as they were, but for those that may change or whose change is accepted. Identity is content: a base,
+an encoder, a folder of images is compared by its fingerprint. Its path says where to look, and may change with a note,
+as when a run is moved to another folder or machine.
+"""
+
+import logging
+import math
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator
+
+from dreambooth.config import Change, Config, differences, field_of, load_config, to_dict
+from dreambooth.errors import UserError
+from dreambooth.export.subject_info import read_card
+from dreambooth.metrics.validation_log import ValidationLog
+from dreambooth.run.fingerprints import describe_change, fingerprint_names, keys_by_name
+from dreambooth.run.folder import RunFolder
+from dreambooth.training.checkpointing import FoundState, InputFingerprints, find_newest
+from dreambooth.training.optimizer import OptimSettings, lr_factor
+
+logger = logging.getLogger(__name__)
+
+# What `--override` takes: the saved weights and moments fit, and so do the validations so far.
+ACCEPTABLE_CHANGES = re.compile(
+    r"subject(s\[\d+\])?\.(images|prompt|class_prompt)"
+    r"|data\.(?!resolution)\w+"
+    r"|prior\.\w+"
+    r"|method\.dropout"
+    r"|optim\.(?!name|identifier_lr)\w+"
+    r"|loss\.(?!zero_terminal_snr)\w+"
+    r"|train\.(batch_size|micro_batch_size|precision|gradient_checkpointing|compile|device|num_threads)"
+    r"|validate\.images"
+)
+# Their product is how many samples a step sees; how it is made up changes rounding only.
+STEP_SIZE = ("train.batch_size", "train.accumulate", "train.devices", "train.num_nodes")
+
+
+# -------------------------------------------------------------------------------- settings
+
+
+def found_state(run: RunFolder, config: Config, accepted_changes: Collection[str] = ()) -> FoundState | None:
+    """Return the newest whole state to go on from, None to start at step 0.
+
+    accepted_changes: keys of settings that may differ. Raises UserError if others do, or if no state is whole.
+    """
+    check_keys(accepted_changes)
+    if config.run.resume == "never":
+        return None
+    state = find_newest((run.state, run.previous))
+    if state is None:
+        return None
+    changes = [each for each in changed_settings(run, config, state) if each.key not in accepted_changes]
+    if changes:
+        possible = [each.key for each in changes if ACCEPTABLE_CHANGES.fullmatch(each.key)]
+        purpose = f", or accept the changes ({' '.join(f'--override {key}' for key in possible)})"
+        raise UserError(
+            f"{run.path}: this run was started with other settings; set them back, choose another run.name, "
+            f"or start again with run.resume=never{purpose if possible else ''}:\n  " + "\n  ".join(map(str, changes))
+        )
+    return state
+
+
+def check_keys(accepted_changes: Iterable[str]) -> None:
+    """Raises UserError for keys that a run cannot go on without."""
+    for key in accepted_changes:
+        if field_of(key) is None:
+            raise UserError(f"--override {key}: no such key; name one of those that the refusal lists, as it does")
+        if not ACCEPTABLE_CHANGES.fullmatch(key) and not fingerprint_names(key):
+            raise UserError(
+                f"--override {key}: not possible, the saved weights, moments or scores do not fit another value; "
+                "choose another run.name, or start again with run.resume=never"
+            )
+
+
+def changed_settings(run: RunFolder, config: Config, state: FoundState) -> list[Change]:
+    """Return the settings that are not as the run was started and may not just change."""
+    before = started_config(run)
+    keeps_step_size = step_size(before) == step_size(config)
+    return [
+        change
+        for change in differences(to_dict(before), to_dict(config))
+        if not is_moved(change, state) and not (keeps_step_size and change.key in STEP_SIZE)
+    ]
+
+
+def started_config(run: RunFolder) -> Config:
+    """Return the config that a run was begun with, or last went on with."""
+    return load_config(run.config)
+
+
+def step_size(config: Config) -> int:
+    """Return the number of subject samples in an optimizer step."""
+    train = config.train
+    return train.batch_size * train.accumulate * train.devices * train.num_nodes
+
+
+def is_moved(change: Change, state: FoundState) -> bool:
+    """Return whether a change is of a path whose content the state knows: that is compared, wherever it lies."""
+    names, values = fingerprint_names(change.key), (change.before, change.after)
+    if not names:
+        return False
+    if change.key not in ("model.config", "model.revision", "model.variant"):
+        if None in values or "alpha" in values:  # not a path: no images, a mask in the images themselves
+            return False
+        if os.path.realpath(change.before) == os.path.realpath(change.after):
+            return True
+    return any(name in state.entry.identity for name in names)
+
+
+def moved_paths(run: RunFolder, config: Config, state: FoundState) -> list[Change]:
+    """Return the paths that are others than the run was started with, to content that the state knows."""
+    changes = differences(to_dict(started_config(run)), to_dict(config))
+    return [change for change in changes if is_moved(change, state)]
+
+
+def is_finished(run: RunFolder, state: FoundState, config: Config, validation_log: ValidationLog) -> bool:
+    """Return whether the run has taken all its steps, or was ended by validate.patience, and is exported."""
+    card = read_card(run.model)
+    if card is None or card.last_step != state.step:
+        return False
+    return state.step >= config.train.max_steps or validation_log.is_exhausted(config.validate.patience)
+
+
+# -------------------------------------------------------------------------------- what it depends on
+
+
+def check_fingerprints(
+    state: FoundState | None, identity: InputFingerprints, config: Config, accepted_changes: Collection[str] = ()
+) -> None:
+    """Raises UserError if what the run depends on besides its config is no longer what it was."""
+    for key, change in changed_inputs(state, identity, config):
+        is_acceptable = ACCEPTABLE_CHANGES.fullmatch(key) is not None
+        if key not in accepted_changes or not is_acceptable:
+            purpose = f", accept the change (--override {key})" if is_acceptable else ""
+            raise UserError(
+                f"{change} (since this run was started); restore what was there, choose another run.name{purpose}, "
+                "or start again with run.resume=never"
+            )
+
+
+def changed_inputs(state: FoundState | None, identity: InputFingerprints, config: Config) -> Iterator[tuple[str, str]]:
+    """Yield what is no longer what it was: the key of its setting, and what has changed, of images which ones."""
+    before, keys = {} if state is None else state.entry.identity, keys_by_name(config)
+    for name, now in identity.items():
+        if change := describe_change(before.get(name, now), now):
+            yield keys[name], f"{name}: {change}"
+
+
+def report_changes(
+    run: RunFolder, config: Config, state: FoundState, optim: tuple[OptimSettings, OptimSettings]
+) -> None:
+    """Report what is otherwise than when the run was started and lets it go on all the same.
+
+    optim: the optimizer's settings as the run was started with them, and as it goes on.
+    """
+    for change in moved_paths(run, config, state):
+        logger.info(f"{change.key}: {change.after} in place of {change.before}; the content is the same")
+    changes = differences(to_dict(started_config(run)), to_dict(config))
+    divided = [str(change) for change in changes if change.key in STEP_SIZE]
+    if divided and step_size(started_config(run)) == step_size(config):
+        logger.info(f"{', '.join(divided)}: each step sees the same samples; results are equal but for rounding")
+    if note := rate_note(*optim, state.step):
+        logger.warning(note)
+
+
+def rate_note(before: OptimSettings, now: OptimSettings, step: int) -> str | None:
+    """Return what another train.max_steps makes of a falling learning rate at `step`, None where it makes nothing.
+
+    Linear and cosine schedules fall to 0 at max_steps: made longer, the whole curve is stretched, so the rate jumps up
+    from where it had come to. It is what a longer run would have there; it is not what this run would have done.
+    """
+    last, next_rate = before.lr * lr_factor(step - 1, before), now.lr * lr_factor(step, now)
+    is_same_curve = before.max_steps == now.max_steps or before.schedule != now.schedule
+    if is_same_curve or step <= now.warmup_steps or math.isclose(lr_factor(step, before), lr_factor(step, now)):
+        return None
+    changes = {"optim.schedule": "constant", "optim.lr": f"{last:.3g}"}
+    if now.text_encoder_lr != now.lr:
+        changes["optim.text_encoder_lr"] = f"{before.text_encoder_lr * lr_factor(step - 1, before):.3g}"
+    settings = " ".join(f"{key}={value}" for key, value in changes.items())
+    offer = f"; to go on at the last rate: {settings} {' '.join(f'--override {key}' for key in changes)}"
+    return (
+        f"optim.schedule={now.schedule}: train.max_steps {before.max_steps} -> {now.max_steps} stretches the curve; "
+        f"the learning rate of step {step + 1} is {next_rate:.3g}, after {last:.3g} of step {step}"
+        f"{offer if last > 0 and now.identifier_lr is None else ''}"
+    )
