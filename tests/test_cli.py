@@ -39,6 +39,40 @@ def test_help_answers_without_loading_torch(command: list[str]) -> None:
         assert not re.search(rf"\| +{heavy}\n", done.stderr), f"--help loads {heavy}"
 
 
+WITHOUT_TORCH = """
+import sys
+from dreambooth.cli import main
+
+for mistake in sys.argv[2:]:
+    assert main(["train", sys.argv[1], mistake]) in (2, 3)
+assert not {"torch", "diffusers", "transformers"} & set(sys.modules)
+"""
+
+
+def test_a_wrong_name_or_path_is_told_before_the_libraries_are_loaded(config_file: Path) -> None:
+    """Which takes 7 to 15 seconds, and once was what a newcomer waited for to read of a typing mistake."""
+    mistakes = {
+        "method.name=lara": "method.name: 'lara' is not known; one of full, lora",
+        "subject.images=nowhere": "subject.images: nowhere: there is no such folder",
+        "validate.images=README.md": "validate.images: README.md: is a file, not a folder",
+        "model.base=./nowhere": "model.base: ./nowhere: there is no such folder or file",
+        "validate.scheduler=dimm": "scheduler=dimm: unknown sampler; did you mean ddim?",
+        "optim.learning_rate=1": "did you mean optim.lr?",
+    }
+    line = [sys.executable, "-c", WITHOUT_TORCH, str(config_file), *mistakes]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for said, line_of in zip(mistakes.values(), done.stderr.splitlines(), strict=True):
+        assert said in line_of
+
+
+def test_train_alone_asks_for_a_config_and_for_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("train", "check", "plan"):
+        with pytest.raises(SystemExit, match="2"):
+            main([command])
+        assert capsys.readouterr().err.strip().endswith("the following arguments are required: CONFIG.yaml")
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
@@ -59,13 +93,21 @@ def test_pictures_are_numbered_hold_their_recipe_and_come_with_a_grid(
     arguments = ["--num-images", "2", "--steps", "2", "--guidance-scale", "3", "--seed", "5", "--out", str(tmp_path)]
     assert main(["sample", str(run_folder), "a photo of {subject}", "a {class} in the snow", *arguments]) == 0
     paths = [Path(line) for line in capsys.readouterr().out.splitlines()]
-    assert [path.name for path in paths] == ["00000.png", "00001.png", "00002.png", "00003.png", "grid-00000.png"]
+    assert [path.name for path in paths] == [
+        "00000-a-photo-of-sks-dog.png",
+        "00001-a-photo-of-sks-dog.png",
+        "00002-a-dog-in-the-snow.png",
+        "00003-a-dog-in-the-snow.png",
+        "grid-00000.png",
+    ]
     recipe = json.loads(Image.open(paths[3]).text["dreambooth"])
     expected = {"prompt": "a dog in the snow", "seed": 6, "num_inference_steps": 2, "guidance_scale": 3.0}
     assert expected.items() <= recipe.items()
     assert json.loads(Image.open(paths[0]).text["dreambooth"])["prompt"] == "a photo of sks dog"
     assert Image.open(paths[0]).size == (64, 64)
-    assert Image.open(paths[4]).size == (2 * 64 + 3 * 2, 2 * 64 + 3 * 2)
+    grid = Image.open(paths[4])
+    assert grid.width == 2 * 64 + 3 * 2
+    assert grid.height > 2 * 64 + 3 * 2, "prompts and seeds are written beside the images"
 
 
 def test_a_recipe_makes_the_same_picture_again_alone(
@@ -73,10 +115,10 @@ def test_a_recipe_makes_the_same_picture_again_alone(
 ) -> None:
     first = ["sample", str(run_folder), "a {class}", "--steps", "2", "--num-images", "3", "--out", str(tmp_path / "a")]
     main(first)
-    recipe = json.loads(Image.open(tmp_path / "a" / "00002.png").text["dreambooth"])
+    recipe = json.loads(Image.open(tmp_path / "a" / "00002-a-dog.png").text["dreambooth"])
     again = ["sample", str(run_folder), recipe["prompt"], "--steps", "2", "--num-images", "1", "--batch-size", "1"]
     main([*again, "--seed", str(recipe["seed"]), "--out", str(tmp_path / "b")])
-    one, other = (Image.open(tmp_path / path) for path in ("a/00002.png", "b/00000.png"))
+    one, other = (Image.open(tmp_path / path) for path in ("a/00002-a-dog.png", "b/00000-a-dog.png"))
     differences = [abs(a - b) for a, b in zip(one.tobytes(), other.tobytes(), strict=True)]
     assert max(differences) <= 1, "the same seed and prompt gave another picture"
 
@@ -85,14 +127,14 @@ def test_steps_and_guidance_that_are_not_given_are_those_of_the_runs_own_grids(
     run_folder: Path, tmp_path: Path
 ) -> None:
     main(["sample", str(run_folder), "a dog", "--num-images", "1", "--out", str(tmp_path)])
-    recipe = json.loads(Image.open(tmp_path / "00000.png").text["dreambooth"])
+    recipe = json.loads(Image.open(tmp_path / "00000-a-dog.png").text["dreambooth"])
     assert (recipe["num_inference_steps"], recipe["guidance_scale"]) == (2, 7.5)
 
 
 def test_a_second_call_numbers_on_and_overwrites_nothing(run_folder: Path, tmp_path: Path) -> None:
     for _ in range(2):
         main(["sample", str(run_folder), "a dog", "--steps", "1", "--num-images", "1", "--out", str(tmp_path)])
-    expected = ["00000.png", "00001.png", "grid-00000.png", "grid-00001.png"]
+    expected = ["00000-a-dog.png", "00001-a-dog.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == expected
 
 
@@ -101,9 +143,9 @@ def test_a_picture_is_made_again_from_itself_alone(
 ) -> None:
     options = ["--steps", "3", "--guidance-scale", "2", "--seed", "5", "--scheduler", "euler-a", "--num-images", "2"]
     assert main(["sample", str(run_folder), *options, "a {class} in the snow", "--out", str(tmp_path / "a")]) == 0
-    picture = tmp_path / "a" / "00001.png"
+    picture = tmp_path / "a" / "00001-a-dog-in-the-snow.png"
     assert main(["sample", "--from-image", str(picture), "--out", str(tmp_path / "b")]) == 0
-    first, again = Image.open(picture), Image.open(tmp_path / "b" / "00000.png")
+    first, again = Image.open(picture), Image.open(tmp_path / "b" / "00000-a-dog-in-the-snow.png")
     assert np.abs(np.asarray(first, dtype=int) - np.asarray(again, dtype=int)).max() <= 1
     assert again.info["dreambooth"] == first.info["dreambooth"]
     capsys.readouterr()
@@ -115,7 +157,9 @@ def test_a_picture_is_made_again_from_itself_alone(
 def test_a_picture_without_a_recipe_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
     assert main(["sample", "--from-image", str(tmp_path / "plain.png")]) == 2
-    assert "plain.png: not a picture of sample.py" in capsys.readouterr().err
+    assert (
+        "plain.png: an image without a recipe; name one that sample.py or evaluate has made" in capsys.readouterr().err
+    )
 
 
 def test_a_base_model_and_the_model_folder_itself_can_be_sampled(
@@ -124,23 +168,31 @@ def test_a_base_model_and_the_model_folder_itself_can_be_sampled(
     short = ["--steps", "1", "--num-images", "1", "--size", "64x48", "--out", str(tmp_path)]
     assert main(["sample", str(run_folder / "model"), "a {class}", *short]) == 0
     assert main(["sample", str(tiny_base), "a dog", *short]) == 0
-    assert Image.open(tmp_path / "00001.png").size == (64, 48)
+    assert Image.open(tmp_path / "00001-a-dog.png").size == (64, 48)
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "named"),
     [
-        (["{run}", "a dog", "--scheduler", "dimm"], 2, "'dimm' is not known; one of ddim"),
-        (["{run}", "a dog", "--size", "big"], 2, "--size: 'big' is not a size; write WIDTHxHEIGHT"),
-        (["{run}", "a dog", "--size", "60x64"], 2, "use a multiple of 8"),
-        (["{run}", "a dog", "--num-images", "0"], 2, "--num-images: 0 is too small"),
-        (["{run}", "a dog", "--seed", "-1"], 2, "--seed: -1"),
+        (["{run}", "a dog", "--scheduler", "dimm"], 2, "--scheduler dimm: unknown sampler; did you mean ddim?"),
+        (["{run}", "a dog", "--size", "big"], 2, "--size big: not a size; write WIDTHxHEIGHT"),
+        (
+            ["{run}", "a dog", "--size", "60x64"],
+            2,
+            "size 60x64: width and height must be multiples of 8 pixels; use 56x64 or 64x64",
+        ),
+        (["{run}", "a dog", "--num-images", "0"], 2, "--num-images 0: must be at least 1"),
+        (["{run}", "a dog", "--seed", "-1"], 2, "--seed -1"),
         (
             ["{run}", "very " * 50 + "{subject}"],
             2,
             "tokens with start and end; this model reads 32, and the identifier",
         ),
         (["{base}", "a photo of {subject}"], 2, "has learned no subject"),
+        (["{run}", "a dog", "--scheduler", "DPM++ 2M Karras"], 2, "did you mean dpm++-karras?"),
+        (["{run}", "a dog", "--size", "512"], 2, "write WIDTHxHEIGHT in pixels, e.g. 512x512"),
+        (["{run}", "a dog", "--steps", "1001"], 2, "--steps 1001: must be from 1 to 1000"),
+        (["{runs}/rnu", "a dog"], 3, "/run? There are: "),
         (["./nowhere", "a dog"], 3, "./nowhere: there is no such folder or file"),
         (["{unfinished}", "a dog"], 3, "no model yet"),
     ],
@@ -156,9 +208,24 @@ def test_a_mistake_gets_its_exit_code_and_a_line_that_names_it(
 ) -> None:
     (tmp_path / "unfinished").mkdir()
     (tmp_path / "unfinished" / "config.yaml").write_text("run: {name: unfinished}\n")
-    places = {"{run}": run_folder, "{base}": tiny_base, "{unfinished}": tmp_path / "unfinished"}
+    places = {
+        "{run}": run_folder,
+        "{base}": tiny_base,
+        "{runs}": run_folder.parent,
+        "{unfinished}": tmp_path / "unfinished",
+    }
     out = tmp_path / "out"
-    assert main(["sample", *[str(places.get(word, word)) for word in arguments], "--out", str(out)]) == code
+    assert (
+        main(
+            [
+                "sample",
+                *[re.sub(r"\{\w+\}", lambda match: str(places.get(match[0], match[0])), word) for word in arguments],
+                "--out",
+                str(out),
+            ]
+        )
+        == code
+    )
     told = capsys.readouterr().err
     assert named in told
     assert len(told.strip().splitlines()) <= 2

@@ -12,7 +12,8 @@ from warm import Warm
 
 from dreambooth.errors import UserError
 from dreambooth.families import Conditioning, Family, evaluation_mode, load_family
-from dreambooth.generation.images import Picture, write
+from dreambooth.generation.images import write
+from dreambooth.generation.request import GeneratedImage
 from dreambooth.generation.sampler import (
     guided,
     initial_noise,
@@ -117,7 +118,13 @@ def test_a_start_depends_on_its_place_alone() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "named"),
-    [((0, 4.0, "ddim"), "steps: 0"), ((5, float("nan"), "ddim"), "nan"), ((5, 4.0, "dimm"), "one of ddim, ddpm, pndm")],
+    [
+        ((0, 4.0, "ddim"), "num_inference_steps=0: must be from 1 to 1000"),
+        ((1001, 4.0, "ddim"), "num_inference_steps=1001: must be from 1 to 1000"),
+        ((5, float("nan"), "ddim"), "guidance_scale=nan"),
+        ((5, 4.0, "dimm"), "did you mean ddim"),
+        ((5, 4.0, "dpm++ 2m karras"), r"scheduler=dpm\+\+ 2m karras: unknown sampler; did you mean dpm\+\+-karras"),
+    ],
 )
 def test_bad_settings_are_refused_with_what_is_allowed(settings: tuple[int, float, str], named: str) -> None:
     with pytest.raises(UserError, match=named):
@@ -154,8 +161,8 @@ def test_a_real_base_is_sampled_by_every_scheduler_to_the_same_scene(shipped_bas
     """Different samplers of one noise and one model agree on the picture at large: none misreads the noise schedule."""
     family = load_family(str(shipped_base))
     made = {}
-    for scheduler in SCHEDULERS:
-        settings = SamplerSettings(60 if scheduler in ("ddpm", "euler-a") else 25, 3.0, scheduler)
+    for scheduler in (*(name for name in SCHEDULERS if not name.endswith("-karras")), "dpm++-karras"):
+        settings = SamplerSettings(60 if scheduler in ("ddpm", "euler-a", "dpm++-sde") else 25, 3.0, scheduler)
         made[scheduler] = next(
             sample_pixels(family, ["a photo of a red car on the beach"] * 2, [0, 1], (64, 64), settings)
         )
@@ -180,7 +187,8 @@ def test_two_that_sample_into_one_folder_at_once_overwrite_nothing(tiny_base: Pa
 
 
 def test_a_picture_that_cannot_be_written_leaves_its_number_free(tmp_path: Path) -> None:
-    broken = Picture(Image.new("RGB", (8, 8)), {"not json": object()})
+    broken = GeneratedImage.from_image(Image.new("RGB", (8, 8)), {})
+    broken.recipe = {"not json": object()}
     with pytest.raises(TypeError):
         list(write(iter([broken]), tmp_path, 1))
     assert list(tmp_path.iterdir()) == []

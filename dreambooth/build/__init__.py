@@ -23,15 +23,16 @@ from dreambooth.build.networks import (
     save_memory,
     unused_networks,
 )
-from dreambooth.build.prior import in_turn, make_generated_prior, make_prior, num_samples_of_run, prior_sampler
+from dreambooth.build.prior import in_turn, make_generated_prior, make_prior, num_samples_of_run
 from dreambooth.build.prompts import cache_prompts, captions_of, class_prompts_of, subject_prompt, wording_warnings
+from dreambooth.build.samplers import check_samplers, prior_sampler, validation_sampler
 from dreambooth.build.subjects import (
     SubjectData,
     buckets_of,
     encode,
     encode_subjects,
+    image_warnings,
     load_subject_data,
-    picture_warnings,
 )
 from dreambooth.build.trainer import make_callbacks, make_loader, make_loggers, make_trainer, steps_to_take
 from dreambooth.build.validation_inputs import (
@@ -39,7 +40,6 @@ from dreambooth.build.validation_inputs import (
     find_encoders,
     make_scorer,
     unseen_pictures,
-    validation_sampler,
 )
 
 __all__ = [
@@ -50,12 +50,14 @@ __all__ = [
     "cache_prompts",
     "captions_of",
     "check_optimizer",
+    "check_samplers",
     "checkpoint_activations",
     "class_prompts_of",
     "compute_dtype",
     "encode",
     "encode_subjects",
     "find_encoders",
+    "image_warnings",
     "in_turn",
     "load_base",
     "load_subject_data",
@@ -73,7 +75,6 @@ __all__ = [
     "optim_settings",
     "pick_device",
     "pick_precision",
-    "picture_warnings",
     "prior_sampler",
     "save_memory",
     "steps_to_take",

@@ -1,19 +1,22 @@
 """The method and what it starts from, the loss, the optimizer, and the card of the result."""
 
+import logging
 from pathlib import Path
 
 from dreambooth.build.networks import compute_dtype
 from dreambooth.config import Config
-from dreambooth.distributed import tell
 from dreambooth.errors import UserError
 from dreambooth.export.subject_info import LearnedSubject, SubjectInfo, card_in_file, read_card
 from dreambooth.families import Family
 from dreambooth.files import with_home, without_home
-from dreambooth.generation.images import model_folder
-from dreambooth.methods import MethodSettings, find_method
+from dreambooth.generation.location import model_folder
+from dreambooth.methods import find_facts
+from dreambooth.methods.base import MethodSettings
 from dreambooth.randomness import Randomness
 from dreambooth.training.objective import LossSettings
 from dreambooth.training.optimizer import OptimSettings, import_bitsandbytes
+
+logger = logging.getLogger(__name__)
 
 
 def method_settings(config: Config, family: Family, randomness: Randomness) -> MethodSettings:
@@ -47,11 +50,11 @@ def find_start(config: Config) -> Path | None:
     path = Path(with_home(start))
     if not path.exists():
         raise UserError(f"method.start={start}: no such file or folder")
-    if path.is_file() and method != "lora":
+    if path.is_file() and method not in ("lora", "loha", "lokr"):
         raise UserError(f"method.start={start}: is a file; {method} starts from a run or model folder of its own")
     folder = path if path.is_file() else model_folder(str(path))
     card = find_start_card(folder)
-    if card is None and method != "lora":
+    if card is None and not (path.is_file() or method == "lora"):
         raise UserError(f"method.start={start}: no result of {method} (it has no dreambooth.json); name one")
     if card is not None and card.method != method:
         raise UserError(
@@ -69,7 +72,7 @@ def tell_other_base(start: Path | None, base: str) -> None:
     """Warn of a start that was trained on other weights; with the same shapes, that may well be intended."""
     card = None if start is None else find_start_card(start)
     if card is not None and card.base_fingerprint not in (None, base):
-        tell(f"warning: method.start={start}: was trained on another base ({card.base}), and is another model on this")
+        logger.warning(f"method.start: {start} was trained on another base ({card.base}), and is another model on this")
 
 
 def loss_settings(config: Config) -> LossSettings:
@@ -87,7 +90,7 @@ def loss_settings(config: Config) -> LossSettings:
 
 def optim_settings(config: Config) -> OptimSettings:
     optim = config.optim
-    lr = find_method(config.method.name).lr if optim.lr is None else optim.lr
+    lr = find_facts(config.method.name).lr if optim.lr is None else optim.lr
     return OptimSettings(
         name=optim.name,
         in_backward=optim.in_backward,

@@ -1,26 +1,29 @@
 """The base's networks: on which device and in which precision they compute, and which of them a run keeps."""
 
 import contextlib
-import os
 from collections.abc import Iterator
 
 import torch
 
 from dreambooth.config import Config
-from dreambooth.distributed import local_rank
+from dreambooth.distributed import this_process
 from dreambooth.errors import UserError
 from dreambooth.families import Family, ModelSource, evaluation_mode, frozen_copy, is_small, load_family
-from dreambooth.methods import find_method
+from dreambooth.methods import find_facts
 from dreambooth.methods.adapters import frozen_base
 
 
 def pick_device(config: Config) -> torch.device:
-    """Return the device to train on. Raises UserError where it, or the precision on it, is not available."""
+    """Return the device to train on. Raises UserError where it, or the precision on it, is not there."""
     has_cuda = torch.cuda.is_available()
     if config.train.device == "cuda" and not has_cuda:
         raise UserError("train.device=cuda: PyTorch finds no GPU; use cpu or auto")
-    device = torch.device("cuda", local_rank()) if has_cuda and config.train.device != "cpu" else torch.device("cpu")
-    check_num_processes(config, device)
+    is_cuda = has_cuda and config.train.device != "cpu"
+    device = torch.device("cuda", this_process().local_rank) if is_cuda else torch.device("cpu")
+    if is_cuda and config.train.devices > torch.cuda.device_count():
+        raise UserError(
+            f"train.devices={config.train.devices}: PyTorch finds {torch.cuda.device_count()} GPU(s); use no more"
+        )
     if config.train.precision == "16-mixed" and device.type == "cpu":
         raise UserError("train.precision=16-mixed: needs a GPU; on a CPU use bf16-mixed or 32-true")
     return device
@@ -36,19 +39,6 @@ def pick_precision(config: Config, family: Family) -> str:
     if pick_device(config).type == "cpu" or is_small(family.denoiser):
         return "32-true"
     return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-
-
-def check_num_processes(config: Config, device: torch.device) -> None:
-    """Raise UserError for fewer GPUs than requested, or where torchrun has started another number of processes."""
-    devices, requested = config.train.devices, config.train.devices * config.train.num_nodes
-    if device.type == "cuda" and devices > torch.cuda.device_count():
-        raise UserError(f"train.devices={devices}: PyTorch finds {torch.cuda.device_count()} GPU(s); use at most these")
-    started = int(os.environ.get("WORLD_SIZE", requested))
-    if started != requested:
-        raise UserError(
-            f"train.devices, train.num_nodes: {devices} x {config.train.num_nodes} processes are requested, but "
-            f"{started} were started; make both the same"
-        )
 
 
 def model_source(config: Config) -> ModelSource:
@@ -81,7 +71,7 @@ def apply_schedule(family: Family, config: Config) -> None:
 
 def untouched_base(family: Family, config: Config) -> Family:
     """Return the frozen base beside what trains: beneath an adapter, or a copy where every weight may change."""
-    if find_method(config.method.name).is_adapter:
+    if find_facts(config.method.name).is_adapter:
         return frozen_base(family)
     return frozen_copy(family, compute_dtype(config, family))
 
@@ -106,7 +96,7 @@ def unused_networks(family: Family, config: Config, text_trains: bool) -> list[t
     An adapter's result holds none of the base: the text encoders are not needed once all prompts are cached, nor the
     VAE where no image is to be decoded.
     """
-    if not find_method(config.method.name).is_adapter:
+    if not find_facts(config.method.name).is_adapter:
         return []
     prompts_are_cached = not (text_trains or config.data.shuffle_captions)
     text_encoders = family.text_encoders if prompts_are_cached else []

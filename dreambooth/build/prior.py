@@ -9,10 +9,11 @@ from torch import Tensor
 
 from dreambooth.build.networks import compute_dtype, pick_device, untouched_base
 from dreambooth.build.prompts import class_prompts_of
+from dreambooth.build.samplers import prior_sampler
 from dreambooth.build.subjects import encode
 from dreambooth.config import Config
 from dreambooth.data.captions import Captions
-from dreambooth.data.images import list_images
+from dreambooth.data.image_folder import list_images
 from dreambooth.data.latents import EncodedImage, LatentDataset
 from dreambooth.families import Family
 from dreambooth.generation import sampler
@@ -24,7 +25,6 @@ from dreambooth.generation.class_prior import (
     make_teacher,
     prior_fingerprint,
 )
-from dreambooth.generation.settings import SamplerSettings
 from dreambooth.randomness import Randomness
 
 Shape = tuple[int, int, int]  # of latents: (C, H, W)
@@ -121,11 +121,3 @@ def num_samples_of_run(config: Config) -> int:
     """Return how many samples of the subject all steps of the run see together."""
     train = config.train
     return train.max_steps * train.batch_size * train.accumulate * train.devices * train.num_nodes
-
-
-def prior_sampler(config: Config) -> SamplerSettings:
-    """Return how class images are sampled. Raises UserError for an unknown scheduler."""
-    prior = config.prior
-    return SamplerSettings(
-        prior.num_inference_steps, prior.guidance_scale, prior.scheduler, guidance_min_noise=prior.guidance_min_noise
-    )

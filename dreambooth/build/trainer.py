@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from dreambooth.build.networks import pick_device, pick_precision
 from dreambooth.config import Config
 from dreambooth.data.latents import LatentDataset, ResumableBatchSampler
+from dreambooth.distributed import this_process
 from dreambooth.files import write_text
 from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.run.folder import RunFolder
@@ -21,7 +22,9 @@ from dreambooth.training import callbacks
 from dreambooth.training.checkpointing import AtomicCheckpointIO, FoundState, InputFingerprints
 from dreambooth.training.loggers import Loggers
 from dreambooth.training.module import DreamBoothModule
+from dreambooth.training.processes import cluster_environment
 from dreambooth.training.profiling import StepProfiler
+from dreambooth.training.progress import OnTrainProgress, ReportProgress
 from dreambooth.training.validation import Validate, ValidationInputs
 
 
@@ -47,6 +50,7 @@ def make_callbacks(
     inputs: ValidationInputs,
     validation_log: ValidationLog,
     loggers: Loggers,
+    on_progress: OnTrainProgress | None = None,
 ) -> list[pl.Callback]:
     """Make what happens around the steps, in this order: the average before what saves it, saving before validation."""
     metrics, validate = callbacks.MetricsFile(run.metrics), config.validate
@@ -66,6 +70,8 @@ def make_callbacks(
                 config.optim.text_encoder_stop_drift,
             )
         )  # fmt: skip
+    if on_progress is not None:
+        around.insert(around.index(saving), ReportProgress(on_progress, saving))
     return around
 
 
@@ -91,7 +97,10 @@ def make_trainer(
         max_steps=max_steps,
         max_epochs=-1,
         accumulate_grad_batches=config.train.accumulate,
-        plugins=[AtomicCheckpointIO(fingerprints, state, run.previous if config.train.keep_previous else None)],
+        plugins=[
+            AtomicCheckpointIO(fingerprints, state, run.previous if config.train.keep_previous else None),
+            cluster_environment(this_process()),
+        ],
         callbacks=around,
         logger=False,
         profiler=StepProfiler(config.train.accumulate) if profile else None,

@@ -1,19 +1,21 @@
 """What validations look at: images from fixed seeds, the scorer of them, and the loss of fixed samples."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 from dreambooth.build.networks import inference, on_device, pick_device
 from dreambooth.build.prompts import subject_prompt, validation_prompts
+from dreambooth.build.samplers import validation_sampler
 from dreambooth.build.subjects import encode
 from dreambooth.config import Config
-from dreambooth.data.images import list_images, load_image, to_images
+from dreambooth.data.image_files import load_image
+from dreambooth.data.image_folder import list_images
+from dreambooth.data.images import to_images
 from dreambooth.data.latents import EncodedImage, Sample, by_subject
-from dreambooth.distributed import tell
 from dreambooth.errors import UserError
 from dreambooth.families import Family
 from dreambooth.generation import sampler
-from dreambooth.generation.settings import SamplerSettings
 from dreambooth.methods.adapters import frozen_base
 from dreambooth.metrics.encoders import is_available
 from dreambooth.metrics.subject import Encoders, SubjectScorer, load_encoders
@@ -22,6 +24,8 @@ from dreambooth.metrics.validation_scores import PictureRows, ValidationScorer
 from dreambooth.randomness import Randomness
 from dreambooth.training.objective import fixed_loss
 from dreambooth.training.validation import ValidationInputs
+
+logger = logging.getLogger(__name__)
 
 AUTO_ENCODERS = {"dino": "facebook/dino-vits16", "clip": "openai/clip-vit-base-patch32"}  # those of the paper
 NUM_FIXED_LOSSES = 20  # (noise, timestep) pairs of eval/loss: two in each tenth of the timesteps
@@ -59,7 +63,8 @@ def find_encoders(config: Config, validation_log: ValidationLog) -> Encoders | N
     names = {"dino": validate.dino, "clip": validate.clip}
     if validation_log.entries:
         measured_by = validation_log.entries[0].measured_by or {}
-        names = {"dino": measured_by.get("dino"), "clip": measured_by.get("clip_t")}
+        begun = {"dino": measured_by.get("dino"), "clip": measured_by.get("clip_t")}
+        names = {part: begun[part] if name == "auto" else name for part, name in names.items()}
     names = {part: _auto_encoder(part) if name == "auto" else name for part, name in names.items()}
     if names["dino"] is None and names["clip"] is None:
         return None
@@ -71,7 +76,7 @@ def _auto_encoder(part: str) -> str | None:
     name = AUTO_ENCODERS[part]
     if is_available(name):
         return name
-    tell(
+    logger.info(
         f"note: no scores by validate.{part}: {name} is not in the cache and the hub does not answer; "
         "name a folder that has one, or null for none"
     )
@@ -122,9 +127,3 @@ def validation_pictures(family: Family, config: Config) -> PictureRows:
         batches = sampler.sample_pixels(family, prompts, seeds, size, settings, config.prior.batch_size)
         pictures = [picture for pixels_BCHW in batches for picture in to_images(pixels_BCHW)]
     return [pictures[first : first + validate.num_images] for first in range(0, len(pictures), validate.num_images)]
-
-
-def validation_sampler(config: Config) -> SamplerSettings:
-    """Return how validations sample. Raises UserError for an unknown scheduler."""
-    validate = config.validate
-    return SamplerSettings(validate.num_inference_steps, validate.guidance_scale, validate.scheduler)

@@ -11,11 +11,15 @@ import importlib
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from dreambooth import __version__
-from dreambooth.errors import DreamBoothError
+from dreambooth.console import command_output
+from dreambooth.errors import DreamBoothError, UserError
+from dreambooth.hints import missing_environment
 
 COMMANDS = {
+    "new": ("dreambooth.cli.new", "write a commented config for a folder of photos, and show the crops"),
     "train": ("dreambooth.cli.train", "learn a subject; the same command again goes on where it was interrupted"),
     "check": ("dreambooth.cli.check", "what can be known of a run before it starts: findings with remedies"),
     "sample": ("dreambooth.cli.sample", "make pictures with a learned (or any) model"),
@@ -32,15 +36,35 @@ numbers; 130 / 143 after SIGINT / SIGTERM, with the state saved"
 )
 
 
+def console() -> int:
+    """Run the console command `dreambooth`."""
+    return main(sys.argv[1:])
+
+
 def main(argv: Sequence[str], prog: str | None = None) -> int:
     """Run one command. `prog` names the script that stands for `argv[0]`, e.g. train.py."""
+    try:
+        return _main(argv, prog)
+    except ModuleNotFoundError as error:
+        if (hint := missing_environment(error)) is None:
+            raise
+        print(f"error: {hint}", file=sys.stderr)
+        return UserError.exit_code
+
+
+def _main(argv: Sequence[str], prog: str | None) -> int:
     name = argv[0] if argv and argv[0] in COMMANDS else None
     if prog is None or name is None:
         parser, arguments = _overview(), list(argv)
     else:
         parser, arguments = argparse.ArgumentParser(prog=prog), list(argv[1:])
         _fill(parser, name)
-    args = parser.parse_args(arguments)
+    with command_output():
+        return _run(parser.parse_args(arguments))
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Run a command, and report what a user can mend without a traceback."""
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         return int(args.run(args))
@@ -72,7 +96,8 @@ def loading_libraries() -> Iterator[None]:
 
 
 def _overview() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m dreambooth", epilog=EXIT_CODES)
+    prog = "dreambooth" if Path(sys.argv[0]).name == "dreambooth" else "python -m dreambooth"
+    parser = argparse.ArgumentParser(prog=prog, epilog=EXIT_CODES)
     parser.description = "Personalise a text-to-image diffusion model from a few pictures of a subject."
     parser.add_argument("--version", action="version", version=f"dreambooth {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)

@@ -2,11 +2,14 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dreambooth.cli import sample
-from dreambooth.errors import UserError
-from dreambooth.evaluation.prompts import AUTO, SEEDS_A_PROMPT
-from dreambooth.generation.settings import sampler_settings
+from dreambooth.cli import loading_libraries
+from dreambooth.cli.progress import SamplingBar
+from dreambooth.cli.sampling import add_loading_arguments, add_sampling_arguments, check_arguments
+
+if TYPE_CHECKING:
+    from dreambooth.evaluation.request import EvaluationRequest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,9 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_subjects(parser)
     _add_measures(parser)
-    _add_sampling(parser)
+    add_sampling_arguments(
+        parser,
+        seed_help="image i of prompt p is made from seed S + 1000 p + i, of the class prompt from S + i (default 0)",
+    )
+    add_loading_arguments(parser)
     parser.add_argument(
-        "--out", metavar="DIR", help="where pictures and tables go (default outputs/evaluate-<name of the photos>)"
+        "--out", metavar="DIR", help="where images and tables go (default outputs/evaluate-<name of the photos>)"
     )
 
 
@@ -35,7 +42,7 @@ def _add_subjects(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--prompts",
-        default=AUTO,
+        default="auto",
         metavar="SET|FILE",
         help="objects or live, the paper's 25 each; auto (default), by what the data set says of the subject; a file: "
         "a YAML list or a prompt a line, each with {subject}",
@@ -43,85 +50,75 @@ def _add_subjects(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_measures(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--num-images", type=int, default=4, metavar="N", help="pictures a prompt (default 4)")
+    parser.add_argument("--num-images", type=int, default=4, metavar="N", help="images a prompt (default 4)")
     parser.add_argument(
         "--class-prompt-images",
         type=int,
         default=4,
         metavar="N",
-        help="pictures of 'a photo of a <class noun>', for PRES, class DIV and drift (default 4); 0: none",
+        help="images of 'a photo of a <class noun>', for PRES, class DIV and drift (default 4); 0: none",
     )
     parser.add_argument("--base", metavar="MODEL", help="measure the class's drift from this untouched base")
     parser.add_argument(
         "--dino",
-        default="facebook/dino-vits16",
+        default="auto",
         metavar="NAME",
-        help="hub id or folder of a DINO, DINOv2 or ViT (default facebook/dino-vits16); none",
+        help="hub id or folder of a DINO, DINOv2 or ViT; none; auto (default): what the models' runs measured with, "
+        "else facebook/dino-vits16",
     )
     parser.add_argument(
         "--clip",
-        default="openai/clip-vit-base-patch32",
+        default="auto",
         metavar="NAME",
-        help="hub id or folder of a CLIP (default openai/clip-vit-base-patch32); none",
+        help="hub id or folder of a CLIP; none; auto (default): as --dino, else openai/clip-vit-base-patch32",
     )
     parser.add_argument(
         "--lpips", action="store_true", help="DIV by LPIPS, as in the paper (package lpips), not by cosine distance"
     )
 
 
-def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--steps", type=int, metavar="N", help="sampler steps (default: the runs' validation's, else 25)"
-    )
-    parser.add_argument(
-        "--guidance-scale", type=float, metavar="G", help="1 is none (default: the runs' validation's, else 7.5)"
-    )
-    parser.add_argument(
-        "--scheduler", metavar="NAME", help="a name as for sample (default: the runs' validation's, else ddim)"
-    )
-    parser.add_argument("--negative-prompt", default="", metavar="T", help="what to keep away from (default nothing)")
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        metavar="S",
-        help="picture i of prompt p is made from seed S + 1000 p + i, of the class prompt from S + i (default 0)",
-    )
-    parser.add_argument("--size", metavar="WxH", help="pixels, e.g. 512x512 (default: what the runs were trained at)")
-    parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="pictures at a time (default 4)")
-    parser.add_argument(
-        "--config", metavar="DIR", help="for a single file: folder or hub id with configs and tokenizer"
-    )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: the GPU if any")
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "float16", "bfloat16"),
-        help="arithmetic of sampling (default float16 on a GPU, else float32)",
-    )
-
-
 def run(args: argparse.Namespace) -> int:
+    from dreambooth.disk import check_writable, translate_write_errors
+
+    request = request_of(args)
+    check_writable(request.out, "--out")
+    with loading_libraries():
+        from dreambooth.evaluation.run import evaluate
+
+    with SamplingBar() as bar, translate_write_errors(request.out, "--out"):
+        found = evaluate(request, bar)
+    print(found)
+    print("\n".join(map(str, found.files)))
+    return 0
+
+
+def request_of(args: argparse.Namespace) -> "EvaluationRequest":
+    """Return the evaluation that is asked for. Raises UserError for options out of range or that contradict."""
+    from dreambooth.evaluation.request import EvaluationRequest
+    from dreambooth.generation.request import ModelRef
+
     size = check_arguments(args)
-    from dreambooth.evaluation.run import evaluate
-
-    return evaluate(args, size)
-
-
-def check_arguments(args: argparse.Namespace) -> tuple[int, int] | None:
-    """The size, if given. Raises UserError for options that are out of range or do not go together."""
-    size = sample.check_arguments(args)
-    sampler_settings(None, args.steps, args.guidance_scale, args.scheduler, args.negative_prompt)
-    problems = []
-    if args.num_images > SEEDS_A_PROMPT or not 0 <= args.class_prompt_images <= SEEDS_A_PROMPT:
-        problems.append(
-            f"--num-images, --class-prompt-images: 0 to {SEEDS_A_PROMPT}, where the next prompt's seeds begin"
-        )
-    if args.base is not None and args.class_prompt_images == 0:
-        problems.append("--base: drift is measured on pictures of the class prompt, and --class-prompt-images is 0")
-    if args.subjects is not None and args.dataset is None:
-        problems.append("--subjects: chooses among those of --dataset; --images has one")
-    if Path(args.out or ".").is_file():
-        problems.append(f"--out: {args.out} is a file")
-    if problems:
-        raise UserError("\n  ".join(problems))
-    return size
+    return EvaluationRequest(
+        models=args.models,
+        out=Path(args.out or Path("outputs") / f"evaluate-{(args.dataset or args.images).resolve().name}"),
+        images=args.images,
+        dataset=args.dataset,
+        subjects=args.subjects,
+        class_noun=args.class_noun,
+        prompts=args.prompts,
+        num_images=args.num_images,
+        num_class_images=args.class_prompt_images,
+        base=args.base,
+        dino=args.dino,
+        clip=args.clip,
+        lpips=args.lpips,
+        steps=args.steps,
+        guidance_scale=args.guidance_scale,
+        scheduler=args.scheduler,
+        negative_prompt=args.negative_prompt,
+        seed=args.seed,
+        size=size,
+        batch_size=args.batch_size,
+        options=ModelRef("", None, args.config, args.revision, args.variant, args.dtype),
+        device=args.device,
+    )

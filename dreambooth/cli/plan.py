@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG.yaml", help="the run's settings")
-    parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="settings that go over the file's")
+    parser.add_argument(
+        "overrides", metavar="section.key=value", nargs="*", default=[], help="settings that go over the file's"
+    )
     parser.add_argument("--memory", type=float, metavar="GIB", help="what there is (default: what this device has)")
 
 

@@ -1,11 +1,18 @@
-"""`sample MODEL PROMPT [PROMPT ...]`: numbered PNGs with their recipe inside, and a grid."""
+"""`sample MODEL PROMPT [PROMPT ...]`: numbered PNGs with their recipe inside, and a grid of several."""
 
 import argparse
-import re
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dreambooth.cli import loading_libraries
-from dreambooth.generation.settings import sampler_settings
+from dreambooth.cli.progress import SamplingBar
+from dreambooth.cli.sampling import add_loading_arguments, add_sampling_arguments, check_arguments
+
+if TYPE_CHECKING:
+    from dreambooth.generation.loading import Model
+    from dreambooth.generation.request import ImageRequest, ModelRef
+
+BYTES_A_PIXEL = 2 * 3  # at most: an image's own, and those in the grid
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
     class FromImage(argparse.Action):
-        """With a picture to make again, model and prompts are in its recipe."""
+        """With an image to make again, model and prompts are in its recipe."""
 
         def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: Any = None) -> None:
             namespace.from_image = values
@@ -30,107 +37,81 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--from-image",
         action=FromImage,
         metavar="PNG",
-        help="make a picture of this command again, by the recipe in it: needs no MODEL (unless that lies elsewhere "
-        "now), no PROMPT, no other option",
+        help="make an image of sample or evaluate again, by the recipe in it: needs no MODEL (unless that lies "
+        "elsewhere now), no PROMPT, no other option",
     )
-    parser.add_argument("--num-images", type=int, default=4, metavar="N", help="pictures a prompt (default 4)")
-    parser.add_argument(
-        "--steps", type=int, metavar="N", help="sampler steps (default: the run's validation's, else 25)"
-    )
-    parser.add_argument(
-        "--guidance-scale",
-        type=float,
-        metavar="G",
-        help="pull towards the prompt; 1 is none (default: the run's validation's, else 7.5)",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, metavar="S", help="picture i is made from seed S + i (default 0)"
-    )
-    parser.add_argument("--negative-prompt", default="", metavar="T", help="what to keep away from (default nothing)")
-    parser.add_argument(
-        "--scheduler",
-        metavar="NAME",
-        help="ddim, ddpm, pndm, euler, euler-a, dpm++, unipc, lms, heun (default: the run's validation's, else ddim)",
-    )
-    parser.add_argument("--size", metavar="WxH", help="pixels, e.g. 512x768 (default: what the model was trained at)")
-    parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="pictures at a time (default 4)")
-    parser.add_argument("--out", metavar="DIR", help="where the pictures go (default outputs/<name of the model>)")
+    parser.add_argument("--num-images", type=int, default=4, metavar="N", help="images a prompt (default 4)")
+    add_sampling_arguments(parser, seed_help="image i is made from seed S + i (default 0)")
+    parser.add_argument("--out", metavar="DIR", help="where the images go (default outputs/<name of the model>)")
+    parser.add_argument("--base", metavar="MODEL", help="for an adapter: its base model, if that is elsewhere now")
     add_loading_arguments(parser)
 
 
-def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
-    """What a model needs beside its name, and what it computes with."""
-    parser.add_argument(
-        "--config",
-        metavar="DIR",
-        help="for a single file: folder or hub id with its configs and tokenizer, or one of sd1, sd1-v, sd2, sd2-v, "
-        "sdxl, sdxl-v, sdxl-v-ztsnr (default: read from the file)",
-    )
-    parser.add_argument("--base", metavar="MODEL", help="for an adapter: its base model, if that is elsewhere now")
-    parser.add_argument(
-        "--revision", metavar="NAME", help="of a hub id (of an adapter's base): branch, tag or commit (default: main)"
-    )
-    parser.add_argument(
-        "--variant", metavar="NAME", help="which of the weights that lie beside each other: fp16, non_ema ..."
-    )
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: the GPU, if there is one"
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "float16", "bfloat16"),
-        help="arithmetic (default float16 on a GPU, else float32)",
-    )
-
-
 def run(args: argparse.Namespace) -> int:
+    from dreambooth.disk import check_writable, translate_write_errors
+    from dreambooth.generation.location import default_folder
+
     size = check_arguments(args)
-    asked = (args.steps, args.guidance_scale, args.scheduler, args.negative_prompt)
-    sampler_settings(None, *asked)  # a mistake is reported before anything heavy is loaded
+    recipe = find_recipe(args)
+    ref = find_model(args, recipe)
+    folder = Path(args.out or default_folder(ref.name))
+    check_writable(folder, "--out")
     with loading_libraries():
-        from dreambooth.generation import images
+        from dreambooth.generation.images import generate, reproduce, write
+        from dreambooth.generation.loading import load_model
 
-    if args.from_image:
-        return make_again(args)
+    model = load_model(ref, args.device)
+    requests = [reproduce(recipe, model)] if recipe else requested(args, model, size)
+    check_writable(folder, "--out", sum(each.height * each.width * BYTES_A_PIXEL for each in requests))
+    with SamplingBar() as bar, translate_write_errors(folder, "--out"):
+        for path in write(generate(model, requests, args.batch_size, bar), folder, columns=args.num_images):
+            bar.print(path)
+    return 0
 
-    model = images.load_model(args.model, args.config, args.device, args.dtype, args.base, args.revision, args.variant)
-    settings = sampler_settings(model.card, *asked)
+
+def find_recipe(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Return the recipe in the image of --from-image, None without that option. Raises UserError."""
+    from dreambooth.generation.request import read_recipe, request_of
+
+    if not args.from_image:
+        return None
+    recipe = read_recipe(args.from_image)
+    request_of(recipe)
+    return recipe
+
+
+def find_model(args: argparse.Namespace, recipe: dict[str, Any] | None) -> "ModelRef":
+    """Return the model that is asked for: by the options or, with --from-image, as the recipe has it.
+
+    Of the latter MODEL and --base go over the recipe's, where they lie elsewhere now. Raises ModelError for a model
+    that is not there, UserError for a prompt that it cannot fill, before anything heavy is loaded.
+    """
+    from dataclasses import replace
+
+    from dreambooth.generation.location import check_is_there, fill, find_card
+    from dreambooth.generation.request import ModelRef, request_of
+
+    if recipe is not None:
+        ref = request_of(recipe).model
+        ref = replace(ref, name=args.model or ref.name, base=args.base or ref.base)
+        prompts = []
+    else:
+        ref = ModelRef(args.model, args.base, args.config, args.revision, args.variant, args.dtype)
+        prompts = [*args.prompts, args.negative_prompt]
+    check_is_there(ref.name)
+    card = find_card(ref.name)
+    for prompt in prompts:
+        fill(prompt, ref.name, card)
+    return ref
+
+
+def requested(args: argparse.Namespace, model: "Model", size: tuple[int, int] | None) -> "list[ImageRequest]":
+    """Return the requests of the prompts. What is not given is as the run sampled its own. Raises UserError."""
+    from dreambooth.generation.images import make_requests
+    from dreambooth.generation.settings import sampler_settings
+
+    negative_prompt = model.fill(args.negative_prompt)
+    settings = sampler_settings(model.card, args.steps, args.guidance_scale, args.scheduler, negative_prompt)
     prompts = [model.fill(prompt) for prompt in args.prompts]
     size = size or (model.resolution, model.resolution)
-    made = images.make(model, prompts, args.num_images, args.seed, size, settings, args.batch_size)
-    for path in images.write(made, args.out or images.default_folder(args.model), columns=args.num_images):
-        print(path)
-    return 0
-
-
-def make_again(args: argparse.Namespace) -> int:
-    """--from-image: MODEL only where it lies elsewhere now; other options but --out and --device are the recipe's."""
-    from dreambooth.generation import images
-
-    recipe = images.read_recipe(args.from_image)
-    name = args.model or recipe["model"]
-    loaded_with = {"revision": None, "variant": None, **recipe}  # which older pictures do not name
-    model = images.load_model(
-        name, recipe["config"], args.device, recipe["dtype"], args.base or recipe["base"], loaded_with["revision"],
-        loaded_with["variant"],
-    )  # fmt: skip
-    for path in images.write(images.reproduce(recipe, model), args.out or images.default_folder(name), 1):
-        print(path)
-    return 0
-
-
-def check_arguments(args: argparse.Namespace) -> tuple[int, int] | None:
-    """The size as (height, width), None if not given. Raises UserError for a number out of its range."""
-    from dreambooth.errors import UserError
-
-    for name in ("num_images", "batch_size"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')}: {getattr(args, name)} is too small; at least 1")
-    if args.seed < 0:
-        raise UserError(f"--seed: {args.seed} is too small; at least 0")
-    if args.size is None:
-        return None
-    match = re.fullmatch(r"(\d+)x(\d+)", args.size)
-    if match is None:
-        raise UserError(f"--size: {args.size!r} is not a size; write WIDTHxHEIGHT in pixels, e.g. 512x768")
-    return int(match[2]), int(match[1])
+    return make_requests(model, prompts, args.num_images, args.seed, size, settings)

@@ -1,22 +1,24 @@
-"""Which models are asked, what they have learned, and one way to sample them all.
+"""Which models are evaluated, what they have learned, and one way to sample them all.
 
 A row of the table is a MODEL as it was typed; `{name}` in it stands for the subject's name, so that one row can be
 a run a subject.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dreambooth.errors import UserError
 from dreambooth.evaluation.subjects import Subject
-from dreambooth.export.subject_info import LearnedSubject, SubjectInfo, read_card
-from dreambooth.generation.images import Model, load_model
+from dreambooth.export.subject_info import LearnedSubject, SubjectInfo
+from dreambooth.generation.loading import Model, load_model
+from dreambooth.generation.location import check_is_there, find_card
+from dreambooth.generation.request import ModelRef
 from dreambooth.prompts import subject_phrase
 
 NAME = "{name}"
 Cards = Mapping[str, SubjectInfo | None]  # by model; None: a plain base
-# What a card says of its run's own sampling, and the option that goes over it.
+# Fields of a card on its run's own sampling, and the options that go over them.
 OPTIONS = {
     "num_inference_steps": "--steps",
     "guidance_scale": "--guidance-scale",
@@ -27,42 +29,52 @@ OPTIONS = {
 
 @dataclass
 class Loader:
-    """Loads one model at a time and keeps the last: asked twice in a row it loads once."""
+    """Loads one model at a time and keeps the last: asked twice in a row it loads once.
 
-    config: str | None
+    options: how every model is loaded; its name is filled in. revision and variant are for plain models: an adapter's
+    base is loaded as its card says.
+    """
+
+    options: ModelRef
     device: str
-    dtype: str | None
     _last: Model | None = None
 
     def __call__(self, model: str) -> Model:
         if self._last is None or self._last.name != model:
             self._last = None  # its memory is free before the next one comes
-            self._last = load_model(model, self.config, self.device, self.dtype)
+            self._last = load_model(self.ref(model), self.device)
         return self._last
+
+    def ref(self, model: str) -> ModelRef:
+        """Return all that loading a model needs."""
+        options = self.options if find_card(model) is None else replace(self.options, revision=None, variant=None)
+        return replace(options, name=model)
 
 
 def model_of(row: str, subject: str) -> str:
+    """Return the MODEL of a row for a subject."""
     return row.replace(NAME, subject)
 
 
 def read_cards(models: Iterable[str], load: Loader) -> dict[str, SubjectInfo | None]:
-    """What each model has learned. Raises ModelError or UserError for one that is not there.
+    """Return what each model has learned. Raises ModelError or UserError for one that is not there.
 
-    A whole folder is not loaded for this, so that a typo in the last of thirty is told in the first seconds.
+    A whole folder is not loaded for this, so that a typo in the last of thirty is reported in the first seconds.
     """
     models = list(dict.fromkeys(models))
     for model in models:
-        if not _is_there(Path(model)):
+        check_is_there(model)
+        if not _is_whole(Path(model)):
             load(model)  # a hub id, or it says what is wrong
-    return {model: read_card(Path(model)) or read_card(Path(model) / "model") for model in models}
+    return {model: find_card(model) for model in models}
 
 
-def _is_there(path: Path) -> bool:
+def _is_whole(path: Path) -> bool:
     return path.is_file() or any((path / part / "model_index.json").is_file() for part in (".", "model"))
 
 
 def class_noun_of(subject: Subject, cards: Cards) -> str:
-    """What the subject is, by its data set or else by the models' cards. Raises UserError where nothing says it."""
+    """Return what the subject is, by its data set or else by the models' cards. Raises UserError where none says it."""
     if subject.class_noun is not None:
         return subject.class_noun
     nouns = sorted({learned.class_noun for card in cards.values() if card is not None for learned in card.subjects})
@@ -76,7 +88,10 @@ def class_noun_of(subject: Subject, cards: Cards) -> str:
 
 
 def learned_by(card: SubjectInfo, class_noun: str) -> LearnedSubject:
-    """What a model has learned; of several subjects the one of this class. Raises UserError where that is not one."""
+    """Return what a model has learned; of several subjects the one of this class.
+
+    Raises UserError where that is not one.
+    """
     if len(card.subjects) == 1:
         return card.subjects[0]
     own = [learned for learned in card.subjects if learned.class_noun == class_noun]
@@ -90,7 +105,7 @@ def learned_by(card: SubjectInfo, class_noun: str) -> LearnedSubject:
 
 
 def reference_card(cards: Cards, given: Sequence[str]) -> SubjectInfo | None:
-    """A card whose steps, guidance, scheduler and resolution stand for all; None if no model has one.
+    """Return a card whose steps, guidance, scheduler and resolution stand for all; None if no model has one.
 
     given: the fields of OPTIONS that the user has set. Raises UserError where the models differ in another.
     """
@@ -98,13 +113,13 @@ def reference_card(cards: Cards, given: Sequence[str]) -> SubjectInfo | None:
     for field, option in OPTIONS.items():
         values = sorted({getattr(card, field) for card in known})
         if len(values) > 1 and field not in given:
-            told = ", ".join(map(str, values))
-            raise UserError(f"{option}: the runs sampled with {told}; set one for all, or rows cannot be compared")
+            each = ", ".join(map(str, values))
+            raise UserError(f"{option}: the runs sampled with {each}; set one for all, or rows cannot be compared")
     return known[0] if known else None
 
 
 def common_resolution(models: Iterable[str], load: Loader) -> int:
-    """The side of the pictures of plain bases, pixels. Raises UserError where they differ."""
+    """Return the side of the images of plain bases, pixels. Raises UserError where they differ."""
     sides = sorted({load(model).resolution for model in dict.fromkeys(models)})
     if len(sides) > 1:
         raise UserError(f"--size: the models make {' and '.join(map(str, sides))} pixels; set one size for all")

@@ -10,6 +10,8 @@ from pathlib import Path
 import yaml
 
 from dreambooth.errors import UserError
+from dreambooth.files import read_lines, read_text
+from dreambooth.prompts import has_field, template_problem
 
 _PLACES = (
     "a {subject} in the jungle",
@@ -60,7 +62,7 @@ SETS = {
 }
 AUTO = "auto"
 SEEDS_A_PROMPT = 1000  # prompts share no noise, and more images later leave the first ones as they are
-NUM_TOLD = 3  # wrong prompts that an error spells out
+NUM_LISTED = 3  # wrong prompts that an error spells out
 
 
 def load_prompts(choice: str, is_live: bool | None) -> tuple[str, ...]:
@@ -79,34 +81,27 @@ def load_prompts(choice: str, is_live: bool | None) -> tuple[str, ...]:
 
 def read_prompts(path: Path) -> tuple[str, ...]:
     """A YAML list, or a text with a prompt a line (empty lines and lines with # do not count). Raises UserError."""
-    prompts = _yaml_list(path) if path.suffix in (".yaml", ".yml") else _lines(_text(path))
+    prompts = _yaml_list(path) if path.suffix in (".yaml", ".yml") else _lines(path)
     if not prompts:
         raise UserError(f"{path}: no prompts in it; write one a line, such as: a {{subject}} on the beach")
-    problems = []
-    if without := [prompt for prompt in prompts if "{subject}" not in prompt]:
+    problems = [f"{prompt!r}: {problem}" for prompt in prompts if (problem := template_problem(prompt, 1))]
+    if without := [prompt for prompt in prompts if not template_problem(prompt) and not has_field(prompt, "subject")]:
         problems.append(f"{len(without)} of {len(prompts)} prompts have no {{subject}} in them: {_some(without)}")
     if twice := [prompt for number, prompt in enumerate(prompts) if prompt in prompts[:number]]:
-        problems.append(f"told twice: {_some(twice)}")
+        problems.append(f"named twice: {_some(twice)}")
     if problems:
         raise UserError(f"{path}: " + "; ".join(problems))
     return tuple(prompts)
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a text file in UTF-8") from error
-
-
-def _lines(text: str) -> list[str]:
-    lines = [line.strip() for line in text.splitlines()]
+def _lines(path: Path) -> list[str]:
+    lines = [line.strip() for line in read_lines(path)]
     return [line for line in lines if line and not line.startswith("#")]
 
 
 def _yaml_list(path: Path) -> list[str]:
     try:
-        found = yaml.safe_load(_text(path))
+        found = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(found, list) or not all(isinstance(prompt, str) for prompt in found):
@@ -115,5 +110,5 @@ def _yaml_list(path: Path) -> list[str]:
 
 
 def _some(prompts: Sequence[str]) -> str:
-    told = ", ".join(repr(prompt) for prompt in prompts[:NUM_TOLD])
-    return told if len(prompts) <= NUM_TOLD else f"{told} ..."
+    listed = ", ".join(repr(prompt) for prompt in prompts[:NUM_LISTED])
+    return listed if len(prompts) <= NUM_LISTED else f"{listed} ..."

@@ -1,11 +1,11 @@
-"""Rows of the table: scores of pictures to a mean with its interval, over subjects where there are several."""
+"""Rows of the table: scores of images to a mean with its interval, over subjects where there are several."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dreambooth.evaluation import paper
 from dreambooth.evaluation.scoring import MEASURES, Scored
-from dreambooth.metrics.scores import Estimate, estimate
+from dreambooth.metrics.estimates import BOUNDS, Estimate, estimate
 
 OURS, PAPER = "ours", "paper (other data, other models)"
 ALL = "all"
@@ -33,8 +33,8 @@ def our_rows(scored: Sequence[Scored], real: Mapping[str, Mapping[str, float]]) 
         members = subjects if subject == ALL else [subject]
         if found := _real_estimates([real[member] for member in members]):
             rows.append(Row(OURS, REAL, subject, found))
-        for model in dict.fromkeys(one.shot.row for one in scored):
-            own = [one for one in scored if one.shot.row == model and one.shot.subject in members]
+        for model in dict.fromkeys(one.image.row for one in scored):
+            own = [one for one in scored if one.image.row == model and one.image.subject in members]
             rows.append(Row(OURS, model, subject, estimates(own)))
     return rows
 
@@ -42,19 +42,19 @@ def our_rows(scored: Sequence[Scored], real: Mapping[str, Mapping[str, float]]) 
 def estimates(scored: Sequence[Scored]) -> dict[str, Estimate]:
     """Mean and interval of each measure: over subjects where there are several, else over prompts.
 
-    PRES and drift have one prompt, of independent pictures: those of a single subject are over pictures. Diversities
+    PRES and drift have one prompt, of independent images: those of a single subject are over images. Diversities
     depend on each other, so a single prompt's has no interval.
     """
     found = {}
     for measure in MEASURES:
         own = [one for one in scored if measure in one.scores]
         if own:
-            found[measure] = estimate([one.scores[measure] for one in own], _groups(own, measure))
+            found[measure] = estimate([one.scores[measure] for one in own], _groups(own, measure), BOUNDS[measure])
     return found
 
 
 def _groups(scored: Sequence[Scored], measure: str) -> list[str] | None:
-    subjects, prompts = [one.shot.subject for one in scored], [one.shot.text for one in scored]
+    subjects, prompts = [one.image.subject for one in scored], [one.image.text for one in scored]
     if len(set(subjects)) > 1:
         return subjects
     return prompts if len(set(prompts)) > 1 or measure.endswith("div") else None
@@ -65,7 +65,7 @@ def _real_estimates(of_subjects: Iterable[Mapping[str, float]]) -> dict[str, Est
     for scores in of_subjects:
         for measure, score in scores.items():
             by_measure.setdefault(measure, []).append(score)
-    return {measure: estimate(numbers) for measure, numbers in by_measure.items()}
+    return {measure: estimate(numbers, bounds=BOUNDS[measure]) for measure, numbers in by_measure.items()}
 
 
 def paper_rows() -> list[Row]:

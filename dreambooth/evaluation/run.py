@@ -1,15 +1,13 @@
-"""An evaluation from its arguments to its table. What can be wrong is told before the first picture is made."""
+"""An evaluation from its request to its table. What can be wrong is reported before the first image is made."""
 
-import argparse
-import sys
+import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
-import torch
-from tqdm import tqdm
-
-from dreambooth.errors import UserError
 from dreambooth.evaluation import protocol, rows, tables
+from dreambooth.evaluation.encoders import find_encoders
 from dreambooth.evaluation.models import (
     Cards,
     Loader,
@@ -21,121 +19,173 @@ from dreambooth.evaluation.models import (
     reference_card,
 )
 from dreambooth.evaluation.prompts import AUTO, load_prompts
-from dreambooth.evaluation.protocol import Shot, Task, Way
-from dreambooth.evaluation.scoring import Scored, real_scores, score_subject
+from dreambooth.evaluation.protocol import ImageSpec, SamplingSpec, Task
+from dreambooth.evaluation.request import EvaluationRequest
+from dreambooth.evaluation.scoring import Scored, ignored_clip_t, real_scores, score_subject
 from dreambooth.evaluation.subjects import Subject, subject_of_folder, subjects_of_dataset
+from dreambooth.evaluation.verdicts import verdicts
+from dreambooth.generation.images import OnProgress, Progress
+from dreambooth.generation.loading import Model, pick_device
 from dreambooth.generation.settings import sampler_settings
-from dreambooth.metrics.subject import Encoders, load_encoders
+from dreambooth.metrics.subject import Encoders
+from dreambooth.prompt_words import foreign_syntax_warning
+from dreambooth.prompts import fill_prompt
 
-NONE = "none"
+logger = logging.getLogger(__name__)
 
 
-def evaluate(args: argparse.Namespace, size: tuple[int, int] | None) -> int:
-    """Sample what is not there yet, score everything, write and print the table. size: (height, width), if given."""
-    out = Path(args.out or Path("outputs") / f"evaluate-{(args.dataset or args.images).resolve().name}")
-    load = Loader(args.config, args.device, args.dtype)
-    protocol.check_rows(args.models)
-    asked = [(subject, load_prompts(args.prompts, subject.is_live)) for subject in _subjects(args)]
-    cards = read_cards(_models(args, [subject for subject, _ in asked]), load)
-    tasks = [_task(args, subject, prompts, cards) for subject, prompts in asked]
-    encoders = _encoders(args)
-    way = _way(args, size, cards, load)
-    shots, base = _plan(args, tasks, cards, way, out)
-    _make(list({shot.path: shot for shot in [*shots, *base]}.values()), load, way)  # the base may be a row as well
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation has found. files: of its tables."""
 
-    scored, real = _score(encoders, tasks, shots, base)
+    report: tables.Report
+    scored: Sequence[Scored]
+    files: Sequence[Path]
+
+    @property
+    def means(self) -> dict[str, dict[str, float]]:
+        """Return the mean of each measure, by model; over all subjects where there are several."""
+        whole = rows.ALL if len(self.report.tasks) > 1 else self.report.tasks[0].subject.name
+        ours = [row for row in self.report.rows if row.source == rows.OURS and row.subject == whole]
+        return {row.model: {name: found.mean for name, found in row.estimates.items()} for row in ours}
+
+    def __str__(self) -> str:
+        """Return the table as Markdown."""
+        return tables.markdown(self.report)
+
+
+def evaluate(
+    request: EvaluationRequest, on_progress: OnProgress | None = None, loaded: Model | None = None
+) -> Evaluation:
+    """Sample what is not there yet, score everything and write the table. Raises UserError, ModelError.
+
+    loaded: one of the models, if it is in memory already.
+    """
+    load = Loader(request.options, request.device, loaded)
+    protocol.check_rows(request.models)
+    prompts_of = {subject: load_prompts(request.prompts, subject.is_live) for subject in _subjects(request)}
+    for prompt in dict.fromkeys([request.negative_prompt, *chain(*prompts_of.values())]):
+        if (warning := foreign_syntax_warning(f"prompt {prompt!r}", prompt)) is not None:
+            logger.warning(warning)
+    cards = read_cards(_models(request, prompts_of), load)
+    tasks = [_task(request, subject, prompts, cards) for subject, prompts in prompts_of.items()]
+    encoders = find_encoders(request.dino, request.clip, cards, pick_device(request.device).type, request.lpips)
+    sampling = _sampling(request, cards, load)
+    images, base = _plan(request, tasks, cards, sampling)
+    _make(list({image.path: image for image in [*images, *base]}.values()), load, sampling, on_progress)
+
+    scored, real = _score(encoders, tasks, images, base, on_progress)
     every_row = [*rows.our_rows(scored, real), *rows.paper_rows()]
-    plain_bases = [row for row in args.models if all(cards[model_of(row, task.subject.name)] is None for task in tasks)]
-    report = tables.Report(every_row, tasks, way, encoders.names, plain_bases, args.base)
-    files = tables.write(report, scored, out)
-    print(tables.markdown(report))
-    print("\n".join(map(str, files)))
-    return 0
+    plain_bases = [
+        row for row in request.models if all(cards[model_of(row, task.subject.name)] is None for task in tasks)
+    ]
+    judged = verdicts(scored, real, request.base, _ignored(encoders, tasks, images, base))
+    report = tables.Report(every_row, tasks, sampling, encoders.names, plain_bases, request.base, judged)
+    return Evaluation(report, scored, tables.write(report, scored, request.out))
 
 
-def _subjects(args: argparse.Namespace) -> list[Subject]:
-    if args.dataset is not None:
-        return subjects_of_dataset(args.dataset, args.subjects, args.class_noun)
-    return [subject_of_folder(args.images, args.class_noun)]
+def _subjects(request: EvaluationRequest) -> list[Subject]:
+    if request.dataset is not None:
+        return subjects_of_dataset(request.dataset, request.subjects, request.class_noun)
+    assert request.images is not None
+    return [subject_of_folder(request.images, request.class_noun)]
 
 
-def _models(args: argparse.Namespace, subjects: Iterable[Subject]) -> list[str]:
-    """Every model that is asked anything: each row's for each subject, and the base."""
-    asked = [*args.models, *([args.base] if args.base is not None else [])]
-    return list(dict.fromkeys(model_of(row, subject.name) for row in asked for subject in subjects))
+def _models(request: EvaluationRequest, subjects: Iterable[Subject]) -> list[str]:
+    """Return every model that is sampled: each row's for each subject, and the base."""
+    rows_and_base = [*request.models, *([request.base] if request.base is not None else [])]
+    return list(dict.fromkeys(model_of(row, subject.name) for row in rows_and_base for subject in subjects))
 
 
-def _task(args: argparse.Namespace, subject: Subject, prompts: tuple[str, ...], cards: Cards) -> Task:
-    """What is asked about one subject, with a note for what was assumed."""
-    own = {model: cards[model] for model in _models(args, [subject])}
+def _task(request: EvaluationRequest, subject: Subject, prompts: tuple[str, ...], cards: Cards) -> Task:
+    """Return the task of one subject, with a note for what was assumed."""
+    own = {model: cards[model] for model in _models(request, [subject])}
     noun = class_noun_of(subject, own)
     for model, card in own.items():
         if card is not None and (learned := learned_by(card, noun)).class_noun != noun:
-            _say(f"note: {model} has learned a {learned.class_noun}, {subject.name} is a {noun}")
-    if args.prompts == AUTO and subject.is_live is None:
-        _say(f"note: whether {subject.name} lives is not known; it gets the prompts for objects (--prompts live)")
+            logger.info(f"note: {model} has learned a {learned.class_noun}, {subject.name} is a {noun}")
+    if request.prompts == AUTO and subject.is_live is None:
+        logger.info(
+            f"note: whether {subject.name} lives is not known; it gets the prompts for objects (--prompts live)"
+        )
     return Task(subject, noun, prompts)
 
 
-def _encoders(args: argparse.Namespace) -> Encoders:
-    dino, clip = (None if name == NONE else name for name in (args.dino, args.clip))
-    device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
-    encoders = load_encoders(dino, clip, device, args.lpips)
-    if args.lpips and encoders.lpips is None:
-        raise UserError(
-            "--lpips: the package lpips (and torchvision, which it needs) is not installed; or leave it out"
-        )
-    return encoders
-
-
-def _way(args: argparse.Namespace, size: tuple[int, int] | None, cards: Cards, load: Loader) -> Way:
-    """One way to sample all rows: what was asked for, else what the runs' cards agree on, else the usual."""
-    options = {"num_inference_steps": args.steps, "guidance_scale": args.guidance_scale, "scheduler": args.scheduler}
-    given = [name for name, value in {**options, "resolution": size}.items() if value is not None]
-    card = reference_card(cards, given)
+def _sampling(request: EvaluationRequest, cards: Cards, load: Loader) -> SamplingSpec:
+    """Return one way to sample all rows: as requested, else what the runs' cards agree on, else the usual."""
+    options = {
+        "num_inference_steps": request.steps,
+        "guidance_scale": request.guidance_scale,
+        "scheduler": request.scheduler,
+        "resolution": request.size,
+    }
+    card = reference_card(cards, [name for name, value in options.items() if value is not None])
+    size = request.size
     if size is None:
         side = card.resolution if card is not None else common_resolution(cards, load)
         size = (side, side)
-    settings = sampler_settings(card, args.steps, args.guidance_scale, args.scheduler, args.negative_prompt)
-    return Way(settings, size, args.seed, args.num_images, args.class_prompt_images, args.batch_size)
+    settings = sampler_settings(
+        card, request.steps, request.guidance_scale, request.scheduler, fill_prompt(request.negative_prompt, [])
+    )
+    return SamplingSpec(settings, size, request.seed, request.num_images, request.num_class_images, request.batch_size)
 
 
 def _plan(
-    args: argparse.Namespace, tasks: Sequence[Task], cards: Cards, way: Way, out: Path
-) -> tuple[list[Shot], list[Shot]]:
-    """The pictures of the rows, and those of the base that drift is measured from."""
+    request: EvaluationRequest, tasks: Sequence[Task], cards: Cards, sampling: SamplingSpec
+) -> tuple[list[ImageSpec], list[ImageSpec]]:
+    """Return the images of the rows, and those of the base that drift is measured from."""
 
-    def shots(row: str, task: Task, class_only: bool) -> Iterable[Shot]:
-        return protocol.plan(row, task, cards[model_of(row, task.subject.name)], way, out, class_only)
+    def images(row: str, task: Task, class_only: bool) -> Iterable[ImageSpec]:
+        return protocol.plan(row, task, cards[model_of(row, task.subject.name)], sampling, request.out, class_only)
 
-    own = [shot for row in args.models for task in tasks for shot in shots(row, task, class_only=False)]
-    base = [shot for task in tasks for shot in shots(args.base, task, class_only=True)] if args.base else []
+    own: list[ImageSpec] = []
+    base: list[ImageSpec] = []
+    for row in request.models:
+        for task in tasks:
+            own += images(row, task, class_only=False)
+    if request.base is not None:
+        for task in tasks:
+            base += images(request.base, task, class_only=True)
     return own, base
 
 
-def _make(shots: Sequence[Shot], load: Loader, way: Way) -> None:
-    """Make the pictures that are not there yet; everything that can be wrong with any is told before the first."""
-    recipes = protocol.recipes(shots, load, way)
-    todo = protocol.missing(shots, recipes)
-    num_there = len(shots) - len(todo)
-    _say(f"{len(shots)} pictures, {num_there} of them were there already")
-    protocol.sample(todo, recipes, load, way, num_there)
+def _make(images: Sequence[ImageSpec], load: Loader, sampling: SamplingSpec, on_progress: OnProgress | None) -> None:
+    """Make the images that are not there yet; all that can be wrong with any is reported before the first."""
+    todo = protocol.missing(images, protocol.recipes(images, load, sampling))
+    logger.info(f"{len(images)} images, {len(images) - len(todo)} of them were there already")
+    protocol.sample(todo, load, sampling, on_progress)
 
 
 def _score(
-    encoders: Encoders, tasks: Sequence[Task], shots: Sequence[Shot], base: Sequence[Shot]
+    encoders: Encoders,
+    tasks: Sequence[Task],
+    images: Sequence[ImageSpec],
+    base: Sequence[ImageSpec],
+    on_progress: OnProgress | None,
 ) -> tuple[list[Scored], dict[str, dict[str, float]]]:
-    """One number per picture and measure, and by subject what its photos score among themselves."""
+    """Return one number per image and measure, and by subject what its photos score among themselves."""
     scored: list[Scored] = []
     real = {}
     for task in tasks:
-        own, own_base = ([shot for shot in some if shot.subject == task.subject.name] for some in (shots, base))
-        scores = score_subject(encoders, task.subject, own, {shot.seed: shot.path for shot in own_base})
-        bar = tqdm(scores, task.subject.name, len(own), unit="score", disable=not sys.stderr.isatty())
-        scored += bar
+        own = [image for image in images if image.subject == task.subject.name]
+        own_base = {image.seed: image.path for image in base if image.subject == task.subject.name}
+        for one in score_subject(encoders, task.subject, own, own_base):
+            scored.append(one)
+            if on_progress is not None:
+                on_progress(Progress(len(scored), len(images), task="scoring"))
         real[task.subject.name] = real_scores(encoders, task.subject)
     return scored, real
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def _ignored(
+    encoders: Encoders, tasks: Sequence[Task], images: Sequence[ImageSpec], base: Sequence[ImageSpec]
+) -> dict[str, float | None]:
+    """Return for each subject what a model scores that does not listen to its prompts."""
+    return {
+        task.subject.name: ignored_clip_t(
+            encoders,
+            [image for image in base if image.subject == task.subject.name],
+            [image for image in images if image.subject == task.subject.name],
+        )
+        for task in tasks
+    }

@@ -1,7 +1,7 @@
-"""From pictures on the disk to one number per picture and measure.
+"""From images on the disk to one number per image and measure.
 
-The paper measures DIV among the pictures of one prompt *with the subject* (section 4.3): `div`. What the validation of
-a run calls div, among the pictures of the class prompt, is `class_div` here: it tells whether the class has collapsed.
+The paper measures DIV among the images of one prompt *with the subject* (section 4.3): `div`. What the validation of
+a run calls div, among the images of the class prompt, is `class_div` here: it tells whether the class has collapsed.
 """
 
 import itertools
@@ -11,10 +11,10 @@ from pathlib import Path
 
 from PIL.Image import Image
 
-from dreambooth.data.images import load_image
-from dreambooth.evaluation.protocol import Shot
+from dreambooth.data.image_files import load_image
+from dreambooth.evaluation.protocol import ImageSpec
 from dreambooth.evaluation.subjects import Subject
-from dreambooth.metrics.scores import self_similarity
+from dreambooth.metrics.scores import self_similarity, similarity
 from dreambooth.metrics.subject import Encoders, SubjectScorer
 
 MEASURES = ("dino", "clip_i", "clip_t", "div", "pres", "class_div", "drift")  # the order of tables
@@ -22,39 +22,42 @@ MEASURES = ("dino", "clip_i", "clip_t", "div", "pres", "class_div", "drift")  # 
 
 @dataclass(frozen=True)
 class Scored:
-    """A picture and its number for each measure that applies to it."""
+    """An image and its number for each measure that applies to it."""
 
-    shot: Shot
+    image: ImageSpec
     scores: dict[str, float]
 
 
 def score_subject(
-    encoders: Encoders, subject: Subject, shots: Sequence[Shot], base: Mapping[int, Path]
+    encoders: Encoders, subject: Subject, images: Sequence[ImageSpec], base: Mapping[int, Path]
 ) -> Iterator[Scored]:
-    """Yield the scores of one subject's pictures, which lie in `shots` prompt by prompt, of any number of models.
+    """Yield the scores of one subject's images, which lie in `images` prompt by prompt, of any number of models.
 
-    base: the untouched base's picture of the class prompt, by seed; empty: no drift.
+    base: the untouched base's image of the class prompt, by seed; empty: no drift.
     """
     scorer = SubjectScorer(encoders, [load_image(path) for path in subject.photos])
-    for _, group in itertools.groupby(shots, key=lambda shot: shot.path.parent):
+    for _, group in itertools.groupby(images, key=lambda image: image.path.parent):
         of_prompt = list(group)
-        pictures = [load_image(shot.path) for shot in of_prompt]
+        generated = [load_image(image.path) for image in of_prompt]
         if of_prompt[0].is_class:
-            found = _of_class(scorer, pictures, [load_image(base[shot.seed]) for shot in of_prompt] if base else None)
+            untouched = [load_image(base[image.seed]) for image in of_prompt] if base else None
+            found = _of_class(scorer, generated, untouched)
         else:
-            found = _of_subject(scorer, pictures, [shot.text for shot in of_prompt])
-        for number, shot in enumerate(of_prompt):
-            yield Scored(shot, {name: numbers[number] for name, numbers in found.items()})
+            found = _of_subject(scorer, generated, [image.text for image in of_prompt])
+        for number, image in enumerate(of_prompt):
+            yield Scored(image, {name: numbers[number] for name, numbers in found.items()})
 
 
-def _of_subject(scorer: SubjectScorer, pictures: Sequence[Image], texts: Sequence[str]) -> dict[str, list[float]]:
-    found = scorer.subject(pictures, texts)
-    among = scorer.of_class(pictures)  # distances within a prompt do not care whose pictures they are
+def _of_subject(scorer: SubjectScorer, generated: Sequence[Image], texts: Sequence[str]) -> dict[str, list[float]]:
+    found = scorer.subject(generated, texts)
+    among = scorer.of_class(generated)  # distances within a prompt do not care whose images they are
     return {**found, "div": among["div"]} if "div" in among else found
 
 
-def _of_class(scorer: SubjectScorer, pictures: Sequence[Image], base: Sequence[Image] | None) -> dict[str, list[float]]:
-    found = scorer.of_class(pictures, base)
+def _of_class(
+    scorer: SubjectScorer, generated: Sequence[Image], base: Sequence[Image] | None
+) -> dict[str, list[float]]:
+    found = scorer.of_class(generated, base)
     return {"class_div" if name == "div" else name: numbers for name, numbers in found.items()}
 
 
@@ -65,3 +68,15 @@ def real_scores(encoders: Encoders, subject: Subject) -> dict[str, float]:
     photos = [load_image(path) for path in subject.photos]
     named = {"dino": encoders.dino, "clip_i": encoders.clip}
     return {name: self_similarity(encoder.images(photos)) for name, encoder in named.items() if encoder is not None}
+
+
+def ignored_clip_t(encoders: Encoders, base: Sequence[ImageSpec], images: Sequence[ImageSpec]) -> float | None:
+    """Return CLIP-T of the base's class images under the prompts of `images`: that of a model which does not listen.
+
+    None without a CLIP or without class images.
+    """
+    of_class = [load_image(shot.path) for shot in base if shot.is_class]
+    texts = list(dict.fromkeys(shot.text for shot in images if not shot.is_class))
+    if encoders.clip is None or not of_class or not texts:
+        return None
+    return float(similarity(encoders.clip.images(of_class), encoders.clip.texts(texts)).mean())

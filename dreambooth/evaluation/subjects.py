@@ -1,4 +1,4 @@
-"""Whose pictures: one folder of photos, or a data set laid out as the DreamBooth paper's.
+"""Whose images: one folder of photos, or a data set laid out as the DreamBooth paper's.
 
 That is a folder a subject, and beside them `prompts_and_classes.txt` as published (google/dreambooth), or a
 `prompts.yaml` with `classes: {dog6: dog}` and `live: [dog6]`.
@@ -12,8 +12,9 @@ from typing import Any
 
 import yaml
 
-from dreambooth.data.images import list_images
+from dreambooth.data.image_folder import list_images
 from dreambooth.errors import UserError
+from dreambooth.files import read_text
 
 PUBLISHED_LIST = "prompts_and_classes.txt"
 OWN_LIST = "prompts.yaml"
@@ -42,10 +43,10 @@ def subjects_of_dataset(folder: Path, names: Sequence[str] | None, class_noun: s
     class_noun: goes over the data set's own; of one subject only. Raises UserError for what is not there.
     """
     if not folder.is_dir():
-        raise UserError(f"--dataset: {folder} is no folder; name one that has a folder of pictures a subject")
+        raise UserError(f"--dataset: {folder} is no folder; name one that has a folder of images a subject")
     known = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not known:
-        raise UserError(f"--dataset: {folder} has no folders; for a single folder of pictures there is --images")
+        raise UserError(f"--dataset: {folder} has no folders; for a single folder of images there is --images")
     _check_names(names or [], known, folder)
     chosen = [name for name in known if names is None or name in names]
     if class_noun is not None and len(chosen) > 1:
@@ -74,15 +75,15 @@ def _read_lists(folder: Path) -> tuple[dict[str, str], set[str]]:
     if (folder / OWN_LIST).is_file():
         return _read_own_list(folder / OWN_LIST)
     if (folder / PUBLISHED_LIST).is_file():
-        classes = _read_published_list((folder / PUBLISHED_LIST).read_text(encoding="utf-8"))
+        classes = _read_published_list(read_text(folder / PUBLISHED_LIST))
         return classes, {name for name, noun in classes.items() if noun in LIVE_CLASSES}
     return {}, set()
 
 
 def _read_own_list(path: Path) -> tuple[dict[str, str], set[str]]:
     try:
-        found: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        found: Any = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
         raise UserError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
     found = found if isinstance(found, dict) else {}
     classes, live = found.get("classes"), found.get("live", [])
@@ -95,7 +96,7 @@ def _read_own_list(path: Path) -> tuple[dict[str, str], set[str]]:
 
 def _read_published_list(text: str) -> dict[str, str]:
     """The lines 'backpack_dog,backpack' below the head line 'subject_name,class', as far as an empty line."""
-    lines = [line.strip() for line in text.splitlines()]
+    lines = [line.strip() for line in text.split("\n")]
     first = lines.index("subject_name,class") + 1 if "subject_name,class" in lines else len(lines)
     last = lines.index("", first) if "" in lines[first:] else len(lines)
     return {name: noun for name, _, noun in (line.partition(",") for line in lines[first:last])}

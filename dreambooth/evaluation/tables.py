@@ -1,4 +1,4 @@
-"""The result: a line per picture (scores.csv), and one table as Markdown, CSV and JSON, the paper's rows below ours."""
+"""The result: a line per image (scores.csv), and one table as Markdown, CSV and JSON, the paper's rows below ours."""
 
 import csv
 import io
@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.evaluation import paper
-from dreambooth.evaluation.protocol import CLASS_PROMPT, Task, Way
+from dreambooth.evaluation.protocol import CLASS_PROMPT, SamplingSpec, Task
 from dreambooth.evaluation.rows import ALL, OURS, PAPER, Row
 from dreambooth.evaluation.scoring import MEASURES, Scored
+from dreambooth.evaluation.verdicts import ModelVerdict
 from dreambooth.files import write_text
-from dreambooth.metrics.scores import Estimate
+from dreambooth.metrics.estimates import Estimate
 
 TITLES = {
     "dino": "DINO ↑",
@@ -26,13 +27,13 @@ TITLES = {
     "drift": "drift ↓",
 }
 MEANINGS = {
-    "dino": "mean cosine of a picture to the subject's photos; real images: among the photos",
+    "dino": "mean cosine of an image to the subject's photos; real images: among the photos",
     "clip_i": "the same by CLIP",
-    "clip_t": "cosine of a picture to its prompt without the identifier",
-    "div": "mean distance among the pictures of one prompt with the subject",
-    "pres": "mean cosine of a picture of the class prompt to the subject's photos: what has leaked into the class",
-    "class_div": "mean distance among the pictures of the class prompt: whether the class has collapsed",
-    "drift": "1 - cosine of a picture of the class prompt to the base's of the same seed",
+    "clip_t": "cosine of an image to its prompt without the identifier",
+    "div": "mean distance among the images of one prompt with the subject",
+    "pres": "mean cosine of an image of the class prompt to the subject's photos: what has leaked into the class",
+    "class_div": "mean distance among the images of the class prompt: whether the class has collapsed",
+    "drift": "1 - cosine of an image of the class prompt to the base's of the same seed",
 }
 
 
@@ -40,15 +41,16 @@ MEANINGS = {
 class Report:
     """All that a reader must know beside the numbers.
 
-    plain_bases: the models that have learned no subject. base: what drift is measured from.
+    plain_bases: the models that have learned no subject. base: what drift is measured from. verdicts: in plain words.
     """
 
     rows: list[Row]
     tasks: Sequence[Task]
-    way: Way
+    sampling: SamplingSpec
     measured_by: dict[str, str]
     plain_bases: Sequence[str]
     base: str | None
+    verdicts: Sequence[ModelVerdict] = ()
 
     @property
     def measures(self) -> list[str]:
@@ -65,7 +67,7 @@ def markdown(report: Report) -> str:
     lines += [_line(row.model, row, report.measures) for row in ours]
     lines.append(f"| **{paper.MARK}** |" + " |" * len(report.measures))
     lines += [_line(f"*paper:* {row.model}", row, report.measures) for row in papers]
-    lines += ["", f"Paper: {paper.SOURCE}. {paper.DATA}.", "", *_legend(report)]
+    lines += ["", f"Paper: {paper.SOURCE}. {paper.DATA}.", "", *_legend(report), "", *_verdict_lines(report)]
     if len(report.tasks) > 1:
         each = [row for row in report.rows if row.source == OURS and row.subject != ALL]
         lines += ["", "## By subject", "", *_head("subject: model", report.measures)]
@@ -74,20 +76,28 @@ def markdown(report: Report) -> str:
 
 
 def _about(report: Report) -> str:
-    way, settings, num = report.way, report.way.settings, len(report.tasks)
+    sampling, settings, num = report.sampling, report.sampling.settings, len(report.tasks)
     subjects = ", ".join(f"{task.subject.name} ({task.class_noun})" for task in report.tasks)
     counts = sorted({len(task.prompts) for task in report.tasks})
-    of_class = f", and {way.num_class_images} of '{CLASS_PROMPT}'" if way.num_class_images else ""
-    over = "prompts (PRES and drift: pictures)" if counts[-1] > 1 else "pictures"
+    of_class = f", and {sampling.num_class_images} of '{CLASS_PROMPT}'" if sampling.num_class_images else ""
+    over = "prompts (PRES and drift: images)" if counts[-1] > 1 else "images"
     text = (
         f"{num} subject{'s' if num > 1 else ''}: {subjects}. {' or '.join(map(str, counts))} prompts a subject, "
-        f"{way.num_images} images a prompt{of_class}. Sampled by {settings.scheduler}, "
+        f"{sampling.num_images} images a prompt{of_class}. Sampled by {settings.scheduler}, "
         f"{settings.num_inference_steps} steps, guidance {settings.guidance_scale:g}, "
-        f"{way.size[1]}x{way.size[0]} pixels, seed {way.seed}. "
-        f"±: half of the 95 % interval over {'subjects' if num > 1 else over}."
+        f"{sampling.size[1]}x{sampling.size[0]} pixels, seed {sampling.seed}. "
+        f"± or (from to): the 95 % interval over {'subjects' if num > 1 else over}, within the score's range."
     )
     bases = ", ".join(report.plain_bases)
     return text + (f" Without an identifier, as it has learned no subject: {bases}." if bases else "")
+
+
+def _verdict_lines(report: Report) -> list[str]:
+    if not report.verdicts:
+        return [
+            "No verdict: name the untouched base as --base and among the models, and ask for --class-prompt-images."
+        ]
+    return [f"- **{one.model}**, {one.subject}: {one.verdict}." for one in report.verdicts]
 
 
 def _legend(report: Report) -> list[str]:
@@ -135,17 +145,17 @@ def _numbers(found: Estimate) -> list[Any]:
 
 def table_json(report: Report) -> str:
     """The same with what a reader must know: how it was sampled, measured by what, where the paper's rows are from."""
-    settings = report.way.settings
+    settings = report.sampling.settings
     content = {
         "measured_by": {name: _encoder(report, name) for name in report.measures},
         "subjects": {
             task.subject.name: {"class_noun": task.class_noun, "prompts": list(task.prompts)} for task in report.tasks
         },
-        "num_images": report.way.num_images,
-        "num_class_images": report.way.num_class_images,
+        "num_images": report.sampling.num_images,
+        "num_class_images": report.sampling.num_class_images,
         "class_prompt": CLASS_PROMPT,
-        "sampled": {**vars(settings), "width": report.way.size[1], "height": report.way.size[0]},
-        "seed": report.way.seed,
+        "sampled": {**vars(settings), "width": report.sampling.size[1], "height": report.sampling.size[0]},
+        "seed": report.sampling.seed,
         "plain_bases": list(report.plain_bases),
         "base": report.base,
         "paper": {"source": paper.SOURCE, "data": paper.DATA, "note": paper.MARK},
@@ -167,11 +177,11 @@ def _or_null(value: float) -> float | None:
 
 
 def scores_csv(scored: Sequence[Scored], out: Path) -> str:
-    """A line a picture; empty where a measure does not apply."""
+    """A line an image; empty where a measure does not apply."""
     head = ["subject", "model", "prompt", "seed", *MEASURES, "file"]
     return _csv(head, ([
-        one.shot.subject, one.shot.row, one.shot.prompt, one.shot.seed,
-        *(one.scores.get(name, "") for name in MEASURES), one.shot.path.relative_to(out).as_posix(),
+        one.image.subject, one.image.row, one.image.prompt, one.image.seed,
+        *(one.scores.get(name, "") for name in MEASURES), one.image.path.relative_to(out).as_posix(),
     ] for one in scored))  # fmt: skip
 
 

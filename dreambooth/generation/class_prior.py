@@ -1,9 +1,9 @@
-"""The class prior, made on the fly: pictures of the class by the frozen base model, kept as latents.
+"""The class prior, made on the fly: images of the class by the frozen base model, kept as latents.
 
-Picture `i` is a pure function of (base model, class prompt, sampler settings, seed, i). It is made the first time a
+Image `i` is a pure function of (base model, class prompt, sampler settings, seed, i). It is made the first time a
 step needs it, in blocks on fixed boundaries, so training starts after the first block, and a half-made prior goes on
 where it was. It is never decoded and never goes through JPEG. A block is one small file, put in place whole, in a
-folder that is addressed by a fingerprint of everything the pictures depend on: a changed prompt or base model cannot
+folder that is addressed by a fingerprint of everything the images depend on: a changed prompt or base model cannot
 meet stale ones. Several processes make a block each at a time, and read each other's.
 Shapes: B batch, C channels, H/W latent height and width.
 """
@@ -27,34 +27,34 @@ from dreambooth.files import atomic_file
 
 # Noisy latents [B, C, H, W], timesteps [B], prompts -> prediction [B, C, H, W].
 Predict = Callable[[Tensor, Tensor, Sequence[str]], Tensor]
-MakeLatents = Callable[[list[int]], Tensor]  # indices of class pictures, a block -> their latents [B, C, H, W]
+MakeLatents = Callable[[list[int]], Tensor]  # indices of class images, a block -> their latents [B, C, H, W]
 
 
 class Prior(Protocol):
     """Where class samples come from."""
 
-    def samples(self, places: Sequence[int]) -> list[Sample]:
-        """Of the class for these places in the run, on the CPU; taken for whole pictures, all of which count."""
+    def samples(self, sample_indices: Sequence[int]) -> list[Sample]:
+        """Return class samples for these indices, on the CPU, without crop data or mask."""
         ...
 
 
 class PicturePrior:
-    """Pictures that are there: the user's own of the class, or with a teacher the subject's."""
+    """Serves images that are there: the user's own of the class, or with a teacher the subject's."""
 
     def __init__(self, dataset: LatentDataset) -> None:
         self.dataset = dataset
 
-    def samples(self, places: Sequence[int]) -> list[Sample]:
-        return [self.dataset[place]._replace(size_crop_6=None, mask_1HW=None) for place in places]
+    def samples(self, sample_indices: Sequence[int]) -> list[Sample]:
+        return [self.dataset[index]._replace(size_crop_6=None, mask_1HW=None) for index in sample_indices]
 
 
 def make_teacher(frozen: Family) -> Predict:
-    """What the frozen base predicts for the class prompt: the target of class samples, in place of the true noise.
+    """Return what predicts the target of class samples: the frozen base, asked for the class prompt.
 
         target = epsilon_base(alpha * x0 + sigma * noise, t, class prompt)
 
     Learning without forgetting (Li & Hoiem 2016, arXiv 1606.09282) for a denoiser. The truth is one sample of what the
-    base has learned, its prediction is the mean; so no class picture has to be sampled, and a tuned model that has lost
+    base has learned, its prediction is the mean; so no class image has to be sampled, and a tuned model that has lost
     nothing has a loss of 0. The latents x0 may be any that the base has an opinion on.
     """
     dtype = next(frozen.denoiser.parameters()).dtype
@@ -73,10 +73,10 @@ def make_teacher(frozen: Family) -> Predict:
 
 
 class GeneratedPrior:
-    """`num_images` class pictures used in turn, made in blocks of `block_size` when first needed, kept in `folder`.
+    """Serves `num_images` class images in turn, made in blocks of `block_size` when first needed, kept in `folder`.
 
-    class_prompts: used in turn as well, picture i is of prompt i modulo their number. num_places: of the whole run,
-    which has no use for more pictures; None: not known.
+    class_prompts: used in turn as well, image i is of prompt i modulo their number. num_samples: of the whole run,
+    which has no use for more images; None: not known.
     """
 
     def __init__(
@@ -86,13 +86,13 @@ class GeneratedPrior:
         block_size: int,
         folder: Path,
         class_prompts: Sequence[str],
-        num_places: int | None = None,
+        num_samples: int | None = None,
     ) -> None:
         self.class_prompts = class_prompts
         self._make = make
         self._blocks: dict[int, Tensor] = {}
         self.num_images = num_images
-        self.num_used = num_images if num_places is None else min(num_images, num_places)
+        self.num_used = num_images if num_samples is None else min(num_images, num_samples)
         self.block_size = block_size
         self.folder = folder
         self.share(WorkShare())
@@ -108,33 +108,34 @@ class GeneratedPrior:
 
     @property
     def num_blocks(self) -> int:
+        """Return how many blocks the run uses."""
         return -(-self.num_used // self.block_size)
 
     @property
     def is_complete(self) -> bool:
-        """Whether every block that the run uses is made; then the frozen base model is not needed, and not held."""
+        """Return whether every block that the run uses is made; then the frozen base is not needed, and not held."""
         return len(self._made) == self.num_blocks
 
-    def samples(self, places: Sequence[int]) -> list[Sample]:
-        """What any process needs for this batch is made by all of them together, so all must call this in each step."""
-        for place in self._turns.global_indices(places):
-            self._make_sure(place % self.num_images // self.block_size)
-        return [self._sample(place) for place in places]
+    def samples(self, sample_indices: Sequence[int]) -> list[Sample]:
+        """Return class samples. All processes must call this in each step: they make what is missing together."""
+        for index in self._turns.global_indices(sample_indices):
+            self._make_sure(index % self.num_images // self.block_size)
+        return [self._sample(index) for index in sample_indices]
 
-    def _sample(self, place: int) -> Sample:
-        i = place % self.num_images
+    def _sample(self, sample_index: int) -> Sample:
+        i = sample_index % self.num_images
         latents_CHW = self._block(i // self.block_size)[i % self.block_size]
         prompt = self.class_prompts[i % len(self.class_prompts)]
-        return Sample("prior", place, latents_CHW, prompt, name=f"class picture {i}")
+        return Sample("prior", sample_index, latents_CHW, prompt, name=f"class image {i}")
 
     def make_all(self, progress: Callable[[int, int], None] = lambda made, of: None) -> None:
-        """Make what is missing now. progress: told (blocks made, of how many)."""
+        """Make what is missing now. progress: called with the number of blocks that are made, and of all."""
         for block in range(self.num_blocks):
             self._make_sure(block)
             progress(len(self._made), self.num_blocks)
 
     def _make_sure(self, block: int) -> None:
-        """That a block is there: each process makes one, this block and those that come after it."""
+        """Make a block if it is missing; beside it each other process makes one of those that come after it."""
         if block in self._made:
             return
         following = [(block + ahead) % self.num_blocks for ahead in range(self.num_blocks)]
@@ -164,19 +165,20 @@ class GeneratedPrior:
 
 
 def digest_of(latents_BCHW: Tensor) -> str:
+    """Return the SHA-256 of latents, in hexadecimal."""
     return hashlib.sha256(latents_BCHW.numpy().tobytes()).hexdigest()
 
 
 def is_whole(path: Path) -> bool:
-    """Whether there is a block, and it is what was written: a damaged one is made again."""
+    """Return whether there is a block, and it is what was written: a damaged one is made again."""
     try:
         with safe_open(path, "pt") as file:
-            told = (file.metadata() or {}).get("sha256")
-            return told is None or told == digest_of(file.get_tensor("latents"))
+            written = (file.metadata() or {}).get("sha256")
+            return written is None or written == digest_of(file.get_tensor("latents"))
     except (FileNotFoundError, SafetensorError):
         return False
 
 
 def prior_fingerprint(**depends_on: Any) -> str:
-    """A name for everything that the class pictures depend on: 16 hexadecimal digits."""
+    """Return a name for everything that the class images depend on: 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]

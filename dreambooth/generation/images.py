@@ -1,228 +1,184 @@
-"""Pictures from a trained model to files: which model, which prompts, numbered PNGs that hold their own recipe."""
+"""From requests to images, and from images to numbered PNGs that hold their recipe, with a grid of them all."""
 
-import json
+import contextlib
+import logging
 import re
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from importlib.metadata import version
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
-from tqdm import tqdm
-
-from dreambooth.data.images import grid, to_images
-from dreambooth.errors import ModelError, UserError, first_line
-from dreambooth.export.subject_info import ExportCard, SubjectInfo, read_card
-from dreambooth.families import Family, ModelSource, fingerprint, load_family, move
-from dreambooth.files import atomic_file, with_home, without_home
-from dreambooth.generation.sampler import cut_warning, sample_pixels
+from dreambooth.data.images import to_images
+from dreambooth.errors import UserError
+from dreambooth.families import fingerprint
+from dreambooth.generation.grid import labelled_grid
+from dreambooth.generation.loading import Model
+from dreambooth.generation.request import (
+    GeneratedImage,
+    ImageRequest,
+    has_weights,
+    make_recipe,
+    request_of,
+    write_png,
+)
+from dreambooth.generation.sampler import check_size, cut_warning, sample_pixels, steps_problem
 from dreambooth.generation.settings import SamplerSettings
-from dreambooth.methods import find_method
-from dreambooth.prompts import fill_prompt, has_field
+from dreambooth.prompt_words import foreign_syntax_warning
 
-RECIPE = "dreambooth"  # the PNG's text chunk
-PATHS = ("model", "config", "base")  # of a recipe, in which ~ is the home folder
+NUMBERED = re.compile(r"(\d+)(?:-.*)?\.png")  # 00003.png, 00003-a-photo-of-sks-dog.png
+MAX_SLUG = 40  # letters of a prompt in a file's name
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Model:
-    """A model ready to sample, and what it has learned (None: a plain base).
+class Progress:
+    """How far a task is. images: that are done, of num_images; step: of the batch under way, of num_steps."""
 
-    loaded_with: arguments of `load_model` that loading it again needs.
-    """
-
-    name: str
-    family: Family
-    card: SubjectInfo | None
-    loaded_with: dict[str, str | None] = field(default_factory=dict)
+    images: int
+    num_images: int
+    step: int = 0
+    num_steps: int = 0
+    batch_size: int = 0
+    task: str = "sampling"
 
     @property
-    def resolution(self) -> int:
-        """Side of the pictures it was trained at, pixels."""
-        return self.card.resolution if self.card is not None else self.family.resolution
-
-    def fill(self, prompt: str) -> str:
-        """Replace {subject}, {class}, {subject_2} ... Raises UserError where the model does not say what that is."""
-        if self.card is not None:
-            return fill_prompt(prompt, self.card.subjects)
-        if has_field(prompt):
-            raise UserError(
-                f"prompt {prompt!r}: {self.name} has learned no subject (it has no dreambooth.json); spell it out"
-            )
-        return prompt
+    def fraction(self) -> float:
+        """Return the part of all sampler steps that is done, 0 to 1."""
+        under_way = self.batch_size * self.step / self.num_steps if self.num_steps else 0.0
+        return min(1.0, (self.images + under_way) / max(1, self.num_images))
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A picture and everything needed to make it again."""
-
-    image: Image.Image
-    recipe: dict[str, Any]
+OnProgress = Callable[[Progress], None]
 
 
-def load_model(
-    model: str,
-    config: str | None,
-    device: str,
-    dtype: str | None,
-    base: str | None = None,
-    revision: str | None = None,
-    variant: str | None = None,
-) -> Model:
-    """Load a run folder, pipeline folder, adapter folder, hub id or single file. Raises ModelError, UserError.
+def make_requests(
+    model: Model, prompts: Sequence[str], num_images: int, seed: int, size: tuple[int, int], settings: SamplerSettings
+) -> list[ImageRequest]:
+    """Return the requests of `num_images` images a prompt; image i of each is made from seed + i.
 
-    config: for a single file, where its configs lie. base: for an adapter, its base model where that is elsewhere now.
-    revision: of a hub id; variant: of the weights; of an adapter both are its base's.
+    size: (height, width), pixels. Warns of a prompt that is longer than the model reads. Raises UserError where that
+    cuts off an identifier, and for a size or a number of steps that the model cannot do.
     """
-    folder = model_folder(model)
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device: cuda is wished, but torch sees no GPU; use cpu or auto")
-    picked = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-    card = read_card(folder)
-    if card is not None and find_method(card.method).is_adapter:
-        family = load_adapted(folder, card, base, revision, variant)
-    else:
-        place = str(folder) if folder.exists() else model
-        family = load_family(ModelSource(place, config=config, revision=revision, variant=variant))
-    move(family, picked)
-    dtype = dtype or ("float16" if picked.type == "cuda" else "float32")
-    for part in (family.denoiser, *family.text_encoders):
-        part.eval().to(getattr(torch, dtype))
-    return Model(
-        model, family, card, {"config": config, "dtype": dtype, "base": base, "revision": revision, "variant": variant}
-    )
-
-
-def model_folder(model: str) -> Path:
-    """The folder with the result, of a run folder as well. Raises ModelError for a run without one."""
-    folder = Path(model)
-    if not (folder / "config.yaml").is_file() or (folder / "model_index.json").is_file():
-        return folder
-    if not (folder / "model").is_dir():
-        raise ModelError(f"{model}: this run has no model yet; let its training end (the same train command goes on)")
-    return folder / "model"
-
-
-def find_card(model: str) -> ExportCard | None:
-    """What a run or model folder has learned. Raises ModelError for a run without a model."""
-    return read_card(model_folder(model))
-
-
-def load_adapted(
-    folder: Path, card: SubjectInfo, base: str | None, revision: str | None = None, variant: str | None = None
-) -> Family:
-    """The base model with an adapter's files laid over it; what is None is as in its run. Raises ModelError."""
-    method = find_method(card.method)
-    assert method.load is not None
-    if base is None:
-        base, revision, variant = card.base, revision or card.base_revision, variant or card.base_variant
-    try:
-        family = load_family(ModelSource(str(base), config=card.base_config, revision=revision, variant=variant))
-    except ModelError as error:
-        raise ModelError(f"{folder}: a {card.method} of the base {base}, which cannot be loaded: {error}") from error
-    method.load(family, folder)
-    return family
-
-
-def make(
-    model: Model,
-    prompts: Sequence[str],
-    num_images: int,
-    seed: int,
-    size: tuple[int, int],
-    settings: SamplerSettings,
-    batch_size: int,
-) -> Iterator[Picture]:
-    """Yield `num_images` pictures a prompt; picture i of each is made from seed + i. size: (height, width), pixels.
-
-    Warns of a prompt that is longer than the model reads. Raises UserError where that cuts off an identifier.
-    """
+    check_can_sample(model, size, settings)
     identifiers = [] if model.card is None else [subject.identifier for subject in model.card.subjects]
     for prompt in dict.fromkeys([*prompts, settings.negative_prompt]):
         if (warning := cut_warning(model.family, f"prompt {prompt!r}", prompt, identifiers)) is not None:
-            print(f"warning: {warning}", file=sys.stderr)
-    everything = [(prompt, seed + number) for prompt in prompts for number in range(num_images)]
-    batches = sample_pixels(
-        model.family, [p for p, _ in everything], [s for _, s in everything], size, settings, batch_size
-    )
-    images = (image for pixels_BCHW in batches for image in to_images(pixels_BCHW))
-    common = {**asdict(settings), "model": model.name, "width": size[1], "height": size[0], **model.loaded_with}
-    common |= {name: without_home(str(common[name])) for name in PATHS if common.get(name) is not None}
-    common |= {"weights": fingerprint(model.family)}
-    common |= {package: version(package) for package in ("torch", "diffusers")}
-    progress = tqdm(images, total=len(everything), unit="picture", disable=not sys.stderr.isatty())
-    for (prompt, picture_seed), image in zip(everything, progress, strict=True):
-        yield Picture(image, {"prompt": prompt, "seed": picture_seed, **common})
+            logger.warning(warning)
+        if (warning := foreign_syntax_warning(f"prompt {prompt!r}", prompt)) is not None:
+            logger.warning(warning)
+    return [
+        ImageRequest(model.ref, prompt, seed + number, *size, settings)
+        for prompt in prompts
+        for number in range(num_images)
+    ]
 
 
-def write(made: Iterator[Picture], folder: str | Path, columns: int) -> Iterator[Path]:
-    """Write PNGs numbered on from what the folder holds, and a grid of them all; yield each path once it is there."""
-    folder, images, paths = Path(folder), [], []
-    for picture in made:
-        images.append(picture.image)
-        paths.append(take_number(folder))
-        try:
-            yield write_png(paths[-1], picture.image, picture.recipe)
-        finally:
-            if not paths[-1].stat().st_size:
-                paths[-1].unlink()
-    yield write_png(folder / f"grid-{paths[0].name}", grid(images, columns), {})
+def check_can_sample(model: Model, size: tuple[int, int], settings: SamplerSettings) -> None:
+    """Raise UserError for a size or a number of sampler steps that the model cannot do."""
+    check_size(model.family, size)
+    if (problem := steps_problem(model.family, settings)) is not None:
+        raise UserError(f"num_inference_steps={settings.num_inference_steps}: {problem}")
 
 
-def take_number(folder: Path) -> Path:
-    """The next free number of a picture, taken by an empty file: of two processes each gets its own."""
+def generate(
+    model: Model, requests: Sequence[ImageRequest], batch_size: int, on_progress: OnProgress | None = None
+) -> Iterator[GeneratedImage]:
+    """Yield an image a request, in their order. Those beside each other of one size and settings share a batch."""
+    weights, done = fingerprint(model.family), 0
+    for batch in _batches(requests, batch_size):
+
+        def report(step: int, num_steps: int, done: int = done, size: int = len(batch)) -> None:
+            if on_progress is not None:
+                on_progress(Progress(done, len(requests), step, num_steps, size))
+
+        first, prompts, seeds = batch[0], [each.prompt for each in batch], [each.seed for each in batch]
+        size = (first.height, first.width)
+        (pixels_BCHW,) = sample_pixels(model.family, prompts, seeds, size, first.settings, len(batch), report)
+        for request, image in zip(batch, to_images(pixels_BCHW), strict=True):
+            done += 1
+            yield GeneratedImage.from_image(image, make_recipe(request, weights))
+
+
+def _batches(requests: Sequence[ImageRequest], batch_size: int) -> Iterator[list[ImageRequest]]:
+    """Yield the requests in batches of one size and settings each."""
+    batch: list[ImageRequest] = []
+    for request in requests:
+        if batch and (len(batch) == batch_size or not _is_alike(batch[0], request)):
+            yield batch
+            batch = []
+        batch.append(request)
+    if batch:
+        yield batch
+
+
+def _is_alike(one: ImageRequest, other: ImageRequest) -> bool:
+    return (one.height, one.width, one.settings) == (other.height, other.width, other.settings)
+
+
+def write(made: Iterable[GeneratedImage], folder: str | Path, columns: int) -> Iterator[Path]:
+    """Write PNGs numbered on from what the folder holds; of several a grid too. Yield each path once it is there."""
+    folder, images, numbers = Path(folder), [], []
+    for image in made:
+        with taken_number(folder) as number:
+            name = "-".join(filter(None, [f"{number:05d}", slug(str(image.recipe.get("prompt", "")))]))
+            path = write_png(folder / f"{name}.png", image, image.recipe)
+        images.append(image)
+        numbers.append(number)
+        yield path
+    if len(images) > 1:
+        yield write_png(folder / f"grid-{numbers[0]:05d}.png", labelled_grid(images, columns))
+
+
+@contextlib.contextmanager
+def taken_number(folder: Path) -> Iterator[int]:
+    """Take the next free number of an image: of two processes each gets its own. Others see a hidden empty file."""
     folder.mkdir(parents=True, exist_ok=True)
-    number = next_number(folder)
-    while True:
-        path = folder / f"{number:05d}.png"
-        try:
-            path.open("xb").close()
-            return path
-        except FileExistsError:
-            number += 1
-
-
-def write_png(path: Path, image: Image.Image, recipe: dict[str, Any]) -> Path:
-    """Write one PNG; the recipe lies in an iTXt chunk, as JSON."""
-    info = PngInfo()
-    if recipe:
-        info.add_itxt(RECIPE, json.dumps(recipe))
-    with atomic_file(path) as file:
-        image.save(file, format="PNG", pnginfo=info)
-    return path
-
-
-def read_recipe(path: str | Path) -> dict[str, Any]:
-    """The recipe of a picture that `write_png` wrote. Raises UserError for any other file."""
+    number = max(numbers_in(folder), default=-1) + 1
+    while not _claim(folder, number):
+        number += 1
     try:
-        with Image.open(path) as image:
-            recipe = json.loads(image.info[RECIPE])
-    except (OSError, KeyError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: not a picture of sample.py (no recipe in it): {first_line(error)}") from error
-    return recipe | {name: with_home(recipe[name]) for name in PATHS if recipe.get(name) is not None}
+        yield number
+    finally:
+        _claim_file(folder, number).unlink()
 
 
-def reproduce(recipe: Mapping[str, Any], model: Model) -> Iterator[Picture]:
-    """The picture of a recipe, the same but for rounding: at most one level of 255.
+def _claim(folder: Path, number: int) -> bool:
+    """Return whether the number is now this process's: nobody else has it, or has used it meanwhile."""
+    try:
+        _claim_file(folder, number).open("xb").close()
+    except FileExistsError:
+        return False
+    if number in numbers_in(folder):
+        _claim_file(folder, number).unlink()
+        return False
+    return True
 
-    A model that has other weights now than when the picture was made is told, not refused.
+
+def _claim_file(folder: Path, number: int) -> Path:
+    return folder / f".{number:05d}.taken"
+
+
+def numbers_in(folder: Path) -> set[int]:
+    """Return the numbers of the images in a folder."""
+    return {int(match[1]) for path in folder.glob("*.png") if (match := NUMBERED.fullmatch(path.name))}
+
+
+def slug(prompt: str) -> str:
+    """Return the beginning of a prompt for a file's name: 'a photo of sks dog' -> 'a-photo-of-sks-dog'."""
+    words = re.sub(r"[\W_]+", "-", prompt.lower()).strip("-")
+    if len(words) <= MAX_SLUG:
+        return words
+    return words[: MAX_SLUG + 1].rpartition("-")[0] or words[:MAX_SLUG]
+
+
+def reproduce(recipe: Mapping[str, Any], model: Model) -> ImageRequest:
+    """Return the request of a recipe for a model, which gives the same image but for rounding: one level of 255.
+
+    A model that has other weights now than when the image was made gets a warning.
     """
-    if recipe["weights"] != fingerprint(model.family):
-        print(f"warning: {model.name} has other weights now; this will be another picture", file=sys.stderr)
-    known = {each.name: recipe[each.name] for each in fields(SamplerSettings) if each.name in recipe}
-    settings = SamplerSettings(**known)  # older pictures do not name all
-    return make(model, [recipe["prompt"]], 1, recipe["seed"], (recipe["height"], recipe["width"]), settings, 1)
-
-
-def next_number(folder: Path) -> int:
-    """One more than the highest number of a picture in the folder."""
-    numbers = [int(match[1]) for path in folder.glob("*.png") if (match := re.fullmatch(r"(\d+)\.png", path.name))]
-    return max(numbers, default=-1) + 1
-
-
-def default_folder(model: str) -> Path:
-    return Path("outputs") / (Path(model.rstrip("/")).stem or "model")
+    if not has_weights(recipe, fingerprint(model.family)):
+        logger.warning(f"{model.name} has other weights now; this will be another image")
+    request = replace(request_of(recipe), model=model.ref)
+    check_can_sample(model, (request.height, request.width), request.settings)
+    return request

@@ -1,13 +1,14 @@
-"""From prompts to pictures: classifier-free guidance around any diffusers sampler.
+"""From prompts to images: classifier-free guidance around any diffusers sampler.
 
-Picture `i` of a seed starts from noise that is a function of `seed + i` alone, so it is the same whatever the batch
-size, the prompt's neighbours and the number of pictures asked for.
+Image `i` of a seed starts from noise that is a function of `seed + i` alone, so it is the same whatever the batch
+size, the prompt's neighbours and the number of images asked for.
 Shapes: B batch, C channels, H/W height and width (pixels or latents).
 """
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import diffusers
@@ -18,28 +19,32 @@ from dreambooth.errors import UserError
 from dreambooth.families import Conditioning, Family
 from dreambooth.families.clip import fit
 from dreambooth.generation.settings import SCHEDULERS, SamplerSettings
+from dreambooth.prompt_words import has_words
 from dreambooth.randomness import Randomness
+
+SAMPLER_ERRORS = (ArithmeticError, AssertionError, IndexError, RuntimeError, ValueError)  # of diffusers' samplers
+OnStep = Callable[[int, int], None]  # sampler steps taken of the batch, and how many it takes
 
 
 @dataclass(frozen=True)
 class InitialNoise:
-    """Where a batch of pictures starts: its noise, and a generator a picture for samplers that add noise."""
+    """Where a batch of images starts: its noise, and a generator an image for samplers that add noise."""
 
     noise_BCHW: Tensor
     generators: list[torch.Generator]
 
 
 def initial_noise(
-    randomness: Randomness, choice: str, places: Sequence[int], shape: tuple[int, int, int]
+    randomness: Randomness, choice: str, sample_indices: Sequence[int], shape: tuple[int, int, int]
 ) -> InitialNoise:
-    """Noise [B, *shape] and generators; row `b` is a function of the b-th place alone."""
-    seeds = [randomness.torch_seed(f"{choice}/sampler", place) for place in places]
+    """Return noise [B, *shape] and generators; row `b` is a function of the b-th sample index alone."""
+    seeds = [randomness.torch_seed(f"{choice}/sampler", index) for index in sample_indices]
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return InitialNoise(randomness.normal(f"{choice}/noise", places, shape), generators)
+    return InitialNoise(randomness.normal(f"{choice}/noise", sample_indices, shape), generators)
 
 
 def noise_from_seeds(seeds: Iterable[int], shape: tuple[int, int, int]) -> InitialNoise:
-    """One picture a seed."""
+    """Return the noise of one image a seed."""
     starts = [initial_noise(Randomness(seed), "picture", [0], shape) for seed in seeds]
     return InitialNoise(torch.cat([start.noise_BCHW for start in starts]), [start.generators[0] for start in starts])
 
@@ -47,7 +52,7 @@ def noise_from_seeds(seeds: Iterable[int], shape: tuple[int, int, int]) -> Initi
 def guided(
     predict: Callable[[Tensor, Conditioning], Tensor], noisy_BCHW: Tensor, conditioning: Conditioning, scale: float
 ) -> Tensor:
-    """Classifier-free guidance, both halves in one forward pass (Ho & Salimans 2022, arXiv 2207.12598, eq. 6):
+    """Apply classifier-free guidance, both halves in one forward pass (Ho & Salimans 2022, arXiv 2207.12598, eq. 6):
 
         prediction = uncond + scale * (cond - uncond)
 
@@ -62,7 +67,7 @@ def guided(
 
 
 def cut_warning(family: Family, name: str, prompt: str, identifiers: Iterable[str] = ()) -> str | None:
-    """What to say of a prompt that is longer than the model reads; None of one that is not.
+    """Return a warning for a prompt that is longer than the model reads, else None.
 
     Raises UserError where an identifier stands in what is dropped.
     """
@@ -70,28 +75,32 @@ def cut_warning(family: Family, name: str, prompt: str, identifiers: Iterable[st
     if not dropped:
         return None
     limit = family.tokenizer.model_max_length
-    told = f"{name} has {len(family.tokenize(prompt)) + 2} tokens with start and end; this model reads {limit}"
+    length = f"{name} has {len(family.tokenize(prompt)) + 2} tokens with start and end; this model reads {limit}"
     for identifier in identifiers:
-        if identifier in prompt and identifier not in kept:
+        if has_words(prompt, identifier) and not has_words(kept, identifier):
             raise UserError(
-                f"{told}, and the identifier {identifier!r} comes later: move it to the front, or shorten it"
+                f"{length}, and the identifier {identifier!r} comes later: move it to the front, or shorten it"
             )
-    return f"{told} and drops: {dropped!r}"
+    return f"{length} and drops: {dropped!r}"
 
 
 @torch.no_grad()
-def sample_latents(family: Family, prompts: list[str], start: InitialNoise, settings: SamplerSettings) -> Tensor:
-    """Denoise one picture a prompt from `start`; scaled latents, float32 [B, C, H, W]."""
+def sample_latents(
+    family: Family, prompts: list[str], start: InitialNoise, settings: SamplerSettings, on_step: OnStep | None = None
+) -> Tensor:
+    """Denoise one image a prompt from `start`; scaled latents, float32 [B, C, H, W].
+
+    on_step: called after each step of the scheduler with the number of steps taken and of all.
+    """
     device = next(family.denoiser.parameters()).device
     conditioning = _guidance_conditioning(family, prompts, settings)
     scheduler = make_scheduler(family, settings.scheduler)
-    scheduler.set_timesteps(settings.num_inference_steps, device=device)
-    takes_generator = "generator" in inspect.signature(scheduler.step).parameters
-    extra = {"generator": start.generators} if takes_generator else {}
+    set_timesteps(scheduler, settings.num_inference_steps, device)
+    extra = _generator_option(scheduler, start.generators)
     dtype = next(family.denoiser.parameters()).dtype
 
     latents_BCHW = start.noise_BCHW.to(device) * scheduler.init_noise_sigma
-    for t in scheduler.timesteps:
+    for number, t in enumerate(scheduler.timesteps, start=1):
         is_guided = t >= settings.guidance_min_noise * family.schedule.num_timesteps
         scale = settings.guidance_scale if is_guided else 1.0
 
@@ -102,21 +111,85 @@ def sample_latents(family: Family, prompts: list[str], start: InitialNoise, sett
         given = conditioning if is_guided else conditioning.select(range(-len(prompts), 0))
         prediction_BCHW = guided(predict, noisy_BCHW, given, scale)
         latents_BCHW = scheduler.step(prediction_BCHW, t, latents_BCHW, **extra).prev_sample
+        if on_step is not None:
+            on_step(number, len(scheduler.timesteps))
     return latents_BCHW
 
 
+def _generator_option(scheduler: Any, generators: list[torch.Generator]) -> dict[str, Any]:
+    """Return the generators as an option of `scheduler.step`, for samplers that add noise."""
+    return {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
+
+
 def _guidance_conditioning(family: Family, prompts: list[str], settings: SamplerSettings) -> Conditioning:
-    """The prompts' condition, behind that of the negative prompt where guidance needs one."""
+    """Return the prompts' condition, behind that of the negative prompt where guidance needs one."""
     if settings.guidance_scale == 1:
         return family.encode_prompts(prompts)
     return family.encode_prompts([settings.negative_prompt] * len(prompts) + prompts)
 
 
 def make_scheduler(family: Family, name: str) -> Any:
-    """A fresh diffusers scheduler by name, with the base's own noise schedule and kind of prediction."""
+    """Make a fresh diffusers scheduler by name, with the base's own noise schedule and kind of prediction."""
     class_name, options = SCHEDULERS[name]
     config = {key: value for key, value in family.scheduler_config.items() if not key.startswith("_")}
     return getattr(diffusers, class_name).from_config(config, **options)
+
+
+def set_timesteps(scheduler: Any, num_inference_steps: int, device: torch.device | None = None) -> None:
+    """Set the timesteps of a fresh scheduler, and that it begins with the first of them.
+
+    By itself it looks for the first timestep among all, and of two equal ones, as Karras' have, takes the second.
+    """
+    scheduler.set_timesteps(num_inference_steps, device=device)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)
+
+
+def steps_problem(family: Family, settings: SamplerSettings) -> str | None:
+    """Return what is wrong with so many sampler steps on this base's schedule, and how many are possible; else None.
+
+    Near one step a timestep samplers index beyond the schedule's end, or divide by differences of nothing; where, that
+    depends on the sampler, the base's spacing and the version of diffusers. So it is tried, on one number.
+    """
+    num_timesteps, steps = family.schedule.num_timesteps, settings.num_inference_steps
+    if _can_take(family, settings):
+        return None
+    schedule = f"{settings.scheduler} on this base's schedule of {num_timesteps} timesteps"
+    for fewer in (num_timesteps, num_timesteps - 1, num_timesteps - 2, num_timesteps // 2, 25):
+        if fewer < steps and _can_take(family, replace(settings, num_inference_steps=fewer)):
+            return f"too many for {schedule}; use at most {fewer}"
+    return f"impossible for {schedule}; use another sampler"
+
+
+def _can_take(family: Family, settings: SamplerSettings) -> bool:
+    """Return whether the sampler comes to a finite end."""
+    scheduler = make_scheduler(family, settings.scheduler)
+    latent_1111 = torch.ones(1, 1, 1, 1)
+    extra = _generator_option(scheduler, [torch.Generator().manual_seed(0)])
+    try:
+        set_timesteps(scheduler, settings.num_inference_steps)
+        latent_1111 = latent_1111 * scheduler.init_noise_sigma
+        for t in scheduler.timesteps:
+            prediction_1111 = 0.5 * torch.ones_like(scheduler.scale_model_input(latent_1111, t))
+            latent_1111 = scheduler.step(prediction_1111, t, latent_1111, **extra).prev_sample
+    except SAMPLER_ERRORS:
+        return False
+    return bool(torch.isfinite(latent_1111).all())
+
+
+def check_size(family: Family, size: tuple[int, int]) -> None:
+    """Raise UserError for a size (height, width) that the model has no latents for, with the nearest that it has."""
+    factor, (height, width) = family.vae_scale_factor, size
+    if all(side > 0 and side % factor == 0 for side in size):
+        return
+    near = []
+    for round_to in (math.floor, math.ceil):
+        near_height, near_width = (max(factor, round_to(side / factor) * factor) for side in size)
+        near.append(f"{near_width}x{near_height}")
+    raise UserError(
+        f"size {width}x{height}: width and height must be multiples of {factor} pixels; "
+        f"use {' or '.join(dict.fromkeys(near))}"
+    )
 
 
 def sample_pixels(
@@ -126,10 +199,11 @@ def sample_pixels(
     size: tuple[int, int],
     settings: SamplerSettings,
     batch_size: int = 4,
+    on_step: OnStep | None = None,
 ) -> Iterator[Tensor]:
-    """Yield batches of pixels in [-1, 1], [B, 3, H, W], a picture a prompt and seed. size: (height, width), pixels."""
+    """Yield batches of pixels in [-1, 1], [B, 3, H, W], an image a prompt and seed. size: (height, width), pixels."""
     shape = family.latent_shape(*size)
     for first in range(0, len(prompts), batch_size):
         part = slice(first, first + batch_size)
-        latents_BCHW = sample_latents(family, prompts[part], noise_from_seeds(seeds[part], shape), settings)
+        latents_BCHW = sample_latents(family, prompts[part], noise_from_seeds(seeds[part], shape), settings, on_step)
         yield family.decode_latents(latents_BCHW).float().clamp(-1, 1)

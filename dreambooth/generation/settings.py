@@ -1,30 +1,50 @@
 """How images are sampled: the samplers by name, and their settings. Nothing heavy is imported here."""
 
+import difflib
+import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from dreambooth.errors import UserError
 from dreambooth.export.subject_info import SubjectInfo
 
+KARRAS = {"use_karras_sigmas": True}  # Karras et al. 2022, arXiv 2206.00364, eq. 5: more steps at little noise
+DPM = "DPMSolverMultistepScheduler"
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
     "ddpm": ("DDPMScheduler", {}),
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
     "euler": ("EulerDiscreteScheduler", {}),
+    "euler-karras": ("EulerDiscreteScheduler", KARRAS),
     "euler-a": ("EulerAncestralDiscreteScheduler", {}),
-    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "dpm++": (DPM, {"algorithm_type": "dpmsolver++"}),
+    "dpm++-karras": (DPM, {"algorithm_type": "dpmsolver++", **KARRAS}),
+    "dpm++-sde": (DPM, {"algorithm_type": "sde-dpmsolver++"}),
+    "dpm++-sde-karras": (DPM, {"algorithm_type": "sde-dpmsolver++", **KARRAS}),
     "unipc": ("UniPCMultistepScheduler", {}),
+    "unipc-karras": ("UniPCMultistepScheduler", KARRAS),
     "lms": ("LMSDiscreteScheduler", {}),
+    "lms-karras": ("LMSDiscreteScheduler", KARRAS),
     "heun": ("HeunDiscreteScheduler", {}),
+    "heun-karras": ("HeunDiscreteScheduler", KARRAS),
 }
+# What other programs call them, in small letters and without the words of IGNORED; diffusers' classes come below.
+OTHER_NAMES = {"plms": "pndm", "euler-ancestral": "euler-a", "dpmsolver++": "dpm++", "dpm": "dpm++"}
+for short_name, (class_name, _) in SCHEDULERS.items():
+    OTHER_NAMES.setdefault(class_name.lower(), short_name)
+IGNORED = ("2m", "k", "sampler")
+MAX_STEPS = 1000  # as many timesteps as the bases have been trained on; no sampler takes more
 
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """How pictures are sampled. guidance_scale 1 is no guidance; a step is one call of the scheduler.
+    """How images are sampled. guidance_scale 1 is no guidance; a step is one call of the scheduler.
 
     guidance_min_noise: steps at less noise, as a part of the schedule, are not guided, which halves what they compute.
     Guidance matters at middle noise (Kynkäänniemi et al. 2024, arXiv 2404.07724); 0 guides all, .3 some two thirds.
+
+    The text of these settings is part of the fingerprint of class latents: a new field would make them all anew.
     """
 
     num_inference_steps: int = 25
@@ -34,12 +54,29 @@ class SamplerSettings:
     guidance_min_noise: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.scheduler not in SCHEDULERS:
-            raise UserError(f"scheduler: {self.scheduler!r} is not known; one of {', '.join(SCHEDULERS)}")
-        if self.num_inference_steps < 1:
-            raise UserError(f"steps: {self.num_inference_steps} is too small; at least 1")
-        if not 0 <= self.guidance_scale < float("inf"):
-            raise UserError(f"guidance scale: {self.guidance_scale} is not allowed; 1 is no guidance, 4 to 10 is usual")
+        for field in ("scheduler", "num_inference_steps", "guidance_scale"):
+            if (problem := problem_of(field, getattr(self, field))) is not None:
+                raise UserError(f"{field}={getattr(self, field)}: {problem}")
+
+
+def problem_of(field: str, value: Any) -> str | None:
+    """Return what is wrong with the value of a field of `SamplerSettings` and what to do; None if nothing is."""
+    if field == "scheduler" and value not in SCHEDULERS:
+        return f"unknown sampler; {suggest_scheduler(value)}one of {', '.join(SCHEDULERS)}"
+    if field == "num_inference_steps" and not 1 <= value <= MAX_STEPS:
+        return f"must be from 1 to {MAX_STEPS}; 20 to 50 is usual"
+    if field == "guidance_scale" and not (value >= 0 and math.isfinite(value)):
+        return "must be a finite number from 0 on; 1 is no guidance, 4 to 10 is usual"
+    return None
+
+
+def suggest_scheduler(name: str) -> str:
+    """Return "did you mean NAME? " for a name that is like a known one, or another program's; else nothing."""
+    words = [word for word in re.split(r"[\s_-]+", name.lower()) if word not in IGNORED]
+    plain = "-".join(words)
+    known = {**OTHER_NAMES, **{each: each for each in SCHEDULERS}}
+    near = difflib.get_close_matches(plain, known, n=1, cutoff=0.5)
+    return f"did you mean {known[near[0]]}? " if near else ""
 
 
 def sampler_settings(

@@ -1,0 +1,333 @@
+"""The toolkit for programs: train, load, generate, evaluate and export, as the commands do.
+
+`import dreambooth` gives these names and loads this module, with the libraries, when the first of them is used.
+"""
+
+import json
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from dreambooth import engine
+from dreambooth.config import Config, field_of, load_config
+from dreambooth.disk import check_writable, translate_write_errors
+from dreambooth.errors import DreamBoothError, UserError
+from dreambooth.evaluation.encoders import AUTO
+from dreambooth.evaluation.request import EvaluationRequest
+from dreambooth.evaluation.run import Evaluation, evaluate
+from dreambooth.export import extraction, model_card
+from dreambooth.export.base_source import base_source
+from dreambooth.export.formats import files_of, find_format, write_as
+from dreambooth.export.history import read_history
+from dreambooth.export.subject_info import ExportCard, LearnedSubject
+from dreambooth.export.tools import ExportedFiles
+from dreambooth.export.verify import expected_model
+from dreambooth.export.verify import verify as verify_export
+from dreambooth.families import Family
+from dreambooth.files import atomic_folder
+from dreambooth.generation import loading
+from dreambooth.generation.images import OnProgress, Progress, generate, make_requests, reproduce
+from dreambooth.generation.location import check_is_there, find_card, model_folder
+from dreambooth.generation.request import RECIPE, GeneratedImage, ModelRef, read_recipe
+from dreambooth.generation.settings import sampler_settings
+from dreambooth.report import build as build_report
+from dreambooth.run.folder import RunFolder
+from dreambooth.training.progress import OnTrainProgress, TrainProgress
+
+__all__ = ["Evaluation", "GeneratedImage", "Model", "Progress", "Run", "TrainProgress", "export", "load", "train"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run. is_finished: False where it was stopped; the same call of `train` goes on. step: of its state."""
+
+    folder: Path
+    is_finished: bool
+    step: int
+
+    def load(self, device: str = "auto") -> "Model":
+        """Load the result. Raises ModelError for a run that is not finished."""
+        return load(self.folder, device=device)
+
+    def report(self) -> Path:
+        """Write report.html, and return where it is."""
+        return build_report(self.folder)
+
+
+def train(
+    config: str | Path | Config,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    on_progress: OnTrainProgress | None = None,
+    stop: threading.Event | None = None,
+    accepted_changes: Sequence[str] = (),
+) -> Run:
+    """Train, or go on training where the run was stopped, as `train.py` does.
+
+    config: a YAML file, or what `load_config` returns. overrides: values by key, or "section.key=value" each.
+    on_progress: called with a `TrainProgress` after each step; False stops, as setting `stop` does: the step is
+    finished and the state saved. accepted_changes: keys whose changed values are accepted when resuming.
+
+    May be called in any thread; in the main one Ctrl-C stops as well. Raises UserError, ModelError, NonFiniteError.
+    """
+    if not isinstance(config, Config):
+        config = load_config(config, [*_as_overrides(overrides)])
+    elif overrides:
+        raise UserError("overrides: are for a config file; change the Config itself")
+    last = TrainProgress(0, config.train.max_steps)
+
+    def report(progress: TrainProgress) -> object:
+        nonlocal last
+        last = progress
+        wants_more = on_progress is None or on_progress(progress) is not False
+        return wants_more and not (stop is not None and stop.is_set())
+
+    code = engine.train(config, accepted_changes=accepted_changes, on_progress=report)
+    run = RunFolder(config).path
+    card = find_card(str(run)) if code == 0 else None
+    if card is None:
+        return Run(run, is_finished=False, step=last.step)
+    _write_report(run)
+    return Run(run, is_finished=True, step=card.last_step or card.step)
+
+
+def _as_overrides(overrides: Mapping[str, Any] | Sequence[str]) -> list[str]:
+    """Return overrides as the command line has them."""
+    if not isinstance(overrides, Mapping):
+        return list(overrides)
+    found = []
+    for key, value in overrides.items():
+        field = field_of(key)
+        is_text = isinstance(value, str | Path) and field is not None and field.type is str
+        found.append(f"{key}={value if is_text else json.dumps(value, default=str)}")
+    return found
+
+
+def _write_report(run: Path) -> None:
+    """Put report.html beside the model. The run is done: what prevents it is only a warning."""
+    try:
+        build_report(run)
+    except DreamBoothError as error:
+        logger.warning(f"no report: {error}")
+
+
+def load(
+    model: str | Path,
+    device: str = "auto",
+    dtype: str | None = None,
+    base: str | Path | None = None,
+    config: str | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
+) -> "Model":
+    """Load whatever `sample.py` takes: a run, pipeline or adapter folder, a hub id, a single .safetensors.
+
+    device: auto, cpu or cuda. dtype: float32, float16, bfloat16; None: float16 on a GPU, else float32. base: of an
+    adapter, where its base model is elsewhere now. config: for a single file, where its configs and tokenizer lie.
+    revision: of a hub id. variant: which of the weights. Raises ModelError, UserError.
+    """
+    base = None if base is None else str(base)
+    return Model(loading.load_model(ModelRef(str(model), base, config, revision, variant, dtype), device), device)
+
+
+class Model:
+    """A model in memory, with what it has learned."""
+
+    def __init__(self, loaded: loading.Model, device: str) -> None:
+        self._loaded = loaded
+        self._device = device
+
+    def __repr__(self) -> str:
+        learned = ", ".join(f"{each.identifier} {each.class_noun}" for each in self.subjects) or "no subject"
+        return f"<dreambooth.Model {self.name}: {learned}>"
+
+    @property
+    def name(self) -> str:
+        """The MODEL that was loaded."""
+        return self._loaded.name
+
+    @property
+    def subjects(self) -> tuple[LearnedSubject, ...]:
+        """What it has learned: identifier, class noun and prompts of each; empty for a plain base."""
+        return () if self._loaded.card is None else self._loaded.card.subjects
+
+    @property
+    def resolution(self) -> int:
+        """Side of the images that it was trained at, pixels."""
+        return self._loaded.resolution
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        num_images: int = 4,
+        seed: int = 0,
+        negative_prompt: str = "",
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        scheduler: str | None = None,
+        size: tuple[int, int] | None = None,
+        batch_size: int = 4,
+        on_progress: OnProgress | None = None,
+    ) -> list[GeneratedImage]:
+        """Generate `num_images` images a prompt; image i of each is made from seed + i alone.
+
+        {subject} in a prompt stands for what the model has learned. size: (width, height), pixels. What is None is as
+        the run sampled its validation images. on_progress: called with a `Progress` after each sampler step.
+
+        Returns PIL images in the order of the prompts. Each has its `recipe`, which its PNG keeps: `image.save(...)`,
+        then `sample.py --from-image` or `reproduce`. Raises UserError.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if num_images < 1 or batch_size < 1:
+            raise UserError(f"num_images={num_images}, batch_size={batch_size}: must be at least 1")
+        settings = sampler_settings(
+            self._loaded.card, steps, guidance_scale, scheduler, self._loaded.fill(negative_prompt)
+        )
+        width, height = size or (self.resolution, self.resolution)
+        filled = [self._loaded.fill(prompt) for prompt in prompts]
+        requests = make_requests(self._loaded, filled, num_images, seed, (height, width), settings)
+        return list(generate(self._loaded, requests, batch_size, on_progress))
+
+    def reproduce(self, image: Image.Image | str | Path) -> GeneratedImage:
+        """Generate an image again by its recipe: the same but for rounding, at most one level of 255.
+
+        image: one of `generate`, or the file of one, of sample.py or of evaluate. Raises UserError without a recipe.
+        """
+        if isinstance(image, Image.Image):
+            if RECIPE not in image.info:
+                raise UserError("an image without a recipe; take one of generate, sample.py or evaluate")
+            recipe = json.loads(image.info[RECIPE])
+        else:
+            recipe = read_recipe(image)
+        (made,) = generate(self._loaded, [reproduce(recipe, self._loaded)], 1)
+        return made
+
+    def evaluate(
+        self,
+        images: str | Path,
+        out: str | Path | None = None,
+        class_noun: str | None = None,
+        prompts: str = AUTO,
+        num_images: int = 4,
+        num_class_images: int = 4,
+        base: str | Path | None = None,
+        dino: str = AUTO,
+        clip: str = AUTO,
+        seed: int = 0,
+        on_progress: OnProgress | None = None,
+    ) -> Evaluation:
+        """Measure the model by the paper's protocol against photos of its subject, as `evaluate` does.
+
+        images: folder of photos. out: where images and tables go (None: outputs/evaluate-<name of the photos>); what is
+        there already is not made again. prompts: objects, live, auto, or a file. base: measure drift from this
+        untouched base. dino, clip: hub id or folder; auto: what the run measured with; none.
+
+        `print` of what is returned shows the table, `means` has its numbers. Raises UserError, ModelError.
+        """
+        out = Path(out or Path("outputs") / f"evaluate-{Path(images).resolve().name}")
+        check_writable(out, "out")
+        request = EvaluationRequest(
+            models=[self.name],
+            out=out,
+            images=Path(images),
+            class_noun=class_noun,
+            prompts=prompts,
+            num_images=num_images,
+            num_class_images=num_class_images,
+            base=None if base is None else str(base),
+            dino=dino,
+            clip=clip,
+            seed=seed,
+            options=replace(self._loaded.ref, name=""),
+            device=self._device,
+        )
+        with translate_write_errors(out, "out"):
+            return evaluate(request, on_progress, self._loaded)
+
+    def export(
+        self,
+        format: str,  # noqa: A002 - the option's name
+        out: str | Path | None = None,
+        dtype: str = "float16",
+        rank: int | None = None,
+    ) -> Path:
+        """Write the model as other tools want it, and return the folder; see `dreambooth.export`."""
+        return export(self.name, format, out, dtype, rank, self._loaded.ref.base)
+
+
+def export(
+    model: str | Path,
+    format: str,  # noqa: A002 - the option's name
+    out: str | Path | None = None,
+    dtype: str = "float16",
+    rank: int | None = None,
+    base: str | Path | None = None,
+    repo_id: str | None = None,
+    verify: bool = False,
+) -> Path:
+    """Write a result as other tools want it, with a model card, and return the folder.
+
+    model: run folder, or the model/ of one. format: diffusers, single-file, lora, kohya or embedding. out: a new
+    folder; None: <model>/exports/<format>, which is replaced. dtype: of the weights. rank: of a LoRA to extract where
+    the method has none. base: where an adapter's base is now, if elsewhere. repo_id: for the card, where it is going.
+    verify: read what was written as other programs do, and write nothing where it is not the trained model.
+    Raises UserError, ModelError.
+    """
+    model = str(model)
+    check_is_there(model)
+    card = find_card(model)
+    if card is None:
+        raise UserError(f"{model}: no result of a run (it has no dreambooth.json), so there is nothing to export")
+    form = find_format(format, card.method, rank)
+    folder = export_folder(model, format, out)
+    history = read_history(Path(model), card)
+    card = replace(card, settings=history.settings or None)
+    family, card = _learned(model, card, rank, None if base is None else str(base))
+    with translate_write_errors(folder, "--out"), atomic_folder(folder) as beside:
+        files = files_of(format, family, card, history.name)
+        warn_of_dora(files)
+        expected = expected_model(family) if verify else None
+        write_as(form, family, card, beside, history.name, dtype)
+        if expected is not None:
+            beneath = base_source(card, model_folder(model), None if base is None else str(base))
+            logger.info(f"verified: {verify_export(beside, files, expected, beneath, dtype)}")
+        model_card.write(beside, files, family, card, history, repo_id)
+    return folder
+
+
+def warn_of_dora(files: ExportedFiles) -> None:
+    """Warn before it is passed on that a file of this kind is not the trained model everywhere."""
+    if files.form == "kohya" and files.has_dora:
+        logger.warning(
+            "a DoRA in kohya's names is exact in SD.Next alone: ComfyUI comes close, AUTOMATIC1111 applies it wrongly, "
+            "sd-scripts and diffusers drop its magnitudes, all without an error; use --format single-file"
+        )
+
+
+def export_folder(model: str, format_name: str, out: str | Path | None) -> Path:
+    """Return the folder that an export goes to. Raises UserError where it is there already, or cannot be written."""
+    folder = Path(out) if out else Path(model) / "exports" / format_name
+    if out and folder.exists():
+        raise UserError(f"--out {folder}: is there already; name a new folder, nothing is written over")
+    check_writable(folder.parent, "--out")
+    return folder
+
+
+def _learned(model: str, card: ExportCard, rank: int | None, base: str | None) -> tuple[Family, ExportCard]:
+    """Return the model, with a rank as a LoRA over its base, and what it is."""
+    untouched = extraction.load_base(card, model_folder(model), base) if rank is not None else None
+    family = loading.load_model(ModelRef(model, base, dtype="float32"), "cpu").family
+    if untouched is None or rank is None:
+        return family, card
+    extracted, kept = extraction.extract(family, untouched, card, rank)
+    logger.info(f"rank {rank}: {kept}")
+    for before, after in zip(card.subjects, extracted.subjects, strict=True):
+        if before.identifier != after.identifier:
+            logger.info(f"the identifier {before.identifier!r} is the word {after.identifier!r} now")
+    return untouched, extracted

@@ -1,0 +1,39 @@
+"""The samplers of validation and of the class prior, and whether a base can take their steps."""
+
+from dreambooth.config import Config
+from dreambooth.errors import UserError
+from dreambooth.families import Family
+from dreambooth.generation.sampler import steps_problem
+from dreambooth.generation.settings import SamplerSettings
+
+
+def validation_sampler(config: Config) -> SamplerSettings:
+    """Return how validation samples. Raises UserError for an unknown scheduler."""
+    validate = config.validate
+    try:
+        return SamplerSettings(validate.num_inference_steps, validate.guidance_scale, validate.scheduler)
+    except UserError as error:
+        raise UserError(f"validate.{error}") from error
+
+
+def prior_sampler(config: Config) -> SamplerSettings:
+    """Return how class images are sampled. Raises UserError for an unknown scheduler."""
+    prior, min_noise = config.prior, config.prior.guidance_min_noise
+    try:
+        return SamplerSettings(
+            prior.num_inference_steps, prior.guidance_scale, prior.scheduler, guidance_min_noise=min_noise
+        )
+    except UserError as error:
+        raise UserError(f"prior.{error}") from error
+
+
+def check_samplers(family: Family, config: Config) -> None:
+    """Raise UserError for sampler steps that are impossible on the base's schedule, before the first is taken."""
+    used, prior = {}, config.prior
+    if config.validate.every_steps:
+        used["validate"] = validation_sampler(config)
+    if prior.source in ("stream", "ahead") or (prior.source == "teacher" and prior.teacher_latents == "class"):
+        used["prior"] = prior_sampler(config)
+    for section, settings in used.items():
+        if (problem := steps_problem(family, settings)) is not None:
+            raise UserError(f"{section}.num_inference_steps={settings.num_inference_steps}: {problem}")

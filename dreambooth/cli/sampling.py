@@ -1,0 +1,80 @@
+"""Options that `sample` and `evaluate` share: how images are sampled, and how a model is loaded."""
+
+import argparse
+import re
+from typing import Any
+
+from dreambooth.errors import UserError
+from dreambooth.generation.settings import SCHEDULERS, problem_of
+
+# Options of the sampler, and the fields of `SamplerSettings` that they set.
+SAMPLER_OPTIONS = {
+    "--steps": ("steps", "num_inference_steps"),
+    "--guidance-scale": ("guidance_scale", "guidance_scale"),
+    "--scheduler": ("scheduler", "scheduler"),
+}
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser, seed_help: str) -> None:
+    """Add the options of the sampler. What is not given is as the run sampled its own validation images."""
+    parser.add_argument(
+        "--steps", type=int, metavar="N", help="sampler steps (default: the run's validation's, else 25)"
+    )
+    parser.add_argument(
+        "--guidance-scale",
+        type=float,
+        metavar="G",
+        help="pull towards the prompt; 1 is none (default: the run's validation's, else 7.5)",
+    )
+    parser.add_argument(
+        "--scheduler", metavar="NAME", help=f"{', '.join(SCHEDULERS)} (default: the run's validation's, else ddim)"
+    )
+    parser.add_argument("--negative-prompt", default="", metavar="T", help="what to keep away from (default nothing)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help=seed_help)
+    parser.add_argument("--size", metavar="WxH", help="pixels, e.g. 512x768 (default: what the model was trained at)")
+    parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="images at a time (default 4)")
+
+
+def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that loading a model needs beside its name."""
+    parser.add_argument(
+        "--config",
+        metavar="DIR",
+        help="for a single file: folder or hub id with its configs and tokenizer, or one of sd1, sd1-v, sd2, sd2-v, "
+        "sdxl, sdxl-v, sdxl-v-ztsnr (default: read from the file)",
+    )
+    parser.add_argument(
+        "--revision", metavar="NAME", help="of a hub id (of an adapter's base): branch, tag or commit (default: main)"
+    )
+    parser.add_argument(
+        "--variant", metavar="NAME", help="which of the weights that lie beside each other: fp16, non_ema ..."
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: the GPU if any")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="arithmetic (default float16 on a GPU, else float32)",
+    )
+
+
+def check_arguments(args: argparse.Namespace) -> tuple[int, int] | None:
+    """Return the size as (height, width), None if not given. Raises UserError for a value out of its range."""
+    for name in ("num_images", "batch_size"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
+    if args.seed < 0:
+        raise UserError(f"--seed {args.seed}: must be at least 0")
+    for option, (name, field) in SAMPLER_OPTIONS.items():
+        value: Any = getattr(args, name)
+        if value is not None and (problem := problem_of(field, value)) is not None:
+            raise UserError(f"{option} {value}: {problem}")
+    return None if args.size is None else parse_size(args.size)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Return WIDTHxHEIGHT as (height, width). Raises UserError for another text."""
+    match = re.fullmatch(r"([1-9]\d{0,4})\s*[xX×]\s*([1-9]\d{0,4})", text.strip())
+    if match is None:
+        hint = f", e.g. {text.strip()}x{text.strip()}" if text.strip().isdigit() else ", e.g. 512x768"
+        raise UserError(f"--size {text}: not a size; write WIDTHxHEIGHT in pixels{hint}")
+    return int(match[2]), int(match[1])
