@@ -21,7 +21,7 @@ from dreambooth.engine import train
 from dreambooth.errors import UserError
 from dreambooth.metrics.selection import Anchors, Quality
 from dreambooth.metrics.validation_log import ValidationLog, ValidationRecord
-from dreambooth.report import build, content, curves, plots
+from dreambooth.report import build, content, curves, plots, words
 from dreambooth.report.records import Series
 
 SIDE = 16  # pixels
@@ -134,15 +134,39 @@ def seen_in(page: str) -> str:
 # what is read
 
 
-def test_the_best_step_is_told_with_what_it_does_better_than_the_last(finished, page):
+def test_the_kept_step_is_named_with_what_it_does_better_than_the_last(finished, page):
     found = content.read(finished)
     assert (found.best_step, found.last_step, found.model_step) == (20, 30, 20)
-    assert found.verdict.headline == "Step 20 of 30 is the best"
-    assert found.verdict.reason == (
+    assert found.choice is not None
+    assert found.choice.headline == "Step 20 of 30 is kept"
+    assert found.choice.reason == (
         "its quality is 0.65, against 0.27 at the last step, "
         "which is nearer to the subject but follows prompts worse and kept less of the class."
     )
     assert "0.65 0.80 0.90 0.90" in seen_in(page), "the quality and its three factors"
+
+
+def test_the_verdict_and_what_to_do_next_stand_first(page):
+    text = seen_in(page)
+    learned = "Learned: images of the subject are 80% of the way from the base's to the photos"
+    assert learned in text
+    assert "from step 30 on the run ignores prompts. Next: sample it." in text
+    assert text.index(learned) < text.index("Before and after")
+
+
+def test_where_a_later_step_is_kept_that_is_not_clearly_worse_the_page_says_that_it_is_not_decided(run):
+    log = ValidationLog(run / "logs" / "scores.jsonl")
+    log.path.unlink()
+    log = ValidationLog(log.path)
+    anchors = Anchors(real=0.9, dino=0.1, pres=0.1)
+    for step, dino in ((0, [0.1] * 3), (20, [0.5, 0.7, 0.9]), (30, [0.8, 0.8, 0.4])):
+        scores = {"dino": dino, "pres": [0.1] * 3}
+        quality = Quality((sum(dino) / 3 - 0.1) / 0.8, 1.0, 1.0)
+        log.add(ValidationRecord(step, 0.1, scores, quality, anchors if step == 0 else None))
+    choice = words.choice(log, last_step=30)
+    assert choice is not None
+    assert (choice.headline, [each.step for each in choice.weighed]) == ("Step 30 of 30 is kept", [20, 30])
+    assert "not clearly less than the 0.75 of step 20; which of them is better is not decided" in choice.reason
 
 
 def test_every_picture_stands_at_its_prompt_step_and_seed(finished):
@@ -263,11 +287,11 @@ def name_no_subject(run: Path) -> None:
             remove_logs,
             ["Not scored: the run had", "No figures were logged.", "not log its time and memory"],
         ),
-        (leave_scores_out, ["Not scored: the run had nothing to measure its pictures with", "Loss ↓"]),
+        (leave_scores_out, ["Not scored: the run had nothing to measure its images with", "Loss ↓"]),
         (make_useless, ["No step is better than the base: the quality at step 30 is 0.00."]),
-        (stop_at_the_base, ["No best step: it takes two validations", "DINO ↑"]),
+        (stop_at_the_base, ["Not judged: it takes two validations", "DINO ↑"]),
         (remove_samples, ["No sample grids of these prompts", "No pictures of class or unrelated prompts"]),
-        (remove_base_grid, ["step 20, best"]),
+        (remove_base_grid, ["step 20, kept"]),
         (change_a_grid, ["Left out, as they are no grids of these prompts: step-000010.png."]),
         (remove_model, ["There is no model yet"]),
         (move_photos, ["The photos are no longer in no/such/folder, or cannot be read."]),

@@ -2,9 +2,20 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from dreambooth.metrics.selection import Anchors, Quality, best, is_exhausted, quality, way
+from dreambooth.metrics.selection import (
+    Anchors,
+    Quality,
+    choose,
+    highest,
+    is_exhausted,
+    means_of,
+    quality,
+    standard_error,
+    way,
+)
 from dreambooth.metrics.validation_log import ValidationLog, ValidationRecord
 
 ANCHORS = Anchors(real=0.9, dino=0.1, pres=0.1, div=0.8, clip_t=0.32, clip_t_ignored=0.24)
@@ -62,9 +73,56 @@ def test_way_is_cut_off_at_both_ends_and_known_where_the_ends_meet() -> None:
     assert [way(value, 0.5, 0.5) for value in (0.4, 0.5)] == [0, 1]
 
 
-def test_the_best_step_is_the_earlier_of_equals_and_never_the_base() -> None:
-    assert best({0: 0.9, 100: 0.4, 200: 0.6, 300: 0.6}) == 200
-    assert best({0: 0.0, 100: 0.0}) is None
+def test_the_highest_step_is_the_earlier_of_equals_and_never_the_base() -> None:
+    assert highest({0: 0.9, 100: 0.4, 200: 0.6, 300: 0.6}) == 200
+    assert highest({0: 0.0, 100: 0.0}) is None
+
+
+def validation(step: int, dino: list[float], clip_t: list[float] | None = None) -> ValidationRecord:
+    """Return a validation by its images of the subject; the class is as it was."""
+    class_scores = {"pres": [0.1] * len(dino), "div": [0.8] * len(dino)}
+    scores = {"dino": dino, "clip_t": clip_t or [0.32] * len(dino), **class_scores}
+    return ValidationRecord(step, 0.0, scores, quality(means_of(scores), ANCHORS))
+
+
+NOISY, LOWER_BY_NOISE = [0.5, 0.7, 0.6, 0.8], [0.4, 0.8, 0.5, 0.8]
+
+
+def test_the_later_step_is_kept_where_its_quality_is_lower_by_no_more_than_the_noise() -> None:
+    first, last = validation(100, NOISY), validation(200, LOWER_BY_NOISE)
+    assert first.quality is not None
+    assert last.quality is not None
+    assert first.quality.value > last.quality.value
+    assert choose([first, last], ANCHORS) == 200
+
+
+def test_the_earlier_step_is_kept_where_the_same_loss_is_that_of_every_image() -> None:
+    lower_by_as_much = [number - 0.025 for number in NOISY]
+    assert sum(lower_by_as_much) == pytest.approx(sum(LOWER_BY_NOISE))
+    assert choose([validation(100, NOISY), validation(200, lower_by_as_much)], ANCHORS) == 100
+
+
+def test_a_step_that_no_longer_follows_prompts_is_not_kept() -> None:
+    deaf = validation(200, [0.9] * 4, [0.25, 0.26, 0.24, 0.25])
+    assert choose([validation(100, NOISY), deaf], ANCHORS) == 100
+
+
+def test_many_small_losses_do_not_add_up_to_a_step_that_is_far_worse_than_the_best() -> None:
+    """Each step is compared with the best, not with the one before it."""
+    rng = np.random.default_rng(0)
+    steps = [validation(100 * n, (0.8 - 0.06 * n + rng.normal(0, 0.04, 8)).tolist()) for n in range(1, 7)]
+    assert choose(steps, ANCHORS) in (100, 200)
+
+
+def test_without_a_quality_above_0_no_step_is_chosen_and_a_single_image_leaves_the_highest() -> None:
+    assert choose([validation(100, [0.1] * 4)], ANCHORS) is None
+    assert choose([validation(100, [0.7]), validation(200, [0.69])], ANCHORS) == 100
+
+
+def test_the_standard_error_is_that_of_paired_images_where_quality_is_linear_in_them() -> None:
+    one, other = validation(1, NOISY).scores, validation(2, LOWER_BY_NOISE).scores
+    differences = np.subtract(one["dino"], other["dino"]) / (ANCHORS.real - ANCHORS.dino)
+    assert standard_error(one, other, ANCHORS) == pytest.approx(np.std(differences, ddof=1) / 2)
 
 
 def test_patience_counts_validations_after_the_best() -> None:

@@ -111,11 +111,13 @@ def test_the_model_has_the_last_weights_where_that_is_wished(
     for name, value in exported(run).items():
         assert torch.equal(value, last[f"trained.denoiser.{name}"]), name
     assert card(run)["step"] == 24
-    assert "best step" not in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "kept: step" not in told
+    assert f"verdict: {ValidationLog(run.scores).verdict_on(24)}\n" in told
 
 
 def test_best_weights_that_are_gone_are_told_and_never_taken_for_others(
-    finished: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: RunFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     copy = tmp_path / "whole"
     shutil.copytree(finished.path, copy)
@@ -124,7 +126,7 @@ def test_best_weights_that_are_gone_are_told_and_never_taken_for_others(
     config = load_config(copy / "config.yaml", [f"run.dir={tmp_path}"])
     assert train(config) == 0
     assert card(RunFolder(config))["step"] == 24
-    assert "best.ckpt does not hold the best step" in capsys.readouterr().err
+    assert "best.ckpt does not hold the best step" in caplog.text
 
 
 def test_a_run_that_was_killed_while_it_validated_comes_to_the_same_scores_and_best_step(
@@ -144,7 +146,7 @@ def test_a_run_that_was_killed_while_it_validated_comes_to_the_same_scores_and_b
 
 
 def test_a_run_that_no_longer_gets_better_ends_and_goes_on_only_with_more_patience(
-    tmp_path: Path, shipped_base: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, shipped_base: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """At this rate the class is soon forgotten, so a best step is followed by worse ones."""
     config = quick_demo(tmp_path, shipped_base, "train.max_steps=400", "validate.patience=1")
@@ -153,7 +155,7 @@ def test_a_run_that_no_longer_gets_better_ends_and_goes_on_only_with_more_patien
     last = ValidationLog(run.scores).entries[-1].step
     assert card(run)["step"] == last - 6
     assert card(run)["last_step"] == last < 400
-    assert "no better for 1 validation" in capsys.readouterr().err
+    assert "no better for 1 validation" in caplog.text
     assert train(config) == 0
     assert f"finished at step {last}" in capsys.readouterr().out
     before = run.scores.read_text()  # and killed in the validation that ends it, the run ends at the very same step
@@ -191,17 +193,17 @@ def test_without_encoders_there_are_grids_and_losses_and_the_last_step_is_kept(c
 
 
 def test_automatic_encoders_that_cannot_be_had_are_told_and_left_out(
-    config_file: Path, capsys: pytest.CaptureFixture[str]
+    config_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     short = ["train.max_steps=1", "optim.warmup_steps=0", "validate.dino=auto", "validate.clip=auto"]
     assert train(load_config(config_file, short)) == 0
-    told = capsys.readouterr().err
+    told = caplog.text
     assert "no scores by validate.dino: facebook/dino-vits16" in told
     assert "no scores by validate.clip: openai/clip-vit-base-patch32" in told
 
 
 def test_the_text_encoder_stops_at_the_first_validation_that_drifts_too_far(
-    tmp_path: Path, shipped_base: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, shipped_base: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """And after a resumption it is still stopped: the same weights as without one."""
     settings = ("optim.text_encoder_stop_drift=1e-4", "validate.num_images=1")
@@ -211,7 +213,7 @@ def test_the_text_encoder_stops_at_the_first_validation_that_drifts_too_far(
             config = quick_demo(tmp_path, shipped_base, *settings, f"run.name={name}", f"train.max_steps={max_steps}")
             assert train(config) == 0
         states[name] = torch.load(RunFolder(config).state, weights_only=True)["state_dict"]
-    assert "the text encoder stays as it is" in capsys.readouterr().err
+    assert "the text encoder stays as it is" in caplog.text
     for name, weight in states["short"].items():
         if name != "decile_losses":
             assert torch.equal(states["whole"][name], weight) == ("text_encoder" in name), name

@@ -124,13 +124,14 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _outcome(args: argparse.Namespace) -> None:
-    from dreambooth.data.images import list_images, load_image
-    from dreambooth.generation.images import load_model
+    from dreambooth.data.image_files import load_image
+    from dreambooth.data.image_folder import list_images
+    from dreambooth.generation.loading import load_model
     from toyworld import outcome, world
     from toyworld.judge import Judge
 
     judge, spec = Judge.load(SHIPPED / "judge"), world.subject(args.class_noun, args.seed)
-    models = {str(folder): load_model(str(folder), None, "cpu", None) for folder in args.models}
+    models = {str(folder): load_model(str(folder), "cpu") for folder in args.models}
     columns = {name: outcome.measure(model, spec, judge, args.num_images) for name, model in models.items()}
     print(outcome.table(columns))
     if args.poster is not None:

@@ -8,7 +8,6 @@ averaged and rank 0 keeps the time and the state.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dreambooth.errors import NonFiniteError
+from dreambooth.files import atomic_file
 from toyworld.muon import Muon
 
 MIN_LR_SHARE = 0.02  # of the peak, at the very end
@@ -52,14 +52,9 @@ def lr_share(plan: Plan, step: int, spent: float) -> float:
 
 
 def save_atomically(state: dict[str, Any], path: Path) -> None:
-    """Write beside, flush, rename: a crash leaves the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".tmp")
-    with beside.open("wb") as file:
+    """Save tensors and plain containers to a file that is whole or not there."""
+    with atomic_file(path) as file:
         torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
 
 
 def rank_and_world() -> tuple[int, int]:

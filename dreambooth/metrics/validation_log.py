@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dreambooth.files import write_text
+from dreambooth.files import whole_lines, write_text
 from dreambooth.metrics import selection
 from dreambooth.metrics.selection import Anchors, Quality
 from dreambooth.metrics.subject import Scores
+from dreambooth.metrics.verdict import Verdict, judge
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class ValidationLog:
     def __init__(self, path: Path, last_step: int | None = None) -> None:
         self.path = path
         self.entries = [
-            entry for entry in map(_read, _whole_lines(path)) if last_step is None or entry.step <= last_step
+            entry for entry in map(_read, whole_lines(path)) if last_step is None or entry.step <= last_step
         ]
 
     def add(self, entry: ValidationRecord) -> None:
@@ -74,9 +75,19 @@ class ValidationLog:
 
     @property
     def best(self) -> ValidationRecord | None:
-        """The entry of the best step, by the rule of `selection`."""
-        step = selection.best(self.qualities)
+        """Return the entry of the step to keep, by the rule of `selection`."""
+        step = selection.choose(self.entries, self.anchors)
         return next((entry for entry in self.entries if entry.step == step), None)
+
+    @property
+    def highest(self) -> ValidationRecord | None:
+        """Return the entry with the highest quality, whether or not it is the one to keep."""
+        step = selection.highest(self.qualities)
+        return next((entry for entry in self.entries if entry.step == step), None)
+
+    def verdict_on(self, step: int | None = None) -> Verdict:
+        """Return what the run came to with the weights of a step; None: of the step to keep."""
+        return judge(self.entries, self.anchors, step)
 
     def has_drifted(self, limit: float) -> bool:
         """Whether any validation found pictures of the class further than this from the untouched base's."""
@@ -85,12 +96,6 @@ class ValidationLog:
     def is_exhausted(self, patience: int) -> bool:
         """Whether the last `patience` validations brought nothing better; 0: never."""
         return selection.is_exhausted(self.qualities, patience)
-
-
-def _whole_lines(path: Path) -> list[str]:
-    if not path.is_file():
-        return []
-    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
 
 
 def _write(entry: ValidationRecord) -> str:

@@ -9,10 +9,12 @@ import yaml
 from PIL.Image import Image
 
 from dreambooth.config import PROVENANCE, Config, SubjectConfig, load_config
-from dreambooth.data.images import list_images, load_image
+from dreambooth.data.image_files import load_image
+from dreambooth.data.image_folder import list_images
 from dreambooth.errors import UserError
 from dreambooth.export.subject_info import read_card
 from dreambooth.metrics.validation_log import ValidationLog
+from dreambooth.metrics.verdict import Verdict
 from dreambooth.prompts import examples, expand, fill_prompt, subject_phrase
 from dreambooth.report import curves, gallery, records, tables, words
 from dreambooth.report.samples import Samples
@@ -35,8 +37,9 @@ class Content:
     name: str
     subjects: Sequence[ShownSubject]
     config: Config
-    verdict: words.Verdict
-    best_step: int | None
+    verdict: Verdict
+    choice: words.Choice | None
+    best_step: int | None  # the one to keep
     last_step: int
     model_step: int | None  # of the weights in model/; None: no model yet
     comparisons: Sequence[gallery.Comparison]
@@ -70,7 +73,8 @@ def read(folder: Path) -> Content:
         name=config.run.name,
         subjects=[_shown(config, number) for number in range(len(config.subjects))],
         config=config,
-        verdict=words.verdict(validation_log, last_step),
+        verdict=validation_log.verdict_on(card.step if card is not None else None),
+        choice=words.choice(validation_log, last_step),
         best_step=best_step,
         last_step=last_step,
         model_step=card.step if card is not None else None,
@@ -100,7 +104,7 @@ def _read_config(folder: Path) -> Config:
 def _versions(folder: Path) -> dict[str, str]:
     """What the run wrote beside its settings; older runs may lack it."""
     raw = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    return {str(name): str(value) for name, value in (raw.get(PROVENANCE) or {}).items()}
+    return {str(name): str(value) for name, value in (raw.get(PROVENANCE) or {}).items() if name != "folder"}
 
 
 def _last_step(validation_log: ValidationLog, metrics: Mapping[str, records.Series], samples: Samples) -> int:

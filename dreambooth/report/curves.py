@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dreambooth.metrics.scores import estimate
+from dreambooth.metrics.estimates import BOUNDS, estimate
 from dreambooth.metrics.validation_log import ValidationLog, ValidationRecord
 from dreambooth.report.records import Series
 
@@ -65,7 +65,11 @@ def _quality_panel(validation_log: ValidationLog) -> Panel:
 
 def _measured(entries: Sequence[ValidationRecord], labels: Mapping[str, str]) -> Iterator[Curve]:
     for name, label in labels.items():
-        measured = [(entry.step, estimate(entry.scores[name])) for entry in entries if entry.scores.get(name)]
+        measured = [
+            (entry.step, estimate(entry.scores[name], bounds=BOUNDS[name]))
+            for entry in entries
+            if entry.scores.get(name)
+        ]
         if measured:
             steps, estimates = [step for step, _ in measured], [found for _, found in measured]
             yield Curve(

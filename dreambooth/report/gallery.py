@@ -6,7 +6,7 @@ from typing import Literal
 
 from PIL.Image import Image
 
-from dreambooth.metrics.scores import estimate
+from dreambooth.metrics.estimates import BOUNDS, estimate
 from dreambooth.metrics.validation_log import ValidationLog, ValidationRecord
 from dreambooth.report.samples import Samples
 from dreambooth.report.tables import MEASURES
@@ -79,7 +79,7 @@ def _figures(entry: ValidationRecord | None, prompts: Sequence[ShownPrompt], num
     first = num_images * [prompt.kind for prompt in prompts[:number]].count(kind)
     scores = entry.scores if entry is not None else {}
     return [
-        f"{MEASURES[name].title} {estimate(own)}"
+        f"{MEASURES[name].title} {estimate(own, bounds=BOUNDS[name])}"
         for name in FIGURES[kind]
         if (own := scores.get(name, [])[first : first + num_images])
     ]

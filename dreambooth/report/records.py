@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dreambooth.errors import UserError
+from dreambooth.files import whole_lines
 from dreambooth.metrics.validation_log import ValidationLog
 
 
@@ -48,10 +49,7 @@ def read_journal(path: Path) -> ValidationLog:
 
 def read_metrics(path: Path) -> dict[str, Series]:
     """Columns by name, without `step`; a last line torn by a kill does not count. Raises UserError for other damage."""
-    if not path.is_file():
-        return {}
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    rows = list(csv.DictReader(line for line in lines if line.endswith("\n")))
+    rows = list(csv.DictReader(whole_lines(path)))
     try:
         return {name: _column(rows, name) for name in (rows[0] if rows else ()) if name != "step"}
     except (ValueError, TypeError, KeyError) as error:
@@ -65,12 +63,9 @@ def _column(rows: list[dict[str, str]], name: str) -> Series:
 
 def read_sessions(path: Path) -> list[Session]:
     """In the order that they trained; none where the run has no such file. Raises UserError for a damaged one."""
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     names = Session.__dataclass_fields__
     try:
-        records = [json.loads(line) for line in lines if line.endswith("\n")]
+        records = [json.loads(line) for line in whole_lines(path)]
         return [Session(**{name: record[name] for name in names if name in record}) for record in records]
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path}: a line cannot be read ({error!r}); mend it or move the file away") from error

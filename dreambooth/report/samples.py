@@ -7,7 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from dreambooth.data.images import cells, load_image
+from dreambooth.data.image_files import load_image
+from dreambooth.data.images import cells
 
 PADDING = 2  # white pixels around each picture, as `images.grid` lays them out
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dreambooth.config import Config, default_of, flatten, to_dict
-from dreambooth.metrics.scores import estimate
+from dreambooth.metrics.estimates import BOUNDS, estimate
 from dreambooth.metrics.validation_log import ValidationLog, ValidationRecord
 
 
@@ -45,10 +45,10 @@ class ScoreRow:
 
 @dataclass(frozen=True)
 class Cell:
-    """A mean, and half of its 95 % interval (empty where there is none)."""
+    """A mean, and its 95 % interval (empty where there is none)."""
 
     mean: str
-    half: str = ""
+    interval: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,14 +98,14 @@ def _quality_rows(entries: Sequence[ValidationRecord]) -> Iterator[ScoreRow]:
 def _measure_rows(entries: Sequence[ValidationRecord]) -> Iterator[ScoreRow]:
     for name, measure in MEASURES.items():
         if any(entry.scores.get(name) for entry in entries):
-            yield ScoreRow(measure, [_cell(entry.scores.get(name)) for entry in entries])
+            yield ScoreRow(measure, [_cell(name, entry.scores.get(name)) for entry in entries])
 
 
-def _cell(numbers: Sequence[float] | None) -> Cell | None:
+def _cell(name: str, numbers: Sequence[float] | None) -> Cell | None:
     if not numbers:
         return None
-    mean, _, half = str(estimate(numbers)).partition(" ± ")
-    return Cell(mean, half)
+    found = estimate(numbers, bounds=BOUNDS[name])
+    return Cell(f"{found.mean:.3f}", found.interval())
 
 
 def _loss_rows(entries: Sequence[ValidationRecord]) -> Iterator[ScoreRow]:

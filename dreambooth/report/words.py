@@ -15,32 +15,36 @@ NOTICEABLE = 0.005  # differences that two decimals do not show are not worth a 
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Which step is the best, and why: a sentence in two halves, and the validations that it weighs."""
+class Choice:
+    """Which step is kept and why: a sentence in two halves, and the validations that it weighs."""
 
     headline: str
     reason: str
     weighed: Sequence[ValidationRecord] = ()
 
 
-def verdict(validation_log: ValidationLog, last_step: int) -> Verdict:
-    """The best step beside the last one; plain words where there is none. last_step: how far the run was trained."""
-    best, judged = validation_log.best, [entry for entry in validation_log.entries if entry.quality is not None]
-    if best is not None:
-        headline = f"Step {best.step} of {last_step} is the best"
-        weighed = [best] if best is judged[-1] else [best, judged[-1]]
-        return Verdict(headline, _reason(best, judged[-1], last_step), weighed)
-    if judged and judged[-1].step > 0:
-        last = judged[-1]
-        return Verdict("No step is better than the base", f"the quality at step {last.step} is {_value(last)}.", [last])
-    if any(entry.scores for entry in validation_log.entries):
-        return Verdict("No best step", "it takes two validations and prompts with {subject} and with {class} to judge.")
-    return Verdict("Not scored", "the run had nothing to measure its pictures with, so the eye has to judge.")
+def choice(validation_log: ValidationLog, last_step: int) -> Choice | None:
+    """Return the kept step beside the one that it was weighed against; None where none has been judged.
+
+    last_step: how far the run was trained.
+    """
+    kept, highest = validation_log.best, validation_log.highest
+    judged = [entry for entry in validation_log.entries if entry.quality is not None and entry.step > 0]
+    if not judged:
+        return None
+    if kept is None or highest is None:
+        reason = f"the quality at step {judged[-1].step} is {_value(judged[-1])}."
+        return Choice("No step is better than the base", reason, judged[-1:])
+    headline = f"Step {kept.step} of {last_step} is kept"
+    if kept.step != highest.step:
+        reason = f"its quality is {_value(kept)}, not clearly less than the {_value(highest)} of step {highest.step}"
+        return Choice(headline, f"{reason}; which of them is better is not decided.", [highest, kept])
+    if kept.step == judged[-1].step:
+        return Choice(headline, f"its quality is {_value(kept)}, and no step before it has more.", [kept])
+    return Choice(headline, _reason(kept, judged[-1], last_step), [kept, judged[-1]])
 
 
 def _reason(best: ValidationRecord, last: ValidationRecord, last_step: int) -> str:
-    if best.step == last.step:
-        return f"its quality is {_value(best)}, and no step before it has more."
     where = "at the last step" if last.step == last_step else f"at step {last.step}, the last one judged"
     return f"its quality is {_value(best)}, against {_value(last)} {where}, which {difference(last, best)}."
 

@@ -7,7 +7,7 @@ import pytest
 
 from dreambooth.config import load_config
 from dreambooth.engine import train
-from dreambooth.generation.images import load_model
+from dreambooth.generation.loading import load_model
 from dreambooth.run.folder import RunFolder
 from toyworld import world
 from toyworld.cli import DEMO_SEED
@@ -30,7 +30,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory, shipped_base: Path) -> di
             [*paths, override, f"run.name={name}", "validate.every_steps=0", "log.tensorboard=false"],
         )
         assert train(config) == 0
-        found[name] = measure(load_model(str(RunFolder(config).path), None, "cpu", None), spec, judge)
+        found[name] = measure(load_model(str(RunFolder(config).path), "cpu"), spec, judge)
     print(f"\n{table(found)}")
     return found
 
@@ -59,9 +59,7 @@ def test_a_run_that_was_trained_far_too_long_comes_out_with_an_earlier_step_that
     shutil.rmtree(RunFolder(last).model)
     assert train(last) == 0
     judge, spec = Judge.load(shipped_base / "judge"), world.subject("robot", DEMO_SEED)
-    models = {
-        name: load_model(str(RunFolder(run).path), None, "cpu", None) for name, run in (("best", best), ("last", last))
-    }
+    models = {name: load_model(str(RunFolder(run).path), "cpu") for name, run in (("best", best), ("last", last))}
     steps = {name: model.card.step for name, model in models.items() if model.card is not None}
     found = {f"{name}, step {steps[name]}": measure(model, spec, judge) for name, model in models.items()}
     print(f"\n{table(found)}")

@@ -239,6 +239,15 @@ def test_a_file_of_another_version_is_refused(bench: Workspace):
         Store(bench.results)
 
 
+def test_the_shipped_results_are_of_the_shipped_base_and_config() -> None:
+    """Else the tables would be empty: what a cell was measured with is part of its fingerprint."""
+    base, results = ROOT / "checkpoints" / "toyworld", ROOT / "benchmarks" / "lab" / "results.csv"
+    shipped = Workspace(CONFIG, SHIPPED_ENCODERS, base / "judge", results, more=(f"model.base={base}",))
+    store = Store(results)
+    cells = [cell for row in LABS["map"].rows for cell in plan.cells_of_row("map", row, shipped)]
+    assert [str(cell) for cell in cells if store.get(cell) is None] == []
+
+
 # ------------------------------------------------------------------------------------------------ tables and plots
 
 
@@ -261,7 +270,10 @@ def test_tables_show_mean_interval_and_range_over_subjects(bench: Workspace, cel
         means = [np.mean(numbers) for numbers in by_subject.values()]
         low, high = stats.t.interval(0.95, len(means) - 1, np.mean(means), stats.sem(means))
         values = [value for numbers in by_subject.values() for value in numbers]
-        told = f"**{np.mean(means):.3f}** ± {(high - low) / 2:.3f}<br>{min(values):.3f} – {max(values):.3f}"
+        low, high = max(0, low), min(1, high)
+        is_even = round(np.mean(means) - low, 3) == round(high - np.mean(means), 3)
+        interval = f"± {(high - low) / 2:.3f}" if is_even else f"({low:.3f} to {high:.3f})"
+        told = f"**{np.mean(means):.3f}** {interval}<br>{min(values):.3f} – {max(values):.3f}"
         line = next(line for line in text.splitlines() if line.startswith(f"| {row.name} | 6 of 6 |"))
         assert told in line
 

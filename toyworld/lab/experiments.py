@@ -117,14 +117,14 @@ LABS: dict[str, Experiment] = {
         "Five subjects, three seeds. `configs/toyworld.yaml` as it is: the frozen base as a teacher, asked about class "
         "pictures; without a prior; with the class pictures themselves as the target, and a weight of 1, as in the "
         "paper; and with the teacher asked about the subject's pictures, so that none of the class is made. Weights of "
-        "the last step; in the last row those of the best step by validation. The last two rows: three subjects, two "
+        "the last step; in the last row those of the step that validation keeps. The fourth row: three subjects, two "
         "seeds.",
         (
             DEFAULT,
             WITHOUT,
             Variant("sampled class pictures", SAMPLED, grid=HEADLINE),
             Variant("teacher, subject latents", TAUGHT_ON_SUBJECT),
-            Variant("default, best step kept", validates=True),
+            Variant("default, kept step", validates=True, grid=HEADLINE),
         ),
         figures=(
             "fidelity_way",

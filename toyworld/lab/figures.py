@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dreambooth.metrics.estimates import BOUNDS, COSINE, DISTANCE, Bounds, Estimate
+
 FIGURES: dict[str, str] = {
     "fidelity_way": "fidelity way",
     "place_right": "place right",
@@ -34,6 +36,13 @@ FIGURES: dict[str, str] = {
     "seconds_prior": "CPU seconds of class pictures",
     "seconds_drawing": "CPU seconds of drawing",
 }
+SHARE = (0.0, 1.0)
+FIGURE_BOUNDS: dict[str, Bounds] = BOUNDS | {  # of those that have a range
+    **dict.fromkeys(("place_right", "class_right", "main_right", "second_right", "pattern_right"), SHARE),
+    "nearer_to_subject": SHARE,
+    **dict.fromkeys(("base_pres", "other", "real", "true_similarity", "true_other_similarity", "true_leak"), COSINE),
+    **dict.fromkeys(("base_div", "true_diversity", "true_base_diversity"), DISTANCE),
+}
 # What the defaults should reach: (figure, whether more is better, threshold).
 GOALS = {
     "fidelity_way": (True, 0.80),
@@ -50,4 +59,13 @@ def way(value: float, start: float, end: float) -> float:
 
 def format_figure(name: str, value: float) -> str:
     """With the digits that mean something."""
-    return f"{value:.0f}" if name.startswith(("seconds", "kept")) else f"{value:.3f}"
+    return f"{value:.{_decimals(name)}f}"
+
+
+def format_interval(name: str, found: Estimate) -> str:
+    """± half the interval, or from where to where; empty for a single number."""
+    return found.interval(_decimals(name))
+
+
+def _decimals(name: str) -> int:
+    return 0 if name.startswith(("seconds", "kept")) else 3

@@ -46,8 +46,8 @@ def _points(axis: Any, rows: Sequence[RowResults], name: str) -> None:
         axis.scatter([x + shift for x, _ in points], [y for _, y in points], s=14, alpha=0.7, label=label)
     for place, row in enumerate(rows):
         found = row.estimate(name)
-        half = (found.high - found.low) / 2 if found.num > 1 else 0.0
-        axis.errorbar(place + 0.25, found.mean, half, fmt="o", color="black", capsize=3, markersize=5)
+        ends = [[found.mean - found.low], [found.high - found.mean]] if found.num > 1 else 0.0
+        axis.errorbar(place + 0.25, found.mean, ends, fmt="o", color="black", capsize=3, markersize=5)
     axis.axhline(GOALS[name][1], color="gray", linestyle="--", linewidth=1)
     low, high = axis.get_ylim()
     axis.set_ylim(min(low, -0.05), max(high, 1.05))  # all labs on one scale, as far as it goes

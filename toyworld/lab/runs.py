@@ -22,7 +22,7 @@ from dreambooth.config import Config, load_config
 from dreambooth.families import fingerprint, load_family
 from dreambooth.files import atomic_file, write_text
 from dreambooth.generation.class_prior import GeneratedPrior
-from dreambooth.generation.images import Model, load_model
+from dreambooth.generation.loading import Model, load_model
 from dreambooth.randomness import Randomness
 from dreambooth.run.folder import RunFolder
 from toyworld import outcome, world
@@ -75,7 +75,7 @@ def train_and_draw(bench: Workspace, cell: Trial) -> Drawn:
     if code := engine.train(config):
         raise SystemExit(code)  # told to stop
     trained = time.process_time()
-    model = load_model(str(RunFolder(config).path), None, "cpu", None)
+    model = load_model(str(RunFolder(config).path), "cpu")
     each = NUM_PICTURES // len(outcome.UNSEEN_PLACES)
     subject = [picture for row in outcome.draw_subject(model, each) for picture in row]
     of_class = draw_class(model, cell.subject.class_noun)
@@ -154,7 +154,7 @@ def base_pictures(bench: Workspace, class_noun: str) -> list[Image.Image]:
     """The untouched base for the class prompt, at the same seeds; drawn once."""
     path = bench.work / "base" / f"{bench.base_digest}-{class_noun}.npz"
     if not path.is_file():
-        pictures = draw_class(load_model(str(bench.base), None, "cpu", None), class_noun)
+        pictures = draw_class(load_model(str(bench.base), "cpu"), class_noun)
         save_drawn(path, Drawn([], pictures, {}))
     return load_drawn(path).of_class
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dreambooth.metrics.scores import Estimate, estimate
+from dreambooth.metrics.estimates import Estimate, estimate
 from toyworld.lab.experiments import HEADLINE, LABS, Experiment, Hypothesis, Variant
-from toyworld.lab.figures import FIGURES, GOALS, format_figure
+from toyworld.lab.figures import FIGURE_BOUNDS, FIGURES, GOALS, format_figure, format_interval
 from toyworld.lab.plan import Workspace, cells_of_row
 from toyworld.lab.store import Result, Store
 
@@ -31,7 +31,7 @@ class RowResults:
 
     def estimate(self, figure: str) -> Estimate:
         """Over subjects."""
-        return estimate(self.values(figure), [subject for subject, _ in self.results])
+        return estimate(self.values(figure), [subject for subject, _ in self.results], FIGURE_BOUNDS.get(figure))
 
 
 def collect(name: str, bench: Workspace, store: Store) -> list[RowResults]:
@@ -79,8 +79,7 @@ def _cell(row: RowResults, figure: str, paper: str | None) -> str:
     parts = []
     if row.results:
         found, values = row.estimate(figure), row.values(figure)
-        half = f" ± {format_figure(figure, (found.high - found.low) / 2)}" if found.num > 1 else ""
-        parts.append(f"**{format_figure(figure, found.mean)}**{half}")
+        parts.append(f"**{format_figure(figure, found.mean)}** {format_interval(figure, found)}".rstrip())
         parts.append(f"{format_figure(figure, min(values))} – {format_figure(figure, max(values))}")
     parts += [f"*paper {paper}*"] if paper else []
     return "<br>".join(parts) or "–"
