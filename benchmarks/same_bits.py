@@ -253,6 +253,7 @@ def run_case(case: Case, tree: Path, folder: Path, work: Path) -> None:
     run(tree, train("resumed", *case.settings))
     for command in case.then:
         run(tree, command)
+        take_plain_names(Path("pictures"))
     if case.train_on:
         run(tree, train("started", *case.settings, "method.start=runs/whole"))
     for state in Path("runs").glob("*/state/previous.*"):
@@ -261,6 +262,15 @@ def run_case(case: Case, tree: Path, folder: Path, work: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside.rename(folder)
+
+
+def take_plain_names(folder: Path) -> None:
+    """Give sampled images the names of earlier versions, their number alone, and drop grids, which got titles."""
+    for path in sorted(folder.rglob("*.png")):
+        if path.name.startswith("grid-"):
+            path.unlink()
+        elif "-" in path.name:
+            path.rename(path.with_name(f"{path.name.partition('-')[0]}.png"))
 
 
 def record(case: Case) -> str:
@@ -473,7 +483,12 @@ def read_safetensors(path: Path) -> dict[str, Any]:
 
 def read_image(path: Path) -> dict[str, Any]:
     with Image.open(path) as image:
-        return {"pixels": torch.from_numpy(np.array(image)), **dict(flat(image.info, "recipe"))}
+        pixels, info = torch.from_numpy(np.array(image)), dict(image.info)
+    if "dreambooth" in info:
+        recipe = {name: value for name, value in json.loads(info["dreambooth"]).items() if value is not None}
+        recipe["weights"] = recipe["weights"][:16]  # as evaluate wrote them once, without fields that are not set
+        info["dreambooth"] = recipe
+    return {"pixels": pixels, **dict(flat(info, "recipe"))}
 
 
 def read_table(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from dreambooth.errors import ModelError, UserError
 from dreambooth.export.extraction import extract, load_base, low_rank
 from dreambooth.export.subject_info import ExportCard, LearnedSubject
 from dreambooth.families import Family, components, fingerprint, load_family
-from dreambooth.generation.images import load_model
+from dreambooth.generation.loading import load_model
 from dreambooth.methods import textual_inversion
 from dreambooth.methods.adapters import LORA_FILE, TARGETS, adaptable
 from dreambooth.methods.textual_inversion import WORD_FILE
@@ -141,8 +141,8 @@ def test_a_base_with_nothing_learned_has_no_lora(tiny_base: Path) -> None:
 
 def test_another_base_is_refused(tiny_base: Path, shipped_base: Path) -> None:
     with pytest.raises(ModelError, match=f"{shipped_base}: not the base that this was trained on"):
-        load_base(card_of(tiny_base), str(shipped_base))
-    assert fingerprint(load_base(card_of(tiny_base), None)) == card_of(tiny_base).base_fingerprint
+        load_base(card_of(tiny_base), tiny_base, str(shipped_base))
+    assert fingerprint(load_base(card_of(tiny_base), tiny_base, None)) == card_of(tiny_base).base_fingerprint
 
 
 def test_a_run_becomes_a_lora_that_is_sampled_like_any_other(
@@ -177,8 +177,8 @@ def test_a_run_becomes_a_lora_that_is_sampled_like_any_other(
         str(tmp_path),
     ]
     assert main([*sampled, "--base", str(elsewhere)]) == 0
-    assert (tmp_path / "00000.png").is_file()
-    lora, full, untouched = (load_model(str(path), None, "cpu", None) for path in (folder, run, config.model.base))
+    assert list(tmp_path.glob("00000-*.png"))
+    lora, full, untouched = (load_model(str(path), "cpu") for path in (folder, run, config.model.base))
     wanted = prediction(full.family, full.fill("a photo of {subject}"))
     near = prediction(lora.family, lora.fill("a photo of {subject}")) - wanted
     far = prediction(untouched.family, "a photo of sks dog") - wanted

@@ -25,9 +25,11 @@ from dreambooth.export.metadata import kohya_version
 from dreambooth.export.original import MODEL_FILE, original_state, original_unet_name, vae_state
 from dreambooth.families import FAMILIES, Family, ModelSource, components, fingerprint, load_family
 from dreambooth.families.single_file import read_header
-from dreambooth.generation.images import load_model
-from dreambooth.methods import METHODS, MethodSettings
+from dreambooth.generation.loading import load_model
+from dreambooth.methods import FACTS
 from dreambooth.methods.adapters import LORA_FILE, TARGETS, adaptable
+from dreambooth.methods.base import MethodSettings
+from dreambooth.methods.table import METHODS
 from dreambooth.methods.textual_inversion import WORD_FILE
 from dreambooth.run.folder import RunFolder
 
@@ -55,7 +57,7 @@ def prediction(family: Family, prompts: list[str] = PROMPTS) -> Tensor:
 
 def run_with(config_file: Path, base: Path, method: str, *overrides: str) -> str:
     """A run's folder, trained for two steps in which everything moves."""
-    word = ["subject.identifier=<sks>", "method.num_vectors=2"] if METHODS[method].adds_tokens else []
+    word = ["subject.identifier=<sks>", "method.num_vectors=2"] if FACTS[method].adds_tokens else []
     quick = ["optim.lr=1.0e-2", "optim.warmup_steps=0", "train.max_steps=2", "validate.every_steps=2"]
     changes = [f"model.base={base}", f"method.name={method}", "method.rank=2", *word, *quick, "prior.source=none"]
     config = load_config(config_file, [*changes, *overrides])
@@ -96,8 +98,12 @@ def learned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def read_as_its_card_says(folder: Path) -> DiffusionPipeline:
-    """By the lines of README.md up to the picture, which use nothing of this repository."""
-    return run_model_card(folder, end="picture =")["pipeline"]
+    """By the lines of README.md up to the image, which use nothing of this repository."""
+    return run_model_card(folder, end="image =")["pipeline"]
+
+
+def out(folder: Path) -> list[str]:
+    return ["--out", str(folder / "images")]
 
 
 def drawn(pipeline: Any, prompt: str) -> Tensor:
@@ -130,7 +136,7 @@ def without_what_no_lora_holds(family: Family, base: Path) -> None:
 @pytest.mark.parametrize("family_name", FAMILIES)
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_written_draws_the_same_in_plain_diffusers_and_all_else_is_refused(
-    method: str, family_name: str, form: str, learned: Learned, capsys: pytest.CaptureFixture[str]
+    method: str, family_name: str, form: str, learned: Learned, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, base = learned(method, family_name)
     if not FORMATS[form].takes(method):
@@ -139,8 +145,16 @@ def test_what_is_written_draws_the_same_in_plain_diffusers_and_all_else_is_refus
         assert not (Path(run) / "exports" / form).exists()
         return
     is_extracted = method in FORMATS[form].extracted
-    folder = exported(run, form, "--dtype", "float32", *(["--rank", "100"] if is_extracted else []))
-    theirs, ours = read_as_its_card_says(folder), load_model(run, None, "cpu", None)
+    rank = ["--rank", "100"] if is_extracted else []
+    folder = exported(run, form, "--dtype", "float32", "--verify", *rank)
+    assert "verified: largest difference of a weight" in capsys.readouterr().err
+    assert (
+        main(["sample", str(folder), "a photo of {subject}", "--num-images", "1", "--steps", "1", *out(tmp_path)]) == 0
+    )
+    if form == "kohya" and method in ("loha", "lokr"):
+        assert "it does not read Lo" in (folder / "README.md").read_text()
+        return
+    theirs, ours = read_as_its_card_says(folder), load_model(run, "cpu")
     if is_extracted and method == "full":
         without_what_no_lora_holds(ours.family, base)
     pipeline, subject = ours.family.pipeline(), ours.fill("a photo of {subject}")
@@ -153,6 +167,20 @@ def test_what_is_written_draws_the_same_in_plain_diffusers_and_all_else_is_refus
     assert not torch.allclose(drawn(untouched, "a photo of sks dog"), drawn(pipeline, subject), atol=1e-3)
 
 
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("family_name", FAMILIES)
+@pytest.mark.parametrize("method", ["full", "pivotal"])
+def test_the_code_of_the_card_draws_what_is_written_in_16_bits(
+    method: str, family_name: str, form: str, learned: Learned, tmp_path: Path
+) -> None:
+    run, _ = learned(method, family_name)
+    if not FORMATS[form].takes(method):
+        return
+    rank = ["--rank", "4"] if method in FORMATS[form].extracted else []
+    assert main(["export", run, "--format", form, "--verify", "--out", str(tmp_path / "out"), *rank]) == 0
+    assert run_model_card(tmp_path / "out")["image"].size == (64, 64)
+
+
 def test_the_readmes_table_says_what_the_code_does() -> None:
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
@@ -163,7 +191,7 @@ def test_the_readmes_table_says_what_the_code_does() -> None:
 
 def in_the_table(form: Format, method: str) -> str:
     if form.methods is None:
-        return "merged" if METHODS[method].is_adapter else "yes"
+        return "merged" if FACTS[method].is_adapter else "yes"
     if method in form.extracted:
         return "--rank"
     return "yes" if method in form.methods else "-"
@@ -178,7 +206,7 @@ def test_a_single_file_of_a_2x_model_is_read_back_to_the_same_model(tiny_base_v:
     path = exported(run, "single-file", "--dtype", "float32") / MODEL_FILE
     again, learned = (
         load_family(ModelSource(str(path), config=str(tiny_base_v))),
-        load_model(run, None, "cpu", None).family,
+        load_model(run, "cpu").family,
     )
     assert read_header(path).prediction == "v_prediction"
     torch.testing.assert_close(prediction(again), prediction(learned), atol=1e-6, rtol=1e-5)
@@ -282,7 +310,7 @@ def test_plain_diffusers_loads_every_kind_of_lora_of_either_naming(
     folder = exported(run, form, "--dtype", "float32")
     untouched = load_family(str(tiny_base_v))
     untouched.pipeline().load_lora_weights(folder, weight_name={"lora": LORA_FILE, "kohya": KOHYA_FILE}[form])
-    learned = prediction(load_model(run, None, "cpu", None).family)
+    learned = prediction(load_model(run, "cpu").family)
     torch.testing.assert_close(prediction(untouched), learned, atol=1e-4, rtol=1e-3)
     assert not torch.allclose(prediction(load_family(str(tiny_base_v))), learned, atol=1e-3)
 
@@ -394,7 +422,7 @@ def test_a_folder_that_is_there_is_never_written_over(
     assert "is there already" in capsys.readouterr().err
     assert (mine / "thesis.txt").read_text() == "all of it"
     assert main(["export", run, "--format", "diffusers", "--out", str(tmp_path / "new")]) == 0
-    assert load_model(str(tmp_path / "new"), None, "cpu", None).card is not None
+    assert load_model(str(tmp_path / "new"), "cpu").card is not None
 
 
 def test_a_plain_base_is_no_result(tiny_base: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,64 +1,83 @@
-"""A LoRA as a single file, under the names that other tools look for.
+"""An adapter as a single file, under the names that other tools look for.
 
 diffusers and peft name a LoRA's tensors by module; kohya's scripts, AUTOMATIC1111, SD.Next and ComfyUI by the module's
 name with underscores behind "lora_unet_" and "lora_te_", with an alpha beside each, which they divide by the rank.
+LyCORIS names LoHa and LoKr in the same way.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lycoris_utils import LycorisLayer
 from safetensors.torch import save_file
 from torch import Tensor
 
 from dreambooth.export import word
 from dreambooth.export.metadata import file_metadata, kohya_version
+from dreambooth.export.names import link_old_name, weights_file
 from dreambooth.export.original import original_unet_name
-from dreambooth.export.subject_info import ExportCard, write_card
+from dreambooth.export.subject_info import ExportCard, SubjectInfo, write_card
 from dreambooth.families import Family
 from dreambooth.methods import adapters
 
-KOHYA_FILE = "kohya.safetensors"
+KOHYA_FILE = "kohya.safetensors"  # the name of earlier versions
 
 
-def write_lora(family: Family, card: ExportCard, folder: Path) -> None:
-    """The file that diffusers' `load_lora_weights` reads, a learned word beside it, and the subject's card."""
-    adapters.save_lora(family, folder, file_metadata(family, card, "diffusers", "lora"))
-    word.write_beside(family, card, folder)
+def write_lora(family: Family, card: ExportCard, folder: Path, name: str) -> None:
+    """Write the file that diffusers' `load_lora_weights` reads, a learned word beside it, and the subject's card."""
+    metadata = file_metadata(family, card, "diffusers", "lora")
+    adapters.save_lora(family, folder, metadata, weights_file(name))
+    link_old_name(folder, weights_file(name), adapters.LORA_FILE)
+    word.write_beside(family, card, folder, name)
     write_card(card, folder)
 
 
-def write_kohya(family: Family, card: ExportCard, folder: Path) -> None:
-    """One file in kohya's layout, and a learned word beside it."""
-    metadata = file_metadata(family, card, "sd-scripts", "lora") | kohya_version(family)
+def write_kohya(family: Family, card: ExportCard, folder: Path, name: str) -> None:
+    """Write one file in kohya's layout, a learned word beside it, and the subject's card."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(kohya_state(family), folder / KOHYA_FILE, metadata=metadata)
-    word.write_beside(family, card, folder)
+    write_kohya_file(family, card, folder / weights_file(name))
+    link_old_name(folder, weights_file(name), KOHYA_FILE)
+    word.write_beside(family, card, folder, name)
+    write_card(card, folder)
+
+
+def write_kohya_file(family: Family, card: SubjectInfo, path: Path) -> None:
+    metadata = file_metadata(family, card, "sd-scripts", "lora") | kohya_version(family) | adapters.stated_alpha(family)
+    save_file(kohya_state(family), path, metadata=metadata)
+
+
+def has_dora(family: Family) -> bool:
+    """Return whether any adapter has magnitudes, which most readers of kohya's names drop or apply otherwise."""
+    layers = [layer for layer in adapters.adapted_layers(family) if isinstance(layer, LoraLayer)]
+    return any(len(layer.lora_magnitude_vector) for layer in layers)
 
 
 def kohya_state(family: Family) -> dict[str, Tensor]:
-    """Tensors by kohya's names: lora_down, lora_up, alpha and for DoRA dora_scale of every adapted module."""
+    """Return every adapted module's matrices, alpha and, for DoRA, dora_scale by kohya's and LyCORIS' names."""
     parts = adapters.adapted_components(family)
     is_xl = len(family.text_encoders) > 1
     state: dict[str, Tensor] = {}
     for part_name, part in parts.items():
         for name, layer in part.named_modules():
-            if isinstance(layer, LoraLayer):
+            if isinstance(layer, LoraLayer | LycorisLayer):
                 prefix = kohya_name(part_name, part, name, is_xl)
-                state |= {f"{prefix}.{key}": tensor for key, tensor in _layer_state(layer).items()}
+                own = _lora_state(layer) if isinstance(layer, LoraLayer) else _lycoris_state(layer)
+                state |= {f"{prefix}.{key}": tensor.detach().contiguous() for key, tensor in own.items()}
     return state
 
 
 def kohya_name(part_name: str, part: Any, name: str, is_xl: bool) -> str:
-    """Of XL the denoiser's modules have their original names, as kohya's scripts write them."""
+    """Return a module's name; of XL the denoiser's have their original ones, as kohya's scripts write them."""
     if part_name == "unet":
         return f"lora_unet_{(original_unet_name(part, name) if is_xl else name).replace('.', '_')}"
     number = {"text_encoder": "1", "text_encoder_2": "2"}[part_name] if is_xl else ""
     return f"lora_te{number}_text_model_{name.removeprefix('text_model.').replace('.', '_')}"
 
 
-def _layer_state(layer: LoraLayer) -> dict[str, Tensor]:
+def _lora_state(layer: LoraLayer) -> dict[str, Tensor]:
     """alpha is what alpha / rank has to be to give the layer's scale, whatever rule made that (rsLoRA has another)."""
     (name,) = layer.active_adapters
     down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
@@ -66,4 +85,17 @@ def _layer_state(layer: LoraLayer) -> dict[str, Tensor]:
     if name in layer.lora_magnitude_vector:
         magnitude = layer.lora_magnitude_vector[name].weight
         state["dora_scale"] = magnitude.reshape(-1, *[1] * (down.ndim - 1))
-    return {key: tensor.detach().contiguous() for key, tensor in state.items()}
+    return state
+
+
+def _lycoris_state(layer: LycorisLayer) -> dict[str, Tensor]:
+    """LoKr's scale is in its first matrix and alpha the rank, as not every reader scales two whole matrices."""
+    (name,) = layer.active_adapters
+    own: Mapping[str, Any] = {kind: getattr(layer, kind) for kind in layer.adapter_layer_names}
+    state: dict[str, Tensor] = {kind: tensors[name] for kind, tensors in own.items() if name in tensors}
+    rank, scale = layer.r[name], layer.scaling[name]
+    first = next((kind for kind in ("lokr_w1", "lokr_w1_a") if kind in state), None)
+    if first is None:
+        return state | {"alpha": torch.tensor(float(scale * rank))}
+    scaled = {first: (state[first].float() * scale).to(state[first].dtype)} if scale != 1 else {}
+    return state | scaled | {"alpha": torch.tensor(float(rank))}

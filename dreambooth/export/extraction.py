@@ -6,6 +6,7 @@ The truncated singular value decomposition leaves the least squared error of all
 
 from dataclasses import dataclass, replace
 from itertools import chain
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -14,8 +15,9 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from dreambooth.errors import ModelError, UserError
+from dreambooth.export.base_source import base_source
 from dreambooth.export.subject_info import ExportCard, LearnedSubject
-from dreambooth.families import Family, ModelSource, components, fingerprint, load_family
+from dreambooth.families import Family, components, fingerprint, load_family
 from dreambooth.methods import adapters, textual_inversion
 
 
@@ -39,15 +41,16 @@ class Kept:
         return f"of the squared change {kept}; left out: {lost}"
 
 
-def load_base(card: ExportCard, base: str | None) -> Family:
-    """The very base that a result was trained on. base: where it is now, if elsewhere. Raises ModelError."""
-    base = base or card.base
-    if base is None:
-        raise ModelError("the base of this result is not known (its dreambooth.json names none); name it with --base")
-    family = load_family(ModelSource(base, config=card.base_config))
+def load_base(card: ExportCard, folder: Path, base: str | None) -> Family:
+    """Load the very base that the result in `folder` was trained on, as its run loaded it. Raises ModelError.
+
+    base: where it is now, if elsewhere.
+    """
+    source = base_source(card, folder, base)
+    family = load_family(source)
     if card.base_fingerprint not in (None, fingerprint(family)):
         raise ModelError(
-            f"{base}: not the base that this was trained on (its weights differ); name that one with --base"
+            f"{source.base}: not the base that this was trained on (its weights differ); name that one with --base"
         )
     return family
 

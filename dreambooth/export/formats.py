@@ -12,20 +12,23 @@ import torch
 from dreambooth.errors import UserError
 from dreambooth.export import adapter, original, pipeline, word
 from dreambooth.export.subject_info import ExportCard
+from dreambooth.export.tools import ExportedFiles
 from dreambooth.families import Family
-from dreambooth.methods import adapters
+from dreambooth.methods import adapters, find_facts
 
 __all__ = ["FORMATS", "Format", "find_format", "write_as"]
 
 
 @dataclass(frozen=True)
 class Format:
-    """write: puts files into a folder. methods: of which results; None: of all, adapters merged into their base.
+    """write: puts files, called after a name, into a folder.
+
+    methods: of which results; None: of all, adapters merged into their base.
 
     extracted: of which further methods, as a LoRA that `extraction` makes of what they have changed.
     """
 
-    write: Callable[[Family, ExportCard, Path], None]
+    write: Callable[[Family, ExportCard, Path, str], None]
     methods: tuple[str, ...] | None = None
     extracted: tuple[str, ...] = ()
 
@@ -34,22 +37,39 @@ class Format:
 
 
 HAVE_A_LORA = ("lora", "pivotal")
-CHANGE_MATRICES = ("full", "loha", "lokr", "custom_diffusion")
+HAVE_FACTORS = ("loha", "lokr")  # which kohya's names hold as LyCORIS writes them
+HAVE_KOHYA_NAMES = (*HAVE_A_LORA, *HAVE_FACTORS)
+WHOLE_MATRICES = ("full", "custom_diffusion")
 FORMATS: dict[str, Format] = {
     "diffusers": Format(pipeline.write),
     "single-file": Format(original.write),
-    "lora": Format(adapter.write_lora, HAVE_A_LORA, CHANGE_MATRICES),
-    "kohya": Format(adapter.write_kohya, HAVE_A_LORA, CHANGE_MATRICES),
+    "lora": Format(adapter.write_lora, HAVE_A_LORA, (*HAVE_FACTORS, *WHOLE_MATRICES)),
+    "kohya": Format(adapter.write_kohya, HAVE_KOHYA_NAMES, WHOLE_MATRICES),
     "embedding": Format(word.write, ("textual_inversion", "pivotal")),
 }
 
 
-def write_as(form: Format, family: Family, card: ExportCard, folder: Path, dtype: str) -> None:
-    """Write what a family has learned. Its live weights are merged where need be, and take `dtype`."""
+def write_as(form: Format, family: Family, card: ExportCard, folder: Path, name: str, dtype: str) -> None:
+    """Write what a family has learned, in files called after `name`.
+
+    Its live weights are merged where the format asks for that, and take `dtype`.
+    """
     if form.methods is None:
         adapters.merge(family)
     family.pipeline().to(dtype=getattr(torch, dtype))
-    form.write(family, card, folder)
+    form.write(family, card, folder, name)
+
+
+def files_of(form: str, family: Family, card: ExportCard, name: str) -> ExportedFiles:
+    """Return which files an export consists of, before its adapters are merged."""
+    return ExportedFiles(
+        form,
+        name,
+        card,
+        has_words=form != "diffusers" and find_facts(card.method).adds_tokens,
+        has_dora=form in ("lora", "kohya") and adapter.has_dora(family),
+        factors={"loha": "LoHa", "lokr": "LoKr"}.get(card.method) if form == "kohya" else None,
+    )
 
 
 def find_format(name: str, method: str, rank: int | None = None) -> Format:

@@ -8,8 +8,9 @@ import yaml
 
 from dreambooth.config import default_of, field_of, flatten
 from dreambooth.export.subject_info import ExportCard
-from dreambooth.methods import find_method
+from dreambooth.methods import find_facts
 from dreambooth.metrics.validation_log import ValidationLog
+from dreambooth.metrics.verdict import Verdict
 from dreambooth.prompts import expand
 
 # Sections whose settings decide the weights, and keys that are told even where they have their default.
@@ -21,28 +22,36 @@ ALWAYS = ("run.seed", "method.name", "prior.source", "prior.weight", "optim.lr",
 class History:
     """Empty where only the result is left of a run.
 
-    grid: the pictures of the kept step, a row for each of `prompts`. measured_by: by the name of a score.
+    name: of the run, or of the result's folder. grid: the images of the kept step, a row for each of `prompts`.
+    measured_by: by the name of a score. verdict: on the weights of that step.
     """
+
+    name: str
 
     settings: dict[str, Any] = field(default_factory=dict)
     grid: Path | None = None
     prompts: list[str] = field(default_factory=list)
     measured_by: dict[str, str] = field(default_factory=dict)
+    verdict: Verdict | None = None
 
 
 def read_history(model: Path, card: ExportCard) -> History:
     """model: a run folder, or the model/ of one. card: of its result."""
-    run = model.resolve().parent if model.resolve().name == "model" else model
+    whole = model.resolve()
+    run = whole.parent if whole.name == "model" else whole
     if not (run / "config.yaml").is_file():
-        return History()
+        return History(run.name)
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     grid = run / "samples" / f"step-{card.step:06d}.png"
-    entries = ValidationLog(run / "logs" / "scores.jsonl").entries
+    validation_log = ValidationLog(run / "logs" / "scores.jsonl")
+    entries = validation_log.entries
     return History(
+        name=run.name,
         settings=deciding_settings(config),
         grid=grid if grid.is_file() else None,
         prompts=[prompt.filled for prompt in expand(config["validate"]["prompts"], card.subjects)],
         measured_by=(entries[0].measured_by or {}) if entries else {},
+        verdict=validation_log.verdict_on(card.step) if entries else None,
     )
 
 
@@ -55,5 +64,5 @@ def deciding_settings(config: dict[str, Any]) -> dict[str, Any]:
         or (key.split(".")[0] in SECTIONS and value != (default_of(key) if field_of(key) is not None else None))
     }
     if settings["optim.lr"] is None:
-        settings["optim.lr"] = find_method(config["method"]["name"]).lr
+        settings["optim.lr"] = find_facts(config["method"]["name"]).lr
     return settings

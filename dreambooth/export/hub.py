@@ -32,7 +32,10 @@ def push(folder: Path, repo: str, private: bool) -> str:
     try:
         api = HfApi()
         address = api.create_repo(repo, private=private or None, exist_ok=True)
-        api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Written by DreamBooth toolkit")
+        links = [path.name for path in folder.iterdir() if path.is_symlink()]  # the same file under its earlier name
+        api.upload_folder(
+            repo_id=repo, folder_path=folder, ignore_patterns=links, commit_message="Written by DreamBooth toolkit"
+        )
     except ERRORS as error:
         raise ModelError(
             f"{repo}: the hub did not take it: {first_line(error)}\n  the export is in {folder}; "

@@ -6,12 +6,12 @@ that AUTOMATIC1111 tells XL and 2.x by; a file with metadata but without them it
 
 from typing import Any
 
-from dreambooth.export.subject_info import ExportCard, card_metadata
+from dreambooth.export.subject_info import SubjectInfo, card_metadata
 from dreambooth.families import Family, components
 from dreambooth.prompts import subject_phrase
 
 
-def file_metadata(family: Family, card: ExportCard, implementation: str, kind: str = "") -> dict[str, str]:
+def file_metadata(family: Family, card: SubjectInfo, implementation: str, kind: str = "") -> dict[str, str]:
     """implementation: whose names the tensors have. kind: "lora", "textual-inversion"; empty for a whole model."""
     subject = ", ".join(map(subject_phrase, card.subjects))
     spec = {

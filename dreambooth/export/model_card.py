@@ -12,10 +12,9 @@ from huggingface_hub.errors import HFValidationError
 
 from dreambooth.export.history import History
 from dreambooth.export.subject_info import ExportCard
+from dreambooth.export.tools import ExportedFiles, instructions
 from dreambooth.families import Family
 from dreambooth.files import with_home, write_text
-from dreambooth.methods import find_method
-from dreambooth.methods.textual_inversion import word_file
 from dreambooth.prompts import fill_prompt, subject_phrase
 
 PICTURES = "samples.png"
@@ -40,8 +39,11 @@ SCORES = {
 TAGS = {"lora": ["lora"], "kohya": ["lora"], "embedding": ["textual_inversion"]}
 
 
-def write(folder: Path, form: str, family: Family, card: ExportCard, history: History, repo: str | None) -> None:
-    """Write README.md, and beside it the pictures of the kept step. repo: its place on the hub, if it goes there."""
+def write(
+    folder: Path, files: ExportedFiles, family: Family, card: ExportCard, history: History, repo: str | None
+) -> None:
+    """Write README.md, and beside it the images of the kept step. repo: its name on the hub, if it goes there."""
+    form = files.form
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
@@ -57,8 +59,9 @@ def write(folder: Path, form: str, family: Family, card: ExportCard, history: Hi
         metadata=metadata(form, card, licence).to_yaml(),
         names=[subject_phrase(subject) for subject in card.subjects],
         prompt=instance_prompt(card),
-        words={subject.identifier: word_file(number) for number, subject in enumerate(card.subjects)},
-        kind=KINDS[form],
+        files=files,
+        instructions=list(instructions(files)),
+        kind=f"A {files.factors} under LyCORIS' names" if files.factors else KINDS[form],
         method=(card.settings or {}).get("method.name", card.method),
         scores=list(told_scores(card, history)),
         card=card,
@@ -68,7 +71,6 @@ def write(folder: Path, form: str, family: Family, card: ExportCard, history: Hi
         licence=licence,
         pictures=PICTURES,
         pipeline=type(family.pipeline()).__name__,
-        has_word=form != "diffusers" and find_method(card.method).adds_tokens,
         base_is_file=Path(base or "").is_file(),
         base_name=shown_base(base),
         config_name=shown_base(card.base_config and with_home(card.base_config)),

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from dreambooth.export import word
 from dreambooth.export.metadata import file_metadata
-from dreambooth.export.subject_info import ExportCard
+from dreambooth.export.names import link_old_name, weights_file
+from dreambooth.export.subject_info import ExportCard, write_card
 from dreambooth.families import Family, components
-from dreambooth.methods import find_method
+from dreambooth.methods import find_facts
 
-MODEL_FILE = "model.safetensors"
+MODEL_FILE = "model.safetensors"  # the name of earlier versions
 RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -62,14 +63,16 @@ OPEN_CLIP = (
 )
 
 
-def write(family: Family, card: ExportCard, folder: Path) -> None:
-    """The whole model, adapters merged already. A learned word lies beside it, in a file of its own."""
+def write(family: Family, card: ExportCard, folder: Path, name: str) -> None:
+    """Write the whole model, adapters merged already, and the card. A learned word lies in a file of its own beside."""
     folder.mkdir(parents=True, exist_ok=True)
     state = original_state(family)
-    if find_method(card.method).adds_tokens:
+    if find_facts(card.method).adds_tokens:
         state = without_words(state, [row for each in card.subjects for row in family.tokenize(each.identifier)])
-    save_file(state, folder / MODEL_FILE, metadata=file_metadata(family, card, "sgm"))
-    word.write_beside(family, card, folder)
+    save_file(state, folder / weights_file(name), metadata=file_metadata(family, card, "sgm"))
+    link_old_name(folder, weights_file(name), MODEL_FILE)
+    word.write_beside(family, card, folder, name)
+    write_card(card, folder)
 
 
 def without_words(state: dict[str, Tensor], ids: list[int]) -> dict[str, Tensor]:
@@ -88,7 +91,19 @@ def original_state(family: Family) -> dict[str, Tensor]:
     state = {f"model.diffusion_model.{original_unet_name(unet, name)}": t for name, t in unet.state_dict().items()}
     state |= {f"first_stage_model.{name}": t for name, t in vae_state(vae).items()}
     state |= text_state(parts)
+    state |= prediction_keys(family)
     return {name: tensor.contiguous() for name, tensor in state.items()}
+
+
+def prediction_keys(family: Family) -> dict[str, Tensor]:
+    """Return the empty tensors by which ComfyUI tells what a model predicts; XL's size alone it takes for epsilon."""
+    is_xl = len(family.text_encoders) > 1
+    if not is_xl or family.schedule.prediction != "v_prediction":
+        return {}
+    keys = ["v_pred"]
+    if family.scheduler_config.get("rescale_betas_zero_snr"):
+        keys.append("ztsnr")
+    return {key: torch.zeros(0) for key in keys}
 
 
 def original_unet_name(unet: Any, name: str) -> str:
@@ -159,6 +174,9 @@ def open_clip_state(text_encoder: Any) -> dict[str, Tensor]:
             state[_open_clip_name(f"{found[1]}.in_proj_{found[2]}").replace("self_attn", "attn")] = together
         elif not re.search(r"self_attn\.[kv]_proj", name):
             state[_open_clip_name(name)] = tensor
+    if "text_projection" not in state:  # 2.x reads no pooled text, but diffusers 0.30 learns the width from it
+        width = text_encoder.config.hidden_size
+        state["text_projection"] = torch.eye(width, dtype=tensor.dtype, device=tensor.device)
     return state
 
 

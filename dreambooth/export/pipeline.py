@@ -21,8 +21,8 @@ from dreambooth.files import write_text
 TEXT_FILE = "model.safetensors"
 
 
-def write(family: Family, card: ExportCard, folder: Path) -> None:
-    """Write the whole model, whose adapters are merged already, with the subject's card."""
+def write(family: Family, card: ExportCard, folder: Path, name: str) -> None:
+    """Write the whole model, adapters merged already, with the subject's card; the folder itself has the name."""
     save_pipeline(family.pipeline(), folder)
     write_card(replace(card, method="full"), folder)
 

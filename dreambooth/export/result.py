@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from dreambooth.export import adapter, formats
+from dreambooth.export.names import weights_file
 from dreambooth.export.pipeline import save_pipeline
 from dreambooth.export.subject_info import SubjectInfo, write_card
 from dreambooth.families import Family
@@ -18,11 +20,14 @@ from dreambooth.methods.adapters import cast_trained
 def export_model(family: Family, card: SubjectInfo, folder: Path, dtype: str) -> None:
     """Write what was trained as `dtype` ('float32', 'float16', 'bfloat16') to `folder`, replacing it as a whole.
 
-    It is a pipeline or, where card.method is an adapter, that one's own files. The live weights take that dtype too:
-    this is the last thing done with them.
+    It is a pipeline or, where card.method is an adapter, that one's own files. Beside those lies a file, called after
+    the run, that ComfyUI and AUTOMATIC1111 take whole: of peft's names ComfyUI skips most. The live weights take that
+    dtype too: this is the last thing done with them.
     """
     with atomic_folder(folder) as beside:
         _write_weights(family, card.method, beside, getattr(torch, dtype))
+        if card.method in formats.HAVE_KOHYA_NAMES and not adapter.has_dora(family):
+            adapter.write_kohya_file(family, card, beside / weights_file(folder.absolute().parent.name))
         write_card(card, beside)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from dreambooth.errors import ModelError, UserError, first_line
-from dreambooth.files import write_text
+from dreambooth.files import read_text, write_text
 
 CARD = "dreambooth.json"
 
@@ -87,7 +87,7 @@ def read_card(folder: Path) -> ExportCard | None:
     if not path.is_file():
         return None
     try:
-        return _card_of(json.loads(path.read_text()))
+        return _card_of(json.loads(read_text(path)))
     except (json.JSONDecodeError, TypeError, KeyError) as error:
         raise UserError(
             f"{path}: cannot be read ({error}); write the prompt without {{subject}}, or export again"

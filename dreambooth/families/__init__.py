@@ -7,7 +7,7 @@ import contextlib
 import copy
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,10 +146,15 @@ def _is_shared(part: object, family: Family) -> bool:
 
 
 def fingerprint(family: Family) -> str:
-    """Return which base model this is: SHA-256 over every weight of denoiser and text encoders, hexadecimal."""
+    """SHA-256 over every weight of the denoiser and the text encoders, hexadecimal: which base model this is."""
+    return digest_weights(part.state_dict() for part in (family.denoiser, *family.text_encoders))
+
+
+def digest_weights(state_dicts: Iterable[Mapping[str, torch.Tensor]]) -> str:
+    """Return the SHA-256 over names and values of weights, hexadecimal."""
     digest = hashlib.sha256()
-    for part in (family.denoiser, *family.text_encoders):
-        for name, tensor in part.state_dict().items():
+    for weights in state_dicts:
+        for name, tensor in weights.items():
             digest.update(name.encode())
             digest.update(tensor.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

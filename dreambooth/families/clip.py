@@ -1,8 +1,8 @@
 """What families with CLIP's tokenizer and text encoder share. Shapes: B prompts, N tokens."""
 
 import bisect
+import logging
 import re
-import sys
 from typing import Any
 
 import torch
@@ -10,6 +10,8 @@ from diffusers.loaders import TextualInversionLoaderMixin
 from torch import Tensor
 
 from dreambooth.errors import ModelError, UserError
+
+logger = logging.getLogger(__name__)
 
 NUM_BYTE_PIECES = 514  # every CLIP tokenizer has 256 bytes, each also as the end of a word, and two special tokens
 
@@ -116,4 +118,4 @@ def check_tokenizer(num_entries: int, num_embeddings: int) -> None:
             "vocab_size): the tokenizer folder is incomplete or of another model"
         )
     if num_entries < num_embeddings:
-        print(f"warning: tokenizer has {num_entries} entries, the text encoder {num_embeddings}", file=sys.stderr)
+        logger.warning(f"tokenizer has {num_entries} entries, the text encoder {num_embeddings}")

@@ -3,7 +3,7 @@
 Shapes: B batch, C channels, H/W latent height and width, N tokens, D width of the text encoder.
 """
 
-import sys
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,8 @@ from dreambooth.families.loading import (
 from dreambooth.families.single_file import Header, load_single_file_pipeline, measured_prediction
 from dreambooth.families.source import ModelSource
 from dreambooth.families.unet import UNetFamily, check_text_width, optimize_for_device
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -111,10 +113,9 @@ def load_single_file(header: Header, source: ModelSource) -> StableDiffusion:
 def detect_prediction_type(family: StableDiffusion, path: Path) -> None:
     """Ask the network what it predicts: 2.x of epsilon (512 pixels) and of v (768) are alike in names and shapes."""
     prediction = measured_prediction(family)
-    print(
+    logger.info(
         f"note: {path} does not say what it predicts; by its answer to pure noise it is {prediction} "
-        "(else name it: model.config, --config: sd2 or sd2-v)",
-        file=sys.stderr,
+        "(else name it: model.config, --config: sd2 or sd2-v)"
     )
     if prediction == "v_prediction":
         family.set_scheduler(PREDICTS_V)

@@ -10,17 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from peft import set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from dreambooth.errors import ModelError, UserError
-from dreambooth.families import Family
+from dreambooth.families import Family, components
 from dreambooth.methods import adapters
 from dreambooth.methods.adapters import ADAPTER, TARGETS, MakeConfig
 from dreambooth.methods.base import MethodSettings
 
 Load = Callable[[Family, Path], None]
+# Of each kind of adapter the tensor that its strength goes into, and those that are zero where nothing is learned.
+STRENGTHS = ("lora_B", "hada_w2_a", "lokr_w1", "lokr_w1_a")
+ZEROS = ("lora_B", "hada_w1_a", "hada_w2_a", "lokr_w1_a", "lokr_w2_a")
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,9 @@ class Learned:
 
 
 def attach(make_config: MakeConfig, load: Load, family: Family, settings: MethodSettings) -> dict[str, nn.Module]:
-    """`adapters.attach`; with settings.start the adapters begin as its files have them.
+    """Attach adapters as `adapters.attach` does; with settings.start they begin as its files have them.
 
+    A network that the files do not adapt, as in a LoRA of the text encoder alone, begins as any new adapter.
     Raises UserError for settings that the files contradict, ModelError for files that are of another base.
     """
     if settings.start is None:
@@ -42,15 +47,16 @@ def attach(make_config: MakeConfig, load: Load, family: Family, settings: Method
     load(family, settings.start)
     started = take_out(family)
     trained = adapters.attach(make_config, family, settings)
-    check_settings(started, {name: learned_by(part) for name, part in _adapted(family).items()}, settings)
-    for name, part in _adapted(family).items():
-        set_peft_model_state_dict(part, started[name].tensors, ADAPTER)
+    own = {name: learned_by(part) for name, part in adapters.adapted_components(family).items()}
+    check_settings(started, own, settings)
+    for name, learned in started.items():
+        set_peft_model_state_dict(components(family)[name], fitted(learned, own[name]), ADAPTER)
     return trained
 
 
 def take_out(family: Family) -> dict[str, Learned]:
-    """What has been loaded into a family, by the networks' names in the pipeline; it is untouched again afterwards."""
-    learned = {name: learned_by(part) for name, part in _adapted(family).items()}
+    """Return what has been loaded into a family, by the networks' names in the pipeline, and leave it untouched."""
+    learned = {name: learned_by(part) for name, part in adapters.adapted_components(family).items()}
     adapters.unload_adapters(family)
     return learned
 
@@ -62,8 +68,30 @@ def learned_by(part: Any) -> Learned:
     return Learned(tensors, ranks, {name: layer.scaling[ADAPTER] for name, layer in layers.items()})
 
 
-def _adapted(family: Family) -> dict[str, Any]:
-    return adapters.adapted_components(family)
+def fitted(started: Learned, own: Learned) -> dict[str, Tensor]:
+    """Return a file's tensors for layers of these settings, which give the same change.
+
+    The quotient of the two scales goes into the matrix that starts at zero. A smaller rank is filled up as a new
+    adapter begins: one matrix of each product random, its partner zero, so that it adds nothing yet and learns.
+    """
+    tensors = {}
+    for key, tensor in started.tensors.items():
+        module, leaf = split_key(key)
+        factor = started.scales[module] / own.scales[module]
+        if leaf in STRENGTHS and not math.isclose(factor, 1, rel_tol=1e-12):
+            tensor = tensor * factor
+        if tensor.shape != own.tensors[key].shape:
+            filled = torch.zeros_like(own.tensors[key]) if leaf in ZEROS else own.tensors[key].clone()
+            filled[tuple(slice(size) for size in tensor.shape)] = tensor
+            tensor = filled
+        tensors[key] = tensor
+    return tensors
+
+
+def split_key(key: str) -> tuple[str, str]:
+    """Split "mid_block.attentions.0.proj_in.lora_A.weight" into the module and "lora_A"."""
+    module, _, leaf = key.removesuffix(".weight").rpartition(".")
+    return module, leaf
 
 
 # -------------------------------------------------------------------------------- do the settings say the same?
@@ -78,30 +106,53 @@ def check_settings(started: dict[str, Learned], own: dict[str, Learned], setting
             f"method.train_text_encoder: {str(not in_text).lower()}, but {files} adapts "
             f"{'a' if in_text else 'no'} text encoder; set it to {str(in_text).lower()}"
         )
-    if _modules(started) != _modules(own):
+    common = {name: learned for name, learned in own.items() if name in started}
+    if _modules(started) != _modules(common):
         raise UserError(
-            f"method.targets: {', '.join(settings.targets)} are {len(_modules(own))} modules, {files} adapts "
+            f"method.targets: {', '.join(settings.targets)} are {len(_modules(common))} modules, {files} adapts "
             f"{len(_modules(started))}; set method.targets=[{','.join(groups_of(_modules(started)))}]"
         )
-    ranks = {rank for learned in started.values() for rank in learned.ranks.values()}
-    if ranks != {settings.rank}:
-        raise UserError(f"method.rank: {settings.rank}, but {files} has {', '.join(map(str, sorted(ranks)))}")
-    factors = [started[name].scales[module] / scale for name in own for module, scale in own[name].scales.items()]
-    if not all(math.isclose(factor, 1, rel_tol=1e-3) for factor in factors):
+    check_rank(started, settings)
+    check_alpha(started, common, settings)
+    check_tensors(started, common, settings)
+
+
+def check_rank(started: dict[str, Learned], settings: MethodSettings) -> None:
+    """Of modules with several ranks the largest is wanted, to which `fitted` fills up the others."""
+    ranks = {rank for learned in started.values() for rank in learned.ranks.values()} - {adapters.WHOLE_RANK}
+    if ranks and max(ranks) != settings.rank:
+        told = ", ".join(map(str, sorted(ranks)))
+        hint = f"; set it to {max(ranks)}, to which the others are filled up" if len(ranks) > 1 else ""
+        raise UserError(f"method.rank: {settings.rank}, but {settings.start} has {told}{hint}")
+
+
+def check_alpha(started: dict[str, Learned], own: dict[str, Learned], settings: MethodSettings) -> None:
+    """Compare with the scale that the files state or have; where it differs by module no one alpha is right."""
+    assert settings.start is not None
+    stated = adapters.stated_scale(settings.start)
+    scales = {module: scale for learned in started.values() for module, scale in learned.scales.items()}
+    factors = {
+        f"{(stated or scales[module]) / scale:.6g}"
+        for learned in own.values()
+        for module, scale in learned.scales.items()
+    }
+    if len(factors) == 1 and not math.isclose(factor := float(*factors), 1, rel_tol=1e-3):
         alpha = adapters.alpha_of(settings)
-        told = ", ".join(sorted({f"{alpha * factor:g}" for factor in factors}))
-        raise UserError(f"method.alpha: {alpha:g}, but {files} has {told}")
-    check_tensors(started, own, settings)
+        raise UserError(f"method.alpha: {alpha:g}, but {settings.start} has {alpha * factor:g}")
 
 
 def check_tensors(started: dict[str, Learned], own: dict[str, Learned], settings: MethodSettings) -> None:
-    """Modules, ranks and scales agree. Raises UserError for DoRA on one side only, ModelError for other shapes."""
+    """Raises UserError for DoRA on one side only, ModelError for tensors that do not fit."""
     for name, learned in own.items():
-        if learned.tensors.keys() != started[name].tensors.keys():
+        different = learned.tensors.keys() ^ started[name].tensors.keys()
+        if any(key.endswith("lora_magnitude_vector") for key in different):
             dora = str(settings.dora).lower()
             raise UserError(f"method.dora: {dora}, but {settings.start} has it otherwise; turn it round")
+        if different:
+            raise ModelError(f"{settings.start}: {name}: {min(different)} is on one side alone; another rank or factor")
         for key, tensor in learned.tensors.items():
-            if tensor.shape != started[name].tensors[key].shape:
+            theirs = started[name].tensors[key]
+            if theirs.ndim != tensor.ndim or any(a > b for a, b in zip(theirs.shape, tensor.shape, strict=True)):
                 raise ModelError(f"{settings.start}: {name}: {key} does not fit this base; it was trained on another")
 
 

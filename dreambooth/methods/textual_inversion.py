@@ -90,22 +90,33 @@ def word_file(number: int) -> str:
 
 
 def save(
-    family: Family, folder: Path, words: Sequence[str] | None = None, metadata: Mapping[str, str] | None = None
+    family: Family,
+    folder: Path,
+    words: Sequence[str] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    files: Sequence[str] | None = None,
+    flat: bool = False,
 ) -> None:
     """Write each word's vectors, [V, D], into a file that diffusers' `load_textual_inversion` reads.
 
     With two text encoders they are named as everywhere: clip_l and clip_g; the word itself is in the metadata, and of
-    several words their number. words: None for those that were trained. metadata: more of it.
+    several words their number. words: None for those that were trained. metadata: more of it. files: their names.
+    flat: with one text encoder a single vector is written as [D].
     """
     words = words or _trained_words(family)
     of_several = {"num_words": str(len(words))} if len(words) > 1 else {}
-    folder.mkdir(parents=True, exist_ok=True)
     for number, word in enumerate(words):
-        save_file(
-            dict(zip(_tensor_names(family, word), vectors(family, word), strict=True)),
-            folder / word_file(number),
-            metadata={"format": "pt", "word": word, **of_several, **(metadata or {})},
-        )
+        rows = vectors(family, word)
+        if flat and len(rows) == 1 and len(rows[0]) == 1:
+            rows = [rows[0][0]]
+        path = folder / (files[number] if files else word_file(number))
+        tensors = dict(zip(_tensor_names(family, word), rows, strict=True))
+        save_vectors(tensors, path, {"word": word, **of_several, **(metadata or {})})
+
+
+def save_vectors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(dict(tensors), path, metadata={"format": "pt", **metadata})
 
 
 def _tensor_names(family: Family, word: str) -> Sequence[str]:
@@ -128,12 +139,23 @@ def _trained_words(family: Family) -> list[str]:
 
 
 def load(family: Family, folder: Path) -> None:
-    """Raises ModelError for a file that is missing or does not fit the base."""
+    """Add all words of a folder. Raises ModelError for a file that is missing or does not fit the base."""
     for word, rows in read(family, folder).items():
-        try:
-            put(family, word, rows)
-        except (ValueError, RuntimeError, KeyError) as error:
-            raise ModelError(f"{folder}: {word} cannot be loaded into this base: {first_line(error)}") from error
+        add(family, folder, word, rows)
+
+
+def load_file(family: Family, path: Path) -> None:
+    """Add the word of one file. Raises ModelError as `load`."""
+    for word, rows in _read_word(family, path)[0].items():
+        add(family, path, word, rows)
+
+
+def add(family: Family, place: Path, word: str, rows: list[Tensor]) -> None:
+    """Add a word that was read from a folder or file. Raises ModelError where it does not fit the base."""
+    try:
+        put(family, word, rows)
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(f"{place}: {word} cannot be loaded into this base: {first_line(error)}") from error
 
 
 def read(family: Family, folder: Path) -> dict[str, list[Tensor]]:
@@ -150,7 +172,7 @@ def _read_word(family: Family, path: Path) -> tuple[dict[str, list[Tensor]], int
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
             word = metadata["word"]
-            rows = [file.get_tensor(name) for name in _tensor_names(family, word)]
+            rows = [torch.atleast_2d(file.get_tensor(name)) for name in _tensor_names(family, word)]
         return {word: rows}, int(metadata.get("num_words", 1))
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ModelError(f"{path}: cannot be loaded into this base: {first_line(error)}") from error

@@ -1,0 +1,100 @@
+"""Results read back: a run's own files, an export's folder, or one file of an export, by what the files hold."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from dreambooth.errors import ModelError, first_line
+from dreambooth.export.subject_info import ExportCard, card_in_file, read_card
+from dreambooth.families import Family, ModelSource, load_family
+from dreambooth.families.single_file import UNET, read_header
+from dreambooth.methods import find_facts, find_method, lora_files, textual_inversion
+
+OWN_FILES = {  # of a method's folder, as `Method.save` writes them
+    "pytorch_lora_weights.safetensors",
+    "adapter.safetensors",
+    "cross_attention.safetensors",
+    "learned_embeds.safetensors",
+}
+ALIASES = ("kohya.safetensors", "model.safetensors")  # the names of earlier versions, links to the others
+
+
+@dataclass(frozen=True)
+class ResultFiles:
+    """The files of an export: a whole model, or what is laid over a base, and learned words."""
+
+    model: Path | None
+    changes: tuple[Path, ...]
+    words: tuple[Path, ...]
+
+
+def card_of(place: Path) -> ExportCard | None:
+    """Return what a folder or a .safetensors file says of its subject; None for one of other tools."""
+    return card_in_file(place) if place.is_file() and place.suffix == ".safetensors" else read_card(place)
+
+
+def is_own(place: Path, card: ExportCard) -> bool:
+    """Return whether a folder holds the method's own files, as a run's model/ does, and not an export's."""
+    own = (place / name for name in OWN_FILES)
+    is_written = any(path.is_file() and not path.is_symlink() for path in own)
+    return place.is_dir() and find_facts(card.method).is_adapter and is_written
+
+
+def load_result(place: Path, card: ExportCard, base: ModelSource) -> Family:
+    """Load a result that is no pipeline. base: what lies beneath, or, of a whole model in one file, its configs.
+
+    Raises ModelError.
+    """
+    if is_own(place, card):
+        family = load_family(base)
+        load = find_method(card.method).load
+        assert load is not None
+        load(family, place)
+        return family
+    files = find_files(place)
+    family = load_family(base if files.model is None else whole_model(files.model, base))
+    for path in files.changes:
+        lora_files.apply(family, path)
+    for path in files.words:
+        textual_inversion.load_file(family, path)
+    return family
+
+
+def whole_model(path: Path, base: ModelSource) -> ModelSource:
+    """Return the source of a single file: its configs are the base's, or the built-in ones of its shape."""
+    config = base.config
+    if config is None and not has_builtin_config(path) and not Path(base.base).expanduser().is_file():
+        config = base.base
+    return ModelSource(str(path), config=config, dtype=base.dtype)
+
+
+def has_builtin_config(path: Path) -> bool:
+    try:
+        return bool(read_header(path).config)
+    except ModelError:
+        return False
+
+
+def find_files(place: Path) -> ResultFiles:
+    """Sort the .safetensors of a folder, or a file and the words beside it, by what they hold. Raises ModelError."""
+    if place.is_file():
+        beside = place.parent.glob(f"{place.stem}_emb*.safetensors")
+        paths = [place, *sorted(path for path in beside if path != place)]
+    else:
+        paths = [path for path in sorted(place.glob("*.safetensors")) if not path.is_symlink()]
+        paths = [path for path in paths if path.name not in ALIASES or len(paths) == 1]
+    kinds = {path: kind_of(path) for path in paths if not path.stem.endswith("_invokeai")}
+    models, changes, words = ([path for path, kind in kinds.items() if kind == each] for each in ("model", "", "word"))
+    return ResultFiles(next(iter(models), None), tuple(changes), tuple(words))
+
+
+def kind_of(path: Path) -> str:
+    """Return 'model', 'word', or '' for an adapter. Raises ModelError."""
+    try:
+        with safe_open(path, "pt") as file:
+            if "word" in (file.metadata() or {}):
+                return "word"
+            return "model" if any(key.startswith(UNET) for key in file.keys()) else ""  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path}: cannot be read as .safetensors: {first_line(error)}") from error

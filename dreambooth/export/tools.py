@@ -1,0 +1,113 @@
+"""How an exported file is used in each program that draws with it: where it goes, and what is typed there."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dreambooth.export.names import weights_file, word_files
+from dreambooth.export.subject_info import SubjectInfo
+from dreambooth.prompts import fill_prompt
+
+MERGED = "`--format single-file`, which holds the adapter merged into its base,"
+
+
+@dataclass(frozen=True)
+class ExportedFiles:
+    """The files of an export.
+
+    form: of `formats.FORMATS`. name: what they are called after. has_words: learned words lie beside, or are all of it.
+    has_dora: the LoRA has magnitudes. factors: "LoHa" or "LoKr" where it is one of these.
+    """
+
+    form: str
+    name: str
+    card: SubjectInfo
+    has_words: bool = False
+    has_dora: bool = False
+    factors: str | None = None
+
+    @property
+    def weights(self) -> str:
+        """Return the file with all but the words."""
+        return weights_file(self.name)
+
+    @property
+    def words(self) -> dict[str, str]:
+        """Return the words' files by word."""
+        identifiers = [subject.identifier for subject in self.card.subjects]
+        return dict(zip(identifiers, word_files(self.name, identifiers), strict=True)) if self.has_words else {}
+
+    @property
+    def loads_in_diffusers(self) -> bool:
+        """Return whether diffusers reads it rightly: of kohya's names it drops magnitudes, and LyCORIS' it refuses."""
+        return self.form != "kohya" or not (self.has_dora or self.factors)
+
+    def prompt(self, words: Sequence[str] | None = None) -> str:
+        """Return the first subject's own prompt. words: what stands for each identifier where it is typed otherwise."""
+        subjects = self.card.subjects
+        if words is not None:
+            subjects = tuple(replace(each, identifier=word) for each, word in zip(subjects, words, strict=True))
+        return fill_prompt(subjects[0].prompt, subjects)
+
+
+def instructions(files: ExportedFiles) -> Iterator[tuple[str, str]]:
+    """Yield the name of a program and what to do there."""
+    stems = [Path(file).stem for file in files.words.values()]
+    comfy = files.prompt([f"embedding:{stem}" for stem in stems] or None)
+    plain = files.prompt(stems or None)
+    yield "ComfyUI", f"{_comfyui(files)} Prompt: `{comfy}`."
+    yield "AUTOMATIC1111, Forge", f"{_a1111(files)} Prompt: `{_with_lora(files, plain)}`."
+    yield "SD.Next", f"{_sdnext(files)} Prompt: `{_with_lora(files, plain)}`."
+    yield "InvokeAI", f"{_invokeai(files)} Prompt: `{files.prompt([f'<{stem}>' for stem in stems] or None)}`."
+
+
+def _with_lora(files: ExportedFiles, prompt: str) -> str:
+    return f"{prompt} <lora:{files.name}:1>" if files.form in ("lora", "kohya") else prompt
+
+
+def _beside(files: ExportedFiles, folder: str) -> str:
+    """Where the words go."""
+    listed = " and ".join(f"`{file}`" for file in files.words.values())
+    return f" {listed} to `{folder}`." if listed else ""
+
+
+def _comfyui(files: ExportedFiles) -> str:
+    words = _beside(files, "models/embeddings")
+    if files.form == "diffusers":
+        return "It reads no folders: export with `--format single-file`."
+    if files.form == "lora":
+        return f"It applies a part of these names only, without an error: export with `--format kohya`.{words}"
+    if files.form == "kohya" and files.has_dora:
+        return f"This DoRA comes out a little different there: {MERGED} does not.{words}"
+    places = {"single-file": "models/checkpoints", "kohya": "models/loras"}
+    own = f"`{files.weights}` to `{places[files.form]}`." if files.form in places else ""
+    return f"{own}{words}".strip()
+
+
+def _a1111(files: ExportedFiles) -> str:
+    words = _beside(files, "embeddings")
+    if files.form == "diffusers":
+        return "It reads no folders: export with `--format single-file`."
+    if files.form == "lora":
+        return f"Export with `--format kohya`, whose names it knows.{words}"
+    if files.form == "kohya" and files.has_dora:
+        return f"It applies this DoRA wrongly, without an error: take {MERGED} instead.{words}"
+    places = {"single-file": "models/Stable-diffusion", "kohya": "models/Lora"}
+    own = f"`{files.weights}` to `{places[files.form]}`." if files.form in places else ""
+    return f"{own}{words}".strip()
+
+
+def _sdnext(files: ExportedFiles) -> str:
+    words = _beside(files, "models/embeddings")
+    places = {"diffusers": "models/Diffusers", "single-file": "models/Stable-diffusion"}
+    places |= {"lora": "models/Lora", "kohya": "models/Lora"}
+    what = "This folder" if files.form == "diffusers" else f"`{files.weights}`"
+    own = f"{what} to `{places[files.form]}`." if files.form in places else ""
+    return f"{own}{words}".strip()
+
+
+def _invokeai(files: ExportedFiles) -> str:
+    several = f" Of several vectors `{files.name}_emb*_invokeai.safetensors`." if files.has_words else ""
+    if files.form == "kohya" and files.has_dora:
+        return f"Take {MERGED} instead.{several}"
+    return f"Import it in the model manager.{several}"

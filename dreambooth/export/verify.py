@@ -1,0 +1,140 @@
+"""`export --verify`: the written file, read as other programs read it, is the model that was trained.
+
+Every dialect is read by other code than wrote it, by its own rules: pipelines, single files, words and LoRAs of peft's
+names by diffusers, LoRA, LoHa and LoKr of kohya's names by `lora_files`. Compared are the weights as they take effect,
+and the latents of one image from the same noise. In 16 bits both differ by rounding.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from dreambooth.errors import ModelError, first_line
+from dreambooth.export.results import whole_model
+from dreambooth.export.tools import ExportedFiles
+from dreambooth.families import Family, ModelSource, components, load_family
+from dreambooth.families.inspection import LOADING_ERRORS
+from dreambooth.methods import adapters, lora_files
+from dreambooth.methods.textual_inversion import vectors
+from dreambooth.prompts import fill_prompt
+
+# The largest difference of a weight in shares of the largest weight of its tensor, and the length of the difference of
+# two images' latents in shares of their length: some roundings of the dtype.
+WEIGHT_LIMITS = {"float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
+IMAGE_LIMITS = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+LATENTS = 8  # along a side of the image that is compared
+NUM_STEPS, GUIDANCE_SCALE = 2, 2.0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """weight, image: the largest differences, as the limits count them. worst: which weight differs most."""
+
+    weight: float
+    worst: str
+    image: float
+
+    def __str__(self) -> str:
+        return f"largest difference of a weight {self.weight:.1e} ({self.worst}), of an image {self.image:.1e}"
+
+
+def expected_model(family: Family) -> Family:
+    """Return a copy with its adapters merged in float32, before writing changes the live weights."""
+    merged = copy.deepcopy(family)
+    adapters.merge(merged)
+    return merged
+
+
+@torch.no_grad()
+def verify(folder: Path, files: ExportedFiles, expected: Family, base: ModelSource, dtype: str) -> Comparison:
+    """Compare an export with the trained model. base: of the run. Raises ModelError where they differ."""
+    try:
+        read = read_independently(folder, files, base)
+    except LOADING_ERRORS as error:
+        raise ModelError(f"{folder}: cannot be read as {files.form}: {first_line(error)}") from error
+    weight, worst = max(differences(files, expected, read), default=(0.0, "none"))
+    image = 0.0 if files.form == "embedding" else image_difference(expected, read, files)
+    found = Comparison(weight, worst, image)
+    if not (weight <= WEIGHT_LIMITS[dtype] and image <= IMAGE_LIMITS[dtype]):
+        raise ModelError(f"{folder}: not the model that was trained: {found}")
+    return found
+
+
+def read_independently(folder: Path, files: ExportedFiles, base: ModelSource) -> Any:
+    """Return a diffusers pipeline with what the files say, adapters merged."""
+    path = folder / files.weights
+    if files.form == "diffusers":
+        return DiffusionPipeline.from_pretrained(folder)
+    if files.form == "single-file":
+        pipeline = load_family(whole_model(path, base)).pipeline()
+    else:
+        family = load_family(base)
+        if files.form == "kohya":
+            lora_files.apply(family, path)
+        pipeline = family.pipeline()
+        if files.form == "lora":
+            pipeline.load_lora_weights(folder, weight_name=files.weights, adapter_name=adapters.ADAPTER)
+            adapters.merge(family)
+    for word, file in files.words.items():
+        load_word(pipeline, word, folder / file)
+    return pipeline
+
+
+def load_word(pipeline: Any, word: str, path: Path) -> None:
+    """By diffusers, which of XL's files wants each encoder's rows by themselves."""
+    tensors = load_file(path)
+    if "clip_l" not in tensors:
+        pipeline.load_textual_inversion(path, token=word)
+        return
+    for name, suffix in (("clip_l", ""), ("clip_g", "_2")):
+        tokenizer, encoder = (getattr(pipeline, f"{part}{suffix}") for part in ("tokenizer", "text_encoder"))
+        pipeline.load_textual_inversion({word: tensors[name]}, token=word, tokenizer=tokenizer, text_encoder=encoder)
+
+
+def differences(files: ExportedFiles, expected: Family, read: Any) -> Iterator[tuple[float, str]]:
+    """Yield the largest difference in each tensor, and its name; of an embedding only the words' rows."""
+    if files.form == "embedding":
+        for word in files.words:
+            ids = read.tokenizer.convert_tokens_to_ids([word])
+            rows = read.text_encoder.get_input_embeddings().weight[ids]
+            yield relative_difference(vectors(expected, word)[0][:1], rows), word
+        return
+    for name, part in components(expected).items():
+        theirs: Mapping[str, Tensor] = nn.Module.state_dict(getattr(read, name))
+        for key, tensor in part.state_dict().items():
+            yield relative_difference(tensor, theirs[key]), f"{name}.{key}"
+
+
+def relative_difference(ours: Tensor, theirs: Tensor) -> float:
+    """Vocabularies that end differently, in rows that no token has, are compared as far as both go."""
+    if ours.shape[1:] != theirs.shape[1:]:
+        return float("inf")
+    rows = min(len(ours), len(theirs)) if ours.ndim else None
+    ours, theirs = (ours[:rows], theirs[:rows]) if rows is not None else (ours, theirs)
+    largest = float(ours.float().abs().max())
+    return float((ours.float() - theirs.float()).abs().max()) / (largest or 1.0)
+
+
+def image_difference(expected: Family, read: Any, files: ExportedFiles) -> float:
+    prompt = fill_prompt(files.card.subjects[0].prompt, files.card.subjects)
+    ours, theirs = (draw(pipeline, prompt) for pipeline in (expected.pipeline(), read))
+    return float((ours - theirs).norm() / ours.norm())
+
+
+def draw(pipeline: Any, prompt: str) -> Tensor:
+    """Return the latents of a small image from noise that is always the same."""
+    generator = torch.Generator().manual_seed(0)
+    channels, side = pipeline.unet.config.in_channels, LATENTS * pipeline.vae_scale_factor
+    latents = torch.randn(1, channels, LATENTS, LATENTS, generator=generator)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline(
+        prompt, latents=latents, height=side, width=side, num_inference_steps=NUM_STEPS, guidance_scale=GUIDANCE_SCALE,
+        output_type="latent",
+    ).images  # fmt: skip
