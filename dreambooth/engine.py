@@ -5,13 +5,11 @@ Here and in `build/`, settings become arguments: below this layer nothing sees t
 
 import contextlib
 import ctypes
-import json
+import logging
 import signal
 import sys
-import time
 from collections.abc import Collection, Iterator
 from dataclasses import asdict
-from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
@@ -23,60 +21,78 @@ from dreambooth import build
 from dreambooth.config import Config
 from dreambooth.data.captions import Captions
 from dreambooth.data.latents import LatentDataset
-from dreambooth.distributed import end_with_first, is_first, tell
+from dreambooth.distributed import is_first, join_run
 from dreambooth.errors import UserError
 from dreambooth.export.result import export_model
 from dreambooth.families import move
+from dreambooth.hints import activation_hint, command_line
 from dreambooth.methods import find_method
 from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.preflight.check import check_disk
 from dreambooth.prompts import examples
 from dreambooth.randomness import Randomness
 from dreambooth.run.failures import translate_errors
+from dreambooth.run.fingerprints import input_fingerprints
 from dreambooth.run.folder import (
     RunFolder,
-    RunLock,
-    check_fingerprints,
-    check_places,
+    check_folders,
+    check_writable,
     clean,
-    found_state,
-    input_fingerprints,
-    is_finished,
-    open_run,
-    probe,
+    drop_later_than,
+    set_aside,
+    write_config,
 )
+from dreambooth.run.lock import RunLock
+from dreambooth.run.resume import (
+    changed_inputs,
+    changed_settings,
+    check_fingerprints,
+    found_state,
+    is_finished,
+    moved_paths,
+    report_changes,
+    started_config,
+)
+from dreambooth.run.session import record_session
 from dreambooth.training import callbacks
-from dreambooth.training.checkpointing import AtomicCheckpointIO, FoundState, find_state
+from dreambooth.training.checkpointing import AtomicCheckpointIO, FoundState, InputFingerprints, find_state
 from dreambooth.training.loggers import Loggers
 from dreambooth.training.module import DreamBoothModule
 from dreambooth.training.profiling import StepProfiler
-from dreambooth.training.validation import Validate, restore_best
+from dreambooth.training.progress import OnTrainProgress
+from dreambooth.training.validation import restore_best
+
+logger = logging.getLogger(__name__)
 
 
-def train(config: Config, profile: bool = False, accepted_changes: Collection[str] = ()) -> int:
+def train(
+    config: Config,
+    profile: bool = False,
+    accepted_changes: Collection[str] = (),
+    on_progress: OnTrainProgress | None = None,
+) -> int:
     """Train, or go on training, and export. Returns the exit code: 0, or 128 + signal when told to stop.
 
     profile: print at the end where the time of a step went. accepted_changes: config keys whose changed values are
-    accepted on resume.
+    accepted on resume. on_progress: called after each step; False stops as SIGINT does.
 
     Raises UserError, ModelError or NonFiniteError; nothing that was there before is lost.
     """
-    end_with_first()
+    join_run(config.train.devices, config.train.num_nodes)
     run = RunFolder(config)
     # What is not known or not there of methods, samplers, optimizers and devices is told before all else.
     find_method(config.method.name), build.prior_sampler(config), build.validation_sampler(config)
     build.pick_device(config)
     build.check_optimizer(config)
-    check_places(run)
+    check_folders(run)
     with translate_errors(run, config), RunLock(run) as run_lock:
         state = found_state(run, config, accepted_changes)
         validation_log = ValidationLog(run.scores, last_step=-1 if state is None else state.step)
-        if state is not None and is_finished(run, state, config, validation_log):
-            clean(run)
-            print(f"{run.path}: finished at step {state.step}, the model is in {run.model}")
-            return 0
-        probe(run)
-        return resume_or_start(run, config, run_lock, validation_log, state, accepted_changes, profile)
+        is_done = state is not None and is_finished(run, state, config, validation_log)
+        if state is not None and is_done and not moved_paths(run, config, state):
+            return report_finished(run, state)
+        check_writable(run)
+        return resume_or_start(run, config, run_lock, validation_log, state, accepted_changes, profile, on_progress)
 
 
 def resume_or_start(
@@ -87,17 +103,19 @@ def resume_or_start(
     state: FoundState | None,
     accepted_changes: Collection[str],
     profile: bool,
+    on_progress: OnTrainProgress | None,
 ) -> int:
     """From a state, or from nothing, to the exported model."""
-    if config.train.num_threads is not None:
-        torch.set_num_threads(config.train.num_threads)
-    if build.pick_device(config).type == "cpu":
-        keep_freed_memory()
+    set_up_process(config)
     given = build.load_subject_data(config)
     scorer = build.make_scorer(config, validation_log, given.photos)
     family = build.load_base(config)
-    identity = input_fingerprints(family, given.photos, given.captions, given.start, config)
+    encoders = None if scorer is None else scorer.encoders
+    identity = input_fingerprints(family, given.photos, given.captions, given.start, encoders, config)
+    build.check_samplers(family, config)
     check_fingerprints(state, identity, config, accepted_changes)
+    if state is not None and is_finished(run, state, config, validation_log):
+        return report_finished(run, state)
     base = str(identity["base model"])
     build.tell_other_base(given.start, base)
     randomness = Randomness(config.run.seed)
@@ -120,7 +138,7 @@ def resume_or_start(
     saving = callbacks.SaveState(run.state, (config.train.save_every_steps, config.validate.every_steps))
     looks = build.build_validation_inputs(family, unseen, scorer, config, randomness)
     loggers = build.make_loggers(run, config, state)
-    around = build.make_callbacks(run, config, saving, looks, validation_log, loggers)
+    around = build.make_callbacks(run, config, saving, looks, validation_log, loggers, on_progress)
     max_steps = build.steps_to_take(config, state, validation_log)
     trainer = build.make_trainer(run, config, module, around, identity, state, max_steps, profile)
     said = Captions([*chain(*given.captions)], randomness, config.data.caption_dropout, config.data.shuffle_captions)
@@ -131,13 +149,68 @@ def resume_or_start(
         trainer.fit(module, loader, ckpt_path=None if state is None else str(state.path))
     tell_profile(trainer)
     if saving.signal_number:
-        tell(f"saved at step {trainer.global_step}; the same command goes on from there")
-        # Lightning kills the first process where another one, which it has started, ends with anything but 0.
-        return 128 + saving.signal_number if trainer.is_global_zero else 0
+        return report_stopped(trainer, saving.signal_number)
     if trainer.is_global_zero:
         whole = put_together(run, config) if module.is_sharded else module
         finish(run, config, whole, validation_log, trainer.global_step, base)
     return 0
+
+
+def report_stopped(trainer: pl.Trainer, signal_number: int) -> int:
+    """Say where a run that was told to stop goes on from; returns the exit code."""
+    logger.info(f"saved at step {trainer.global_step}; the same command goes on from there")
+    # Lightning kills the first process where another one, which it has started, ends with anything but 0.
+    return 128 + signal_number if trainer.is_global_zero else 0
+
+
+def report_finished(run: RunFolder, state: FoundState) -> int:
+    """Say that there is nothing left to do; returns the exit code."""
+    clean(run)
+    print(f"{run.path}: finished at step {state.step}, the model is in {run.model}")
+    return 0
+
+
+def open_run(
+    run: RunFolder,
+    config: Config,
+    run_lock: RunLock,
+    validation_log: ValidationLog,
+    state: FoundState | None,
+    identity: InputFingerprints,
+) -> None:
+    """Make the folder ready to go on from `state`: what came after it is dropped, and the config written.
+
+    With run.resume=never an old run of this name is set aside.
+    """
+    if not is_first():
+        return
+    if config.run.resume == "never" and run.config.is_file():
+        run_lock.release()
+        set_aside(run)
+    for folder in run.folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    run_lock.take()
+    run_lock.sign()
+    drop_later_than(run, state)
+    validation_log.cut()
+    accepted: list[str] = []
+    if state is not None:
+        optim = build.optim_settings(started_config(run)), build.optim_settings(config)
+        report_changes(run, config, state, optim)
+        changes = [
+            *changed_settings(run, config, state),
+            *(text for _, text in changed_inputs(state, identity, config)),
+        ]
+        accepted = [f"step {state.step}: {change}" for change in changes]
+    write_config(run, config, accepted)
+
+
+def set_up_process(config: Config) -> None:
+    """Apply the settings that hold for the whole process: its threads, and on a CPU its memory."""
+    if config.train.num_threads is not None:
+        torch.set_num_threads(config.train.num_threads)
+    if build.pick_device(config).type == "cpu":
+        keep_freed_memory()
 
 
 def keep_freed_memory() -> None:
@@ -162,7 +235,10 @@ def finish(
     card = build.subject_card(config, step, last_step, base, scores)
     export_model(module.family, card, run.model, config.model.export_dtype)
     print(f"model: {run.model}")
-    print(f"try: python sample.py {run.path} {examples(len(config.subjects))}")
+    print(f"verdict: {validation_log.verdict_on(step)}")
+    if (activation := activation_hint()) is not None:
+        print(f"activate the environment once: {activation}")
+    print(f"try: {command_line('sample', str(run.path))} {examples(len(config.subjects))}")
 
 
 def put_together(run: RunFolder, config: Config) -> DreamBoothModule:
@@ -180,19 +256,21 @@ def put_together(run: RunFolder, config: Config) -> DreamBoothModule:
 def take_best(
     run: RunFolder, config: Config, module: DreamBoothModule, validation_log: ValidationLog, last_step: int
 ) -> int:
-    """Put the best step's weights into the networks, and say which and why; returns the step that they are of."""
+    """Put the weights of the step to keep into the networks, and say which and why; returns that step."""
     best = validation_log.best
     if best is None or best.quality is None or not config.validate.keep_best:
         return last_step
     if not holds(run.best, best.step):
-        tell(f"warning: {run.best} does not hold the best step, {best.step}; the model gets the last step's weights")
+        logger.warning(f"{run.best} does not hold the best step, {best.step}; the model gets the last step's weights")
         return last_step
     step = restore_best(module, run.best)
-    print(f"best step: {step} of {last_step}, by fidelity * obedience * kept (dreambooth/metrics/selection.py)")
-    for name, entry in (("best", best), ("last", validation_log.entries[-1])):
-        if entry.quality is not None:
-            parts_of = ", ".join(f"{factor} {value:.3f}" for factor, value in asdict(entry.quality).items())
-            print(f"  {name}: step {entry.step}: quality {entry.quality.value:.3f} ({parts_of})")
+    print(
+        f"kept: step {step} of {last_step}, the last not clearly worse than the best (dreambooth/metrics/selection.py)"
+    )
+    for name, entry in (("kept", best), ("highest", validation_log.highest), ("last", validation_log.entries[-1])):
+        if entry is not None and entry.quality is not None:
+            factors = ", ".join(f"{factor} {value:.3f}" for factor, value in asdict(entry.quality).items())
+            print(f"  {name}: step {entry.step}: quality {entry.quality.value:.3f} ({factors})")
     return step
 
 
@@ -203,7 +281,7 @@ def holds(path: Path, step: int) -> bool:
     except FileNotFoundError:
         return False
     except UserError as error:
-        tell(f"warning: {error}")
+        logger.warning(str(error))
         return False
 
 
@@ -212,51 +290,9 @@ def holds(path: Path, step: int) -> bool:
 
 def announce(run: RunFolder, config: Config, state: FoundState | None) -> None:
     if state is None:
-        tell(f"training {run.path}: {config.train.max_steps} steps")
+        logger.info(f"training {run.path}: {config.train.max_steps} steps")
     else:
-        tell(f"resuming {run.path} at step {state.step} of {config.train.max_steps}")
-
-
-@contextlib.contextmanager
-def record_session(run: RunFolder, trainer: pl.Trainer, state: FoundState | None) -> Iterator[None]:
-    """Add a line to logs/sessions.jsonl: when this process trained, how long, which steps, in how much memory."""
-    started, clock = datetime.now(UTC), time.monotonic()
-    try:
-        yield
-    finally:
-        session = {
-            "started": started.isoformat(timespec="seconds"),
-            "first_step": 0 if state is None else state.step,
-            "last_step": trainer.global_step,
-            "seconds": round(time.monotonic() - clock, 1),
-            **costs(trainer),
-        }
-        if is_first():
-            run.logs.mkdir(parents=True, exist_ok=True)
-            with open(run.sessions, "a", encoding="utf-8") as file:
-                file.write(json.dumps(session) + "\n")
-
-
-def costs(trainer: pl.Trainer) -> dict[str, Any]:
-    """Of this process so far, and how many there are."""
-    validations = [each for each in trainer.callbacks if isinstance(each, Validate)]  # type: ignore[attr-defined]
-    on_gpu = torch.cuda.is_available() and trainer.strategy.root_device.type == "cuda"
-    return {
-        "validation_seconds": round(sum(each.seconds for each in validations), 1),
-        "peak_memory_mib": (torch.cuda.max_memory_allocated() if on_gpu else peak_resident_bytes()) // 2**20,
-        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
-        "processes": trainer.world_size,
-    }
-
-
-def peak_resident_bytes() -> int:
-    """The most memory that this process has held so far; 0 where the system does not tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+        logger.info(f"resuming {run.path} at step {state.step} of {config.train.max_steps}")
 
 
 @contextlib.contextmanager
@@ -291,4 +327,4 @@ def closing_loggers(loggers: Loggers) -> Iterator[None]:
 def tell_profile(trainer: pl.Trainer) -> None:
     profiler = cast(Any, trainer).profiler
     if isinstance(profiler, StepProfiler):
-        tell(profiler.table())
+        logger.info(profiler.table())

@@ -26,7 +26,10 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from dreambooth.config import Config, config_fields, field_of, load_config, to_dict
-from dreambooth.data.images import inspect_image, list_images, load_image, to_tensor
+from dreambooth.data.image_files import load_image
+from dreambooth.data.image_folder import list_images
+from dreambooth.data.images import to_tensor
+from dreambooth.data.near_duplicates import inspect_image
 from dreambooth.errors import DreamBoothError, UserError
 from dreambooth.export.subject_info import card_in_file
 from dreambooth.families import Family, load_family
@@ -316,8 +319,8 @@ def refuses(read: Callable[[], object]) -> bool:
 
 def lora_file(base: Path, folder: Path) -> bytes:
     """A LoRA of the base as training leaves it, with its card."""
-    from dreambooth.methods import METHODS
     from dreambooth.methods.base import MethodSettings
+    from dreambooth.methods.table import METHODS
 
     family = load_family(str(base))
     METHODS["lora"].attach(family, MethodSettings(rank=2, train_text_encoder=False))

@@ -307,7 +307,7 @@ def test_a_run_on_several_shapes_looks_at_squares_and_tells_its_buckets(
     more = ("train.max_steps=8", "method.name=lora", "data.num_workers=1", "data.crop=random", "data.flip=true")
     told = in_own_process(warm, config_file, "run", *settings, *more)[1]
     said = config_file.with_name("run.log").read_text()
-    assert "buckets (and pictures in each): 80x48 (1), 64x64 (1), 48x80 (2)" in said
+    assert "buckets (and images in each): 80x48 (1), 64x64 (1), 48x80 (2)" in said
     assert "smaller than data.resolution (64), so enlarged" not in said
     assert {line["step"] for line in told if line.get("eval/loss", 0) > 0} == {0, 4, 8}
     run = run_of(config_file, "run")
@@ -315,12 +315,12 @@ def test_a_run_on_several_shapes_looks_at_squares_and_tells_its_buckets(
 
 
 def test_pictures_with_fewer_pixels_than_their_bucket_are_told(
-    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    config_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Both would be too small for a square."""
     folder = picture_folder(tmp_path / "small", [(96, 50), (78, 50)])
     trained(config_file, "run", f"subject.images={folder}", *BUCKETED, "train.max_steps=3")
-    assert "so enlarged: 1.png\n" in capsys.readouterr().err
+    assert "so enlarged: 1.png\n" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_what_is_no_error_is_a_warning_with_its_remedy(config_file: Path, pictur
     told = "\n".join(f"{finding.about}: {finding.text}" for finding in findings if finding.level == "warning")
     for part in (
         "pictures: smaller than data.resolution (128)",
-        "pictures: (nearly) the same picture twice",
+        "pictures: (nearly) the same image twice",
         "0.png and again.png",
         "prompts: subject.identifier 'rumpelstilz' is",
         "prompts: validate.prompts",
@@ -153,5 +153,5 @@ def test_pictures_that_are_none_are_all_told(config_file: Path, tmp_path: Path) 
     (tmp_path / "bad" / "page.jpg").write_text("<html>")
     findings = check(load_config(config_file, [f"subject.images={tmp_path / 'bad'}"]))
     assert "dot.png (1 x 1 pixels" in by_subject(findings, "error")["pictures"]
-    assert "page.jpg (not a picture)" in by_subject(findings, "error")["pictures"]
+    assert "page.jpg (not an image)" in by_subject(findings, "error")["pictures"]
     assert "base model" in by_subject(findings, "ok"), "the base was not looked at because of the pictures"

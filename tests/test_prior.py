@@ -65,11 +65,11 @@ def test_the_order_in_which_they_are_made_changes_no_picture(maker: Maker, tmp_p
 
 
 def test_no_more_are_made_than_the_run_uses(maker: Maker, tmp_path: Path) -> None:
-    prior = GeneratedPrior(maker, 7, 2, tmp_path / "prior", PROMPTS, num_places=3)
+    prior = GeneratedPrior(maker, 7, 2, tmp_path / "prior", PROMPTS, num_samples=3)
     prior.make_all()
     assert maker.asked == [[0, 1], [2, 3]], "the picture beside the last belongs to its block"
     assert prior.is_complete
-    longer = GeneratedPrior(maker, 7, 2, tmp_path / "prior", PROMPTS, num_places=9)
+    longer = GeneratedPrior(maker, 7, 2, tmp_path / "prior", PROMPTS, num_samples=9)
     longer.make_all()
     assert maker.asked[2:] == [[4, 5], [6]]
 

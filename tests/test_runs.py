@@ -137,8 +137,8 @@ def test_never_resuming_sets_the_old_run_aside(config_file: Path) -> None:
         ("subject.prompt=" + "very " * 40 + "{subject}", UserError, "the identifier 'sks' comes later"),
         ("validate.prompts=['" + "very " * 40 + "{subject}']", UserError, r"validate\.prompts .*'sks' comes later"),
         ("subject.identifier=Dog", UserError, "is the class noun itself"),
-        ("validate.scheduler=dimm", UserError, "'dimm' is not known"),
-        ("prior.scheduler=dimm", UserError, "'dimm' is not known"),
+        ("validate.scheduler=dimm", UserError, "scheduler=dimm: unknown sampler; did you mean ddim"),
+        ("prior.scheduler=dimm", UserError, "scheduler=dimm: unknown sampler; did you mean ddim"),
         ("method.name=lara", UserError, "'lara' is not known; one of full"),
         ("train.precision=16-mixed", UserError, "needs a GPU"),
     ],
@@ -152,10 +152,10 @@ def test_a_mistake_is_told_before_anything_is_written(
 
 
 def test_an_identifier_that_the_tokenizer_splits_gets_a_clear_word(
-    config_file: Path, capsys: pytest.CaptureFixture[str]
+    config_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     train(load_config(config_file, ["subject.identifier=rumpelstilz", "train.max_steps=1", "optim.warmup_steps=0"]))
-    told = capsys.readouterr().err
+    told = caplog.text
     assert "subject.identifier 'rumpelstilz' is" in told
     said = re.search(
         r"is (\d+) tokens to this tokenizer \((.*)\), .* learned more cleanly: (\w+), (\w+), (\w+)\n", told
@@ -177,11 +177,11 @@ def test_an_identifier_that_is_no_token_is_refused(config_file: Path, identifier
 
 
 def test_the_end_of_a_prompt_that_the_model_does_not_read_is_told_and_the_run_goes_on(
-    config_file: Path, capsys: pytest.CaptureFixture[str]
+    config_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     long = "validate.prompts=['a photo of {subject}" + " very" * 30 + " late']"
     assert train(load_config(config_file, ["train.max_steps=1", "optim.warmup_steps=0", long])) == 0
-    told = capsys.readouterr().err
+    told = caplog.text
     assert "tokens with start and end; this model reads 32 and drops: 'very" in told
     assert "late'" in told
 
@@ -198,16 +198,16 @@ def test_a_caption_that_a_shuffle_could_cut_the_identifier_off_is_refused(
         train(load_config(config_file, [*short, "data.shuffle_captions=true", "run.name=shuffled"]))
 
 
-def test_pictures_that_must_be_enlarged_are_named(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pictures_that_must_be_enlarged_are_named(config_file: Path, caplog: pytest.LogCaptureFixture) -> None:
     short = ["train.max_steps=1", "optim.warmup_steps=0", "validate.every_steps=0"]
     train(load_config(config_file, short))
-    assert "enlarged" not in capsys.readouterr().err
+    assert "enlarged" not in caplog.text
     train(load_config(config_file, [*short, "run.name=larger", "data.resolution=72"]))
-    assert "smaller than data.resolution (72), so enlarged: 0.png, 1.png, 2.png" in capsys.readouterr().err
+    assert "smaller than data.resolution (72), so enlarged: 0.png, 1.png, 2.png" in caplog.text
 
 
 def test_copies_and_moving_pictures_are_named(
-    config_file: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    config_file: Path, pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     mine = Path(shutil.copytree(pictures, tmp_path / "mine"))
     shutil.copy(mine / "1.png", mine / "copy\n.png")
@@ -215,8 +215,8 @@ def test_copies_and_moving_pictures_are_named(
     frames[0].save(mine / "moving.gif", save_all=True, append_images=frames[1:])
     short = ["train.max_steps=1", "optim.warmup_steps=0", "validate.every_steps=0"]
     assert train(load_config(config_file, [*short, f"subject.images={mine}"])) == 0
-    told = capsys.readouterr().err
-    assert r"the same picture twice, which then counts twice; leave one out: 1.png and copy\n.png" in told
+    told = caplog.text
+    assert r"the same image twice, which then counts twice; leave one out: 1.png and copy\n.png" in told
     assert "moving.gif (1 of 2)" in told
 
 

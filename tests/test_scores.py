@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from dreambooth.metrics import scores
+from dreambooth.metrics.estimates import BOUNDS, estimate
 
 
 def unit(num: int, seed: int = 0) -> torch.Tensor:
@@ -43,22 +44,28 @@ def test_photos_are_not_compared_with_themselves() -> None:
 
 def test_the_interval_holds_the_true_mean_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
-    found = [scores.estimate(rng.normal(0.3, 0.1, size=6).tolist()) for _ in range(2000)]
-    held = np.mean([estimate.low <= 0.3 <= estimate.high for estimate in found])
+    found = [estimate(rng.normal(0.3, 0.1, size=6).tolist()) for _ in range(2000)]
+    held = np.mean([each.low <= 0.3 <= each.high for each in found])
     assert 0.93 <= held <= 0.97
 
 
 def test_pictures_of_one_subject_count_once() -> None:
-    one_each = scores.estimate([0.2, 0.4, 0.9])
-    many = scores.estimate([0.2] * 50 + [0.4] * 50 + [0.9] * 50, groups=["a"] * 50 + ["b"] * 50 + ["c"] * 50)
+    one_each = estimate([0.2, 0.4, 0.9])
+    many = estimate([0.2] * 50 + [0.4] * 50 + [0.9] * 50, groups=["a"] * 50 + ["b"] * 50 + ["c"] * 50)
     assert (many.mean, many.low, many.high, many.num) == pytest.approx(
         (one_each.mean, one_each.low, one_each.high, one_each.num)
     )
 
 
 def test_one_number_has_a_mean_and_no_interval() -> None:
-    lonely = scores.estimate([0.5])
+    lonely = estimate([0.5])
     assert lonely.mean == 0.5
     assert np.isnan(lonely.low)
     assert str(lonely) == "0.500"
-    assert str(scores.estimate([0.4, 0.6])) == "0.500 ± 1.271"
+    assert str(estimate([0.4, 0.6])) == "0.500 ± 1.271"
+
+
+def test_an_interval_ends_where_the_range_of_the_score_does() -> None:
+    found = estimate([0.6, 0.9, 0.95], bounds=BOUNDS["dino"])
+    assert found.high == 1.0 > found.mean > found.low > -1.0
+    assert str(found) == "0.817 (0.346 to 1.000)"

@@ -8,15 +8,16 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionXLPipeline
 
 from dreambooth.config import load_config
-from dreambooth.data.images import list_images
+from dreambooth.data.image_folder import list_images
 from dreambooth.data.latents import encode_image_files, size_crop_of
 from dreambooth.engine import train
 from dreambooth.errors import ModelError
 from dreambooth.families import Family, load_family
-from dreambooth.generation.images import load_model
+from dreambooth.generation.loading import load_model
 from dreambooth.generation.sampler import noise_from_seeds, sample_latents
 from dreambooth.generation.settings import SamplerSettings
-from dreambooth.methods import METHODS
+from dreambooth.methods import FACTS
+from dreambooth.methods.table import METHODS
 from dreambooth.randomness import Randomness
 from dreambooth.run.folder import RunFolder
 
@@ -88,12 +89,12 @@ def test_a_refiner_is_refused_by_name(tiny_xl_base: Path, tmp_path: Path) -> Non
 def test_a_run_of_every_method_is_sampled_from_its_own_files(
     method: str, config_file: Path, tiny_xl_base: Path
 ) -> None:
-    word = ["subject.identifier=<sks>", "method.num_vectors=2"] if METHODS[method].adds_tokens else []
+    word = ["subject.identifier=<sks>", "method.num_vectors=2"] if FACTS[method].adds_tokens else []
     overrides = [f"model.base={tiny_xl_base}", f"method.name={method}", "method.rank=2", *word]
     quick = ["train.max_steps=2", "optim.lr=1.0e-2", "optim.warmup_steps=0", "validate.every_steps=0"]
     config = load_config(config_file, [*overrides, *quick, "prior.source=teacher", "prior.teacher_latents=class"])
     assert train(config) == 0
-    learned, base = load_model(str(RunFolder(config).path), None, "cpu", None), load_family(str(tiny_xl_base))
+    learned, base = load_model(str(RunFolder(config).path), "cpu"), load_family(str(tiny_xl_base))
     start, settings = noise_from_seeds([0], base.latent_shape(64, 64)), SamplerSettings(2, 2.0)
     picture = sample_latents(learned.family, [learned.fill("a photo of {subject}")], start, settings)
     untouched = sample_latents(base, [learned.fill("a photo of {subject}")], start, settings)

@@ -18,17 +18,20 @@ from test_interruptions import SETTINGS, assert_equal_runs, folder, interrupt
 
 from dreambooth import build
 from dreambooth.cli import main
-from dreambooth.config import Config, SubjectConfig, differences, load_config, to_dict
+from dreambooth.config import Change, Config, SubjectConfig, differences, load_config, to_dict
 from dreambooth.data.captions import Captions
-from dreambooth.data.images import list_images, load_image
+from dreambooth.data.image_files import load_image
+from dreambooth.data.image_folder import ImageFolder, list_images, open_folder
 from dreambooth.data.latents import EncodedImage, LatentDataset
 from dreambooth.engine import train
 from dreambooth.errors import ModelError, UserError
 from dreambooth.evaluation.models import learned_by
 from dreambooth.export.subject_info import ExportCard, LearnedSubject, SubjectInfo, read_card, write_card
 from dreambooth.families import Family, load_family
-from dreambooth.generation.images import load_model, read_recipe
-from dreambooth.methods import METHODS, MethodSettings
+from dreambooth.generation.loading import load_model
+from dreambooth.generation.request import read_recipe
+from dreambooth.methods.base import MethodSettings
+from dreambooth.methods.table import METHODS
 from dreambooth.methods.textual_inversion import WORD_FILE, word_file
 from dreambooth.metrics.subject import SubjectScorer, load_encoders
 from dreambooth.metrics.validation_log import ValidationLog
@@ -114,19 +117,20 @@ def test_another_key_may_refer_to_a_subjects(two_file: Path, config_file: Path) 
         ("subjects.1.prompt=a cat", r"subjects\[1\]\.prompt: 'a cat' must contain \{subject\}"),
         (
             "subjects.1.prompt={subject} and {subject_3}",
-            r"subjects\[1\]\.prompt: .* has \{subject_3\}, and this run has 2",
+            r"subjects\[1\]\.prompt: .*: there is no \{subject_3\}; what is learned is \{subject\}, \{subject_2\}",
         ),
         ("subjects.1.class_prompt={class} {subject_2}", r"subjects\[1\]\.class_prompt: .*, and not \{subject\}"),
-        ("validate.prompts=['a {class_3}']", r"validate\.prompts: 'a \{class_3\}' has \{class_3\}"),
+        ("validate.prompts=['a {class_3}']", r"validate\.prompts: 'a \{class_3\}': there is no \{class_3\}"),
         (
             "subjects.1.identifier=sks",
             r"subjects\[1\]\.identifier: 'sks' must differ from that of subjects\[0\], 'sks'",
         ),
         ("subjects.1.identifier=SKS1", r"subjects\[1\]\.identifier: 'SKS1' .* neither may be a part of the other"),
-        ("subjects.0.identifier=oli", r"subjects\[1\]\.identifier: 'olis' .* neither may be a part of the other"),
+        ("subjects.0.identifier=olis b", r"subjects\[1\]\.identifier: 'olis' .* neither may be a part of the other"),
+        ("subjects.1.class_noun=red sks", r"subjects\[0\]\.identifier: 'sks' is a word of the class noun 'red sks'"),
         ("prior.num_images=1", r"prior\.num_images: 1 is too small for 2 classes: dog, cat"),
         ("data.mask=masks", r"data\.mask: a folder is for one subject"),
-        ("validate.images=more", r"validate\.images: does not tell whose"),
+        ("validate.images=more", r"validate\.images: does not say whose"),
     ],
 )
 def test_a_mistake_names_the_entry(two_file: Path, override: str, message: str) -> None:
@@ -136,7 +140,7 @@ def test_a_mistake_names_the_entry(two_file: Path, override: str, message: str) 
 
 def test_a_folder_of_class_pictures_is_of_one_class(two_file: Path) -> None:
     of_folder = ["prior.source=folder", "prior.folder=dogs"]
-    with pytest.raises(UserError, match=r"prior\.source: a folder has pictures of one class, here are dog, cat"):
+    with pytest.raises(UserError, match=r"prior\.source: a folder has images of one class, here are dog, cat"):
         load_config(two_file, of_folder)
     assert load_config(two_file, [*of_folder, "subjects.1.class_noun=dog"]).prior.folder == "dogs"
 
@@ -157,22 +161,20 @@ def test_a_list_that_is_none_is_told(config_file: Path, subjects: Any, message: 
 
 def test_a_subject_that_was_changed_added_or_taken_away_is_a_difference(two_file: Path) -> None:
     two, other = load_config(two_file), load_config(two_file, ["subjects.1.class_noun=cow"])
-    assert differences(to_dict(two), to_dict(other)) == ["subjects[1].class_noun: 'cat' -> 'cow'"]
+    assert differences(to_dict(two), to_dict(other)) == [Change("subjects[1].class_noun", "cat", "cow")]
     three = Config(**{**vars(two), "subjects": [*two.subjects, SECOND_DOG]})
-    assert "subjects[2].identifier: None -> 'zwx'" in differences(to_dict(two), to_dict(three))
-    assert "subjects[2].identifier: 'zwx' -> None" in differences(to_dict(three), to_dict(two))
+    assert Change("subjects[2].identifier", None, "zwx") in differences(to_dict(two), to_dict(three))
+    assert Change("subjects[2].identifier", "zwx", None) in differences(to_dict(three), to_dict(two))
 
 
 # -------------------------------------------------------------------------------- prompts
 
 
-def test_prompts_fill_subject_and_class_and_leave_other_braces_alone() -> None:
-    assert fill_prompt("{subject}, a {class}, {x}", [DOG]) == "sks dog, a dog, {x}"
+def test_prompts_fill_subject_and_class() -> None:
+    assert fill_prompt("{subject}, a {class}, {{x}}", [DOG]) == "sks dog, a dog, {x}"
     assert fill_prompt("{subject} and {subject_2}, {class_2}s", [DOG, CAT]) == "sks dog and olis cat, cats"
     assert fill_prompt("{subject} beside {subject_1}", [DOG, CAT], own=1) == "olis cat beside sks dog"
-    with pytest.raises(
-        UserError, match=r"there is no \{subject_3\}; what has been learned is \{subject\}, \{subject_2\}"
-    ):
+    with pytest.raises(UserError, match=r"there is no \{subject_3\}; what is learned is \{subject\}, \{subject_2\}"):
         fill_prompt("{subject_3}", [DOG, CAT])
 
 
@@ -196,25 +198,25 @@ def test_two_of_one_class_share_its_prompts(two_file: Path) -> None:
     assert [(prompt.filled, prompt.subjects) for prompt in found[:2]] == [("a dog", (0, 2)), ("a cat", (1,))]
     assert len(found) == 2 + 3
     one_class = load_config(two_file, ["subjects.1.class_noun=dog"])
-    captions = build.captions_of([[Path("0.png")] * 3, [Path("0.png")] * 2], one_class)
+    captions = build.captions_of([ImageFolder(Path(), [Path("0.png")] * number) for number in (3, 2)], one_class)
     assert captions == [["a photo of sks dog"] * 3, ["a photo of olis dog"] * 2]
     assert build.in_turn(build.class_prompts_of(captions, one_class)) == ["a photo of a dog"]
 
 
 def test_a_caption_may_name_both_and_the_class_picture_neither(two_file: Path, tmp_path: Path) -> None:
     config = load_config(two_file, ["data.captions=true"])
-    photos = []
+    folders = []
     for number, subject in enumerate(config.subjects):
         own = Path(shutil.copytree(subject.images, tmp_path / str(number)))
-        photos.append(list_images(own))
-        for path in photos[-1]:
+        for path in list_images(own):
             path.with_suffix(".txt").write_text(f"{{subject}} beside {{subject_{2 - number}}}, {path.stem}")
-    captions = build.captions_of(photos, config)
+        folders.append(open_folder(own))
+    captions = build.captions_of(folders, config)
     assert (captions[0][1], captions[1][0]) == ("sks dog beside olis cat, 1", "olis cat beside sks dog, 0")
     assert build.class_prompts_of(captions, config)[1] == ["cat beside dog, 0", "cat beside dog, 1"]
-    photos[1][0].with_suffix(".txt").write_text("{subject_1} alone")
+    folders[1].images[0].with_suffix(".txt").write_text("{subject_1} alone")
     with pytest.raises(UserError, match=r"0\.png: its caption 'sks dog alone' has neither \{subject\} nor 'olis'"):
-        build.captions_of(photos, config)
+        build.captions_of(folders, config)
 
 
 # -------------------------------------------------------------------------------- equal turns
@@ -260,8 +262,9 @@ def test_class_samples_are_of_every_class_equally_often(
     two_file: Path, family: Family, source: str, tmp_path: Path
 ) -> None:
     config, randomness = load_config(two_file, [f"prior.source={source}"]), Randomness(0)
-    photos = [list_images(subject.images) for subject in config.subjects]
-    captions = build.captions_of(photos, config)
+    folders = [open_folder(subject.images) for subject in config.subjects]
+    photos = [folder.images for folder in folders]
+    captions = build.captions_of(folders, config)
     pictures = build.encode(family, [*photos[0], *photos[1]], config, randomness, subjects=[0, 0, 0, 1, 1])
     prior, teacher = build.make_prior(family, pictures, captions, tmp_path, config, randomness, "base")
     assert prior is not None
@@ -337,17 +340,18 @@ def test_each_subject_is_sampled_by_its_number(
     two_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = trained(two_file, *QUICK, "validate.every_steps=0")
-    assert f'try: python sample.py {run.path} "a photo of {{subject}} on the beach" "a photo of {{subject}} and' in (
+    assert f'sample {run.path} "a photo of {{subject}} on the beach" "a photo of {{subject}} and' in (
         capsys.readouterr().out
     )
     prompts = ["{subject}", "a {subject_2} beside a {class}", "{subject} and {subject_2}"]
     quick = ["--num-images", "1", "--steps", "1", "--out", str(tmp_path / "out")]
     assert main(["sample", str(run.path), *prompts, *quick]) == 0
-    made = [read_recipe(tmp_path / "out" / f"{number:05d}.png")["prompt"] for number in range(3)]
+    images = sorted((tmp_path / "out").glob("0*.png"))
+    made = [read_recipe(path)["prompt"] for path in images]
     assert made == ["sks dog", "a olis cat beside a dog", "sks dog and olis cat"]
     capsys.readouterr()
     assert main(["sample", str(run.path), "{subject_3}", *quick]) == 2
-    assert "there is no {subject_3}; what has been learned is {subject}, {subject_2}" in capsys.readouterr().err
+    assert "there is no {subject_3}; what is learned is {subject}, {subject_2}" in capsys.readouterr().err
     build_report(run.path)
     page = (run.path / "report.html").read_text()
     for told in (
@@ -449,9 +453,12 @@ def test_plain_diffusers_reads_every_words_file(two_file: Path, tiny_base: Path)
         pipeline.load_textual_inversion(path, token=word)
     told = (run.path / "exports" / "embedding" / "README.md").read_text()
     assert "# <sks> dog, <olis> cat\n" in told
-    for word, file in (("<sks>", "learned_embeds.safetensors"), ("<olis>", "learned_embeds_2.safetensors")):
+    for word, file in (
+        ("<sks>", f"{run.path.name}_emb_sks.safetensors"),
+        ("<olis>", f"{run.path.name}_emb_olis.safetensors"),
+    ):
         assert f'pipeline.load_textual_inversion(here, "{word}", weight_name="{file}")' in told
-    learned = load_model(str(run.path), None, "cpu", None)
+    learned = load_model(str(run.path), "cpu")
     prompt = learned.fill("{subject_2} and {subject}")
     told = learned.family.encode_prompts([prompt])["encoder_hidden_states"]
     torch.testing.assert_close(pipeline.encode_prompt(prompt, "cpu", 1, False)[0], told)
@@ -524,7 +531,7 @@ def test_what_an_ignoring_model_scores_is_measured_within_each_class() -> None:
         assert value == pytest.approx(sum(getattr(each, name) for each in alone) / 2, abs=1e-6), name
 
 
-def test_a_validation_tells_each_subjects_part(two_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_validation_tells_each_subjects_part(two_file: Path, caplog: pytest.LogCaptureFixture) -> None:
     encoders = [f"validate.dino={ENCODERS / 'vit'}", f"validate.clip={ENCODERS / 'clip'}"]
     run = trained(two_file, *QUICK, "validate.every_steps=3", *encoders)
     entry = ValidationLog(run.scores).entries[-1]
@@ -533,7 +540,7 @@ def test_a_validation_tells_each_subjects_part(two_file: Path, capsys: pytest.Ca
     )
     dino = entry.scores["dino"]
     first, second = sum(dino[:2]) / 2, sum(dino[2:]) / 2
-    told = capsys.readouterr().err
+    told = caplog.text
     assert f"validation at step 3: dino {sum(dino) / 4:.3f} ({first:.3f} {second:.3f}), clip_i" in told
 
 

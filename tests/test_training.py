@@ -18,7 +18,8 @@ from dreambooth.config import load_config
 from dreambooth.engine import keep_freed_memory, train
 from dreambooth.errors import NonFiniteError, UserError
 from dreambooth.families import Family, load_family
-from dreambooth.methods import MethodSettings, find_method
+from dreambooth.methods import find_method
+from dreambooth.methods.base import MethodSettings
 from dreambooth.run.folder import RunFolder
 from dreambooth.training.checkpointing import find_state
 from dreambooth.training.module import DreamBoothModule
