@@ -181,8 +181,8 @@ def test_the_code_of_the_card_draws_what_is_written_in_16_bits(
     assert run_model_card(tmp_path / "out")["image"].size == (64, 64)
 
 
-def test_the_readmes_table_says_what_the_code_does() -> None:
-    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+def test_the_table_of_methods_and_formats_says_what_the_code_does() -> None:
+    lines = (ROOT / "docs" / "methods-and-files.md").read_text(encoding="utf-8").splitlines()
     rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     head = next(number for number, row in enumerate(rows) if row[1:] == list(FORMATS))
     told = {row[0]: row[1:] for row in rows[head + 2 : head + 2 + len(METHODS)]}

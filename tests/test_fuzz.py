@@ -63,7 +63,10 @@ def test_damage_is_damage() -> None:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda weights, key: weights.update({key + "x": weights.pop(key)}), "is not in it|cannot be loaded"),
+        (
+            lambda weights, key: weights.update({key + "x": weights.pop(key)}),
+            "is not in it|cannot be loaded|is of no LoRA",
+        ),
         (lambda weights, key: weights[key].view(-1)[:1].fill_(float("nan")), "numbers that are not finite"),
     ],
     ids=["renamed", "nan"],

@@ -458,6 +458,10 @@ def test_heic_names_the_missing_decoder_where_it_is_not_installed(tmp_path, monk
         load_image(tmp_path / "a.heic")
 
 
+# resize_and_crop
+
+
+@pytest.mark.parametrize("size", [(96, 64), (64, 96), (640, 400), (333, 1001), (20, 33)])
 def test_a_circle_stays_a_circle(size):
     width, height = size
     radius = min(size) * 0.4

@@ -298,7 +298,7 @@ def test_with_a_rate_of_its_own_the_identifier_alone_moves_in_the_embedding(conf
         load_family(str(folder)).text_encoders[0].get_input_embeddings().weight
         for folder in (tiny_base, config_file.parent / "runs" / "own" / "model")
     )
-    assert (before != after).any(dim=1).nonzero().flatten().tolist() == load_family(str(tiny_base)).token_ids("sks")
+    assert (before != after).any(dim=1).nonzero().flatten().tolist() == load_family(str(tiny_base)).tokenize("sks")
 
 
 def test_from_its_stop_step_on_the_text_encoder_stays_and_the_denoiser_goes_on(config_file: Path) -> None:
