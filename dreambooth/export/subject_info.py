@@ -94,6 +94,11 @@ def read_card(folder: Path) -> ExportCard | None:
         ) from error
 
 
+def find_card(place: Path) -> ExportCard | None:
+    """Return what a folder or a .safetensors file says of its subject; None for one of other tools."""
+    return card_in_file(place) if place.is_file() and place.suffix == ".safetensors" else read_card(place)
+
+
 def _card_of(found: dict[str, Any]) -> ExportCard:
     """A card that was written before there could be several subjects has the keys of the only one beside the others."""
     names = [each.name for each in fields(LearnedSubject)]

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dreambooth.errors import ModelError, first_line
-from dreambooth.export.results import whole_model
+from dreambooth.export.reading import whole_model
 from dreambooth.export.tools import ExportedFiles
 from dreambooth.families import Family, ModelSource, components, load_family
 from dreambooth.families.inspection import LOADING_ERRORS

@@ -7,8 +7,8 @@ import torch
 
 from dreambooth.errors import ModelError, UserError
 from dreambooth.export.base_source import base_source
-from dreambooth.export.results import card_of, load_result
-from dreambooth.export.subject_info import ExportCard, SubjectInfo
+from dreambooth.export.reading import load_result
+from dreambooth.export.subject_info import ExportCard, SubjectInfo, find_card
 from dreambooth.families import Family, ModelSource, load_family, move
 from dreambooth.generation.location import check_is_there, fill, model_folder
 from dreambooth.generation.request import ModelRef
@@ -50,7 +50,7 @@ def load_model(model: ModelRef | str, device: str = "auto") -> Model:
     folder, picked = model_folder(ref.name), pick_device(device)
     ref = replace(ref, dtype=ref.dtype or ("float16" if picked.type == "cuda" else "float32"))
     dtype = getattr(torch, str(ref.dtype))
-    card = card_of(folder)
+    card = find_card(folder)
     if card is not None and not (folder / "model_index.json").is_file():
         family = load_adapted(folder, card, ref)
     else:

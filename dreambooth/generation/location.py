@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 from dreambooth.errors import ModelError, UserError, escaped, first_line
-from dreambooth.export.subject_info import ExportCard, SubjectInfo, card_in_file, read_card
+from dreambooth.export import subject_info
+from dreambooth.export.subject_info import ExportCard, SubjectInfo
 from dreambooth.prompts import check_template, fill_prompt, has_field
 
 RUNS = Path("checkpoints")  # where runs lie by default
@@ -32,8 +33,7 @@ def model_folder(model: str) -> Path:
 
 def find_card(model: str) -> ExportCard | None:
     """Return what a run or model folder says of its subject; None for a plain base. Raises ModelError as above."""
-    place = model_folder(model)
-    return card_in_file(place) if place.is_file() and place.suffix == ".safetensors" else read_card(place)
+    return subject_info.find_card(model_folder(model))
 
 
 def check_is_there(model: str) -> None:

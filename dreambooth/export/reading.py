@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from dreambooth.errors import ModelError, first_line
-from dreambooth.export.subject_info import ExportCard, card_in_file, read_card
+from dreambooth.export.subject_info import ExportCard
 from dreambooth.families import Family, ModelSource, load_family
 from dreambooth.families.single_file import UNET, read_header
 from dreambooth.methods import find_facts, find_method, lora_files, textual_inversion
@@ -27,11 +27,6 @@ class ResultFiles:
     model: Path | None
     changes: tuple[Path, ...]
     words: tuple[Path, ...]
-
-
-def card_of(place: Path) -> ExportCard | None:
-    """Return what a folder or a .safetensors file says of its subject; None for one of other tools."""
-    return card_in_file(place) if place.is_file() and place.suffix == ".safetensors" else read_card(place)
 
 
 def is_own(place: Path, card: ExportCard) -> bool:
