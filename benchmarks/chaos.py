@@ -154,7 +154,7 @@ class Chaos:
         return process.wait(timeout=240)
 
     def round_of_several(self, number: int, num_kills: int) -> None:
-        """Of a run of several processes one is signalled at a random time after the first step, again and again."""
+        """Signal one process of a run of several at a random time after the first step, again and again."""
         name, log = f"round-{number}", self.folder / f"round-{number}.log"
         for _ in range(num_kills):
             way, rank = self.dice.choice([*TIMED]), self.dice.randrange(self.num_processes)

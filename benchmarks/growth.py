@@ -1,4 +1,4 @@
-"""What grows with what: step time, memory and start-up of the demo's training, one thing changed at a time.
+"""Measure what grows with what: step time, memory and start-up of the demo's training, one thing changed at a time.
 
     python benchmarks/growth.py --out outputs/growth
 
@@ -37,7 +37,7 @@ LONG_RUN = 2000  # steps
 
 @dataclass(frozen=True)
 class Point:
-    """Of one run: seconds, MiB."""
+    """Hold the costs of one run: seconds, MiB."""
 
     step: float
     first_step: float

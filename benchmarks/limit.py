@@ -55,7 +55,7 @@ def matmul_rate(dtype: torch.dtype) -> float:
 
 
 def step_flops(model: str, resolution: int, overrides: list[str]) -> int:
-    """Of forward and backward, by torch's count."""
+    """Return the operations of forward and backward, by torch's count."""
     wanted = [
         f"model.base={model}",
         f"data.resolution={resolution}",

@@ -1,4 +1,4 @@
-"""What `old_libraries.sh` runs: write every format of every method, read it with other versions, print a table.
+"""The program of `old_libraries.sh`: write every format of every method, read it with other versions, print a table.
 
 `write` needs this toolkit; `read` runs with nothing but torch, diffusers, transformers and peft of any version.
 Compared with the trained model in today's versions: the text embedding, and latents of one image from the same noise.

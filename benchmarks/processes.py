@@ -1,4 +1,4 @@
-"""What several processes cost: step time of 1 and 2 on this machine for the same batch, and what a step sends.
+"""Measure what several processes cost: step time of 1 and 2 on this machine for the same batch, and what a step sends.
 
     python benchmarks/processes.py configs/toyworld.yaml --batch-size 4 --steps 20 --rounds 3
 

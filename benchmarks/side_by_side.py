@@ -42,7 +42,7 @@ KEEP_FREED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"}  # as `en
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one process. Seconds; GiB."""
+    """Hold the costs of one process. Seconds; GiB."""
 
     step: float
     first_step: float
@@ -92,7 +92,7 @@ def parse() -> argparse.Namespace:
 
 
 def columns(args: argparse.Namespace) -> dict[str, Callable[[Path], list[str]]]:
-    """What is measured, in turn: the scripts' command lines, given a folder to work in. The last is diffusers'."""
+    """Return the scripts' command lines in turn, given a folder to work in. The last is diffusers'."""
     sides = {"ours": partial(our_command, args, our_prior(args), "")}
     if args.class_images:
         sides["ours by default"] = partial(our_command, args, {"num_images": args.class_images}, "")

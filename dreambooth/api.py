@@ -154,7 +154,7 @@ class Model:
 
     @property
     def subjects(self) -> tuple[LearnedSubject, ...]:
-        """What it has learned: identifier, class noun and prompts of each; empty for a plain base."""
+        """Return what it has learned: identifier, class noun and prompts of each; empty for a plain base."""
         return () if self._loaded.card is None else self._loaded.card.subjects
 
     @property

@@ -1,4 +1,4 @@
-"""What can go wrong through no fault of ours, each with the exit code that the commands answer with.
+"""Errors that a user can cause or mend, each with the exit code that the commands answer with.
 
 A message is one or two lines: the file or the key, its value, what is allowed and what to do.
 """
@@ -29,7 +29,7 @@ class NonFiniteError(DreamBoothError):
 
 
 def first_line(error: BaseException) -> str:
-    """What a library's exception says, without its further lines; its kind where it says nothing."""
+    """Return the first line of a library's exception; its class name where it has no text."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 

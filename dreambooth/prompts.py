@@ -21,7 +21,7 @@ Kind = Literal["subject", "class", "other"]
 
 
 class Named(Protocol):
-    """What stands for a subject in prompts."""
+    """Name what stands for a subject in prompts."""
 
     @property
     def identifier(self) -> str: ...

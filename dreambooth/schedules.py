@@ -1,4 +1,4 @@
-"""What a timestep means: how much image, how much noise, what the network predicts, and how often it is drawn.
+"""The meaning of a timestep: how much image, how much noise, what the network predicts, and how often it is drawn.
 
     noisy = alpha * x0 + sigma * noise
 

@@ -20,7 +20,7 @@ Pose = tuple[float, float]  # numbers in 0..1: limbs, tails, fins
 
 @dataclass(frozen=True)
 class Look:
-    """What an object looks like wherever it is: RGB colours, pattern, proportions and accessories."""
+    """Hold an object's looks, the same wherever it is: RGB colours, pattern, proportions and accessories."""
 
     main: RGB
     second: RGB

@@ -28,7 +28,7 @@ FRESH_SEEDS = 1_000_000_000
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a training step draws from."""
+    """Hold what a training step draws from."""
 
     latents: np.ndarray
     masks: np.ndarray

@@ -1,4 +1,4 @@
-"""What the metric encoders learn from: objects in scenes, what a text claims of them, and softened pictures.
+"""The batches that the metric encoders learn from: objects in scenes, what a text claims of them, softened images.
 
 No subject of `world.subject` is ever among the objects: colour pairs that are held out of the base's training are held
 out here too, so figures on subjects are figures on what the encoders never saw.
@@ -95,7 +95,7 @@ def caption(rng: random.Random, spec: world.Spec, scene: world.Scene) -> str:
 
 
 def claims(texts: Sequence[str]) -> Tensor:
-    """What each caption says, [T, Q]: a label number, or SILENT, on every question in the order of `HEADS`."""
+    """Return what each caption says, [T, Q]: a label number, or SILENT, on every question in the order of `HEADS`."""
     return torch.tensor([_claims(text) for text in texts])
 
 

@@ -99,7 +99,7 @@ def likeness(embed: Embed, exam: Exam) -> dict[str, Tensor]:
 
 
 def prompt(class_noun: str, place: str) -> str:
-    """What pictures are asked for with."""
+    """Hold the prompts that images are asked for with."""
     return f"a photo of a {class_noun} {PHRASES[place][0]}"
 
 

@@ -68,7 +68,7 @@ def _block(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge sees in B pictures: a label a picture and question, and identity embeddings of length 1."""
+    """Hold what the judge sees in B images: a label an image and question, and identity embeddings of length 1."""
 
     labels: dict[str, list[str]]  # by head: class_noun, main, second, accent, pattern, place
     probabilities: dict[str, Tensor]  # by head, [B, K], in the order of `HEADS`

@@ -1,4 +1,4 @@
-"""What DreamBooth did to the base, by the renderer's truth: is it the subject, is the place right, what of the class?
+"""Measure what DreamBooth did to the base, by the renderer's truth: is it the subject, the scene, what of the class?
 
 The subject is sampled in places that its training pictures do not show, and compared by the judge's identity embedding
 with unseen renderings of the subject and with other objects of its class.

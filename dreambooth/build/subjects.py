@@ -30,7 +30,7 @@ MAX_NAMED = 10  # files, or pairs of them, that a note spells out
 
 @dataclass(frozen=True)
 class SubjectData:
-    """What a run reads beside its base. photos, captions: of each subject. start: `find_start`.
+    """Hold what a run reads beside its base. photos, captions: of each subject. start: `find_start`.
 
     masks: of all photos, one subject's after the other's; None: every pixel counts. notes: about the folders' files.
     """

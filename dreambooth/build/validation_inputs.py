@@ -1,4 +1,4 @@
-"""What validations look at: images from fixed seeds, the scorer of them, and the loss of fixed samples."""
+"""The inputs of validations: images from fixed seeds, the scorer of them, and the loss of fixed samples."""
 
 import logging
 from collections.abc import Iterator

@@ -147,7 +147,7 @@ class PriorConfig:
 
 @dataclass
 class MethodConfig:
-    """What trains."""
+    """Choose what trains, and with how many weights."""
 
     name: str = setting(
         "full",

@@ -1,4 +1,4 @@
-"""What is said of each image: the run's prompt, or a caption of its own from a file.
+"""The caption of each image: the run's prompt, or a caption of its own from a file.
 
 A caption is a template (`prompts`) in which {subject} stands for identifier and class noun. It lies in a `.txt` or
 `.caption` beside the image, as captioning tools write it, or in a `metadata.jsonl` of the folder, as the hub's image

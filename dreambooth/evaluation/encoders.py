@@ -1,4 +1,4 @@
-"""What an evaluation measures with: what is named, else what the models' own runs measured with, else the paper's."""
+"""Choose an evaluation's encoders: those named, else those of the models' own runs, else the paper's."""
 
 import logging
 import re

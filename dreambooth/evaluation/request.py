@@ -1,4 +1,4 @@
-"""What an evaluation is asked for. Nothing heavy is imported here."""
+"""The request of an evaluation. Nothing heavy is imported here."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -69,7 +69,7 @@ def _real_estimates(of_subjects: Iterable[Mapping[str, float]]) -> dict[str, Est
 
 
 def paper_rows() -> list[Row]:
-    """What the paper gives: means alone, so over 0 numbers that we have."""
+    """Return the paper's rows: means alone, over 0 numbers of our own."""
     nan = float("nan")
     return [
         Row(PAPER, row.name, ALL, {name: Estimate(mean, nan, nan, 0) for name, mean in row.means.items()})

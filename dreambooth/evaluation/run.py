@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation has found. files: of its tables."""
+    """Hold what an evaluation has found. files: of its tables."""
 
     report: tables.Report
     scored: Sequence[Scored]

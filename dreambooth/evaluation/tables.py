@@ -54,7 +54,7 @@ class Report:
 
     @property
     def measures(self) -> list[str]:
-        """Those that were measured; the paper's others are left out."""
+        """Return the measures that were taken; the paper's others are left out."""
         return [name for name in MEASURES if any(name in row.estimates for row in self.rows if row.source == OURS)]
 
 

@@ -118,7 +118,7 @@ def _adapt(part: nn.Module, tuned: nn.Module, rank: int) -> tuple[float, float]:
 
 
 def _change(part: nn.Module, tuned: nn.Module, name: str) -> Tensor:
-    """What training has added to a weight."""
+    """Return what training has added to a weight."""
     return tuned.get_parameter(name) - part.get_parameter(name)
 
 

@@ -1,4 +1,4 @@
-"""What a run's folder tells of its result: the settings that made it, its pictures, and what measured it."""
+"""Read a result's history from its run's folder: the settings that made it, its images, and what measured it."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

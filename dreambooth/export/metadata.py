@@ -1,4 +1,4 @@
-"""What a .safetensors file says of itself: the card as JSON, and the keys that other tools show and choose by.
+"""The metadata of a .safetensors file: the card as JSON, and the keys that other tools show and choose by.
 
 `modelspec.`: Stability AI's Model Metadata Standard 1.0.0 (github.com/Stability-AI/ModelSpec). `ss_`: those of kohya's
 that AUTOMATIC1111 tells XL and 2.x by; a file with metadata but without them it takes for one of 1.x.

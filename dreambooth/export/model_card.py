@@ -91,7 +91,7 @@ def told_scores(card: ExportCard, history: History) -> Iterator[tuple[str, float
 
 
 def metadata(form: str, card: ExportCard, licence: dict[str, str]) -> ModelCardData:
-    """What the hub reads. A base that lies in a folder has no name there."""
+    """Return the header that the hub reads. A base that lies in a folder has no name there."""
     named: dict[str, Any] = {**licence}
     if is_on_the_hub(card.base):
         named |= {"base_model": card.base, "base_model_relation": "adapter" if form in TAGS else "finetune"}
@@ -105,7 +105,7 @@ def metadata(form: str, card: ExportCard, licence: dict[str, str]) -> ModelCardD
 
 
 def shown_base(base: str | None) -> str | None:
-    """What others may see of where a base lies: of a folder or file here its name."""
+    """Return what others may see of where a base lies: of a folder or file here its name."""
     return base if base is None or is_on_the_hub(base) else Path(base).name
 
 

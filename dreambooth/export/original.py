@@ -107,7 +107,7 @@ def prediction_keys(family: Family) -> dict[str, Tensor]:
 
 
 def original_unet_name(unet: Any, name: str) -> str:
-    """Of a weight or a module: "down_blocks.0.resnets.1.conv1.weight" is "input_blocks.2.0.in_layers.2.weight"."""
+    """Return the original name: "down_blocks.0.resnets.1.conv1.weight" is "input_blocks.2.0.in_layers.2.weight"."""
     for outside, original in OUTSIDE_THE_BLOCKS.items():
         if name == outside or name.startswith(f"{outside}."):
             return original + name.removeprefix(outside)

@@ -1,4 +1,4 @@
-"""What a model has learned, beside its weights: `dreambooth.json` in a folder, the same in a file's metadata."""
+"""The subject that a model has learned, beside its weights: `dreambooth.json` in a folder, or a file's metadata."""
 
 import json
 from dataclasses import asdict, dataclass, fields
@@ -25,7 +25,7 @@ class LearnedSubject:
 
 @dataclass(frozen=True)
 class SubjectInfo:
-    """What the model has learned, so that nobody has to remember the token. resolution: pixels.
+    """Hold what the model has learned, so that nobody has to remember the token. resolution: pixels.
 
     num_inference_steps, guidance_scale and scheduler are those of the run's own sample grids: what sampling starts
     from. step: of these weights, the best of a run that was trained to last_step. method: by name. base,
@@ -52,7 +52,7 @@ class SubjectInfo:
 
 @dataclass(frozen=True)
 class ExportCard(SubjectInfo):
-    """Of a result that is passed on, which has left its run behind.
+    """Hold the same of a result that is passed on, which has left its run behind.
 
     settings: what decided the weights, by key of the config. extracted_rank: the result is a LoRA of that rank out of
     fully trained weights, and `scores` are those of the latter.
@@ -72,7 +72,7 @@ def card_metadata(card: SubjectInfo) -> dict[str, str]:
 
 
 def card_in_file(path: Path) -> ExportCard | None:
-    """What a .safetensors file says of its subject; None for one of other tools. Raises ModelError."""
+    """Return what a .safetensors file says of its subject; None for one of other tools. Raises ModelError."""
     try:
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get("dreambooth")
@@ -82,7 +82,7 @@ def card_in_file(path: Path) -> ExportCard | None:
 
 
 def read_card(folder: Path) -> ExportCard | None:
-    """What a model folder says of its subject; None for a model that has none. Raises UserError for a broken card."""
+    """Return what a folder says of its subject; None for one that has none. Raises UserError for a broken card."""
     path = folder / CARD
     if not path.is_file():
         return None

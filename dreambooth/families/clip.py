@@ -1,4 +1,4 @@
-"""What families with CLIP's tokenizer and text encoder share. Shapes: B prompts, N tokens."""
+"""The common part of families with CLIP's tokenizer and text encoder. Shapes: B prompts, N tokens."""
 
 import bisect
 import logging

@@ -1,4 +1,4 @@
-"""What a denoiser reads besides noisy latents, as a value that batches can be cut from and put together of."""
+"""The conditioning that a denoiser reads besides noisy latents: a value that can be cut and joined by samples."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What a base's files say before anything in them is believed: is this a model, and whose code would it run?
+"""Inspect a base's files before anything in them is believed: is this a model, and whose code would it run?
 
 Only classes of diffusers and transformers are ever made from a base, and only numbers are read from its weights
 (.safetensors, or `weights_only` of torch); an index that names other code is refused, so that nobody counts on it.

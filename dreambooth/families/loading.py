@@ -1,4 +1,4 @@
-"""What families load their parts with: one at a time, straight into their number format, each flaw reported by file."""
+"""Load the parts of families: one at a time, straight into their number format, each flaw reported by file."""
 
 from pathlib import Path
 from typing import Any

@@ -40,7 +40,7 @@ def find_folder(base: str, revision: str | None, variant: str | None) -> Path:
 
 
 def find_variants(folder: Path) -> set[str]:
-    """Of the weights in a folder and the folders in it."""
+    """Return the variants of the weights in a folder and the folders in it."""
     matches = (WEIGHTS.fullmatch(path.name) for path in (*folder.glob("*"), *folder.glob("*/*")))
     return {match["variant"] for match in matches if match is not None and match["variant"] is not None}
 

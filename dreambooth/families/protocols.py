@@ -70,7 +70,7 @@ class TextSide(Protocol):
 
 
 class Denoiser(Protocol):
-    """What a method trains."""
+    """Return the network that a method trains."""
 
     @property
     def denoiser(self) -> nn.Module:

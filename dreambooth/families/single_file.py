@@ -43,7 +43,7 @@ PREDICTIONS = {
 
 @dataclass(frozen=True)
 class Header:
-    """What a single file says of itself before its weights are read."""
+    """Hold what a single file says of itself before its weights are read."""
 
     path: Path
     shapes: dict[str, tuple[int, ...]]
@@ -60,7 +60,7 @@ class Header:
 
     @property
     def prediction(self) -> str | None:
-        """What its UNet predicts, 'epsilon' or 'v_prediction'; None where the file does not say."""
+        """Return what its UNet predicts, 'epsilon' or 'v_prediction'; None where the file does not say."""
         if "v_pred" in self.shapes:
             return "v_prediction"
         said = (PREDICTIONS.get(self.metadata.get(key, "")) for key in PREDICTION_KEYS)
@@ -134,7 +134,7 @@ def _configs(config: str) -> Iterator[str]:
 
 @torch.no_grad()
 def measured_prediction(family: Family) -> str:
-    """What a trained UNet predicts, by its answer y to pure noise x at the last timestep: 'epsilon' or 'v_prediction'.
+    """Measure if a UNet predicts 'epsilon' or 'v_prediction', by its answer y to pure noise x at the last timestep.
 
     epsilon is the noise, so x comes back: y.x / x.x = 1. v = alpha * noise - sigma * x0 (Salimans & Ho 2022, arXiv
     2202.00512, appendix D) holds hardly any of it there: y.x / x.x is about alpha, 0.07 for Stable Diffusion.

@@ -1,4 +1,4 @@
-"""What families with a UNet over the latents of an image VAE share.
+"""The common part of families with a UNet over the latents of an image VAE.
 
 Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models" (arXiv 2112.10752).
 Shapes: B batch, C channels, H/W height and width (pixels or latents).

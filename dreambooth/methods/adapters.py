@@ -56,7 +56,7 @@ TARGETS = {
 
 
 def networks(family: Family, train_text_encoder: bool = True) -> dict[str, nn.Module]:
-    """What may train: "denoiser", "text_encoder_0" ..."""
+    """Return the networks that may train: "denoiser", "text_encoder_0" ..."""
     text_encoders = family.text_encoders if train_text_encoder else []
     return {"denoiser": family.denoiser} | {f"text_encoder_{i}": part for i, part in enumerate(text_encoders)}
 
@@ -115,7 +115,7 @@ def attach(make_config: MakeConfig, family: Family, settings: MethodSettings) ->
 
 
 def prepare_trainable(trained: dict[str, nn.Module]) -> dict[str, nn.Module]:
-    """Those networks that have something to train, in training mode, its number format float32."""
+    """Return the networks that have something to train, in training mode, its number format float32."""
     trained = {name: part for name, part in trained.items() if any(p.requires_grad for p in part.parameters())}
     for part in trained.values():
         cast_training_params(part, torch.float32)

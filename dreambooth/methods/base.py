@@ -1,4 +1,4 @@
-"""What a method is to the rest of the program: what trains, and how the result is kept."""
+"""The interface of a method: what trains, and how the result is kept."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

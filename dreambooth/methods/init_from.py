@@ -118,7 +118,7 @@ def check_settings(started: dict[str, Learned], own: dict[str, Learned], setting
 
 
 def check_rank(started: dict[str, Learned], settings: MethodSettings) -> None:
-    """Of modules with several ranks the largest is wanted, to which `fitted` fills up the others."""
+    """Raise UserError where method.rank is not the largest rank of the file, to which `fitted` fills up the others."""
     ranks = {rank for learned in started.values() for rank in learned.ranks.values()} - {adapters.WHOLE_RANK}
     if ranks and max(ranks) != settings.rank:
         told = ", ".join(map(str, sorted(ranks)))
@@ -161,7 +161,7 @@ def _modules(learned: dict[str, Learned]) -> set[tuple[str, str]]:
 
 
 def groups_of(modules: set[tuple[str, str]]) -> list[str]:
-    """What to name in method.targets for these modules; ends of names where the groups are none of them."""
+    """Return what to name in method.targets for these modules; ends of names where the groups are none of them."""
     names = {module for _, module in modules}
     groups = {group for group, ends in TARGETS.items() if any(adapters.ends_in(name, ends) for name in names)}
     rest = {name for name in names if not any(adapters.ends_in(name, TARGETS[group]) for group in groups)}

@@ -53,7 +53,7 @@ PEFT_METADATA = "lora_adapter_metadata"  # the key under which diffusers keeps p
 
 @dataclass(frozen=True)
 class Change:
-    """What a file holds for one module.
+    """Hold what a file changes in one module.
 
     kind: 'lora', 'loha' or 'lokr'. tensors: by peft's names. rank: of its matrices; of a Kronecker product of two whole
     ones, which has none, the rank that its training was set to, None where the file does not say. magnitude: of DoRA,

@@ -132,7 +132,7 @@ def vectors(family: Family, word: str) -> list[Tensor]:
 
 
 def _trained_words(family: Family) -> list[str]:
-    """Of the tokens that train, those that are not the second or a later one of a word."""
+    """Return the tokens that train and are the first of their word."""
     layers = (module for module in family.text_encoders[0].modules() if isinstance(module, TrainableTokensLayer))
     tokens = family.pipeline().tokenizer.convert_ids_to_tokens(next(layers).token_indices[adapters.ADAPTER])
     return [token for token in tokens if token.rpartition("_")[0] not in tokens]

@@ -43,7 +43,7 @@ LeftOut = tuple[Sequence[str], int]  # measures, and the number of their image
 
 @dataclass(frozen=True)
 class Anchors:
-    """What the rule measures between; all from the untouched base and the photos. None: not measured.
+    """Hold the ends of the rule's scales; all from the untouched base and the photos. None: not measured.
 
     dino: of `clip_i`, where there is no DINO.
     """
@@ -70,7 +70,7 @@ class Quality:
 
 
 class Validation(Protocol):
-    """What the choice of a step reads of a validation."""
+    """Name what the choice of a step reads of a validation."""
 
     @property
     def step(self) -> int: ...

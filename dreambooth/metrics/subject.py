@@ -19,7 +19,7 @@ Scores = dict[str, list[float]]  # dino, clip_i, clip_t, pres, div, drift, drift
 
 @dataclass(frozen=True)
 class Encoders:
-    """What to measure with; at least one of the first two. Without `dino`, CLIP's picture side does its work.
+    """Hold the encoders to measure with; at least one of the first two. Without `dino`, CLIP's images do its work.
 
     lpips: measures DIV; None: the encoder's cosine distance.
     """
@@ -30,7 +30,7 @@ class Encoders:
 
     @property
     def main(self) -> ImageEncoder:
-        """What PRES, drift and (without LPIPS) DIV are measured with."""
+        """Return the encoder of PRES, drift and (without LPIPS) DIV."""
         encoder = self.dino or self.clip
         assert encoder is not None, "no encoder"
         return encoder

@@ -65,7 +65,7 @@ class ValidationLog:
 
     @property
     def anchors(self) -> Anchors | None:
-        """What the rule measures between; None where the untouched base was not scored."""
+        """Return the ends of the rule's scales; None where the untouched base was not scored."""
         return self.entries[0].anchors if self.entries else None
 
     @property

@@ -44,7 +44,7 @@ class ValidationScorer:
         return found
 
     def _of_subjects(self, rows: PictureRows) -> Scores:
-        """Those of subject prompts; pictures of the same subjects are measured together."""
+        """Score the images of subject prompts; images of the same subjects are measured together."""
         shown = list(self._shown(rows, "subject"))
         found: Scores = {}
         for subjects in dict.fromkeys(prompt.subjects for prompt, _ in shown):
@@ -57,7 +57,7 @@ class ValidationScorer:
         return found
 
     def means_of_subjects(self, found: Scores) -> dict[str, list[float]]:
-        """What `found` comes to for each subject, by measure, on prompts of it alone; nothing for one subject."""
+        """Return each subject's mean of `found`, by measure, on prompts of it alone; nothing for one subject."""
         means: dict[str, list[float]] = {}
         for kind, names in MEASURES.items() if len(self.subjects) > 1 else ():
             of_kind = [prompt for prompt in self.prompts if prompt.kind == kind]
@@ -68,7 +68,7 @@ class ValidationScorer:
         return means
 
     def anchors(self, base: PictureRows) -> Anchors | None:
-        """What the rule measures between, from the untouched base's pictures; None without a class prompt."""
+        """Return the anchors of the rule, from the untouched base's images; None without a class prompt."""
         of_base = means_of(self(base))
         if not {"subject", "class"} <= {prompt.kind for prompt in self.prompts}:
             return None
@@ -102,7 +102,7 @@ class ValidationScorer:
 
 
 def _mean(each: Iterable[Scores]) -> Scores:
-    """Of the scores of the same pictures, picture by picture."""
+    """Return the mean of the scores of the same images, image by image."""
     together = list(each)
     return {
         name: [sum(numbers) / len(numbers) for numbers in zip(*(found[name] for found in together), strict=True)]
@@ -111,7 +111,7 @@ def _mean(each: Iterable[Scores]) -> Scores:
 
 
 def _of_prompts(numbers: Sequence[float], prompts: Sequence[Prompt], subjects: tuple[int, ...]) -> list[float]:
-    """Those of the prompts of just these subjects; every prompt has as many numbers."""
+    """Return the numbers of the prompts of just these subjects; every prompt has as many."""
     size = len(numbers) // max(1, len(prompts))
     return [number for place, number in enumerate(numbers) if prompts[place // size].subjects == subjects]
 

@@ -1,4 +1,4 @@
-"""What a run came to, in plain words, with the next thing to do. All thresholds of it stand here.
+"""The verdict on a run, in plain words, with the next thing to do. All thresholds of it stand here.
 
 They were chosen on the 183 laboratory runs of benchmarks/lab/results.csv, whose truth the renderer knows, and are
 tested on them (tests/test_verdict.py). Means over those runs:

@@ -1,1 +1,1 @@
-"""What can be known of a run before it starts: findings, memory and disk."""
+"""Checks of a run before it starts: findings, memory and disk."""

@@ -1,4 +1,4 @@
-"""What can be known of a run before it starts: `python -m dreambooth check CONFIG`.
+"""Check a run before it starts: `python -m dreambooth check CONFIG`.
 
 Each check is the one that training itself makes, in its one place; here all are asked, and none ends the others.
 """
@@ -33,7 +33,7 @@ LOG_BYTES = 2**26  # grids, figures, configs
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check has found, with the remedy in the text; exit_code: of an error."""
+    """Hold what a check has found, with the remedy in the text; exit_code: of an error."""
 
     level: Literal["ok", "warning", "error"]
     about: str
@@ -111,7 +111,7 @@ def tell_state(run: RunFolder, config: Config, good: Callable[[str], None]) -> N
 
 
 def check_pictures(config: Config, findings: Findings) -> build.SubjectData | None:
-    """What the run is given beside its base; None where it cannot be had."""
+    """Return what the run is given beside its base; None where it cannot be had."""
     given = None
     with findings.of("pictures") as good:
         given = build.load_subject_data(config)
@@ -140,7 +140,7 @@ def check_base(config: Config, findings: Findings) -> Planner | None:
 
 
 def check_with_base(planner: Planner, given: build.SubjectData | None, config: Config, findings: Findings) -> None:
-    """What depends on the base: sizes, identifiers and prompts, disk; of a run that could start, memory."""
+    """Check what depends on the base: sizes, identifiers, prompts, disk; of a run that could start, memory."""
     family, run = planner.family, RunFolder(config)
     if given is not None:
         with findings.of("pictures"):
@@ -172,7 +172,7 @@ def check_with_base(planner: Planner, given: build.SubjectData | None, config: C
 
 
 def check_disk(run: RunFolder, family: Family, config: Config) -> str:
-    """What the run will write and what is free, in words, once the method is attached.
+    """Return what the run will write and what is free, in words, once the method is attached.
 
     Raises UserError where that does not fit beside what others have; what the run itself has written counts as free.
     """
@@ -211,7 +211,7 @@ def disk_needs(family: Family, config: Config) -> dict[str, int]:
 
 
 def latent_bytes(family: Family, config: Config) -> int:
-    """Of class pictures that the base makes."""
+    """Return the bytes of the class images that the base makes."""
     prior = config.prior
     if prior.source not in ("stream", "ahead") and not (prior.source == "teacher" and prior.teacher_latents == "class"):
         return 0

@@ -1,4 +1,4 @@
-"""What a run will need of its device's memory, before it is started: `python -m dreambooth plan CONFIG`.
+"""Plan how much of its device's memory a run will need, before it is started: `python -m dreambooth plan CONFIG`.
 
 Weights are counted. What a step and a validation hold beside them is found by going through one of each with tensors
 that have a shape and no numbers (torch's fake tensors), while every storage is counted from its birth to its end.
@@ -110,14 +110,14 @@ class Planner:
         )
 
     def _once(self, peak: Callable[[Config], int], config: Config, *settings: object) -> int:
-        """What `peak` finds; of a config's settings it depends on these alone, and is found once for them."""
+        """Return what `peak` finds; it depends on these settings of a config alone, and is found once for them."""
         key = (peak.__name__, *settings)
         if key not in self._peaks:
             self._peaks[key] = peak(config)
         return self._peaks[key]
 
     def _num_samples(self, config: Config) -> int:
-        """Of a batch, subject and class."""
+        """Return the number of samples of a batch, subject and class."""
         return config.train.batch_size * (1 if config.prior.source == "none" else 2)
 
     def autocast(self, config: Config) -> torch.autocast:
@@ -168,7 +168,7 @@ class Planner:
 
     @contextlib.contextmanager
     def _let_go(self, config: Config) -> Iterator[None]:
-        """Of each gradient as soon as it is there, with optim.in_backward."""
+        """Let go of each gradient as soon as it is there, with optim.in_backward."""
         weights = [weight for network in self.networks for weight in network.parameters() if weight.requires_grad]
         hooks = [
             weight.register_post_accumulate_grad_hook(lambda weight: setattr(weight, "grad", None))
@@ -197,7 +197,7 @@ class Planner:
 
 
 def score_weights(config: Config) -> list[Tensor]:
-    """Of the encoders that a validation measures with. Raises ModelError for one that is named and not to be had."""
+    """Return the weights of a validation's encoders. Raises ModelError for one that is named and not to be had."""
     found = build.find_encoders(config, ValidationLog(Path(os.devnull))) if config.validate.every_steps else None
     used = [] if found is None else [encoder for encoder in (found.dino, found.clip) if encoder is not None]
     return [weight for encoder in used for weight in encoder.model.parameters()]
@@ -244,7 +244,7 @@ class Count(TorchDispatchMode):
 
 
 def with_savings(planner: Planner, config: Config) -> Iterator[tuple[str, Config, Need]]:
-    """What was changed, the config, its need: as it is, then with one more saving at a time, of those that are some."""
+    """Yield what was changed, the config, its need: as it is, then with one more saving at a time that is one."""
     need = planner.need(config)
     yield "as configured", config, need
     for changes, cost in (*SAVINGS, *SAVINGS):  # what takes nothing off now can do so when something else is smaller

@@ -78,7 +78,7 @@ TOY: Draft = {
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asks for. memory: bytes there are; None: what this device has."""
+    """Hold what the user asks for. memory: bytes there are; None: what this device has."""
 
     photos: Path
     class_noun: str
@@ -90,7 +90,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a run takes. minutes: None where nothing is known of its speed."""
+    """Hold what a run takes. minutes: None where nothing is known of its speed."""
 
     memory_bytes: int
     disk_bytes: int

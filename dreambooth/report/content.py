@@ -1,4 +1,4 @@
-"""What a run's folder says, as plain data for the page. What a run does not have is empty here."""
+"""Read a run's folder as plain data for the page. What a run does not have is empty here."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -102,7 +102,7 @@ def _read_config(folder: Path) -> Config:
 
 
 def _versions(folder: Path) -> dict[str, str]:
-    """What the run wrote beside its settings; older runs may lack it."""
+    """Return what the run wrote beside its settings; older runs may lack it."""
     raw = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     return {str(name): str(value) for name, value in (raw.get(PROVENANCE) or {}).items() if name != "folder"}
 

@@ -23,7 +23,7 @@ class Samples:
     side: int
 
     def steps(self) -> list[int]:
-        """Those with a grid of this shape, in order; `strange` has the others."""
+        """Return the steps with a grid of this shape, in order; `strange` has the others."""
         return [step for step in self._all_steps() if self._fits(step)]
 
     def strange(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a run came to and was told, as rows of text: scores at a few steps, settings, versions, sessions."""
+"""Rows of text about a run: scores at a few steps, settings, versions, sessions."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from dreambooth.metrics.validation_log import ValidationLog, ValidationRecord
 
 @dataclass(frozen=True)
 class Measure:
-    """What a score is called, what it means, and which way is better."""
+    """Name a score, what it means, and which way is better."""
 
     title: str
     meaning: str
@@ -132,7 +132,7 @@ def _encoders(validation_log: ValidationLog) -> dict[str, list[str]]:
 
 
 def settings(config: Config) -> tuple[list[Setting], list[Setting]]:
-    """Those that differ from the defaults, and the others."""
+    """Return the settings that differ from the defaults, and the others."""
     changed: list[Setting] = []
     kept: list[Setting] = []
     for key, value in flatten(to_dict(config)).items():

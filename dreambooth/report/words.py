@@ -1,4 +1,4 @@
-"""What a run came to, in sentences."""
+"""Sentences about the outcome of a run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ def _value(entry: ValidationRecord) -> str:
 
 
 def difference(entry: ValidationRecord, other: ValidationRecord) -> str:
-    """What `entry` does better than `other`, and what worse."""
+    """Say what `entry` does better than `other`, and what worse."""
     by = {name: getattr(entry.quality, name) - getattr(other.quality, name) for name, _, _ in FACTORS}
     gains = [more for name, more, _ in FACTORS if by[name] > NOTICEABLE]
     losses = [less for name, _, less in FACTORS if by[name] < -NOTICEABLE]

@@ -1,4 +1,4 @@
-"""What a run depends on besides its settings, as fingerprints of content: base, encoders, images, captions, start.
+"""Fingerprints of what a run depends on besides its settings: base, encoders, images, captions, start.
 
 Their names are kept in every state's manifest, and stay.
 """

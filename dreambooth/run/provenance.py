@@ -1,4 +1,4 @@
-"""What a run was made with: versions and the commit of this code."""
+"""Provenance of a run: versions and the commit of this code."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""What happens around the steps: saving, stopping, logging, progress. None of it changes the training.
+"""Callbacks around the steps: saving, stopping, logging, progress. None of it changes the training.
 
 All of it happens between two optimizer steps, never between the batches that one step accumulates.
 """
@@ -254,7 +254,7 @@ class Progress(StepCallback):
 
 
 def _loss_and_lr(module: DreamBoothModule, between: str) -> str:
-    """Of the last step, waiting for the device to have them."""
+    """Return loss and learning rate of the last step as text; waits for the device to have them."""
     assert module.last_step is not None
     figures = module.last_step.by_name
     return f"loss {figures['train/loss']:.4f}{between}lr {figures['optim/lr']:.1e}"

@@ -123,7 +123,7 @@ def make_room(path: Path, num_bytes: int, expendable: Path | None) -> None:
 
 
 def num_bytes_of(checkpoint: Mapping[str, Any]) -> int:
-    """What a checkpoint takes as a file, and a little more; a storage that several tensors share is written once."""
+    """Return the bytes of a checkpoint's file, and a few more; a storage that several tensors share is written once."""
     tensors = [leaf for leaf in tree_leaves(checkpoint) if isinstance(leaf, Tensor)]
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values()) + 1024 * len(tensors) + 2**16
@@ -195,7 +195,7 @@ def _add_entry(path: Path, entry: StateEntry) -> None:
 
 
 def _read_entries(path: Path) -> list[StateEntry]:
-    """Of a checkpoint's manifest; none where that is damaged itself, which the seals tell that later versions write."""
+    """Return the entries of a checkpoint's manifest; none where it is damaged, as the seals of later versions show."""
     try:
         entries = json.loads(manifest_path(path).read_text(encoding="utf-8"))
         seals = [entry.pop("seal", None) for entry in entries]

@@ -17,7 +17,7 @@ from dreambooth.errors import first_line
 
 
 class Loggers:
-    """Those that have not failed yet; metrics.csv has all that they are told.
+    """Pass metrics and images to the loggers that have not failed yet; metrics.csv has all of it.
 
     makers: by the key of the setting that asks for each.
     """
@@ -62,7 +62,7 @@ class Loggers:
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What loggers raise; W&B has errors of its own."""
+    """Return the errors that loggers raise; W&B has its own."""
     wandb = sys.modules.get("wandb")
     own = (wandb.errors.Error,) if wandb is not None else ()
     return (OSError, RuntimeError, ValueError, TypeError, ImportError, EOFError, *own)

@@ -1,4 +1,4 @@
-"""What is measured in an optimizer step: collected over its batches, read late, and refused where it is not finite.
+"""The metrics of an optimizer step: collected over its batches, read late, and refused where it is not finite.
 
 Shapes: B samples, M metrics.
 """

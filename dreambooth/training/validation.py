@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ValidationInputs:
-    """What a validation looks at, always from the same noise.
+    """Make what a validation looks at, always from the same noise.
 
     sample: pictures with the live weights, a row a prompt. loss: of the live weights at fixed noise and timesteps.
     score: None where nothing to measure with is at hand. base: pictures of the untouched base; None where that is what

@@ -1,4 +1,4 @@
-"""What is compared: a lab is a question of the paper, its rows are the answers that are tried.
+"""The experiments: a lab is a question of the paper, its rows are the answers that are tried.
 
 A row says what differs from `configs/toyworld.yaml`. Rows that come to the same settings share their runs.
 Nothing heavy is imported here.
@@ -59,7 +59,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """What somebody found: `figure` is higher in row `more` than in row `less`. said: by whom, and in their figures."""
+    """Hold somebody's finding: `figure` is higher in row `more` than in row `less`. said: by whom, in their figures."""
 
     figure: str
     more: str

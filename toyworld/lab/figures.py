@@ -1,4 +1,4 @@
-"""What is measured of a cell: the name of each figure and what a reader is told of it."""
+"""The measures of a cell: the name of each and what a reader is told of it."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ NUM_ANCHORS = 120  # renderings of the subject, and of as many others of its cla
 
 @dataclass(frozen=True)
 class Tools:
-    """What pictures are measured with."""
+    """Hold what images are measured with."""
 
     encoders: Encoders
     judge: Judge
@@ -40,7 +40,7 @@ def load_tools(encoders: Path, judge: Path) -> Tools:
 
 @dataclass(frozen=True)
 class Pictures:
-    """What one model draws, and the untouched base for the same class prompt and seeds."""
+    """Hold what one model draws, and the untouched base for the same class prompt and seeds."""
 
     subject: Sequence[Image]  # over the unseen places, in the order of `outcome.draw_subject`
     of_class: Sequence[Image]

@@ -115,7 +115,7 @@ def overrides_of(row: Variant, bench: Workspace) -> list[str]:
 
 
 def settings_of(config: Config) -> dict[str, Any]:
-    """What differs from the defaults and has a say in the figures: a new key changes no fingerprint."""
+    """Return what differs from the defaults and has a say in the figures: a new key changes no fingerprint."""
     flat = {f"{section}.{key}": value for section, keys in to_dict(config).items() for key, value in keys.items()}
     ignored = [*LEFT_OUT]
     ignored += [] if config.validate.every_steps else ["validate."]
@@ -127,7 +127,7 @@ def settings_of(config: Config) -> dict[str, Any]:
 
 @cache
 def _settings(path: Path, overrides: tuple[str, ...]) -> tuple[dict[str, Any], int]:
-    """What the fingerprint is made of, and how many steps are trained; reading a config takes a third of a second."""
+    """Return what the fingerprint is made of, and how many steps are trained; reading a config takes .3 s."""
     config = load_config(path, overrides)
     return settings_of(config), config.train.max_steps
 
@@ -184,6 +184,6 @@ def plan(
 
 
 def noun_of(cell: Trial) -> str:
-    """What the subject is called in training."""
+    """Return what the subject is called in training."""
     subject = cell.subject
     return {"right": subject.class_noun, "none": NO_NOUN, "wrong": subject.wrong_noun}[cell.row.noun]

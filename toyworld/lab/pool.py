@@ -109,7 +109,7 @@ class _Worker:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """What a worker's libraries read when they are loaded: cores are shared out among processes, not threads."""
+    """Set one thread for the libraries that a worker loads: cores are shared out among processes."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     try:

@@ -37,7 +37,7 @@ COSTS = ("kept_step", "seconds_training", "seconds_prior", "seconds_drawing")
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a trained model draws, and what it cost to get there."""
+    """Hold what a trained model draws, and what it cost to get there."""
 
     subject: list[Image.Image]
     of_class: list[Image.Image]

@@ -23,7 +23,7 @@ Key = tuple[str, str, int]  # fingerprint, subject, seed
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured of a cell, and when and on what."""
+    """Hold what was measured of a cell, and when and on what."""
 
     figures: Mapping[str, float]
     date: str

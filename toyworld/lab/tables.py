@@ -20,7 +20,7 @@ Place = tuple[str, int]  # subject, seed
 
 @dataclass(frozen=True)
 class RowResults:
-    """What there is of a row so far, by subject and seed."""
+    """Hold what there is of a row so far, by subject and seed."""
 
     row: Variant
     num_wanted: int
@@ -109,7 +109,7 @@ def _signed(figure: str, found: Estimate) -> str:
 
 
 def claim_lines(lab: Experiment, rows: Sequence[RowResults]) -> str:
-    """What was found elsewhere, and whether it is so here."""
+    """Say what was found elsewhere, and whether it is so here."""
     by_name = {row.row.name: row for row in rows}
     return "\n".join(f"- {claim.said}. Here: {verdict(claim, by_name)}" for claim in lab.claims)
 
