@@ -15,6 +15,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from test_interruptions import SETTINGS, assert_equal_runs, folder, interrupt
+from warm import Warm
 
 from dreambooth import build
 from dreambooth.cli import main
@@ -280,9 +281,9 @@ def test_class_samples_are_of_every_class_equally_often(
 # -------------------------------------------------------------------------------- runs
 
 
-def test_killed_and_run_again_it_comes_to_the_same_bits(two_file: Path) -> None:
+def test_killed_and_run_again_it_comes_to_the_same_bits(two_file: Path, warm: Warm) -> None:
     trained(two_file, "run.name=whole", *SETTINGS)
-    code, _ = interrupt(two_file, "killed", signal.SIGKILL, lambda run: _steps(run) >= 4)
+    code, _ = interrupt(warm, two_file, "killed", signal.SIGKILL, lambda run: _steps(run) >= 4)
     assert code == -signal.SIGKILL
     assert find_state(folder(two_file, "killed").state).step < 10
     killed = trained(two_file, "run.name=killed", *SETTINGS)
