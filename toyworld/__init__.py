@@ -1,9 +1,9 @@
-"""The toy world: a renderer of captioned 64 px pictures, and the tiny Stable Diffusion trained on them.
+"""The toy world: a renderer of captioned 64 px images, and the tiny Stable Diffusion trained on them.
 
 palette, canvas   colours and a small drawing surface over PIL
 classes, places   one plain function per object class and per place
 world             identity (`Spec`) apart from scene (`Scene`), their sampling, and `render`
-captions          many ways to say what a picture shows
+captions          many ways to say what an image shows
 tokenizer         a CLIPTokenizer that knows the world's words and reserved rare ones
 latents, vae      latents defined as principal components of patches, and the autoencoder that imitates them
 base              the UNet and the text encoder, trained together

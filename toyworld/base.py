@@ -31,7 +31,7 @@ from toyworld.training import Plan, fit, rank_and_world
 
 TEXT_WIDTH = 128
 CAPTION_DROPOUT = 0.1
-# An object covers a fifth of the picture but holds nearly all of its information: each of its latent positions counts
+# An object covers a fifth of the image but holds nearly all of its information: each of its latent positions counts
 # 1 + OBJECT_WEIGHT times.
 OBJECT_WEIGHT = 3.0
 TIMESTEP_SHIFT = -0.2  # t / 1000 = sigmoid(normal + shift): mid-noise, slightly to the clean side
@@ -65,7 +65,7 @@ class BaseSettings:
 
 
 def build_unet() -> UNet2DConditionModel:
-    """The denoiser, its residual branches starting at zero (trains much faster)."""
+    """Return an untrained denoiser whose residual branches start at zero (it then trains much faster)."""
     unet = UNet2DConditionModel(
         sample_size=SIZE // PATCH,
         in_channels=CHANNELS,
@@ -88,7 +88,7 @@ def build_unet() -> UNet2DConditionModel:
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """A causal CLIP text transformer of two layers."""
+    """Return an untrained causal CLIP text transformer of two layers."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=TEXT_WIDTH,
@@ -106,7 +106,7 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def sampling_scheduler() -> DDIMScheduler:
-    """The scheduler that ships with the base."""
+    """Return the scheduler that ships with the base."""
     return DDIMScheduler(set_alpha_to_one=True, **SCHEDULE)
 
 
@@ -122,14 +122,14 @@ class BaseTask:
         self.precision = torch.bfloat16 if bfloat16_is_faster(settings.device) else torch.float32
 
     def __call__(self, step: int) -> Tensor:
-        """The mean squared error of v, weighted by where the object is."""
+        """Return the mean squared error of v over one batch, weighted up where the object is."""
         rank, num_processes = rank_and_world()
         size = self.settings.batch_size // num_processes
         generator = torch.Generator().manual_seed(self.settings.seed + 7919 * (step * num_processes + rank))
         latents, mask, tokens = self.dataset.batch(torch.randint(len(self.dataset), (size,), generator=generator))
         tokens[torch.rand(size, generator=generator) < CAPTION_DROPOUT] = self.no_caption_L
-        share = torch.sigmoid(torch.randn(size, generator=generator) + TIMESTEP_SHIFT)
-        t = (share * SCHEDULE["num_train_timesteps"]).long()  # type: ignore[operator]
+        t_over_T = torch.sigmoid(torch.randn(size, generator=generator) + TIMESTEP_SHIFT)
+        t = (t_over_T * SCHEDULE["num_train_timesteps"]).long()  # type: ignore[operator]
         noise = torch.randn(latents.shape, generator=generator)
         noisy = self.noise_schedule.add_noise(latents, noise, t)
         target = self.noise_schedule.get_velocity(latents, noise, t)
@@ -149,7 +149,10 @@ class BaseTask:
 
 
 def bfloat16_is_faster(device: str) -> bool:
-    """On a GPU always; on a CPU measured once: some run bfloat16 twice as fast as float32, some at half its speed."""
+    """Return whether to train in bfloat16: always on a GPU, on a CPU by measuring once.
+
+    Some CPUs run bfloat16 twice as fast as float32, some at half its speed.
+    """
     if device != "cpu":
         return True
     seconds = {}
@@ -167,7 +170,7 @@ def bfloat16_is_faster(device: str) -> bool:
 
 
 def build_modules(settings: BaseSettings) -> nn.ModuleDict:
-    """The two networks, from noise or from the shipped weights."""
+    """Return text encoder and denoiser, with random weights or with those in `settings.init_from`."""
     torch.manual_seed(settings.seed)
     if settings.init_from is None:
         return nn.ModuleDict({"text_encoder": build_text_encoder(build_tokenizer()), "unet": build_unet()})

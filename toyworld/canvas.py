@@ -1,7 +1,7 @@
 """A small drawing surface over PIL: object coordinates, outlines, and patterns clipped to a body.
 
 Objects are drawn in a box of -1..1 both ways, y downwards, standing on y = 1. The canvas maps it to pixels of a
-picture three times the final size, which is reduced at the end: cheap antialiasing.
+image three times the final size, which is reduced at the end: cheap antialiasing.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from PIL import Image, ImageDraw
 
 from toyworld.palette import OUTLINE, RGB
 
-SIZE = 64  # pixels, the finished picture
+SIZE = 64  # pixels, the finished image
 OVERSAMPLE = 3
 DRAWN_SIZE = SIZE * OVERSAMPLE
 OUTLINE_WIDTH = 3  # drawn pixels, so one finished pixel
 
 Point = tuple[float, float]
-# Places of spots in the unit box: a quincunx, so five dots of some 5 finished pixels fit on every body.
+# Centres of spots in the unit box: a quincunx, so five dots of some 5 finished pixels fit on every body.
 SPOTS: tuple[Point, ...] = ((0.22, 0.24), (0.78, 0.24), (0.5, 0.5), (0.22, 0.76), (0.78, 0.76))
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the object's box lies in the drawn picture (all in drawn pixels; tilt in radians)."""
+    """Where the object's box lies in the drawn image (all in drawn pixels; tilt in radians)."""
 
     center_x: float
     center_y: float
@@ -43,12 +43,12 @@ CIRCLE = _unit_circle(24)
 
 
 def ellipse_points(x: float, y: float, radius_x: float, radius_y: float) -> list[Point]:
-    """An ellipse as a polygon."""
+    """Return an ellipse as a polygon."""
     return [(x + radius_x * u, y + radius_y * v) for u, v in CIRCLE]
 
 
 def rectangle_points(left: float, top: float, right: float, bottom: float, radius: float = 0.0) -> list[Point]:
-    """A rectangle as a polygon, its corners rounded by `radius`."""
+    """Return a rectangle as a polygon, its corners rounded by `radius`."""
     if radius <= 0:
         return [(left, top), (right, top), (right, bottom), (left, bottom)]
     corners = ((right - radius, top + radius, -90), (right - radius, bottom - radius, 0),
@@ -62,7 +62,10 @@ def rectangle_points(left: float, top: float, right: float, bottom: float, radiu
 
 
 def clip_to_band(points: Sequence[Point], axis: int, low: float, high: float) -> list[Point]:
-    """The part of a polygon with low <= coordinate[axis] <= high (Sutherland and Hodgman 1974, two half-planes)."""
+    """Return the part of a polygon with low <= coordinate[axis] <= high.
+
+    Sutherland and Hodgman 1974, for two half-planes.
+    """
     kept = list(points)
     for sign, limit in ((1.0, low), (-1.0, -high)):
         source, kept = kept, []
@@ -70,8 +73,8 @@ def clip_to_band(points: Sequence[Point], axis: int, low: float, high: float) ->
             start = source[i - 1]
             before, after = sign * start[axis] - limit, sign * end[axis] - limit
             if (before >= 0) != (after >= 0):
-                share = before / (before - after)
-                kept.append((start[0] + share * (end[0] - start[0]), start[1] + share * (end[1] - start[1])))
+                fraction = before / (before - after)
+                kept.append((start[0] + fraction * (end[0] - start[0]), start[1] + fraction * (end[1] - start[1])))
             if after >= 0:
                 kept.append(end)
     return kept
@@ -88,40 +91,40 @@ class Canvas:
         self._sin = math.sin(placement.tilt) * placement.half_size
 
     def _to_pixels(self, points: Sequence[Point]) -> list[Point]:
-        place = self._placement
-        flip = -1.0 if place.mirrored else 1.0
+        placement = self._placement
+        flip = -1.0 if placement.mirrored else 1.0
         cos, sin = self._cos, self._sin
         return [
-            (place.center_x + flip * (cos * x - sin * y), place.center_y + sin * x + cos * y) for x, y in points
+            (placement.center_x + flip * (cos * x - sin * y), placement.center_y + sin * x + cos * y) for x, y in points
         ]  # fmt: skip
 
     def _ink(self, colour: RGB) -> RGB | int:
         return colour if self._silhouette is None else self._silhouette
 
     def fill(self, points: Sequence[Point], colour: RGB) -> None:
-        """A filled polygon without outline."""
+        """Draw a filled polygon without outline."""
         self._draw.polygon(self._to_pixels(points), fill=self._ink(colour))
 
     def outline(self, points: Sequence[Point]) -> None:
-        """The dark line round a polygon."""
+        """Draw the dark line round a polygon."""
         pixels = self._to_pixels(points)
         self._draw.line([*pixels, pixels[0], pixels[1]], fill=self._ink(OUTLINE), width=OUTLINE_WIDTH, joint="curve")
 
     def polygon(self, points: Sequence[Point], colour: RGB) -> None:
-        """A filled polygon with outline."""
+        """Draw a filled polygon with outline."""
         self.fill(points, colour)
         self.outline(points)
 
     def ellipse(self, x: float, y: float, radius_x: float, radius_y: float, colour: RGB) -> None:
-        """A filled ellipse with outline."""
+        """Draw a filled ellipse with outline."""
         self.polygon(ellipse_points(x, y, radius_x, radius_y), colour)
 
     def rectangle(self, left: float, top: float, right: float, bottom: float, colour: RGB, radius: float = 0.0) -> None:
-        """A filled rectangle with outline, its corners rounded by `radius`."""
+        """Draw a filled rectangle with outline, its corners rounded by `radius`."""
         self.polygon(rectangle_points(left, top, right, bottom, radius), colour)
 
     def stroke(self, points: Sequence[Point], colour: RGB, width: float) -> None:
-        """A thick outlined line through `points`; width in object units."""
+        """Draw a thick outlined line through `points`; width in object units."""
         pixels = self._to_pixels(points)
         inner = round(width * self._placement.half_size)
         outer = inner + 2 * OUTLINE_WIDTH
@@ -129,7 +132,7 @@ class Canvas:
         self._draw.line(pixels, fill=self._ink(colour), width=inner, joint="curve")
 
     def eye(self, x: float, y: float, radius: float) -> None:
-        """White with a dark pupil that looks ahead."""
+        """Draw a white eye with a dark pupil that looks ahead."""
         self.ellipse(x, y, radius, radius, (255, 255, 255))
         self.fill(ellipse_points(x + 0.18 * radius, y, 0.5 * radius, 0.55 * radius), OUTLINE)
 
@@ -143,7 +146,7 @@ class Canvas:
         num_stripes: int = 2,
         spot_inset: float = 0.0,
     ) -> None:
-        """The object's main part: filled, patterned in the accent colour, outlined.
+        """Draw the object's main part: filled, patterned in the accent colour, outlined.
 
         axis 1 lays stripes across the height (horizontal bands), axis 0 across the width. `spot_inset` draws the spots
         towards the middle (0: at the corners of the bounding box's quincunx, 0.3: well inside an ellipse).

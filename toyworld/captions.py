@@ -1,7 +1,7 @@
-"""Captions: what a picture shows, said in many ways, often with colours, pattern and place.
+"""Captions of images in many wordings, often with colours, pattern and place.
 
 A caption that says more leaves less for the model to guess: naming the main colour in most captions made a tiny model
-learn several times faster per picture. Proportions and accessories have no words at all, so nothing but pictures can
+learn several times faster per image. Proportions and accessories have no words at all, so nothing but images can
 teach what one particular object looks like.
 """
 
@@ -26,39 +26,40 @@ OPENINGS = (
 )
 PLURAL_PATTERN = {"striped": "stripes", "spotted": "spots"}
 
-SHARE_COLOUR = 0.75  # of captions name the main colour
-SHARE_SECOND = 0.6  # of those also name the second colour
-SHARE_PATTERN = 0.75  # of patterned objects are called so
-SHARE_PATTERN_COLOUR = 0.6  # of those say it with the colour: "with yellow stripes"
-SHARE_PLACE = 0.85  # of captions name the place
+# Probabilities.
+P_COLOUR = 0.75  # that a caption names the main colour
+P_SECOND = 0.6  # that it then also names the second colour
+P_PATTERN = 0.75  # that a patterned object's pattern is named
+P_PATTERN_COLOUR = 0.6  # that it is then named with its colour: "with yellow stripes"
+P_PLACE = 0.85  # that a caption names the place
 
 
 def caption(rng: random.Random, class_noun: str, main: str, second: str, accent: str, pattern: str, place: str) -> str:
-    """One of the many captions of an object in a place; which one is drawn from `rng`."""
+    """Return one of the many captions of an object in a place, drawn from `rng`."""
     words = [rng.choice(OPENINGS)]
     tail = ""
-    if pattern in PLURAL_PATTERN and rng.random() < SHARE_PATTERN:
-        if rng.random() < SHARE_PATTERN_COLOUR:
+    if pattern in PLURAL_PATTERN and rng.random() < P_PATTERN:
+        if rng.random() < P_PATTERN_COLOUR:
             tail = f"with {accent} {PLURAL_PATTERN[pattern]}"
         else:
             words.append(pattern)
-    if rng.random() < SHARE_COLOUR:
-        words.append(f"{main} and {second}" if rng.random() < SHARE_SECOND else main)
+    if rng.random() < P_COLOUR:
+        words.append(f"{main} and {second}" if rng.random() < P_SECOND else main)
     words.append(class_noun)
     if tail:
         words.append(tail)
-    if rng.random() < SHARE_PLACE:
+    if rng.random() < P_PLACE:
         words.append(rng.choice(PHRASES[place]))
     return with_articles(" ".join(words))
 
 
 def with_articles(text: str) -> str:
-    """`text` with "a" turned into "an" before a vowel: "a orange car" becomes "an orange car"."""
+    """Return `text` with "a" turned into "an" before a vowel: "a orange car" becomes "an orange car"."""
     return re.sub(r"\ba (?=[aeiou])", "an ", text)
 
 
 def vocabulary() -> set[str]:
-    """Every word that a caption can hold."""
+    """Return every word that a caption can hold."""
     words = {"a", "an", "and", "with", *CLASSES, *COLOURS, *PLURAL_PATTERN, *PLURAL_PATTERN.values()}
     for text in OPENINGS + tuple(phrase for phrases in PHRASES.values() for phrase in phrases):
         words.update(text.split())

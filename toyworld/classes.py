@@ -30,12 +30,15 @@ class Look:
     accessories: tuple[int, ...]
 
 
-def _between(low: float, high: float, share: float) -> float:
-    return low + (high - low) * share
+def _between(low: float, high: float, fraction: float) -> float:
+    return low + (high - low) * fraction
 
 
 def robot(canvas: Canvas, look: Look, pose: Pose) -> None:
-    """Accessories: head (square, round, dome), antennas (0 to 2), feet (legs, tracks, wheel)."""
+    """Draw a robot.
+
+    Accessories: head (square, round, dome), antennas (0 to 2), feet (legs, tracks, wheel).
+    """
     width = _between(0.36, 0.52, look.proportions[0])
     head = _between(0.28, 0.36, look.proportions[1])
     reach = _between(0.26, 0.36, look.proportions[2])
@@ -92,7 +95,10 @@ def _half_turn(num_steps: int) -> list[float]:
 
 
 def dog(canvas: Canvas, look: Look, pose: Pose) -> None:
-    """Seen from the side. Accessories: ears (hanging, pointed, round), neck (bare, collar, scarf), tail."""
+    """Draw a dog from the side.
+
+    Accessories: ears (hanging, pointed, round), neck (bare, collar, scarf), tail.
+    """
     length = _between(0.5, 0.62, look.proportions[0])
     leg = _between(0.26, 0.4, look.proportions[1])
     head = _between(0.29, 0.36, look.proportions[2])
@@ -142,7 +148,10 @@ def _dog_ear(canvas: Canvas, look: Look, x: float, y: float, head: float) -> Non
 
 
 def cat(canvas: Canvas, look: Look, pose: Pose) -> None:
-    """Seen from the front, sitting. Accessories: ears (wide, narrow, tufted), neck (none, collar, bow), tail side."""
+    """Draw a sitting cat from the front.
+
+    Accessories: ears (wide, narrow, tufted), neck (none, collar, bow), tail side.
+    """
     width = _between(0.38, 0.5, look.proportions[0])
     head = _between(0.38, 0.46, look.proportions[1])
     ear = _between(0.24, 0.38, look.proportions[2])
@@ -174,7 +183,10 @@ def _cat_face(canvas: Canvas, look: Look, y: float, head: float) -> None:
 
 
 def car(canvas: Canvas, look: Look, pose: Pose) -> None:
-    """Seen from the side. Accessories: shape (saloon, van, pick-up), roof (bare, light, luggage), hubs."""
+    """Draw a car from the side.
+
+    Accessories: shape (saloon, van, pick-up), roof (bare, light, luggage), hubs.
+    """
     length = _between(0.82, 0.96, look.proportions[0])
     wheel = _between(0.2, 0.26, look.proportions[1])
     top = _between(0.1, 0.22, look.proportions[2])
@@ -204,7 +216,10 @@ def _car_roof(canvas: Canvas, look: Look, x: float, roof: float) -> None:
 
 
 def house(canvas: Canvas, look: Look, pose: Pose) -> None:
-    """Accessories: roof (gable, hip, barn), chimney (none, left, right), windows (square, round, one wide)."""
+    """Draw a house.
+
+    Accessories: roof (gable, hip, barn), chimney (none, left, right), windows (square, round, one wide).
+    """
     width = _between(0.56, 0.72, look.proportions[0])
     eaves = _between(-0.16, 0.06, look.proportions[1])
     rise = _between(0.5, 0.7, look.proportions[2])
@@ -246,7 +261,10 @@ def _house_windows(canvas: Canvas, look: Look, width: float, eaves: float) -> No
 
 
 def backpack(canvas: Canvas, look: Look, pose: Pose) -> None:
-    """Accessories: pocket (wide, round, two small), badge (none, disc, buckles), side pouches (none, small, big)."""
+    """Draw a backpack.
+
+    Accessories: pocket (wide, round, two small), badge (none, disc, buckles), side pouches (none, small, big).
+    """
     width = _between(0.46, 0.6, look.proportions[0])
     top = _between(-0.82, -0.62, look.proportions[1])
     roundness = _between(0.16, 0.4, look.proportions[2])
@@ -280,7 +298,10 @@ def _backpack_pocket(canvas: Canvas, look: Look, width: float) -> None:
 
 
 def teapot(canvas: Canvas, look: Look, pose: Pose) -> None:
-    """Accessories: belly (round, square, pear), knob (ball, flat, spike), stand (none, foot, legs)."""
+    """Draw a teapot.
+
+    Accessories: belly (round, square, pear), knob (ball, flat, spike), stand (none, foot, legs).
+    """
     width = _between(0.46, 0.58, look.proportions[0])
     height = _between(0.42, 0.54, look.proportions[1])
     loop = _between(0.26, 0.36, look.proportions[2])
@@ -320,7 +341,10 @@ def _teapot_stand(canvas: Canvas, look: Look, width: float) -> None:
 
 
 def fish(canvas: Canvas, look: Look, pose: Pose) -> None:
-    """Seen from the side. Accessories: tail (fork, fan, square), fin (low, tall, spiky), lower fin (none, one, two)."""
+    """Draw a fish from the side.
+
+    Accessories: tail (fork, fan, square), fin (low, tall, spiky), lower fin (none, one, two).
+    """
     length = _between(0.56, 0.7, look.proportions[0])
     height = _between(0.38, 0.52, look.proportions[1])
     tail = _between(0.28, 0.38, look.proportions[2])
@@ -356,7 +380,10 @@ def _fish_fins(canvas: Canvas, look: Look, y: float, height: float, length: floa
 
 
 def flower(canvas: Canvas, look: Look, pose: Pose) -> None:
-    """Petals are the body: stripes colour every other one. Accessories: petals (5, 6, 8), pot, leaves."""
+    """Draw a flower; its petals are the body, and stripes colour every other one.
+
+    Accessories: petals (5, 6, 8), pot, leaves.
+    """
     ring = _between(0.3, 0.38, look.proportions[0])
     petal = _between(0.2, 0.25, look.proportions[1])
     heart = _between(0.18, 0.24, look.proportions[2])
@@ -380,7 +407,10 @@ def flower(canvas: Canvas, look: Look, pose: Pose) -> None:
 
 
 def rocket(canvas: Canvas, look: Look, pose: Pose) -> None:
-    """Accessories: nose (cone, round, needle), fins (swept, square, small), window (one, two, wide)."""
+    """Draw a rocket.
+
+    Accessories: nose (cone, round, needle), fins (swept, square, small), window (one, two, wide).
+    """
     width = _between(0.28, 0.38, look.proportions[0])
     shoulder = _between(-0.42, -0.28, look.proportions[1])
     fin = _between(0.24, 0.36, look.proportions[2])

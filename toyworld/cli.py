@@ -1,4 +1,4 @@
-"""`python -m dreambooth toyworld ...`: render the toy world, make a subject's pictures, train and judge the base."""
+"""`python -m dreambooth toyworld ...`: render the toy world, render a subject's photos, train and judge the base."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 SHIPPED = Path("checkpoints/toyworld")
 DEMO_SEED = 21  # of the robot in data/robot
 STAGES = ("decoder", "encoder", "judge", "base")
-# Minutes of each stage as a share of --minutes; the base, which everything waits for, takes most.
-SHARES = {"decoder": 0.2, "encoder": 0.05, "judge": 0.08, "base": 0.67}
+# Each stage's fraction of --minutes; the base, which everything waits for, takes most.
+MINUTES_FRACTION = {"decoder": 0.2, "encoder": 0.05, "judge": 0.08, "base": 0.67}
 ENCODERS = ("clip", "vit")
 SHIPPED_ENCODERS = Path("checkpoints/toyworld-encoders")
 
@@ -18,39 +18,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Fill in the parser of `toyworld` and its subcommands."""
     commands = parser.add_subparsers(dest="toyworld_command", metavar="COMMAND", required=True)
     render = commands.add_parser("render", help="write a contact sheet of the toy world")
-    render.add_argument("--seed", type=int, default=0, help="of the first picture")
-    render.add_argument("--count", type=int, default=96, help="pictures on the sheet")
+    render.add_argument("--seed", type=int, default=0, help="of the first image (default: %(default)s)")
+    render.add_argument("--count", type=int, default=96, help="number of images (default: %(default)s)")
     render.add_argument("--out", type=Path, default=Path("toyworld.png"), help="file to write (default: %(default)s)")
 
-    subject = commands.add_parser("subject", help="write pictures of one subject that no training picture shows")
+    subject = commands.add_parser("subject", help="write photos of one subject that no training image shows")
     subject.add_argument("--class", dest="class_noun", required=True, help="class noun, e.g. robot or dog")
     subject.add_argument("--seed", type=int, default=0, help="each number is another subject (default: %(default)s)")
-    subject.add_argument("--count", type=int, default=5, help="pictures (default: %(default)s)")
-    subject.add_argument("--places", nargs="+", default=["grass", "studio", "city", "snow", "forest"], help="in turn")
+    subject.add_argument("--count", type=int, default=5, help="number of photos (default: %(default)s)")
+    subject.add_argument(
+        "--places", nargs="+", default=["grass", "studio", "city", "snow", "forest"], help="scenes, used in turn"
+    )
     subject.add_argument("--out", type=Path, required=True, help="folder for 00.png, 01.png, ...")
 
     train = commands.add_parser("train", help="train the embedded base from scratch; run again to resume")
     train.add_argument("--minutes", type=float, default=120.0, help="of all stages together (default: %(default)s)")
     train.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     train.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="default: all of them")
-    train.add_argument("--init-from", type=Path, help="start denoiser and text encoder from this pipeline folder")
+    train.add_argument("--init-from", type=Path, help="initialize denoiser and text encoder from this pipeline folder")
     train.add_argument("--batch-size", type=int, default=64, help="of the denoiser (default: %(default)s)")
     train.add_argument("--num-samples", type=int, default=100_000, help="in the training set (default: %(default)s)")
     _add_folders(train)
 
-    export = commands.add_parser("export", help="write the base as far as it is trained; works beside `train`")
+    export = commands.add_parser("export", help="write the base with its weights so far; works beside `train`")
     _add_folders(export)
 
-    evaluate = commands.add_parser("evaluate", help="sample the base and judge the pictures by the renderer's truth")
+    evaluate = commands.add_parser("evaluate", help="sample the base and judge the images by the renderer's truth")
     evaluate.add_argument("--model", type=Path, default=SHIPPED, help="pipeline folder (default: %(default)s)")
-    evaluate.add_argument("--per-class", type=int, default=30, help="pictures of every class (default: %(default)s)")
-    evaluate.add_argument("--sheet", type=Path, help="write the pictures as a contact sheet to this file")
+    evaluate.add_argument("--per-class", type=int, default=30, help="images of every class (default: %(default)s)")
+    evaluate.add_argument("--sheet", type=Path, help="write the images as a contact sheet to this file")
 
-    outcome = commands.add_parser("outcome", help="judge what DreamBooth did: subject, place, class prompt")
+    outcome = commands.add_parser("outcome", help="judge a DreamBooth result: subject, place, class prompt")
     outcome.add_argument("models", type=Path, nargs="+", metavar="MODEL", help="run folders, a column each")
     outcome.add_argument("--class", dest="class_noun", default="robot", help="of the subject (default: %(default)s)")
     outcome.add_argument("--seed", type=int, default=DEMO_SEED, help="of the subject (default: %(default)s)")
-    outcome.add_argument("--num-images", type=int, default=24, help="pictures a prompt (default: %(default)s)")
+    outcome.add_argument("--num-images", type=int, default=24, help="images a prompt (default: %(default)s)")
     outcome.add_argument("--photos", type=Path, default=Path("data/robot"), help="the subject's (default: %(default)s)")
     outcome.add_argument("--poster", type=Path, help="write photos and samples of the first model to this file")
 
@@ -59,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     encoders.add_argument("--only", choices=ENCODERS, help="train this one, for its part of the minutes")
     encoders.add_argument("--work", type=Path, default=Path(f"{SHIPPED_ENCODERS}.work"), help="states (%(default)s)")
     encoders.add_argument("--out", type=Path, default=SHIPPED_ENCODERS, help="folder to write (default: %(default)s)")
-    encoders.add_argument("--measure-only", action="store_true", help="measure what is in the --out folder")
+    encoders.add_argument("--measure-only", action="store_true", help="measure the encoders in the --out folder")
 
 
 def _add_folders(parser: argparse.ArgumentParser) -> None:
@@ -85,8 +87,8 @@ def run(args: argparse.Namespace) -> int:
 def _render(args: argparse.Namespace) -> None:
     from toyworld import world
 
-    pictures = [world.render(*world.sample(seed)[:2]) for seed in range(args.seed, args.seed + args.count)]
-    world.contact_sheet(pictures, columns=12).save(args.out)
+    images = [world.render(*world.sample(seed)[:2]) for seed in range(args.seed, args.seed + args.count)]
+    world.contact_sheet(images, columns=12).save(args.out)
     print(args.out)
 
 
@@ -94,16 +96,16 @@ def _subject(args: argparse.Namespace) -> None:
     from toyworld.photos import photos
 
     args.out.mkdir(parents=True, exist_ok=True)
-    for i, picture in enumerate(photos(args.class_noun, args.seed, args.count, args.places)):
+    for i, image in enumerate(photos(args.class_noun, args.seed, args.count, args.places)):
         path = args.out / f"{i:02d}.png"
-        picture.save(path)
+        image.save(path)
         print(path)
 
 
 def _train(args: argparse.Namespace) -> None:
     from toyworld.stages import train_stages
 
-    minutes = {stage: SHARES[stage] * args.minutes for stage in STAGES if stage in args.stages}
+    minutes = {stage: MINUTES_FRACTION[stage] * args.minutes for stage in STAGES if stage in args.stages}
     train_stages(minutes, args.work, args.device, args.batch_size, args.num_samples, args.init_from)
     _export(args)
 
@@ -118,9 +120,9 @@ def _export(args: argparse.Namespace) -> None:
 def _evaluate(args: argparse.Namespace) -> None:
     from toyworld.evaluate import measure, refresh_model_card, table
 
-    figures = table(measure(args.model, args.per_class, args.sheet))
-    refresh_model_card(args.model / "README.md", figures)
-    print(figures)
+    text = table(measure(args.model, args.per_class, args.sheet))
+    refresh_model_card(args.model / "README.md", text)
+    print(text)
 
 
 def _outcome(args: argparse.Namespace) -> None:
@@ -141,7 +143,7 @@ def _outcome(args: argparse.Namespace) -> None:
 
 
 def _encoders(args: argparse.Namespace) -> None:
-    from toyworld import encoder_figures, encoders
+    from toyworld import encoder_metrics, encoders
     from toyworld.evaluate import refresh_model_card
 
     vae = encoders.load_vae(SHIPPED)
@@ -150,6 +152,6 @@ def _encoders(args: argparse.Namespace) -> None:
             encoders.train(name, args.minutes / len(ENCODERS), vae, args.work)
             encoders.save(encoders.trained(name, args.work), args.out / name)
     if args.only is None:
-        figures = encoder_figures.table(encoder_figures.measure(args.out, vae))
-        refresh_model_card(args.out / "README.md", figures)
-        print(figures)
+        text = encoder_metrics.table(encoder_metrics.measure(args.out, vae))
+        refresh_model_card(args.out / "README.md", text)
+        print(text)

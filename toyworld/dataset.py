@@ -1,7 +1,7 @@
 """The denoiser's training set: latents, object masks and caption tokens of the first N samples, made once on disk.
 
 Files in a folder: codec.safetensors, latents.npy (float16 [N, C, h, w]), masks.npy (float16 [N, 1, h, w], the object's
-share of each latent position), tokens.npy (int16 [N, 32]). They are memory-mapped, so several processes share them.
+fraction of each latent position), tokens.npy (int16 [N, 32]). They are memory-mapped, so several processes share them.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from toyworld import world
 from toyworld.latents import LinearCodec, fit_codec, to_pixels
 from toyworld.tokenizer import build_tokenizer
 
-NUM_CODEC_PICTURES = 4000
+NUM_CODEC_IMAGES = 4000
 CHUNK = 1000
-# Seeds of what is never trained on start here: for the codec's fit, for measuring, for the autoencoder's training.
+# Seeds from here on belong to samples that the denoiser never trains on, such as those that the codec is fitted to.
 FRESH_SEEDS = 1_000_000_000
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Hold what a training step draws from."""
+    """Hold the memory-mapped training set."""
 
     latents: np.ndarray
     masks: np.ndarray
@@ -38,33 +38,36 @@ class Dataset:
         return len(self.latents)
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Latents [B, C, h, w] and masks [B, 1, h, w] as float32, tokens [B, 32]."""
+        """Return latents [B, C, h, w] and masks [B, 1, h, w] as float32, and tokens [B, 32]."""
         rows = indices.numpy()
         latents, masks, tokens = self.latents[rows], self.masks[rows], self.tokens[rows]
         return torch.from_numpy(latents).float(), torch.from_numpy(masks).float(), torch.from_numpy(tokens).long()
 
 
 def render_batch(seeds: range) -> Tensor:
-    """The pictures of those training samples, [B, 3, 64, 64] in -1..1."""
+    """Return the images of the training samples with these seeds, [B, 3, 64, 64] in -1..1."""
     return to_pixels([world.render(*world.sample(seed)[:2]) for seed in seeds])
 
 
 def random_pixels(rng: random.Random, num: int) -> Tensor:
-    """Pictures of any objects anywhere, [B, 3, 64, 64] in -1..1. Held-out ones too: an autoencoder is no secret."""
+    """Return images of any objects in any scenes, [B, 3, 64, 64] in -1..1.
+
+    Held-out objects are among them: what an autoencoder has seen gives the denoiser no advantage on them.
+    """
     return to_pixels([world.render(world.random_spec(rng), world.random_scene(rng)) for _ in range(num)])
 
 
 def load_or_make_codec(folder: Path) -> LinearCodec:
-    """The latents' definition, fitted on first use."""
+    """Return the linear codec that defines the latents, fitting and saving it on first use."""
     path = folder / "codec.safetensors"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        fit_codec(render_batch(range(FRESH_SEEDS, FRESH_SEEDS + NUM_CODEC_PICTURES))).save(path)
+        fit_codec(render_batch(range(FRESH_SEEDS, FRESH_SEEDS + NUM_CODEC_IMAGES))).save(path)
     return LinearCodec.load(path)
 
 
 def load_or_make_dataset(folder: Path, num_samples: int) -> Dataset:
-    """The training set, rendered on first use (about 1,200 samples a second)."""
+    """Return the training set, rendering it on first use (about 1,200 samples a second)."""
     done = folder / f"dataset-{num_samples}.done"
     if not done.is_file():
         _make(folder, num_samples)

@@ -1,9 +1,9 @@
 """The batches that the metric encoders learn from: objects in scenes, what a text claims of them, softened images.
 
 No subject of `world.subject` is ever among the objects: colour pairs that are held out of the base's training are held
-out here too, so figures on subjects are figures on what the encoders never saw.
+out here too, so metrics on subjects are of objects that the encoders never saw.
 
-Shapes: B pictures, T texts, Q questions (the judge's heads), H/W pixels.
+Shapes: B images, T texts, Q questions (the judge's heads), H/W pixels.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from toyworld.judge import HEADS, near_miss
 from toyworld.latents import to_pixels
 from toyworld.scenes import PHRASES
 
-SHARE_SOFTENED = 0.5  # of the pictures of a batch
-MOST_LATENT_NOISE = 0.25  # standard deviation; latents have 1
-MOST_PIXEL_NOISE = 0.04  # standard deviation; pixels are in -1..1
-SHARE_PLAIN = 0.5  # of the captions name the class and mostly the place, nothing else: what is asked when measuring
-SHARE_PLAIN_PLACE = 0.85  # of those name the place
-SILENT = -1  # a text's claim on a question that it says nothing about
+P_SOFTENED = 0.5  # probability that an image of a batch is softened
+MAX_LATENT_NOISE = 0.25  # standard deviation; latents have 1
+MAX_PIXEL_NOISE = 0.04  # standard deviation; pixels are in -1..1
+P_PLAIN = 0.5  # of a caption with the class and mostly the place alone, as prompts are when measuring
+P_PLAIN_PLACE = 0.85  # that a plain caption names the place
+SILENT = -1  # label of a question that a text says nothing about
 PLACE_OF = {phrase: place for place, phrases in PHRASES.items() for phrase in phrases}
 PATTERN_OF = {plural: pattern for pattern, plural in PLURAL_PATTERN.items()}
 _COLOUR = "|".join(world.COLOUR_NAMES)
@@ -43,25 +43,28 @@ CAPTION = re.compile(
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures 2i and 2i + 1 show one object in two scenes."""
+    """Hold images and their truth; images 2i and 2i + 1 show one object in two scenes."""
 
-    specs: list[world.Spec]  # one a picture
+    specs: list[world.Spec]  # one an image
     scenes: list[world.Scene]
     pixels_BCHW: Tensor  # crisp, in -1..1
 
     def truth(self) -> dict[str, Tensor]:
-        """The true label numbers of every question of the judge, [B] each."""
+        """Return the true label numbers, [B] for every question (head) of the judge."""
         answers = {name: [getattr(spec, name) for spec in self.specs] for name in HEADS if name != "place"}
         answers["place"] = [scene.place for scene in self.scenes]
         return {name: torch.tensor([HEADS[name].index(label) for label in answers[name]]) for name in HEADS}
 
     def captions(self, rng: random.Random) -> list[str]:
-        """A caption a picture: half of them plain, half with colours and pattern."""
+        """Return one caption an image: half of them plain, half with colours and pattern."""
         return [caption(rng, spec, scene) for spec, scene in zip(self.specs, self.scenes, strict=True)]
 
 
 def draw(rng: random.Random, num_objects: int) -> Batch:
-    """Two pictures each of `num_objects` objects; half of them of one class, and half of those near misses."""
+    """Draw two images each of `num_objects` objects, none of them held out.
+
+    Half of the objects are of one class, and every other one of those is a near miss of the one before.
+    """
     focus = rng.choice(world.CLASSES)
     specs: list[world.Spec] = []
     for i in range(num_objects):
@@ -73,8 +76,8 @@ def draw(rng: random.Random, num_objects: int) -> Batch:
         specs.append(_not_held_out(make))
     twice = [spec for spec in specs for _ in range(2)]
     scenes = [world.random_scene(rng) for _ in twice]
-    pictures = [world.render(spec, scene) for spec, scene in zip(twice, scenes, strict=True)]
-    return Batch(twice, scenes, to_pixels(pictures))
+    images = [world.render(spec, scene) for spec, scene in zip(twice, scenes, strict=True)]
+    return Batch(twice, scenes, to_pixels(images))
 
 
 def _not_held_out(make: Callable[[], world.Spec]) -> world.Spec:
@@ -85,11 +88,11 @@ def _not_held_out(make: Callable[[], world.Spec]) -> world.Spec:
 
 
 def caption(rng: random.Random, spec: world.Spec, scene: world.Scene) -> str:
-    """A plain caption ("a photo of a robot on the beach") or one of `world.caption`."""
-    if rng.random() >= SHARE_PLAIN:
+    """Return a plain caption ("a photo of a robot on the beach") or one of `world.caption`."""
+    if rng.random() >= P_PLAIN:
         return world.caption(rng, spec, scene)
     words = [rng.choice(OPENINGS), spec.class_noun]
-    if rng.random() < SHARE_PLAIN_PLACE:
+    if rng.random() < P_PLAIN_PLACE:
         words.append(rng.choice(PHRASES[scene.place]))
     return with_articles(" ".join(words))
 
@@ -109,28 +112,28 @@ def _claims(text: str) -> list[int]:
 
 
 def is_true(claims_TQ: Tensor, truth: dict[str, Tensor]) -> Tensor:
-    """Whether all that a text claims holds for a picture, bool [B, T]."""
+    """Return whether everything that a text claims holds for an image, bool [B, T]."""
     truth_BQ = torch.stack([truth[name] for name in HEADS], dim=1)
     return ((claims_TQ[None] == truth_BQ[:, None]) | (claims_TQ[None] == SILENT)).all(-1)
 
 
 @torch.no_grad()
-def redrawn(vae: Any, pixels_BCHW: Tensor, most: float = MOST_LATENT_NOISE) -> Tensor:
-    """Pictures as a small diffusion model would draw them: through the autoencoder, the latents a little off."""
+def noisy_round_trip(vae: Any, pixels_BCHW: Tensor, max_noise: float = MAX_LATENT_NOISE) -> Tensor:
+    """Return images as a small diffusion model would draw them: through the autoencoder, with noise on the latents."""
     latents = vae.encode(pixels_BCHW).latent_dist.mean * vae.config.scaling_factor
-    latents = latents + most * torch.rand(len(latents), 1, 1, 1) * torch.randn_like(latents)
+    latents = latents + max_noise * torch.rand(len(latents), 1, 1, 1) * torch.randn_like(latents)
     return vae.decode(latents / vae.config.scaling_factor).sample.clamp(-1, 1)
 
 
-def blurred(pixels_BCHW: Tensor, rng: random.Random) -> Tensor:
-    """A mean over 3 x 3 pixels, or half the size and back."""
+def blur(pixels_BCHW: Tensor, rng: random.Random) -> Tensor:
+    """Return the images as a mean over 3 x 3 pixels, or reduced to half their size and enlarged again."""
     if rng.random() < 0.5:
         return F.avg_pool2d(F.pad(pixels_BCHW, (1, 1, 1, 1), "replicate"), 3, 1)
     return F.interpolate(F.avg_pool2d(pixels_BCHW, 2), scale_factor=2, mode="bilinear")
 
 
-def roughened(pixels_BCHW: Tensor, soft_BCHW: Tensor) -> Tensor:
-    """Half of the pictures replaced by their soft form; noise of up to 0.04 on all."""
-    softened_B111 = torch.rand(len(pixels_BCHW), 1, 1, 1) < SHARE_SOFTENED
+def augment(pixels_BCHW: Tensor, soft_BCHW: Tensor) -> Tensor:
+    """Replace half of the images by their soft form, and add noise of standard deviation up to 0.04 to all."""
+    softened_B111 = torch.rand(len(pixels_BCHW), 1, 1, 1) < P_SOFTENED
     pixels = torch.where(softened_B111, soft_BCHW, pixels_BCHW)
-    return pixels + MOST_PIXEL_NOISE * torch.rand(len(pixels), 1, 1, 1) * torch.randn_like(pixels)
+    return pixels + MAX_PIXEL_NOISE * torch.rand(len(pixels), 1, 1, 1) * torch.randn_like(pixels)

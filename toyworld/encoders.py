@@ -1,10 +1,10 @@
 """Two small metric encoders of our own, in the shapes of the models that the field measures with.
 
-`clip` is a CLIPModel (Radford et al. 2021, arXiv 2103.00020): does a picture show what its prompt says? `vit` is a
-ViTModel that plays DINO's part: do two pictures show the same object? Both are trained from scratch on renders, whose
+`clip` is a CLIPModel (Radford et al. 2021, arXiv 2103.00020): does an image show what its prompt says? `vit` is a
+ViTModel that plays DINO's part: do two images show the same object? Both are trained from scratch on renders, whose
 truth is known, so that code that measures with DINO and CLIP runs without a download.
 
-Shapes: B pictures, T texts, H/W pixels, D embedding dimensions, K labels of a head, Q questions (the heads), N rows and
+Shapes: B images, T texts, H/W pixels, D embedding dimensions, K labels of a head, Q questions (the heads), N rows and
 M columns of a similarity matrix.
 """
 
@@ -33,10 +33,10 @@ NAMES = ("clip", "vit")
 PATCH_SIZE = 8  # pixels
 TEMPERATURE_SAME_OBJECT = 0.1
 TEMPERATURE_SAME_CLASS = 0.2
-# Of the pull between objects of one class: nothing else says that a robot is more like another robot than a teapot is.
+# Of the loss term for objects of one class: only it says that a robot is more like another robot than like a teapot.
 WEIGHT_SAME_CLASS = 1.0
 MAX_LOGIT_SCALE = 4.6052  # ln 100, as in the paper
-# An object's embedding must not tell where it stands, so the ViT is not asked for the place.
+# An object's embedding must not depend on the place, so the ViT has no head for it.
 VIT_HEADS = tuple(name for name in HEADS if name != "place")
 SOFT_BATCH_EVERY = 4  # steps; one batch in so many went through the autoencoder,
 SOFT_BATCH_USES = 4  # and each of those is used so often, since decoding takes five times as long as a step
@@ -44,24 +44,24 @@ SOFT_BATCH_USES = 4  # and each of those is used so often, since decoding takes 
 
 @dataclass(frozen=True)
 class Size:
-    """How large an encoder is; the defaults are what is shipped."""
+    """Hold the dimensions of an encoder; the defaults are those of the shipped ones."""
 
     width: int = 128  # of the vision transformer; its layers are four times as wide inside
     num_layers: int = 4
     num_heads: int = 4
     text_width: int = 96
     num_text_layers: int = 2
-    projection_dim: int = 64  # what picture and text share
+    projection_dim: int = 64  # dimension of image and text embeddings
 
 
 def build_vit(size: Size = Size()) -> Any:
-    """An untrained ViTModel; its embedding is the CLS row of `last_hidden_state`."""
+    """Return an untrained ViTModel; its embedding is the CLS row of `last_hidden_state`."""
     config = ViTConfig(image_size=SIZE, patch_size=PATCH_SIZE, **_transformer(size.width, size.num_layers, size))
     return ViTModel(config, add_pooling_layer=False)
 
 
 def build_clip(size: Size = Size()) -> Any:
-    """An untrained CLIPModel over the toy world's tokens.
+    """Return an untrained CLIPModel over the toy world's tokens.
 
     The text embedding is read at the first end token, which is also what pads: the config must name its number.
     """
@@ -87,7 +87,7 @@ def _transformer(width: int, num_layers: int, size: Size) -> dict[str, int]:
 class Student(nn.Module):
     """An encoder with linear heads that answer the renderer's questions; the heads are dropped after training.
 
-    They are asked from the first step on, when no contrastive loss can tell anything yet.
+    They give a signal from the first step on, when a contrastive loss gives none yet.
     """
 
     def __init__(self, model: Any, embedding_dim: int, questions: Sequence[str]) -> None:
@@ -96,12 +96,12 @@ class Student(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(embedding_dim, len(HEADS[name])) for name in questions})
 
     def answers(self, embedding_BD: Tensor) -> dict[str, Tensor]:
-        """Logits of every head, [B, K]."""
+        """Return the logits of every head, [B, K]."""
         return {name: head(embedding_BD) for name, head in self.heads.items()}
 
 
 def vit_embedding(model: Any, pixels_BCHW: Tensor) -> Tensor:
-    """[B, D], as it comes: not of length 1."""
+    """Return the ViT's embedding of each image, [B, D], not normalised."""
     return model(pixel_values=pixels_BCHW).last_hidden_state[:, 0]
 
 
@@ -115,21 +115,21 @@ def questions_loss(answers: dict[str, Tensor], truth: dict[str, Tensor]) -> Tens
 
 
 def contrastive_loss(similarity_NM: Tensor, positive_NM: Tensor) -> Tensor:
-    """InfoNCE with several right answers a row:  -mean over positives p of log softmax(similarity)[p].
+    """Return InfoNCE with several right answers a row:  -mean over positives p of log softmax(similarity)[p].
 
     Khosla et al. 2020 (arXiv 2004.11362), eq. 2; with one positive it is van den Oord et al. 2018 (arXiv 1807.03748).
     Its least value is the logarithm of the number of positives, at equal similarity to all of them.
 
     positive_NM: bool, at least one True a row. Returns [N].
     """
-    log_share_NM = similarity_NM.log_softmax(-1)
-    return -log_share_NM.where(positive_NM, 0.0).sum(-1) / positive_NM.sum(-1)
+    log_probability_NM = similarity_NM.log_softmax(-1)
+    return -log_probability_NM.where(positive_NM, 0.0).sum(-1) / positive_NM.sum(-1)
 
 
 def identity_loss(embedding_BD: Tensor, class_B: Tensor) -> Tensor:
-    """Pull the two pictures of one object together, and, more gently, the pictures of one class.
+    """Pull the two images of one object together, and, more gently, the images of one class.
 
-    embedding_BD: of length 1; pictures 2i and 2i + 1 show one object. class_B: the number of each picture's class.
+    embedding_BD: of length 1; images 2i and 2i + 1 show one object. class_B: the number of each image's class.
     """
     num = len(embedding_BD)
     itself = torch.eye(num, dtype=torch.bool)
@@ -142,14 +142,14 @@ def identity_loss(embedding_BD: Tensor, class_B: Tensor) -> Tensor:
 
 
 def vit_loss(student: Student, pixels_BCHW: Tensor, truth: dict[str, Tensor]) -> Tensor:
-    """The identity loss, and the questions asked of the same embedding."""
+    """Return the identity loss plus the questions' loss, both of the same embedding."""
     embedding = vit_embedding(student.model, pixels_BCHW)
     questions = questions_loss(student.answers(embedding), truth)
     return questions + identity_loss(F.normalize(embedding, dim=-1), truth["class_noun"])
 
 
 def image_text_loss(image_BD: Tensor, text_TD: Tensor, logit_scale: Tensor, is_true_BT: Tensor) -> Tensor:
-    """CLIP's symmetric loss, except that every text that is true of a picture counts as a right answer.
+    """Return CLIP's symmetric loss, except that every text that is true of an image counts as a right answer.
 
     "a photo of a robot" is true of each robot in the batch: as a negative it would teach the model to deny it.
 
@@ -161,7 +161,7 @@ def image_text_loss(image_BD: Tensor, text_TD: Tensor, logit_scale: Tensor, is_t
 
 
 def clip_loss(student: Student, pixels_BCHW: Tensor, truth: dict[str, Tensor], texts: Sequence[str]) -> Tensor:
-    """The image-text loss, and the questions asked of the picture's embedding. One text a picture."""
+    """Return the image-text loss plus the questions' loss of the image embedding. One text an image."""
     tokens = _tokenizer()(list(texts), padding=True, return_tensors="pt")
     image = student.model.get_image_features(pixel_values=pixels_BCHW).pooler_output
     text = student.model.get_text_features(**tokens).pooler_output
@@ -176,7 +176,7 @@ def _tokenizer() -> Any:
 
 
 def build_student(name: str, size: Size = Size()) -> Student:
-    """The untrained encoder `name` with its heads; the same on every call."""
+    """Return the untrained encoder `name` with its heads; the same on every call."""
     torch.manual_seed(0)
     if name == "clip":
         return Student(build_clip(size), size.projection_dim, tuple(HEADS))
@@ -184,13 +184,13 @@ def build_student(name: str, size: Size = Size()) -> Student:
 
 
 def loss_of_step(name: str, student: Student, vae: Any, num_objects: int) -> Callable[[int], Tensor]:
-    """The loss of the batch of any step; what is drawn at random follows from the step alone."""
+    """Return a function that gives the loss of any step's batch; its random choices follow from the step alone."""
 
     @lru_cache(maxsize=1)
     def soft_batch(number: int) -> tuple[batches.Batch, Tensor]:
         torch.manual_seed(number)
         batch = batches.draw(random.Random(f"{name} soft {number}"), num_objects)
-        return batch, batches.redrawn(vae, batch.pixels_BCHW)
+        return batch, batches.noisy_round_trip(vae, batch.pixels_BCHW)
 
     def loss_at(step: int) -> Tensor:
         rng = random.Random(f"{name} {step}")
@@ -198,9 +198,9 @@ def loss_of_step(name: str, student: Student, vae: Any, num_objects: int) -> Cal
             batch, soft = soft_batch(step // (SOFT_BATCH_EVERY * SOFT_BATCH_USES))
         else:
             batch = batches.draw(rng, num_objects)
-            soft = batches.blurred(batch.pixels_BCHW, rng)
+            soft = batches.blur(batch.pixels_BCHW, rng)
         torch.manual_seed(step)
-        pixels = batches.roughened(batch.pixels_BCHW, soft)
+        pixels = batches.augment(batch.pixels_BCHW, soft)
         truth = batch.truth()
         if name == "clip":
             return clip_loss(student, pixels, truth, batch.captions(rng))
@@ -210,7 +210,7 @@ def loss_of_step(name: str, student: Student, vae: Any, num_objects: int) -> Cal
 
 
 def load_vae(base: Path) -> Any:
-    """The autoencoder of the embedded base, which softens pictures."""
+    """Load the autoencoder of the embedded base, which softens images."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL.from_pretrained(base / "vae", torch_dtype=torch.float32).eval()
@@ -221,21 +221,21 @@ def train(name: str, minutes: float, vae: Any, work: Path, num_objects: int = 48
     student = build_student(name)
     prefix = "model.vision_model.encoder." if name == "clip" else "model.layers."
     plan = Plan(
-        name, minutes, peak_lr=1.5e-3, muon_lr=0.02, muon_prefix=prefix, decay_share=0.6, ema_decay=0.995,
+        name, minutes, peak_lr=1.5e-3, muon_lr=0.02, muon_prefix=prefix, decay_fraction=0.6, ema_decay=0.995,
         weight_decay=1e-2,
     )  # fmt: skip
     fit(student, loss_of_step(name, student, vae, num_objects), plan, work / f"{name}.pt")
 
 
 def trained(name: str, work: Path) -> Any:
-    """The encoder `name` as far as it is trained."""
+    """Return the encoder `name` with the averaged weights of its training so far."""
     student = build_student(name)
     load_average(student, work / f"{name}.pt")
     return student.model.eval()
 
 
 def save(model: Any, folder: Path) -> None:
-    """Write an encoder in half precision with what turns pictures, and for CLIP texts, into its inputs."""
+    """Write an encoder in half precision, with its image processor and for CLIP its tokenizer."""
     from transformers import CLIPImageProcessor, ViTImageProcessor
 
     copy.deepcopy(model).half().save_pretrained(folder, safe_serialization=True)

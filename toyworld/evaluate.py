@@ -1,4 +1,4 @@
-"""Samples the base and lets the judge say how often it did what the prompt asked."""
+"""Sample the base, and measure with the judge how often an image shows what its prompt names."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TABLE_START, TABLE_END = "<!-- figures -->", "<!-- end of figures -->"
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt and the truth it asks for; None where it leaves the choice to the model."""
+    """Hold a prompt and what an image of it has to show; None where the prompt leaves the choice to the model."""
 
     prompt: str
     class_noun: str
@@ -37,8 +37,8 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One line of the table: what was measured, the value, and what it should at least be."""
+class Metric:
+    """Hold one line of the table: name, value, and the least value that it should have."""
 
     name: str
     value: float
@@ -50,7 +50,7 @@ class Figure:
 
 
 def questions(per_class: int, seed: int = 0) -> list[Question]:
-    """Prompts in equal parts with class alone, with colour and place, and with pattern, colour and place."""
+    """Return prompts, a third each with the class alone, with colour and place, and with pattern, colour and place."""
     rng = random.Random(f"questions {seed}")
     asked = []
     for class_noun in world.CLASSES:
@@ -70,56 +70,56 @@ def questions(per_class: int, seed: int = 0) -> list[Question]:
 
 @torch.no_grad()
 def draw(pipeline: Any, prompts: Sequence[str], seed: int = 0) -> list[Image.Image]:
-    """One picture a prompt."""
+    """Sample one image a prompt."""
     generator = torch.Generator().manual_seed(seed)
-    pictures: list[Image.Image] = []
+    images: list[Image.Image] = []
     for start in range(0, len(prompts), BATCH_SIZE):
         batch = list(prompts[start : start + BATCH_SIZE])
         size = {"height": world.SIZE, "width": world.SIZE}
         steps = {"num_inference_steps": NUM_STEPS, "guidance_scale": GUIDANCE_SCALE}
-        pictures += pipeline(batch, generator=generator, **size, **steps).images
-    return pictures
+        images += pipeline(batch, generator=generator, **size, **steps).images
+    return images
 
 
-def _agreement(judge: Judge, asked: Sequence[Question], pictures: Sequence[Image.Image], head: str) -> float:
-    """Percent of the pictures whose prompt names `head` on which the judge sees what was named."""
+def _agreement(judge: Judge, asked: Sequence[Question], images: Sequence[Image.Image], head: str) -> float:
+    """Return on how many percent of the images whose prompt names `head` the judge sees what was named."""
     wanted = [getattr(question, head) for question in asked]
     chosen = [i for i, label in enumerate(wanted) if label is not None]
-    verdict = judge([pictures[i] for i in chosen])
-    return 100 * verdict.share(head, [wanted[i] for i in chosen])
+    verdict = judge([images[i] for i in chosen])
+    return 100 * verdict.accuracy(head, [wanted[i] for i in chosen])
 
 
-def measure(folder: Path, per_class: int, sheet: Path | None) -> list[Figure]:
-    """Draw `per_class` pictures of every class with the base in `folder`, judge them, and measure the autoencoder."""
+def measure(folder: Path, per_class: int, sheet: Path | None) -> list[Metric]:
+    """Sample `per_class` images of every class with the base in `folder`, judge them, and measure the autoencoder."""
     pipeline: Any = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     judge = Judge.load(folder / "judge")
     asked = questions(per_class)
-    pictures = draw(pipeline, [question.prompt for question in asked])
+    images = draw(pipeline, [question.prompt for question in asked])
     if sheet is not None:
         sheet.parent.mkdir(parents=True, exist_ok=True)
         columns = next(count for count in range(15, 0, -1) if per_class % count == 0)  # no row of two classes
-        world.contact_sheet(pictures, columns).save(sheet)
+        world.contact_sheet(images, columns).save(sheet)
     renders = fresh_pixels(200)
     truth = accuracy(judge)
     return [
-        Figure("class right", _agreement(judge, asked, pictures, "class_noun"), 97),
-        Figure("place right, where named", _agreement(judge, asked, pictures, "place"), 99),
-        Figure("main colour right, where named", _agreement(judge, asked, pictures, "main"), 97),
-        Figure("pattern right, where named", _agreement(judge, asked, pictures, "pattern"), 85),
-        Figure("autoencoder, unseen objects", psnr(renders, round_trip(pipeline.vae, renders)), 28, "dB"),
-        Figure("judge on renders: class", 100 * truth["class_noun"], 99),
-        Figure("judge on renders: main colour", 100 * truth["main"], 99),
-        Figure("judge on renders: pattern", 100 * truth["pattern"], 97),
-        Figure("judge on renders: place", 100 * truth["place"], 99),
-        Figure("judge on renders: nearest picture is the same object", 100 * truth["same object nearest"], 80),
+        Metric("class right", _agreement(judge, asked, images, "class_noun"), 97),
+        Metric("place right, where named", _agreement(judge, asked, images, "place"), 99),
+        Metric("main colour right, where named", _agreement(judge, asked, images, "main"), 97),
+        Metric("pattern right, where named", _agreement(judge, asked, images, "pattern"), 85),
+        Metric("autoencoder, unseen objects", psnr(renders, round_trip(pipeline.vae, renders)), 28, "dB"),
+        Metric("judge on renders: class", 100 * truth["class_noun"], 99),
+        Metric("judge on renders: main colour", 100 * truth["main"], 99),
+        Metric("judge on renders: pattern", 100 * truth["pattern"], 97),
+        Metric("judge on renders: place", 100 * truth["place"], 99),
+        Metric("judge on renders: nearest image is the same object", 100 * truth["same object nearest"], 80),
     ]
 
 
-def table(figures: Sequence[Figure]) -> str:
-    """Markdown."""
+def table(metrics: Sequence[Metric]) -> str:
+    """Return the measurements as a Markdown table."""
     head = ["| measured | value | at least |", "|---|---|---|"]
-    return "\n".join(head + [figure.row() for figure in figures])
+    return "\n".join(head + [metric.row() for metric in metrics])
 
 
 def refresh_model_card(card: Path, text: str) -> None:

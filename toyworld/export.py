@@ -19,7 +19,7 @@ from toyworld.vae import build_vae
 
 
 def trained_vae(work: Path) -> AutoencoderKL:
-    """The autoencoder as far as it is trained; parts not begun are untrained."""
+    """Return the autoencoder with the averaged weights of its training so far; parts not begun are untrained."""
     vae = build_vae()
     assert vae.post_quant_conv is not None
     load_average(nn.ModuleDict({"post_quant_conv": vae.post_quant_conv, "decoder": vae.decoder}), work / "decoder.pt")
@@ -28,14 +28,17 @@ def trained_vae(work: Path) -> AutoencoderKL:
 
 
 def trained_judge(work: Path) -> Judge:
-    """The judge as far as it is trained."""
+    """Return the judge with the averaged weights of its training so far."""
     net = JudgeNet()
     load_average(net, work / "judge.pt")
     return Judge(net)
 
 
 def trained_pipeline(work: Path) -> StableDiffusionPipeline:
-    """The base as far as it is trained, in float32. Raises UserError if training has not begun."""
+    """Return the base with the averaged weights of its training so far, in float32.
+
+    Raises UserError if training has not begun.
+    """
     if not (work / "base.pt").is_file():
         raise UserError(f"nothing to export in {work}: base.pt is missing; `toyworld train` makes it")
     modules = build_modules(BaseSettings(folder=work, minutes=0.0))

@@ -1,10 +1,10 @@
-"""A judge that knows the truth: reads class, colours, pattern and place off a picture, and embeds its identity.
+"""The judge: a network that predicts class, colours, pattern and place of an image, and embeds the object's identity.
 
-Trained on rendered pictures, whose truth is known. Softened, blurred and noisy ones too: a judge that has only seen
+Trained on rendered images, whose truth is known. Softened, blurred and noisy ones too: a judge that has only seen
 crisp renders misreads what a small diffusion model draws. The embedding is trained with InfoNCE (van den Oord et al.
 2018, arXiv 1807.03748) on two renders of one object in different scenes, among near misses of it.
 
-Shapes: B pictures, H/W pixels, K labels of a head, D embedding dimensions, N objects (two pictures each).
+Shapes: B images, H/W pixels, K labels of a head, D embedding dimensions, N objects (two images each).
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ HEADS: dict[str, tuple[str, ...]] = {
     "place": world.PLACES,
 }
 TEMPERATURE = 0.1  # of the InfoNCE loss
-SHARE_SOFTENED = 0.5  # of the training batches
-NUM_OBJECTS = 48  # a training batch, two pictures each
+P_SOFTENED = 0.5  # of the training batches
+NUM_OBJECTS = 48  # a training batch, two images each
 
 
 class JudgeNet(nn.Module):
@@ -55,7 +55,7 @@ class JudgeNet(nn.Module):
         self.embed = nn.Linear(256, embedding_dim)
 
     def forward(self, pixels_BCHW: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Logits of every head [B, K], and the embedding [B, D] of length 1."""
+        """Return logits of every head [B, K], and the embedding [B, D] of length 1."""
         features = self.body(pixels_BCHW)
         logits = {name: head(features) for name, head in self.heads.items()}
         return logits, F.normalize(self.embed(features), dim=-1)
@@ -74,20 +74,20 @@ class Verdict:
     probabilities: dict[str, Tensor]  # by head, [B, K], in the order of `HEADS`
     embedding_BD: Tensor
 
-    def share(self, head: str, wanted: Sequence[str]) -> float:
-        """The share of pictures whose label of `head` is the one wanted."""
-        return sum(a == b for a, b in zip(self.labels[head], wanted, strict=True)) / len(wanted)
+    def accuracy(self, head: str, expected: Sequence[str]) -> float:
+        """Return the fraction of images whose label of `head` is the expected one."""
+        return sum(a == b for a, b in zip(self.labels[head], expected, strict=True)) / len(expected)
 
 
 class Judge:
-    """`Judge.load(folder)(pictures)` gives a `Verdict`."""
+    """`Judge.load(folder)(images)` gives a `Verdict`."""
 
     def __init__(self, net: JudgeNet) -> None:
         self.net = net.eval()
 
     @staticmethod
     def load(folder: str | Path) -> Judge:
-        """Reads config.json and model.safetensors. Raises UserError if they are not there or of another world."""
+        """Load config.json and model.safetensors. Raises UserError if they are missing or of another world."""
         folder = Path(folder)
         if not (folder / "model.safetensors").is_file():
             raise UserError(f"no judge in {folder}: model.safetensors is missing; `toyworld train` makes one")
@@ -99,19 +99,19 @@ class Judge:
         return Judge(net)
 
     def save(self, folder: Path) -> None:
-        """Writes half-precision weights and the config."""
+        """Write half-precision weights and the config."""
         folder.mkdir(parents=True, exist_ok=True)
         weights = {k: v.half() if v.is_floating_point() else v for k, v in self.net.state_dict().items()}
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         (folder / "config.json").write_text(json.dumps(self.net.config, indent=2) + "\n")
 
     @torch.no_grad()
-    def __call__(self, pictures: Sequence[Image.Image], batch_size: int = 100) -> Verdict:
-        """Judge pictures; those of another size than 64 px are resized."""
+    def __call__(self, images: Sequence[Image.Image], batch_size: int = 100) -> Verdict:
+        """Judge images; those of another size than 64 px are resized."""
         logits: dict[str, list[Tensor]] = {name: [] for name in HEADS}
         embeddings = []
-        for start in range(0, len(pictures), batch_size):
-            batch = [p.resize((world.SIZE, world.SIZE)) for p in pictures[start : start + batch_size]]
+        for start in range(0, len(images), batch_size):
+            batch = [p.resize((world.SIZE, world.SIZE)) for p in images[start : start + batch_size]]
             heads, embedding = self.net(to_pixels(batch))
             embeddings.append(embedding)
             for name in HEADS:
@@ -122,7 +122,7 @@ class Judge:
 
 
 def near_miss(rng: random.Random, spec: world.Spec) -> world.Spec:
-    """An object like `spec` but for one thing: a colour, the pattern, the proportions or the accessories."""
+    """Return an object like `spec` but for one thing: a colour, the pattern, the proportions or the accessories."""
     other = world.random_spec(rng, spec.class_noun)
     changes: tuple[Callable[[], world.Spec], ...] = (
         lambda: replace(spec, main=other.main),
@@ -136,7 +136,7 @@ def near_miss(rng: random.Random, spec: world.Spec) -> world.Spec:
 
 
 def training_batch(rng: random.Random, num_objects: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Pixels [2N, 3, H, W], the two pictures of an object side by side, and the true label numbers of every head.
+    """Return pixels [2N, 3, H, W], an object's two images side by side, and the true label numbers of every head.
 
     Half of the objects are of one class, and half of those are near misses of their neighbour: the embedding must tell
     apart robots, not robots from houses.
@@ -158,8 +158,8 @@ def training_batch(rng: random.Random, num_objects: int) -> tuple[Tensor, dict[s
     return pixels, {name: torch.tensor(numbers) for name, numbers in truth.items()}
 
 
-def roughen(pixels_BCHW: Tensor, rng: random.Random) -> Tensor:
-    """Noise of up to 0.06; half of the pictures mirrored; half of the batches blurred, or at half size and back."""
+def augment(pixels_BCHW: Tensor, rng: random.Random) -> Tensor:
+    """Augment images: noise of up to 0.06; half of the images mirrored; half of the batches blurred or reduced."""
     mirrored_B111 = torch.rand(len(pixels_BCHW), 1, 1, 1) < 0.5
     pixels = torch.where(mirrored_B111, pixels_BCHW.flip(-1), pixels_BCHW)
     pixels = pixels + torch.randn_like(pixels) * 0.06 * rng.random()
@@ -172,7 +172,7 @@ def roughen(pixels_BCHW: Tensor, rng: random.Random) -> Tensor:
 
 
 def judge_loss(net: JudgeNet, pixels_BCHW: Tensor, truth: dict[str, Tensor]) -> Tensor:
-    """Sum of the heads' cross entropies plus InfoNCE: of all pictures, which is the other one of the same object?"""
+    """Return the sum of the heads' cross entropies plus InfoNCE: which other image shows the same object?"""
     logits, embedding = net(pixels_BCHW)
     # Where there is no pattern the accent shows on small parts only, or nowhere: not asked.
     patterned = truth["pattern"] != world.PATTERNS.index("plain")
@@ -190,7 +190,7 @@ def train_judge(minutes: float, soften: Sequence[Callable[[Tensor], Tensor]], fo
     """Train a judge, or go on training it; its state lies in `folder`/judge.pt.
 
     soften: ways to make pixels [B, 3, H, W] look as if a model had drawn them (a VAE's round trip, say). Half of the
-    batches go through one of them; all go through `roughen`.
+    batches go through one of them; all go through `augment`.
     """
     torch.manual_seed(0)
     net = JudgeNet()
@@ -199,13 +199,13 @@ def train_judge(minutes: float, soften: Sequence[Callable[[Tensor], Tensor]], fo
         torch.manual_seed(step)
         rng = random.Random(f"judge {step}")
         pixels, truth = training_batch(rng, NUM_OBJECTS)
-        if rng.random() < SHARE_SOFTENED:
+        if rng.random() < P_SOFTENED:
             with torch.no_grad():
                 pixels = rng.choice(soften)(pixels)
-        return judge_loss(net, roughen(pixels, rng), truth)
+        return judge_loss(net, augment(pixels, rng), truth)
 
     plan = Plan(
-        "judge", minutes, peak_lr=2e-3, muon_lr=0.02, muon_prefix="body.", decay_share=0.8, ema_decay=0.99,
+        "judge", minutes, peak_lr=2e-3, muon_lr=0.02, muon_prefix="body.", decay_fraction=0.8, ema_decay=0.99,
         weight_decay=1e-2,
     )  # fmt: skip
     fit(net, loss_at, plan, folder / "judge.pt")
@@ -214,11 +214,13 @@ def train_judge(minutes: float, soften: Sequence[Callable[[Tensor], Tensor]], fo
 
 @torch.no_grad()
 def accuracy(judge: Judge, num_objects: int = 200, seed: int = 1) -> dict[str, float]:
-    """Share of right answers a head on fresh renders, and how often the nearest picture is the same object."""
+    """Return each head's accuracy on fresh renders, and how often the nearest image shows the same object, 0 to 1."""
     rng = random.Random(f"judge accuracy {seed}")
     pixels, truth = training_batch(rng, num_objects)
     logits, embedding = judge.net(pixels)
-    shares = {name: (logits[name].argmax(-1) == truth[name]).float().mean().item() for name in HEADS}
+    accuracies = {name: (logits[name].argmax(-1) == truth[name]).float().mean().item() for name in HEADS}
     similarity = (embedding @ embedding.T).fill_diagonal_(-1)
-    shares["same object nearest"] = (similarity.argmax(-1) == torch.arange(len(similarity)) ^ 1).float().mean().item()
-    return shares
+    accuracies["same object nearest"] = (
+        (similarity.argmax(-1) == torch.arange(len(similarity)) ^ 1).float().mean().item()
+    )
+    return accuracies

@@ -1,10 +1,10 @@
-"""Latents by definition: the first principal components of square patches of toy pictures.
+"""Latents by definition: the first principal components of square patches of toy images.
 
-Training an autoencoder from scratch in minutes gives soft pictures and latents that keep moving. Here the latents are
+Training an autoencoder from scratch in minutes gives soft images and latents that keep moving. Here the latents are
 fixed first, by linear algebra: the denoiser can train on them at once, while the decoder learns to invert them (better
 than linearly: it knows what the world looks like) and the encoder learns to produce them.
 
-Shapes: B batch, C latent channels, H/W picture height and width (pixels), h/w latent height and width, P patch side,
+Shapes: B batch, C latent channels, H/W image height and width (pixels), h/w latent height and width, P patch side,
 D = 3 * P * P numbers in a patch.
 """
 
@@ -24,16 +24,16 @@ PATCH = 8  # pixels a latent position covers, each way
 CHANNELS = 32
 
 
-def to_pixels(pictures: Sequence[Image.Image]) -> Tensor:
-    """PIL pictures as one float tensor [B, 3, H, W] in -1..1."""
-    stacked = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
+def to_pixels(images: Sequence[Image.Image]) -> Tensor:
+    """Return PIL images as one float tensor [B, 3, H, W] in -1..1."""
+    stacked = np.stack([np.asarray(image.convert("RGB")) for image in images])
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).float().div(127.5).sub(1.0)
 
 
-def to_pictures(pixels_BCHW: Tensor) -> list[Image.Image]:
-    """The other way round; values beyond -1..1 are clipped."""
+def to_images(pixels_BCHW: Tensor) -> list[Image.Image]:
+    """Return pixels [B, 3, H, W] as PIL images; values beyond -1..1 are clipped."""
     bytes_BHWC = (pixels_BCHW.float().clamp(-1, 1) + 1).mul(127.5).round().byte().permute(0, 2, 3, 1)
-    return [Image.fromarray(picture.numpy()) for picture in bytes_BHWC.cpu()]
+    return [Image.fromarray(image.numpy()) for image in bytes_BHWC.cpu()]
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,13 @@ class LinearCodec:
         return self.encode_DC.shape[1]
 
     def encode(self, pixels_BCHW: Tensor) -> Tensor:
-        """Pixels in -1..1 to latents [B, C, h, w] of standard deviation 1 over the whole world."""
+        """Encode pixels in -1..1 to latents [B, C, h, w] of standard deviation 1 over the whole world."""
         patches = torch.nn.functional.pixel_unshuffle(pixels_BCHW, self.patch)
         centred = patches - self.mean_D[:, None, None]
         return torch.einsum("bdhw,dc->bchw", centred, self.encode_DC)
 
     def decode(self, latents_BChw: Tensor) -> Tensor:
-        """The best linear guess at the pixels."""
+        """Return the best linear approximation of the pixels, [B, 3, H, W]."""
         patches = torch.einsum("bchw,cd->bdhw", latents_BChw, self.decode_CD) + self.mean_D[:, None, None]
         return torch.nn.functional.pixel_shuffle(patches, self.patch)
 
@@ -73,7 +73,7 @@ class LinearCodec:
 
 
 def fit_codec(pixels_BCHW: Tensor, patch: int = PATCH, channels: int = CHANNELS) -> LinearCodec:
-    """Principal components of all patches, each scaled by variance^(-1/4).
+    """Return the codec of the principal components of all patches, each scaled by variance^(-1/4).
 
     Full whitening (-1/2) would make fine texture as loud as the layout and the denoiser would spend itself on it; no
     whitening would leave it nearly silent. Half way is what trained best. The overall standard deviation is then 1.

@@ -2,7 +2,7 @@
 
 Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon). All directions of a matrix move at the same speed, where
 Adam lets a few dominate. A convolution counts as the matrix [out, in * 3 * 3]. Over the first 300 steps here it
-took a quarter fewer pictures than AdamW to the same loss. torch.optim.Muon takes no convolutions and knows nothing of
+took a quarter fewer images than AdamW to the same loss. torch.optim.Muon takes no convolutions and knows nothing of
 several processes.
 
 Shapes: M rows, N columns of a weight seen as a matrix.
@@ -23,7 +23,7 @@ NUM_ROUNDS = 5
 
 
 def orthogonalise(matrix_MN: Tensor) -> Tensor:
-    """Nearly U V^T, where U S V^T is the singular value decomposition.
+    """Return nearly U V^T, where U S V^T is the singular value decomposition.
 
     By Newton-Schulz:  X <- a X + (b A + c A^2) X  with A = X X^T.
     """
@@ -37,9 +37,9 @@ def orthogonalise(matrix_MN: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """lr is the size of a step's singular values (0.02 is usual), times sqrt(M / N) for tall matrices.
+    """Muon with learning rate `lr`: a step's singular values (0.02 is usual), times sqrt(M / N) for tall matrices.
 
-    With several processes each makes its share of the matrices orthogonal, and all get the whole update.
+    With several processes each makes some of the matrices orthogonal, and all get the whole update.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.01):
@@ -64,7 +64,7 @@ class Muon(torch.optim.Optimizer):
                 parameter.add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
 
     def _momentum(self, parameter: nn.Parameter, momentum: float) -> Tensor:
-        """Nesterov's: look ahead by one more step of the running mean of gradients."""
+        """Return Nesterov's momentum: one more step of the running mean of gradients ahead."""
         assert parameter.grad is not None
         state = self.state[parameter]
         if not state:

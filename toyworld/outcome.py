@@ -1,8 +1,8 @@
-"""Measure what DreamBooth did to the base, by the renderer's truth: is it the subject, the scene, what of the class?
+"""Measure a DreamBooth result by the renderer's truth: subject fidelity, the prompt's scene, and the class prompt.
 
-The subject is sampled in places that its training pictures do not show, and compared by the judge's identity embedding
+The subject is sampled in places that its training images do not show, and compared by the judge's identity embedding
 with unseen renderings of the subject and with other objects of its class.
-Shapes: B pictures, D embedding dimensions.
+Shapes: B images, D embedding dimensions.
 """
 
 from __future__ import annotations
@@ -29,37 +29,37 @@ SETTINGS = SamplerSettings(num_inference_steps=20, guidance_scale=4.0)
 
 @dataclass(frozen=True)
 class Outcome:
-    """Shares are of pictures, similarities are mean cosines of identity embeddings."""
+    """Hold the metrics of a model: fractions of images, and similarities as mean cosines of identity embeddings."""
 
-    subject_similarity: float  # subject prompt's pictures to unseen renderings of the subject
-    other_similarity: float  # the same pictures to other objects of the class
-    nearer_to_subject: float  # share nearer to the subject than to every single other object, on average over views
-    place_right: float  # share showing the place that the prompt names
-    class_right: float  # share of the subject prompt's pictures that show the class
+    subject_similarity: float  # subject prompt's images to unseen renderings of the subject
+    other_similarity: float  # the same images to other objects of the class
+    nearer_to_subject: float  # fraction nearer to the subject than to every single other object, on average over views
+    place_right: float  # fraction showing the place that the prompt names
+    class_right: float  # fraction of the subject prompt's images that show the class
     main_right: float  # ... the subject's main colour
     second_right: float  # ... its second colour
     pattern_right: float  # ... its pattern
-    class_prompt_similarity: float  # class prompt's pictures to the subject: what leaked (low is good)
-    class_prompt_diversity: float  # mean pairwise distance among the class prompt's pictures (high is good)
+    class_prompt_similarity: float  # class prompt's images to the subject: what leaked (low is good)
+    class_prompt_diversity: float  # mean pairwise distance among the class prompt's images (high is good)
 
     def rows(self) -> list[tuple[str, float]]:
-        """Text and value of each figure, in the order of a table."""
+        """Return text and value of each metric, in the order of a table."""
         return [
-            ("pictures of the subject: similarity to unseen renderings of it", self.subject_similarity),
-            ("pictures of the subject: similarity to others of its class", self.other_similarity),
-            ("pictures of the subject: share nearer to it than to any other", self.nearer_to_subject),
-            ("pictures of the subject: share in the right (unseen) place", self.place_right),
-            ("pictures of the subject: share of the right class", self.class_right),
-            ("pictures of the subject: share with its main colour", self.main_right),
-            ("pictures of the subject: share with its second colour", self.second_right),
-            ("pictures of the subject: share with its pattern", self.pattern_right),
+            ("images of the subject: similarity to unseen renderings of it", self.subject_similarity),
+            ("images of the subject: similarity to others of its class", self.other_similarity),
+            ("images of the subject: fraction nearer to it than to any other", self.nearer_to_subject),
+            ("images of the subject: fraction in the right (unseen) place", self.place_right),
+            ("images of the subject: fraction of the right class", self.class_right),
+            ("images of the subject: fraction with its main colour", self.main_right),
+            ("images of the subject: fraction with its second colour", self.second_right),
+            ("images of the subject: fraction with its pattern", self.pattern_right),
             ("class prompt: similarity to the subject", self.class_prompt_similarity),
             ("class prompt: diversity", self.class_prompt_diversity),
         ]
 
 
 def references(spec: world.Spec) -> tuple[list[Image.Image], list[Image.Image]]:
-    """Renderings of the subject in the unseen places, and pictures of other objects of its class, one each."""
+    """Return renderings of the subject in the unseen places, and images of other objects of its class, one each."""
     rng = random.Random(f"references of {spec}")
     own = [world.render(spec, world.random_scene(rng, UNSEEN_PLACES[i % 4])) for i in range(NUM_REFERENCES)]
     others = [world.random_spec(rng, spec.class_noun) for _ in range(NUM_REFERENCES)]
@@ -67,7 +67,7 @@ def references(spec: world.Spec) -> tuple[list[Image.Image], list[Image.Image]]:
 
 
 def draw(model: Model, prompt: str, num_images: int, seed: int = 1000) -> list[Image.Image]:
-    """Pictures of one prompt, in the model's own resolution; from seeds that validation does not use."""
+    """Sample one prompt at the model's own resolution, from seeds that validation does not use."""
     size = (model.resolution, model.resolution)
     prompts, seeds = [model.fill(prompt)] * num_images, range(seed, seed + num_images)
     return [
@@ -78,70 +78,70 @@ def draw(model: Model, prompt: str, num_images: int, seed: int = 1000) -> list[I
 
 
 def draw_subject(model: Model, num_images: int, number: int = 1) -> list[list[Image.Image]]:
-    """The subject, of several the one of this number, in each of the unseen places, `num_images` a place."""
+    """Sample the model's subject of this number in each of the unseen places, `num_images` a place."""
     template = f"a photo of {{subject_{number}}}"
     return [draw(model, f"{template} {PHRASES[place][0]}", num_images) for place in UNSEEN_PLACES]
 
 
 def number_of(model: Model, class_noun: str) -> int:
-    """Which of the subjects that the model has learned is of this class; 1, the first, if none is."""
+    """Return the number of the model's subject that is of this class; 1, the first, if none is."""
     nouns = [subject.class_noun for subject in model.card.subjects] if model.card is not None else []
     return nouns.index(class_noun) + 1 if class_noun in nouns else 1
 
 
 def poster(photos: list[Image.Image], model: Model) -> Image.Image:
-    """The subject's photos above, the subject in the unseen places below: a column a place, then the class prompt."""
+    """Return a grid: the subject's photos, samples of it in a column for each unseen place, and the class prompt."""
     rows = [*zip(*draw_subject(model, 3), strict=True)]
     last = draw(model, "a photo of a {class}", 3)
     blank = Image.new("RGB", (world.SIZE, world.SIZE), "white")
     top = (photos + [blank] * 5)[:5]
     return world.contact_sheet(
-        [*top, *(picture for row, own in zip(rows, last, strict=True) for picture in (*row, own))], 5
+        [*top, *(image for row, own in zip(rows, last, strict=True) for image in (*row, own))], 5
     )
 
 
 def measure(model: Model, spec: world.Spec, judge: Judge, num_images: int = 24) -> Outcome:
-    """Draw and judge `num_images` pictures of the subject over the unseen places, and as many of the class prompt."""
+    """Sample and judge `num_images` images of the subject over the unseen places, and as many of the class prompt."""
     number = number_of(model, spec.class_noun)
     rows = draw_subject(model, num_images // len(UNSEEN_PLACES), number)
-    class_pictures = draw(model, f"a photo of a {{class_{number}}}", num_images)
-    return judged([image for row in rows for image in row], class_pictures, spec, judge)
+    class_images = draw(model, f"a photo of a {{class_{number}}}", num_images)
+    return judged([image for row in rows for image in row], class_images, spec, judge)
 
 
 def places_of(num_images: int) -> list[str]:
-    """The place of each of `num_images` pictures in the order of `draw_subject`."""
+    """Return the place of each of `num_images` images in the order of `draw_subject`."""
     return [place for place in UNSEEN_PLACES for _ in range(num_images // len(UNSEEN_PLACES))]
 
 
-def judged(pictures: list[Image.Image], class_pictures: list[Image.Image], spec: world.Spec, judge: Judge) -> Outcome:
-    """Judge pictures of the subject, in the order of `draw_subject`, and those of the class prompt."""
-    subject, places = judge(pictures), places_of(len(pictures))
-    class_BD = judge(class_pictures).embedding_BD
+def judged(images: list[Image.Image], class_images: list[Image.Image], spec: world.Spec, judge: Judge) -> Outcome:
+    """Judge images of the subject, in the order of `draw_subject`, and those of the class prompt."""
+    subject, places = judge(images), places_of(len(images))
+    class_BD = judge(class_images).embedding_BD
     own_BD, others_BD = (judge(renderings).embedding_BD for renderings in references(spec))
     to_own, to_others = subject.embedding_BD @ own_BD.T, subject.embedding_BD @ others_BD.T
     return Outcome(
         subject_similarity=float(to_own.mean()),
         other_similarity=float(to_others.mean()),
         nearer_to_subject=float((to_own.mean(1) > to_others.max(1).values).float().mean()),
-        place_right=subject.share("place", places),
-        class_right=subject.share("class_noun", [spec.class_noun] * len(places)),
-        main_right=subject.share("main", [spec.main] * len(places)),
-        second_right=subject.share("second", [spec.second] * len(places)),
-        pattern_right=subject.share("pattern", [spec.pattern] * len(places)),
+        place_right=subject.accuracy("place", places),
+        class_right=subject.accuracy("class_noun", [spec.class_noun] * len(places)),
+        main_right=subject.accuracy("main", [spec.main] * len(places)),
+        second_right=subject.accuracy("second", [spec.second] * len(places)),
+        pattern_right=subject.accuracy("pattern", [spec.pattern] * len(places)),
         class_prompt_similarity=float((class_BD @ own_BD.T).mean()),
         class_prompt_diversity=mean_distance(class_BD),
     )
 
 
 def mean_distance(embedding_BD: Tensor) -> float:
-    """1 - mean cosine over all pairs of different pictures: 0 where all are the same object."""
-    num_pictures = len(embedding_BD)
-    cosines = (embedding_BD @ embedding_BD.T)[~torch.eye(num_pictures, dtype=torch.bool)]
+    """Return 1 - mean cosine over all pairs of different images: 0 where all show the same object."""
+    num_images = len(embedding_BD)
+    cosines = (embedding_BD @ embedding_BD.T)[~torch.eye(num_images, dtype=torch.bool)]
     return float(1 - cosines.mean())
 
 
 def table(columns: dict[str, Outcome]) -> str:
-    """Markdown, one column an outcome."""
+    """Return a Markdown table with one column for each outcome."""
     lines = ["| measured by the renderer's truth | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for number, (name, _) in enumerate(next(iter(columns.values())).rows()):
         lines.append(f"| {name} | " + " | ".join(f"{o.rows()[number][1]:.2f}" for o in columns.values()) + " |")

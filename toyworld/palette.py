@@ -30,18 +30,18 @@ MIN_CONTRAST = 120.0
 
 
 def contrast(first: str, second: str) -> float:
-    """Euclidean RGB distance between two named colours, 0 (same) to about 350 (black and white)."""
+    """Return the Euclidean RGB distance between two named colours, 0 (same) to about 350 (black and white)."""
     pairs = zip(COLOURS[first], COLOURS[second], strict=True)
     return sum((a - b) ** 2 for a, b in pairs) ** 0.5
 
 
 def shade(colour: RGB, factor: float) -> RGB:
-    """`colour` made darker (factor < 1) or brighter (factor > 1), clipped to 0-255."""
+    """Return `colour` made darker (factor < 1) or brighter (factor > 1), clipped to 0-255."""
     red, green, blue = (min(255, int(channel * factor)) for channel in colour)
     return red, green, blue
 
 
-def mix(first: RGB, second: RGB, share: float) -> RGB:
-    """`first` at share 0, `second` at share 1, straight line between."""
-    red, green, blue = (int(a * (1 - share) + b * share) for a, b in zip(first, second, strict=True))
+def mix(first: RGB, second: RGB, fraction: float) -> RGB:
+    """Return the colour between two: `first` at fraction 0, `second` at fraction 1, linear between."""
+    red, green, blue = (int(a * (1 - fraction) + b * fraction) for a, b in zip(first, second, strict=True))
     return red, green, blue

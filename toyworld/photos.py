@@ -13,7 +13,10 @@ PLACES = ("grass", "studio", "city", "snow", "forest")  # none of them in `outco
 
 
 def photos(class_noun: str, seed: int, count: int = 5, places: Sequence[str] = PLACES) -> list[Image.Image]:
-    """`count` pictures of the subject `seed` of its class, over the places in turn. Fewer are the first of more."""
+    """Return `count` images of the subject `seed` of its class, cycling through `places`.
+
+    Fewer photos are the first of more.
+    """
     spec = world.subject(class_noun, seed)
     rng = random.Random(f"pictures of {class_noun} {seed}")
     return [world.render(spec, world.random_scene(rng, places[i % len(places)])) for i in range(count)]

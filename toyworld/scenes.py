@@ -15,7 +15,7 @@ from toyworld.canvas import DRAWN_SIZE
 from toyworld.palette import RGB, mix
 
 NUM_LAYOUTS = 3
-HORIZONS = (0.54, 0.58, 0.62)  # share of the picture's height, from the top
+HORIZONS = (0.54, 0.58, 0.62)  # fraction of the image's height, from the top
 
 PHRASES: dict[str, tuple[str, ...]] = {
     "beach": ("on the beach", "at the beach"),
@@ -32,7 +32,7 @@ PLACES = tuple(PHRASES)
 
 
 class _Backdrop:
-    """A picture under construction with its horizon; x and y are shares of its size."""
+    """An image under construction with its horizon; x and y are fractions of its size."""
 
     def __init__(self, horizon: float) -> None:
         self.image = Image.new("RGB", (DRAWN_SIZE, DRAWN_SIZE))
@@ -43,7 +43,7 @@ class _Backdrop:
         self.box(0.0, top, 1.0, bottom, colour)
 
     def box(self, left: float, top: float, right: float, bottom: float, colour: RGB) -> None:
-        corners = tuple(round(DRAWN_SIZE * share) for share in (left, top, right, bottom))
+        corners = tuple(round(DRAWN_SIZE * edge) for edge in (left, top, right, bottom))
         self._draw.rectangle(corners, fill=colour)
 
     def disc(self, x: float, y: float, radius_x: float, radius_y: float, colour: RGB) -> None:
@@ -61,8 +61,8 @@ class _Backdrop:
     def ground(self, colour: RGB) -> None:
         self.band(self.horizon, 1.0, colour)
 
-    def stars(self, places: tuple[tuple[float, float], ...]) -> None:
-        for x, y in places:
+    def stars(self, points: tuple[tuple[float, float], ...]) -> None:
+        for x, y in points:
             self.disc(x, y, 0.016, 0.016, (255, 250, 214))
 
 
@@ -178,7 +178,7 @@ DRAW: dict[str, Callable[[_Backdrop, int], None]] = {
 
 @lru_cache(maxsize=len(PLACES) * NUM_LAYOUTS * len(HORIZONS))
 def backdrop(place: str, layout: int, horizon: float) -> Image.Image:
-    """The empty place at drawn size. Cached and shared: copy before drawing on it."""
+    """Return the empty scene at drawn size. Cached and shared: copy before drawing on it."""
     drop = _Backdrop(horizon)
     DRAW[place](drop, layout)
     return drop.image

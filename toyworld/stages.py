@@ -45,7 +45,10 @@ def train_stages(
 
 
 def softeners(codec: LinearCodec, work: Path) -> list[Callable[[Tensor], Tensor]]:
-    """Ways to make a render look drawn by a model: latents a little off, decoded linearly or by the autoencoder."""
+    """Return functions that make renders look drawn by a model.
+
+    They add noise to the latents, and decode them linearly or by the autoencoder.
+    """
     vae = trained_vae(work)
 
     def linear(pixels_BCHW: Tensor) -> Tensor:
@@ -57,6 +60,6 @@ def softeners(codec: LinearCodec, work: Path) -> list[Callable[[Tensor], Tensor]
     return [linear, learned]
 
 
-def _disturbed(codec: LinearCodec, pixels_BCHW: Tensor, most: float = 0.25) -> Tensor:
+def _disturbed(codec: LinearCodec, pixels_BCHW: Tensor, max_noise: float = 0.25) -> Tensor:
     latents = codec.encode(pixels_BCHW)
-    return latents + most * torch.rand(len(latents), 1, 1, 1) * torch.randn_like(latents)
+    return latents + max_noise * torch.rand(len(latents), 1, 1, 1) * torch.randn_like(latents)

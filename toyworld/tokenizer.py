@@ -26,7 +26,7 @@ BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def learn_merges(words: list[str]) -> list[tuple[str, str]]:
-    """Byte-pair merges (Sennrich et al. 2016) until every word is a single piece; ties go to the greater pair."""
+    """Return byte-pair merges (Sennrich et al. 2016) until every word is one piece; ties go to the greater pair."""
     pieces = [[*word[:-1], word[-1] + END_OF_WORD] for word in words]
     merges: list[tuple[str, str]] = []
     while True:
@@ -49,7 +49,7 @@ def _merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """The tokenizer of the embedded base; the same on every call."""
+    """Return the tokenizer of the embedded base; the same on every call."""
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import CLIPTokenizer
 

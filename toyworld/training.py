@@ -1,9 +1,9 @@
 """One resumable training loop for everything that is trained here: denoiser, decoder, encoder and judge.
 
-Its budget is minutes, not steps, because the machine is what it is: the learning rate warms up, stays, and falls to
-nearly zero over the last part of the time. That fall brings the biggest visible jump, so a budget is never just cut.
+Its budget is minutes, not steps, so that it takes as long on any machine. The learning rate warms up, stays, and falls
+to nearly zero over the last part of the time. That fall brings the largest visible gain, so a budget is never just cut.
 With several processes (gloo, one thread each: twice as fast on two cores as one process with two threads) gradients are
-averaged and rank 0 keeps the time and the state.
+averaged, and rank 0 measures the time and saves the state.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from dreambooth.errors import NonFiniteError
 from dreambooth.files import atomic_file
 from toyworld.muon import Muon
 
-MIN_LR_SHARE = 0.02  # of the peak, at the very end
+MIN_LR_FACTOR = 0.02  # of the peak, at the very end
 LOG_EVERY_STEPS = 100
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How one module is trained."""
+    """Hold the settings of one module's training."""
 
     name: str
     minutes: float  # of wall time, over all resumptions together
     peak_lr: float  # of AdamW
     muon_lr: float = 0.0  # of Muon, which takes the hidden layers' matrices; 0: AdamW takes everything
     muon_prefix: str = ""  # names of the parameters that may go to Muon begin so
-    decay_share: float = 0.3  # of the time, at the end, over which the learning rate falls
+    decay_fraction: float = 0.3  # of the time, at the end, over which the learning rate falls
     warmup_steps: int = 100
     ema_decay: float = 0.999  # of the weights that are kept; half-life some 700 steps
     betas: tuple[float, float] = (0.9, 0.99)
@@ -44,11 +44,11 @@ class Plan:
     save_every_seconds: float = 120.0
 
 
-def lr_share(plan: Plan, step: int, spent: float) -> float:
-    """The learning rate as a share of its peak, at a step and at a share `spent` of the time (0 to 1)."""
+def lr_factor(plan: Plan, step: int, spent: float) -> float:
+    """Return the factor on the peak learning rate, at a step and a fraction `spent` of the time (0 to 1)."""
     warm = min(1.0, (step + 1) / plan.warmup_steps)
-    left = min(1.0, (1.0 - spent) / plan.decay_share) if plan.decay_share > 0 else 1.0
-    return warm * max(MIN_LR_SHARE, left)
+    left = min(1.0, (1.0 - spent) / plan.decay_fraction) if plan.decay_fraction > 0 else 1.0
+    return warm * max(MIN_LR_FACTOR, left)
 
 
 def save_atomically(state: dict[str, Any], path: Path) -> None:
@@ -58,12 +58,16 @@ def save_atomically(state: dict[str, Any], path: Path) -> None:
 
 
 def rank_and_world() -> tuple[int, int]:
-    """This process's number and how many there are; (0, 1) without a process group."""
+    """Return this process's rank and the number of processes; (0, 1) without a process group."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 class Average:
-    """An exponential moving average of a module's parameters, warmed up so that early steps do not linger."""
+    """Average a module's parameters exponentially, with the decay warmed up so that early steps do not linger.
+
+    Not `dreambooth.training.average.WeightAverage`: diffusers' warm-up is one step behind and its rounding another, so
+    a training that was begun with this one would not continue with the same bits.
+    """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -80,14 +84,14 @@ class Average:
 
 
 def hidden_matrices(module: nn.Module, prefix: str) -> list[nn.Parameter]:
-    """Trained weights of two or more dimensions whose names begin with `prefix`, without first and last layers."""
+    """Return trained weights of at least two dimensions whose names begin with `prefix`, but first and last layers."""
     ends = ("conv_in.", "conv_out.", "time_embedding.", "body.0.")
     inner = [(n, p) for n, p in module.named_parameters() if n.startswith(prefix) and not any(end in n for end in ends)]
     return [parameter for _, parameter in inner if parameter.requires_grad and parameter.ndim >= 2]
 
 
 def build_optimizers(module: nn.Module, plan: Plan) -> list[torch.optim.Optimizer]:
-    """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest."""
+    """Return AdamW for everything, or Muon for the hidden matrices and AdamW for the rest."""
     matrices = hidden_matrices(module, plan.muon_prefix) if plan.muon_lr else []
     taken = {id(parameter) for parameter in matrices}
     rest = [p for p in module.parameters() if p.requires_grad and id(p) not in taken]
@@ -102,7 +106,7 @@ def build_optimizers(module: nn.Module, plan: Plan) -> list[torch.optim.Optimize
 
 
 class Run:
-    """The changing side of a training: module, optimizer, average, step and seconds spent; saved and restored."""
+    """Hold the state of a training: module, optimizers, average, step and seconds spent; saved and restored."""
 
     def __init__(self, module: nn.Module, plan: Plan, state_path: Path) -> None:
         self.module, self.plan, self.path = module, plan, state_path
@@ -124,7 +128,7 @@ class Run:
         self.step, self.seconds = state["step"], state["seconds"]
 
     def save(self) -> None:
-        """Only rank 0 writes."""
+        """Write the state to its file, on rank 0 only."""
         if rank_and_world()[0] == 0:
             state = {
                 "module": self.module.state_dict(),
@@ -135,15 +139,15 @@ class Run:
             }
             save_atomically(state, self.path)
 
-    def update(self, loss: Tensor, share: float) -> None:
-        """One optimizer step on gradients averaged over the processes.
+    def update(self, loss: Tensor, lr_factor: float) -> None:
+        """Take one optimizer step on gradients averaged over the processes.
 
         Raises NonFiniteError instead if the gradient is not finite; the saved state is then from before it.
         """
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * share
+                group["lr"] = group["peak_lr"] * lr_factor
         loss.backward()
         _average_gradients(self.trained)
         norm = nn.utils.clip_grad_norm_(self.trained, self.plan.max_grad_norm)
@@ -196,7 +200,7 @@ def fit(module: nn.Module, loss_at: Callable[[int], Tensor], plan: Plan, state_p
             break
         loss = loss_at(run.step)
         losses.append(loss.item())
-        run.update(loss, lr_share(plan, run.step, run.seconds / budget))
+        run.update(loss, lr_factor(plan, run.step, run.seconds / budget))
         if run.step % LOG_EVERY_STEPS == 0 and rank_and_world()[0] == 0:
             _log(plan.name, run, losses)
         if run.seconds - saved_at > plan.save_every_seconds:
@@ -214,7 +218,7 @@ def _log(name: str, run: Run, losses: list[float]) -> None:
 
 
 def _time_of_rank_zero(seconds: float) -> float:
-    """All processes must agree on when to stop."""
+    """Return rank 0's time on every process, so that all agree on when to stop."""
     if rank_and_world()[1] == 1:
         return seconds
     shared = torch.tensor([seconds], dtype=torch.float64)

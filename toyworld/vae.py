@@ -31,7 +31,7 @@ BATCH_SIZE = 8
 
 
 def build_vae() -> AutoencoderKL:
-    """Untrained, its residual branches starting at zero."""
+    """Return an untrained autoencoder whose residual branches start at zero."""
     channels = (24, 48, 64, 96)
     assert 2 ** (len(channels) - 1) == PATCH
     vae = AutoencoderKL(
@@ -72,7 +72,10 @@ def _edges(pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def decoder_loss(decoded_BCHW: Tensor, pixels_BCHW: Tensor) -> Tensor:
-    """Absolute and squared error, and the absolute error of neighbour differences: outlines and stripes stay crisp."""
+    """Return absolute and squared error plus the absolute error of differences between neighbouring pixels.
+
+    The last keeps outlines and stripes crisp.
+    """
     absolute = (decoded_BCHW - pixels_BCHW).abs().mean()
     squared = F.mse_loss(decoded_BCHW, pixels_BCHW)
     edges = zip(_edges(decoded_BCHW), _edges(pixels_BCHW), strict=True)
@@ -93,7 +96,7 @@ def train_decoder(vae: AutoencoderKL, codec: LinearCodec, minutes: float, folder
         decoded = vae.decode(((latents + noise) / SCALING_FACTOR).to(device)).sample
         return decoder_loss(decoded, pixels.to(device))
 
-    plan = Plan("decoder", minutes, peak_lr=2e-3, decay_share=0.6, ema_decay=0.998, betas=(0.9, 0.98))
+    plan = Plan("decoder", minutes, peak_lr=2e-3, decay_fraction=0.6, ema_decay=0.998, betas=(0.9, 0.98))
     fit(trained, loss_at, plan, folder / "decoder.pt")
 
 
@@ -106,7 +109,7 @@ def train_encoder(vae: AutoencoderKL, codec: LinearCodec, minutes: float, folder
         mean = vae.encode(pixels.to(device)).latent_dist.mean
         return F.mse_loss(mean * SCALING_FACTOR, codec.encode(pixels).to(device))
 
-    plan = Plan("encoder", minutes, peak_lr=2e-3, decay_share=0.8, ema_decay=0.998, betas=(0.9, 0.98))
+    plan = Plan("encoder", minutes, peak_lr=2e-3, decay_fraction=0.8, ema_decay=0.998, betas=(0.9, 0.98))
     fit(nn.ModuleDict({"encoder": vae.encoder}), loss_at, plan, folder / "encoder.pt")
 
 
@@ -117,17 +120,17 @@ def round_trip(vae: AutoencoderKL, pixels_BCHW: Tensor) -> Tensor:
 
 
 def psnr(first_BCHW: Tensor, second_BCHW: Tensor) -> float:
-    """Peak signal-to-noise ratio of pixels in -1..1, decibels, mean over the pictures: 10 log10(4 / mse)."""
+    """Return the peak signal-to-noise ratio of pixels in -1..1, decibels, mean over the images: 10 log10(4 / mse)."""
     errors = (first_BCHW - second_BCHW).pow(2).mean((1, 2, 3))
     return sum(10 * math.log10(4 / error) for error in errors.tolist()) / len(errors)
 
 
 def fresh_pixels(num: int, seed: int = 0) -> Tensor:
-    """Pictures that no training saw, of objects in held-out colours, [B, 3, 64, 64] in -1..1."""
+    """Return images that no training saw, of objects in held-out colours, [B, 3, 64, 64] in -1..1."""
     rng = random.Random(f"fresh {seed}")
-    pictures: list[Image.Image] = []
-    while len(pictures) < num:
+    images: list[Image.Image] = []
+    while len(images) < num:
         spec = world.random_spec(rng)
         if world.is_held_out(spec):
-            pictures.append(world.render(spec, world.random_scene(rng)))
-    return to_pixels(pictures)
+            images.append(world.render(spec, world.random_scene(rng)))
+    return to_pixels(images)

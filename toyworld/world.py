@@ -1,6 +1,6 @@
-"""The toy world: an object's identity (`Spec`), the scene it stands in (`Scene`), and the picture of both.
+"""The toy world: an object's identity (`Spec`), the scene it stands in (`Scene`), and the image of both.
 
-Everything is a pure function of its arguments: the same seed gives the same picture on every machine. A spec is the
+Everything is a pure function of its arguments: the same seed gives the same image on every machine. A spec is the
 same object in any scene, which is what a DreamBooth subject is.
 """
 
@@ -43,27 +43,27 @@ class Spec:
 
 @dataclass(frozen=True)
 class Scene:
-    """Where an object stands and how. Positions are shares of the picture, measured from its usual place."""
+    """Where an object stands and how. Positions are fractions of the image, measured from its usual place."""
 
     place: str
     layout: int  # one of NUM_LAYOUTS fixed arrangements of the place
-    horizon: float  # share of the height, from the top
+    horizon: float  # fraction of the height, from the top
     shift_x: float
     shift_y: float
-    scale: float  # the object's box as a share of the picture
+    scale: float  # the object's box as a fraction of the image
     tilt: float  # radians
     mirrored: bool
     pose: tuple[float, float]  # limbs, tails, fins; each in 0..1
 
 
 def is_held_out(spec: Spec) -> bool:
-    """Whether training must not see this class in these two colours (decided by a hash, one pair in eight)."""
+    """Return whether training must not see this class in these two colours (decided by a hash, one pair in eight)."""
     key = f"{spec.class_noun} {spec.main} {spec.second}"
     return hashlib.sha256(key.encode()).digest()[0] % HELD_OUT_ONE_IN == 0
 
 
 def random_spec(rng: random.Random, class_noun: str | None = None) -> Spec:
-    """Any object (held-out ones too), of `class_noun` if given. Raises UserError for an unknown class."""
+    """Return any object (held-out ones too), of `class_noun` if given. Raises UserError for an unknown class."""
     if class_noun is not None and class_noun not in CLASSES:
         raise UserError(f"class {class_noun!r} is not in the toy world; it has {', '.join(CLASSES)}")
     noun = class_noun or rng.choice(CLASSES)
@@ -82,7 +82,7 @@ def random_spec(rng: random.Random, class_noun: str | None = None) -> Spec:
 
 
 def random_scene(rng: random.Random, place: str | None = None) -> Scene:
-    """A scene in `place`, or anywhere. Raises UserError for an unknown place."""
+    """Return a scene in `place`, or in any place. Raises UserError for an unknown place."""
     if place is not None and place not in PLACES:
         raise UserError(f"place {place!r} is not in the toy world; it has {', '.join(PLACES)}")
     return Scene(
@@ -99,7 +99,7 @@ def random_scene(rng: random.Random, place: str | None = None) -> Scene:
 
 
 def sample(seed: int) -> tuple[Spec, Scene, str]:
-    """The training sample of that seed: an object that is not held out, a scene and a caption."""
+    """Return the training sample of that seed: an object that is not held out, a scene and a caption."""
     rng = random.Random(seed)
     spec = random_spec(rng)
     while is_held_out(spec):
@@ -109,12 +109,12 @@ def sample(seed: int) -> tuple[Spec, Scene, str]:
 
 
 def caption(rng: random.Random, spec: Spec, scene: Scene) -> str:
-    """One of the captions of `spec` in `scene`."""
+    """Return one of the captions of `spec` in `scene`."""
     return captions.caption(rng, spec.class_noun, spec.main, spec.second, spec.accent, spec.pattern, scene.place)
 
 
 def subject(class_noun: str, seed: int) -> Spec:
-    """A patterned object for DreamBooth, in a pair of colours that no training picture shows on its class."""
+    """Return a patterned object for DreamBooth, in a pair of colours that no training image shows on its class."""
     rng = random.Random(f"subject {class_noun} {seed}")
     while True:
         spec = random_spec(rng, class_noun)
@@ -140,7 +140,7 @@ def _look(spec: Spec) -> Look:
 
 
 def render(spec: Spec, scene: Scene) -> Image.Image:
-    """The picture, RGB, 64 x 64 pixels."""
+    """Return the image, RGB, 64 x 64 pixels."""
     image = backdrop(scene.place, scene.layout, scene.horizon).copy()
     placement = _placement(scene)
     _drop_shadow(image, placement)
@@ -158,18 +158,18 @@ def _drop_shadow(image: Image.Image, placement: Placement) -> None:
 
 
 def object_mask(spec: Spec, scene: Scene) -> Image.Image:
-    """Where the object is (without its shadow): mode L, 64 x 64 pixels, 255 on the object, 0 elsewhere."""
+    """Return where the object is (without its shadow): mode L, 64 x 64 pixels, 255 on the object, 0 elsewhere."""
     mask = Image.new("L", (DRAWN_SIZE, DRAWN_SIZE))
     DRAW[spec.class_noun](Canvas(mask, _placement(scene), silhouette=255), _look(spec), scene.pose)
     return mask.reduce(OVERSAMPLE)
 
 
-def contact_sheet(pictures: list[Image.Image], columns: int, zoom: int = 2) -> Image.Image:
-    """Pictures side by side, `columns` in a row, each enlarged `zoom` times without smoothing."""
+def contact_sheet(images: list[Image.Image], columns: int, zoom: int = 2) -> Image.Image:
+    """Return the images side by side, `columns` in a row, each enlarged `zoom` times without smoothing."""
     cell = SIZE * zoom + 2
-    rows = -(-len(pictures) // columns)
+    rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * cell, rows * cell), (255, 255, 255))
-    for i, picture in enumerate(pictures):
-        enlarged = picture.resize((SIZE * zoom, SIZE * zoom), Image.Resampling.NEAREST)
+    for i, image in enumerate(images):
+        enlarged = image.resize((SIZE * zoom, SIZE * zoom), Image.Resampling.NEAREST)
         sheet.paste(enlarged, ((i % columns) * cell, (i // columns) * cell))
     return sheet

@@ -15,7 +15,7 @@ from PIL import Image
 from dreambooth.cli import main
 from dreambooth.errors import NonFiniteError, UserError
 from toyworld import captions, world
-from toyworld.latents import fit_codec, to_pictures, to_pixels
+from toyworld.latents import fit_codec, to_images, to_pixels
 from toyworld.palette import COLOURS, MIN_CONTRAST, contrast
 from toyworld.scenes import PHRASES
 from toyworld.tokenizer import COMMON_WORDS, MAX_LENGTH, RARE_WORDS, build_tokenizer
@@ -46,8 +46,8 @@ def judge():
     return Judge.load(SHIPPED / "judge")
 
 
-def pixels_of(picture: Image.Image) -> np.ndarray:
-    return np.asarray(picture, dtype=np.int16)
+def pixels_of(image: Image.Image) -> np.ndarray:
+    return np.asarray(image, dtype=np.int16)
 
 
 # --- the renderer
@@ -68,8 +68,8 @@ def test_a_seed_gives_the_same_sample_and_picture_every_time():
 
 
 def test_different_seeds_give_different_pictures():
-    pictures = {world.render(*world.sample(seed)[:2]).tobytes() for seed in range(100)}
-    assert len(pictures) == 100
+    images = {world.render(*world.sample(seed)[:2]).tobytes() for seed in range(100)}
+    assert len(images) == 100
 
 
 def test_a_picture_does_not_depend_on_what_was_drawn_before():
@@ -198,8 +198,8 @@ def test_captions_name_the_class_always_and_everything_else_sometimes():
         counts["second"] += f"and {spec.second} " in text
         counts["pattern"] += any(word in text for word in ("striped", "spotted", "stripes", "spots"))
         counts["place"] += any(phrase in text for phrase in PHRASES[scene.place])
-    shares = {name: count / len(samples) for name, count in counts.items()}
-    assert all(0.2 < share < 0.95 for share in shares.values()), shares
+    fractions = {name: count / len(samples) for name, count in counts.items()}
+    assert all(0.2 < fraction < 0.95 for fraction in fractions.values()), fractions
 
 
 def test_captions_say_nothing_untrue():
@@ -256,8 +256,8 @@ def test_linear_latents_have_unit_deviation_and_their_best_inverse():
 
 
 def test_pictures_survive_the_way_to_pixels_and_back():
-    picture = world.render(*world.sample(0)[:2])
-    assert to_pictures(to_pixels([picture]))[0].tobytes() == picture.tobytes()
+    image = world.render(*world.sample(0)[:2])
+    assert to_images(to_pixels([image]))[0].tobytes() == image.tobytes()
 
 
 # --- training
@@ -287,7 +287,7 @@ def test_a_resumed_training_goes_on_where_it_was(tmp_path):
     def advance(run, num_steps):
         for _ in range(num_steps):
             inputs = torch.randn(16, 4, generator=torch.Generator().manual_seed(run.step))
-            run.update((run.module["unet"](inputs) - inputs[:, :2]).pow(2).mean(), share=1.0)
+            run.update((run.module["unet"](inputs) - inputs[:, :2]).pow(2).mean(), lr_factor=1.0)
 
     whole = Run(module(), tiny_plan(1.0), tmp_path / "whole.pt")
     advance(whole, 8)
@@ -321,13 +321,13 @@ def test_a_gradient_that_is_not_finite_stops_training_and_leaves_the_state_as_it
 
 
 def test_the_learning_rate_warms_up_stays_and_falls():
-    from toyworld.training import Plan, lr_share
+    from toyworld.training import Plan, lr_factor
 
-    plan = Plan("test", minutes=1.0, peak_lr=1.0, decay_share=0.3, warmup_steps=10)
-    assert lr_share(plan, step=0, spent=0.0) == pytest.approx(0.1)
-    assert lr_share(plan, step=500, spent=0.7) == pytest.approx(1.0)
-    assert lr_share(plan, step=900, spent=0.85) == pytest.approx(0.5)
-    assert 0 < lr_share(plan, step=1000, spent=1.0) < 0.05
+    plan = Plan("test", minutes=1.0, peak_lr=1.0, decay_fraction=0.3, warmup_steps=10)
+    assert lr_factor(plan, step=0, spent=0.0) == pytest.approx(0.1)
+    assert lr_factor(plan, step=500, spent=0.7) == pytest.approx(1.0)
+    assert lr_factor(plan, step=900, spent=0.85) == pytest.approx(0.5)
+    assert 0 < lr_factor(plan, step=1000, spent=1.0) < 0.05
 
 
 @pytest.mark.parametrize("shape", [(16, 40), (40, 16), (24, 24)])
@@ -391,12 +391,12 @@ def test_shipped_latents_have_unit_deviation_once_scaled(shipped):
 def test_the_judge_reads_fresh_renders(judge):
     from toyworld.judge import accuracy
 
-    shares = accuracy(judge, num_objects=100)
-    assert shares["class_noun"] >= 0.98
-    assert shares["main"] >= 0.95
-    assert shares["pattern"] >= 0.93
-    assert shares["place"] >= 0.98
-    assert shares["same object nearest"] >= 0.75
+    fractions = accuracy(judge, num_objects=100)
+    assert fractions["class_noun"] >= 0.98
+    assert fractions["main"] >= 0.95
+    assert fractions["pattern"] >= 0.93
+    assert fractions["place"] >= 0.98
+    assert fractions["same object nearest"] >= 0.75
 
 
 @pytest.mark.parametrize(("class_noun", "seed"), SUBJECTS.items())
@@ -437,9 +437,9 @@ def test_the_model_index_names_no_class_beyond_diffusers_and_transformers():
 def test_the_base_draws_what_the_prompt_says():
     from toyworld.evaluate import measure, table
 
-    figures = measure(SHIPPED, per_class=12, sheet=None)
-    print(table(figures))
-    by_name = {figure.name: figure.value for figure in figures}
+    metrics = measure(SHIPPED, per_class=12, sheet=None)
+    print(table(metrics))
+    by_name = {metric.name: metric.value for metric in metrics}
     assert by_name["class right"] >= 94
     assert by_name["place right, where named"] >= 97
     assert by_name["main colour right, where named"] >= 94

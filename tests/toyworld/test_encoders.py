@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoTokenizer, CLIPModel, ViTModel
 from dreambooth.errors import ModelError
 from dreambooth.metrics.encoders import load_clip, load_image_encoder
 from toyworld import encoder_batches as batches
-from toyworld import encoder_figures as figures
+from toyworld import encoder_metrics as metrics
 from toyworld import encoders, world
 from toyworld.cli import SHIPPED, SHIPPED_ENCODERS
 from toyworld.judge import HEADS
@@ -84,7 +84,7 @@ def test_no_subject_is_ever_trained_on():
 def test_half_of_the_pictures_are_softened():
     torch.manual_seed(0)
     crisp, soft = torch.zeros(2000, 1, 1, 1), torch.ones(2000, 1, 1, 1)
-    assert (batches.roughened(crisp, soft) > 0.5).float().mean() == pytest.approx(0.5, abs=0.05)
+    assert (batches.augment(crisp, soft) > 0.5).float().mean() == pytest.approx(0.5, abs=0.05)
 
 
 # --- losses
@@ -266,12 +266,12 @@ def test_auto_model_finds_the_class_of_a_shipped_encoder(name, kind):
 
 
 def test_the_shipped_processors_give_pixels_between_minus_one_and_one(clip, vit):
-    picture = world.render(*world.sample(0)[:2])
-    expected = batches.to_pixels([picture])
+    image = world.render(*world.sample(0)[:2])
+    expected = batches.to_pixels([image])
     for processor in (clip.processor, vit.processor):
-        pixels = torch.as_tensor(processor([picture], return_tensors="pt")["pixel_values"])
+        pixels = torch.as_tensor(processor([image], return_tensors="pt")["pixel_values"])
         torch.testing.assert_close(pixels, expected, atol=1e-5, rtol=0)
-        larger = processor([picture.resize((150, 150))], return_tensors="pt")["pixel_values"]
+        larger = processor([image.resize((150, 150))], return_tensors="pt")["pixel_values"]
         assert larger.shape == (1, 3, world.SIZE, world.SIZE)
 
 
@@ -290,32 +290,32 @@ def test_a_text_embeds_the_same_alone_and_padded(clip):
 
 def test_the_shipped_encoders_order_known_cases_rightly(vae):
     """Weaker than the gates of the model card, on fewer pictures."""
-    orderings = figures.measure(REPOSITORY / SHIPPED_ENCODERS, vae, subjects_per_class=1, pictures_per_place=1)
+    orderings = metrics.measure(REPOSITORY / SHIPPED_ENCODERS, vae, subjects_per_class=1, images_per_place=1)
     by_name = {ordering.name: ordering for ordering in orderings}
     assert len(by_name) == 8
     for name, ordering in by_name.items():
         for margin in ordering.margins:
             assert margin > 0, f"{name}: {ordering.row()}"
         gate_crisp, gate_softened = ordering.gates
-        assert ordering.shares[0] >= (gate_crisp or 70) - 7, f"{name}: {ordering.row()}"
-        assert ordering.shares[1] >= (gate_softened or 70) - 7, f"{name}: {ordering.row()}"
+        assert ordering.percents[0] >= (gate_crisp or 70) - 7, f"{name}: {ordering.row()}"
+        assert ordering.percents[1] >= (gate_softened or 70) - 7, f"{name}: {ordering.row()}"
 
 
 def test_an_exam_compares_pictures_of_one_place():
-    exam = figures.make_exam(subjects_per_class=1, pictures_per_place=1)
-    num = len(exam.classes) * len(exam.places)
-    assert {kind: len(pictures) for kind, pictures in exam.pictures.items()} == dict.fromkeys(figures.KINDS, num)
-    assert len(exam.photos) == 5 * len(exam.classes)
-    assert not set(figures.PHOTO_PLACES) & set(exam.places)
+    test_set = metrics.build_test_set(subjects_per_class=1, images_per_place=1)
+    num = len(test_set.classes) * len(test_set.places)
+    assert {kind: len(images) for kind, images in test_set.images.items()} == dict.fromkeys(metrics.KINDS, num)
+    assert len(test_set.photos) == 5 * len(test_set.classes)
+    assert not set(metrics.PHOTO_PLACES) & set(test_set.places)
 
 
 def test_a_folder_without_encoders_is_named(tmp_path, vae):
     with pytest.raises(ModelError, match="vit: no encoder to measure with"):
-        figures.measure(tmp_path, vae)
+        metrics.measure(tmp_path, vae)
 
 
 def test_equal_pictures_are_wholly_alike(clip, vit):
-    picture = Image.new("RGB", (64, 64), (200, 30, 30))
+    image = Image.new("RGB", (64, 64), (200, 30, 30))
     for encoder in (clip, vit):
-        first, second = encoder.images([picture, picture])
+        first, second = encoder.images([image, image])
         assert (first @ second).item() == pytest.approx(1.0, abs=1e-5)

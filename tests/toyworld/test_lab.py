@@ -1,4 +1,4 @@
-"""The laboratory: its experiments, what is run again and what is not, and that its figures mean what they say."""
+"""The laboratory: its experiments, what is run again and what is not, and what its metrics mean."""
 
 import math
 import os
@@ -21,11 +21,11 @@ from dreambooth.config import load_config
 from dreambooth.errors import ModelError, UserError
 from toyworld import encoders, world
 from toyworld.lab import cli, measure, plan, plots, report, tables
-from toyworld.lab.experiments import LABS, SUBJECTS, WORD_AND_LORA, Hypothesis, Variant
-from toyworld.lab.figures import FIGURES, way
+from toyworld.lab.experiments import EXPERIMENTS, SUBJECTS, WORD_AND_LORA, Hypothesis, Variant
+from toyworld.lab.metrics import METRICS, fraction_of_range
 from toyworld.lab.plan import Trial, Workspace
 from toyworld.lab.pool import run_tasks
-from toyworld.lab.runs import run_cell
+from toyworld.lab.runs import run_trial
 from toyworld.lab.store import Store
 from toyworld.outcome import UNSEEN_PLACES, places_of
 from toyworld.photos import PLACES, photos
@@ -33,7 +33,11 @@ from toyworld.photos import PLACES, photos
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "toyworld.yaml"
 SHIPPED_ENCODERS = ROOT / "checkpoints" / "toyworld-encoders"
-ROWS = [pytest.param(row, id=f"{name}: {row.name}") for name, lab in LABS.items() for row in lab.rows]
+VARIANTS = [
+    pytest.param(variant, id=f"{name}: {variant.name}")
+    for name, experiment in EXPERIMENTS.items()
+    for variant in experiment.variants
+]
 
 
 @pytest.fixture(scope="module")
@@ -47,48 +51,52 @@ def small_encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, tiny_base: Path, small_encoders: Path) -> Workspace:
+def workspace(tmp_path: Path, tiny_base: Path, small_encoders: Path) -> Workspace:
     """A laboratory on the tiny base, with runs of two steps."""
     more = (f"model.base={tiny_base}", "train.max_steps=2", "prior.num_images=4", "prior.num_inference_steps=2")
     judge = ROOT / "checkpoints" / "toyworld" / "judge"
     return Workspace(CONFIG, small_encoders, judge, tmp_path / "lab" / "results.csv", tmp_path / "work", more)
 
 
-def fingerprint_of(row: Variant, bench: Workspace) -> str:
-    return plan.cells_of_row("any", row, bench)[0].fingerprint
+def fingerprint_of(variant: Variant, workspace: Workspace) -> str:
+    return plan.trials_of("any", variant, workspace)[0].fingerprint
 
 
 def made_up(seed: int) -> dict[str, float]:
     rng = random.Random(seed)
-    return {name: rng.random() for name in FIGURES}
+    return {name: rng.random() for name in METRICS}
 
 
 # ------------------------------------------------------------------------------------------------ the experiments
 
 
-@pytest.mark.parametrize("row", ROWS)
-def test_the_settings_of_every_row_are_allowed(row: Variant, bench: Workspace):
-    assert len(plan.cells_of_row("any", row, bench)) == row.grid[0] * row.grid[1]
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_settings_of_every_variant_are_allowed(variant: Variant, workspace: Workspace):
+    assert len(plan.trials_of("any", variant, workspace)) == variant.grid[0] * variant.grid[1]
 
 
-def test_headline_rows_have_five_subjects_and_three_seeds_and_all_others_at_least_three_and_two():
-    rows = {(name, row.name): row.grid for name, lab in LABS.items() for row in lab.rows}
+def test_headline_variants_have_five_subjects_and_three_seeds_and_all_others_at_least_three_and_two():
+    variants = {
+        (name, variant.name): variant.grid
+        for name, experiment in EXPERIMENTS.items()
+        for variant in experiment.variants
+    }
     assert load_config(CONFIG).prior.source == "teacher"  # the default is the teacher prior
-    for row in ("default", "no prior", "sampled class pictures"):
-        assert rows["headline", row] == (5, 3)
-    assert all(subjects >= 3 and seeds >= 2 for subjects, seeds in rows.values())
+    for variant in ("default", "no prior", "sampled class pictures"):
+        assert variants["headline", variant] == (5, 3)
+    assert all(subjects >= 3 and seeds >= 2 for subjects, seeds in variants.values())
     assert len(SUBJECTS) == 5
 
 
-def test_what_a_lab_shows_and_claims_is_there():
-    for name, lab in LABS.items():
-        rows = [row.name for row in lab.rows]
-        assert len(set(rows)) == len(rows), f"{name}: two rows of one name"
-        assert set(lab.figures) <= set(FIGURES), f"{name}: a column that is not measured"
-        assert set(lab.paper) <= set(rows), f"{name}: the paper's figures for a row that there is not"
-        for claim in lab.claims:
-            assert {claim.more, claim.less} <= set(rows), f"{name}: {claim.said}"
-            assert claim.figure in FIGURES, f"{name}: {claim.said}"
+def test_what_an_experiment_shows_and_claims_is_there():
+    for name, experiment in EXPERIMENTS.items():
+        variants = [variant.name for variant in experiment.variants]
+        assert len(set(variants)) == len(variants), f"{name}: two variants of one name"
+        assert set(experiment.metrics) <= set(METRICS), f"{name}: a column that is not measured"
+        assert set(experiment.paper) <= set(variants), f"{name}: a value of the paper for an unknown variant"
+        for hypothesis in experiment.hypotheses:
+            assert {hypothesis.more, hypothesis.less} <= set(variants), f"{name}: {hypothesis.reported}"
+            assert hypothesis.metric in METRICS, f"{name}: {hypothesis.reported}"
 
 
 def test_subjects_are_of_different_classes_and_no_wrong_noun_is_right():
@@ -99,8 +107,8 @@ def test_subjects_are_of_different_classes_and_no_wrong_noun_is_right():
 
 
 def test_fewer_photos_are_the_first_of_more_and_show_no_place_that_is_drawn():
-    five = [picture.tobytes() for picture in photos("dog", 1, 5)]
-    assert [picture.tobytes() for picture in photos("dog", 1, 2)] == five[:2]
+    five = [image.tobytes() for image in photos("dog", 1, 5)]
+    assert [image.tobytes() for image in photos("dog", 1, 2)] == five[:2]
     shipped = [Image.open(path).convert("RGB").tobytes() for path in sorted((ROOT / "data" / "dog").glob("*.png"))]
     assert five == shipped
     assert not set(PLACES) & set(UNSEEN_PLACES)
@@ -109,83 +117,90 @@ def test_fewer_photos_are_the_first_of_more_and_show_no_place_that_is_drawn():
 # ------------------------------------------------------------------------------------------------ the plan
 
 
-def test_rows_that_come_to_the_same_settings_share_their_runs(bench: Workspace):
-    default = fingerprint_of(Variant("default"), bench)
-    assert fingerprint_of(Variant("other name", ("prior.weight=2", "method.train_text_encoder=true")), bench) == default
-    assert fingerprint_of(Variant("not validated", ("validate.num_images=1",)), bench) == default
-    without = fingerprint_of(Variant("no prior", ("prior.source=none",)), bench)
-    assert fingerprint_of(Variant("of no use", ("prior.source=none", "prior.num_images=7")), bench) == without
+def test_variants_that_come_to_the_same_settings_share_their_runs(workspace: Workspace):
+    default = fingerprint_of(Variant("default"), workspace)
+    assert (
+        fingerprint_of(Variant("other name", ("prior.weight=2", "method.train_text_encoder=true")), workspace)
+        == default
+    )
+    assert fingerprint_of(Variant("not validated", ("validate.num_images=1",)), workspace) == default
+    without = fingerprint_of(Variant("no prior", ("prior.source=none",)), workspace)
+    assert fingerprint_of(Variant("of no use", ("prior.source=none", "prior.num_images=7")), workspace) == without
 
 
-def test_whatever_changes_the_figures_changes_the_fingerprint(bench: Workspace, tiny_base_v: Path, tmp_path: Path):
+def test_whatever_changes_the_results_changes_the_fingerprint(workspace: Workspace, tiny_base_v: Path, tmp_path: Path):
     other_encoders = tmp_path / "other"
     encoders.save(encoders.build_vit(encoders.Size(8, 1, 1)), other_encoders / "vit")
     encoders.save(encoders.build_clip(encoders.Size(8, 1, 1, 8, 1, 8)), other_encoders / "clip")
     variants = [
-        fingerprint_of(Variant("default"), bench),
-        fingerprint_of(Variant("lr", ("optim.lr=1e-5",)), bench),
-        fingerprint_of(Variant("weight", ("prior.weight=3",)), bench),
-        fingerprint_of(Variant("none", ("prior.source=none",)), bench),
-        fingerprint_of(Variant("photos", num_photos=4), bench),
-        fingerprint_of(Variant("noun", noun="wrong"), bench),
-        fingerprint_of(Variant("noun", noun="none"), bench),
-        fingerprint_of(Variant("best", validates=True), bench),
+        fingerprint_of(Variant("default"), workspace),
+        fingerprint_of(Variant("lr", ("optim.lr=1e-5",)), workspace),
+        fingerprint_of(Variant("weight", ("prior.weight=3",)), workspace),
+        fingerprint_of(Variant("none", ("prior.source=none",)), workspace),
+        fingerprint_of(Variant("photos", num_photos=4), workspace),
+        fingerprint_of(Variant("noun", noun="wrong"), workspace),
+        fingerprint_of(Variant("noun", noun="none"), workspace),
+        fingerprint_of(Variant("best", validates=True), workspace),
         fingerprint_of(
-            Variant("base"), Workspace(CONFIG, bench.encoders, bench.judge, more=(f"model.base={tiny_base_v}",))
+            Variant("base"), Workspace(CONFIG, workspace.encoders, workspace.judge, more=(f"model.base={tiny_base_v}",))
         ),
-        fingerprint_of(Variant("encoders"), Workspace(CONFIG, other_encoders, bench.judge, more=bench.more)),
+        fingerprint_of(Variant("encoders"), Workspace(CONFIG, other_encoders, workspace.judge, more=workspace.more)),
     ]
     assert len(set(variants)) == len(variants)
 
 
-def test_other_encoders_need_no_other_training(bench: Workspace, tmp_path: Path):
+def test_other_encoders_need_no_other_training(workspace: Workspace, tmp_path: Path):
     encoders.save(encoders.build_vit(encoders.Size(8, 1, 1)), tmp_path / "other" / "vit")
     encoders.save(encoders.build_clip(encoders.Size(8, 1, 1, 8, 1, 8)), tmp_path / "other" / "clip")
-    other = Workspace(CONFIG, tmp_path / "other", bench.judge, more=bench.more)
-    first, second = (plan.cells_of_row("any", Variant("default"), one)[0] for one in (bench, other))
+    other = Workspace(CONFIG, tmp_path / "other", workspace.judge, more=workspace.more)
+    first, second = (plan.trials_of("any", Variant("default"), one)[0] for one in (workspace, other))
     assert first.training == second.training
     assert first.fingerprint != second.fingerprint
 
 
-def test_a_laboratory_without_encoders_says_what_is_missing(bench: Workspace, tmp_path: Path):
-    nowhere = Workspace(CONFIG, tmp_path / "none", bench.judge, more=bench.more)
+def test_a_laboratory_without_encoders_says_what_is_missing(workspace: Workspace, tmp_path: Path):
+    nowhere = Workspace(CONFIG, tmp_path / "none", workspace.judge, more=workspace.more)
     with pytest.raises(ModelError, match="no weights"):
-        plan.cells_of_row("any", Variant("default"), nowhere)
+        plan.trials_of("any", Variant("default"), nowhere)
 
 
-def test_each_cell_is_planned_once_and_first_seeds_come_first(bench: Workspace):
-    cells = plan.plan(["headline", "prior", "weight", "map"], bench)
-    assert len({cell.key for cell in cells}) == len(cells)
-    early, late = ([cell for cell in cells if LABS[cell.lab].late == is_late] for is_late in (False, True))
-    assert cells == early + late
+def test_each_trial_is_planned_once_and_first_seeds_come_first(workspace: Workspace):
+    trials = plan.plan(["headline", "prior", "weight", "map"], workspace)
+    assert len({trial.key for trial in trials}) == len(trials)
+    early, late = (
+        [trial for trial in trials if EXPERIMENTS[trial.experiment].late == is_late] for is_late in (False, True)
+    )
+    assert trials == early + late
     for part in (early, late):
-        assert [cell.seed for cell in part] == sorted(cell.seed for cell in part)
-    assert {cell.row.name for cell in cells[:5]} == {row.name for row in LABS["headline"].rows}
+        assert [trial.seed for trial in part] == sorted(trial.seed for trial in part)
+    assert {trial.variant.name for trial in trials[:5]} == {
+        variant.name for variant in EXPERIMENTS["headline"].variants
+    }
 
 
-def test_only_some_rows_subjects_and_seeds_can_be_run(bench: Workspace):
-    cells = plan.plan(["headline"], bench, only=["no prior"], num_subjects=2, num_seeds=1)
-    assert [(cell.row.name, str(cell.subject), cell.seed) for cell in cells] == [
+def test_only_some_variants_subjects_and_seeds_can_be_run(workspace: Workspace):
+    trials = plan.plan(["headline"], workspace, only=["no prior"], num_subjects=2, num_seeds=1)
+    assert [(trial.variant.name, str(trial.subject), trial.seed) for trial in trials] == [
         ("no prior", "robot 21", 0),
         ("no prior", "dog 1", 0),
     ]
 
 
-def test_a_lab_that_there_is_not_is_told_with_those_there_are():
+def test_an_unknown_experiment_is_reported_with_the_known_ones():
     with pytest.raises(UserError, match="headline"):
         cli.names_of(["headlin"])
-    assert cli.names_of(["map", "all"]) == list(LABS)
+    assert cli.names_of(["map", "all"]) == list(EXPERIMENTS)
 
 
-def test_the_command_tells_what_it_would_run(
+def test_the_command_lists_what_it_would_run(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.chdir(ROOT)
     limits = ["--only", "frozen", "--subjects", "2", "--seeds", "1", "--work", str(tmp_path / "work"), "--dry-run"]
     assert main(["lab", "text", *limits]) == 0
-    *told, count = capsys.readouterr().out.splitlines()
-    assert set(told) <= {"text / frozen / robot 21 / seed 0", "text / frozen / dog 1 / seed 0"}
-    assert count == f"{len(told)} of 2 cells to run"
+    *listed, count = capsys.readouterr().out.splitlines()
+    assert set(listed) <= {"text / frozen / robot 21 / seed 0", "text / frozen / dog 1 / seed 0"}
+    assert count == f"{len(listed)} of 2 trials to run"
     assert not (tmp_path / "work").exists()
     assert main(["lab", "text", "--only", "frosen"]) == 2
     assert "trained, frozen" in capsys.readouterr().err
@@ -195,96 +210,98 @@ def test_the_command_tells_what_it_would_run(
 
 
 @pytest.fixture
-def cells(bench: Workspace) -> list[Trial]:
-    return plan.plan(["weight"], bench)
+def trials(workspace: Workspace) -> list[Trial]:
+    return plan.plan(["weight"], workspace)
 
 
-def test_what_was_stored_is_there_in_the_next_process(bench: Workspace, cells: list[Trial]):
-    Store(bench.results).add(cells[0], made_up(0))
-    Store(bench.results).add(cells[1], made_up(1))
-    again = Store(bench.results)
-    found = again.get(cells[1])
+def test_what_was_stored_is_there_in_the_next_process(workspace: Workspace, trials: list[Trial]):
+    Store(workspace.results).add(trials[0], made_up(0))
+    Store(workspace.results).add(trials[1], made_up(1))
+    again = Store(workspace.results)
+    found = again.get(trials[1])
     assert found is not None
-    assert found.figures == pytest.approx(made_up(1), rel=1e-5)
-    assert again.get(cells[0]) is not None
-    assert again.get(cells[2]) is None
+    assert found.metrics == pytest.approx(made_up(1), rel=1e-5)
+    assert again.get(trials[0]) is not None
+    assert again.get(trials[2]) is None
 
 
-def test_lines_of_other_settings_are_kept_but_not_used(bench: Workspace, cells: list[Trial]):
-    Store(bench.results).add(cells[0], made_up(0))
-    changed = plan.plan(["weight"], Workspace(CONFIG, bench.encoders, bench.judge, more=(*bench.more, "optim.lr=1e-5")))
-    store = Store(bench.results)
-    assert all(store.get(cell) is None for cell in changed)
+def test_lines_of_other_settings_are_kept_but_not_used(workspace: Workspace, trials: list[Trial]):
+    Store(workspace.results).add(trials[0], made_up(0))
+    changed = plan.plan(
+        ["weight"], Workspace(CONFIG, workspace.encoders, workspace.judge, more=(*workspace.more, "optim.lr=1e-5"))
+    )
+    store = Store(workspace.results)
+    assert all(store.get(trial) is None for trial in changed)
     store.add(changed[0], made_up(1))
-    assert Store(bench.results).get(cells[0]) is not None
+    assert Store(workspace.results).get(trials[0]) is not None
 
 
-def test_a_line_torn_by_a_kill_costs_that_cell_only(bench: Workspace, cells: list[Trial]):
-    store = Store(bench.results)
+def test_a_line_torn_by_a_kill_costs_that_trial_only(workspace: Workspace, trials: list[Trial]):
+    store = Store(workspace.results)
     for number in range(2):
-        store.add(cells[number], made_up(number))
-    text = bench.results.read_text()
-    bench.results.write_text(text[: len(text) - 30])
-    torn = Store(bench.results)
-    assert torn.get(cells[0]) is not None
-    assert torn.get(cells[1]) is None
-    torn.add(cells[2], made_up(2))
-    assert Store(bench.results).get(cells[2]) is not None
+        store.add(trials[number], made_up(number))
+    text = workspace.results.read_text()
+    workspace.results.write_text(text[: len(text) - 30])
+    torn = Store(workspace.results)
+    assert torn.get(trials[0]) is not None
+    assert torn.get(trials[1]) is None
+    torn.add(trials[2], made_up(2))
+    assert Store(workspace.results).get(trials[2]) is not None
 
 
-def test_a_file_of_another_version_is_refused(bench: Workspace):
-    bench.results.parent.mkdir(parents=True)
-    bench.results.write_text("some,other,columns\n")
+def test_a_file_of_another_version_is_refused(workspace: Workspace):
+    workspace.results.parent.mkdir(parents=True)
+    workspace.results.write_text("some,other,columns\n")
     with pytest.raises(UserError, match="other columns"):
-        Store(bench.results)
+        Store(workspace.results)
 
 
 def test_the_shipped_results_are_of_the_shipped_base_and_config() -> None:
-    """Else the tables would be empty: what a cell was measured with is part of its fingerprint."""
+    """Else the tables would be empty: what a trial was measured with is part of its fingerprint."""
     base, results = ROOT / "checkpoints" / "toyworld", ROOT / "benchmarks" / "lab" / "results.csv"
     shipped = Workspace(CONFIG, SHIPPED_ENCODERS, base / "judge", results, more=(f"model.base={base}",))
     store = Store(results)
-    cells = [cell for row in LABS["map"].rows for cell in plan.cells_of_row("map", row, shipped)]
-    assert [str(cell) for cell in cells if store.get(cell) is None] == []
+    trials = [trial for variant in EXPERIMENTS["map"].variants for trial in plan.trials_of("map", variant, shipped)]
+    assert [str(trial) for trial in trials if store.get(trial) is None] == []
 
 
 # ------------------------------------------------------------------------------------------------ tables and plots
 
 
 @pytest.fixture
-def filled(bench: Workspace, cells: list[Trial]) -> Store:
-    store = Store(bench.results)
-    for number, cell in enumerate(cells):
-        store.add(cell, made_up(number))
+def filled(workspace: Workspace, trials: list[Trial]) -> Store:
+    store = Store(workspace.results)
+    for number, trial in enumerate(trials):
+        store.add(trial, made_up(number))
     return store
 
 
-def test_tables_show_mean_interval_and_range_over_subjects(bench: Workspace, cells: list[Trial], filled: Store):
-    rows = tables.collect("weight", bench, filled)
-    text = tables.main_table(LABS["weight"], rows)
-    for row in LABS["weight"].rows:
+def test_tables_show_mean_interval_and_range_over_subjects(workspace: Workspace, trials: list[Trial], filled: Store):
+    variants = tables.collect("weight", workspace, filled)
+    text = tables.main_table(EXPERIMENTS["weight"], variants)
+    for variant in EXPERIMENTS["weight"].variants:
         by_subject: dict[str, list[float]] = {}
-        for number, cell in enumerate(cells):
-            if cell.row.name == row.name:
-                by_subject.setdefault(str(cell.subject), []).append(made_up(number)["place_right"])
+        for number, trial in enumerate(trials):
+            if trial.variant.name == variant.name:
+                by_subject.setdefault(str(trial.subject), []).append(made_up(number)["place_right"])
         means = [np.mean(numbers) for numbers in by_subject.values()]
         low, high = stats.t.interval(0.95, len(means) - 1, np.mean(means), stats.sem(means))
         values = [value for numbers in by_subject.values() for value in numbers]
         low, high = max(0, low), min(1, high)
         is_even = round(np.mean(means) - low, 3) == round(high - np.mean(means), 3)
         interval = f"± {(high - low) / 2:.3f}" if is_even else f"({low:.3f} to {high:.3f})"
-        told = f"**{np.mean(means):.3f}** {interval}<br>{min(values):.3f} – {max(values):.3f}"
-        line = next(line for line in text.splitlines() if line.startswith(f"| {row.name} | 6 of 6 |"))
-        assert told in line
+        cell = f"**{np.mean(means):.3f}** {interval}<br>{min(values):.3f} – {max(values):.3f}"
+        line = next(line for line in text.splitlines() if line.startswith(f"| {variant.name} | 6 of 6 |"))
+        assert cell in line
 
 
-def test_rows_are_compared_on_the_same_subject_and_seed(bench: Workspace, cells: list[Trial]):
-    store = Store(bench.results)
-    for number, cell in enumerate(cells):
-        same = 10 * SUBJECTS.index(cell.subject) + cell.seed  # subjects differ by far more than rows
-        more = {"1": 0.0, "0": 0.5, "0.5": -0.25, "2": 0.0}[cell.row.name]
-        store.add(cell, {**made_up(number), "dino": same + more})
-    by_name = {row.row.name: row for row in tables.collect("weight", bench, store)}
+def test_variants_are_compared_on_the_same_subject_and_seed(workspace: Workspace, trials: list[Trial]):
+    store = Store(workspace.results)
+    for number, trial in enumerate(trials):
+        same = 10 * SUBJECTS.index(trial.subject) + trial.seed  # subjects differ by far more than variants
+        more = {"1": 0.0, "0": 0.5, "0.5": -0.25, "2": 0.0}[trial.variant.name]
+        store.add(trial, {**made_up(number), "dino": same + more})
+    by_name = {variant.variant.name: variant for variant in tables.collect("weight", workspace, store)}
     found = tables.difference(by_name["0"], by_name["1"], "dino")
     assert found is not None
     assert (found.mean, found.high - found.low) == pytest.approx((0.5, 0), abs=1e-5)
@@ -293,41 +310,41 @@ def test_rows_are_compared_on_the_same_subject_and_seed(bench: Workspace, cells:
     assert "not decided" in tables.verdict(Hypothesis("dino", "2", "1", ""), by_name)
 
 
-def test_a_row_without_results_is_shown_as_such(bench: Workspace, cells: list[Trial]):
-    store = Store(bench.results)
-    store.add(cells[0], made_up(0))
-    text = tables.lab_text("weight", tables.collect("weight", bench, store))
+def test_a_variant_without_results_is_shown_as_such(workspace: Workspace, trials: list[Trial]):
+    store = Store(workspace.results)
+    store.add(trials[0], made_up(0))
+    text = tables.experiment_text("weight", tables.collect("weight", workspace, store))
     assert "| 2 | 1 of 6 |" in text
     assert "| 1 | 0 of 6 | – |" in text
 
 
 @pytest.mark.parametrize("name", ["noun", "map"])
-def test_every_lab_can_be_plotted_whatever_is_there_yet(name: str, bench: Workspace, tmp_path: Path):
-    store = Store(bench.results)
-    for number, cell in enumerate(plan.plan([name], bench, num_seeds=1)[:7]):
-        store.add(cell, made_up(number))
-    plots.plot(LABS[name], tables.collect(name, bench, store), tmp_path / "plot.png")
+def test_every_experiment_can_be_plotted_whatever_is_there_yet(name: str, workspace: Workspace, tmp_path: Path):
+    store = Store(workspace.results)
+    for number, trial in enumerate(plan.plan([name], workspace, num_seeds=1)[:7]):
+        store.add(trial, made_up(number))
+    plots.plot(EXPERIMENTS[name], tables.collect(name, workspace, store), tmp_path / "plot.png")
     assert Image.open(tmp_path / "plot.png").size > (500, 300)
 
 
-def test_the_report_replaces_its_own_section_and_nothing_else(bench: Workspace, filled: Store, tmp_path: Path):
+def test_the_report_replaces_its_own_section_and_nothing_else(workspace: Workspace, filled: Store, tmp_path: Path):
     path = tmp_path / "lab" / "RESULTS.md"
     path.write_text("# Results\n\nBefore.\n")
-    written = report.refresh(bench, filled, path, ["weight", "images"])
-    assert written == [path, bench.results.parent / "weight.png"]
+    written = report.refresh(workspace, filled, path, ["weight", "images"])
+    assert written == [path, workspace.results.parent / "weight.png"]
     path.write_text(path.read_text() + "\nAfter.\n")
     text = path.read_text()
-    report.refresh(bench, filled, path, ["weight", "images"])
+    report.refresh(workspace, filled, path, ["weight", "images"])
     assert path.read_text() == text
     assert text.startswith("# Results\n\nBefore.\n")
     assert text.count("## The laboratory") == 1
-    assert LABS["images"].title not in text, "a lab without results has no place there"
+    assert EXPERIMENTS["images"].title not in text, "an experiment without results has no place there"
 
 
 # ------------------------------------------------------------------------------------------------ processes
 
 
-def test_a_task_that_fails_is_told_and_the_others_are_done(tmp_path: Path):
+def test_a_task_that_fails_is_reported_and_the_others_are_done(tmp_path: Path):
     done = {one.task: one for one in run_tasks([4.0, -1.0, 9.0, -4.0, 16.0], math.sqrt, 2, tmp_path)}
     assert {task: one.result for task, one in done.items()} == {4.0: 2.0, -1.0: None, 9.0: 3.0, -4.0: None, 16.0: 4.0}
     assert "ValueError" in done[-1.0].error
@@ -384,7 +401,11 @@ def _is_alive(pid: int) -> bool:
 
 
 def test_a_way_is_0_at_its_start_and_1_at_its_end():
-    assert (way(0.2, 0.2, 0.7), way(0.7, 0.2, 0.7), way(0.45, 0.2, 0.7)) == pytest.approx((0, 1, 0.5))
+    assert (
+        fraction_of_range(0.2, 0.2, 0.7),
+        fraction_of_range(0.7, 0.2, 0.7),
+        fraction_of_range(0.45, 0.2, 0.7),
+    ) == pytest.approx((0, 1, 0.5))
 
 
 @pytest.fixture(scope="module")
@@ -410,8 +431,8 @@ def test_a_perfect_model_comes_all_the_way_and_one_that_learned_nothing_none_of_
     spec, own = world.subject(subject.class_noun, subject.seed), photos(subject.class_noun, subject.seed)
     places, anywhere = places_of(24), [None] * 24
     base = fresh_others(spec.class_noun, anywhere, 1)
-    perfect = measure.measure(tools, spec, own, measure.Pictures(fresh(spec, places, 0), base, base))
-    nothing = measure.measure(tools, spec, own, measure.Pictures(fresh_others(spec.class_noun, places, 2), base, base))
+    perfect = measure.measure(tools, spec, own, measure.Samples(fresh(spec, places, 0), base, base))
+    nothing = measure.measure(tools, spec, own, measure.Samples(fresh_others(spec.class_noun, places, 2), base, base))
     assert perfect["fidelity_way"] == pytest.approx(1, abs=0.1)
     assert nothing["fidelity_way"] == pytest.approx(0, abs=0.15)
     assert perfect["div_share"] == pytest.approx(1)
@@ -426,46 +447,49 @@ def test_a_model_that_draws_the_subject_for_the_class_has_leaked_all_of_it(tools
     spec, own = world.subject("robot", 21), photos("robot", 21)
     base = fresh_others("robot", [None] * 24, 1)
     leaked = measure.measure(
-        tools, spec, own, measure.Pictures(fresh(spec, places_of(24), 0), fresh(spec, [None] * 24, 3), base)
+        tools, spec, own, measure.Samples(fresh(spec, places_of(24), 0), fresh(spec, [None] * 24, 3), base)
     )
     assert leaked["pres_way"] == pytest.approx(1, abs=0.15)
     assert leaked["div_share"] < 0.5
     assert leaked["base_pres_way"] == pytest.approx(0, abs=0.15)
-    wrong_place = measure.Pictures(fresh(spec, ["snow"] * 24, 0), base, base)
+    wrong_place = measure.Samples(fresh(spec, ["snow"] * 24, 0), base, base)
     assert measure.measure(tools, spec, own, wrong_place)["place_right"] <= 0.05
 
 
-# ------------------------------------------------------------------------------------------------ a cell
+# ------------------------------------------------------------------------------------------------ a trial
 
 
-def test_a_cell_has_every_figure_and_is_not_drawn_again(bench: Workspace):
-    cell = plan.plan(["headline"], bench)[0]
-    figures = run_cell(bench, cell)
-    assert set(figures) == set(FIGURES)
-    assert figures["kept_step"] == 2
-    assert figures["seconds_training"] > 0
-    assert figures["seconds_prior"] > 0
-    assert not list((bench.work / "runs").iterdir()), "a run's folder is deleted when it has been drawn from"
+def test_a_trial_has_every_metric_and_is_not_sampled_again(workspace: Workspace):
+    trial = plan.plan(["headline"], workspace)[0]
+    metrics = run_trial(workspace, trial)
+    assert set(metrics) == set(METRICS)
+    assert metrics["kept_step"] == 2
+    assert metrics["seconds_training"] > 0
+    assert metrics["seconds_prior"] > 0
+    assert not list((workspace.work / "runs").iterdir()), "a run's folder is deleted when it has been drawn from"
     start = time.process_time()
-    assert run_cell(bench, cell) == figures
+    assert run_trial(workspace, trial) == metrics
     assert time.process_time() - start < 5
 
 
 @pytest.mark.slow
-def test_cells_share_class_pictures_which_changes_nothing(bench: Workspace):
-    default, double = plan.plan(["weight"], bench, only=["1", "2"], num_subjects=1, num_seeds=1)
-    run_cell(bench, default)
-    shared = run_cell(bench, double)
-    assert len(list((bench.work / "priors").iterdir())) == 1
-    alone = run_cell(
-        Workspace(CONFIG, bench.encoders, bench.judge, bench.results, bench.work / "own", bench.more), double
+def test_trials_share_class_images_which_changes_nothing(workspace: Workspace):
+    default, double = plan.plan(["weight"], workspace, only=["1", "2"], num_subjects=1, num_seeds=1)
+    run_trial(workspace, default)
+    shared = run_trial(workspace, double)
+    assert len(list((workspace.work / "priors").iterdir())) == 1
+    alone = run_trial(
+        Workspace(
+            CONFIG, workspace.encoders, workspace.judge, workspace.results, workspace.work / "own", workspace.more
+        ),
+        double,
     )
-    costs = [name for name in FIGURES if name.startswith("seconds")]
+    costs = [name for name in METRICS if name.startswith("seconds")]
     assert {**alone, **{name: shared[name] for name in costs}} == shared
 
 
 def test_the_lora_of_the_laboratory_is_the_shipped_config() -> None:
-    """Else its figures would be of something that nobody trains. Only the file is in half precision."""
+    """Else its results would be of something that nobody trains. Only the file is in half precision."""
     lora, shipped = (
         plan.settings_of(load_config(path, overrides))
         for path, overrides in ((CONFIG, WORD_AND_LORA), (CONFIG.with_name("toyworld-lora.yaml"), []))

@@ -1,6 +1,6 @@
-"""The laboratory: the paper's ablations, reproduced on the toy world, every figure with its spread.
+"""The laboratory: the paper's ablations, reproduced on the toy world, every metric with its spread.
 
-`experiments` is the table of what is compared, `plan` makes cells (row x subject x seed) of it, `runs` trains, draws
-and measures (`measure`) one cell, `pool` runs them in parallel, `store` keeps the figures; `tables`, `plots` and
-`report` show them.
+`experiments` is the table of what is compared, `plan` makes trials (variant x subject x seed) of it, `runs` trains,
+samples and measures (`measure`) one trial, `pool` runs them in parallel, `store` keeps the results; `tables`, `plots`
+and `report` show them.
 """

@@ -1,6 +1,6 @@
-"""The experiments: a lab is a question of the paper, its rows are the answers that are tried.
+"""The experiments: each is a question of the paper, its variants are the answers that are tried.
 
-A row says what differs from `configs/toyworld.yaml`. Rows that come to the same settings share their runs.
+A variant says what differs from `configs/toyworld.yaml`. Variants with the same settings share their runs.
 Nothing heavy is imported here.
 """
 
@@ -15,9 +15,9 @@ from toyworld.cli import DEMO_SEED
 
 @dataclass(frozen=True)
 class Subject:
-    """One of the toy world's objects (`world.subject`), in colours that the base never saw on its class.
+    """Hold one of the toy world's objects (`world.subject`), in colours that the base never saw on its class.
 
-    wrong_noun: what the class noun ablation calls it.
+    wrong_noun: its class noun in the ablation with a wrong one.
     """
 
     class_noun: str
@@ -43,10 +43,10 @@ Noun = Literal["right", "none", "wrong"]
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to train.
+    """Hold the settings of one kind of training.
 
     validates: whether the run validates and keeps its best step; else its last step is measured.
-    grid: it is tried on the first so many of `SUBJECTS`, and with so many seeds (0, 1, ...).
+    grid: number of subjects (the first of `SUBJECTS`), and number of seeds (0, 1, ...).
     """
 
     name: str
@@ -59,27 +59,27 @@ class Variant:
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """Hold somebody's finding: `figure` is higher in row `more` than in row `less`. said: by whom, in their figures."""
+    """Hold somebody's finding: `metric` is higher in variant `more` than in `less`. reported: by whom, with values."""
 
-    figure: str
+    metric: str
     more: str
     less: str
-    said: str
+    reported: str
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A question. The first row is what the others are compared with.
+    """Hold a question and its variants, the first of which the others are compared with.
 
-    figures: columns of the table. paper: row -> figure -> what the paper reports. late: after all others in `lab all`.
-    heat: the two numbers in a row's name are the axes of a heat map.
+    metrics: columns of the table. paper: variant -> metric -> the paper's value. late: after all others in `lab all`.
+    heat: the two numbers in a variant's name are the axes of a heat map.
     """
 
     title: str
     caption: str
-    rows: tuple[Variant, ...]
-    figures: tuple[str, ...] = ("fidelity_way", "place_right", "div_share", "pres_way", "dino", "clip_t")
-    claims: tuple[Hypothesis, ...] = ()
+    variants: tuple[Variant, ...]
+    metrics: tuple[str, ...] = ("fidelity_way", "place_right", "div_share", "pres_way", "dino", "clip_t")
+    hypotheses: tuple[Hypothesis, ...] = ()
     paper: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     late: bool = False
     heat: bool = False
@@ -90,7 +90,7 @@ NO_PRIOR = ("prior.source=none",)
 SAMPLED = ("prior.source=stream", "prior.weight=1")  # the paper's weight; 2 learns the dog half as well
 TAUGHT_ON_SUBJECT = ("prior.source=teacher", "prior.teacher_latents=subject")
 TAUGHT_ON_CLASS = ("prior.source=teacher", "prior.teacher_latents=class")
-WORD_AND_LORA = (  # what configs/toyworld-lora.yaml has beside configs/toyworld.yaml
+WORD_AND_LORA = (  # how configs/toyworld-lora.yaml differs from configs/toyworld.yaml
     "method.name=pivotal",
     "method.rank=14",
     "method.targets=[attention,feed-forward,projections]",
@@ -104,21 +104,20 @@ PAPER_PRIOR = {
     "sampled class pictures": {"pres": ".493", "div": ".391", "dino": ".684", "clip_i": ".815", "clip_t": ".308"},
     "no prior": {"pres": ".664", "div": ".371", "dino": ".712", "clip_i": ".828", "clip_t": ".306"},
 }
-PRIOR_CLAIMS = (
+PRIOR_HYPOTHESES = (
     Hypothesis("pres", "no prior", "sampled class pictures", "Paper: without a prior PRES rises from .493 to .664"),
     Hypothesis("div", "sampled class pictures", "no prior", "Paper: without a prior DIV falls from .391 to .371"),
 )
 STEPS = (120, 240, 480)
-PAPER_PICTURES = ((".494", ".798"), (".515", ".851"), (".596", ".871"), (".604", ".876"), (".597", ".864"))
+PAPER_DINO = ((".494", ".798"), (".515", ".851"), (".596", ".871"), (".604", ".876"), (".597", ".864"))
 
-LABS: dict[str, Experiment] = {
+EXPERIMENTS: dict[str, Experiment] = {
     "headline": Experiment(
         "The defaults",
-        "Five subjects, three seeds. `configs/toyworld.yaml` as it is: the frozen base as a teacher, asked about class "
-        "pictures; without a prior; with the class pictures themselves as the target, and a weight of 1, as in the "
-        "paper; and with the teacher asked about the subject's pictures, so that none of the class is made. Weights of "
-        "the last step; in the last row those of the step that validation keeps. The fourth row: three subjects, two "
-        "seeds.",
+        "Five subjects, three seeds. `configs/toyworld.yaml` as it is: the frozen base as a teacher on class images; "
+        "without a prior; with the class images themselves as the target, and a weight of 1, as in the paper; and with "
+        "the teacher on the subject's images, so that no class images are made. Weights of the last step; in the last "
+        "variant those of the step that validation keeps. The fourth variant: three subjects, two seeds.",
         (
             DEFAULT,
             WITHOUT,
@@ -126,7 +125,7 @@ LABS: dict[str, Experiment] = {
             Variant("teacher, subject latents", TAUGHT_ON_SUBJECT),
             Variant("default, kept step", validates=True, grid=HEADLINE),
         ),
-        figures=(
+        metrics=(
             "fidelity_way",
             "place_right",
             "div_share",
@@ -139,9 +138,9 @@ LABS: dict[str, Experiment] = {
     ),
     "prior": Experiment(
         "Prior on and off",
-        "The paper's figures, on Imagen, beside it. Class pictures are the target, as there.",
+        "Beside the paper's values, on Imagen. Class images are the target, as there.",
         (Variant("sampled class pictures", SAMPLED, grid=HEADLINE), WITHOUT),
-        figures=(
+        metrics=(
             "pres",
             "div",
             "dino",
@@ -152,17 +151,17 @@ LABS: dict[str, Experiment] = {
             "true_diversity",
             "true_base_diversity",
         ),
-        claims=PRIOR_CLAIMS,
+        hypotheses=PRIOR_HYPOTHESES,
         paper=PAPER_PRIOR,
     ),
     "noun": Experiment(
         "The class noun",
         f"All without a prior. None is the token `{NO_NOUN}`, which no caption of the base uses, since a config's "
         f"class noun cannot be empty; wrong is {', '.join(f'{one.wrong_noun} for {one}' for one in SUBJECTS[:3])}. "
-        "Pictures are drawn with the noun that was taught; CLIP-T, PRES and DIV are of the right one.",
+        "Images are sampled with the noun of the training; CLIP-T, PRES and DIV are of the right one.",
         (Variant("right", NO_PRIOR), Variant("none", NO_PRIOR, noun="none"), Variant("wrong", NO_PRIOR, noun="wrong")),
-        figures=("dino", "clip_i", "clip_t", "fidelity_way", "class_right", "place_right"),
-        claims=(
+        metrics=("dino", "clip_i", "clip_t", "fidelity_way", "class_right", "place_right"),
+        hypotheses=(
             Hypothesis("dino", "right", "none", "Paper: DINO .744 with the right noun, .303 with none"),
             Hypothesis("dino", "right", "wrong", "Paper: DINO .744 with the right noun, .454 with a wrong one"),
             Hypothesis("dino", "wrong", "none", "Paper: DINO .454 with a wrong noun, .303 with none"),
@@ -174,11 +173,11 @@ LABS: dict[str, Experiment] = {
         },
     ),
     "pictures": Experiment(
-        "Number of subject pictures",
-        "The first n of the five; likeness is always measured against all five. The paper's figures: backpack, dog.",
+        "Number of subject photos",
+        "The first n of the five; similarity is always measured to all five. The paper's values: backpack, dog.",
         tuple(Variant(str(n), num_photos=n) for n in (5, 4, 3, 2, 1)),
-        figures=("dino", "fidelity_way", "place_right", "clip_t", "div_share", "nearer_to_subject"),
-        claims=(
+        metrics=("dino", "fidelity_way", "place_right", "clip_t", "div_share", "nearer_to_subject"),
+        hypotheses=(
             Hypothesis(
                 "dino", "3", "1", "Paper: DINO .494 to .596 (backpack), .798 to .871 (dog) from one picture to three"
             ),
@@ -186,7 +185,7 @@ LABS: dict[str, Experiment] = {
                 "dino", "5", "1", "Paper: DINO .494 to .597 (backpack), .798 to .864 (dog) from one picture to five"
             ),
         ),
-        paper={str(n): {"dino": ", ".join(pair)} for n, pair in enumerate(PAPER_PICTURES, start=1)},
+        paper={str(n): {"dino": ", ".join(pair)} for n, pair in enumerate(PAPER_DINO, start=1)},
     ),
     "weight": Experiment(
         "Weight of the prior",
@@ -197,28 +196,28 @@ LABS: dict[str, Experiment] = {
             Variant("0.5", ("prior.weight=0.5",)),
             Variant("1", ("prior.weight=1",)),
         ),
-        figures=("fidelity_way", "place_right", "div_share", "pres_way", "leak_way", "drift", "true_leak"),
+        metrics=("fidelity_way", "place_right", "div_share", "pres_way", "leak_way", "drift", "true_leak"),
     ),
     "images": Experiment(
         "Number of prior images",
-        "Class pictures made by the base and used in turn.",
+        "Class images sampled from the base and used in turn.",
         (
             Variant("64", ("prior.num_images=64",)),
             Variant("16", ("prior.num_images=16",)),
             Variant("256", ("prior.num_images=256",)),
         ),
-        figures=("fidelity_way", "place_right", "div_share", "pres_way", "drift", "seconds_prior"),
+        metrics=("fidelity_way", "place_right", "div_share", "pres_way", "drift", "seconds_prior"),
     ),
     "text": Experiment(
         "Text encoder",
-        "Trained with the denoiser, or left as it was.",
+        "Trained with the denoiser, or frozen.",
         (
             Variant("trained", ("method.train_text_encoder=true",)),
             Variant("frozen", ("method.train_text_encoder=false", "optim.identifier_lr=null")),
             Variant("trained, the identifier as the rest", ("optim.identifier_lr=null",)),
         ),
-        figures=("fidelity_way", "place_right", "div_share", "pres_way", "dino", "clip_t", "seconds_training"),
-        claims=(
+        metrics=("fidelity_way", "place_right", "div_share", "pres_way", "dino", "clip_t", "seconds_training"),
+        hypotheses=(
             Hypothesis(
                 "fidelity_way", "trained", "frozen", "`train.py --help`: better likeness with the text encoder trained"
             ),
@@ -226,15 +225,15 @@ LABS: dict[str, Experiment] = {
     ),
     "teacher": Experiment(
         "Teacher prior",
-        "The frozen base's own predictions as the target of the class prompt, asked about noisy latents of the "
-        "subject's pictures or of class pictures. Its cost is within that of training.",
+        "The frozen base's own predictions as the target of the class prompt, on noisy latents of the "
+        "subject's images or of class images. Its cost is part of the cost of training.",
         (
             Variant("sampled class pictures", SAMPLED),
             Variant("teacher, subject latents", TAUGHT_ON_SUBJECT),
             Variant("teacher, class latents", TAUGHT_ON_CLASS),
             Variant("no prior", NO_PRIOR),
         ),
-        figures=(
+        metrics=(
             "fidelity_way",
             "place_right",
             "div_share",
@@ -248,7 +247,7 @@ LABS: dict[str, Experiment] = {
         "A LoRA",
         "`configs/toyworld-lora.yaml`, a new word and a LoRA of rank 14, beside all weights.",
         (Variant("full"), Variant("word and LoRA", WORD_AND_LORA)),
-        figures=("fidelity_way", "place_right", "div_share", "pres_way", "dino", "clip_t", "seconds_training"),
+        metrics=("fidelity_way", "place_right", "div_share", "pres_way", "dino", "clip_t", "seconds_training"),
     ),
     "map": Experiment(
         "Learning rate and steps",

@@ -1,6 +1,6 @@
-"""The figures of one cell, from its pictures: by encoders as in the paper, and by the judge, who knows the truth.
+"""Measure the images of one trial: by encoders as in the paper, and by the judge, which was trained on the truth.
 
-Shapes: B pictures, N photos, D embedding dimensions.
+Shapes: B images, N photos, D embedding dimensions.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from dreambooth.metrics import scores
 from dreambooth.metrics.subject import Encoders, SubjectScorer, load_encoders
 from toyworld import world
 from toyworld.judge import Judge
-from toyworld.lab.figures import way
+from toyworld.lab.metrics import fraction_of_range
 from toyworld.outcome import UNSEEN_PLACES, judged, mean_distance, places_of
 from toyworld.scenes import PHRASES
 
-NUM_ANCHORS = 120  # renderings of the subject, and of as many others of its class: ± 0.03 of a way
+NUM_ANCHORS = 120  # renderings of the subject, and of as many others of its class: ± 0.03 on a range of 1
 
 
 @dataclass(frozen=True)
 class Tools:
-    """Hold what images are measured with."""
+    """Hold the networks that images are measured with."""
 
     encoders: Encoders
     judge: Judge
 
 
 def load_tools(encoders: Path, judge: Path) -> Tools:
-    """Raises ModelError or UserError where one of them is missing."""
+    """Load the encoders and the judge. Raises ModelError or UserError where one of them is missing."""
     return Tools(load_encoders(str(encoders / "vit"), str(encoders / "clip")), Judge.load(judge))
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Samples:
     """Hold what one model draws, and the untouched base for the same class prompt and seeds."""
 
     subject: Sequence[Image]  # over the unseen places, in the order of `outcome.draw_subject`
@@ -49,30 +49,30 @@ class Pictures:
 
 @cache
 def renderings(spec: world.Spec) -> list[Image]:
-    """The object itself in the unseen places: what perfect pictures look like."""
+    """Return renderings of the subject itself in the unseen places: what a perfect model would draw."""
     rng = random.Random(f"renderings of {spec}")
     return [world.render(spec, world.random_scene(rng, UNSEEN_PLACES[i % 4])) for i in range(NUM_ANCHORS)]
 
 
 @cache
 def others(spec: world.Spec) -> list[Image]:
-    """As many other objects of its class in the unseen places, one each: what a model draws that learned nothing."""
+    """Return as many other objects of its class in the unseen places: what a model draws that learned nothing."""
     rng = random.Random(f"others than {spec}")
     specs = [world.random_spec(rng, spec.class_noun) for _ in range(NUM_ANCHORS)]
     return [world.render(other, world.random_scene(rng, UNSEEN_PLACES[i % 4])) for i, other in enumerate(specs)]
 
 
-def measure(tools: Tools, spec: world.Spec, photos: Sequence[Image], pictures: Pictures) -> dict[str, float]:
-    """All figures of `figures.FIGURES` that pictures tell; the subject's photos are what likeness is measured to."""
-    return {**_by_encoders(tools.encoders, spec, photos, pictures), **_by_judge(tools.judge, spec, pictures)}
+def measure(tools: Tools, spec: world.Spec, photos: Sequence[Image], images: Samples) -> dict[str, float]:
+    """Return all of `metrics.METRICS` that images tell; similarity is measured to the subject's photos."""
+    return {**_by_encoders(tools.encoders, spec, photos, images), **_by_judge(tools.judge, spec, images)}
 
 
-def _by_encoders(encoders: Encoders, spec: world.Spec, photos: Sequence[Image], pictures: Pictures) -> dict[str, float]:
+def _by_encoders(encoders: Encoders, spec: world.Spec, photos: Sequence[Image], images: Samples) -> dict[str, float]:
     scorer = SubjectScorer(encoders, photos)
-    texts = [f"a photo of a {spec.class_noun} {PHRASES[place][0]}" for place in places_of(len(pictures.subject))]
-    found = {**scorer.subject(pictures.subject, texts), **scorer.of_class(pictures.of_class, pictures.base)}
+    texts = [f"a photo of a {spec.class_noun} {PHRASES[place][0]}" for place in places_of(len(images.subject))]
+    found = {**scorer.subject(images.subject, texts), **scorer.of_class(images.of_class, images.base)}
     means = {name: fmean(numbers) for name, numbers in found.items()}
-    base = {name: fmean(numbers) for name, numbers in scorer.of_class(pictures.base).items()}
+    base = {name: fmean(numbers) for name, numbers in scorer.of_class(images.base).items()}
     photos_ND = encoders.main.images(photos)
     other, real = (
         float(scores.similarity(encoders.main.images(some), photos_ND).mean())
@@ -84,16 +84,16 @@ def _by_encoders(encoders: Encoders, spec: world.Spec, photos: Sequence[Image], 
         "base_div": base["div"],
         "other": other,
         "real": real,
-        "fidelity_way": way(means["dino"], other, real),
-        "pres_way": way(means["pres"], other, real),
-        "base_pres_way": way(base["pres"], other, real),
-        "leak_way": way(means["pres"], base["pres"], real),
+        "fidelity_way": fraction_of_range(means["dino"], other, real),
+        "pres_way": fraction_of_range(means["pres"], other, real),
+        "base_pres_way": fraction_of_range(base["pres"], other, real),
+        "leak_way": fraction_of_range(means["pres"], base["pres"], real),
         "div_share": means["div"] / base["div"],
     }
 
 
-def _by_judge(judge: Judge, spec: world.Spec, pictures: Pictures) -> dict[str, float]:
-    outcome = judged(list(pictures.subject), list(pictures.of_class), spec, judge)
+def _by_judge(judge: Judge, spec: world.Spec, images: Samples) -> dict[str, float]:
+    outcome = judged(list(images.subject), list(images.of_class), spec, judge)
     return {
         "place_right": outcome.place_right,
         "class_right": outcome.class_right,
@@ -105,5 +105,5 @@ def _by_judge(judge: Judge, spec: world.Spec, pictures: Pictures) -> dict[str, f
         "nearer_to_subject": outcome.nearer_to_subject,
         "true_leak": outcome.class_prompt_similarity,
         "true_diversity": outcome.class_prompt_diversity,
-        "true_base_diversity": mean_distance(judge(pictures.base).embedding_BD),
+        "true_base_diversity": mean_distance(judge(images.base).embedding_BD),
     }

@@ -1,7 +1,7 @@
-"""From labs to cells: which runs there are to make, in which order, and what each depends on.
+"""Plan the trials of experiments: which runs to make, in which order, and what each depends on.
 
-A cell's fingerprint says everything that its figures depend on but subject and seed: settings, weights of the base, the
-encoders and the judge. Figures with another fingerprint are of another experiment and are not used.
+A trial's fingerprint covers everything that its results depend on but subject and seed: settings, weights of the base,
+the encoders and the judge. Stored results with another fingerprint are not used.
 """
 
 from __future__ import annotations
@@ -17,36 +17,39 @@ from typing import Any
 from dreambooth.config import Config, config_fields, load_config, to_dict
 from dreambooth.errors import ModelError
 from dreambooth.files import write_text
-from toyworld.lab.experiments import LABS, NO_NOUN, SUBJECTS, Subject, Variant
+from toyworld.lab.experiments import EXPERIMENTS, NO_NOUN, SUBJECTS, Subject, Variant
 
-VERSION = 1  # one more when runs or figures change in a way that no setting tells
-FIXED_STEPS = 150  # what drawing and measuring a cell costs, in training steps
-# Bases whose files were written anew with the very same tensors, and what cells were first measured with.
+VERSION = 1  # increase it when results change in a way that no setting shows
+FIXED_STEPS = 150  # what sampling and measuring a trial costs, in training steps
+# Digests of bases whose files were rewritten with the same tensors, and the digest that trials were measured with.
 SAME_BASES = {
     "e1e3b287d5ae7608": "7123fb60ec1ed19b"
 }  # the text encoder's names and dtype, as older libraries read them
-# What has no say in the figures, or is told apart by something else.
-LEFT_OUT = ("run.", "log.", "subject.images", "subject.class_noun", "model.base", "train.save_every_steps")
+# Keys that do not change the results, or that other parts of the fingerprint cover.
+IGNORED_KEYS = ("run.", "log.", "subject.images", "subject.class_noun", "model.base", "train.save_every_steps")
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where a laboratory lies. work: what may be deleted at any time: photos, runs, drawn pictures, logs."""
+    """Hold a laboratory's paths. work: may be deleted at any time: photos, runs, samples, logs."""
 
     config: Path = Path("configs/toyworld.yaml")
     encoders: Path = Path("checkpoints/toyworld-encoders")
     judge: Path = Path("checkpoints/toyworld/judge")
     results: Path = Path("benchmarks/lab/results.csv")
     work: Path = Path("checkpoints/lab.work")
-    more: tuple[str, ...] = ()  # overrides of every row
+    more: tuple[str, ...] = ()  # overrides of every variant
 
     @cached_property
     def base(self) -> Path:
-        """The base model's folder."""
+        """Return the base model's folder."""
         return Path(load_config(self.config, self.more).model.base)
 
     def frozen(self) -> Workspace:
-        """The same with a copy of the config in the work folder: editing the file leaves a laboratory at work alone."""
+        """Return the same with a copy of the config in the work folder.
+
+        Editing the config then does not affect a laboratory that is running.
+        """
         text = self.config.read_text(encoding="utf-8")
         copy = self.work / f"config-{hashlib.sha256(text.encode()).hexdigest()[:8]}.yaml"
         write_text(copy, text)
@@ -65,10 +68,10 @@ class Workspace:
 
 @dataclass(frozen=True)
 class Trial:
-    """One run: a row on one subject with one seed. training: fingerprint without what it is measured with."""
+    """Hold one run: a variant on one subject with one seed. training: fingerprint without encoders and judge."""
 
-    lab: str
-    row: Variant
+    experiment: str
+    variant: Variant
     subject: Subject
     seed: int
     training: str
@@ -85,15 +88,15 @@ class Trial:
 
     @property
     def cost(self) -> float:
-        """In training steps; only for telling how long the rest takes."""
+        """Return the estimated cost in training steps, from which the remaining time is estimated."""
         return self.num_steps + FIXED_STEPS
 
     def __str__(self) -> str:
-        return f"{self.lab} / {self.row.name} / {self.subject} / seed {self.seed}"
+        return f"{self.experiment} / {self.variant.name} / {self.subject} / seed {self.seed}"
 
 
 def weights_in(folder: Path) -> list[Path]:
-    """Raises ModelError where there are none."""
+    """Return the weight and config files in a folder. Raises ModelError where there are no weights."""
     found = sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json"))
     if not any(path.suffix == ".safetensors" for path in found):
         raise ModelError(f"{folder}: no weights here; run from the repository's folder, where the models lie")
@@ -101,7 +104,7 @@ def weights_in(folder: Path) -> list[Path]:
 
 
 def digest_of(paths: Iterable[Path]) -> str:
-    """SHA-256 over names and contents, 16 hexadecimal digits."""
+    """Return SHA-256 over names and contents, 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(path.name.encode())
@@ -109,15 +112,15 @@ def digest_of(paths: Iterable[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def overrides_of(row: Variant, bench: Workspace) -> list[str]:
-    """A row's overrides; the last step is measured unless the row validates."""
-    return [*bench.more, *row.overrides, *([] if row.validates else ["validate.every_steps=0"])]
+def overrides_of(variant: Variant, workspace: Workspace) -> list[str]:
+    """Return a variant's overrides; the last step is measured unless the variant validates."""
+    return [*workspace.more, *variant.overrides, *([] if variant.validates else ["validate.every_steps=0"])]
 
 
 def settings_of(config: Config) -> dict[str, Any]:
-    """Return what differs from the defaults and has a say in the figures: a new key changes no fingerprint."""
+    """Return the settings that change the results and differ from their defaults: a new key changes no fingerprint."""
     flat = {f"{section}.{key}": value for section, keys in to_dict(config).items() for key, value in keys.items()}
-    ignored = [*LEFT_OUT]
+    ignored = [*IGNORED_KEYS]
     ignored += [] if config.validate.every_steps else ["validate."]
     ignored += ["prior."] if config.prior.source == "none" else []
     ignored += ["prior.teacher_latents"] if config.prior.source != "teacher" else []
@@ -132,12 +135,12 @@ def _settings(path: Path, overrides: tuple[str, ...]) -> tuple[dict[str, Any], i
     return settings_of(config), config.train.max_steps
 
 
-# Defaults of `config/schema.py` that have changed since cells were first measured: what differs is told from these.
+# Defaults of `config/fields.py` as they were when trials were first measured, where they have changed since.
 FORMER_DEFAULTS: dict[str, Any] = {"prior.scheduler": "ddim", "prior.num_inference_steps": 25}
 
 
 def _default(key: str) -> Any:
-    """As it was when cells were first measured."""
+    """Return the key's default as it was when trials were first measured."""
     if key in FORMER_DEFAULTS:
         return FORMER_DEFAULTS[key]
     item = config_fields()[key]
@@ -151,39 +154,40 @@ def fingerprint(*depends_on: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def cells_of_row(lab: str, row: Variant, bench: Workspace) -> list[Trial]:
-    """All cells of a row. Raises UserError where its settings are not allowed."""
-    settings, num_steps = _settings(bench.config, tuple(overrides_of(row, bench)))
-    training = fingerprint(VERSION, settings, row.num_photos, row.noun, bench.base_digest)
-    measured = fingerprint(training, bench.measure_digest)
+def trials_of(experiment: str, variant: Variant, workspace: Workspace) -> list[Trial]:
+    """Return all trials of a variant. Raises UserError where its settings are not allowed."""
+    settings, num_steps = _settings(workspace.config, tuple(overrides_of(variant, workspace)))
+    training = fingerprint(VERSION, settings, variant.num_photos, variant.noun, workspace.base_digest)
+    measured = fingerprint(training, workspace.measure_digest)
     return [
-        Trial(lab, row, subject, seed, training, measured, num_steps)
-        for subject in SUBJECTS[: row.grid[0]]
-        for seed in range(row.grid[1])
+        Trial(experiment, variant, subject, seed, training, measured, num_steps)
+        for subject in SUBJECTS[: variant.grid[0]]
+        for seed in range(variant.grid[1])
     ]
 
 
 def plan(
-    names: Sequence[str], bench: Workspace, only: Sequence[str] = (), num_subjects: int = 99, num_seeds: int = 99
+    names: Sequence[str], workspace: Workspace, only: Sequence[str] = (), num_subjects: int = 99, num_seeds: int = 99
 ) -> list[Trial]:
-    """The cells of these labs, each once. First seeds first, so that a run that is cut short has a bit of everything.
+    """Return the trials of these experiments, each once, ordered by seed.
 
-    only: names of rows. num_subjects, num_seeds: at most so many.
+    So a run that is cut short has some results of everything. only: names of variants. num_subjects, num_seeds: at most
+    so many.
     """
     ordered: dict[tuple[str, str, int], tuple[tuple[Any, ...], Trial]] = {}
     for number, name in enumerate(names):
-        for place, row in enumerate(LABS[name].rows):
-            if only and row.name not in only:
+        for index, variant in enumerate(EXPERIMENTS[name].variants):
+            if only and variant.name not in only:
                 continue
-            for cell in cells_of_row(name, row, bench):
-                subject = SUBJECTS.index(cell.subject)
-                if subject < num_subjects and cell.seed < num_seeds:
-                    order = (LABS[name].late, cell.seed, number, subject, place)
-                    ordered.setdefault(cell.key, (order, cell))
-    return [cell for _, cell in sorted(ordered.values(), key=lambda pair: pair[0])]
+            for trial in trials_of(name, variant, workspace):
+                subject = SUBJECTS.index(trial.subject)
+                if subject < num_subjects and trial.seed < num_seeds:
+                    order = (EXPERIMENTS[name].late, trial.seed, number, subject, index)
+                    ordered.setdefault(trial.key, (order, trial))
+    return [trial for _, trial in sorted(ordered.values(), key=lambda pair: pair[0])]
 
 
-def noun_of(cell: Trial) -> str:
+def noun_of(trial: Trial) -> str:
     """Return what the subject is called in training."""
-    subject = cell.subject
-    return {"right": subject.class_noun, "none": NO_NOUN, "wrong": subject.wrong_noun}[cell.row.noun]
+    subject = trial.subject
+    return {"right": subject.class_noun, "none": NO_NOUN, "wrong": subject.wrong_noun}[trial.variant.noun]

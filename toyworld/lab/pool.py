@@ -89,7 +89,7 @@ class _Worker:
         theirs.close()  # so that the worker's end is the only one, and its death is seen here
 
     def take(self) -> tuple[Any, str]:
-        """The result and no error, or None and the error of a worker that died."""
+        """Return the result and no error, or None and the error of a worker that died."""
         try:
             return self.connection.recv(), ""
         except (EOFError, ConnectionResetError):
@@ -100,7 +100,7 @@ class _Worker:
             return None, error
 
     def end(self, at_once: bool) -> None:
-        """An idle worker ends by itself when its pipe is closed."""
+        """End the process: at once by a kill, else by closing its pipe when it is idle."""
         if at_once:
             self.process.kill()
         self.connection.close()
@@ -122,7 +122,10 @@ def _one_thread() -> Iterator[None]:
 
 
 def _serve(handle: Callable[[Any], Any], connection: Connection, log: Path) -> None:
-    """The worker: in a process group of its own, as Ctrl-C in a terminal is for the parent, who then ends it."""
+    """Handle tasks until the parent closes the pipe.
+
+    The worker has a process group of its own: Ctrl-C in a terminal is for the parent, which then ends its workers.
+    """
     if hasattr(os, "setpgrp"):
         os.setpgrp()
     with open(log, "ab") as file:

@@ -1,4 +1,4 @@
-"""benchmarks/RESULTS.md: the section of the laboratory, written anew from the results; what stands around it stays."""
+"""Rewrite the laboratory's section of benchmarks/RESULTS.md from the results; the rest of the file stays."""
 
 from __future__ import annotations
 
@@ -9,54 +9,56 @@ from pathlib import Path
 
 from dreambooth.files import write_text
 from toyworld.lab import plots
-from toyworld.lab.experiments import LABS, SUBJECTS
+from toyworld.lab.experiments import EXPERIMENTS, SUBJECTS
 from toyworld.lab.plan import Workspace
 from toyworld.lab.store import Result, Store
-from toyworld.lab.tables import RowResults, collect, lab_text
+from toyworld.lab.tables import VariantResults, collect, experiment_text
 
 START, END = "<!-- laboratory -->", "<!-- end of laboratory -->"
 HOW = f"""\
 DreamBooth on the embedded base of 20 MB, `checkpoints/toyworld`; nothing here was measured on a large model.
 
-- **Cells.** A cell is a row of settings, a subject and a seed. The subjects are
+- **Trials.** A trial is a variant of the settings, a subject and a seed. The subjects are
   {", ".join(str(subject) for subject in SUBJECTS)} of the toy world, in pairs of colours that the base never saw on
-  them; six cells are the first three with seeds 0 and 1. The settings of `configs/toyworld.yaml` were first chosen on
+  them; six trials are the first three with seeds 0 and 1. The settings of `configs/toyworld.yaml` were first chosen on
   the robot.
-- **Pictures.** 24 of "a photo of {{subject}} ..." over four places that no photo shows, 24 of "a photo of a {{class}}";
-  20 DDIM steps, guidance 4, the same noise in every row.
+- **Images.** 24 of "a photo of {{subject}} ..." over four places that no photo shows, 24 of "a photo of a {{class}}";
+  20 DDIM steps, guidance 4, the same noise in every variant.
 - **Measures.** DINO, PRES, DIV and drift are cosines of the shipped ViT, CLIP-I and CLIP-T of the shipped CLIP
-  (`checkpoints/toyworld-encoders`). They are not on the paper's scale: compare directions, not values. A *way* counts
-  from renderings of other objects of the class (0) to unseen renderings of the subject (1), both against its five
-  photos; the base's own class pictures may already be some way, so PRES is also counted from those. Places, colours and
-  what the judge sees are told by a network that was trained on the renderer's truth.
-- **Figures.** The mean over cells ± half of its 95 % interval over subjects (Student's t; it holds the differences
-  between subjects), then the smallest – the largest cell. Rows are compared on the same subject and seed. Seconds are
-  CPU seconds of one thread."""
+  (`checkpoints/toyworld-encoders`). They are not on the paper's scale: compare directions, not values. A *way* is
+  the position between renderings of other objects of the class (0) and unseen renderings of the subject (1), both
+  against its five photos; the base's own class images may already be above 0, so PRES is also measured from those.
+  Places, colours and the judge's similarities come from a network that was trained on the renderer's truth.
+- **Metrics.** The mean over trials ± half of its 95 % interval over subjects (Student's t; it holds the differences
+  between subjects), then the smallest – the largest trial. Variants are compared on the same subject and seed.
+  Seconds are CPU seconds of one thread."""
 
 
-def refresh(bench: Workspace, store: Store, results_file: Path, shown: Sequence[str] = tuple(LABS)) -> list[Path]:
-    """Write the section and a plot a lab beside the results, of all that was measured; returns the files written."""
-    collected = {name: collect(name, bench, store) for name in shown}
+def refresh(
+    workspace: Workspace, store: Store, results_file: Path, shown: Sequence[str] = tuple(EXPERIMENTS)
+) -> list[Path]:
+    """Write the section, and a plot for each experiment beside the results. Returns the files written."""
+    collected = {name: collect(name, workspace, store) for name in shown}
     measured = {name: rows for name, rows in collected.items() if any(row.results for row in rows)}
     if not measured:
         return []
     written = [results_file]
     for name, rows in measured.items():
         written.append(store.path.parent / f"{name}.png")
-        plots.plot(LABS[name], rows, written[-1])
+        plots.plot(EXPERIMENTS[name], rows, written[-1])
     write_section(results_file, section(measured, store.path))
     return written
 
 
-def section(measured: dict[str, list[RowResults]], results: Path) -> str:
-    """Everything between the marks."""
+def section(measured: dict[str, list[VariantResults]], results: Path) -> str:
+    """Return everything between the marks."""
     parts = ["## The laboratory", HOW, _provenance(measured, results)]
     for name, rows in measured.items():
-        parts += [lab_text(name, rows), f"![{LABS[name].title}](lab/{name}.png)"]
+        parts += [experiment_text(name, rows), f"![{EXPERIMENTS[name].title}](lab/{name}.png)"]
     return "\n\n".join(parts)
 
 
-def _provenance(measured: dict[str, list[RowResults]], results: Path) -> str:
+def _provenance(measured: dict[str, list[VariantResults]], results: Path) -> str:
     used: list[Result] = [result for rows in measured.values() for row in rows for result in row.results.values()]
     dates = sorted({result.date for result in used})
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
@@ -64,7 +66,7 @@ def _provenance(measured: dict[str, list[RowResults]], results: Path) -> str:
     torch = " and ".join(sorted({result.torch for result in used}))
     return (
         f"Measured {when} on {cores} CPU cores ({platform.machine()}), torch {torch}, by\n"
-        f"`python -m dreambooth lab all`, which goes on where it was stopped; every cell is a line of\n"
+        f"`python -m dreambooth lab all`, which resumes where it was stopped; every trial is a line of\n"
         f"[`{results.name}`](lab/{results.name})."
     )
 

@@ -1,4 +1,4 @@
-"""One cell: make the subject's photos, train, draw, measure. What was drawn is kept, so measuring again is quick.
+"""One trial: render the subject's photos, train, sample, measure. Samples are kept, so measuring again is quick.
 
 Costs are CPU seconds of this process, which other work on the same cores does not change as it changes the clock's.
 """
@@ -30,55 +30,55 @@ from toyworld.lab import measure
 from toyworld.lab.plan import Trial, Workspace, noun_of, overrides_of
 from toyworld.photos import photos
 
-NUM_PICTURES = 24  # of the subject, over the unseen places; and of the class prompt
-NUM_PHOTOS = 5  # that likeness is measured to, however many were trained on
+NUM_IMAGES = 24  # of the subject, over the unseen places; and of the class prompt
+NUM_PHOTOS = 5  # that similarity is measured to, however many were trained on
 COSTS = ("kept_step", "seconds_training", "seconds_prior", "seconds_drawing")
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Hold what a trained model draws, and what it cost to get there."""
+    """Hold the samples of a trained model, and what training and sampling cost."""
 
     subject: list[Image.Image]
     of_class: list[Image.Image]
     costs: dict[str, float]
 
 
-def run_cell(bench: Workspace, cell: Trial) -> dict[str, float]:
-    """Every figure of a cell, by the names in `figures.FIGURES`."""
-    print(f"\n{cell}", flush=True)
-    kept = bench.work / "pictures" / f"{cell.folder_name}.npz"
+def run_trial(workspace: Workspace, trial: Trial) -> dict[str, float]:
+    """Train, sample and measure a trial. Returns every metric by the names in `metrics.METRICS`."""
+    print(f"\n{trial}", flush=True)
+    kept = workspace.work / "pictures" / f"{trial.folder_name}.npz"
     if not kept.is_file():
-        save_drawn(kept, train_and_draw(bench, cell))
+        save_drawn(kept, train_and_draw(workspace, trial))
     drawn = load_drawn(kept)
-    spec = world.subject(cell.subject.class_noun, cell.subject.seed)
-    pictures = measure.Pictures(drawn.subject, drawn.of_class, base_pictures(bench, spec.class_noun))
-    own = photos(cell.subject.class_noun, cell.subject.seed, NUM_PHOTOS)
-    return {**measure.measure(_tools(bench), spec, own, pictures), **drawn.costs}
+    spec = world.subject(trial.subject.class_noun, trial.subject.seed)
+    images = measure.Samples(drawn.subject, drawn.of_class, base_images(workspace, spec.class_noun))
+    own = photos(trial.subject.class_noun, trial.subject.seed, NUM_PHOTOS)
+    return {**measure.measure(_tools(workspace), spec, own, images), **drawn.costs}
 
 
 @functools.cache
-def _tools(bench: Workspace) -> measure.Tools:
-    return measure.load_tools(bench.encoders, bench.judge)
+def _tools(workspace: Workspace) -> measure.Tools:
+    return measure.load_tools(workspace.encoders, workspace.judge)
 
 
 # -------------------------------------------------------------------------------- training and drawing
 
 
-def train_and_draw(bench: Workspace, cell: Trial) -> Drawn:
-    """Train a cell from the start and draw with what came out; the run's folder is deleted then."""
-    folder = bench.work / "runs" / cell.folder_name
+def train_and_draw(workspace: Workspace, trial: Trial) -> Drawn:
+    """Train a trial from the start and sample the result; the run's folder is deleted then."""
+    folder = workspace.work / "runs" / trial.folder_name
     shutil.rmtree(folder, ignore_errors=True)
-    config = cell_config(bench, cell, folder)
-    seconds_prior = share_prior(bench, config)
+    config = trial_config(workspace, trial, folder)
+    seconds_prior = reuse_prior(workspace, config)
     start = time.process_time()
     if code := engine.train(config):
-        raise SystemExit(code)  # told to stop
+        raise SystemExit(code)  # stopped by a signal
     trained = time.process_time()
     model = load_model(str(RunFolder(config).path), "cpu")
-    each = NUM_PICTURES // len(outcome.UNSEEN_PLACES)
-    subject = [picture for row in outcome.draw_subject(model, each) for picture in row]
-    of_class = draw_class(model, cell.subject.class_noun)
+    each = NUM_IMAGES // len(outcome.UNSEEN_PLACES)
+    subject = [image for row in outcome.draw_subject(model, each) for image in row]
+    of_class = draw_class(model, trial.subject.class_noun)
     drawn = time.process_time()
     kept_step = model.card.step if model.card is not None else config.train.max_steps
     shutil.rmtree(folder)
@@ -86,26 +86,26 @@ def train_and_draw(bench: Workspace, cell: Trial) -> Drawn:
     return Drawn(subject, of_class, dict(zip(COSTS, costs, strict=True)))
 
 
-def cell_config(bench: Workspace, cell: Trial, folder: Path) -> Config:
-    """The run's config; its photos are written to `folder`."""
-    subject = cell.subject
+def trial_config(workspace: Workspace, trial: Trial, folder: Path) -> Config:
+    """Return the run's config, and write its photos to `folder`."""
+    subject = trial.subject
     (folder / "photos").mkdir(parents=True)
-    for number, picture in enumerate(photos(subject.class_noun, subject.seed, cell.row.num_photos)):
-        picture.save(folder / "photos" / f"{number:02d}.png")
+    for number, image in enumerate(photos(subject.class_noun, subject.seed, trial.variant.num_photos)):
+        image.save(folder / "photos" / f"{number:02d}.png")
     own = [
         f"run.dir={folder}",
         "run.name=run",
-        f"run.seed={cell.seed}",
+        f"run.seed={trial.seed}",
         f"subject.images={folder / 'photos'}",
-        f"subject.class_noun={noun_of(cell)}",
+        f"subject.class_noun={noun_of(trial)}",
         "train.save_every_steps=1000000",
         "log.tensorboard=false",
     ]
-    return load_config(bench.config, [*overrides_of(cell.row, bench), *own])
+    return load_config(workspace.config, [*overrides_of(trial.variant, workspace), *own])
 
 
-def share_prior(bench: Workspace, config: Config) -> float:
-    """Let the run use the class pictures that another cell has made, or make them now. Returns what making them cost.
+def reuse_prior(workspace: Workspace, config: Config) -> float:
+    """Let the run use class images that another trial has made, or make them now. Returns their cost in CPU seconds.
 
     They depend on the class, the seed and the sampler only, and are addressed by those; a run finds them in its folder
     as if it had been stopped after making the last one.
@@ -113,7 +113,7 @@ def share_prior(bench: Workspace, config: Config) -> float:
     source, latents = config.prior.source, config.prior.teacher_latents
     if source != "stream" and (source, latents) != ("teacher", "class"):
         return 0.0
-    shared = bench.work / "priors"
+    shared = workspace.work / "priors"
     shared.mkdir(parents=True, exist_ok=True)
     link = RunFolder(config).prior
     link.parent.mkdir(parents=True)
@@ -128,34 +128,34 @@ def share_prior(bench: Workspace, config: Config) -> float:
             family, None, prompts, shapes, folder, config, randomness, fingerprint(family)
         )
 
-    told = prior_in(shared).folder / "seconds"
-    if not told.is_file():
-        _make_prior(prior_in(shared / f"making-{os.getpid()}"), told.parent)
-    return float(told.read_text())
+    seconds_file = prior_in(shared).folder / "seconds"
+    if not seconds_file.is_file():
+        _make_prior(prior_in(shared / f"making-{os.getpid()}"), seconds_file.parent)
+    return float(seconds_file.read_text())
 
 
 def _make_prior(prior: GeneratedPrior, folder: Path) -> None:
-    """Make all of it and put it into place whole, with what it cost, unless another process has been faster."""
+    """Make all class images and move them into place with their cost, unless another process was faster."""
     shutil.rmtree(prior.folder, ignore_errors=True)
     start = time.process_time()
     prior.make_all()
     write_text(prior.folder / "seconds", f"{time.process_time() - start:.3f}")
-    with contextlib.suppress(OSError):  # the other one's lies there: the same pictures
+    with contextlib.suppress(OSError):  # another process has put the same images there
         prior.folder.rename(folder)
     shutil.rmtree(prior.folder.parent)
 
 
 def draw_class(model: Model, class_noun: str) -> list[Image.Image]:
-    """The class prompt, always of the right class."""
-    return outcome.draw(model, f"a photo of a {class_noun}", NUM_PICTURES)
+    """Sample the class prompt, always with the right class noun."""
+    return outcome.draw(model, f"a photo of a {class_noun}", NUM_IMAGES)
 
 
-def base_pictures(bench: Workspace, class_noun: str) -> list[Image.Image]:
-    """The untouched base for the class prompt, at the same seeds; drawn once."""
-    path = bench.work / "base" / f"{bench.base_digest}-{class_noun}.npz"
+def base_images(workspace: Workspace, class_noun: str) -> list[Image.Image]:
+    """Return the untouched base's images of the class prompt at the same seeds; sampled once."""
+    path = workspace.work / "base" / f"{workspace.base_digest}-{class_noun}.npz"
     if not path.is_file():
-        pictures = draw_class(load_model(str(bench.base), "cpu"), class_noun)
-        save_drawn(path, Drawn([], pictures, {}))
+        images = draw_class(load_model(str(workspace.base), "cpu"), class_noun)
+        save_drawn(path, Drawn([], images, {}))
     return load_drawn(path).of_class
 
 

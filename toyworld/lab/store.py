@@ -1,6 +1,6 @@
-"""benchmarks/lab/results.csv: a line a cell, only ever appended to, on the disk before the next cell is told of.
+"""Read and append to benchmarks/lab/results.csv: one line for each trial, on the disk before the next is reported.
 
-A line whose fingerprint no row asks for any more is left where it is and not used, and so is a torn one.
+Lines with the fingerprint of other settings, and torn lines, stay in the file and are not used.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from importlib.metadata import version
 from pathlib import Path
 
 from dreambooth.errors import UserError
-from toyworld.lab.figures import FIGURES
+from toyworld.lab.metrics import METRICS
 from toyworld.lab.plan import Trial
 
-COLUMNS = ("lab", "row", "subject", "seed", *FIGURES, "date", "cores", "torch", "fingerprint")
+COLUMNS = ("lab", "row", "subject", "seed", *METRICS, "date", "cores", "torch", "fingerprint")
 Key = tuple[str, str, int]  # fingerprint, subject, seed
 
 
 @dataclass(frozen=True)
 class Result:
-    """Hold what was measured of a cell, and when and on what."""
+    """Hold the metrics of a trial, and when and on what they were measured."""
 
-    figures: Mapping[str, float]
+    metrics: Mapping[str, float]
     date: str
     cores: int
     torch: str
 
 
 class Store:
-    """All results there are, by cell. Raises UserError for a file with other columns."""
+    """Hold all results by trial. Raises UserError for a file with other columns."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -40,31 +40,33 @@ class Store:
         if path.is_file():
             self._read()
 
-    def get(self, cell: Trial) -> Result | None:
-        return self.results.get(cell.key)
+    def get(self, trial: Trial) -> Result | None:
+        return self.results.get(trial.key)
 
-    def add(self, cell: Trial, figures: Mapping[str, float]) -> None:
+    def add(self, trial: Trial, metrics: Mapping[str, float]) -> None:
         """Append a line; when this returns it is on the disk."""
-        assert set(figures) == set(FIGURES), set(figures) ^ set(FIGURES)
-        result = Result(dict(figures), datetime.now(UTC).date().isoformat(), os.cpu_count() or 1, version("torch"))
-        values = [f"{figures[name]:.6g}" for name in FIGURES]
-        line = [cell.lab, cell.row.name, str(cell.subject), cell.seed, *values]
-        self._append([*line, result.date, result.cores, result.torch, cell.fingerprint])
-        self.results[cell.key] = result
+        assert set(metrics) == set(METRICS), set(metrics) ^ set(METRICS)
+        result = Result(dict(metrics), datetime.now(UTC).date().isoformat(), os.cpu_count() or 1, version("torch"))
+        values = [f"{metrics[name]:.6g}" for name in METRICS]
+        line = [trial.experiment, trial.variant.name, str(trial.subject), trial.seed, *values]
+        self._append([*line, result.date, result.cores, result.torch, trial.fingerprint])
+        self.results[trial.key] = result
 
     def _read(self) -> None:
         with open(self.path, newline="", encoding="utf-8") as file:
             lines = list(csv.reader(file))
         if not lines or tuple(lines[0]) != COLUMNS:
-            raise UserError(f"{self.path}: has other columns than this version writes; move it away to start a new one")
+            raise UserError(
+                f"{self.path}: other columns than this version writes; move the file away to start a new one"
+            )
         for line in lines[1:]:
             try:
                 by_name = dict(zip(COLUMNS, line, strict=True))
-                figures = {name: float(by_name[name]) for name in FIGURES}
+                metrics = {name: float(by_name[name]) for name in METRICS}
                 key = (by_name["fingerprint"], by_name["subject"], int(by_name["seed"]))
-                result = Result(figures, by_name["date"], int(by_name["cores"]), by_name["torch"])
+                result = Result(metrics, by_name["date"], int(by_name["cores"]), by_name["torch"])
             except ValueError:
-                continue  # torn by a kill in mid-write; that cell is run again
+                continue  # torn by a kill in mid-write; that trial is run again
             self.results[key] = result
 
     def _append(self, line: list[object]) -> None:

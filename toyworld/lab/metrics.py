@@ -1,10 +1,10 @@
-"""The measures of a cell: the name of each and what a reader is told of it."""
+"""The metrics of a trial: their stored names, and their names in tables."""
 
 from __future__ import annotations
 
 from dreambooth.metrics.estimates import BOUNDS, COSINE, DISTANCE, Bounds, Estimate
 
-FIGURES: dict[str, str] = {
+METRICS: dict[str, str] = {
     "fidelity_way": "fidelity way",
     "place_right": "place right",
     "div_share": "DIV / DIV of the base",
@@ -36,14 +36,14 @@ FIGURES: dict[str, str] = {
     "seconds_prior": "CPU seconds of class pictures",
     "seconds_drawing": "CPU seconds of drawing",
 }
-SHARE = (0.0, 1.0)
-FIGURE_BOUNDS: dict[str, Bounds] = BOUNDS | {  # of those that have a range
-    **dict.fromkeys(("place_right", "class_right", "main_right", "second_right", "pattern_right"), SHARE),
-    "nearer_to_subject": SHARE,
+FRACTION = (0.0, 1.0)
+METRIC_BOUNDS: dict[str, Bounds] = BOUNDS | {  # of the metrics that have a range
+    **dict.fromkeys(("place_right", "class_right", "main_right", "second_right", "pattern_right"), FRACTION),
+    "nearer_to_subject": FRACTION,
     **dict.fromkeys(("base_pres", "other", "real", "true_similarity", "true_other_similarity", "true_leak"), COSINE),
     **dict.fromkeys(("base_div", "true_diversity", "true_base_diversity"), DISTANCE),
 }
-# What the defaults should reach: (figure, whether more is better, threshold).
+# What the defaults should reach: (metric, whether more is better, threshold).
 GOALS = {
     "fidelity_way": (True, 0.80),
     "place_right": (True, 0.85),
@@ -52,18 +52,21 @@ GOALS = {
 }
 
 
-def way(value: float, start: float, end: float) -> float:
-    """How far from `start` to `end` a value is: 0 at the start, 1 at the end. Not cut off, unlike `selection.way`."""
+def fraction_of_range(value: float, start: float, end: float) -> float:
+    """Return how far from `start` to `end` a value is: 0 at the start, 1 at the end.
+
+    Not clipped to 0..1, unlike `selection.fraction_of_range`.
+    """
     return (value - start) / (end - start)
 
 
-def format_figure(name: str, value: float) -> str:
-    """With the digits that mean something."""
+def format_metric(name: str, value: float) -> str:
+    """Return the value with its significant digits."""
     return f"{value:.{_decimals(name)}f}"
 
 
 def format_interval(name: str, found: Estimate) -> str:
-    """± half the interval, or from where to where; empty for a single number."""
+    """Return "± half the interval", or its two ends where it is uneven; empty for a single number."""
     return found.interval(_decimals(name))
 
 
