@@ -149,7 +149,7 @@ class Model:
 
     @property
     def name(self) -> str:
-        """The MODEL that was loaded."""
+        """Return the MODEL that was loaded."""
         return self._loaded.name
 
     @property
@@ -159,7 +159,7 @@ class Model:
 
     @property
     def resolution(self) -> int:
-        """Side of the images that it was trained at, pixels."""
+        """Return the side of the images that it was trained at, pixels."""
         return self._loaded.resolution
 
     def generate(

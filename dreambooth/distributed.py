@@ -99,7 +99,7 @@ def num_started(environment: Mapping[str, str]) -> int:
 
 
 def of_this_process() -> str:
-    """For a message about what only this process can know: " of process 1", or nothing where a run has one alone."""
+    """Return " of process 1" for messages on what only this process can know; "" where a run has one process."""
     distributed = torch.distributed
     if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
         return ""
@@ -126,7 +126,7 @@ class WorkShare:
     barrier: Callable[[], Any] = lambda: None
 
     def global_indices(self, places: Sequence[int]) -> list[int]:
-        """The places in the run of all processes' samples in the batch of which `places` are this one's."""
+        """Return the sample indices of all processes for a batch in which this one has `sample_indices`."""
         ahead = [(other - self.rank) * len(places) for other in range(self.world_size)]
         return [place + by for by in ahead for place in places]
 
@@ -149,11 +149,11 @@ def shard(network: nn.Module, mesh: Any) -> None:
 
 
 def _blocks(network: nn.Module) -> Iterator[nn.Module]:
-    """The layers that a network has several of."""
+    """Yield the blocks of a network: the entries of its module lists."""
     for child in network.children():
         yield from child if isinstance(child, nn.ModuleList) else _blocks(child)
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A divided tensor put together, for which all processes must ask; any other as it is."""
+    """Return a sharded tensor gathered whole, for which all processes must call this; any other as it is."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

@@ -105,7 +105,7 @@ def resume_or_start(
     profile: bool,
     on_progress: OnTrainProgress | None,
 ) -> int:
-    """From a state, or from nothing, to the exported model."""
+    """Train from a state, or from the start, and export the model. Returns the exit code."""
     set_up_process(config)
     given = build.load_subject_data(config)
     scorer = build.make_scorer(config, validation_log, given.photos)
@@ -242,7 +242,7 @@ def finish(
 
 
 def put_together(run: RunFolder, config: Config) -> DreamBoothModule:
-    """The last state's weights, which were divided among processes, in networks of their own."""
+    """Return the last state's weights, which were divided among processes, in networks of their own."""
     randomness, family = Randomness(config.run.seed), build.load_base(config)
     trained = find_method(config.method.name).attach(family, build.method_settings(config, family, randomness))
     module = DreamBoothModule(
@@ -275,7 +275,7 @@ def take_best(
 
 
 def holds(path: Path, step: int) -> bool:
-    """Whether there are the whole weights of this step."""
+    """Return whether a file has the whole weights of this step."""
     try:
         return find_state(path).step == step
     except FileNotFoundError:
@@ -297,9 +297,9 @@ def announce(run: RunFolder, config: Config, state: FoundState | None) -> None:
 
 @contextlib.contextmanager
 def unguarded_end(trainer: pl.Trainer) -> Iterator[None]:
-    """Lightning looks after the processes it has started, and kills this one if another ends with an error.
+    """Keep Lightning from killing this process while it ends by itself, as it does when another ends with an error.
 
-    Not once this one is ending by itself: it is to tell why, and to give its exit code.
+    This process has to report why it ends, and to give its exit code.
     """
     try:
         yield

@@ -34,5 +34,5 @@ def first_line(error: BaseException) -> str:
 
 
 def escaped(name: object) -> str:
-    """A file's name for a message: what a terminal would act on, or cannot show, is written as its code (`\\x1b`)."""
+    """Return a file's name for a message, with what a terminal would act on or cannot show as its code (`\\x1b`)."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(name))

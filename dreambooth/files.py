@@ -37,24 +37,24 @@ def atomic_file(path: Path, keep: Path | None = None) -> Iterator[IO[bytes]]:
 
 
 def beside_of(path: Path) -> Path:
-    """Where what is to take the place of a file or folder is made."""
+    """Return the temporary path, in the same folder, of what is to replace a file or folder."""
     return path.with_name(f".{path.name}.{os.getpid()}")
 
 
 def without_home(path: str) -> str:
-    """A path that can be shown to others, and read again: `~` stands for the home folder."""
+    """Return a path with `~` for the home folder, so that it can be shown to others and read again."""
     home = os.path.expanduser("~").rstrip(os.sep)
     return "~" + path[len(home) :] if home and (path + os.sep).startswith(home + os.sep) else path
 
 
 def hide_home(text: str) -> str:
-    """A text with `~` in the place of the home folder, wherever a path in it begins with that."""
+    """Return a text in which `~` replaces the home folder wherever a path begins with it."""
     home = os.path.expanduser("~").rstrip(os.sep)
     return re.sub(re.escape(home) + r"(?![\w.-])", "~", text) if home else text
 
 
 def with_home(path: str) -> str:
-    """The inverse of `without_home`; a name that merely begins with `~` stays as it is."""
+    """Return a path with the home folder for a leading `~/`: the inverse of `without_home`."""
     return os.path.expanduser(path) if (path + os.sep).startswith("~" + os.sep) else path
 
 
@@ -79,7 +79,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Atomically replace a text file (UTF-8)."""
+    """Replace a text file (UTF-8) atomically."""
     with atomic_file(path) as file:
         file.write(text.encode())
 
@@ -93,7 +93,7 @@ def whole_lines(path: Path) -> list[str]:
 
 @contextlib.contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill that takes the place of `folder` when all went well, and else leaves no trace.
+    """Yield a temporary folder to fill; it replaces `folder` if the block ends well, and else leaves no trace.
 
     At no moment is there half a folder under that name; between two renames there is none.
     """

@@ -21,12 +21,12 @@ class LossParts:
 
 
 def squared_error(prediction_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
-    """Squared error of every number, float32 (Ho et al. 2020, eq. 14)."""
+    """Return the squared error of every number, float32 (Ho et al. 2020, eq. 14)."""
     return F.mse_loss(prediction_BCHW.float(), target_BCHW.float(), reduction="none")
 
 
 def pseudo_huber(prediction_BCHW: Tensor, target_BCHW: Tensor, c: float) -> Tensor:
-    """2 c (sqrt(d^2 + c^2) - c) of every difference d, float32 (Khrapov et al. 2024, arXiv 2403.16728).
+    """Return 2 c (sqrt(d^2 + c^2) - c) of every difference d, float32 (Khrapov et al. 2024, arXiv 2403.16728).
 
     Odd images pull less than by their square: for differences well below `c` it is d^2, well above 2 c |d|.
     """
@@ -35,7 +35,7 @@ def pseudo_huber(prediction_BCHW: Tensor, target_BCHW: Tensor, c: float) -> Tens
 
 
 def mean_over_image(error_BCHW: Tensor, mask_B1HW: Tensor | None = None) -> Tensor:
-    """Return each sample's mean, [B]. A mask weights its positions: 0 leaves one out, the others then count for all.
+    """Return each sample's mean over its positions, [B], weighted by the mask: positions with 0 do not count.
 
     Dividing by the mask's sum keeps a small subject's loss as large as that of one that fills the image.
     """

@@ -55,13 +55,13 @@ class Schedule:
 
     @classmethod
     def from_alphas_cumprod(cls, alphas_cumprod_T: Tensor, prediction: str) -> "Schedule":
-        """From DDPM's cumulative product: alpha^2 = alphas_cumprod, sigma^2 = 1 - alphas_cumprod."""
+        """Make a schedule from DDPM's cumulative product: alpha^2 = alphas_cumprod, sigma^2 = 1 - alphas_cumprod."""
         alphas_cumprod_T = alphas_cumprod_T.float()
         return cls(alphas_cumprod_T.sqrt(), (1 - alphas_cumprod_T).sqrt(), prediction)
 
     @classmethod
     def flow(cls, num_timesteps: int = 1000, shift: float = 1.0, density: str = "uniform") -> "Schedule":
-        """Straight paths: sigma from 1 / T to 1, alpha = 1 - sigma.
+        """Make the schedule of straight paths: sigma from 1 / T to 1, alpha = 1 - sigma.
 
         shift moves timesteps to the noisy side, as larger images need it (Esser et al. 2024, arXiv 2403.03206):
         sigma' = shift * sigma / (1 + (shift - 1) * sigma). 1 leaves them, 3 is Stable Diffusion 3's.
@@ -72,7 +72,7 @@ class Schedule:
 
     @property
     def num_timesteps(self) -> int:
-        """T; timesteps are 0 .. T - 1, the last one the noisiest."""
+        """Return T; timesteps are 0 .. T - 1, the last one the noisiest."""
         return len(self.alpha_T)
 
     def to(self, device: torch.device) -> "Schedule":
@@ -88,17 +88,17 @@ class Schedule:
         return 1000 * self.sigma_T.to(t_B.device)[t_B] if self.prediction == "flow" else t_B
 
     def coefficients(self, t_B: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha, sigma) at these timesteps, float32 [B, 1, 1, 1], on the device of `t_B`."""
+        """Return (alpha, sigma) at these timesteps, float32 [B, 1, 1, 1], on the device of `t_B`."""
         picked = (table_T.to(t_B.device)[t_B].view(-1, 1, 1, 1) for table_T in (self.alpha_T, self.sigma_T))
         return next(picked), next(picked)
 
     def snr(self, t_B: Tensor) -> Tensor:
-        """Signal-to-noise ratio alpha^2 / sigma^2, float32 [B]."""
+        """Return the signal-to-noise ratio alpha^2 / sigma^2, float32 [B]."""
         alpha, sigma = self.coefficients(t_B)
         return (alpha / sigma).square().flatten()
 
     def add_noise(self, x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor) -> Tensor:
-        """noisy = alpha * x0 + sigma * noise."""
+        """Return noisy = alpha * x0 + sigma * noise."""
         alpha, sigma = self.coefficients(t_B)
         return alpha * x0_BCHW + sigma * noise_BCHW
 

@@ -52,7 +52,7 @@ assert not {"torch", "diffusers", "transformers"} & set(sys.modules)
 def test_a_wrong_name_or_path_is_told_before_the_libraries_are_loaded(config_file: Path) -> None:
     """Which takes 7 to 15 seconds, and once was what a newcomer waited for to read of a typing mistake."""
     mistakes = {
-        "method.name=lara": "method.name: 'lara' is not known; one of full, lora",
+        "method.name=lara": "method.name=lara: unknown method; one of full, lora",
         "subject.images=nowhere": "subject.images: nowhere: there is no such folder",
         "validate.images=README.md": "validate.images: README.md: is a file, not a folder",
         "model.base=./nowhere": "model.base: ./nowhere: there is no such folder or file",

@@ -15,14 +15,15 @@ from dreambooth.errors import ModelError, UserError
 from dreambooth.export.extraction import extract, load_base, low_rank
 from dreambooth.export.subject_info import ExportCard, LearnedSubject
 from dreambooth.families import Family, components, fingerprint, load_family
+from dreambooth.families.unet import TARGET_GROUPS
 from dreambooth.generation.loading import load_model
 from dreambooth.methods import textual_inversion
-from dreambooth.methods.adapters import LORA_FILE, TARGETS, adaptable
+from dreambooth.methods.adapters import LORA_FILE, adaptable
 from dreambooth.methods.textual_inversion import WORD_FILE
 from dreambooth.run.folder import RunFolder
 
 DOG = LearnedSubject("sks", "dog", "a photo of {subject}", "a photo of a {class}")
-ENDS = tuple(end for group in TARGETS.values() for end in group)
+ENDS = tuple(end for group in TARGET_GROUPS.values() for end in group)
 
 
 def card_of(base: Path | str) -> ExportCard:

@@ -18,7 +18,7 @@ from dreambooth.errors import ModelError, UserError
 from dreambooth.export.original import original_state
 from dreambooth.families import Family, ModelSource, fingerprint, frozen_copy, load_family
 from dreambooth.families.builtin_configs import make_tokenizer
-from dreambooth.families.clip import check_tokenizer, fit, is_common, rare_words, token_ids
+from dreambooth.families.clip import check_tokenizer, is_common_token, rare_words, token_ids, truncate
 from dreambooth.generation.loading import load_model
 
 ROOT = Path(__file__).parent.parent
@@ -404,15 +404,15 @@ def test_remembered_prompts_need_no_text_encoder(family: Family) -> None:
 
 
 def test_a_prompt_that_is_too_long_is_read_by_whole_words_as_far_as_it_goes(family: Family) -> None:
-    assert fit(family.tokenizer, "dog " * 30) == ("dog " * 30, "")
-    assert fit(family.tokenizer, "dog " * 40) == (("dog " * 30).strip(), ("dog " * 10).strip())
+    assert truncate(family.tokenizer, "dog " * 30) == ("dog " * 30, "")
+    assert truncate(family.tokenizer, "dog " * 40) == (("dog " * 30).strip(), ("dog " * 10).strip())
     long = "dog " * 28 + "rumpelstilz cat"  # a word of several tokens is not torn
-    assert fit(family.tokenizer, long) == (("dog " * 28).strip(), "rumpelstilz cat")
-    assert fit(family.tokenizer, "x" * 500) == ("", "x" * 500)
+    assert truncate(family.tokenizer, long) == (("dog " * 28).strip(), "rumpelstilz cat")
+    assert truncate(family.tokenizer, "x" * 500) == ("", "x" * 500)
     for prompt in ("dog " * 40, long, "a\n dog  " * 20):
         one, other = (
             family.encode_prompts([each])["encoder_hidden_states"]
-            for each in (prompt, fit(family.tokenizer, prompt)[0])
+            for each in (prompt, truncate(family.tokenizer, prompt)[0])
         )
         assert torch.equal(one, other)
 
@@ -424,7 +424,8 @@ def test_words_that_are_proposed_are_single_tokens_and_rare(family: Family) -> N
         assert all(len(token_ids(tokenizer, word)) == 1 for word in words)
         assert len(words) > 5
     common = {
-        word: is_common(tokenizer, token_ids(tokenizer, word)[0]) for word in ("the", "robot", "firefly", "sks", "olis")
+        word: is_common_token(tokenizer, token_ids(tokenizer, word)[0])
+        for word in ("the", "robot", "firefly", "sks", "olis")
     }
     assert common == {"the": True, "robot": True, "firefly": True, "sks": False, "olis": False}
 

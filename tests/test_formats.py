@@ -25,9 +25,10 @@ from dreambooth.export.metadata import kohya_version
 from dreambooth.export.original import MODEL_FILE, original_state, original_unet_name, vae_state
 from dreambooth.families import FAMILIES, Family, ModelSource, components, fingerprint, load_family
 from dreambooth.families.single_file import read_header
+from dreambooth.families.unet import TARGET_GROUPS
 from dreambooth.generation.loading import load_model
 from dreambooth.methods import FACTS
-from dreambooth.methods.adapters import LORA_FILE, TARGETS, adaptable
+from dreambooth.methods.adapters import LORA_FILE, adaptable
 from dreambooth.methods.base import MethodSettings
 from dreambooth.methods.table import METHODS
 from dreambooth.methods.textual_inversion import WORD_FILE
@@ -120,7 +121,7 @@ def read(pipeline: Any, prompt: str) -> Tensor:
 
 def without_what_no_lora_holds(family: Family, base: Path) -> None:
     """Norms, biases, embeddings, first and last layers as they were, but for the identifier's row."""
-    ends = tuple(end for group in TARGETS.values() for end in group)
+    ends = tuple(end for group in TARGET_GROUPS.values() for end in group)
     (row,) = family.tokenize("sks")
     with torch.no_grad():
         for before, after in zip(components(load_family(str(base))).values(), components(family).values(), strict=True):

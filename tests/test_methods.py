@@ -395,7 +395,7 @@ def test_kohyas_file_and_diffusers_file_start_the_same(
             {"train_text_encoder": False},
             "method.train_text_encoder: false, but .* adapts a text encoder; set it to true",
         ),
-        ({"dora": True}, "method.dora: true, but .* has it otherwise"),
+        ({"dora": True}, "method.dora=true: .* was trained without DoRA; set method.dora=false"),
     ],
 )
 def test_settings_that_the_files_contradict_are_told(

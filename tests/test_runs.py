@@ -139,7 +139,7 @@ def test_never_resuming_sets_the_old_run_aside(config_file: Path) -> None:
         ("subject.identifier=Dog", UserError, "is the class noun itself"),
         ("validate.scheduler=dimm", UserError, "scheduler=dimm: unknown sampler; did you mean ddim"),
         ("prior.scheduler=dimm", UserError, "scheduler=dimm: unknown sampler; did you mean ddim"),
-        ("method.name=lara", UserError, "'lara' is not known; one of full"),
+        ("method.name=lara", UserError, "method.name=lara: unknown method; one of full"),
         ("train.precision=16-mixed", UserError, "needs a GPU"),
     ],
 )

@@ -21,7 +21,7 @@ from dreambooth.cli import main
 from dreambooth.errors import ModelError
 from dreambooth.export.original import original_state, original_unet_name, text_state, vae_state
 from dreambooth.families import Conditioning, Family, ModelSource, fingerprint, load_family
-from dreambooth.families.builtin_configs import SHIPPED, config_folder
+from dreambooth.families.builtin_configs import BUILTIN_CONFIGS, config_folder
 from dreambooth.families.sd import StableDiffusion, detect_prediction_type
 from dreambooth.families.single_file import measured_prediction, read_header
 from dreambooth.generation.sampler import make_scheduler
@@ -108,7 +108,7 @@ def test_a_text_encoder_saved_by_an_older_transformers_is_read_whole(tiny_base: 
 
 @functools.cache
 def shipped_networks(name: str) -> dict[str, Any]:
-    """The networks of shipped configs, at their real shapes and without memory."""
+    """The networks of built-in configs, at their real shapes and without memory."""
     networks: dict[str, Any] = {}
     with config_folder(name) as folder, torch.device("meta"):
         index = json.loads((folder / "model_index.json").read_text())
@@ -160,7 +160,7 @@ def test_shipped_configs_make_networks_of_the_published_sizes(name: str, million
     assert sizes == pytest.approx(millions, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", BUILTIN_CONFIGS)
 def test_any_sampler_made_of_a_shipped_config_has_the_models_noise_schedule(name: str) -> None:
     with config_folder(name) as folder:
         own = json.loads((folder / "model_index.json").read_text())["scheduler"][1]
@@ -178,7 +178,7 @@ def test_any_sampler_made_of_a_shipped_config_has_the_models_noise_schedule(name
 @pytest.mark.parametrize(("name", "pads"), [("sd1", [49407]), ("sd2", [0]), ("sdxl", [49407, 0])])
 def test_the_shipped_tokenizer_is_clips(name: str, pads: list[int]) -> None:
     with config_folder(name) as folder:
-        tokenizers = [CLIPTokenizer.from_pretrained(folder / part) for part in SHIPPED[name].pads]
+        tokenizers = [CLIPTokenizer.from_pretrained(folder / part) for part in BUILTIN_CONFIGS[name].pad_tokens]
     for tokenizer, pad in zip(tokenizers, pads, strict=True):
         assert len(tokenizer) == 49408
         assert tokenizer("sks", add_special_tokens=False).input_ids == [48136]

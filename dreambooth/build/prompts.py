@@ -11,7 +11,7 @@ from dreambooth.config import Config, subject_key
 from dreambooth.data.captions import read_captions, without_subjects
 from dreambooth.data.image_folder import ImageFolder
 from dreambooth.errors import UserError, escaped
-from dreambooth.families import Family, clip
+from dreambooth.families import Family
 from dreambooth.generation import sampler
 from dreambooth.methods import find_facts
 from dreambooth.prompt_words import foreign_syntax_warning, has_words
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def cache_prompts(family: Family, captions: list[list[str]], config: Config, text_trains: bool) -> None:
-    """Encode every prompt of the run: into the cache, or where the text encoders train to see that they can be.
+    """Encode every prompt of the run: into the cache or, where the text encoders train, to fail early.
 
     captions: of each subject's images. Raises UserError, and warns, as `wording_warnings` does.
     """
@@ -37,9 +37,9 @@ def cache_prompts(family: Family, captions: list[list[str]], config: Config, tex
 
 
 def wording_warnings(family: Family, captions: list[list[str]], config: Config) -> Iterator[str]:
-    """Yield what may be amiss with identifiers and prompts, once the method has added its tokens to the family.
+    """Yield warnings of identifiers and prompts, once the method has added its tokens to the family.
 
-    Raises UserError for an identifier that is nothing to the tokenizer, or that the dropped end of a prompt holds.
+    Raises UserError for an identifier that has no token, or that stands in the dropped end of a prompt.
     """
     if not find_facts(config.method.name).adds_tokens:
         for number, subject in enumerate(config.subjects):
@@ -53,21 +53,21 @@ def wording_warnings(family: Family, captions: list[list[str]], config: Config) 
 
 
 def identifier_warnings(family: Family, key: str, identifier: str) -> Iterator[str]:
-    """Yield what is amiss with an identifier as a rare word. Raises UserError for one that is no word."""
+    """Yield warnings of an identifier that is no rare word. Raises UserError for one that has no token."""
     ids = family.tokenize(identifier)
     if not ids or set(ids) & set(family.tokenizer.all_special_ids):
         raise UserError(f"{key}: {identifier!r} is no word to this tokenizer; name a rare one: sks")
-    better = difflib.get_close_matches(identifier, clip.rare_words(family.tokenizer), n=3, cutoff=0)
+    suggestions = difflib.get_close_matches(identifier, family.rare_words(), n=3, cutoff=0)
     if len(ids) > 1:
         pieces = ", ".join(f"{token!r} {number}" for token, number in zip(_spelled(family, ids), ids, strict=True))
         yield (
             f"{key} {identifier!r} is {len(ids)} tokens to this tokenizer ({pieces}), each with a meaning of its own; "
-            f"a rare word that is one token is learned more cleanly: {', '.join(better)}"
+            f"a rare word of one token is learned more cleanly: {', '.join(suggestions)}"
         )
-    elif clip.is_common(family.tokenizer, ids[0]):
+    elif family.is_common_token(ids[0]):
         yield (
             f"{key} {identifier!r} is a common word (token {ids[0]} of {len(family.tokenizer)}, by how often they were "
-            f"met), whose meaning the subject has to fight; better a rare one: {', '.join(better)}"
+            f"met), whose meaning the subject has to fight; better a rare one: {', '.join(suggestions)}"
         )
 
 
@@ -82,7 +82,7 @@ def identifier_last(caption: str, identifier: str) -> str:
 
 
 def keyed_prompts(captions: list[list[str]], config: Config) -> Iterator[tuple[str, str]]:
-    """Yield every prompt of the run with where it comes from."""
+    """Yield every prompt of the run with the key or caption that it comes from."""
     for number, own in enumerate(captions):
         key = subject_key(config, number)
         yield f"{key}.class_prompt", class_prompt(config, number)
@@ -94,7 +94,7 @@ def keyed_prompts(captions: list[list[str]], config: Config) -> Iterator[tuple[s
 
 
 def texts_of(config: Config) -> list[str]:
-    """Return every prompt of a run, but for captions, as the model gets it."""
+    """Return every prompt of a run except captions, as the model gets it."""
     numbers = range(len(config.subjects))
     own = [[subject_prompt(config, number), class_prompt(config, number)] for number in numbers]
     return [*chain(*own), *(prompt.filled for prompt in validation_prompts(config))]
@@ -127,7 +127,7 @@ def captions_of(folders: list[ImageFolder], config: Config) -> list[list[str]]:
 
 
 def own_captions(folder: ImageFolder, config: Config, number: int) -> list[str]:
-    """Return those of one subject's images, from files."""
+    """Return the captions of one subject's images, from files."""
     captions, identifier = [], config.subjects[number].identifier
     for path, template in zip(folder.images, read_captions(folder.images, folder.captions), strict=True):
         name = escaped(path.name)

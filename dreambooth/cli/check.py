@@ -29,6 +29,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def row(level: str, about: str, text: str) -> str:
-    """A finding; the further lines of its text stand below the first."""
+    """Return a finding as a line; further lines of its text are indented below."""
     indent = "\n" + " " * 26
     return f"{level:8}  {about:14}  {indent.join(line.strip() for line in text.splitlines())}"

@@ -20,8 +20,11 @@ def setting(
     maximum: float | None = None,
     multiple: int = 1,
 ) -> Any:
-    """A config field: its default, its help text with the unit, and its range (`minimum`, `maximum` allowed, `above`
-    not), in steps of `multiple`."""
+    """Make a config field from its default, its help text with the unit, and its range.
+
+    minimum, maximum: the least and largest value allowed. above: a lower end that is not allowed itself. multiple: of
+    which a value must be one.
+    """
     metadata = {"text": text, "minimum": minimum, "above": above, "maximum": maximum, "multiple": multiple}
     if isinstance(default, tuple):
         return field(default_factory=lambda: list(default), metadata=metadata)

@@ -208,9 +208,9 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
 
 
 def flatten(raw: dict[str, Any], path: str = "config") -> dict[str, Any]:
-    """{"train": {"max_steps": 3}} -> {"train.max_steps": 3}; entries of the list `subjects` are `subjects[0]` ...
+    """Return values by "section.key": {"train": {"max_steps": 3}} gives {"train.max_steps": 3}.
 
-    Raises UserError, which names `path`, for what is no section.
+    Entries of the list `subjects` are `subjects[0]` ... Raises UserError, which names `path`, for what is no section.
     """
     flat, problems = _flat(raw)
     if problems:

@@ -12,8 +12,9 @@ Size = tuple[int, int]
 
 
 def make_buckets(resolution: int, step: int) -> list[Size]:
-    """Every size of at most resolution^2 pixels whose sides are multiples of `step`, neither of which could be a step
-    longer. `step` must divide `resolution`; so the square is one of them.
+    """Return the largest sizes of at most resolution^2 pixels whose sides are multiples of `step`.
+
+    Neither side could be a step longer. `step` must divide `resolution`; so the square is one of them.
 
     512 and 64 give 384x640, 448x576, 512x512 and the first two lying down.
     """
@@ -27,7 +28,7 @@ def make_buckets(resolution: int, step: int) -> list[Size]:
 
 
 def nearest_bucket(size: Size, buckets: Sequence[Size]) -> Size:
-    """The bucket whose aspect ratio is nearest to that of a picture in log scale.
+    """Return the bucket whose aspect ratio is nearest to an image's, in log scale.
 
         argmin_b |log(w / h) - log(w_b / h_b)|  =  argmax_b kept_share
 
@@ -37,13 +38,13 @@ def nearest_bucket(size: Size, buckets: Sequence[Size]) -> Size:
 
 
 def kept_share(size: Size, shape: Size) -> float:
-    """How much of a picture the largest part of another shape holds, 0 to 1: exp(-distance) of `nearest_bucket`."""
+    """Return which fraction of an image its largest part of another shape keeps: exp(-distance) of `nearest_bucket`."""
     one, other = size[0] * shape[1], size[1] * shape[0]
     return min(one, other) / max(one, other)
 
 
 def largest_part(size: Size, shape: Size) -> tuple[float, float]:
-    """Width and height of the largest part of a picture that has the aspect ratio of `shape`, in its own pixels."""
+    """Return width and height, in image pixels, of an image's largest part with the aspect ratio of `shape`."""
     (width, height), (shape_width, shape_height) = size, shape
     if width * shape_height <= height * shape_width:
         return width, width * shape_height / shape_width

@@ -66,9 +66,9 @@ NUM_LISTED = 3  # wrong prompts that an error spells out
 
 
 def load_prompts(choice: str, is_live: bool | None) -> tuple[str, ...]:
-    """The prompts of one subject: a set by name, `auto` (by the subject's kind; unknown counts as object), or a file.
+    """Return the prompts of one subject: a set by name, `auto` (by the subject's kind), or a file.
 
-    Raises UserError for a name that is neither, or with all that is wrong in the file.
+    A subject of unknown kind counts as an object. Raises UserError for an unknown name, or with all errors of a file.
     """
     if choice == AUTO:
         return SETS["live" if is_live else "objects"]
@@ -80,7 +80,10 @@ def load_prompts(choice: str, is_live: bool | None) -> tuple[str, ...]:
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
-    """A YAML list, or a text with a prompt a line (empty lines and lines with # do not count). Raises UserError."""
+    """Read prompts from a YAML list, or from a text with a prompt a line.
+
+    Empty lines and lines with # do not count. Raises UserError.
+    """
     prompts = _yaml_list(path) if path.suffix in (".yaml", ".yml") else _lines(path)
     if not prompts:
         raise UserError(f"{path}: no prompts in it; write one a line, such as: a {{subject}} on the beach")

@@ -107,12 +107,12 @@ def fill(template: str, card: SubjectInfo | None, class_noun: str) -> str:
 
 
 def slug(text: str) -> str:
-    """'a {subject} on the beach' -> 'a-subject-on-the-beach'."""
+    """Return a prompt as a file name: 'a {subject} on the beach' gives 'a-subject-on-the-beach'."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:MAX_SLUG]
 
 
 def folder_name(row: str) -> str:
-    """'checkpoints/{name}' -> 'checkpoints-name'."""
+    """Return a row as a folder name: 'checkpoints/{name}' gives 'checkpoints-name'."""
     return re.sub(r"[^\w.-]+", "-", row)[-MAX_FOLDER:].strip("-.")
 
 

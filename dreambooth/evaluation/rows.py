@@ -23,7 +23,7 @@ class Row:
 
 
 def our_rows(scored: Sequence[Scored], real: Mapping[str, Mapping[str, float]]) -> list[Row]:
-    """Real images first, then each model: over all subjects, and each subject alone where there are several.
+    """Return the rows of real images, then of each model: over all subjects and, of several, for each subject.
 
     real: by subject, then by measure.
     """
@@ -40,7 +40,7 @@ def our_rows(scored: Sequence[Scored], real: Mapping[str, Mapping[str, float]]) 
 
 
 def estimates(scored: Sequence[Scored]) -> dict[str, Estimate]:
-    """Mean and interval of each measure: over subjects where there are several, else over prompts.
+    """Return mean and interval of each measure: over subjects where there are several, else over prompts.
 
     PRES and drift have one prompt, of independent images: those of a single subject are over images. Diversities
     depend on each other, so a single prompt's has no interval.

@@ -62,7 +62,7 @@ def _of_class(
 
 
 def real_scores(encoders: Encoders, subject: Subject) -> dict[str, float]:
-    """DINO and CLIP-I among the subject's own photos; empty where there is but one."""
+    """Return DINO and CLIP-I among the subject's own photos; empty where there is but one."""
     if len(subject.photos) < 2:
         return {}
     photos = [load_image(path) for path in subject.photos]

@@ -33,12 +33,12 @@ class Subject:
 
 
 def subject_of_folder(folder: Path, class_noun: str | None) -> Subject:
-    """One folder of photos. Raises UserError where there are none."""
+    """Return the subject of one folder of photos. Raises UserError where there are none."""
     return Subject(folder.resolve().name, tuple(list_images(folder)), class_noun)
 
 
 def subjects_of_dataset(folder: Path, names: Sequence[str] | None, class_noun: str | None) -> list[Subject]:
-    """The data set's subjects, those in `names` alone if given.
+    """Return the data set's subjects, those in `names` alone if given.
 
     class_noun: goes over the data set's own; of one subject only. Raises UserError for what is not there.
     """
@@ -71,7 +71,7 @@ def _check_names(names: Sequence[str], known: Sequence[str], folder: Path) -> No
 
 
 def _read_lists(folder: Path) -> tuple[dict[str, str], set[str]]:
-    """Each subject's class, and the names of those that live; both empty where the data set has no list."""
+    """Return each subject's class, and the names of live subjects; both empty where the data set has no list."""
     if (folder / OWN_LIST).is_file():
         return _read_own_list(folder / OWN_LIST)
     if (folder / PUBLISHED_LIST).is_file():
@@ -95,7 +95,7 @@ def _read_own_list(path: Path) -> tuple[dict[str, str], set[str]]:
 
 
 def _read_published_list(text: str) -> dict[str, str]:
-    """The lines 'backpack_dog,backpack' below the head line 'subject_name,class', as far as an empty line."""
+    """Read lines such as 'backpack_dog,backpack', from below 'subject_name,class' to the next empty line."""
     lines = [line.strip() for line in text.split("\n")]
     first = lines.index("subject_name,class") + 1 if "subject_name,class" in lines else len(lines)
     last = lines.index("", first) if "" in lines[first:] else len(lines)

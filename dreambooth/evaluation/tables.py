@@ -59,7 +59,7 @@ class Report:
 
 
 def markdown(report: Report) -> str:
-    """The table with the paper's rows below a line that sets them apart, how it was made, and a table by subject."""
+    """Return the table, the paper's rows below a dividing line, how it was made, and a table by subject."""
     whole = ALL if len(report.tasks) > 1 else report.tasks[0].subject.name
     ours = [row for row in report.rows if row.source == OURS and row.subject == whole]
     papers = [row for row in report.rows if row.source == PAPER and set(row.estimates) & set(report.measures)]
@@ -127,7 +127,7 @@ def _cell(text: str) -> str:
 
 
 def table_csv(report: Report) -> str:
-    """A line a row: mean, low and high end of the 95 % interval and the number of what it is over, a measure each."""
+    """Return the rows as CSV: of each measure mean, low and high end of the 95 % interval, and number of samples."""
     parts = ("", "_low", "_high", "_num")
     head = ["source", "model", "subject", *(f"{name}{part}" for name in MEASURES for part in parts)]
     lines = []
@@ -144,7 +144,7 @@ def _numbers(found: Estimate) -> list[Any]:
 
 
 def table_json(report: Report) -> str:
-    """The same with what a reader must know: how it was sampled, measured by what, where the paper's rows are from."""
+    """Return the table as JSON, with how it was sampled, what measured it, and the source of the paper's rows."""
     settings = report.sampling.settings
     content = {
         "measured_by": {name: _encoder(report, name) for name in report.measures},
@@ -177,7 +177,7 @@ def _or_null(value: float) -> float | None:
 
 
 def scores_csv(scored: Sequence[Scored], out: Path) -> str:
-    """A line an image; empty where a measure does not apply."""
+    """Return each image's scores as CSV; empty where a measure does not apply."""
     head = ["subject", "model", "prompt", "seed", *MEASURES, "file"]
     return _csv(head, ([
         one.image.subject, one.image.row, one.image.prompt, one.image.seed,

@@ -78,7 +78,10 @@ def kohya_name(part_name: str, part: Any, name: str, is_xl: bool) -> str:
 
 
 def _lora_state(layer: LoraLayer) -> dict[str, Tensor]:
-    """alpha is what alpha / rank has to be to give the layer's scale, whatever rule made that (rsLoRA has another)."""
+    """Return a LoRA's tensors by kohya's leaf names.
+
+    alpha is what alpha / rank has to be to give the layer's scale, whatever rule made that (rsLoRA has another).
+    """
     (name,) = layer.active_adapters
     down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
     state = {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(layer.scaling[name] * len(down))}
@@ -89,7 +92,10 @@ def _lora_state(layer: LoraLayer) -> dict[str, Tensor]:
 
 
 def _lycoris_state(layer: LycorisLayer) -> dict[str, Tensor]:
-    """LoKr's scale is in its first matrix and alpha the rank, as not every reader scales two whole matrices."""
+    """Return a LoHa's or LoKr's tensors by LyCORIS' leaf names.
+
+    LoKr's scale is in its first matrix and alpha the rank, as not every reader scales two whole matrices.
+    """
     (name,) = layer.active_adapters
     own: Mapping[str, Any] = {kind: getattr(layer, kind) for kind in layer.adapter_layer_names}
     state: dict[str, Tensor] = {kind: tensors[name] for kind, tensors in own.items() if name in tensors}

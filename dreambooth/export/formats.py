@@ -73,7 +73,7 @@ def files_of(form: str, family: Family, card: ExportCard, name: str) -> Exported
 
 
 def find_format(name: str, method: str, rank: int | None = None) -> Format:
-    """A format by name. rank: of a LoRA that is to be extracted.
+    """Return a format by name. rank: of a LoRA that is to be extracted.
 
     Raises UserError for an unknown one, for one that a method's result cannot take, and for a rank that is missing, out
     of its range or of no use.

@@ -36,7 +36,7 @@ class History:
 
 
 def read_history(model: Path, card: ExportCard) -> History:
-    """model: a run folder, or the model/ of one. card: of its result."""
+    """Read the history of a result. model: a run folder, or its model/. card: of its result."""
     whole = model.resolve()
     run = whole.parent if whole.name == "model" else whole
     if not (run / "config.yaml").is_file():
@@ -56,7 +56,10 @@ def read_history(model: Path, card: ExportCard) -> History:
 
 
 def deciding_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """By key, of a run's config.yaml: what decides the weights and is not as by default; the learning rate resolved."""
+    """Return what decides the weights and differs from its default, by key of a run's config.yaml.
+
+    Keys of ALWAYS are there in any case; the learning rate is that of the method where the config leaves it open.
+    """
     settings = {
         key: value
         for key, value in flatten(config).items()

@@ -13,7 +13,7 @@ ERRORS: tuple[type[BaseException], ...] = (HfHubHTTPError, *HfHubHTTPError.__bas
 
 
 def check(repo: str) -> None:
-    """Raises UserError for a name that is not OWNER/NAME, ModelError where nobody is logged in."""
+    """Raise UserError for a name that is not OWNER/NAME, ModelError where nobody is logged in."""
     try:
         validate_repo_id(repo)
     except HFValidationError as error:

@@ -12,7 +12,10 @@ from dreambooth.prompts import subject_phrase
 
 
 def file_metadata(family: Family, card: SubjectInfo, implementation: str, kind: str = "") -> dict[str, str]:
-    """implementation: whose names the tensors have. kind: "lora", "textual-inversion"; empty for a whole model."""
+    """Return the metadata of a .safetensors file.
+
+    implementation: whose names the tensors have. kind: "lora", "textual-inversion"; empty for a whole model.
+    """
     subject = ", ".join(map(subject_phrase, card.subjects))
     spec = {
         "sai_model_spec": "1.0.0",
@@ -27,7 +30,10 @@ def file_metadata(family: Family, card: SubjectInfo, implementation: str, kind: 
 
 
 def architecture(family: Family) -> str:
-    """As the standard names it. 2.x has an OpenCLIP encoder, with plain GELU; its 768 pixel models predict v."""
+    """Return the architecture's name in the standard.
+
+    2.x has an OpenCLIP encoder, with plain GELU; its 768 pixel models predict v.
+    """
     parts: dict[str, Any] = components(family)
     if "text_encoder_2" in parts:
         return "stable-diffusion-xl-v1-base"
@@ -37,7 +43,7 @@ def architecture(family: Family) -> str:
 
 
 def kohya_version(family: Family) -> dict[str, str]:
-    """Which generation a LoRA is for, as kohya's scripts write it."""
+    """Return which model generation a LoRA is for, as kohya's scripts write it."""
     name = architecture(family)
     if "-xl-" in name:
         return {"ss_base_model_version": "sdxl_base_v1-0", "ss_v2": "False"}

@@ -79,12 +79,12 @@ def write(
 
 
 def instance_prompt(card: ExportCard) -> str:
-    """The first subject's own."""
+    """Return the first subject's own prompt."""
     return fill_prompt(card.subjects[0].prompt, card.subjects)
 
 
 def told_scores(card: ExportCard, history: History) -> Iterator[tuple[str, float, str]]:
-    """Name, mean, and what it means, with what has measured it."""
+    """Yield each score's name, mean and meaning, with the encoder that measured it."""
     for name, score in (card.scores or {}).items():
         encoder = history.measured_by.get(name.removeprefix("eval/"))
         yield name, score, SCORES.get(name, "") + (f", by {encoder}" if encoder else "")
@@ -114,7 +114,7 @@ def is_on_the_hub(base: str | None) -> bool:
 
 
 def licence_of(base: str | None) -> dict[str, str]:
-    """license, license_name and license_link of a base's own model card; empty where there is none at hand."""
+    """Return license, license_name and license_link of a base's own model card; empty where none can be read."""
     path = None if base is None else _card_of(base)
     if path is None:
         return {}
@@ -126,7 +126,7 @@ def licence_of(base: str | None) -> dict[str, str]:
 
 
 def _card_of(base: str) -> Path | None:
-    """In the base's folder, or what the cache has of the hub's."""
+    """Return the base's own model card: in its folder, or in the hub's local cache."""
     if Path(base).exists():
         path = Path(base) / "README.md"
         return path if path.is_file() else None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def weights_file(name: str) -> str:
-    """my-dog -> my-dog.safetensors."""
+    """Return the name of a weights file: my-dog gives my-dog.safetensors."""
     return f"{name}.safetensors"
 
 

@@ -76,7 +76,7 @@ def write(family: Family, card: ExportCard, folder: Path, name: str) -> None:
 
 
 def without_words(state: dict[str, Tensor], ids: list[int]) -> dict[str, Tensor]:
-    """Without the rows of words behind all others: who reads the file has the base's vocabulary."""
+    """Return the weights without the embedding's rows of new words: readers of the file have the base's vocabulary."""
 
     def is_longer(name: str) -> bool:
         return name.endswith("token_embedding.weight") and len(state[name]) == ids[-1] + 1
@@ -85,7 +85,7 @@ def without_words(state: dict[str, Tensor], ids: list[int]) -> dict[str, Tensor]
 
 
 def original_state(family: Family) -> dict[str, Tensor]:
-    """All weights by their names in the original layout."""
+    """Return all weights by their names in the original layout."""
     parts: dict[str, Any] = {**components(family), "vae": family.pipeline().vae}
     unet, vae = parts["unet"], parts["vae"]
     state = {f"model.diffusion_model.{original_unet_name(unet, name)}": t for name, t in unet.state_dict().items()}
@@ -128,7 +128,10 @@ def original_unet_name(unet: Any, name: str) -> str:
 
 
 def _inside(kind: str, rest: str) -> str:
-    """Names within a resnet differ, those within attention do not. rest: with its leading point, or empty."""
+    """Return the original name within a block: names in a resnet differ, those in attention do not.
+
+    rest: with its leading point, or empty.
+    """
     inner, point, leaf = rest.removeprefix(".").partition(".")
     return f".{RESNET[inner]}{point}{leaf}" if kind.startswith("resnets") and inner in RESNET else rest
 
@@ -147,7 +150,10 @@ def vae_state(vae: Any) -> dict[str, Tensor]:
 
 
 def text_state(parts: Mapping[str, Any]) -> dict[str, Tensor]:
-    """XL has a CLIP and an OpenCLIP encoder, 2.x an OpenCLIP one (which has plain GELU), 1.x a CLIP one."""
+    """Return the text encoders' weights by their original names.
+
+    XL has a CLIP and an OpenCLIP encoder, 2.x an OpenCLIP one (which has plain GELU), 1.x a CLIP one.
+    """
     first = parts["text_encoder"]
     if "text_encoder_2" in parts:
         state = {f"conditioner.embedders.0.transformer.{name}": t for name, t in clip_state(first).items()}
@@ -159,7 +165,10 @@ def text_state(parts: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def clip_state(text_encoder: Any) -> dict[str, Tensor]:
-    """transformers 5.6 took the level "text_model" out of some of its classes; files have it."""
+    """Return a CLIP encoder's weights by the names that files have.
+
+    transformers 5.6 took the level "text_model" out of some of its classes; files have it.
+    """
     return {f"text_model.{name.removeprefix('text_model.')}": t for name, t in text_encoder.state_dict().items()}
 
 

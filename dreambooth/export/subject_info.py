@@ -67,7 +67,7 @@ def write_card(card: SubjectInfo, folder: Path) -> None:
 
 
 def card_metadata(card: SubjectInfo) -> dict[str, str]:
-    """The card for the metadata of a .safetensors file."""
+    """Return the card as metadata of a .safetensors file."""
     return {"dreambooth": json.dumps(asdict(card))}
 
 
@@ -100,7 +100,10 @@ def find_card(place: Path) -> ExportCard | None:
 
 
 def _card_of(found: dict[str, Any]) -> ExportCard:
-    """A card that was written before there could be several subjects has the keys of the only one beside the others."""
+    """Return the card from its JSON.
+
+    One from before there could be several subjects has the keys of the only one beside the others.
+    """
     names = [each.name for each in fields(LearnedSubject)]
     subjects = found.pop("subjects") if "subjects" in found else [{name: found.pop(name) for name in names}]
     return ExportCard(tuple(LearnedSubject(**subject) for subject in subjects), **found)

@@ -66,7 +66,7 @@ def _with_lora(files: ExportedFiles, prompt: str) -> str:
 
 
 def _beside(files: ExportedFiles, folder: str) -> str:
-    """Where the words go."""
+    """Return the sentence that says where the words' files go."""
     listed = " and ".join(f"`{file}`" for file in files.words.values())
     return f" {listed} to `{folder}`." if listed else ""
 

@@ -88,7 +88,7 @@ def read_independently(folder: Path, files: ExportedFiles, base: ModelSource) ->
 
 
 def load_word(pipeline: Any, word: str, path: Path) -> None:
-    """By diffusers, which of XL's files wants each encoder's rows by themselves."""
+    """Load a word with diffusers, which needs the rows of XL's two encoders one by one."""
     tensors = load_file(path)
     if "clip_l" not in tensors:
         pipeline.load_textual_inversion(path, token=word)
@@ -113,7 +113,10 @@ def differences(files: ExportedFiles, expected: Family, read: Any) -> Iterator[t
 
 
 def relative_difference(ours: Tensor, theirs: Tensor) -> float:
-    """Vocabularies that end differently, in rows that no token has, are compared as far as both go."""
+    """Return the largest difference of two tensors over the largest value of `ours`.
+
+    Vocabularies that end differently, in rows that no token has, are compared as far as both go.
+    """
     if ours.shape[1:] != theirs.shape[1:]:
         return float("inf")
     rows = min(len(ours), len(theirs)) if ours.ndim else None

@@ -18,7 +18,7 @@ import transformers.utils.logging
 
 from dreambooth.errors import ModelError, UserError
 
-for library in (diffusers, transformers):  # bars for every file, notes on torchvision: a run has messages of its own
+for library in (diffusers, transformers):  # no bars for every file, no notes on torchvision
     library.utils.logging.set_verbosity_error()
     library.utils.logging.disable_progress_bar()
 from dreambooth.families import sd, sdxl  # noqa: E402
@@ -47,7 +47,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class FamilyRow:
-    """How to recognise a family by its pipeline class, and how to load it."""
+    """Hold a family's pipeline classes, by which it is recognised, and its loaders."""
 
     pipelines: tuple[str, ...]
     load: Callable[[Path, ModelSource], Family]
@@ -146,7 +146,10 @@ def _is_shared(part: object, family: Family) -> bool:
 
 
 def fingerprint(family: Family) -> str:
-    """SHA-256 over every weight of the denoiser and the text encoders, hexadecimal: which base model this is."""
+    """Return the SHA-256 over every weight of the denoiser and the text encoders, hexadecimal.
+
+    It tells which base model this is.
+    """
     return digest_weights(part.state_dict() for part in (family.denoiser, *family.text_encoders))
 
 

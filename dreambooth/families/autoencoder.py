@@ -20,7 +20,7 @@ class KLCodec:
 
     @property
     def vae_scale_factor(self) -> int:
-        """Pixels a latent, along a side: 8 for Stable Diffusion."""
+        """Return the number of pixels for each latent along a side: 8 for Stable Diffusion."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The configs of Stable Diffusion 1.x, 2.x and XL, and CLIP's tokenizer: all of a single file's model that it lacks.
+"""The configs of Stable Diffusion 1.x, 2.x and XL, and CLIP's tokenizer: what a single file lacks to be a model.
 
 The numbers are those of the published pipeline folders; where none is given, the class has the right default.
 """
@@ -15,13 +15,13 @@ from typing import Any
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer
 
-MERGES = Path(__file__).with_name("clip_merges.txt.gz")  # its licence lies beside it
+MERGES = Path(__file__).with_name("clip_merges.txt.gz")  # its licence is beside it
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 MAX_TOKENS = 77  # with start and end
 
 Config = dict[str, Any]
 
-SAMPLER: Config = {  # of them all; any other sampler that is made from it needs the last four
+SAMPLER: Config = {  # of all models; samplers of other kinds that are made from it need the last four
     "beta_start": 0.00085,
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
@@ -107,12 +107,12 @@ ENDS_IN_NOISE: Config = {"rescale_betas_zero_snr": True, "timestep_spacing": "tr
 
 
 @dataclass(frozen=True)
-class Shipped:
-    """A pipeline folder without its weights: its parts' configs, and what each tokenizer fills prompts up with."""
+class BuiltinConfig:
+    """Hold a pipeline folder without weights: its index, its parts' configs, and the pad token of each tokenizer."""
 
     pipeline: Config
     parts: dict[str, Config]
-    pads: dict[str, str]
+    pad_tokens: dict[str, str]
 
 
 SD = {"_class_name": "StableDiffusionPipeline"}
@@ -122,25 +122,27 @@ SDXL = {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_promp
 SDXL_1 = {"unet": UNET_XL, "vae": VAE_XL, "text_encoder": CLIP_L, "text_encoder_2": CLIP_BIG_G, "scheduler": EULER}
 PADS_XL = {"tokenizer": END, "tokenizer_2": "!"}
 
-SHIPPED = {  # -v: predicts v
-    "sd1": Shipped(SD, SD_1, {"tokenizer": END}),
-    "sd1-v": Shipped(SD, SD_1 | {"scheduler": PNDM | PREDICTS_V}, {"tokenizer": END}),
-    "sd2": Shipped(SD, SD_2, {"tokenizer": "!"}),  # 2.0-base, 2.1-base
-    "sd2-v": Shipped(SD, SD_2 | {"unet": UNET_2_V, "scheduler": DDIM | PREDICTS_V}, {"tokenizer": "!"}),  # 2.0, 2.1
-    "sdxl": Shipped(SDXL, SDXL_1, PADS_XL),
-    "sdxl-v": Shipped(SDXL, SDXL_1 | {"scheduler": EULER | PREDICTS_V}, PADS_XL),
-    "sdxl-v-ztsnr": Shipped(SDXL, SDXL_1 | {"scheduler": EULER | PREDICTS_V | ENDS_IN_NOISE}, PADS_XL),
+BUILTIN_CONFIGS = {  # -v: predicts v
+    "sd1": BuiltinConfig(SD, SD_1, {"tokenizer": END}),
+    "sd1-v": BuiltinConfig(SD, SD_1 | {"scheduler": PNDM | PREDICTS_V}, {"tokenizer": END}),
+    "sd2": BuiltinConfig(SD, SD_2, {"tokenizer": "!"}),  # 2.0-base, 2.1-base
+    "sd2-v": BuiltinConfig(
+        SD, SD_2 | {"unet": UNET_2_V, "scheduler": DDIM | PREDICTS_V}, {"tokenizer": "!"}
+    ),  # 2.0, 2.1
+    "sdxl": BuiltinConfig(SDXL, SDXL_1, PADS_XL),
+    "sdxl-v": BuiltinConfig(SDXL, SDXL_1 | {"scheduler": EULER | PREDICTS_V}, PADS_XL),
+    "sdxl-v-ztsnr": BuiltinConfig(SDXL, SDXL_1 | {"scheduler": EULER | PREDICTS_V | ENDS_IN_NOISE}, PADS_XL),
 }
 
 
 @contextlib.contextmanager
 def config_folder(name: str) -> Iterator[Path]:
-    """A temporary folder with all that a pipeline folder holds but its weights. name: a row of `SHIPPED`."""
-    shipped = SHIPPED[name]
-    index = dict(shipped.pipeline)
+    """Yield a temporary folder with all of a pipeline folder but the weights. name: a key of `BUILTIN_CONFIGS`."""
+    builtin = BUILTIN_CONFIGS[name]
+    index = dict(builtin.pipeline)
     with tempfile.TemporaryDirectory() as created:
         folder = Path(created)
-        for part, config in shipped.parts.items():
+        for part, config in builtin.parts.items():
             index[part] = (
                 ["transformers", *config["architectures"]]
                 if "architectures" in config
@@ -149,7 +151,7 @@ def config_folder(name: str) -> Iterator[Path]:
             (folder / part).mkdir()
             file = "scheduler_config.json" if part == "scheduler" else "config.json"
             (folder / part / file).write_text(json.dumps(config))
-        for part, pad in shipped.pads.items():
+        for part, pad in builtin.pad_tokens.items():
             index[part] = ["transformers", "CLIPTokenizer"]
             make_tokenizer(pad).save_pretrained(folder / part)
         (folder / "model_index.json").write_text(json.dumps(index))
@@ -157,7 +159,7 @@ def config_folder(name: str) -> Iterator[Path]:
 
 
 def make_tokenizer(pad: str) -> CLIPTokenizer:
-    """CLIP's tokenizer (Radford et al. 2021, arXiv 2103.00020), of which the models differ in their padding alone.
+    """Make CLIP's tokenizer (Radford et al. 2021, arXiv 2103.00020); the models' tokenizers differ only in padding.
 
     Token ids: 256 bytes, each also as the end of a word, a token a merge, start and end.
     """

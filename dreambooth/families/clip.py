@@ -16,17 +16,39 @@ logger = logging.getLogger(__name__)
 NUM_BYTE_PIECES = 514  # every CLIP tokenizer has 256 bytes, each also as the end of a word, and two special tokens
 
 CLIP_SIZE = 49408  # entries of CLIP's tokenizer; "robot" has id 8797, "firefly" 33997, "sks" 48136
-COMMON = 0.8
+COMMON = 0.8  # the fraction of these that counts as common, from the most frequent on
+
+
+class ClipTokens:
+    """The methods of a `TextSide` that only ask CLIP's tokenizer; of two tokenizers, the first."""
+
+    tokenizer: Any
+
+    @property
+    def max_tokens(self) -> int:
+        return self.tokenizer.model_max_length
+
+    def tokenize(self, text: str) -> list[int]:
+        return token_ids(self.tokenizer, text)
+
+    def truncate(self, prompt: str) -> tuple[str, str]:
+        return truncate(self.tokenizer, prompt)
+
+    def rare_words(self) -> list[str]:
+        return rare_words(self.tokenizer)
+
+    def is_common_token(self, token_id: int) -> bool:
+        return is_common_token(self.tokenizer, token_id)
 
 
 def tokenize(tokenizer: Any, prompts: list[str]) -> Tensor:
-    """Token ids [B, N], padded to the tokenizer's length; of a longer prompt as much as `fit` keeps."""
-    spelled = [spell_out(tokenizer, fit(tokenizer, prompt)[0]) for prompt in prompts]
-    return tokenizer(spelled, padding="max_length", return_tensors="pt").input_ids
+    """Return token ids [B, N], padded to the tokenizer's length; of a longer prompt those that `truncate` keeps."""
+    read = [expand_words(tokenizer, truncate(tokenizer, prompt)[0]) for prompt in prompts]
+    return tokenizer(read, padding="max_length", return_tensors="pt").input_ids
 
 
-def fit(tokenizer: Any, prompt: str) -> tuple[str, str]:
-    """A prompt as far as the tokenizer's length goes, by whole words, and the rest, which the model does not read."""
+def truncate(tokenizer: Any, prompt: str) -> tuple[str, str]:
+    """Split a prompt into the whole words that fit the tokenizer's length, and the rest, which the model ignores."""
     limit = tokenizer.model_max_length - 2  # start and end
     if len(token_ids(tokenizer, prompt)) <= limit:
         return prompt, ""
@@ -37,35 +59,35 @@ def fit(tokenizer: Any, prompt: str) -> tuple[str, str]:
 
 
 def rare_words(tokenizer: Any) -> list[str]:
-    """Words of three or four consonants that are one token each, the rarest first: they mean next to nothing.
+    """Return words of three or four consonants that are one token each, the rarest first: they mean next to nothing.
 
     CLIP's ids are in the order of the merges, and so of how often a word was met.
     """
-    rare = [entry for entry in tokenizer.get_vocab().items() if not is_common(tokenizer, entry[1])]
+    rare = [entry for entry in tokenizer.get_vocab().items() if not is_common_token(tokenizer, entry[1])]
     by_id = sorted(rare, key=lambda entry: -entry[1])
     return [match[1] for token, _ in by_id if (match := re.fullmatch(r"([b-df-hj-np-tv-xz]{3,4})</w>", token))]
 
 
-def is_common(tokenizer: Any, token_id: int) -> bool:
-    """Whether a token of CLIP's own vocabulary is among the four fifths that were met most."""
+def is_common_token(tokenizer: Any, token_id: int) -> bool:
+    """Return whether a token of CLIP's own vocabulary is among the most frequent four fifths."""
     return len(tokenizer) > CLIP_SIZE // 2 and token_id < COMMON * CLIP_SIZE
 
 
 def token_ids(tokenizer: Any, text: str) -> list[int]:
-    """Without start and end."""
-    return tokenizer(spell_out(tokenizer, text), add_special_tokens=False).input_ids
+    """Return the token ids of a text, without start and end."""
+    return tokenizer(expand_words(tokenizer, text), add_special_tokens=False).input_ids
 
 
-def spell_out(tokenizer: Any, prompt: str) -> str:
-    """A learned word of several vectors as its tokens: "<dog>" becomes "<dog> <dog>_1 <dog>_2"."""
+def expand_words(tokenizer: Any, prompt: str) -> str:
+    """Replace a learned word of several vectors by its tokens: "<dog>" becomes "<dog> <dog>_1 <dog>_2"."""
     return TextualInversionLoaderMixin().maybe_convert_prompt(prompt, tokenizer)
 
 
 @torch.no_grad()
 def add_word(tokenizer: Any, text_encoder: Any, word: str, num_vectors: int, initializer_token: str) -> list[int]:
-    """Give the tokenizer a word of `num_vectors` tokens, each embedded like `initializer_token`; returns their ids.
+    """Add a word of `num_vectors` tokens to the tokenizer, each embedded like `initializer_token`. Returns their ids.
 
-    Raises UserError for a word that it already has, and for a start word that is not one token.
+    Raises UserError for a word that it already has, and for an initializer that is not one token.
     """
     if len(token_ids(tokenizer, word)) == 1:
         raise UserError(
@@ -87,8 +109,8 @@ def add_word(tokenizer: Any, text_encoder: Any, word: str, num_vectors: int, ini
     return ids
 
 
-def pool_at_the_end(tokenizer: Any, text_encoder: Any) -> None:
-    """Let the pooled state be that of the end token.
+def pool_at_end_token(tokenizer: Any, text_encoder: Any) -> None:
+    """Make the pooled state that of the end token.
 
     Old configs leave its id out, and then transformers takes the token with the largest id, which a new word's is.
     """
@@ -98,19 +120,19 @@ def pool_at_the_end(tokenizer: Any, text_encoder: Any) -> None:
 
 
 def check_length(tokenizer: Any, text_encoder: Any) -> None:
-    """Raises ModelError for a tokenizer that fills prompts up to more tokens than the text encoder has places for."""
-    length, places = tokenizer.model_max_length, text_encoder.config.max_position_embeddings
-    if not 2 < length <= places:
+    """Raise ModelError if the tokenizer pads prompts to more tokens than the text encoder has position embeddings."""
+    length, num_positions = tokenizer.model_max_length, text_encoder.config.max_position_embeddings
+    if not 2 < length <= num_positions:
         raise ModelError(
             f"tokenizer/tokenizer_config.json: model_max_length is {length}, text_encoder/config.json: "
-            f"max_position_embeddings is {places}: it must be as large, or smaller"
+            f"max_position_embeddings is {num_positions}: the first must not be larger than the second"
         )
 
 
 def check_tokenizer(num_entries: int, num_embeddings: int) -> None:
-    """Raises ModelError for a tokenizer that lacks its vocabulary or is too large for the text encoder.
+    """Raise ModelError for a tokenizer that lacks its vocabulary or is too large for the text encoder.
 
-    One that is merely smaller works, but is hardly the one that the text encoder was trained with: that is told.
+    Warns of one that is merely smaller: it works, but the text encoder was hardly trained with it.
     """
     if num_entries < NUM_BYTE_PIECES or num_entries > num_embeddings:
         raise ModelError(

@@ -1,4 +1,4 @@
-"""The conditioning that a denoiser reads besides noisy latents: a value that can be cut and joined by samples."""
+"""The conditioning that a denoiser reads besides noisy latents, as a value that can be sliced and joined by samples."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Tensors by name, a row a sample: [B, ...]. Which names there are is the family's own affair.
+    """Hold tensors by name, one row for each sample: [B, ...]. The family decides which names there are.
 
     lengths: for fields whose rows differ in length (axis 1), the length of each row; behind it the field is padded with
     zeros up to the longest. A field without lengths counts as a whole.
@@ -28,14 +28,14 @@ class Conditioning:
 
     @classmethod
     def cat(cls, parts: Sequence["Conditioning"]) -> "Conditioning":
-        """Put samples of several conditionings, which have the same fields, one after the other."""
+        """Concatenate the samples of several conditionings, which have the same fields."""
         names = parts[0].fields
         fields = {name: _pad([part.fields[name] for part in parts]) for name in names}
         lengths = {name: tuple(n for part in parts for n in part.lengths_of(name)) for name in names}
         return cls(fields, {name: own for name, own in lengths.items() if len(set(own)) > 1})
 
     def __len__(self) -> int:
-        """Number of samples."""
+        """Return the number of samples."""
         return len(next(iter(self.fields.values())))
 
     def __iter__(self) -> Iterator[str]:
@@ -49,7 +49,7 @@ class Conditioning:
         return Conditioning({**self.fields, **other.fields}, {**self.lengths, **other.lengths})
 
     def select(self, indices: Sequence[int]) -> "Conditioning":
-        """Pick samples, in this order; one may come several times. Padding that none of them needs is cut off."""
+        """Pick samples, in this order and repeatedly if asked. Padding that none of them needs is cut off."""
         fields, lengths = {}, {}
         for name, tensor in self.fields.items():
             fields[name] = tensor[list(indices)]
@@ -61,7 +61,7 @@ class Conditioning:
         return Conditioning(fields, lengths)
 
     def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> "Conditioning":
-        """Copy to a device and a number format; whole numbers stay whole."""
+        """Copy to a device and a dtype; integers keep theirs."""
         return Conditioning(
             {name: t.to(device, dtype if t.is_floating_point() else None) for name, t in self.fields.items()},
             self.lengths,
@@ -84,7 +84,7 @@ class Conditioning:
 
 
 def _pad(tensors: Sequence[Tensor]) -> Tensor:
-    """Put tensors [B, N, ...] one after the other, with zeros behind those whose N is smaller."""
+    """Concatenate tensors [B, N, ...] along B, padded with zeros up to the largest N."""
     if tensors[0].ndim == 1:
         return torch.cat(list(tensors))
     longest = max(tensor.shape[1] for tensor in tensors)

@@ -1,7 +1,7 @@
-"""Inspect a base's files before anything in them is believed: is this a model, and whose code would it run?
+"""Inspect a base's files before they are trusted: is this a model, and would loading it run code of its own?
 
-Only classes of diffusers and transformers are ever made from a base, and only numbers are read from its weights
-(.safetensors, or `weights_only` of torch); an index that names other code is refused, so that nobody counts on it.
+Only classes of diffusers and transformers are made from a base, and only numbers are read from its weights
+(.safetensors, or `weights_only` of torch). An index that names other code is refused.
 """
 
 import json
@@ -19,7 +19,7 @@ from dreambooth.errors import ModelError, escaped, first_line
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 LIBRARIES = ("diffusers", "transformers", None)
-# What diffusers, transformers and the readers beneath them raise on damaged or ill-matched files.
+# What diffusers, transformers and the libraries below raise on damaged or mismatched files.
 LOADING_ERRORS: tuple[type[Exception], ...] = (
     ArithmeticError,
     AttributeError,
@@ -35,7 +35,7 @@ LOADING_ERRORS: tuple[type[Exception], ...] = (
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """model_index.json. Raises ModelError for one that cannot be read, or names code that is of no library."""
+    """Read model_index.json. Raises ModelError for one that cannot be read, or names code that is of no library."""
     index = read_json(folder / "model_index.json")
     for part, named in index.items():
         library = named[0] if isinstance(named, list) and len(named) == 2 else None
@@ -48,7 +48,7 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Raises ModelError."""
+    """Read a JSON file with an object. Raises ModelError."""
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
@@ -59,14 +59,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_sampler(path: Path, name: object) -> None:
-    """Raises ModelError for a _class_name that is no sampler of diffusers."""
+    """Raise ModelError for a _class_name that is no sampler of diffusers."""
     found = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
         raise ModelError(f"{path}: _class_name: {name!r} is no sampler of diffusers; DDIMScheduler, say")
 
 
 def reason(folder: Path, error: Exception) -> str:
-    """Why what lies in a folder could not be loaded: the files that are no such files or, of sound ones, the error."""
+    """Return why files in a folder could not be loaded: which of them are damaged, else the error's first line."""
     return "; ".join(_flaws(folder)) or first_line(error).partition(". If you want to instead")[0]
 
 
@@ -80,7 +80,7 @@ def _flaws(folder: Path) -> Iterator[str]:
 
 
 def _flaw(path: Path) -> str:
-    """Empty where nothing is wrong at first sight."""
+    """Return what is wrong with a file at first sight; empty for nothing."""
     if not os.path.isfile(path):
         return ""
     with open(path, "rb") as file:

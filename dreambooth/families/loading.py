@@ -1,4 +1,4 @@
-"""Load the parts of families: one at a time, straight into their number format, each flaw reported by file."""
+"""Load the parts of families: one at a time, straight into their dtype, each flaw reported with its file."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ SMALL = 100e6  # parameters of a denoiser: the embedded base has 7 million, Stab
 
 
 def is_small(network: nn.Module) -> bool:
-    """Whether casts and fused kernels cost a denoiser of this size more than they save."""
+    """Return whether casts and fused kernels cost a denoiser of this size more than they save."""
     return sum(weight.numel() for weight in network.parameters()) < SMALL
 
 
@@ -30,7 +30,7 @@ def load_part(
     is wrong with its files.
     """
     own = source.variant if source.variant in find_variants(base / subfolder) else None
-    # Weights of another shape are told below, by name; diffusers tells them itself.
+    # Weights of another shape are reported below, by name; diffusers lists them anyway.
     options = {"ignore_mismatched_sizes": True} if issubclass(model_class, PreTrainedModel) else {}
     read_json(base / subfolder / "config.json")
     try:
@@ -47,7 +47,7 @@ def load_part(
                 f"{base / subfolder}: {len(keys)} {problem.replace('_', ' ')} in the weights, e.g. {keys[0]}: they are "
                 "not those of its config.json"
             )
-    if isinstance(model, ConfigMixin):  # else a folder of this machine comes into every file that is made of it
+    if isinstance(model, ConfigMixin):  # else a folder of this machine is written into every file made of it
         model.register_to_config(_name_or_path="")
     return model
 
@@ -71,9 +71,9 @@ def load_scheduler_config(base: Path) -> dict[str, Any]:
 
 
 def scheduler_config_of(scheduler: Any) -> dict[str, Any]:
-    """Return a loaded sampler's config as its file has it: what the file leaves open, another sampler sets itself.
+    """Return a loaded sampler's config as its file has it; other samplers set what the file leaves open themselves.
 
-    diffusers keeps a list of such settings in the config, and would take a later change of them back.
+    diffusers lists such settings in the config, and would undo a later change of them.
     """
     left_open = scheduler.config.get("_use_default_values", [])
     given = {key: value for key, value in scheduler.config.items() if key not in left_open and not key.startswith("_")}

@@ -1,4 +1,4 @@
-"""Where a base's files are: in a folder here or, of a hub id, in the hub's cache; and which of them are wanted.
+"""Find a base's files: in a folder here or, for a hub id, in the hub's cache; and the variants of its weights.
 
 A revision is a branch, tag or commit of a hub id. A variant is a second set of weights in the same folder, by a word in
 their names: `unet/diffusion_pytorch_model.fp16.safetensors`.
@@ -23,7 +23,7 @@ WEIGHTS = re.compile(r"(?:diffusion_pytorch_)?model(?:\.(?P<variant>[\w-]+?))?(?
 
 
 def find_folder(base: str, revision: str | None, variant: str | None) -> Path:
-    """A pipeline's folder, of a hub id downloaded if need be.
+    """Return a pipeline's folder; a hub id is downloaded if need be.
 
     Raises ModelError for one that is not to be had or is no pipeline, UserError for a revision or variant of something
     that has none.
@@ -46,7 +46,7 @@ def find_variants(folder: Path) -> set[str]:
 
 
 def _download(hub_id: str, revision: str | None, variant: str | None) -> Path:
-    """A hub id's files in the local cache, downloaded if need be."""
+    """Return a hub id's files in the local cache, downloaded if need be."""
     if "://" in hub_id:
         raise ModelError(
             f"{escaped(hub_id)}: an address; nothing is fetched from there: name a hub id, or a file or folder here"
@@ -56,12 +56,12 @@ def _download(hub_id: str, revision: str | None, variant: str | None) -> Path:
     try:
         return Path(DiffusionPipeline.download(hub_id, revision=revision, variant=variant))
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        # What the hub says is what diffusers' own error comes from, once it has looked into the cache as well.
-        said = error.__cause__ if isinstance(error.__cause__, HfHubHTTPError) else error
-        raise ModelError(_told(hub_id, revision, said)) from error
+        # diffusers' own error has the hub's answer as its cause, once it has looked into the cache as well.
+        answer = error.__cause__ if isinstance(error.__cause__, HfHubHTTPError) else error
+        raise ModelError(_explain(hub_id, revision, answer)) from error
 
 
-def _told(hub_id: str, revision: str | None, error: BaseException) -> str:
+def _explain(hub_id: str, revision: str | None, error: BaseException) -> str:
     if isinstance(error, GatedRepoError):  # a subclass of the next one
         return f"{hub_id}: accept its licence on the hub and log in with `hf auth login`"
     if isinstance(error, (RepositoryNotFoundError, HFValidationError)):

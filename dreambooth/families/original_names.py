@@ -51,7 +51,7 @@ def _blocks(unet: Any) -> Iterator[tuple[str, str]]:
             number += 1
             yield f"down_blocks.{level}.downsamplers.0.conv", f"input_blocks.{number}.0.op"
     middle = ("mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1")
-    yield from ((name, f"middle_block.{place}") for place, name in enumerate(middle))
+    yield from ((name, f"middle_block.{index}") for index, name in enumerate(middle))
     number = -1
     for level, block in enumerate(unet.up_blocks):
         for layer in range(len(block.resnets)):
@@ -60,5 +60,5 @@ def _blocks(unet: Any) -> Iterator[tuple[str, str]]:
             if hasattr(block, "attentions"):
                 yield f"up_blocks.{level}.attentions.{layer}", f"output_blocks.{number}.1"
         if block.upsamplers is not None:  # it follows the last layer within the same block
-            place = 2 if hasattr(block, "attentions") else 1
-            yield f"up_blocks.{level}.upsamplers.0.conv", f"output_blocks.{number}.{place}.conv"
+            index = 2 if hasattr(block, "attentions") else 1
+            yield f"up_blocks.{level}.upsamplers.0.conv", f"output_blocks.{number}.{index}.conv"

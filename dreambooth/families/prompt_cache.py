@@ -1,4 +1,4 @@
-"""Prompts that are encoded once and kept, so that frozen text encoders can be let go."""
+"""Prompts that are encoded once and kept, so that frozen text encoders can be freed."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable

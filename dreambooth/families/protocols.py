@@ -5,7 +5,7 @@ knows whether the denoiser is a UNet or a transformer, or which fields its condi
 Shapes: B batch, C channels, H/W height and width (pixels or latents).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from diffusers import DiffusionPipeline
@@ -16,14 +16,14 @@ from dreambooth.schedules import Schedule
 
 
 class LatentCodec(Protocol):
-    """Pixels to latents and back. It never trains."""
+    """Convert pixels to latents and back. It never trains."""
 
     @property
     def vae(self) -> Any: ...
 
     @property
     def vae_scale_factor(self) -> int:
-        """Pixels a latent, along a side."""
+        """Return the number of pixels for each latent along a side."""
         ...
 
     def encode_images(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,13 +40,13 @@ class LatentCodec(Protocol):
 
 
 class TextSide(Protocol):
-    """Prompts to what the denoiser reads."""
+    """Turn prompts into the conditioning that the denoiser reads."""
 
     tokenizer: Any  # of several, the first
 
     @property
     def text_encoders(self) -> list[nn.Module]:
-        """All of them; a method may train them."""
+        """Return all text encoders; a method may train them."""
         ...
 
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
@@ -57,8 +57,25 @@ class TextSide(Protocol):
         """Let `encode_prompts` answer for these prompts, and no others, without the text encoders."""
         ...
 
+    @property
+    def max_tokens(self) -> int:
+        """Return how many tokens of a prompt are read, start and end included."""
+        ...
+
     def tokenize(self, text: str) -> list[int]:
         """Return the token ids of a text, without start and end."""
+        ...
+
+    def truncate(self, prompt: str) -> tuple[str, str]:
+        """Split a prompt into the part that is read, by whole words, and the rest, which is dropped."""
+        ...
+
+    def rare_words(self) -> list[str]:
+        """Return words of one token that mean next to nothing, the rarest first: good identifiers."""
+        ...
+
+    def is_common_token(self, token_id: int) -> bool:
+        """Return whether a token is so frequent in texts that its meaning would hinder an identifier."""
         ...
 
     def add_word(self, word: str, num_vectors: int, initializer_token: str) -> list[list[int]]:
@@ -70,21 +87,29 @@ class TextSide(Protocol):
 
 
 class Denoiser(Protocol):
-    """Return the network that a method trains."""
+    """Predict the schedule's target with the network that a method trains."""
 
     @property
     def denoiser(self) -> nn.Module:
-        """The UNet or transformer."""
+        """Return the UNet or transformer."""
         ...
 
     @property
     def resolution(self) -> int:
-        """Side of the images that it was trained on, pixels."""
+        """Return the side of the images that it was trained on, pixels."""
         ...
 
     @property
     def size_multiple(self) -> int:
-        """Pixels. Sides that are multiples of it are halved, level by level, without a remainder."""
+        """Return the pixels that image sides should be a multiple of, so that they halve evenly at each level."""
+        ...
+
+    @property
+    def target_groups(self) -> Mapping[str, tuple[str, ...]]:
+        """Return groups of modules for `method.targets`: by name, the ends of the modules' names.
+
+        A group covers the denoiser and the text encoders.
+        """
         ...
 
     def size_conditioning(self, size_crop_B6: Tensor) -> Conditioning:
@@ -100,7 +125,7 @@ class Denoiser(Protocol):
 
 
 class NoiseProcess(Protocol):
-    """How noise is added and taken away."""
+    """Hold the noise schedule and the settings of the base's sampler."""
 
     schedule: Schedule  # add_noise, target, training timesteps
     scheduler_config: dict[str, Any]  # of the base's own sampler; any diffusers scheduler can be made from it

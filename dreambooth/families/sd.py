@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class StableDiffusion(UNetFamily):
+class StableDiffusion(UNetFamily, clip.ClipTokens):
     """The networks of a Stable Diffusion model behind the `Family` protocol."""
 
     text_encoder: CLIPTextModel
@@ -60,9 +60,6 @@ class StableDiffusion(UNetFamily):
 
     def add_word(self, word: str, num_vectors: int, initializer_token: str) -> list[list[int]]:
         return [clip.add_word(self.tokenizer, self.text_encoder, word, num_vectors, initializer_token)]
-
-    def tokenize(self, text: str) -> list[int]:
-        return clip.token_ids(self.tokenizer, text)
 
     def pipeline(self) -> StableDiffusionPipeline:
         """Return the networks as a pipeline without a safety checker, which the base's folder may or may not hold."""

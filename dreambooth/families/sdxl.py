@@ -28,7 +28,7 @@ from dreambooth.families.unet import UNetFamily, check_text_width, optimize_for_
 
 
 @dataclass
-class StableDiffusionXL(UNetFamily):
+class StableDiffusionXL(UNetFamily, clip.ClipTokens):
     """The networks of a Stable Diffusion XL base behind the `Family` protocol."""
 
     text_encoder: CLIPTextModel
@@ -42,7 +42,7 @@ class StableDiffusionXL(UNetFamily):
         for tokenizer, text_encoder in self._text_side:
             clip.check_tokenizer(len(tokenizer), text_encoder.config.vocab_size)
             clip.check_length(tokenizer, text_encoder)
-            clip.pool_at_the_end(tokenizer, text_encoder)
+            clip.pool_at_end_token(tokenizer, text_encoder)
         check_text_width(self.unet, sum(encoder.config.hidden_size for _, encoder in self._text_side))
         check_finite(unet=self.unet, text_encoder=self.text_encoder, text_encoder_2=self.text_encoder_2, vae=self.vae)
 
@@ -71,11 +71,11 @@ class StableDiffusionXL(UNetFamily):
         return Conditioning({"encoder_hidden_states": hidden_BND, "text_embeds": pooled_BP})
 
     def size_conditioning(self, size_crop_B6: Tensor) -> Conditioning:
-        """Original size, crop and target size, as they are."""
+        """Return original size, crop and target size as they are."""
         return Conditioning({"time_ids": size_crop_B6})
 
     def predict(self, noisy_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning) -> Tensor:
-        """Without `time_ids` an image is taken for a whole one of its own size."""
+        """Predict the schedule's target; without `time_ids` an image counts as a whole one of its own size."""
         if "time_ids" in conditioning:
             time_ids_B6 = conditioning["time_ids"]
         else:
@@ -89,9 +89,6 @@ class StableDiffusionXL(UNetFamily):
         return [
             clip.add_word(tokenizer, part, word, num_vectors, initializer_token) for tokenizer, part in self._text_side
         ]
-
-    def tokenize(self, text: str) -> list[int]:
-        return clip.token_ids(self.tokenizer, text)
 
     def pipeline(self) -> StableDiffusionXLPipeline:
         """Return the networks as a pipeline without a watermark."""

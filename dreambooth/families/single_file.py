@@ -1,7 +1,7 @@
 """Models in one `.safetensors` of the original layout, as most of them are passed around.
 
-Such a file holds weights alone. Which of the shipped configs is its own is read from their names and shapes; what a
-network predicts is not in them: some files say it, in the ways of ComfyUI and of the modelspec metadata.
+Such a file holds weights alone. Their names and shapes tell which built-in config fits. What the network predicts is
+not in them; some files say it, in the ways of ComfyUI and of the modelspec metadata.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError, safe_open
 
 from dreambooth.errors import ModelError, first_line
-from dreambooth.families.builtin_configs import SHIPPED, config_folder
+from dreambooth.families.builtin_configs import BUILTIN_CONFIGS, config_folder
 from dreambooth.families.inspection import LOADING_ERRORS, read_index
 from dreambooth.families.protocols import Family
 from dreambooth.families.source import ModelSource
@@ -51,7 +51,7 @@ class Header:
 
     @property
     def family(self) -> str:
-        """'sdxl' or 'sd'. Raises ModelError for a file of neither."""
+        """Return 'sdxl' or 'sd'. Raises ModelError for a file of neither."""
         if any(name.startswith("conditioner.embedders.1.") for name in self.shapes):
             return "sdxl"
         if any(name.startswith(UNET) for name in self.shapes):
@@ -63,12 +63,12 @@ class Header:
         """Return what its UNet predicts, 'epsilon' or 'v_prediction'; None where the file does not say."""
         if "v_pred" in self.shapes:
             return "v_prediction"
-        said = (PREDICTIONS.get(self.metadata.get(key, "")) for key in PREDICTION_KEYS)
-        return next(filter(None, said), None)
+        stated = (PREDICTIONS.get(self.metadata.get(key, "")) for key in PREDICTION_KEYS)
+        return next(filter(None, stated), None)
 
     @property
     def config(self) -> str:
-        """The shipped config that is its own. Raises ModelError where there is none."""
+        """Return the name of the built-in config that fits the file. Raises ModelError where there is none."""
         for start, kind in OTHER_KINDS.items():
             if any(name.startswith(start) for name in self.shapes):
                 raise ModelError(f"{self.path}: {kind}, which cannot be trained here; use a plain text-to-image model")
@@ -81,8 +81,8 @@ class Header:
         widths = {shape[-1] for name, shape in self.shapes.items() if name.endswith(".attn2.to_k.weight")}
         if len(widths) != 1 or (width := widths.pop()) not in TEXT_WIDTHS:
             raise ModelError(
-                f"{self.path}: none of the shipped configs ({', '.join(SHIPPED)}) is of this size; name a folder or "
-                "hub id with its configs and tokenizer (model.config, --config)"
+                f"{self.path}: none of the built-in configs ({', '.join(BUILTIN_CONFIGS)}) is of this size; name a "
+                "folder or hub id with its configs and tokenizer (model.config, --config)"
             )
         name = TEXT_WIDTHS[width]
         if self.prediction != "v_prediction":
@@ -91,7 +91,7 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Raises ModelError for a file that is damaged."""
+    """Read a single file's names, shapes and metadata. Raises ModelError for a file that is damaged."""
     try:
         with safe_open(path, "pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
@@ -123,9 +123,9 @@ def load_single_file_pipeline(pipeline_class: Any, header: Header, source: Model
 
 @contextlib.contextmanager
 def _configs(config: str) -> Iterator[str]:
-    """A folder or hub id as it is; of shipped configs a folder that holds them."""
+    """Yield a folder or hub id as it is, and for a built-in config a folder that holds it."""
     config = with_home(config)
-    if config not in SHIPPED or Path(config).is_dir():
+    if config not in BUILTIN_CONFIGS or Path(config).is_dir():
         yield config
         return
     with config_folder(config) as folder:
@@ -142,5 +142,5 @@ def measured_prediction(family: Family) -> str:
     t_B = torch.tensor([family.schedule.num_timesteps - 1])
     noise_BCHW = torch.randn(1, *family.latent_shape(256, 256), generator=torch.Generator().manual_seed(0))
     answer_BCHW = family.predict(noise_BCHW, t_B, family.encode_prompts([""]))
-    share = (answer_BCHW * noise_BCHW).sum() / noise_BCHW.square().sum()
-    return "epsilon" if share > 0.5 else "v_prediction"
+    projection = (answer_BCHW * noise_BCHW).sum() / noise_BCHW.square().sum()
+    return "epsilon" if projection > 0.5 else "v_prediction"

@@ -1,4 +1,4 @@
-"""Which base model is loaded, and how: the answer to every question that a loader can ask, passed whole."""
+"""Which base model is loaded, and how: all that a loader needs, passed as one value."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import torch
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A base model and how it is loaded.
+    """Hold which base model is loaded, and how.
 
     base: a diffusers folder, a hub id or a single `.safetensors` file.
     family: a name in `FAMILIES`, or "auto" to read it from the base.

@@ -4,6 +4,7 @@ Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Mode
 Shapes: B batch, C channels, H/W height and width (pixels or latents).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +21,18 @@ from dreambooth.families.loading import is_small
 from dreambooth.families.prompt_cache import PromptCache
 from dreambooth.schedules import Schedule
 
+# Ends of the names of modules: in the UNet, and in CLIP's text encoder.
+TARGET_GROUPS = {
+    "attention": ("to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj"),
+    "feed-forward": ("ff.net.0.proj", "ff.net.2", "fc1", "fc2"),
+    "projections": ("proj_in", "proj_out"),
+    "convolutions": ("conv1", "conv2", "conv_shortcut", "conv"),
+}
+
 
 @dataclass
 class UNetFamily(KLCodec, PromptCache):
-    """VAE, UNet and schedule; how prompts are encoded is the subclass's."""
+    """Hold VAE, UNet and schedule; the subclass encodes prompts."""
 
     unet: UNet2DConditionModel
     scheduler_config: dict[str, Any]
@@ -34,7 +43,7 @@ class UNetFamily(KLCodec, PromptCache):
         self.set_scheduler({})
 
     def set_scheduler(self, changes: dict[str, Any]) -> None:
-        """Change settings of the sampler. Raises ModelError for some of which no schedule can be made."""
+        """Change settings of the sampler. Raises ModelError if no schedule can be made of them."""
         self.scheduler_config = {**self.scheduler_config, **changes}
         try:
             ddpm = DDPMScheduler.from_config(self.scheduler_config)
@@ -58,12 +67,16 @@ class UNetFamily(KLCodec, PromptCache):
 
     @property
     def size_multiple(self) -> int:
-        """64 pixels for Stable Diffusion, 32 for XL.
+        """Return 64 pixels for Stable Diffusion, 32 for XL.
 
         Other sides become odd on the way down; diffusers restores them on the way up by repeating some positions and
         not others, which shifts features against the skip connections.
         """
         return self.vae_scale_factor * 2**self.unet.num_upsamplers
+
+    @property
+    def target_groups(self) -> Mapping[str, tuple[str, ...]]:
+        return TARGET_GROUPS
 
 
 def optimize_for_device(unet: UNet2DConditionModel) -> None:
@@ -77,11 +90,11 @@ def optimize_for_device(unet: UNet2DConditionModel) -> None:
         unet.to(memory_format=torch.channels_last)
 
 
-# -------------------------------------------------------------------------------- what must fit
+# -------------------------------------------------------------------------------- checks
 
 
 def check_latents(vae: AutoencoderKL, unet: UNet2DConditionModel) -> None:
-    """Raise ModelError where VAE and UNet do not agree: diffusers loads an ill-matched model without a word."""
+    """Raise ModelError where VAE and UNet do not match: diffusers loads such a model without an error."""
     if unet.config.in_channels == 9:
         raise ModelError("the base is an inpainting model (9 input channels); use its plain text-to-image sibling")
     if not vae.config.latent_channels == unet.config.in_channels == unet.config.out_channels:

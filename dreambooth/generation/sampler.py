@@ -17,7 +17,6 @@ from torch import Tensor
 
 from dreambooth.errors import UserError
 from dreambooth.families import Conditioning, Family
-from dreambooth.families.clip import fit
 from dreambooth.generation.settings import SCHEDULERS, SamplerSettings
 from dreambooth.prompt_words import has_words
 from dreambooth.randomness import Randomness
@@ -71,11 +70,11 @@ def cut_warning(family: Family, name: str, prompt: str, identifiers: Iterable[st
 
     Raises UserError where an identifier stands in what is dropped.
     """
-    kept, dropped = fit(family.tokenizer, prompt)
+    kept, dropped = family.truncate(prompt)
     if not dropped:
         return None
-    limit = family.tokenizer.model_max_length
-    length = f"{name} has {len(family.tokenize(prompt)) + 2} tokens with start and end; this model reads {limit}"
+    num_tokens = len(family.tokenize(prompt)) + 2
+    length = f"{name} has {num_tokens} tokens with start and end; this model reads {family.max_tokens}"
     for identifier in identifiers:
         if has_words(prompt, identifier) and not has_words(kept, identifier):
             raise UserError(

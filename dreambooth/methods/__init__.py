@@ -17,9 +17,9 @@ __all__ = ["FACTS", "Facts", "find_facts", "find_method"]
 
 @dataclass(frozen=True)
 class Facts:
-    """lr: a learning rate that suits the method. adds_tokens: each identifier becomes a new word.
+    """Hold the facts of a method. lr: a learning rate that suits it. adds_tokens: each identifier becomes a new word.
 
-    is_adapter: the result lies in files of its own, beside an untouched base.
+    is_adapter: the result is in files of its own, beside an untouched base.
     """
 
     lr: float
@@ -41,7 +41,7 @@ FACTS = {
 def find_facts(name: str) -> Facts:
     """Return the facts of a method. Raises UserError for an unknown one."""
     if name not in FACTS:
-        raise UserError(f"method.name: {name!r} is not known; one of {', '.join(FACTS)}")
+        raise UserError(f"method.name={name}: unknown method; one of {', '.join(FACTS)}")
     return FACTS[name]
 
 

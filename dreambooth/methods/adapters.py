@@ -1,4 +1,4 @@
-"""Adapters by peft: a few trained weights beside frozen ones. Switched off, the untouched base lies beneath.
+"""Adapters by peft: a few trained weights beside frozen ones. Switched off, the networks are the untouched base.
 
 lora   W + alpha / rank * B A                  Hu et al. 2021, arXiv 2106.09685; B starts at 0
        with rslora alpha / sqrt(rank)          Kalajdzievski 2023, arXiv 2312.03732
@@ -44,15 +44,8 @@ ADAPTER = "default"
 MakeConfig = Callable[[MethodSettings, list[str]], PeftConfig]
 PEFT_FILE = "adapter.safetensors"
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
-WHOLE_RANK = 2**16  # peft cuts no matrix in two below this rank
+WHOLE_RANK = 2**16  # at this rank peft factors no matrix
 STATED_ALPHA = "dreambooth_lora"  # the key in a LoRA's metadata
-# Ends of the names of modules: in the UNet, and in CLIP's text encoder.
-TARGETS = {
-    "attention": ("to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj"),
-    "feed-forward": ("ff.net.0.proj", "ff.net.2", "fc1", "fc2"),
-    "projections": ("proj_in", "proj_out"),
-    "convolutions": ("conv1", "conv2", "conv_shortcut", "conv"),
-}
 
 
 def networks(family: Family, train_text_encoder: bool = True) -> dict[str, nn.Module]:
@@ -62,7 +55,7 @@ def networks(family: Family, train_text_encoder: bool = True) -> dict[str, nn.Mo
 
 
 def freeze(family: Family, dtype: torch.dtype) -> None:
-    """Make every weight of the denoiser and the text encoders a constant of this number format."""
+    """Freeze every weight of the denoiser and the text encoders, and cast it to `dtype`."""
     for part in networks(family).values():
         part.requires_grad_(False).to(dtype)
 
@@ -91,7 +84,7 @@ def lokr_config(settings: MethodSettings, targets: list[str]) -> PeftConfig:
 
 
 def alpha_of(settings: MethodSettings) -> float:
-    """alpha = rank adds the product of the matrices as it is."""
+    """Return the setting's alpha, or the rank, with which the product of the matrices is added as it is."""
     return settings.rank if settings.alpha is None else settings.alpha
 
 
@@ -104,7 +97,7 @@ def attach(make_config: MakeConfig, family: Family, settings: MethodSettings) ->
     """
     freeze(family, settings.base_dtype)
     trained = networks(family, settings.train_text_encoder)
-    targets = find_targets(trained, settings.targets)
+    targets = find_targets(trained, settings.targets, family.target_groups)
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         for name, part in trained.items():
@@ -115,7 +108,7 @@ def attach(make_config: MakeConfig, family: Family, settings: MethodSettings) ->
 
 
 def prepare_trainable(trained: dict[str, nn.Module]) -> dict[str, nn.Module]:
-    """Return the networks that have something to train, in training mode, its number format float32."""
+    """Return the networks with trainable weights, in training mode; those weights are cast to float32."""
     trained = {name: part for name, part in trained.items() if any(p.requires_grad for p in part.parameters())}
     for part in trained.values():
         cast_training_params(part, torch.float32)
@@ -124,21 +117,27 @@ def prepare_trainable(trained: dict[str, nn.Module]) -> dict[str, nn.Module]:
 
 
 def cast_trained(family: Family, dtype: torch.dtype) -> None:
-    """Bring the weights that train to a number format."""
+    """Cast the weights that train to `dtype`."""
     for part in networks(family).values():
         cast_training_params(part, dtype)
 
 
-def find_targets(parts: dict[str, nn.Module], wished: tuple[str, ...]) -> dict[str, list[str]]:
-    """Full names of the linear and convolutional modules that end in a wished name, or in one of a group's."""
+def find_targets(
+    parts: Mapping[str, nn.Module], requested: tuple[str, ...], groups: Mapping[str, tuple[str, ...]]
+) -> dict[str, list[str]]:
+    """Return, by network, the full names of the linear and convolutional modules that end in a requested name.
+
+    A group stands for the ends of names that it has. Raises UserError for a request that fits no module.
+    """
     found: dict[str, list[str]] = {name: [] for name in parts}
-    for wish in wished:
-        ends = TARGETS.get(wish, (wish,))
+    for name_end in requested:
+        ends = groups.get(name_end, (name_end,))
         matching = {name: adaptable(part, ends) for name, part in parts.items()}
         if not any(matching.values()):
-            groups, examples = ", ".join(TARGETS), ", ".join(adaptable(next(iter(parts.values())), None)[:3])
+            examples = ", ".join(adaptable(next(iter(parts.values())), None)[:3])
             raise UserError(
-                f"method.targets: no module's name ends in {wish!r}; groups are {groups}; names are like {examples}"
+                f"method.targets: no module's name ends in {name_end!r}; groups are {', '.join(groups)}; names are "
+                f"like {examples}"
             )
         for name, names in matching.items():
             found[name] += [each for each in names if each not in found[name]]
@@ -146,7 +145,7 @@ def find_targets(parts: dict[str, nn.Module], wished: tuple[str, ...]) -> dict[s
 
 
 def adaptable(part: nn.Module, ends: tuple[str, ...] | None) -> list[str]:
-    """Full names of the linear and convolutional modules that end in one of `ends`; None: of all."""
+    """Return full names of the linear and convolutional modules that end in one of `ends`; None: of all."""
     names = [name for name, module in part.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
     return names if ends is None else [name for name in names if ends_in(name, ends)]
 
@@ -155,12 +154,12 @@ def ends_in(name: str, ends: tuple[str, ...]) -> bool:
     return any(name == end or name.endswith(f".{end}") for end in ends)
 
 
-# -------------------------------------------------------------------------------- the base beneath
+# -------------------------------------------------------------------------------- the frozen base
 
 
 @contextlib.contextmanager
 def adapters_off(family: Family) -> Iterator[None]:
-    """The networks compute what the untouched base does."""
+    """Switch the adapters off in this block: the networks compute what the untouched base does."""
     layers = adapted_layers(family)
     for layer in layers:
         layer.enable_adapters(False)
@@ -176,7 +175,7 @@ def adapted_layers(family: Family) -> list[Any]:
     return [layer for part in networks(family).values() for layer in part.modules() if isinstance(layer, kinds)]
 
 
-class _BaseBeneath:
+class _FrozenBase:
     """A family that computes with its adapters off and out of training mode; all else is the family's own."""
 
     def __init__(self, family: Family) -> None:
@@ -195,13 +194,13 @@ class _BaseBeneath:
 
 
 def frozen_base(family: Family) -> Family:
-    """The untouched base model without a second copy of it: the same networks with their adapters off."""
-    return cast(Family, _BaseBeneath(family))
+    """Return the untouched base without a second copy of it: the same networks with their adapters off."""
+    return cast(Family, _FrozenBase(family))
 
 
 @torch.no_grad()
 def merge(family: Family) -> None:
-    """Add what the adapters have learned to the weights and take them away: a plain model is left."""
+    """Merge the adapters into the weights and remove them: a plain model is left."""
     for layer in adapted_layers(family):
         if isinstance(layer, BaseTunerLayer):
             layer.merge()
@@ -209,7 +208,7 @@ def merge(family: Family) -> None:
 
 
 def unload_adapters(family: Family) -> None:
-    """Take away the adapters, merged or not."""
+    """Remove the adapters, merged or not."""
     for part in networks(family).values():
         vars(part).pop("peft_config", None)  # transformers would look for the adapter when it saves
         vars(part).pop("_hf_peft_config_loaded", None)
@@ -272,12 +271,12 @@ def stated_alpha(family: Family) -> dict[str, str]:
     return {STATED_ALPHA: json.dumps({"rank": configs[0].r, "alpha": alpha, "rslora": rslora})}
 
 
-def load_lora(family: Family, place: Path) -> None:
+def load_lora(family: Family, location: Path) -> None:
     """Lay a LoRA over a family: of a file under any tool's names, or of a folder with `LORA_FILE`.
 
     Raises ModelError for one that is missing or does not fit the base.
     """
-    path = adapter_file(place, LORA_FILE)
+    path = adapter_file(location, LORA_FILE)
     changes = lora_files.read_changes(family, path)
     parts = components(family)
     for name, own in changes.items():
@@ -291,13 +290,13 @@ def load_lora(family: Family, place: Path) -> None:
     check_numbers(family, path)
 
 
-def adapter_file(place: Path, own: str) -> Path:
+def adapter_file(location: Path, own: str) -> Path:
     """Return a file as it is; of a folder the file of this name or, as in an export, the only one that is no word's."""
-    if place.is_file() or (place / own).is_file():
-        return place if place.is_file() else place / own
-    words = set(place.glob("*_emb*.safetensors"))
-    others = [path for path in place.glob("*.safetensors") if not path.is_symlink() and path not in words]
-    return others[0] if len(others) == 1 else place / own
+    if location.is_file() or (location / own).is_file():
+        return location if location.is_file() else location / own
+    words = set(location.glob("*_emb*.safetensors"))
+    others = [path for path in location.glob("*.safetensors") if not path.is_symlink() and path not in words]
+    return others[0] if len(others) == 1 else location / own
 
 
 def inject_lora(part: Any, changes: Mapping[str, Change]) -> None:
@@ -330,17 +329,17 @@ def peft_state(part: nn.Module, changes: Mapping[str, Change]) -> dict[str, Tens
     return {key: tensor.to(expected[key].dtype).reshape(expected[key].shape) for key, tensor in state.items()}
 
 
-def stated_scale(place: Path) -> float | None:
+def stated_scale(location: Path) -> float | None:
     """Return the scale that a file's adapter was trained with; None for a file that does not say."""
-    path = adapter_file(place, LORA_FILE)
+    path = adapter_file(location, LORA_FILE)
     if not path.is_file():
         return None
     with safe_open(path, "pt") as file:
         text = (file.metadata() or {}).get(STATED_ALPHA)
     if text is None:
         return None
-    told = json.loads(text)
-    return float(told["alpha"]) / (told["rank"] ** 0.5 if told["rslora"] else told["rank"])
+    stated = json.loads(text)
+    return float(stated["alpha"]) / (stated["rank"] ** 0.5 if stated["rslora"] else stated["rank"])
 
 
 def most_common(values: Iterable[Any]) -> Any:
@@ -348,7 +347,7 @@ def most_common(values: Iterable[Any]) -> Any:
 
 
 def check_numbers(family: Family, path: Path) -> None:
-    """Raises ModelError where what has been loaded lacks a tensor, or holds numbers that are not finite."""
+    """Raise ModelError where what has been loaded lacks a tensor, or holds numbers that are not finite."""
     for name, part in adapted_components(family).items():
         for key, tensor in adapter_state(part).items():
             if tensor.is_meta:
@@ -366,12 +365,12 @@ def save_peft(family: Family, folder: Path) -> None:
     save_file(tensors, folder / PEFT_FILE, metadata={"format": "pt", **configs})
 
 
-def load_peft(family: Family, place: Path) -> None:
+def load_peft(family: Family, location: Path) -> None:
     """Lay a LoHa or LoKr over a family: of a folder with `PEFT_FILE`, or of a file under LyCORIS' names.
 
     Raises ModelError for a file that is missing or does not fit the base.
     """
-    path = adapter_file(place, PEFT_FILE)
+    path = adapter_file(location, PEFT_FILE)
     if path.name != PEFT_FILE:
         load_lycoris(family, path)
         return
@@ -398,8 +397,8 @@ def load_lycoris(family: Family, path: Path) -> None:
             inject_lycoris(components(family)[name], own)
         except (RuntimeError, KeyError) as error:
             raise ModelError(
-                f"{path}: {name}: its matrices are cut otherwise than here ({first_line(error)}); it can be added to a "
-                "model with `sample.py MODEL --lora`, not trained on"
+                f"{path}: {name}: its matrices are factored otherwise than here ({first_line(error)}); it can be added "
+                "to a model with `sample.py MODEL --lora`, not trained on"
             ) from error
     check_numbers(family, path)
 
@@ -427,7 +426,7 @@ def adapter_state(part: nn.Module) -> dict[str, Tensor]:
 
 
 def adapted_components(family: Family, kind: type[PeftConfig] = PeftConfig) -> dict[str, Any]:
-    """The networks that have adapters of this kind, by their names in the pipeline."""
+    """Return the networks that have adapters of this kind, by their names in the pipeline."""
     parts: dict[str, Any] = components(family)
     return {
         name: part

@@ -13,13 +13,13 @@ from dreambooth.methods import Facts
 
 @dataclass(frozen=True)
 class MethodSettings:
-    """How a method trains; each reads what concerns it.
+    """Hold the settings of a method; each reads those that concern it.
 
     rank, alpha, dropout, dora, rslora, targets: of adapters (`adapters`).
     words: the identifiers. num_vectors, initializer_tokens: where they are new tokens (`textual_inversion`).
     trains_identifier_rows_only: of the token embedding only their rows train.
-    start: a file, or a folder with a result's own files, that the adapter or the words begin from (`start`).
-    base_dtype: of weights that an adapter leaves alone. seed: of the adapters' first values.
+    start: a file, or a folder with a result's own files, that the adapter or the words begin from (`init_from`).
+    base_dtype: of weights that an adapter does not change. seed: of the adapters' initial values.
     """
 
     train_text_encoder: bool = True
@@ -40,7 +40,9 @@ class MethodSettings:
 
 @dataclass(frozen=True)
 class Method:
-    """attach: makes what trains trainable and returns the networks that hold it: "denoiser", "text_encoder_0" ...
+    """Hold a method's facts and functions.
+
+    attach: makes what trains trainable and returns the networks that hold it: "denoiser", "text_encoder_0" ...
 
     save, load: the result's own files in a folder, and back into an untouched base; None where the result is a model.
     """

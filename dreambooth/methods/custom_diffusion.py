@@ -18,11 +18,11 @@ from dreambooth.methods import adapters
 from dreambooth.methods.base import MethodSettings
 
 WEIGHTS_FILE = "cross_attention.safetensors"
-READERS = ("attn2.to_k", "attn2.to_v")  # attn2 attends to the prompt, attn1 to the picture
+READERS = ("attn2.to_k", "attn2.to_v")  # attn2 attends to the prompt, attn1 to the image
 
 
 def attach(family: Family, settings: MethodSettings) -> dict[str, nn.Module]:
-    """Freeze the family, and lay trainable float32 copies over the denoiser's readers."""
+    """Freeze the family, and put trainable float32 copies over `READERS` of the denoiser."""
     adapters.freeze(family, settings.base_dtype)
     denoiser = family.denoiser
     for name in [name for name, _ in denoiser.named_modules() if name.endswith(READERS)]:
@@ -45,7 +45,7 @@ def save(family: Family, folder: Path) -> None:
 
 
 def load(family: Family, folder: Path) -> None:
-    """Raises ModelError for a file that is missing or does not fit the base."""
+    """Load the trained weights into a base. Raises ModelError for a file that is missing or does not fit it."""
     path = folder / WEIGHTS_FILE
     try:
         tensors = load_file(path)

@@ -1,4 +1,4 @@
-"""Full fine-tuning: every weight of the denoiser, and the text encoders if wished (arXiv 2208.12242, section 3.2)."""
+"""Full fine-tuning: every weight of the denoiser, and the text encoders on request (arXiv 2208.12242, section 3.2)."""
 
 from typing import Any, cast
 
@@ -10,7 +10,7 @@ from dreambooth.methods.base import MethodSettings
 
 
 def attach(family: Family, settings: MethodSettings) -> dict[str, nn.Module]:
-    """Make them trainable; of the token embeddings with `trains_identifier_rows_only` just the words' rows."""
+    """Make the networks trainable; with `trains_identifier_rows_only` of the token embedding only the words' rows."""
     trained: dict[str, nn.Module] = {"denoiser": family.denoiser}
     for number, text_encoder in enumerate(family.text_encoders):
         text_encoder.requires_grad_(settings.train_text_encoder).train(settings.train_text_encoder)
@@ -24,7 +24,7 @@ def attach(family: Family, settings: MethodSettings) -> dict[str, nn.Module]:
 
 
 def train_rows_only(weight_VD: Tensor, rows: list[int]) -> None:
-    """The gradient of all other rows is 0 from now on. [V, D]: vocabulary and width."""
+    """Zero the gradient of all other rows from now on. [V, D]: vocabulary and width."""
     trains_V1 = torch.zeros(len(weight_VD), 1)
     trains_V1[rows] = 1
     weight_VD.register_hook(lambda gradient_VD: gradient_VD * trains_V1.to(gradient_VD.device, non_blocking=True))

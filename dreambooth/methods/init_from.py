@@ -1,11 +1,11 @@
-"""Training on from what an adapter's files hold (`method.start`), instead of from an adapter that changes nothing yet.
+"""Start training from an adapter's files (`method.start`), instead of from an adapter that changes nothing yet.
 
 The files say what they adapt and how strongly; the settings must say the same, or the first step would be of another
-model than the file's. Beneath lies the untouched base, as ever.
+model than the file's. The base itself stays untouched.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -18,18 +18,18 @@ from torch import Tensor, nn
 from dreambooth.errors import ModelError, UserError
 from dreambooth.families import Family, components
 from dreambooth.methods import adapters
-from dreambooth.methods.adapters import ADAPTER, TARGETS, MakeConfig
+from dreambooth.methods.adapters import ADAPTER, MakeConfig
 from dreambooth.methods.base import MethodSettings
 
 Load = Callable[[Family, Path], None]
-# Of each kind of adapter the tensor that its strength goes into, and those that are zero where nothing is learned.
+# For each kind of adapter: the tensor that is scaled with it, and those that are zero before training.
 STRENGTHS = ("lora_B", "hada_w2_a", "lokr_w1", "lokr_w1_a")
 ZEROS = ("lora_B", "hada_w1_a", "hada_w2_a", "lokr_w1_a", "lokr_w2_a")
 
 
 @dataclass(frozen=True)
 class Learned:
-    """The adapters of one network: tensors by peft's names, and rank and scale of each adapted module."""
+    """Hold the adapters of one network: tensors by peft's names, and rank and scale of each adapted module."""
 
     tensors: dict[str, Tensor]
     ranks: dict[str, int]
@@ -45,16 +45,16 @@ def attach(make_config: MakeConfig, load: Load, family: Family, settings: Method
     if settings.start is None:
         return adapters.attach(make_config, family, settings)
     load(family, settings.start)
-    started = take_out(family)
+    started = unload(family)
     trained = adapters.attach(make_config, family, settings)
     own = {name: learned_by(part) for name, part in adapters.adapted_components(family).items()}
-    check_settings(started, own, settings)
+    check_settings(started, own, settings, family.target_groups)
     for name, learned in started.items():
         set_peft_model_state_dict(components(family)[name], fitted(learned, own[name]), ADAPTER)
     return trained
 
 
-def take_out(family: Family) -> dict[str, Learned]:
+def unload(family: Family) -> dict[str, Learned]:
     """Return what has been loaded into a family, by the networks' names in the pipeline, and leave it untouched."""
     learned = {name: learned_by(part) for name, part in adapters.adapted_components(family).items()}
     adapters.unload_adapters(family)
@@ -62,6 +62,7 @@ def take_out(family: Family) -> dict[str, Learned]:
 
 
 def learned_by(part: Any) -> Learned:
+    """Return the adapters that a network has."""
     layers = {name: cast(Any, each) for name, each in part.named_modules() if isinstance(each, BaseTunerLayer)}
     tensors = {key: tensor.detach().clone() for key, tensor in adapters.adapter_state(part).items()}
     ranks = {name: layer.r[ADAPTER] for name, layer in layers.items()}
@@ -94,11 +95,16 @@ def split_key(key: str) -> tuple[str, str]:
     return module, leaf
 
 
-# -------------------------------------------------------------------------------- do the settings say the same?
+# -------------------------------------------------------------------------------- settings against files
 
 
-def check_settings(started: dict[str, Learned], own: dict[str, Learned], settings: MethodSettings) -> None:
-    """Raises UserError that names the key, what it is and what the files have."""
+def check_settings(
+    started: dict[str, Learned],
+    own: dict[str, Learned],
+    settings: MethodSettings,
+    groups: Mapping[str, tuple[str, ...]],
+) -> None:
+    """Raise UserError where settings contradict the files, naming the key, its value and what the files have."""
     files = settings.start
     in_text = any(name != "unet" for name in started)
     if in_text != any(name != "unet" for name in own):
@@ -110,7 +116,7 @@ def check_settings(started: dict[str, Learned], own: dict[str, Learned], setting
     if _modules(started) != _modules(common):
         raise UserError(
             f"method.targets: {', '.join(settings.targets)} are {len(_modules(common))} modules, {files} adapts "
-            f"{len(_modules(started))}; set method.targets=[{','.join(groups_of(_modules(started)))}]"
+            f"{len(_modules(started))}; set method.targets=[{','.join(target_names(_modules(started), groups))}]"
         )
     check_rank(started, settings)
     check_alpha(started, common, settings)
@@ -121,9 +127,9 @@ def check_rank(started: dict[str, Learned], settings: MethodSettings) -> None:
     """Raise UserError where method.rank is not the largest rank of the file, to which `fitted` fills up the others."""
     ranks = {rank for learned in started.values() for rank in learned.ranks.values()} - {adapters.WHOLE_RANK}
     if ranks and max(ranks) != settings.rank:
-        told = ", ".join(map(str, sorted(ranks)))
+        listed = ", ".join(map(str, sorted(ranks)))
         hint = f"; set it to {max(ranks)}, to which the others are filled up" if len(ranks) > 1 else ""
-        raise UserError(f"method.rank: {settings.rank}, but {settings.start} has {told}{hint}")
+        raise UserError(f"method.rank: {settings.rank}, but {settings.start} has {listed}{hint}")
 
 
 def check_alpha(started: dict[str, Learned], own: dict[str, Learned], settings: MethodSettings) -> None:
@@ -142,12 +148,15 @@ def check_alpha(started: dict[str, Learned], own: dict[str, Learned], settings: 
 
 
 def check_tensors(started: dict[str, Learned], own: dict[str, Learned], settings: MethodSettings) -> None:
-    """Raises UserError for DoRA on one side only, ModelError for tensors that do not fit."""
+    """Raise UserError for DoRA on one side only, ModelError for tensors that do not fit."""
     for name, learned in own.items():
         different = learned.tensors.keys() ^ started[name].tensors.keys()
         if any(key.endswith("lora_magnitude_vector") for key in different):
-            dora = str(settings.dora).lower()
-            raise UserError(f"method.dora: {dora}, but {settings.start} has it otherwise; turn it round")
+            dora, other = str(settings.dora).lower(), str(not settings.dora).lower()
+            with_or_without = "without" if settings.dora else "with"
+            raise UserError(
+                f"method.dora={dora}: {settings.start} was trained {with_or_without} DoRA; set method.dora={other}"
+            )
         if different:
             raise ModelError(f"{settings.start}: {name}: {min(different)} is on one side alone; another rank or factor")
         for key, tensor in learned.tensors.items():
@@ -160,9 +169,9 @@ def _modules(learned: dict[str, Learned]) -> set[tuple[str, str]]:
     return {(name, module) for name, each in learned.items() for module in each.ranks}
 
 
-def groups_of(modules: set[tuple[str, str]]) -> list[str]:
+def target_names(modules: set[tuple[str, str]], groups: Mapping[str, tuple[str, ...]]) -> list[str]:
     """Return what to name in method.targets for these modules; ends of names where the groups are none of them."""
     names = {module for _, module in modules}
-    groups = {group for group, ends in TARGETS.items() if any(adapters.ends_in(name, ends) for name in names)}
-    rest = {name for name in names if not any(adapters.ends_in(name, TARGETS[group]) for group in groups)}
-    return [*(group for group in TARGETS if group in groups), *sorted(rest)]
+    found = [group for group, ends in groups.items() if any(adapters.ends_in(name, ends) for name in names)]
+    rest = {name for name in names if not any(adapters.ends_in(name, groups[group]) for group in found)}
+    return [*found, *sorted(rest)]

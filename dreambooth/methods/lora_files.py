@@ -80,12 +80,12 @@ class Change:
 
 
 def lora_product(tensors: dict[str, Tensor]) -> Tensor:
-    """B A, [O, I]."""
+    """Return B A, [O, I]."""
     return tensors["lora_B"].flatten(1) @ tensors["lora_A"].flatten(1)
 
 
 def loha_product(tensors: dict[str, Tensor]) -> Tensor:
-    """(w1_a w1_b) * (w2_a w2_b), elementwise, [O, I]; each with its core where the file has one."""
+    """Return (w1_a w1_b) * (w2_a w2_b), elementwise, [O, I]; each with its core where the file has one."""
     first, second = (
         _with_core(tensors[f"hada_t{n}"], tensors[f"hada_w{n}_a"], tensors[f"hada_w{n}_b"])
         if f"hada_t{n}" in tensors
@@ -96,7 +96,7 @@ def loha_product(tensors: dict[str, Tensor]) -> Tensor:
 
 
 def lokr_product(tensors: dict[str, Tensor]) -> Tensor:
-    """w1 (x) w2, the Kronecker product; each of the two may be a product of two matrices itself."""
+    """Return w1 (x) w2, the Kronecker product; each of the two may be a product of two matrices itself."""
     first = tensors["lokr_w1"] if "lokr_w1" in tensors else tensors["lokr_w1_a"] @ tensors["lokr_w1_b"]
     if "lokr_w2" in tensors:
         second = tensors["lokr_w2"]
@@ -176,7 +176,10 @@ def module_names(family: Family) -> dict[str, tuple[str, str]]:
 
 
 def unet_names(name: str, originals: dict[str, str]) -> Iterator[str]:
-    """The last two are of attention processors; `to_out` is a list of two modules there is no second name for."""
+    """Yield the names that files have for a module of the UNet.
+
+    The last two are of attention processors; `to_out` is a list of two modules there is no second name for.
+    """
     yield from (name, f"unet.{name}", f"lora_unet_{name.replace('.', '_')}")
     if name in originals:
         yield f"lora_unet_{originals[name].replace('.', '_')}"
@@ -186,7 +189,10 @@ def unet_names(name: str, originals: dict[str, str]) -> Iterator[str]:
 
 
 def text_names(part_name: str, name: str) -> Iterator[str]:
-    """transformers 5.6 took the level "text_model" out of one of its classes; files have it."""
+    """Yield the names that files have for a module of a text encoder.
+
+    transformers 5.6 took the level "text_model" out of one of its classes; files have it.
+    """
     inner = name.removeprefix("text_model.")
     underscored = f"text_model_{inner.replace('.', '_')}"
     number = "2" if part_name.endswith("_2") else "1"
@@ -229,7 +235,7 @@ def peft_config(metadata: dict[str, str]) -> dict[str, Any]:
 
 
 def scale_in_config(name: str, rank: int, config: dict[str, Any]) -> float:
-    """alpha / rank, with rank stabilization alpha / sqrt(rank); 1 where the file does not say."""
+    """Return alpha / rank, with rank stabilization alpha / sqrt(rank); 1 where the file does not say."""
     part, _, module = name.partition(".")
     alpha = config.get(f"{part}.lora_alpha")
     if alpha is None:
@@ -241,7 +247,7 @@ def scale_in_config(name: str, rank: int, config: dict[str, Any]) -> float:
 
 
 def check_fit(family: Family, path: Path, changes: Changes) -> None:
-    """Raises ModelError for tensors that do not fit the base's weights, and for numbers that are not finite."""
+    """Raise ModelError for tensors that do not fit the base's weights, and for numbers that are not finite."""
     for part_name, own in changes.items():
         part = components(family)[part_name]
         for name, change in own.items():
@@ -257,7 +263,7 @@ def check_fit(family: Family, path: Path, changes: Changes) -> None:
 
 
 def _fits(change: Change, weight: Any) -> bool:
-    """By the shapes alone, without computing the product."""
+    """Return whether a change fits a weight, by the shapes alone, without computing the product."""
     try:
         with torch.device("meta"):
             on_meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in change.tensors.items()}

@@ -1,4 +1,4 @@
-"""New words: rows of the text encoder's embedding that mean a subject each, trained while all else stays as it is.
+"""New words: rows of the text encoder's embedding, each for a subject, trained while all else stays as it is.
 
 Textual inversion: Gal et al. 2022 (arXiv 2208.01618). Pivotal tuning, the same with a LoRA of the denoiser: Roich et
 al. 2021 (arXiv 2106.05744). A word of several vectors is several tokens, `word`, `word_1` ..., as diffusers names them.
@@ -28,16 +28,16 @@ WORD_FILE = "learned_embeds.safetensors"  # the name that diffusers looks for
 
 
 def attach(family: Family, settings: MethodSettings) -> dict[str, nn.Module]:
-    """Add the words, each of a word's vectors starting as that of its start word, and make them all that trains.
+    """Add the words, each vector of a word initialized as that of its initializer token; nothing else trains.
 
-    Raises UserError for a word that the tokenizer already has, and for a start word of several tokens.
+    Raises UserError for a word that the tokenizer already has, and for an initializer of several tokens.
     """
     adapters.freeze(family, settings.base_dtype)
     return _add_words(family, settings)
 
 
 def attach_pivotal(family: Family, settings: MethodSettings) -> dict[str, nn.Module]:
-    """The words, and a LoRA of the denoiser. Raises UserError as both of them do."""
+    """Attach the words and a LoRA of the denoiser. Raises UserError as both of them do."""
     without_text = replace(settings, train_text_encoder=False)
     trained = init_from.attach(adapters.lora_config, adapters.load_lora, family, without_text)
     return trained | _add_words(family, settings)
@@ -64,14 +64,14 @@ def _start_words(family: Family, settings: MethodSettings, folder: Path) -> None
     """Let the words begin as the files have them. Raises UserError for other words, ModelError for another base."""
     learned = read(family, folder)
     if tuple(learned) != settings.words:
-        wished, found = (", ".join(map(repr, words)) for words in (settings.words, learned))
-        raise UserError(f"subject.identifier: {wished}, but {folder} has learned {found}")
+        own, found = (", ".join(map(repr, words)) for words in (settings.words, learned))
+        raise UserError(f"subject.identifier: {own}, but {folder} has learned {found}")
     num_vectors = len(next(iter(learned.values()))[0])
     if num_vectors != settings.num_vectors:
         raise UserError(f"method.num_vectors: {settings.num_vectors}, but {folder} has {num_vectors}")
     for text_encoder, *vectors in zip(family.text_encoders, *learned.values(), strict=True):
         (layer,) = (module for module in text_encoder.modules() if isinstance(module, TrainableTokensLayer))
-        rows_VD = layer.trainable_tokens_delta[adapters.ADAPTER]  # the rows themselves, for all its name
+        rows_VD = layer.trainable_tokens_delta[adapters.ADAPTER]  # the rows themselves, although it is called a delta
         vectors_VD = torch.cat(vectors)
         if rows_VD.shape != vectors_VD.shape:
             raise ModelError(
@@ -85,7 +85,7 @@ def _start_words(family: Family, settings: MethodSettings, folder: Path) -> None
 
 
 def word_file(number: int) -> str:
-    """The first word's file has the name that diffusers looks for: learned_embeds_2.safetensors is the second's."""
+    """Return the name of a word's file; the first is the one that diffusers looks for, then learned_embeds_2 ..."""
     return WORD_FILE if number == 0 else WORD_FILE.replace(".", f"_{number + 1}.")
 
 
@@ -125,7 +125,7 @@ def _tensor_names(family: Family, word: str) -> Sequence[str]:
 
 @torch.no_grad()
 def vectors(family: Family, word: str) -> list[Tensor]:
-    """The rows of a word's tokens, [V, D], in the embedding of each text encoder."""
+    """Return the rows of a word's tokens, [V, D], in the embedding of each text encoder."""
     ids_V = torch.tensor(family.tokenize(word))
     embeddings = [cast(Any, text_encoder).get_input_embeddings() for text_encoder in family.text_encoders]
     return [embed(ids_V.to(next(embed.parameters()).device)).cpu().contiguous() for embed in embeddings]
@@ -141,25 +141,28 @@ def _trained_words(family: Family) -> list[str]:
 def load(family: Family, folder: Path) -> None:
     """Add all words of a folder. Raises ModelError for a file that is missing or does not fit the base."""
     for word, rows in read(family, folder).items():
-        add(family, folder, word, rows)
+        insert(family, folder, word, rows)
 
 
 def load_file(family: Family, path: Path) -> None:
     """Add the word of one file. Raises ModelError as `load`."""
     for word, rows in _read_word(family, path)[0].items():
-        add(family, path, word, rows)
+        insert(family, path, word, rows)
 
 
-def add(family: Family, place: Path, word: str, rows: list[Tensor]) -> None:
+def insert(family: Family, location: Path, word: str, rows: list[Tensor]) -> None:
     """Add a word that was read from a folder or file. Raises ModelError where it does not fit the base."""
     try:
         put(family, word, rows)
     except (ValueError, RuntimeError, KeyError) as error:
-        raise ModelError(f"{place}: {word} cannot be loaded into this base: {first_line(error)}") from error
+        raise ModelError(f"{location}: {word} cannot be loaded into this base: {first_line(error)}") from error
 
 
 def read(family: Family, folder: Path) -> dict[str, list[Tensor]]:
-    """Words and their vectors, [V, D], for each text encoder. Raises ModelError for a file that has not just these."""
+    """Return words and their vectors, [V, D] for each text encoder.
+
+    Raises ModelError for a file that has not just these.
+    """
     words, num_words = _read_word(family, folder / WORD_FILE)
     for number in range(1, num_words):
         words |= _read_word(family, folder / word_file(number))[0]
@@ -167,7 +170,7 @@ def read(family: Family, folder: Path) -> dict[str, list[Tensor]]:
 
 
 def _read_word(family: Family, path: Path) -> tuple[dict[str, list[Tensor]], int]:
-    """And how many words were learned together."""
+    """Read one word's file. Returns its vectors by the word, and how many words were learned together."""
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
@@ -188,12 +191,12 @@ def put(family: Family, word: str, rows: list[Tensor]) -> None:
 
 
 def save_pivotal(family: Family, folder: Path) -> None:
-    """The words' vectors and the LoRA."""
+    """Write the words' vectors and the LoRA."""
     save(family, folder)
     adapters.save_lora(family, folder)
 
 
 def load_pivotal(family: Family, folder: Path) -> None:
-    """Raises ModelError as both of them do."""
+    """Load the words' vectors and the LoRA. Raises ModelError as both of them do."""
     load(family, folder)
     adapters.load_lora(family, folder)

@@ -74,7 +74,7 @@ class ClipEncoder(ImageEncoder):
 
 
 def is_available(hub_id: str) -> bool:
-    """Whether a hub id can be loaded now: it is in the local cache, or the hub knows it and answers within seconds.
+    """Return whether a hub id can be loaded now: from the local cache, or from a hub that answers within seconds.
 
     The hub's own client tries for half a minute before it gives up.
     """
@@ -112,7 +112,7 @@ def load_clip(name: str, device: str = "cpu") -> ClipEncoder:
 
 
 def _load_model(name: str, model_class: Any) -> Any:
-    """In float32. A pooler is not used here, so it may be missing; nothing else may."""
+    """Load a model in float32. A pooler is not used here, so it may be missing; nothing else may."""
     model, info = _load(name, model_class, dtype=torch.float32, output_loading_info=True)
     if not all(weights.isfinite().all() for weights in model.state_dict().values()):
         raise ModelError(f"{name}: a {type(model).__name__} with weights that are not finite numbers")
@@ -123,7 +123,7 @@ def _load_model(name: str, model_class: Any) -> Any:
 
 
 def _load(name: str, part_class: Any, **options: Any) -> Any:
-    """From the local cache where it is there: no network is asked for what has been asked for before."""
+    """Load a part from the local cache where it is there, without asking the network again; else from the hub."""
     if not Path(name).is_dir():
         try:
             return part_class.from_pretrained(name, local_files_only=True, trust_remote_code=False, **options)

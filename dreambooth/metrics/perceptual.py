@@ -27,7 +27,7 @@ class Perceptual:
 
     @torch.no_grad()
     def distance(self, pictures: Sequence[Image]) -> Tensor:
-        """LPIPS of all pairs, [B, B], 0 on the diagonal."""
+        """Return LPIPS of all pairs, [B, B], 0 on the diagonal."""
         pixels_BCHW = torch.stack(
             [to_tensor(resize_and_crop(picture, (RESOLUTION, RESOLUTION))) for picture in pictures]
         )
@@ -37,7 +37,7 @@ class Perceptual:
 
 
 def load_lpips(device: str) -> Perceptual | None:
-    """LPIPS with AlexNet, as the metric is reported most; None where the package is not installed.
+    """Load LPIPS with AlexNet, as the metric is reported most; None where the package is not installed.
 
     Raises ModelError where its weights cannot be had.
     """

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def similarity(pictures_BD: Tensor, references_ND: Tensor) -> Tensor:
-    """Mean cosine of each picture to all references, [B]. The mean over B is the mean pairwise cosine.
+    """Return each image's mean cosine to all references, [B]. The mean over B is the mean pairwise cosine.
 
     DINO and CLIP-I where the pictures are of the subject and the references its photos; PRES where the pictures are of
     the class prompt (then low is good: what the class has taken over from the subject).
@@ -18,12 +18,12 @@ def similarity(pictures_BD: Tensor, references_ND: Tensor) -> Tensor:
 
 
 def prompt_similarity(pictures_BD: Tensor, texts_BD: Tensor) -> Tensor:
-    """CLIP-T: cosine of each picture to the text of its prompt, [B]."""
+    """Return CLIP-T, the cosine of each image to the text of its prompt, [B]."""
     return (pictures_BD * texts_BD).sum(1)
 
 
 def diversity(distance_BB: Tensor) -> Tensor:
-    """DIV: mean distance of each picture to the others of its prompt, [B]; 0 where all are the same. B >= 2.
+    """Return DIV, each image's mean distance to the others of its prompt, [B]; 0 where all are the same. B >= 2.
 
     The paper takes it among pictures of one prompt with the subject (section 4.3); among those of the class prompt it
     tells whether the class has collapsed. `evaluate` has both, validation the second.
@@ -34,17 +34,17 @@ def diversity(distance_BB: Tensor) -> Tensor:
 
 
 def cosine_distance(pictures_BD: Tensor) -> Tensor:
-    """1 - cosine of all pairs, [B, B]."""
+    """Return 1 - cosine of all pairs, [B, B]."""
     return 1 - pictures_BD @ pictures_BD.T
 
 
 def drift(pictures_BD: Tensor, base_BD: Tensor) -> Tensor:
-    """1 - cosine of each picture to the untouched base's of the same prompt and seed, [B]; 0 where nothing moved."""
+    """Return 1 - cosine of each image to the untouched base's of the same prompt and seed, [B]; 0: no change."""
     return 1 - (pictures_BD * base_BD).sum(1)
 
 
 def self_similarity(photos_ND: Tensor) -> float:
-    """Mean cosine among different photos of one subject: what a perfect picture would reach. 1 for a single photo."""
+    """Return the mean cosine among different photos of a subject, the score of a perfect image; 1 for one photo."""
     num_photos = len(photos_ND)
     if num_photos == 1:
         return 1.0

@@ -81,14 +81,16 @@ class Validation(Protocol):
 
 
 def way(value: float, start: float, end: float) -> float:
-    """How far from `start` to `end` a value has come: 0 at the start and before it, 1 at the end and beyond."""
+    """Return how far from `start` to `end` a value has come: 0 at the start and before it, 1 at the end and beyond."""
     if end - start < MIN_SPAN:
         return 1.0 if value >= end else 0.0
     return min(1.0, max(0.0, (value - start) / (end - start)))
 
 
 def quality(means: Mapping[str, float], anchors: Anchors) -> Quality:
-    """The rule above, on mean scores (`dino` or else `clip_i`; `clip_t`, `pres`, `div`, `drift` where measured).
+    """Return the quality by the rule above, from mean scores.
+
+    Those are `dino` or else `clip_i`, and `clip_t`, `pres`, `div`, `drift` where measured.
 
     A prompt set that asks for nothing beyond the class leaves `ignored` and `clip_t_0` equal; there obedience is
     min(1, clip_t / clip_t_0).
@@ -132,7 +134,7 @@ def choose(validations: Sequence[Validation], anchors: Anchors | None) -> int | 
 
 
 def is_clearly_worse(later: Validation, best: Validation, anchors: Anchors) -> bool:
-    """Whether `later` has less quality than `best` by more than CLEAR standard errors of the difference."""
+    """Return whether `later` has less quality than `best` by more than CLEAR standard errors of the difference."""
     assert later.quality is not None
     assert best.quality is not None
     loss = best.quality.value - later.quality.value
@@ -189,7 +191,7 @@ def _without(scores: Scores, names: Sequence[str], i: int) -> Scores:
 
 
 def is_exhausted(qualities: Mapping[int, float], patience: int) -> bool:
-    """Whether the last `patience` validations brought nothing better (0: never)."""
+    """Return whether the last `patience` validations brought nothing better (0: never)."""
     best_step = highest(qualities)
     return patience > 0 and best_step is not None and _num_after(qualities, best_step) >= patience
 
@@ -199,5 +201,5 @@ def _num_after(qualities: Mapping[int, float], step: int) -> int:
 
 
 def means_of(scores: Scores) -> dict[str, float]:
-    """The mean of each measure that has any numbers."""
+    """Return the mean of each measure that has any numbers."""
     return {name: sum(numbers) / len(numbers) for name, numbers in scores.items() if numbers}

@@ -37,7 +37,7 @@ class Encoders:
 
     @property
     def names(self) -> dict[str, str]:
-        """Which measure is by which model, for tables and reports."""
+        """Return which model each measure is by, for tables and reports."""
         dino, clip = (encoder.name if encoder is not None else None for encoder in (self.dino, self.clip))
         div = "LPIPS" if self.lpips is not None else f"cosine distance, {self.main.name}"
         by = {"dino": dino, "clip_i": clip, "clip_t": clip, "pres": self.main.name, "div": div, "drift": self.main.name}
@@ -68,7 +68,7 @@ class SubjectScorer:
     _photos_ND: dict[str, Tensor] = field(default_factory=dict)
 
     def subject(self, pictures: Sequence[Image], texts: Sequence[str]) -> Scores:
-        """Pictures of prompts with the subject: `dino`, `clip_i`, and `clip_t` against `texts`.
+        """Score images of prompts with the subject: `dino`, `clip_i`, and `clip_t` against `texts`.
 
         texts: a picture's prompt with the identifier taken out ("a photo of a dog on the beach"), as it means nothing
         to CLIP.
@@ -84,7 +84,7 @@ class SubjectScorer:
         return found
 
     def of_class(self, pictures: Sequence[Image], base: Sequence[Image] | None = None) -> Scores:
-        """Pictures of one class prompt: `pres`, `div` (of two pictures and more), and `drift` against `base`.
+        """Score images of one class prompt: `pres`, `div` (of two images and more), and `drift` against `base`.
 
         base: the untouched base's pictures of the same prompt and seeds.
         """
@@ -100,12 +100,12 @@ class SubjectScorer:
         return found
 
     def of_other(self, pictures: Sequence[Image], base: Sequence[Image]) -> Scores:
-        """Pictures of prompts that name neither subject nor class: `drift_other` against the untouched base's."""
+        """Score images of prompts that name neither subject nor class: `drift_other` against the untouched base's."""
         main = self.encoders.main
         return {"drift_other": scores.drift(main.images(pictures), main.images(base)).tolist()}
 
     def real(self) -> float:
-        """`dino` among the photos themselves: what perfect pictures would reach."""
+        """Return `dino` among the photos themselves: what perfect images would reach."""
         return scores.self_similarity(self._photos(self.encoders.main))
 
     def _similarity(self, encoder: ImageEncoder, embedding_BD: Tensor) -> list[float]:

@@ -28,7 +28,7 @@ class ValidationRecord:
     measured_by: dict[str, str] | None = None
 
     def figures(self) -> dict[str, float]:
-        """Means by log name: eval/dino ..., eval/quality, eval/loss."""
+        """Return means by log name: eval/dino ..., eval/quality, eval/loss."""
         means = selection.means_of(self.scores)
         if self.quality is not None:
             means["quality"] = self.quality.value
@@ -70,7 +70,7 @@ class ValidationLog:
 
     @property
     def qualities(self) -> dict[int, float]:
-        """By step, where there is one."""
+        """Return the quality by step, where there is one."""
         return {entry.step: entry.quality.value for entry in self.entries if entry.quality is not None}
 
     @property
@@ -90,11 +90,11 @@ class ValidationLog:
         return judge(self.entries, self.anchors, step)
 
     def has_drifted(self, limit: float) -> bool:
-        """Whether any validation found pictures of the class further than this from the untouched base's."""
+        """Return whether any validation's class images differ from the untouched base's by more than this."""
         return any(selection.means_of(entry.scores).get("drift", 0.0) > limit for entry in self.entries)
 
     def is_exhausted(self, patience: int) -> bool:
-        """Whether the last `patience` validations brought nothing better; 0: never."""
+        """Return whether the last `patience` validations brought nothing better; 0: never."""
         return selection.is_exhausted(self.qualities, patience)
 
 

@@ -33,7 +33,7 @@ class ValidationScorer:
         return self.subjects[0].encoders
 
     def __call__(self, rows: PictureRows, base: PictureRows | None = None) -> Scores:
-        """One number per picture and measure, in the order of the rows. base: the untouched base's pictures."""
+        """Return one number for each image and measure, in the order of the rows. base: the untouched base's images."""
         found = self._of_subjects(rows)
         for number, prompt in enumerate(self.prompts):
             base_row = None if base is None else base[number]
@@ -82,7 +82,7 @@ class ValidationScorer:
         )
 
     def _ignored(self, base: PictureRows) -> float | None:
-        """CLIP-T of class pictures under their subjects' prompts: what a model scores that does not listen."""
+        """Return CLIP-T of class images under their subjects' prompts: the score of a model that ignores prompts."""
         clip, similarity = self.encoders.clip, []
         if clip is None:
             return None
@@ -95,7 +95,7 @@ class ValidationScorer:
         return float(torch.cat(similarity).mean()) if similarity else None
 
     def _shown(self, rows: PictureRows, kind: Kind) -> Iterator[tuple[Prompt, Image]]:
-        """Every picture of prompts of a kind."""
+        """Yield every image of prompts of a kind, with its prompt."""
         for prompt, row in zip(self.prompts, rows, strict=True):
             if prompt.kind == kind:
                 yield from ((prompt, picture) for picture in row)

@@ -116,7 +116,7 @@ def _explain(verdict: Verdict, kept: Validation, judged: Sequence[Validation]) -
 
 
 def _explain_likeness(verdict: Verdict, fidelities: Sequence[float]) -> Verdict:
-    """fidelities: of the validations up to the one that is judged."""
+    """Add advice where fidelity never rose. fidelities: of the validations up to the judged one."""
     if max(fidelities) < UNMOVED:
         return replace(verdict, reason="images of the subject are still the base's", advice=RAISE_RATE)
     return verdict

@@ -46,7 +46,7 @@ class Findings(list[Finding]):
 
     @contextlib.contextmanager
     def of(self, about: str) -> Iterator[Callable[[str], None]]:
-        """Yields what takes the good news."""
+        """Yield a function that reports success; an error within the block becomes a finding."""
         try:
             yield lambda text: self.append(Finding("ok", about, text))
         except DreamBoothError as error:
@@ -59,12 +59,12 @@ class Findings(list[Finding]):
 
     @property
     def exit_code(self) -> int:
-        """0, or that of the worst."""
+        """Return 0, or the exit code of the worst finding."""
         return max((finding.exit_code for finding in self), default=0)
 
 
 def check(config: Config) -> Findings:
-    """All findings about a config that is sound in itself. Loads the base, on the CPU; writes nothing that stays."""
+    """Return all findings on a valid config. Loads the base, on the CPU; writes nothing that stays."""
     findings = Findings()
     for ask in (
         find_method_of,
@@ -90,7 +90,7 @@ def find_method_of(config: Config) -> None:
 
 
 def check_folder(config: Config, findings: Findings) -> None:
-    """Who is in the run's folder, what would be gone on from, and whether it can be written to."""
+    """Check the run's folder: who uses it, which state it has, and whether it can be written to."""
     run = RunFolder(config)
     with findings.of("run folder") as good:
         check_folders(run)
@@ -98,7 +98,7 @@ def check_folder(config: Config, findings: Findings) -> None:
 
 
 def tell_state(run: RunFolder, config: Config, good: Callable[[str], None]) -> None:
-    """Raises UserError where the run could not go on, or not write."""
+    """Report the state that the run would start from. Raises UserError where it could not go on, or not write."""
     with RunLock(run):
         state = found_state(run, config)
         check_writable(run)
@@ -128,7 +128,7 @@ def check_pictures(config: Config, findings: Findings) -> build.SubjectData | No
 
 
 def check_base(config: Config, findings: Findings) -> Planner | None:
-    """The base with what trains in it; None where it cannot be had."""
+    """Load the base with what trains in it; None where it cannot be loaded."""
     planner = None
     with findings.of("base model") as good:
         planner = Planner(config)
@@ -191,7 +191,7 @@ def check_disk(run: RunFolder, family: Family, config: Config) -> str:
 
 
 def disk_needs(family: Family, config: Config) -> dict[str, int]:
-    """Bytes at most at a time, by what they are for."""
+    """Return the most bytes at a time, by what they are for."""
     networks: list[nn.Module] = [family.denoiser, *family.text_encoders, family.vae]
     weights = [weight for network in networks for weight in network.parameters()]
     trained = [weight for weight in weights if weight.requires_grad]

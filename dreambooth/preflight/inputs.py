@@ -10,7 +10,7 @@ from dreambooth.methods import find_facts
 
 
 def check_inputs(config: Config) -> None:
-    """Raises UserError for an unknown method or sampler and for a folder that is not there, ModelError for a base."""
+    """Raise UserError for an unknown method or sampler or a missing folder, ModelError for a missing base."""
     find_facts(config.method.name)
     for section in (config.prior, config.validate):
         SamplerSettings(section.num_inference_steps, section.guidance_scale, section.scheduler)

@@ -110,7 +110,7 @@ class Planner:
         )
 
     def _once(self, peak: Callable[[Config], int], config: Config, *settings: object) -> int:
-        """Return what `peak` finds; it depends on these settings of a config alone, and is found once for them."""
+        """Return what `peak` finds; it depends on these settings alone, and is computed once for them."""
         key = (peak.__name__, *settings)
         if key not in self._peaks:
             self._peaks[key] = peak(config)
@@ -121,18 +121,18 @@ class Planner:
         return config.train.batch_size * (1 if config.prior.source == "none" else 2)
 
     def autocast(self, config: Config) -> torch.autocast:
-        """The run's, on the CPU, where float16 is as large as bfloat16."""
+        """Return the run's autocast on the CPU, where bfloat16 stands for float16, which is as large."""
         return torch.autocast("cpu", torch.bfloat16, enabled=build.pick_precision(config, self.family) != "32-true")
 
     def _done(self, config: Config) -> int:
-        """Bytes of networks that the run lets go of, or puts beside the GPU, before its first step."""
+        """Return the bytes of networks that the run frees, or moves off the GPU, before its first step."""
         done = build.unused_networks(self.family, config, self.text_trains)
         if build.pick_device(config).type == "cuda" and self.family.vae not in done:
             done = [*done, self.family.vae]
         return num_bytes(weight for network in done for weight in network.parameters())
 
     def peak_of_step(self, config: Config) -> int:
-        """Bytes that a step holds at most, gradients among them."""
+        """Return the most bytes that a step holds at a time, gradients among them."""
         with counted(self.networks, self.fake) as count:
             self.take_step(config)
         for network in self.networks:
@@ -168,7 +168,7 @@ class Planner:
 
     @contextlib.contextmanager
     def _let_go(self, config: Config) -> Iterator[None]:
-        """Let go of each gradient as soon as it is there, with optim.in_backward."""
+        """Free each gradient as soon as it is computed, with optim.in_backward."""
         weights = [weight for network in self.networks for weight in network.parameters() if weight.requires_grad]
         hooks = [
             weight.register_post_accumulate_grad_hook(lambda weight: setattr(weight, "grad", None))
@@ -180,7 +180,7 @@ class Planner:
             hook.remove()
 
     def peak_of_validation(self, config: Config) -> int:
-        """Bytes that a batch of pictures holds at most while it is sampled and decoded."""
+        """Return the most bytes that a batch of images holds at a time while it is sampled and decoded."""
         size, batch = config.data.resolution, config.prior.batch_size
         guidance = config.validate.guidance_scale
         with evaluation_mode(self.family), torch.no_grad():
@@ -209,7 +209,7 @@ def num_bytes(weights: Iterable[Tensor]) -> int:
 
 @contextlib.contextmanager
 def counted(networks: Iterable[nn.Module], fake: bool) -> Iterator["Count"]:
-    """Nothing is computed within, if `fake`, and every storage that is made counts, but those of weights."""
+    """Count every storage made in this block, but those of weights; with `fake` nothing is computed."""
     count, mode = Count(), FakeTensorMode(allow_non_fake_inputs=True) if fake else contextlib.nullcontext()
     weights = [weight for network in networks for weight in (*network.parameters(), *network.buffers())]
     if isinstance(mode, FakeTensorMode):
@@ -259,7 +259,7 @@ def with_savings(planner: Planner, config: Config) -> Iterator[tuple[str, Config
 
 
 def with_changes(config: Config, changes: Mapping[str, Any]) -> Config:
-    """A copy with other values of some `section.key`."""
+    """Return a copy with other values of some `section.key`."""
     changed = copy.deepcopy(config)
     for key, value in changes.items():
         section, name = key.split(".")
@@ -268,12 +268,12 @@ def with_changes(config: Config, changes: Mapping[str, Any]) -> Config:
 
 
 def is_enough(need: int, memory: int) -> bool:
-    """Whether so many bytes fit, with a tenth to spare and 1 GiB for the libraries."""
+    """Return whether so many bytes fit, with a tenth to spare and 1 GiB for the libraries."""
     return need < 0.9 * memory - GIB
 
 
 def device_memory(config: Config) -> tuple[str, int]:
-    """Name of the device, and all the memory that it has, bytes."""
+    """Return the device's name, and all the memory that it has, bytes."""
     if build.pick_device(config).type == "cuda":
         properties = torch.cuda.get_device_properties(0)
         return properties.name, properties.total_memory

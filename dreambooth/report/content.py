@@ -58,7 +58,7 @@ class Content:
 
 
 def read(folder: Path) -> Content:
-    """Raises UserError for a folder that is no run, and for files in it that cannot be read."""
+    """Read a run's folder. Raises UserError for one that is no run, and for files that cannot be read."""
     config = _read_config(folder)
     validation_log = records.read_journal(folder / "logs" / "scores.jsonl")
     metrics = records.read_metrics(folder / "logs" / "metrics.csv")
@@ -108,13 +108,13 @@ def _versions(folder: Path) -> dict[str, str]:
 
 
 def _last_step(validation_log: ValidationLog, metrics: Mapping[str, records.Series], samples: Samples) -> int:
-    """How far the run was trained, by any of its traces."""
+    """Return the last step that any of the run's files mentions."""
     of_metrics = (int(series.steps[-1]) for series in metrics.values() if len(series.steps))
     return max([0, *(entry.step for entry in validation_log.entries), *of_metrics, *samples.steps()])
 
 
 def _compared(best_step: int | None, samples: Samples) -> list[int]:
-    """The base, the best step, and the last one with pictures."""
+    """Return the steps to compare: the base, the best step, and the last one with images."""
     return [0, *([best_step] if best_step is not None else []), *samples.steps()[-1:]]
 
 
@@ -125,7 +125,7 @@ def _shown(config: Config, number: int) -> ShownSubject:
 
 
 def _photos(subject: SubjectConfig) -> tuple[list[Image], str]:
-    """The subject's photos, or why they cannot be shown."""
+    """Return the subject's photos, or why they cannot be shown."""
     try:
         return [load_image(path) for path in list_images(subject.images)], ""
     except UserError:
@@ -133,7 +133,7 @@ def _photos(subject: SubjectConfig) -> tuple[list[Image], str]:
 
 
 def _spread(validation_log: ValidationLog) -> float | None:
-    """DIV of the base, where it is the same distance that drift is measured in (and not LPIPS)."""
+    """Return DIV of the base, where it is the same distance that drift is measured in (and not LPIPS)."""
     if validation_log.anchors is None or "cosine" not in (validation_log.entries[0].measured_by or {}).get("div", ""):
         return None
     return validation_log.anchors.div

@@ -48,7 +48,7 @@ FACTORS = {"value": "quality ↑", "fidelity": "fidelity", "obedience": "obedien
 
 
 def panels(validation_log: ValidationLog, metrics: Mapping[str, Series]) -> list[Panel]:
-    """All panels that have a curve."""
+    """Return all panels that have a curve."""
     made = [_quality_panel(validation_log)]
     for title, text, labels in MEASURES:
         made.append(Panel(title, text, [*_measured(validation_log.entries, labels)]))
@@ -93,7 +93,7 @@ def _bin_steps(series: Series) -> int:
 
 
 def _smoothed(label: str, series: Series, bin_steps: int) -> Curve:
-    """The mean of each `bin_steps` steps: the loss of one step is mostly a matter of its timesteps."""
+    """Return the mean of each `bin_steps` steps: the loss of one step is mostly a matter of its timesteps."""
     bins = (series.steps - 1) // bin_steps
     numbers = np.unique(bins)
     means = [float(series.values[bins == number].mean()) for number in numbers]
@@ -106,7 +106,7 @@ def _held_out_loss(entries: Sequence[ValidationRecord]) -> Panel:
 
 
 def decile_panel(metrics: Mapping[str, Series]) -> Panel | None:
-    """Training loss by tenth of the timesteps, in the first period between two validations and in the last.
+    """Return the training loss by tenth of the timesteps, between the first two validations and the last two.
 
     None where the run has no such columns.
     """

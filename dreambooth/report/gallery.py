@@ -57,7 +57,7 @@ class Frame:
 def comparisons(
     samples: Samples, prompts: Sequence[ShownPrompt], steps: Sequence[int], validation_log: ValidationLog
 ) -> list[Comparison]:
-    """Every prompt at those of `steps` that have a grid."""
+    """Return every prompt's images at those of `steps` that have a grid."""
     there = set(samples.steps())
     rows = {step: samples.rows(step) for step in dict.fromkeys(steps) if step in there}
     entries = {entry.step: entry for entry in validation_log.entries}
@@ -74,7 +74,10 @@ def comparisons(
 
 
 def _figures(entry: ValidationRecord | None, prompts: Sequence[ShownPrompt], number: int, num_images: int) -> list[str]:
-    """Measures of prompt `number` alone: an entry has those of all prompts of a kind, one after the other."""
+    """Return the measures of prompt `number` alone.
+
+    An entry has those of all prompts of a kind, one after the other.
+    """
     kind = prompts[number].kind
     first = num_images * [prompt.kind for prompt in prompts[:number]].count(kind)
     scores = entry.scores if entry is not None else {}
@@ -86,7 +89,7 @@ def _figures(entry: ValidationRecord | None, prompts: Sequence[ShownPrompt], num
 
 
 def film(samples: Samples, prompts: Sequence[ShownPrompt], validation_log: ValidationLog) -> tuple[str, list[Frame]]:
-    """The first prompt of the subject with its first seed at every step that has a grid; nothing without such a one."""
+    """Return the first subject prompt, and its first seed's image at every step with a grid; both empty without one."""
     number = next((number for number, prompt in enumerate(prompts) if prompt.kind == "subject"), None)
     if number is None:
         return "", []

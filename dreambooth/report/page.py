@@ -19,7 +19,7 @@ QUALITY = 88  # of WebP
 
 
 def render(content: Content) -> str:
-    """The page; the same content gives the same bytes."""
+    """Return the page as HTML; the same content gives the same bytes."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER),
         autoescape=True,
@@ -39,14 +39,14 @@ def _plotter(content: Content) -> Callable[[Panel, str], Markup]:
 
 
 def fitted(image: Image.Image, most: int) -> Image.Image:
-    """The picture with no side longer than `most` pixels: 384 is twice what the page shows, and some 40 KB."""
+    """Return the image with no side longer than `most` pixels: 384 is twice what the page shows, and some 40 KB."""
     smaller = image.copy()
     smaller.thumbnail((most, most), Image.Resampling.LANCZOS)
     return smaller
 
 
 def data_uri(image: Image.Image) -> str:
-    """The picture as text for `src`: lossless if small, else WebP."""
+    """Return the image as text for `src`: lossless if small, else WebP."""
     file = io.BytesIO()
     if max(image.size) <= SMALL:
         image.save(file, format="PNG", optimize=True)

@@ -54,7 +54,7 @@ MARGINS = {"left": 0.14, "right": 0.97, "bottom": 0.19, "top": 0.88}  # one for 
 
 
 def svg(panel: Panel, name: str, last_step: int, best_step: int | None) -> str:
-    """The panel as an <svg> element. name: sets its ids apart from those of other plots on the page.
+    """Return the panel as an <svg> element. name: sets its ids apart from those of other plots on the page.
 
     last_step: of the run, so that panels over the steps have one scale.
     """
@@ -97,7 +97,7 @@ def _label(axes: Axes, panel: Panel) -> None:
 
 
 def _inline(text: str, name: str, description: str) -> str:
-    """A whole SVG file made fit to stand in HTML: sized by the page, its ids its own, its colours the page's."""
+    """Return an SVG file's element for HTML: sized by the page, its ids its own, its colours the page's."""
     root = ElementTree.fromstring(text)
     _drop(root, ("metadata", "style"))  # the date of drawing; a rule that would hold for the whole page
     used = set(re.findall(r"#([\w-]+)", text)) & {element.get("id", "") for element in root.iter()}
@@ -117,7 +117,7 @@ def _drop(root: ElementTree.Element, tags: Sequence[str]) -> None:
 
 
 def _plain(tag: str) -> str:
-    """{http://www.w3.org/2000/svg}path -> path: HTML knows SVG without namespaces."""
+    """Return a tag without its namespace, which HTML does not know: {http://www.w3.org/2000/svg}path gives path."""
     return tag.rpartition("}")[2]
 
 

@@ -34,13 +34,13 @@ class Session:
 
     @property
     def steps_per_second(self) -> float:
-        """While it trained, so without validation."""
+        """Return the steps per second of training, validation aside."""
         training = self.seconds - self.validation_seconds
         return (self.last_step - self.first_step) / training if training > 0 else 0.0
 
 
 def read_journal(path: Path) -> ValidationLog:
-    """Empty where there is none. Raises UserError for a file that is no validation log."""
+    """Read the validation log; empty where there is none. Raises UserError for a file that is no validation log."""
     try:
         return ValidationLog(path)
     except (ValueError, TypeError, KeyError) as error:
@@ -48,7 +48,10 @@ def read_journal(path: Path) -> ValidationLog:
 
 
 def read_metrics(path: Path) -> dict[str, Series]:
-    """Columns by name, without `step`; a last line torn by a kill does not count. Raises UserError for other damage."""
+    """Return the columns of metrics.csv by name, without `step`; a last line torn by a kill does not count.
+
+    Raises UserError for other damage.
+    """
     rows = list(csv.DictReader(whole_lines(path)))
     try:
         return {name: _column(rows, name) for name in (rows[0] if rows else ()) if name != "step"}
@@ -62,7 +65,7 @@ def _column(rows: list[dict[str, str]], name: str) -> Series:
 
 
 def read_sessions(path: Path) -> list[Session]:
-    """In the order that they trained; none where the run has no such file. Raises UserError for a damaged one."""
+    """Return the run's sessions in order; none where it has no such file. Raises UserError for a damaged one."""
     names = Session.__dataclass_fields__
     try:
         records = [json.loads(line) for line in whole_lines(path)]

@@ -27,11 +27,11 @@ class Samples:
         return [step for step in self._all_steps() if self._fits(step)]
 
     def strange(self) -> list[str]:
-        """Names of grids that hold something else, say because validation was changed between two sessions."""
+        """Return the grids that hold something else, say because validation was changed between two sessions."""
         return [self._path(step).name for step in self._all_steps() if not self._fits(step)]
 
     def rows(self, step: int) -> list[list[Image.Image]]:
-        """The pictures of a step, [prompt][seed]. Raises UserError for a damaged file."""
+        """Return the images of a step, [prompt][seed]. Raises UserError for a damaged file."""
         pictures = cells(load_image(self._path(step)), self.side, PADDING)
         return [pictures[first : first + self.num_images] for first in range(0, len(pictures), self.num_images)]
 
@@ -43,7 +43,7 @@ class Samples:
         return self.folder / f"step-{step:06d}.png"
 
     def _fits(self, step: int) -> bool:
-        """Told by the size that the file's head names; nothing is decoded."""
+        """Return whether a grid's size, read from the file's header, is that of these prompts and seeds."""
         pitch = self.side + PADDING
         try:
             with Image.open(self._path(step)) as sheet:

@@ -71,14 +71,17 @@ class Setting:
 
 
 def score_table(validation_log: ValidationLog) -> ScoreTable:
-    """Quality and its factors, every measure with its 95 % interval, and the loss: at base, best and last step."""
+    """Return quality and its factors, every measure with its 95 % interval, and the loss.
+
+    The columns are the base, the best step and the last.
+    """
     entries = _told(validation_log)
     rows = [*_quality_rows(entries), *_measure_rows(entries), *_loss_rows(entries)]
     return ScoreTable([entry.step for entry in entries], rows, _encoders(validation_log), _among_photos(validation_log))
 
 
 def _told(validation_log: ValidationLog) -> list[ValidationRecord]:
-    """The base, the best and the last, each once."""
+    """Return the validations in the table, each once: the base, the best and the last."""
     chosen = [
         *validation_log.entries[:1],
         *([validation_log.best] if validation_log.best is not None else []),
@@ -115,7 +118,7 @@ def _loss_rows(entries: Sequence[ValidationRecord]) -> Iterator[ScoreRow]:
 
 
 def _among_photos(validation_log: ValidationLog) -> str:
-    """DINO 0.710: what the photos reach among themselves, by the measure that fidelity goes by."""
+    """Return the photos' similarity among themselves, as text: DINO 0.710."""
     if validation_log.anchors is None:
         return ""
     name = "dino" if "dino" in (validation_log.entries[0].measured_by or {}) else "clip_i"
@@ -123,7 +126,7 @@ def _among_photos(validation_log: ValidationLog) -> str:
 
 
 def _encoders(validation_log: ValidationLog) -> dict[str, list[str]]:
-    """The titles of the measures by the name of what has made them."""
+    """Return the titles of the measures by the encoder that made them."""
     measured_by = (validation_log.entries[0].measured_by or {}) if validation_log.entries else {}
     by_encoder: dict[str, list[str]] = {}
     for name, encoder in measured_by.items():
@@ -142,7 +145,7 @@ def settings(config: Config) -> tuple[list[Setting], list[Setting]]:
 
 
 def _shown(value: Any) -> str:
-    """As one would write it in YAML; `???` is what OmegaConf calls required."""
+    """Return a value as written in YAML; "required" for OmegaConf's `???`."""
     if value == "???":
         return "required"
     if isinstance(value, list):

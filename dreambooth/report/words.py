@@ -67,7 +67,7 @@ def _joined(parts: list[str]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """9.5 s, 2 min 11 s, 3 h 20 min."""
+    """Return a duration as text: 9.5 s, 2 min 11 s, 3 h 20 min."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -75,5 +75,5 @@ def duration(seconds: float) -> str:
 
 
 def memory(mib: float) -> str:
-    """754 MiB, 20.3 GiB."""
+    """Return an amount of memory as text: 754 MiB, 20.3 GiB."""
     return f"{mib:.0f} MiB" if mib < 1024 else f"{mib / 1024:.1f} GiB"

@@ -38,7 +38,7 @@ class RunFolder:
 
 
 def check_folders(run: RunFolder) -> None:
-    """Raises UserError where a file is in the place of a folder."""
+    """Raise UserError where a file is in the place of a folder."""
     for folder in (*run.folders, run.model):
         there = _nearest(folder)
         if not there.is_dir():
@@ -51,7 +51,7 @@ def _nearest(folder: Path) -> Path:
 
 
 def check_writable(run: RunFolder) -> None:
-    """Raises UserError where the run could not write."""
+    """Raise UserError where the run could not write."""
     for there in dict.fromkeys(map(_nearest, (*run.folders, run.model))):
         try:
             with tempfile.TemporaryFile(dir=there) as file:

@@ -63,7 +63,7 @@ def found_state(run: RunFolder, config: Config, accepted_changes: Collection[str
 
 
 def check_keys(accepted_changes: Iterable[str]) -> None:
-    """Raises UserError for keys that a run cannot go on without."""
+    """Raise UserError for keys whose changed values no run can accept."""
     for key in accepted_changes:
         if field_of(key) is None:
             raise UserError(f"--override {key}: no such key; name one of those that the refusal lists, as it does")
@@ -129,7 +129,7 @@ def is_finished(run: RunFolder, state: FoundState, config: Config, validation_lo
 def check_fingerprints(
     state: FoundState | None, identity: InputFingerprints, config: Config, accepted_changes: Collection[str] = ()
 ) -> None:
-    """Raises UserError if what the run depends on besides its config is no longer what it was."""
+    """Raise UserError if the inputs of a run, beside its config, are no longer what they were."""
     for key, change in changed_inputs(state, identity, config):
         is_acceptable = ACCEPTABLE_CHANGES.fullmatch(key) is not None
         if key not in accepted_changes or not is_acceptable:

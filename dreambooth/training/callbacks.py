@@ -38,7 +38,7 @@ class StepCallback(pl.Callback):
             self.on_step_end(trainer, pl_module, trainer.global_step)
 
     def on_step_end(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
-        """step: how many optimizer steps have been taken."""
+        """Do something after an optimizer step. step: how many have been taken."""
 
 
 class SharePrior(pl.Callback):
@@ -125,9 +125,10 @@ class SaveState(StepCallback):
 
 
 def ignore_interrupts(worker: int) -> None:
-    """For loader workers: a terminal or a cluster signals them too, but the step under way still needs their batches.
+    """Ignore signals in a loader worker: the step under way still needs its batches.
 
-    They end when the main process closes the loader, or notice by themselves that it is gone.
+    A terminal or a cluster signals workers too. They end when the main process closes the loader, or notice by
+    themselves that it is gone.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -162,7 +163,7 @@ class MetricsFile:
         return [{name: value for name, value in row.items() if value} for row in rows]
 
     def _replace(self, rows: list[dict[str, str]]) -> None:
-        """Columns stand in an order that does not depend on when they came."""
+        """Rewrite the file, its columns in an order that does not depend on when they came."""
         order = ("step", "train", "optim", "eval")
         names = {name for row in rows for name in row}
         self._columns = sorted(names, key=lambda name: (order.index(name.split("/")[0]), name))

@@ -69,7 +69,7 @@ class AtomicCheckpointIO(CheckpointIO):
         self._good = {} if found is None else {found.path: found.entry}  # those that are known to be what they were
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Raises UserError where the disk is full; the previous checkpoint is then as it was."""
+        """Write a checkpoint. Raises UserError where the disk is full; the previous one is then as it was."""
         path = Path(path)
         if not path.parent.is_dir():
             raise UserError(f"{path.parent}: has vanished; bring the run's folder back, or start again")
@@ -91,7 +91,7 @@ class AtomicCheckpointIO(CheckpointIO):
         self._good[path] = entry
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Tensors and plain containers only. Raises UserError for a file that is not what its manifest says.
+        """Load tensors and plain containers. Raises UserError for a file that is not what its manifest says.
 
         The file is mapped, not read: beside the weights and moments that it fills there is no second copy of them.
         """
@@ -151,7 +151,7 @@ def manifest_path(path: Path) -> Path:
 
 
 def find_newest(paths: Sequence[Path]) -> FoundState | None:
-    """The first of these checkpoints that is what its manifest says; those before it are told of.
+    """Return the first checkpoint that is what its manifest says, and warn of the damaged ones before it.
 
     None where there is no file. Raises UserError where there are, and all are damaged; they stay.
     """
@@ -176,7 +176,10 @@ def find_newest(paths: Sequence[Path]) -> FoundState | None:
 
 
 def find_state(path: Path) -> StateEntry:
-    """The manifest's entry for these very bytes. Raises UserError where there is none: the file is damaged."""
+    """Return the manifest's entry for these very bytes.
+
+    Raises UserError where there is none: the file is damaged.
+    """
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     for entry in _read_entries(path):

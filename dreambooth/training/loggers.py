@@ -36,12 +36,12 @@ class Loggers:
             self._try(key, partial(logger.log_metrics, dict(figures), step=step))
 
     def show(self, sheet: Image.Image, step: int) -> None:
-        """A grid, in those that can show one."""
+        """Pass a grid of images to the loggers that can show one."""
         for key, logger in [*self._open.items()]:
             self._try(key, partial(show_picture, logger, sheet, step))
 
     def close(self, is_done: bool) -> None:
-        """W&B writes what it still holds only when told that the run is over."""
+        """Close the loggers. W&B writes what it still holds only when it gets to know that the run is over."""
         for key, logger in [*self._open.items()]:
             self._try(key, partial(close_logger, logger, is_done))
 
@@ -51,7 +51,7 @@ class Loggers:
         self._open[key] = logger
 
     def _try(self, key: str, act: Callable[[], None]) -> None:
-        """One that fails is told of, and asked no more."""
+        """Call a logger; if it fails, warn of it and use it no more."""
         try:
             act()
         except failures() as error:

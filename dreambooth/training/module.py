@@ -83,12 +83,15 @@ class DreamBoothModule(pl.LightningModule):
 
     @property
     def is_sharded(self) -> bool:
-        """Whether each process has only a part of every trained weight."""
+        """Return whether each process has only a part of every trained weight."""
         return isinstance(self.trainer.strategy, ModelParallelStrategy)
 
     @property
     def is_fused(self) -> bool:
-        """Whether the optimizer is fused. In 16-mixed Lightning would clip a fused one's gradients while scaled."""
+        """Return whether the optimizer is fused: AdamW, but not in 16-mixed.
+
+        There Lightning would clip a fused one's gradients while they are scaled.
+        """
         return self.optim.name == "adamw" and self.trainer.precision != "16-mixed"
 
     def configure_model(self) -> None:

@@ -65,14 +65,14 @@ class StepProfiler(Profiler):
         self._since = now
 
     def steps(self) -> list[dict[str, float]]:
-        """Seconds by part of each whole optimizer step after the first few."""
+        """Return the seconds by part of each whole optimizer step after the first few."""
         whole = len(self.seconds) - len(self.seconds) % self.accumulate
         batches = [self.seconds[first : first + self.accumulate] for first in range(0, whole, self.accumulate)]
         parts = dict.fromkeys([*PARTS.values(), REST])
         return [{part: sum(each.get(part, 0.0) for each in own) for part in parts} for own in batches][NUM_WARM_UP:]
 
     def table(self) -> str:
-        """Markdown: the median of each part in milliseconds, and its share of the time of all steps."""
+        """Return Markdown: the median of each part in milliseconds, and its fraction of the time of all steps."""
         steps = self.steps()
         if not steps:
             return f"no profile: the first {NUM_WARM_UP} steps do not count, and there were no more"

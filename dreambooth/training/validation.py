@@ -113,7 +113,7 @@ class Validate(StepCallback):
         trainer.should_stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
 
     def _stop_text_encoders(self, trainer: pl.Trainer, module: DreamBoothModule) -> None:
-        """Where a validation so far found too much drift."""
+        """Stop training the text encoders where a validation so far found too much drift."""
         has_drifted = self.stop_drift is not None and self.validation_log.has_drifted(self.stop_drift)
         if trainer.strategy.broadcast(has_drifted) and not module.text_is_stopped:
             module.stop_text_encoders()
@@ -165,7 +165,10 @@ class Validate(StepCallback):
         return ValidationRecord(step, loss, scores, quality)
 
     def _base_rows(self, rows: PictureRows, step: int) -> PictureRows | None:
-        """The untouched base's pictures, cut out of a lossless grid, most often that of step 0; None at that step."""
+        """Return the untouched base's images, cut out of a lossless grid; None at step 0 if that is the base itself.
+
+        The grid is that of step 0 or, after method.start, one of its own.
+        """
         path = self._grid_path(0) if self.looks.base is None else self.samples / "base.png"
         if step == 0:
             if self.looks.base is None:
