@@ -1,4 +1,4 @@
-"""The terminal that a command writes to, and that nothing which befalls it ends the command.
+"""Output of commands, which survives a closed pipe, a lost terminal or a full disk.
 
 Library code reports through the logger `dreambooth` and never prints; a command shows those records on stderr, above a
 progress bar where there is one. A notebook or a server that calls the library gets the records, and decides by itself.
@@ -17,7 +17,7 @@ READER_LEFT = (errno.EPIPE, errno.EIO)  # a pipe without a reader; a terminal th
 
 
 class LastingWriter(io.RawIOBase):
-    """Writes to a file for as long as that works, and discards what comes after.
+    """Write to a file for as long as that works, then discard the rest.
 
     A viewer that is closed, a terminal that is gone or a full disk must not end hours of training. Unbuffered, so that
     a signal handler may write in the middle of another write.
@@ -49,7 +49,7 @@ class LastingWriter(io.RawIOBase):
 
 @contextlib.contextmanager
 def command_output() -> Iterator[None]:
-    """Make stdout and stderr last for the time of a command, and show there what the library reports."""
+    """Guard stdout and stderr against write errors during a command, and show the library's log records there."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (lasting(stream) for stream in before)
     ours = sys.stdout, sys.stderr
@@ -92,14 +92,14 @@ def lasting(stream: TextIO | None) -> TextIO:
 
 
 def _report_loss(stdout: TextIO) -> None:
-    """Warn that a command's output is not whole, unless its reader wanted no more of it."""
+    """Warn that a command's output is incomplete, unless its reader has closed it."""
     error = getattr(getattr(stdout, "buffer", None), "error", None)
     if error is not None and error.errno not in READER_LEFT:
         print(f"warning: the output could not be written ({error.strerror})", file=sys.stderr)
 
 
 class ConsoleHandler(logging.Handler):
-    """Prints each record as a line on stderr, above a progress bar; a warning begins with `warning: `."""
+    """Print each record as a line on stderr, above a progress bar; a warning begins with `warning: `."""
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()

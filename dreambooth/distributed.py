@@ -2,7 +2,7 @@
 
 The config decides how many processes belong together (train.devices x train.num_nodes) and one launcher which is which:
 this program, torchrun or SLURM. `join_run` decides it once; ranks that a cluster job or a sweep has put into the
-environment of a run of one process mean nothing to it. The first process writes and speaks for all.
+environment of a run of one process are ignored. The first process writes and reports for all.
 """
 
 import logging
@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from dreambooth.errors import UserError
 
-LAUNCHER = "DREAMBOOTH_LAUNCHER"  # in the environment of processes that a run has started itself: the first one's id
+LAUNCHER = "DREAMBOOTH_LAUNCHER"  # set for processes that the run itself starts, to the first one's process id
 
 
 @dataclass(frozen=True)
 class Process:
-    """One process of a run. local_rank: its number on its machine, and so that of its GPU."""
+    """Hold the ranks of one process of a run. local_rank: its number on its machine, and so of its GPU."""
 
     rank: int = 0
     local_rank: int = 0
@@ -41,7 +41,7 @@ def this_process() -> Process:
 
 
 def is_first() -> bool:
-    """Return whether this is the process that writes and speaks."""
+    """Return whether this is the process that writes and reports."""
     return _this.rank == 0
 
 
@@ -94,7 +94,7 @@ def find_process(devices: int, num_nodes: int, environment: Mapping[str, str]) -
 
 
 def num_started(environment: Mapping[str, str]) -> int:
-    """Return how many processes a launcher around this one says that it has started; 1 without one."""
+    """Return how many processes the launcher of this one has started; 1 without a launcher."""
     return max(int(environment.get(name) or 1) for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
 
 
@@ -107,9 +107,9 @@ def of_this_process() -> str:
 
 
 def _end_with_first() -> None:
-    """See that a process that a run has started ends when the first one does, however that dies.
+    """Let this process, which the first one has started, end when that one dies.
 
-    It may else wait for that one in the middle of a step, on a GPU for half an hour. Linux only.
+    Else it may wait for it in the middle of a step, on a GPU for half an hour. Linux only.
     """
     if sys.platform == "linux":
         import ctypes
@@ -119,26 +119,26 @@ def _end_with_first() -> None:
 
 @dataclass(frozen=True)
 class WorkShare:
-    """One of `world_size` processes that take the same steps. barrier: returns when all of them have come to it."""
+    """Hold this process's part of the work of `world_size` processes. barrier: waits until all of them call it."""
 
     rank: int = 0
     world_size: int = 1
     barrier: Callable[[], Any] = lambda: None
 
-    def global_indices(self, places: Sequence[int]) -> list[int]:
+    def global_indices(self, sample_indices: Sequence[int]) -> list[int]:
         """Return the sample indices of all processes for a batch in which this one has `sample_indices`."""
-        ahead = [(other - self.rank) * len(places) for other in range(self.world_size)]
-        return [place + by for by in ahead for place in places]
+        offsets = [(other - self.rank) * len(sample_indices) for other in range(self.world_size)]
+        return [index + offset for offset in offsets for index in sample_indices]
 
 
-# -------------------------------------------------------------------------------- divided weights
+# -------------------------------------------------------------------------------- sharded weights
 
 
 def shard(network: nn.Module, mesh: Any) -> None:
-    """Divide every weight among the processes of a mesh; a block's are put together while it computes.
+    """Shard every weight over the processes of a mesh; a block's weights are gathered while it computes.
 
     Fully sharded data parallelism, torch's second version (Zhao et al. 2023, arXiv 2304.11277): gradients and an
-    optimizer's moments are divided with the weights.
+    optimizer's moments are sharded with the weights.
     """
     from torch.distributed.fsdp import fully_shard
 

@@ -117,7 +117,7 @@ def resume_or_start(
     if state is not None and is_finished(run, state, config, validation_log):
         return report_finished(run, state)
     base = str(identity["base model"])
-    build.tell_other_base(given.start, base)
+    build.warn_of_other_base(given.start, base)
     randomness = Randomness(config.run.seed)
     trained = find_method(config.method.name).attach(family, build.method_settings(config, family, randomness))
     if is_first():
@@ -127,7 +127,7 @@ def resume_or_start(
     build.cache_prompts(family, given.captions, config, text_trains)
 
     pictures = build.encode_subjects(family, given, config, randomness)
-    unseen = build.unseen_pictures(family, config, randomness) or pictures
+    unseen = build.encode_validation_images(family, config, randomness) or pictures
     open_run(run, config, run_lock, validation_log, state, identity)
     prior, teacher = build.make_prior(family, pictures, given.captions, run.prior, config, randomness, base)
     build.save_memory(family, config, text_trains)
@@ -231,7 +231,7 @@ def finish(
     """Export the weights to keep, and say where they are. base: fingerprint of the base model."""
     module.average.replace_weights()
     step = take_best(run, config, module, validation_log, last_step)
-    scores = next((entry.figures() for entry in validation_log.entries if entry.step == step), None)
+    scores = next((entry.metrics() for entry in validation_log.entries if entry.step == step), None)
     card = build.subject_card(config, step, last_step, base, scores)
     export_model(module.family, card, run.model, config.model.export_dtype)
     print(f"model: {run.model}")

@@ -1,4 +1,4 @@
-"""Errors that a user can cause or mend, each with the exit code that the commands answer with.
+"""Errors that a user can cause or mend, each with the exit code that commands return.
 
 A message is one or two lines: the file or the key, its value, what is allowed and what to do.
 """
@@ -11,19 +11,19 @@ class DreamBoothError(ValueError):
 
 
 class UserError(DreamBoothError):
-    """The user's mistake: a setting, a picture, a prompt."""
+    """A mistake of the user: a setting, an image, a prompt."""
 
     exit_code = 2
 
 
 class ModelError(DreamBoothError):
-    """The base model or the network: missing, incomplete, of an unknown kind."""
+    """A problem with the base model or the network: missing, incomplete, of an unknown kind."""
 
     exit_code = 3
 
 
 class NonFiniteError(DreamBoothError):
-    """Loss or gradient became infinite or not a number. The weights and the last checkpoint are as they were."""
+    """A loss or gradient that is infinite or not a number. The weights and the last checkpoint are as they were."""
 
     exit_code = 4
 

@@ -11,7 +11,7 @@ from typing import IO
 
 from dreambooth.errors import UserError, escaped
 
-LEFTOVER = re.compile(r"\..+\.\d+")  # how a file or folder is called until it is whole: .name.process
+LEFTOVER = re.compile(r"\..+\.\d+")  # a temporary name: .<name>.<process id>
 
 
 @contextlib.contextmanager
@@ -113,14 +113,14 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process was making in a folder. Nobody else may be writing there."""
+    """Remove the temporary files of a killed process from a folder. No other process may be writing there."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if LEFTOVER.fullmatch(path.name):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _sync(path: Path) -> None:
-    """Make a file's bytes, or a folder's names, outlast a power cut; Windows knows no such thing of a folder."""
+    """Flush a file's bytes, or a folder's names, to the disk; Windows cannot do that for a folder."""
     if os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY)

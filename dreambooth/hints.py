@@ -1,4 +1,4 @@
-"""Commands to type next, as they work where they are printed."""
+"""Commands to type next, written so that they work in the user's shell."""
 
 import importlib.util
 import os
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-NEEDED = ("omegaconf", "torch", "diffusers")  # what no environment of the toolkit lacks
+NEEDED = ("omegaconf", "torch", "diffusers")  # packages that every environment of the toolkit has
 
 
 def command_line(command: str, *words: str) -> str:
@@ -24,7 +24,7 @@ def command_line(command: str, *words: str) -> str:
 
 
 def activation_hint() -> str | None:
-    """Return how to make `python` the running interpreter; None where it is, or where that is no environment."""
+    """Return the command that activates the running environment; None where it is active, or is none."""
     activate = Path(sys.prefix, "Scripts" if os.name == "nt" else "bin", "activate")
     python = shutil.which("python")
     if sys.prefix == sys.base_prefix or not activate.is_file() or (python and _same_folder(python, sys.executable)):
@@ -33,7 +33,7 @@ def activation_hint() -> str | None:
 
 
 def missing_environment(error: ModuleNotFoundError) -> str | None:
-    """Return what to do about a package that this Python lacks; None if it is an environment of the toolkit."""
+    """Return what to do about a missing package; None if this Python is an environment of the toolkit."""
     if all(importlib.util.find_spec(name) is not None for name in NEEDED):
         return None
     python = ROOT / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")

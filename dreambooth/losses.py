@@ -1,6 +1,6 @@
 """The training loss. A loss returns one number per sample; a mask says which samples are of the class prior.
 
-So a weighting and the two means cannot fall out of step. Shapes: B batch, C channels, H/W latent height and width.
+So a weighting and the two means cannot get out of step. Shapes: B batch, C channels, H/W latent height and width.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LossParts:
-    """total = instance + weight * prior, each a scalar."""
+    """Hold a loss and its parts, each a scalar: total = instance + weight * prior."""
 
     total: Tensor
     instance: Tensor
@@ -28,7 +28,7 @@ def squared_error(prediction_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
 def pseudo_huber(prediction_BCHW: Tensor, target_BCHW: Tensor, c: float) -> Tensor:
     """Return 2 c (sqrt(d^2 + c^2) - c) of every difference d, float32 (Khrapov et al. 2024, arXiv 2403.16728).
 
-    Odd images pull less than by their square: for differences well below `c` it is d^2, well above 2 c |d|.
+    Outliers pull less than by their square: for differences well below `c` it is d^2, well above 2 c |d|.
     """
     difference = prediction_BCHW.float() - target_BCHW.float()
     return 2 * c * difference.square() / ((difference.square() + c**2).sqrt() + c)
@@ -66,7 +66,7 @@ def prior_preservation(loss_B: Tensor, is_prior_B: Tensor, weight: float) -> Los
 
 # -------------------------------------------------------------------------------- weightings over timesteps
 
-# How much an error of x0 counts at a signal-to-noise ratio: one rule for every kind of prediction.
+# Weight of an x0 error at a signal-to-noise ratio: one rule for every prediction type.
 X0_WEIGHTS: dict[str, Callable[[Tensor, float], Tensor]] = {
     # Hang et al. 2023, arXiv 2303.09556. gamma = 5 is the paper's.
     "min_snr": lambda snr, gamma: snr.clamp(max=gamma),
@@ -75,7 +75,7 @@ X0_WEIGHTS: dict[str, Callable[[Tensor, float], Tensor]] = {
     # Yu et al. 2023, arXiv 2310.08442: epsilon's loss divided by sqrt(snr), so that all timesteps learn x0.
     "debiased": lambda snr, gamma: snr.sqrt(),
 }
-# How much larger the squared error of a prediction is than that of the x0 it implies.
+# Squared error of a prediction over that of the x0 it implies.
 ERROR_OVER_X0: dict[str, Callable[[Tensor], Tensor]] = {
     "epsilon": lambda snr: snr,
     "v_prediction": lambda snr: snr + 1,

@@ -9,7 +9,7 @@ import unicodedata
 
 WORD = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[^\W\d_]+|\d|(?:[^\s\w]|_)+", re.IGNORECASE)
 
-# What other tools read in a prompt, each with an example; here it reaches the model as plain text.
+# Syntax of other tools in a prompt, each with an example; here it reaches the model as plain text.
 FOREIGN_SYNTAX = (
     re.compile(r"[(\[][^()\[\]]*:\s*[-+]?[\d.]+\s*[)\]]"),  # (sks:1.2), [a:b:0.5] of A1111 and ComfyUI
     re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>", re.IGNORECASE),  # <lora:name:1>
@@ -21,33 +21,33 @@ FOREIGN_SYNTAX = (
 
 
 def find_words(text: str, words: str) -> list[tuple[int, int]]:
-    """Return start and end of each place in NFC `text` where the tokenizer reads `words`, an identifier for example.
+    """Return start and end of each occurrence in NFC `text` of `words`, an identifier for example, as tokens.
 
     Punctuation at the ends of `words` may touch other punctuation: "<sks>" is found in "(<sks>)".
     """
-    wanted = [unicodedata.normalize("NFC", match[0]).lower() for match in WORD.finditer(words)]
-    if not wanted:
+    parts = [unicodedata.normalize("NFC", match[0]).lower() for match in WORD.finditer(words)]
+    if not parts:
         return []
     found: list[tuple[int, int]] = []
     matches = list(WORD.finditer(text))
-    for first in range(len(matches) - len(wanted) + 1):
-        span = _span(matches[first : first + len(wanted)], wanted)
+    for first in range(len(matches) - len(parts) + 1):
+        span = _span(matches[first : first + len(parts)], parts)
         if span is not None and (not found or span[0] >= found[-1][1]):
             found.append(span)
     return found
 
 
-def _span(matches: list[re.Match[str]], wanted: list[str]) -> tuple[int, int] | None:
-    """Return start and end where these words of a text are the wanted ones, else None."""
+def _span(matches: list[re.Match[str]], parts: list[str]) -> tuple[int, int] | None:
+    """Return start and end of these words of a text if they are `parts`, else None."""
     found = [match[0].lower() for match in matches]
     start, end = matches[0].start(), matches[-1].end()
-    if not wanted[0][0].isalnum() and found[0].endswith(wanted[0]):
-        start += len(found[0]) - len(wanted[0])
-        found[0] = wanted[0]
-    if not wanted[-1][0].isalnum() and found[-1].startswith(wanted[-1]):
-        end -= len(found[-1]) - len(wanted[-1])
-        found[-1] = wanted[-1]
-    return (start, end) if found == wanted else None
+    if not parts[0][0].isalnum() and found[0].endswith(parts[0]):
+        start += len(found[0]) - len(parts[0])
+        found[0] = parts[0]
+    if not parts[-1][0].isalnum() and found[-1].startswith(parts[-1]):
+        end -= len(found[-1]) - len(parts[-1])
+        found[-1] = parts[-1]
+    return (start, end) if found == parts else None
 
 
 def has_words(text: str, words: str) -> bool:
@@ -64,7 +64,7 @@ def replace_words(text: str, words: str, by: str) -> str:
 
 
 def foreign_syntax_warning(name: str, prompt: str) -> str | None:
-    """Return a warning of what means something to other tools in a prompt; None where there is nothing of the kind."""
+    """Return a warning of other tools' syntax in a prompt; None where there is none."""
     pieces = [match[0] for pattern in FOREIGN_SYNTAX for match in pattern.finditer(prompt)]
     if not pieces:
         return None

@@ -21,7 +21,7 @@ Kind = Literal["subject", "class", "other"]
 
 
 class Named(Protocol):
-    """Name what stands for a subject in prompts."""
+    """A subject's names in prompts."""
 
     @property
     def identifier(self) -> str: ...
@@ -32,7 +32,7 @@ class Named(Protocol):
 
 @dataclass(frozen=True)
 class Field:
-    """A field of a template. number: of its subject, from 1; None: of the subject whose template it is."""
+    """Hold a field of a template. number: of its subject, from 1; None: of the subject whose template it is."""
 
     name: Name
     number: int | None
@@ -41,7 +41,7 @@ class Field:
         return f"{{{self.name}}}" if self.number is None else f"{{{self.name}_{self.number}}}"
 
     def subject(self, own: int) -> int:
-        """Return the number, from 0, of the subject that the field is of in a template of subject `own`."""
+        """Return the number, from 0, of the field's subject in a template of subject `own`."""
         return own if self.number is None else self.number - 1
 
 
@@ -104,7 +104,7 @@ def has_field(template: str, name: Name | None = None) -> bool:
 
 
 def subject_phrase(subject: Named) -> str:
-    """Return what {subject} stands for."""
+    """Return the text that replaces {subject}: identifier and class noun."""
     return f"{subject.identifier} {subject.class_noun}"
 
 
@@ -122,7 +122,7 @@ def plain_prompt(template: str, class_nouns: Sequence[str], own: int = 0) -> str
 
 
 def _filled(template: str, values: Sequence[dict[Name, str]], own: int) -> str:
-    """Return a template with `values`, of each subject by the field's name, in the place of its fields."""
+    """Return a template with its fields replaced by `values`, of each subject by the field's name."""
     check_template(template, len(values))
     pieces = parse_template(template)
     return "".join(piece if isinstance(piece, str) else values[piece.subject(own)][piece.name] for piece in pieces)
@@ -138,9 +138,11 @@ def without_identifiers(prompt: str, subjects: Sequence[Named]) -> str:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A validation prompt, a row of images. kind: what these are measured for: {subject} makes it one of the subject,
-    {class} alone one of the class. filled: as the model gets it. text: without identifiers, as CLIP reads it. subjects:
-    numbers, from 0, of those whose photos the images are compared with.
+    """Hold a validation prompt, which is sampled into a row of images.
+
+    kind: decides what the images are measured for; {subject} makes it "subject", {class} alone "class". filled: as the
+    model gets it. text: without identifiers, as CLIP reads it. subjects: numbers, from 0, of those whose photos the
+    images are compared with.
     """
 
     kind: Kind
@@ -187,6 +189,6 @@ def _spelled_out(prompt: str, subjects: Sequence[Named], has_class: bool) -> tup
 
 
 def examples(num_subjects: int) -> str:
-    """Return prompts to try a model with, as one types them: a subject, and of several the first two together."""
+    """Return prompts to try a model with, quoted for a shell: a subject, and of several the first two together."""
     together = ' "a photo of {subject} and {subject_2}"' if num_subjects > 1 else ""
     return '"a photo of {subject} on the beach"' + together

@@ -1,9 +1,9 @@
 """Randomness without state: every draw is a pure function of (seed, name of the choice, address).
 
 An address is usually a sample's index in the run, counted over all optimizer steps, accumulated batches and devices. So
-an interrupted run needs no generator state to go on, two devices never draw the same noise, and what one choice draws
-never shifts another. Philox (Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3") is keyed with 128 bits
-of a hash; torch's own CPU generator keeps only 32 bits of a seed. Shapes: B samples, further axes as asked.
+an interrupted run needs no generator state to go on, two devices never draw the same noise, and the draws of one choice
+never shift those of another. Philox (Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3") is keyed with
+128 bits of a hash; torch's own CPU generator keeps only 32 bits of a seed. Shapes: B samples, further axes as asked.
 """
 
 import hashlib
@@ -16,9 +16,9 @@ from torch import Tensor
 
 
 def seed_device(device: torch.device, seed: int) -> None:
-    """Seed what torch draws on a device from now on.
+    """Seed torch's generator of a device.
 
-    `torch.manual_seed` records its call stack for every kind of device that is missing: 1 ms a time.
+    `torch.manual_seed` records its call stack for every missing kind of device: 1 ms for each call.
     """
     if device.type == "cpu":
         torch.default_generator.manual_seed(seed)
@@ -28,7 +28,7 @@ def seed_device(device: torch.device, seed: int) -> None:
 
 @dataclass(frozen=True)
 class Randomness:
-    """All random choices of a run with this seed. Draws are made on the CPU, so they do not depend on the device."""
+    """Draw the random choices of a run with this seed, on the CPU, so that they do not depend on the device."""
 
     seed: int
 

@@ -27,7 +27,7 @@ X0_FROM: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "v_prediction": lambda prediction, noisy, alpha, sigma: alpha * noisy - sigma * prediction,
     "flow": lambda prediction, noisy, alpha, sigma: (noisy - sigma * prediction) / (alpha + sigma),
 }
-# How often each of T timesteps is trained on, given a generator.
+# Draw one of T timesteps to train on.
 DENSITIES: dict[str, Callable[[np.random.Generator, int], int]] = {
     "uniform": lambda generator, num_timesteps: int(generator.integers(num_timesteps)),
     # Esser et al. 2024, arXiv 2403.03206, eq. 19 with m = 0, s = 1: mostly the middle, where predicting is hardest.
@@ -37,7 +37,7 @@ DENSITIES: dict[str, Callable[[np.random.Generator, int], int]] = {
 
 @dataclass(frozen=True)
 class Schedule:
-    """Coefficients by timestep, float32 [T].
+    """Hold the coefficients by timestep, float32 [T].
 
     prediction: 'epsilon', 'v_prediction' or 'flow'. density: of training timesteps, a name in `DENSITIES`.
     """
@@ -76,7 +76,7 @@ class Schedule:
         return len(self.alpha_T)
 
     def to(self, device: torch.device) -> "Schedule":
-        """Copy the tables to a device, where looking up a timestep then waits for nothing."""
+        """Copy the tables to a device, so that looking up a timestep needs no synchronisation."""
         return replace(self, alpha_T=self.alpha_T.to(device), sigma_T=self.sigma_T.to(device))
 
     def draw_timestep(self, generator: np.random.Generator) -> int:
@@ -84,7 +84,7 @@ class Schedule:
         return DENSITIES[self.density](generator, self.num_timesteps)
 
     def network_time(self, t_B: Tensor) -> Tensor:
-        """Return what the network is given for timesteps, as samplers count: DDPM themselves, flow 1000 sigma."""
+        """Return the network's input for timesteps: for DDPM the timesteps themselves, for flow 1000 sigma."""
         return 1000 * self.sigma_T.to(t_B.device)[t_B] if self.prediction == "flow" else t_B
 
     def coefficients(self, t_B: Tensor) -> tuple[Tensor, Tensor]:

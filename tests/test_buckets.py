@@ -17,13 +17,13 @@ from warm import Warm
 
 from dreambooth.build import prior_sampler
 from dreambooth.config import load_config
-from dreambooth.data.buckets import Size, kept_share, largest_part, make_buckets, nearest_bucket
+from dreambooth.data.buckets import Size, kept_fraction, largest_part, make_buckets, nearest_bucket
 from dreambooth.data.captions import Captions
 from dreambooth.data.images import resize_and_crop
 from dreambooth.data.latents import EncodedImage, LatentDataset, Sample
 from dreambooth.errors import UserError
 from dreambooth.families import Family, fingerprint, load_family
-from dreambooth.generation.class_prior import PicturePrior, prior_fingerprint
+from dreambooth.generation.class_prior import ImagePrior, prior_fingerprint
 from dreambooth.losses import mean_over_image, squared_error
 from dreambooth.randomness import Randomness
 from dreambooth.run.folder import RunFolder
@@ -65,7 +65,7 @@ def test_a_picture_gets_the_bucket_nearest_in_log_scale_whichever_way_it_is_held
         nearest = nearest_bucket((width, height), buckets)
         distances = {(w, h): abs(math.log(width / height) - math.log(w / h)) for w, h in buckets}
         assert distances[nearest] <= min(distances.values()) + 1e-12
-        assert kept_share((width, height), nearest) == pytest.approx(math.exp(-distances[nearest]))
+        assert kept_fraction((width, height), nearest) == pytest.approx(math.exp(-distances[nearest]))
         assert nearest_bucket((height, width), buckets) == nearest[::-1]
 
 
@@ -87,7 +87,7 @@ def test_whatever_lies_within_the_buckets_range_loses_at_most_half_a_gap() -> No
     ratios = sorted(width / height for width, height in buckets)
     worst = min(math.sqrt(low / high) for low, high in itertools.pairwise(ratios))
     shares = [
-        kept_share(size, nearest_bucket(size, buckets))
+        kept_fraction(size, nearest_bucket(size, buckets))
         for size in sizes(2000)
         if ratios[0] <= size[0] / size[1] <= ratios[-1]
     ]
@@ -109,7 +109,7 @@ def test_only_the_stated_share_of_one_side_is_cut_off_and_nothing_is_squashed(
     assert cut.size == bucket
     levels_HW3 = np.asarray(cut).astype(float)
     part, scale = largest_part(size, bucket), bucket[0] / largest_part(size, bucket)[0]
-    assert part[0] * part[1] == pytest.approx(kept_share(size, bucket) * width * height)
+    assert part[0] * part[1] == pytest.approx(kept_fraction(size, bucket) * width * height)
     for channel, length, kept in ((0, width, part[0]), (1, height, part[1])):
         first, last = levels_HW3[0, 0, channel], levels_HW3[-1, -1, channel]
         start = position * (length - kept)
@@ -170,7 +170,7 @@ def module_on(family: Family, objective: LossSettings) -> DreamBoothModule:
     means = [drawn(100 + number, *shape)[None] for number, shape in enumerate(shapes)]
     pictures = [EncodedImage(mean_VCHW, 0.1 * mean_VCHW.abs(), torch.zeros(1, 6)) for mean_VCHW in means]
     randomness = Randomness(0)
-    prior = PicturePrior(LatentDataset(pictures, Captions(["a photo of a dog"] * 3, randomness), randomness, "prior"))
+    prior = ImagePrior(LatentDataset(pictures, Captions(["a photo of a dog"] * 3, randomness), randomness, "prior"))
     optim = OptimSettings(lr=1e-3, text_encoder_lr=1e-3)
     return DreamBoothModule(family, {"denoiser": family.denoiser}, objective, prior, optim, randomness, max_grad_norm=0)
 

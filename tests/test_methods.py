@@ -525,4 +525,4 @@ def test_scores_of_a_run_with_a_start_are_measured_against_the_untouched_base(co
     anchors = [ValidationLog(run.scores, last_step=4).anchors for run in (first, second)]
     assert anchors[0] is not None
     assert anchors[0] == anchors[1]
-    assert ValidationLog(second.scores, last_step=4).entries[0].figures()["eval/drift"] > 0
+    assert ValidationLog(second.scores, last_step=4).entries[0].metrics()["eval/drift"] > 0

@@ -287,7 +287,7 @@ def name_no_subject(run: Path) -> None:
             remove_logs,
             ["Not scored: the run had", "No figures were logged.", "not log its time and memory"],
         ),
-        (leave_scores_out, ["Not scored: the run had nothing to measure its images with", "Loss ↓"]),
+        (leave_scores_out, ["Not scored: the run had no encoder to measure its images with", "Loss ↓"]),
         (make_useless, ["No step is better than the base: the quality at step 30 is 0.00."]),
         (stop_at_the_base, ["Not judged: it takes two validations", "DINO ↑"]),
         (remove_samples, ["No sample grids of these prompts", "No pictures of class or unrelated prompts"]),

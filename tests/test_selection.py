@@ -9,12 +9,12 @@ from dreambooth.metrics.selection import (
     Anchors,
     Quality,
     choose,
+    fraction_of_range,
     highest,
     is_exhausted,
     means_of,
     quality,
     standard_error,
-    way,
 )
 from dreambooth.metrics.validation_log import ValidationLog, ValidationRecord
 
@@ -50,7 +50,7 @@ def test_a_perfect_likeness_that_costs_the_rest_loses_to_a_good_one(name: str, o
 
 def test_class_pictures_that_turned_to_noise_cost_quality_though_they_are_diverse_and_unlike_the_subject() -> None:
     noise = {**PERFECT, "pres": 0.0, "div": 1.0, "drift": 1.6}
-    assert quality(noise, ANCHORS).kept == pytest.approx(0.5)
+    assert quality(noise, ANCHORS).prior_preservation == pytest.approx(0.5)
 
 
 def test_drift_costs_nothing_while_a_class_picture_is_as_near_the_bases_as_those_are_to_each_other() -> None:
@@ -65,12 +65,14 @@ def test_what_is_not_measured_does_not_count() -> None:
 
 def test_prompts_that_ask_for_nothing_beyond_the_class_are_compared_with_the_base() -> None:
     anchors = Anchors(real=0.9, dino=0.1, pres=0.1, clip_t=0.3, clip_t_ignored=0.3)
-    assert quality({"dino": 0.9, "clip_t": 0.15, "pres": 0.1}, anchors).obedience == pytest.approx(0.5)
+    assert quality({"dino": 0.9, "clip_t": 0.15, "pres": 0.1}, anchors).prompt_fidelity == pytest.approx(0.5)
 
 
-def test_way_is_cut_off_at_both_ends_and_known_where_the_ends_meet() -> None:
-    assert [way(value, 0.2, 0.6) for value in (0.1, 0.2, 0.4, 0.6, 0.7)] == pytest.approx([0, 0, 0.5, 1, 1])
-    assert [way(value, 0.5, 0.5) for value in (0.4, 0.5)] == [0, 1]
+def test_a_fraction_of_a_range_is_clipped_at_both_ends_and_known_where_the_ends_meet() -> None:
+    assert [fraction_of_range(value, 0.2, 0.6) for value in (0.1, 0.2, 0.4, 0.6, 0.7)] == pytest.approx(
+        [0, 0, 0.5, 1, 1]
+    )
+    assert [fraction_of_range(value, 0.5, 0.5) for value in (0.4, 0.5)] == [0, 1]
 
 
 def test_the_highest_step_is_the_earlier_of_equals_and_never_the_base() -> None:

@@ -72,7 +72,7 @@ def test_every_validation_has_one_number_a_picture_and_its_means_in_metrics_csv(
         lines = {int(line["step"]): line for line in csv.DictReader(file)}
     assert list(lines) == list(range(25))
     for entry in entries:
-        for name, mean in entry.figures().items():
+        for name, mean in entry.metrics().items():
             assert float(lines[entry.step][name]) == mean, (entry.step, name)
     assert lines[5]["eval/dino"] == lines[0]["train/loss"] == ""
 

@@ -118,9 +118,16 @@ def value_of(validation: ValidationRecord) -> float:
 SCALE = Anchors(real=0.9, dino=0.1, pres=0.1, div=0.8, clip_t=0.32, clip_t_ignored=0.24)
 
 
-def record(step: int, fidelity: float, obedience: float = 1.0, kept: float = 1.0) -> ValidationRecord:
+def record(
+    step: int, fidelity: float, prompt_fidelity: float = 1.0, prior_preservation: float = 1.0
+) -> ValidationRecord:
     """Return a validation of six images that are all alike."""
-    means = {"dino": 0.1 + 0.8 * fidelity, "clip_t": 0.24 + 0.08 * obedience, "pres": 0.1, "div": 0.8 * kept}
+    means = {
+        "dino": 0.1 + 0.8 * fidelity,
+        "clip_t": 0.24 + 0.08 * prompt_fidelity,
+        "pres": 0.1,
+        "div": 0.8 * prior_preservation,
+    }
     scores = {name: [mean] * 6 for name, mean in means.items()}
     return ValidationRecord(step, 0.0, scores, quality(means_of(scores), SCALE))
 
@@ -141,7 +148,7 @@ def test_the_verdict_says_since_when_prompts_are_ignored_though_an_earlier_step_
 
 
 def test_a_class_that_has_become_one_thing_is_forgotten() -> None:
-    assert judge([record(0, 0), record(100, 0.9, kept=0.2)], SCALE).outcome == "forgot its class"
+    assert judge([record(0, 0), record(100, 0.9, prior_preservation=0.2)], SCALE).outcome == "forgot its class"
 
 
 def test_a_factor_within_its_error_of_failing_is_not_decided_and_asks_for_more_images() -> None:
@@ -157,12 +164,12 @@ def test_a_factor_within_its_error_of_failing_is_not_decided_and_asks_for_more_i
 def test_what_was_not_measured_is_not_judged() -> None:
     assert judge([], None) == NOT_SCORED
     assert judge([record(0, 0.0)], SCALE) == NOT_JUDGED
-    assert str(NOT_SCORED).startswith("not scored: the run had nothing to measure its images with; ")
+    assert str(NOT_SCORED).startswith("not scored: the run had no encoder to measure its images with; ")
 
 
 def test_no_quality_is_without_a_verdict_and_something_to_do() -> None:
     for fidelity in (0.0, 0.6, 1.0):
-        for obedience in (0.0, 1.0):
-            for kept in (0.0, 1.0):
-                verdict = judge_quality(Quality(fidelity, obedience, kept))
+        for prompt_fidelity in (0.0, 1.0):
+            for prior_preservation in (0.0, 1.0):
+                verdict = judge_quality(Quality(fidelity, prompt_fidelity, prior_preservation))
                 assert all((verdict.outcome, verdict.reason, verdict.advice)), verdict

@@ -10,7 +10,7 @@ from dreambooth.build.method import (
     method_settings,
     optim_settings,
     subject_card,
-    tell_other_base,
+    warn_of_other_base,
 )
 from dreambooth.build.networks import (
     apply_schedule,
@@ -37,9 +37,9 @@ from dreambooth.build.subjects import (
 from dreambooth.build.trainer import make_callbacks, make_loader, make_loggers, make_trainer, steps_to_take
 from dreambooth.build.validation_inputs import (
     build_validation_inputs,
+    encode_validation_images,
     find_encoders,
     make_scorer,
-    unseen_pictures,
 )
 
 __all__ = [
@@ -56,6 +56,7 @@ __all__ = [
     "compute_dtype",
     "encode",
     "encode_subjects",
+    "encode_validation_images",
     "find_encoders",
     "image_warnings",
     "in_turn",
@@ -80,9 +81,8 @@ __all__ = [
     "steps_to_take",
     "subject_card",
     "subject_prompt",
-    "tell_other_base",
-    "unseen_pictures",
     "unused_networks",
     "validation_sampler",
+    "warn_of_other_base",
     "wording_warnings",
 ]

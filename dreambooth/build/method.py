@@ -68,7 +68,7 @@ def find_start_card(start: Path) -> SubjectInfo | None:
     return card_in_file(start) if start.is_file() else read_card(start)
 
 
-def tell_other_base(start: Path | None, base: str) -> None:
+def warn_of_other_base(start: Path | None, base: str) -> None:
     """Warn of a start that was trained on other weights; with the same shapes, that may well be intended."""
     card = None if start is None else find_start_card(start)
     if card is not None and card.base_fingerprint not in (None, base):

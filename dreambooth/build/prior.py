@@ -19,7 +19,7 @@ from dreambooth.families import Family
 from dreambooth.generation import sampler
 from dreambooth.generation.class_prior import (
     GeneratedPrior,
-    PicturePrior,
+    ImagePrior,
     Predict,
     Prior,
     make_teacher,
@@ -50,7 +50,7 @@ def make_prior(
     if prior.source == "folder":
         images = encode(family, list_images(str(prior.folder)), config, randomness)
         captioned = Captions([class_prompts[0][0]] * len(images), randomness)
-        return PicturePrior(LatentDataset(images, captioned, randomness, "prior")), None
+        return ImagePrior(LatentDataset(images, captioned, randomness, "prior")), None
     shapes = shapes_of(subject)
     if prior.source != "teacher":
         return make_generated_prior(
@@ -60,7 +60,7 @@ def make_prior(
     teacher = make_teacher(frozen)
     if prior.teacher_latents == "subject":
         captioned = Captions([*chain(*class_prompts)], randomness)
-        return PicturePrior(LatentDataset(subject, captioned, randomness, "prior")), teacher
+        return ImagePrior(LatentDataset(subject, captioned, randomness, "prior")), teacher
     return make_generated_prior(
         family, frozen, in_turn(class_prompts), shapes, folder, config, randomness, base
     ), teacher

@@ -101,9 +101,9 @@ def buckets_of(family: Family, config: Config) -> list[Size]:
     return make_buckets(data.resolution, data.bucket_step)
 
 
-def tell_buckets(pictures: list[EncodedImage]) -> None:
+def log_buckets(images: list[EncodedImage]) -> None:
     """Report how many images each bucket got."""
-    sizes = Counter(tuple(picture.size_crop_V6[0, 4:].tolist()) for picture in pictures)
+    sizes = Counter(tuple(image.size_crop_V6[0, 4:].tolist()) for image in images)
     listed = ", ".join(f"{width}x{height} ({count})" for (height, width), count in sorted(sizes.items()))
     logger.info(f"buckets (and images in each): {listed}")
 
@@ -116,10 +116,10 @@ def encode_subjects(family: Family, given: SubjectData, config: Config, randomne
     for warning in image_warnings([*map(inspect_image, paths)], buckets_of(family, config), config.data.resolution):
         logger.warning(warning)
     subjects = [number for number, own in enumerate(given.photos) for _ in own]
-    pictures = encode(family, paths, config, randomness, given.masks, subjects)
+    images = encode(family, paths, config, randomness, given.masks, subjects)
     if config.data.buckets:
-        tell_buckets(pictures)
-    return pictures
+        log_buckets(images)
+    return images
 
 
 def encode(

@@ -20,7 +20,7 @@ from dreambooth.methods.adapters import frozen_base
 from dreambooth.metrics.encoders import is_available
 from dreambooth.metrics.subject import Encoders, SubjectScorer, load_encoders
 from dreambooth.metrics.validation_log import ValidationLog
-from dreambooth.metrics.validation_scores import PictureRows, ValidationScorer
+from dreambooth.metrics.validation_scores import ImageRows, ValidationScorer
 from dreambooth.randomness import Randomness
 from dreambooth.training.objective import fixed_loss
 from dreambooth.training.validation import ValidationInputs
@@ -31,7 +31,7 @@ AUTO_ENCODERS = {"dino": "facebook/dino-vits16", "clip": "openai/clip-vit-base-p
 NUM_FIXED_LOSSES = 20  # (noise, timestep) pairs of eval/loss: two in each tenth of the timesteps
 
 
-def unseen_pictures(family: Family, config: Config, randomness: Randomness) -> list[EncodedImage] | None:
+def encode_validation_images(family: Family, config: Config, randomness: Randomness) -> list[EncodedImage] | None:
     """Encode the images of validate.images, which are not trained on; None where there are none."""
     if config.validate.images is None:
         return None
@@ -101,20 +101,20 @@ def build_validation_inputs(
             return fixed_loss(family, samples, randomness, pick_device(config))
 
     # A start makes step 0 another model than the base, which is what scores are measured against.
-    base = None if config.method.start is None else lambda: validation_pictures(frozen_base(family), config)
-    return ValidationInputs(lambda: validation_pictures(family, config), loss, score, base)
+    base = None if config.method.start is None else lambda: sample_validation_images(frozen_base(family), config)
+    return ValidationInputs(lambda: sample_validation_images(family, config), loss, score, base)
 
 
-def fixed_samples(pictures: list[EncodedImage], config: Config) -> Iterator[Sample]:
+def fixed_samples(images: list[EncodedImage], config: Config) -> Iterator[Sample]:
     """Yield the samples of the fixed loss, their latents the VAE's means."""
-    numbers = by_subject(pictures)
+    numbers = by_subject(images)
     for index in range(NUM_FIXED_LOSSES):
         turn, subject = divmod(index, len(numbers))
-        picture = pictures[numbers[subject][turn % len(numbers[subject])]]
-        yield Sample("validation", index, picture.mean_VCHW[0], subject_prompt(config, subject))
+        image = images[numbers[subject][turn % len(numbers[subject])]]
+        yield Sample("validation", index, image.mean_VCHW[0], subject_prompt(config, subject))
 
 
-def validation_pictures(family: Family, config: Config) -> PictureRows:
+def sample_validation_images(family: Family, config: Config) -> ImageRows:
     """Sample a row of images for each prompt, each from its own seed, always the same: validations can be compared.
 
     Rows do not share seeds: what one noise happens to draw (a robot like the subject) would be counted in all of them.
@@ -125,5 +125,5 @@ def validation_pictures(family: Family, config: Config) -> PictureRows:
     size = (config.data.resolution, config.data.resolution)
     with on_device(family.vae, pick_device(config)), inference(family, config):
         batches = sampler.sample_pixels(family, prompts, seeds, size, settings, config.prior.batch_size)
-        pictures = [picture for pixels_BCHW in batches for picture in to_images(pixels_BCHW)]
-    return [pictures[first : first + validate.num_images] for first in range(0, len(pictures), validate.num_images)]
+        images = [image for pixels_BCHW in batches for image in to_images(pixels_BCHW)]
+    return [images[first : first + validate.num_images] for first in range(0, len(images), validate.num_images)]

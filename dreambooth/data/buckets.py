@@ -1,4 +1,4 @@
-"""Aspect-ratio buckets: a few sizes of nearly one area, so that a picture is trained in nearly its own shape.
+"""Aspect-ratio buckets: a few sizes of nearly one area, so that an image is trained in nearly its own shape.
 
 Podell et al. 2023 (SDXL, arXiv 2307.01952), section 2.3, after NovelAI's "Improvements on Stable Diffusion" (2022).
 A size is (width, height) in pixels, as Pillow has it.
@@ -6,7 +6,7 @@ A size is (width, height) in pixels, as Pillow has it.
 
 from collections.abc import Sequence
 
-MAX_RATIO = 2  # of the longer side to the shorter: base models have hardly seen longer pictures
+MAX_RATIO = 2  # of the longer side to the shorter: base models have hardly seen longer images
 
 Size = tuple[int, int]
 
@@ -34,10 +34,10 @@ def nearest_bucket(size: Size, buckets: Sequence[Size]) -> Size:
 
     A distance of the ratios themselves would not treat 2:3 as it treats 3:2.
     """
-    return max(buckets, key=lambda bucket: kept_share(size, bucket))
+    return max(buckets, key=lambda bucket: kept_fraction(size, bucket))
 
 
-def kept_share(size: Size, shape: Size) -> float:
+def kept_fraction(size: Size, shape: Size) -> float:
     """Return which fraction of an image its largest part of another shape keeps: exp(-distance) of `nearest_bucket`."""
     one, other = size[0] * shape[1], size[1] * shape[0]
     return min(one, other) / max(one, other)

@@ -73,7 +73,7 @@ def _read_metadata(path: Path) -> dict[str, str]:
 
 
 def is_caption_file(path: Path, names: set[str]) -> bool:
-    """Return whether a file in a folder of images is a caption. names: of all other files, with and without suffix."""
+    """Return whether a file in an image folder is a caption. names: of all other files, with and without suffix."""
     return path.name == METADATA or (path.suffix.lower() in SUFFIXES and path.stem in names)
 
 
@@ -91,9 +91,9 @@ def without_subjects(caption: str, subjects: Sequence[Named]) -> str:
 
 @dataclass(frozen=True)
 class Captions:
-    """The prompt of each sample, a function of its image and its index in the run.
+    """Give each sample its prompt, a function of its image and its index in the run.
 
-    texts: one for each image. dropout: share of samples whose prompt is empty, which classifier-free guidance needs
+    texts: one for each image. dropout: fraction of samples whose prompt is empty, which classifier-free guidance needs
     (Ho & Salimans 2022, arXiv 2207.12598; 0.1). shuffle: parts between commas come in a new order each time, but the
     first stays where it is.
     """

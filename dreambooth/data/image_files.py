@@ -1,6 +1,6 @@
-"""Image files to upright 8-bit sRGB: what a person sees in a viewer is what a model learns.
+"""Read image files as upright 8-bit sRGB: a model learns what a person sees in a viewer.
 
-What a camera, a phone or an editor writes is read; what cannot be is named in an error.
+Files of cameras, phones and editors are read; a file that cannot be read is named in an error.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ FORMATS = {
     "TIFF": "TIFF",
     "WEBP": "WebP",
 }
-MIN_SIDE = 16  # pixels; what has fewer is an icon, or went wrong
+MIN_SIDE = 16  # pixels; smaller images are icons, or damaged
 MAX_ASPECT = 16  # long side over short one
 
 # What Pillow's decoders raise on damaged files, found by flipping and cutting bytes of every format above.
@@ -67,7 +67,7 @@ def load_mask(path: str | Path) -> Image.Image:
 
 
 def transparency_mask(path: str | Path) -> Image.Image:
-    """Return what a cut-out shows (255) and what is transparent (0). Raises UserError for one without transparency."""
+    """Return the mask of a cut-out, 0 where it is transparent, 255 elsewhere. Raises UserError if nothing is."""
     with _without_warnings():
         image = _decode(Path(path))
     if not image.has_transparency_data:
@@ -114,7 +114,7 @@ def readable_formats() -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[list[str]]:
-    """Keep Pillow's warnings, which name no file, from the terminal; the list is filled at the end."""
+    """Collect Pillow's warnings, which name no file, instead of printing them; the list is filled at the end."""
     found: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -133,7 +133,7 @@ def _decode(path: Path, check_size: bool = False) -> Image.Image:
                 _check_size(*image.size)
             image.load()
             upright = ImageOps.exif_transpose(image)
-            _num_frames(image)  # a file that is torn behind its first image is torn
+            _num_frames(image)  # raises for a file that is damaged after its first image
             return upright
     except UnidentifiedImageError as error:
         if path.suffix.lower() in {".heic", ".heif"} and "HEIF" not in readable_formats():

@@ -1,4 +1,4 @@
-"""A folder of images as people have it: images, captions beside them, and files that systems leave there."""
+"""Folders of images as people have them: images, captions beside them, and files that systems leave there."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,15 +12,14 @@ SYSTEM_FILES = {
     "__macosx", "@eadir", "#recycle", "$recycle.bin", "desktop.ini", "ehthumbs.db", "ehthumbs_vista.db", "icon\r",
     "picasa.ini", "system volume information", "thumbs.db", "zbthumbnail.info",
 }  # fmt: skip
-SIDECARS = (".aae", ".xmp")  # what phones and editors write beside a photo
+SIDECARS = (".aae", ".xmp")  # files that phones and editors write beside a photo
 
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """A folder of readable images, sorted by name.
+    """Hold a folder of readable images, sorted by name.
 
-    captions: files that say something of them. system_files: names of what is passed over. warnings: what Pillow says
-    of an image, by its name.
+    captions: caption files. system_files: names of ignored files. warnings: Pillow's, by the image's name.
     """
 
     path: Path
@@ -36,7 +35,7 @@ def list_images(folder: str | Path) -> list[Path]:
 
 
 def open_folder(folder: str | Path) -> ImageFolder:
-    """Sort what a folder holds, and decode every image once, so that training never meets one that cannot be.
+    """Sort a folder's files, and decode every image once, so that none fails during training.
 
     Raises UserError if the folder is missing or has no images, or with the names of everything in it that is neither a
     readable image nor a caption nor a file that the system puts there.

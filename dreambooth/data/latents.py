@@ -1,4 +1,4 @@
-"""Images as latents, and which of them a step sees.
+"""Images as latents, and the order in which training samples them.
 
 An image is resized, cropped and encoded once, each crop and its mirror image (a "view"). Kept are the VAE's mean and
 standard deviation, so that every step samples fresh latents (Kingma & Welling 2014, eq. 4) without running the VAE
@@ -29,7 +29,7 @@ Source = Literal["subject", "prior", "validation"]
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """Mean and standard deviation of the latents of every view of an image, float32 [V, C, H, W], on the CPU.
+    """Hold mean and standard deviation of the latents of every view of an image, float32 [V, C, H, W], on the CPU.
 
     size_crop_V6: how each view was cut out of the image (`size_crop_of`). mask_V1HW: how much each latent position
     counts, 0 to 1; None: all the same. subject: number of the run's subject that it shows. name: of its file.
@@ -44,7 +44,7 @@ class EncodedImage:
 
 
 class Sample(NamedTuple):
-    """One latent image [C, H, W] with its prompt, at one index of the run.
+    """Hold one latent image [C, H, W] with its prompt, at one index of the run.
 
     source: data sets of different names draw different random numbers for one index.
     sample_index: counted over all optimizer steps, accumulated batches and devices of the run.
@@ -68,9 +68,9 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples whose latents have one shape, stacked. Shapes: B samples.
+    """Hold samples whose latents have one shape, stacked. Shapes: B samples.
 
-    size_crop_B6: how each image was cut (`size_crop_of`); those that do not say are taken for whole ones.
+    size_crop_B6: how each image was cut (`size_crop_of`); those without that count as whole ones.
     weight_B1HW: how much each latent position counts; None: all the same.
     is_prior_B: bool, always on the CPU: what is picked by it is then known without waiting for another device.
     """
@@ -99,7 +99,7 @@ class Batch:
         )
 
     def to(self, device: torch.device) -> "Batch":
-        """Copy what the networks read to a device, without waiting for it."""
+        """Copy the tensors that the networks read to a device, without waiting for it."""
         return replace(
             self,
             latents_BCHW=self.latents_BCHW.to(device, non_blocking=True),
@@ -186,7 +186,7 @@ def by_subject(images: Sequence[EncodedImage]) -> list[list[int]]:
 
 
 class LatentDataset(Dataset[Sample]):
-    """Samples by their index in the run.
+    """Give each index of the run its sample.
 
     Each pass goes through all images in a new order; view and latent noise are drawn for the index. Several subjects
     take turns, index by index, each in an order of its own: one with few images is seen as often as one with many.
@@ -207,7 +207,7 @@ class LatentDataset(Dataset[Sample]):
         own = self.by_subject[subject]
         address = (
             (turn // len(own), subject) if subject else (turn // len(own),)
-        )  # of the first subject as of an only one
+        )  # the first subject draws as an only one would
         order = self.randomness.permutation(f"{self.source}/order", len(own), *address)
         return own[order[turn % len(own)]]
 
@@ -238,7 +238,7 @@ def by_shape(samples: Iterable[Sample], largest: int | None = None) -> list[list
 
 
 class ResumableBatchSampler(Sampler[list[int]]):
-    """Endless batches of sample indices for one process of several, from the batch on that `position()` names.
+    """Yield endless batches of sample indices for one process of several, starting at the batch of `position()`.
 
     position: returns (first batch, rank, world size). It is called when iteration starts: by then a resumed run has
     restored its step, and the processes have found each other.

@@ -1,4 +1,4 @@
-"""Images at a glance, and pairs of them that show the same: each would count twice in training."""
+"""Facts about images, and near-duplicates among them, which would count twice in training."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from dreambooth.data.buckets import Size
 from dreambooth.data.image_files import load_image, num_frames
 
 MAX_DISTANCE = 5.0  # of 255; re-encoded or resized copies differ by 1 or 2, the two nearest photos of a series by 10
-GLANCE = 16  # pixels a side
+THUMBNAIL_SIDE = 16  # pixels a side
 MARGIN = 0.01  # of 255, more than float32 rounds a mean of 768 numbers by
 
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """An image at a glance. size: as it is seen. num_frames: images in its file, of which the first is read.
+    """Hold facts about an image. size: as it is shown. num_frames: images in its file, of which the first is read.
 
     colours_HWC: of its 16 x 16 parts, 0 to 255.
     """
@@ -31,12 +31,12 @@ class ImageInfo:
 def inspect_image(path: Path) -> ImageInfo:
     """Return an image's facts. Raises UserError as `load_image` does."""
     image = load_image(path)
-    colours_HWC = np.asarray(image.resize((GLANCE, GLANCE), Image.Resampling.BOX)).astype(np.float32)
+    colours_HWC = np.asarray(image.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX)).astype(np.float32)
     return ImageInfo(path, image.size, num_frames(path), colours_HWC)
 
 
 def near_duplicates(images: Sequence[ImageInfo]) -> list[tuple[Path, Path]]:
-    """Return pairs that show the same: copies, re-encoded, resized or cut by a hair; not two photos of one thing.
+    """Return near-duplicates: copies, re-encoded, resized or slightly cropped; not two photos of one thing.
 
     The mean distance of two images is at least that of their averages over larger parts. So most pairs are excluded by
     their mean colour, most others by 2 x 2 and 4 x 4 parts, and no pair is lost.
@@ -44,7 +44,7 @@ def near_duplicates(images: Sequence[ImageInfo]) -> list[tuple[Path, Path]]:
     if len(images) < 2:
         return []
     colours_NHWC = np.stack([image.colours_HWC for image in images])
-    levels = [_pooled(colours_NHWC, parts) for parts in (1, 2, 4, GLANCE)]
+    levels = [_pooled(colours_NHWC, parts) for parts in (1, 2, 4, THUMBNAIL_SIDE)]
     order = np.argsort(levels[0].mean(1), kind="stable")
     levels = [level[order] for level in levels]
     pairs = sorted((min(pair), max(pair)) for pair in _close_pairs(levels, order))
@@ -53,7 +53,7 @@ def near_duplicates(images: Sequence[ImageInfo]) -> list[tuple[Path, Path]]:
 
 def _pooled(colours_NHWC: np.ndarray, parts: int) -> np.ndarray:
     """Return the mean colours of parts x parts areas, [N, parts * parts * 3]."""
-    size = GLANCE // parts
+    size = THUMBNAIL_SIDE // parts
     split = colours_NHWC.reshape(len(colours_NHWC), parts, size, parts, size, 3)
     return split.mean((2, 4)).reshape(len(colours_NHWC), -1)
 

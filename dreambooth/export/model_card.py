@@ -1,4 +1,4 @@
-"""The model card of an export, README.md: what it has learned, its pictures, how to use it, settings, scores, base."""
+"""The model card of an export, README.md: what it has learned, its images, how to use it, settings, scores, base."""
 
 import shutil
 from collections.abc import Iterator
@@ -26,15 +26,15 @@ KINDS = {
     "embedding": "A learned word",
 }
 SCORES = {
-    "eval/dino": "likeness of the subject's pictures to the photos",
+    "eval/dino": "similarity of the subject's images to the photos",
     "eval/clip_i": "the same, by CLIP",
-    "eval/clip_t": "do they follow the prompt?",
-    "eval/pres": "likeness of the class to the photos: what leaked",
-    "eval/div": "distance among pictures of the class",
-    "eval/drift": "distance of the class from the base's pictures",
-    "eval/drift_other": "the same of other prompts",
-    "eval/quality": "fidelity * obedience * kept, by which the step was chosen",
-    "eval/loss": "at noise and timesteps that are always the same",
+    "eval/clip_t": "similarity of the images to their prompts",
+    "eval/pres": "similarity of the class images to the photos: what leaked",
+    "eval/div": "distance among class images",
+    "eval/drift": "distance of class images from the base's",
+    "eval/drift_other": "the same for other prompts",
+    "eval/quality": "fidelity * prompt fidelity * prior preservation, by which the step was chosen",
+    "eval/loss": "at fixed noise and timesteps",
 }
 TAGS = {"lora": ["lora"], "kohya": ["lora"], "embedding": ["textual_inversion"]}
 
@@ -63,7 +63,7 @@ def write(
         instructions=list(instructions(files)),
         kind=f"A {files.factors} under LyCORIS' names" if files.factors else KINDS[form],
         method=(card.settings or {}).get("method.name", card.method),
-        scores=list(told_scores(card, history)),
+        scores=list(describe_scores(card, history)),
         card=card,
         form=form,
         repo=repo,
@@ -83,7 +83,7 @@ def instance_prompt(card: ExportCard) -> str:
     return fill_prompt(card.subjects[0].prompt, card.subjects)
 
 
-def told_scores(card: ExportCard, history: History) -> Iterator[tuple[str, float, str]]:
+def describe_scores(card: ExportCard, history: History) -> Iterator[tuple[str, float, str]]:
     """Yield each score's name, mean and meaning, with the encoder that measured it."""
     for name, score in (card.scores or {}).items():
         encoder = history.measured_by.get(name.removeprefix("eval/"))

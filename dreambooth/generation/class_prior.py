@@ -38,7 +38,7 @@ class Prior(Protocol):
         ...
 
 
-class PicturePrior:
+class ImagePrior:
     """Serves images that are there: the user's own of the class, or with a teacher the subject's."""
 
     def __init__(self, dataset: LatentDataset) -> None:

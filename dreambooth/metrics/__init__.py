@@ -1,5 +1,5 @@
-"""Is it the subject, does it follow the prompt, what did the model forget? Scores of pictures, and the best step.
+"""Scores of images (subject fidelity, prompt fidelity, prior preservation), and the choice of the best step.
 
-`encoders` embeds pictures and texts, `scores` makes one number per picture out of embeddings, `subject` applies them to
-one subject's pictures, `selection` says which step of a run is the best.
+`encoders` embeds images and texts, `scores` makes one number per image out of embeddings, `subject` applies them to
+one subject's images, `selection` says which step of a run is the best.
 """

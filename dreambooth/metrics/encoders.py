@@ -1,8 +1,8 @@
-"""Pictures and texts as unit vectors, by the encoders that the field measures with, over transformers directly.
+"""Images and texts as unit vectors, by the encoders that the field measures with, over transformers directly.
 
-DINO (Caron et al. 2021, arXiv 2104.14294) and DINOv2 (Oquab et al. 2023, arXiv 2304.07193) embed a picture by the
-class token of their last layer, CLIP (Radford et al. 2021, arXiv 2103.00020) pictures and texts in one space. All by
-hub id or local folder. Shapes: B pictures or texts, D embedding dimensions.
+DINO (Caron et al. 2021, arXiv 2104.14294) and DINOv2 (Oquab et al. 2023, arXiv 2304.07193) embed an image by the
+class token of their last layer, CLIP (Radford et al. 2021, arXiv 2103.00020) images and texts in one space. All by
+hub id or local folder. Shapes: B images or texts, D embedding dimensions.
 """
 
 import urllib.request
@@ -22,11 +22,11 @@ from torch import Tensor
 from dreambooth.data.images import center_square
 from dreambooth.errors import ModelError
 
-BATCH_SIZE = 32  # pictures or texts at a time
+BATCH_SIZE = 32  # images or texts at a time
 
 
 class ImageEncoder:
-    """A vision transformer whose class token embeds a picture: DINO, DINOv2, ViT."""
+    """Embed images by the class token of a vision transformer: DINO, DINOv2, ViT."""
 
     def __init__(self, name: str, model: Any, processor: Any) -> None:
         self.name = name
@@ -34,14 +34,14 @@ class ImageEncoder:
         self.processor = processor
 
     @torch.no_grad()
-    def images(self, pictures: Sequence[Image]) -> Tensor:
-        """Embed RGB pictures, the largest centred square of each: float32 [B, D] of length 1, on the CPU.
+    def images(self, images: Sequence[Image]) -> Tensor:
+        """Embed RGB images, the largest centred square of each: float32 [B, D] of length 1, on the CPU.
 
         The encoders' own preprocessing squashes (DINO) or crops (CLIP) what is not square; this makes them agree.
         """
         parts = []
-        for first in range(0, len(pictures), BATCH_SIZE):
-            squares = [center_square(picture) for picture in pictures[first : first + BATCH_SIZE]]
+        for first in range(0, len(images), BATCH_SIZE):
+            squares = [center_square(image) for image in images[first : first + BATCH_SIZE]]
             pixels_BCHW = self.processor(images=squares, return_tensors="pt")["pixel_values"].to(self.model.device)
             parts.append(F.normalize(self._embed(pixels_BCHW).float(), dim=-1).cpu())
         return torch.cat(parts)
@@ -51,7 +51,7 @@ class ImageEncoder:
 
 
 class ClipEncoder(ImageEncoder):
-    """CLIP: pictures and texts whose cosine says how well they fit."""
+    """Embed images and texts with CLIP; their cosine tells how well they match."""
 
     def __init__(self, name: str, model: Any, processor: Any, tokenizer: Any) -> None:
         super().__init__(name, model, processor)

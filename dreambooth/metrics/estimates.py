@@ -1,4 +1,4 @@
-"""Turns numbers into a mean with its interval, in one place. Nothing heavy is imported here."""
+"""Turn numbers into a mean with its confidence interval. Nothing heavy is imported here."""
 
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
@@ -16,7 +16,7 @@ BOUNDS: dict[str, Bounds] = {  # the range of each measure, beyond which no inte
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and its 95 % confidence interval over `num` independent numbers; nan where one number gives none."""
+    """Hold a mean and its 95 % confidence interval over `num` independent numbers; nan where one number gives none."""
 
     mean: float
     low: float
@@ -41,7 +41,7 @@ def estimate(
 ) -> Estimate:
     """Return the mean with Student's t interval, cut off at the ends of the range that the scores can have.
 
-    groups: what each score belongs to (its subject, say). Pictures of one subject are alike, so they are averaged
+    groups: what each score belongs to (its subject, say). Images of one subject are alike, so they are averaged
     first, and the interval is over the groups: without that it would be far too narrow. bounds: the scores' range;
     None: they have none.
     """

@@ -1,6 +1,6 @@
 """LPIPS (Zhang et al. 2018, arXiv 1801.03924), the distance that the paper's DIV is measured with, where installed.
 
-The package `lpips` needs torchvision and downloads AlexNet once. Shapes: B pictures, C channels, H/W pixels.
+The package `lpips` needs torchvision and downloads AlexNet once. Shapes: B images, C channels, H/W pixels.
 """
 
 import contextlib
@@ -19,18 +19,16 @@ RESOLUTION = 256  # pixels; 64 and smaller would leave AlexNet no room
 
 
 class Perceptual:
-    """Distances among pictures by a network that takes two batches of pixels in [-1, 1]."""
+    """Measure distances among images with a network that takes two batches of pixels in [-1, 1]."""
 
     def __init__(self, network: Any, device: str) -> None:
         self.network = network
         self.device = device
 
     @torch.no_grad()
-    def distance(self, pictures: Sequence[Image]) -> Tensor:
+    def distance(self, images: Sequence[Image]) -> Tensor:
         """Return LPIPS of all pairs, [B, B], 0 on the diagonal."""
-        pixels_BCHW = torch.stack(
-            [to_tensor(resize_and_crop(picture, (RESOLUTION, RESOLUTION))) for picture in pictures]
-        )
+        pixels_BCHW = torch.stack([to_tensor(resize_and_crop(image, (RESOLUTION, RESOLUTION))) for image in images])
         pixels_BCHW = pixels_BCHW.to(self.device)
         rows = [self.network(one.expand_as(pixels_BCHW), pixels_BCHW).flatten() for one in pixels_BCHW]
         return torch.stack(rows).float().cpu()

@@ -1,27 +1,28 @@
 """Which step of a run to keep, by a quality that no single number can cheat, and no further than its noise allows.
 
-    quality = fidelity * obedience * kept                                          each in [0, 1]
+    quality = fidelity * prompt_fidelity * prior_preservation                      each in [0, 1]
 
-    fidelity  = way(dino;   from dino_0, to real)               is it the subject, or just another of its class?
-    obedience = way(clip_t; from ignored, to clip_t_0)          does it follow the prompt as the base did?
-    kept      = (1 - way(pres; from pres_0, to real)) * min(1, div / div_0) * min(1, div_0 / drift)
-                                                                has the class stayed what it was?
+    fidelity           = f(dino;   from dino_0, to real)        is it the subject, or just another of its class?
+    prompt_fidelity    = f(clip_t; from ignored, to clip_t_0)   does it follow the prompt as the base did?
+    prior_preservation = (1 - f(pres; from pres_0, to real)) * min(1, div / div_0) * min(1, div_0 / drift)
+                                                                is the class what it was?
 
-    way(x; from a, to b) = (x - a) / (b - a), cut off at 0 and 1
+    f(x; from a, to b) = (x - a) / (b - a), clipped to 0..1     `fraction_of_range`
 
-Every anchor is measured, none is set: `dino_0`, `pres_0`, `clip_t_0`, `div_0` on the untouched base's own pictures,
-`real` among the subject's photos, `ignored` on the base's class pictures under the subject prompts' texts, which is
-what a model that has stopped listening would score. So the number means the same for any model, encoder and subject: 0
-is the base itself (not the subject), 1 would be perfect pictures of the subject from a model that has lost nothing.
+Every anchor is measured, none is set: `dino_0`, `pres_0`, `clip_t_0`, `div_0` on the untouched base's own images,
+`real` among the subject's photos, `ignored` on the base's class images under the subject prompts' texts, which is
+what a model that ignores its prompts would score. So the number means the same for any model, encoder and subject: 0
+is the base itself (not the subject), 1 would be perfect images of the subject from a model that has lost nothing.
 
-An overfitted model gains fidelity, but loses obedience (it draws the photos again) and kept (the class looks like the
-subject: pres, or like one thing: div). Drift counts only where a class picture is farther from the base's of the same
-seed than two of the base's are from each other: noise, not another dog. No factor exceeds 1: none makes up for another.
+An overfitted model gains fidelity, but loses prompt fidelity (it draws the photos again) and prior preservation (the
+class looks like the subject: pres, or like one thing: div). Drift counts only where a class
+image is farther from the base's of the same seed than two of the base's are from each other: noise, not another dog.
+No factor exceeds 1: none makes up for another.
 
 Kept is the last step whose quality is not clearly less than the highest: by no more than one standard error of the
 difference on the same prompts and noise. Of six images a quality has a standard error of .03 to .07, more than steps
 differ by near the end of a run. There the highest is a matter of chance, and later steps have learned more that no
-score here sees. Validations of a recorded demo (tests/recorded_runs.json) with three images a prompt, drawn anew a
+score here shows. Validations of a recorded demo (tests/recorded_runs.json) with three images a prompt, resampled a
 hundred times: the highest quality kept cats whose second colour is right in .83 of the images, this rule in .91, the
 last step .92. Where a run is spoiled, it is the last step that loses: of the laboratory's map (`lab map`), read as runs
 with validations at 120, 240 and 480 steps, this rule's truth is .18 +- .10 above the last step's, and .01 +- .05 below
@@ -33,7 +34,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-MIN_SPAN = 5e-3  # anchors nearer to each other than this cannot be measured between
+MIN_SPAN = 5e-3  # a range smaller than this cannot be measured in
 CLEAR = 1.0  # standard errors that a difference of qualities must exceed; 2 costs .05 of truth at twice the rate
 IMAGE_GROUPS = (("dino", "clip_i", "clip_t"), ("pres", "div", "drift"))  # measures of the same images
 
@@ -43,7 +44,7 @@ LeftOut = tuple[Sequence[str], int]  # measures, and the number of their image
 
 @dataclass(frozen=True)
 class Anchors:
-    """Hold the ends of the rule's scales; all from the untouched base and the photos. None: not measured.
+    """Hold the ends of the rule's ranges, from the untouched base and the photos. None: not measured.
 
     dino: of `clip_i`, where there is no DINO.
     """
@@ -58,19 +59,19 @@ class Anchors:
 
 @dataclass(frozen=True)
 class Quality:
-    """quality = fidelity * obedience * kept."""
+    """Hold the factors of a quality: fidelity * prompt_fidelity * prior_preservation."""
 
     fidelity: float
-    obedience: float
-    kept: float
+    prompt_fidelity: float
+    prior_preservation: float
 
     @property
     def value(self) -> float:
-        return self.fidelity * self.obedience * self.kept
+        return self.fidelity * self.prompt_fidelity * self.prior_preservation
 
 
 class Validation(Protocol):
-    """Name what the choice of a step reads of a validation."""
+    """A validation as the choice of a step reads it."""
 
     @property
     def step(self) -> int: ...
@@ -80,7 +81,7 @@ class Validation(Protocol):
     def quality(self) -> Quality | None: ...
 
 
-def way(value: float, start: float, end: float) -> float:
+def fraction_of_range(value: float, start: float, end: float) -> float:
     """Return how far from `start` to `end` a value has come: 0 at the start and before it, 1 at the end and beyond."""
     if end - start < MIN_SPAN:
         return 1.0 if value >= end else 0.0
@@ -92,27 +93,27 @@ def quality(means: Mapping[str, float], anchors: Anchors) -> Quality:
 
     Those are `dino` or else `clip_i`, and `clip_t`, `pres`, `div`, `drift` where measured.
 
-    A prompt set that asks for nothing beyond the class leaves `ignored` and `clip_t_0` equal; there obedience is
-    min(1, clip_t / clip_t_0).
+    A prompt set that asks for nothing beyond the class leaves `ignored` and `clip_t_0` equal; there prompt fidelity
+    is min(1, clip_t / clip_t_0).
     """
-    fidelity = way(means["dino"] if "dino" in means else means["clip_i"], anchors.dino, anchors.real)
-    return Quality(fidelity, _obedience(means, anchors), _kept(means, anchors))
+    fidelity = fraction_of_range(means["dino"] if "dino" in means else means["clip_i"], anchors.dino, anchors.real)
+    return Quality(fidelity, _prompt_fidelity(means, anchors), _prior_preservation(means, anchors))
 
 
-def _obedience(means: Mapping[str, float], anchors: Anchors) -> float:
+def _prompt_fidelity(means: Mapping[str, float], anchors: Anchors) -> float:
     if anchors.clip_t is None or anchors.clip_t_ignored is None or "clip_t" not in means:
         return 1.0
     if anchors.clip_t - anchors.clip_t_ignored < MIN_SPAN:
         return min(1.0, max(0.0, means["clip_t"] / anchors.clip_t))
-    return way(means["clip_t"], anchors.clip_t_ignored, anchors.clip_t)
+    return fraction_of_range(means["clip_t"], anchors.clip_t_ignored, anchors.clip_t)
 
 
-def _kept(means: Mapping[str, float], anchors: Anchors) -> float:
-    kept = 1 - way(means["pres"], anchors.pres, anchors.real)
+def _prior_preservation(means: Mapping[str, float], anchors: Anchors) -> float:
+    preserved = 1 - fraction_of_range(means["pres"], anchors.pres, anchors.real)
     if anchors.div and "div" in means:
-        kept *= min(1.0, means["div"] / anchors.div)
-        kept *= min(1.0, anchors.div / means["drift"]) if means.get("drift") else 1.0
-    return kept
+        preserved *= min(1.0, means["div"] / anchors.div)
+        preserved *= min(1.0, anchors.div / means["drift"]) if means.get("drift") else 1.0
+    return preserved
 
 
 def highest(qualities: Mapping[int, float]) -> int | None:
@@ -160,14 +161,14 @@ def factor_errors(scores: Scores, anchors: Anchors) -> dict[str, float]:
     def factor(name: str) -> float:
         return jackknife(lambda without: getattr(quality(means_of(_without(scores, *without)), anchors), name), scores)
 
-    return {name: factor(name) for name in ("fidelity", "obedience", "kept")}
+    return {name: factor(name) for name in ("fidelity", "prompt_fidelity", "prior_preservation")}
 
 
 def jackknife(value_without: Callable[[LeftOut], float], scores: Scores) -> float:
     """Return the standard error of a value that is computed from images, by leaving out one image at a time.
 
     Efron & Stein 1981:  se^2 = (n - 1) / n * sum_i (v_i - mean(v))^2,  v_i: the value without image i of n. Images of
-    subject and of class prompts are independent, so their variances add up. A single image tells no spread: 0.
+    subject and of class prompts are independent, so their variances add up. A single image has no spread: 0.
     """
     variance = 0.0
     for group in IMAGE_GROUPS:

@@ -1,6 +1,6 @@
-"""The paper's measures applied to pictures of one subject: what validation, `evaluate` and the laboratory all use.
+"""The paper's measures applied to images of one subject: what validation, `evaluate` and the laboratory all use.
 
-Shapes: B pictures, N photos, D embedding dimensions.
+Shapes: B images, N photos, D embedding dimensions.
 """
 
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ from dreambooth.metrics import scores
 from dreambooth.metrics.encoders import ClipEncoder, ImageEncoder, load_clip, load_image_encoder
 from dreambooth.metrics.perceptual import Perceptual, load_lpips
 
-Scores = dict[str, list[float]]  # dino, clip_i, clip_t, pres, div, drift, drift_other -> one number per picture
+Scores = dict[str, list[float]]  # dino, clip_i, clip_t, pres, div, drift, drift_other -> one number per image
 
 
 @dataclass(frozen=True)
 class Encoders:
-    """Hold the encoders to measure with; at least one of the first two. Without `dino`, CLIP's images do its work.
+    """Hold the encoders to measure with; at least one of the first two. Without `dino`, `clip` also does its part.
 
     lpips: measures DIV; None: the encoder's cosine distance.
     """
@@ -46,7 +46,7 @@ class Encoders:
 
 
 def load_encoders(dino: str | None, clip: str | None, device: str = "cpu", lpips: bool = False) -> Encoders:
-    """Load by hub id or folder; None leaves one out. Raises ModelError where one is not to be had, UserError for none.
+    """Load encoders by hub id or folder; None leaves one out. Raises ModelError for a missing one, UserError for none.
 
     lpips: measure DIV with it where it is installed.
     """
@@ -61,48 +61,48 @@ def load_encoders(dino: str | None, clip: str | None, device: str = "cpu", lpips
 
 @dataclass
 class SubjectScorer:
-    """Scores pictures against the photos of one subject, which are embedded once."""
+    """Score images against the photos of one subject, which are embedded once."""
 
     encoders: Encoders
     photos: Sequence[Image]
     _photos_ND: dict[str, Tensor] = field(default_factory=dict)
 
-    def subject(self, pictures: Sequence[Image], texts: Sequence[str]) -> Scores:
+    def subject(self, images: Sequence[Image], texts: Sequence[str]) -> Scores:
         """Score images of prompts with the subject: `dino`, `clip_i`, and `clip_t` against `texts`.
 
-        texts: a picture's prompt with the identifier taken out ("a photo of a dog on the beach"), as it means nothing
+        texts: an image's prompt with the identifier taken out ("a photo of a dog on the beach"), as it means nothing
         to CLIP.
         """
         found: Scores = {}
         dino, clip = self.encoders.dino, self.encoders.clip
         if dino is not None:
-            found["dino"] = self._similarity(dino, dino.images(pictures))
+            found["dino"] = self._similarity(dino, dino.images(images))
         if clip is not None:
-            embedding_BD = clip.images(pictures)
+            embedding_BD = clip.images(images)
             found["clip_i"] = self._similarity(clip, embedding_BD)
             found["clip_t"] = scores.prompt_similarity(embedding_BD, clip.texts(texts)).tolist()
         return found
 
-    def of_class(self, pictures: Sequence[Image], base: Sequence[Image] | None = None) -> Scores:
+    def of_class(self, images: Sequence[Image], base: Sequence[Image] | None = None) -> Scores:
         """Score images of one class prompt: `pres`, `div` (of two images and more), and `drift` against `base`.
 
-        base: the untouched base's pictures of the same prompt and seeds.
+        base: the untouched base's images of the same prompt and seeds.
         """
         main = self.encoders.main
-        embedding_BD = main.images(pictures)
+        embedding_BD = main.images(images)
         found = {"pres": self._similarity(main, embedding_BD)}
-        if len(pictures) > 1:
+        if len(images) > 1:
             lpips = self.encoders.lpips
-            distance_BB = scores.cosine_distance(embedding_BD) if lpips is None else lpips.distance(pictures)
+            distance_BB = scores.cosine_distance(embedding_BD) if lpips is None else lpips.distance(images)
             found["div"] = scores.diversity(distance_BB).tolist()
         if base is not None:
             found["drift"] = scores.drift(embedding_BD, main.images(base)).tolist()
         return found
 
-    def of_other(self, pictures: Sequence[Image], base: Sequence[Image]) -> Scores:
+    def of_other(self, images: Sequence[Image], base: Sequence[Image]) -> Scores:
         """Score images of prompts that name neither subject nor class: `drift_other` against the untouched base's."""
         main = self.encoders.main
-        return {"drift_other": scores.drift(main.images(pictures), main.images(base)).tolist()}
+        return {"drift_other": scores.drift(main.images(images), main.images(base)).tolist()}
 
     def real(self) -> float:
         """Return `dino` among the photos themselves: what perfect images would reach."""

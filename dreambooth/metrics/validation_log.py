@@ -1,7 +1,7 @@
-"""The record of a run's validations, `logs/scores.jsonl`: a line a validation, one number per picture and measure.
+"""The record of a run's validations, `logs/scores.jsonl`: one line for each, one number per image and measure.
 
-What is the best step, and whether to go on, follows from this record alone; so a resumed run decides as an
-uninterrupted one does.
+The best step, and whether to continue, follow from this record alone; so a resumed run decides as an uninterrupted one
+does.
 """
 
 import json
@@ -15,10 +15,13 @@ from dreambooth.metrics.selection import Anchors, Quality
 from dreambooth.metrics.subject import Scores
 from dreambooth.metrics.verdict import Verdict, judge
 
+# Names in the file, which stay as earlier versions wrote them, and the fields of `Quality`.
+STORED_FACTORS = {"fidelity": "fidelity", "obedience": "prompt_fidelity", "kept": "prior_preservation"}
+
 
 @dataclass(frozen=True)
 class ValidationRecord:
-    """One validation. Step 0, the untouched base, also holds what the rule measures between and by which encoders."""
+    """Hold one validation. That of step 0, the untouched base, also has the anchors, and which encoders measured."""
 
     step: int
     loss: float
@@ -27,7 +30,7 @@ class ValidationRecord:
     anchors: Anchors | None = None
     measured_by: dict[str, str] | None = None
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Return means by log name: eval/dino ..., eval/quality, eval/loss."""
         means = selection.means_of(self.scores)
         if self.quality is not None:
@@ -36,7 +39,7 @@ class ValidationRecord:
 
 
 class ValidationLog:
-    """The entries of a run up to a step; what is added goes to the file at once.
+    """Hold the validations of a run up to a step; what is added is written to the file at once.
 
     The file is read back as far as it is whole: a line torn by a kill, and lines after `last_step`, are dropped.
     """
@@ -53,7 +56,7 @@ class ValidationLog:
         self._replace()
 
     def cut(self) -> None:
-        """Leave in the file what this log took of it."""
+        """Cut the file down to the entries of this log."""
         if self.path.is_file():
             self._replace()
 
@@ -65,7 +68,7 @@ class ValidationLog:
 
     @property
     def anchors(self) -> Anchors | None:
-        """Return the ends of the rule's scales; None where the untouched base was not scored."""
+        """Return the ends of the rule's ranges; None where the untouched base was not scored."""
         return self.entries[0].anchors if self.entries else None
 
     @property
@@ -86,7 +89,7 @@ class ValidationLog:
         return next((entry for entry in self.entries if entry.step == step), None)
 
     def verdict_on(self, step: int | None = None) -> Verdict:
-        """Return what the run came to with the weights of a step; None: of the step to keep."""
+        """Return the verdict on the weights of a step; None: of the step to keep."""
         return judge(self.entries, self.anchors, step)
 
     def has_drifted(self, limit: float) -> bool:
@@ -101,14 +104,15 @@ class ValidationLog:
 def _write(entry: ValidationRecord) -> str:
     fields = {name: value for name, value in asdict(entry).items() if value is not None}
     if entry.quality is not None:
-        fields["quality"]["value"] = entry.quality.value
+        quality = {stored: getattr(entry.quality, name) for stored, name in STORED_FACTORS.items()}
+        fields["quality"] = {**quality, "value": entry.quality.value}
     return json.dumps(fields)
 
 
 def _read(line: str) -> ValidationRecord:
     fields: dict[str, Any] = json.loads(line)
     if "quality" in fields:
-        fields["quality"] = Quality(**{name: fields["quality"][name] for name in ("fidelity", "obedience", "kept")})
+        fields["quality"] = Quality(**{name: fields["quality"][stored] for stored, name in STORED_FACTORS.items()})
     if "anchors" in fields:
         fields["anchors"] = Anchors(**fields["anchors"])
     return ValidationRecord(**fields)

@@ -1,4 +1,4 @@
-"""Scores of one validation's pictures: which prompt is measured how, and what the untouched base sets as the scale."""
+"""Scores of one validation's images: which prompt is measured how, and the anchors from the untouched base."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ from dreambooth.metrics.selection import Anchors, means_of
 from dreambooth.metrics.subject import Encoders, Scores, SubjectScorer
 from dreambooth.prompts import Kind, Prompt
 
-PictureRows = Sequence[Sequence[Image]]  # a row a prompt, a column a seed
+ImageRows = Sequence[Sequence[Image]]  # a row for each prompt, a column for each seed
 
 
-# What the pictures of each kind of prompt are measured for, as far as it is told by subject.
+# The measures of each kind of prompt that are also reported for each subject.
 MEASURES: dict[Kind, tuple[str, ...]] = {"subject": ("dino", "clip_i", "clip_t"), "class": ("pres", "div", "drift")}
 
 
 @dataclass(frozen=True)
 class ValidationScorer:
-    """Scores the pictures of always the same prompts and seeds, each against the photos of the subjects it names.
+    """Score images of fixed prompts and seeds, each against the photos of the subjects that its prompt names.
 
-    A picture of a prompt with two subjects scores the mean of both.
+    An image of a prompt with two subjects scores the mean of both.
     """
 
     subjects: Sequence[SubjectScorer]
@@ -32,7 +32,7 @@ class ValidationScorer:
     def encoders(self) -> Encoders:
         return self.subjects[0].encoders
 
-    def __call__(self, rows: PictureRows, base: PictureRows | None = None) -> Scores:
+    def __call__(self, rows: ImageRows, base: ImageRows | None = None) -> Scores:
         """Return one number for each image and measure, in the order of the rows. base: the untouched base's images."""
         found = self._of_subjects(rows)
         for number, prompt in enumerate(self.prompts):
@@ -43,17 +43,17 @@ class ValidationScorer:
                 _extend(found, self.subjects[0].of_other(rows[number], base_row))
         return found
 
-    def _of_subjects(self, rows: PictureRows) -> Scores:
+    def _of_subjects(self, rows: ImageRows) -> Scores:
         """Score the images of subject prompts; images of the same subjects are measured together."""
         shown = list(self._shown(rows, "subject"))
         found: Scores = {}
         for subjects in dict.fromkeys(prompt.subjects for prompt, _ in shown):
-            places = [place for place, (prompt, _) in enumerate(shown) if prompt.subjects == subjects]
-            pictures, texts = [shown[place][1] for place in places], [shown[place][0].text for place in places]
-            for name, numbers in _mean(self.subjects[i].subject(pictures, texts) for i in subjects).items():
+            indices = [index for index, (prompt, _) in enumerate(shown) if prompt.subjects == subjects]
+            images, texts = [shown[index][1] for index in indices], [shown[index][0].text for index in indices]
+            for name, numbers in _mean(self.subjects[i].subject(images, texts) for i in subjects).items():
                 in_order = found.setdefault(name, [0.0] * len(shown))
-                for place, number in zip(places, numbers, strict=True):
-                    in_order[place] = number
+                for index, number in zip(indices, numbers, strict=True):
+                    in_order[index] = number
         return found
 
     def means_of_subjects(self, found: Scores) -> dict[str, list[float]]:
@@ -67,7 +67,7 @@ class ValidationScorer:
                     means[name] = [sum(numbers) / len(numbers) for numbers in by_subject]
         return means
 
-    def anchors(self, base: PictureRows) -> Anchors | None:
+    def anchors(self, base: ImageRows) -> Anchors | None:
         """Return the anchors of the rule, from the untouched base's images; None without a class prompt."""
         of_base = means_of(self(base))
         if not {"subject", "class"} <= {prompt.kind for prompt in self.prompts}:
@@ -81,7 +81,7 @@ class ValidationScorer:
             clip_t_ignored=self._ignored(base),
         )
 
-    def _ignored(self, base: PictureRows) -> float | None:
+    def _ignored(self, base: ImageRows) -> float | None:
         """Return CLIP-T of class images under their subjects' prompts: the score of a model that ignores prompts."""
         clip, similarity = self.encoders.clip, []
         if clip is None:
@@ -89,16 +89,16 @@ class ValidationScorer:
         of_subject = [prompt for prompt in self.prompts if prompt.kind == "subject"]
         for subjects in dict.fromkeys(prompt.subjects for prompt in of_subject):
             texts = [prompt.text for prompt in of_subject if prompt.subjects == subjects]
-            pictures = [each for prompt, each in self._shown(base, "class") if {*prompt.subjects} & {*subjects}]
-            if pictures:
-                similarity.append(scores.similarity(clip.images(pictures), clip.texts(texts)))
+            images = [each for prompt, each in self._shown(base, "class") if {*prompt.subjects} & {*subjects}]
+            if images:
+                similarity.append(scores.similarity(clip.images(images), clip.texts(texts)))
         return float(torch.cat(similarity).mean()) if similarity else None
 
-    def _shown(self, rows: PictureRows, kind: Kind) -> Iterator[tuple[Prompt, Image]]:
+    def _shown(self, rows: ImageRows, kind: Kind) -> Iterator[tuple[Prompt, Image]]:
         """Yield every image of prompts of a kind, with its prompt."""
         for prompt, row in zip(self.prompts, rows, strict=True):
             if prompt.kind == kind:
-                yield from ((prompt, picture) for picture in row)
+                yield from ((prompt, image) for image in row)
 
 
 def _mean(each: Iterable[Scores]) -> Scores:
@@ -113,7 +113,7 @@ def _mean(each: Iterable[Scores]) -> Scores:
 def _of_prompts(numbers: Sequence[float], prompts: Sequence[Prompt], subjects: tuple[int, ...]) -> list[float]:
     """Return the numbers of the prompts of just these subjects; every prompt has as many."""
     size = len(numbers) // max(1, len(prompts))
-    return [number for place, number in enumerate(numbers) if prompts[place // size].subjects == subjects]
+    return [number for index, number in enumerate(numbers) if prompts[index // size].subjects == subjects]
 
 
 def _extend(found: Scores, more: Scores) -> None:

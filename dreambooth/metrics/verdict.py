@@ -1,13 +1,13 @@
-"""The verdict on a run, in plain words, with the next thing to do. All thresholds of it stand here.
+"""The verdict on a run, in plain words, with the next thing to do. All its thresholds are here.
 
 They were chosen on the 183 laboratory runs of benchmarks/lab/results.csv, whose truth the renderer knows, and are
 tested on them (tests/test_verdict.py). Means over those runs:
 
-    fidelity   nearer to the subject than to any other of its class:   .99 from .7 on, .69 from .5 on, .36 below
-    obedience  shows the place that the prompt names:                  .96 from .7 on, .48 below
-    kept       likeness of the class prompt's images to the subject:   .05 from .6 on, .79 below
+    fidelity            nearer to the subject than to others of its class:      .99 from .7 on, .69 from .5, .36 below
+    prompt_fidelity     shows the place that the prompt names:                  .96 from .7 on, .48 below
+    prior_preservation  similarity of the class prompt's images to the subject: .05 from .6 on, .79 below
 
-Of the 113 runs that are called learned 105 have by that truth, of the 58 that are called failed 5.
+Of the 113 runs that are judged learned, 105 have learned by that truth; of the 58 judged failed, 5.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 
 from dreambooth.metrics.selection import Anchors, Quality, Validation, choose, factor_errors
 
-LIMITS = {"fidelity": 0.5, "obedience": 0.7, "kept": 0.6}  # below it a factor has failed
-SPOILED = {"obedience": "ignores prompts", "kept": "forgot its class"}  # what a run that is too hot or long comes to
+LIMITS = {"fidelity": 0.5, "prompt_fidelity": 0.7, "prior_preservation": 0.6}  # below it a factor has failed
+# Outcomes of a run with too high a learning rate, or too many steps.
+SPOILED = {"prompt_fidelity": "ignores prompts", "prior_preservation": "forgot its class"}
 LEARNED = 0.7  # fidelity; partly learned from its limit on
 UNMOVED = 0.1  # fidelity of images that are still the base's
 
@@ -30,7 +31,7 @@ SAMPLE_IT = "sample it"
 
 @dataclass(frozen=True)
 class Verdict:
-    """An outcome in a few words, why, and what to do next."""
+    """Hold an outcome in a few words, why, and what to do next."""
 
     outcome: str
     reason: str
@@ -42,7 +43,7 @@ class Verdict:
 
 NOT_SCORED = Verdict(
     "not scored",
-    "the run had nothing to measure its images with",
+    "the run had no encoder to measure its images with",
     "look at samples/, or name encoders (validate.dino, validate.clip)",
 )
 NOT_JUDGED = Verdict(
@@ -79,31 +80,33 @@ def judge_quality(quality: Quality, errors: Mapping[str, float] | None = None) -
     if failed:
         return _failure(failed[0], quality)
     if open_ones:
-        told = ", ".join(f"{name} {getattr(quality, name):.2f} ± {errors[name]:.2f}" for name in open_ones)
-        return Verdict("not decided", f"{told} over too few images", MORE_IMAGES)
+        listed = ", ".join(
+            f"{name.replace('_', ' ')} {getattr(quality, name):.2f} ± {errors[name]:.2f}" for name in open_ones
+        )
+        return Verdict("not decided", f"{listed} over too few images", MORE_IMAGES)
     if quality.fidelity < LEARNED:
-        return Verdict("partly learned", _likeness(quality), TRAIN_LONGER)
-    return Verdict("learned", f"{_likeness(quality)}; prompts and class are as they were", SAMPLE_IT)
+        return Verdict("partly learned", _describe_fidelity(quality), TRAIN_LONGER)
+    return Verdict("learned", f"{_describe_fidelity(quality)}; prompts and class are as they were", SAMPLE_IT)
 
 
-def _likeness(quality: Quality) -> str:
+def _describe_fidelity(quality: Quality) -> str:
     return f"images of the subject are {quality.fidelity:.0%} of the way from the base's to the photos"
 
 
 def _failure(factor: str, quality: Quality) -> Verdict:
     if factor == "fidelity":
-        return Verdict("not learned", _likeness(quality), TRAIN_LONGER)
-    if factor == "obedience":
-        reason = f"{quality.obedience:.0%} is left of the base's agreement with them"
+        return Verdict("not learned", _describe_fidelity(quality), TRAIN_LONGER)
+    if factor == "prompt_fidelity":
+        reason = f"{quality.prompt_fidelity:.0%} is left of the base's agreement with them"
         return Verdict(SPOILED[factor], reason, TRAIN_LESS)
-    return Verdict(SPOILED[factor], f"{quality.kept:.0%} of it is as it was", KEEP_CLASS)
+    return Verdict(SPOILED[factor], f"{quality.prior_preservation:.0%} of it is as it was", KEEP_CLASS)
 
 
 def _explain(verdict: Verdict, kept: Validation, judged: Sequence[Validation]) -> Verdict:
-    """Add what the other validations of the run tell: since when, and whether more steps would help."""
+    """Add what the other validations of the run show: since when, and whether more steps would help."""
     qualities = {each.step: each.quality for each in judged if each.quality is not None}
     if verdict.outcome == "not learned":
-        return _explain_likeness(verdict, [each.fidelity for step, each in qualities.items() if step <= kept.step])
+        return _explain_fidelity(verdict, [each.fidelity for step, each in qualities.items() if step <= kept.step])
     spoiled = {name: step for name in SPOILED if (step := _failed_since(qualities, name)) is not None}
     if verdict.outcome in SPOILED.values():
         (name,) = (name for name, outcome in SPOILED.items() if outcome == verdict.outcome)
@@ -115,7 +118,7 @@ def _explain(verdict: Verdict, kept: Validation, judged: Sequence[Validation]) -
     return replace(verdict, reason=f"{verdict.reason} at step {kept.step}; {later}", advice=advice)
 
 
-def _explain_likeness(verdict: Verdict, fidelities: Sequence[float]) -> Verdict:
+def _explain_fidelity(verdict: Verdict, fidelities: Sequence[float]) -> Verdict:
     """Add advice where fidelity never rose. fidelities: of the validations up to the judged one."""
     if max(fidelities) < UNMOVED:
         return replace(verdict, reason="images of the subject are still the base's", advice=RAISE_RATE)

@@ -94,7 +94,7 @@ class Planner:
         is_copied = not self.method.facts.is_adapter and config.prior.source in ("stream", "teacher")
         train, side, precision = config.train, config.data.resolution, build.pick_precision(config, self.family)
         of_step = (self._num_samples(config), train.micro_batch_size, train.gradient_checkpointing)
-        of_pictures = (config.prior.batch_size, config.validate.guidance_scale)
+        of_images = (config.prior.batch_size, config.validate.guidance_scale)
         build.checkpoint_activations(self.family, train.gradient_checkpointing)
         return Need(
             trained=num_bytes(trained),
@@ -104,7 +104,7 @@ class Planner:
             copy=self.num_base_weights * build.compute_dtype(config, self.family).itemsize * is_copied,
             scores=num_bytes(self.score_weights) if config.validate.every_steps else 0,
             step=self._once(self.peak_of_step, config, side, precision, *of_step, config.optim.in_backward),
-            validation=self._once(self.peak_of_validation, config, side, precision, *of_pictures)
+            validation=self._once(self.peak_of_validation, config, side, precision, *of_images)
             if config.validate.every_steps
             else 0,
         )

@@ -14,7 +14,7 @@ from PIL import Image
 
 from dreambooth import build
 from dreambooth.config import Config, flatten, load_config, to_dict
-from dreambooth.data.buckets import Size, kept_share, make_buckets, nearest_bucket
+from dreambooth.data.buckets import Size, kept_fraction, make_buckets, nearest_bucket
 from dreambooth.data.captions import METADATA, files_beside
 from dreambooth.data.image_files import load_image, transparency_mask
 from dreambooth.data.image_folder import ImageFolder, open_folder
@@ -177,7 +177,7 @@ def found_settings(folder: ImageFolder, images: Sequence[ImageInfo], may_have_bu
         draft["data.mask"] = ("alpha", "what is not transparent counts")
     elif (masks := folder.path.with_name(f"{folder.path.name}-masks")).is_dir():
         draft["data.mask"] = (str(masks), "white is what counts of a photo")
-    cut = [image for image in images if kept_share(image.size, (1, 1)) < MIN_KEPT]
+    cut = [image for image in images if kept_fraction(image.size, (1, 1)) < MIN_KEPT]
     if cut and may_have_buckets:
         draft["data.buckets"] = (True, f"a square would cut more than a quarter off {len(cut)} of {len(images)} photos")
     return draft

@@ -44,7 +44,12 @@ MEASURES = (
     ("Class", "What leaked into it, and its variety.", {"pres": "PRES ↓", "div": "DIV ↑"}),
     ("Drift", "Distance to the base's pictures.", {"drift": "class ↓", "drift_other": "other prompts ↓"}),
 )
-FACTORS = {"value": "quality ↑", "fidelity": "fidelity", "obedience": "obedience", "kept": "kept"}
+FACTORS = {
+    "value": "quality ↑",
+    "fidelity": "fidelity",
+    "prompt_fidelity": "prompt fidelity",
+    "prior_preservation": "prior preservation",
+}
 
 
 def panels(validation_log: ValidationLog, metrics: Mapping[str, Series]) -> list[Panel]:
@@ -60,7 +65,7 @@ def _quality_panel(validation_log: ValidationLog) -> Panel:
     judged = [(entry.step, entry.quality) for entry in validation_log.entries if entry.quality is not None]
     steps = [step for step, _ in judged]
     curves = [Curve(label, steps, [getattr(quality, name) for _, quality in judged]) for name, label in FACTORS.items()]
-    return Panel("Quality", "Fidelity × obedience × kept.", curves if judged else [], share=True)
+    return Panel("Quality", "Fidelity × prompt fidelity × prior preservation.", curves if judged else [], share=True)
 
 
 def _measured(entries: Sequence[ValidationRecord], labels: Mapping[str, str]) -> Iterator[Curve]:

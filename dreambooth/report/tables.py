@@ -28,10 +28,10 @@ MEASURES = {
     "drift_other": Measure("Other drift", "other prompts: distance to the base's pictures", "↓"),
 }
 FACTORS = {
-    "value": ("Quality", "fidelity × obedience × kept"),
+    "value": ("Quality", "fidelity × prompt fidelity × prior preservation"),
     "fidelity": ("Fidelity", "is it the subject, or just another of its class?"),
-    "obedience": ("Obedience", "does it follow the prompt as the base did?"),
-    "kept": ("Kept", "has the class stayed what it was?"),
+    "prompt_fidelity": ("Prompt fidelity", "does it follow the prompt as the base did?"),
+    "prior_preservation": ("Prior preservation", "has the class stayed what it was?"),
 }
 
 

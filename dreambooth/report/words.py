@@ -8,8 +8,8 @@ from dreambooth.metrics.validation_log import ValidationLog, ValidationRecord
 # A factor of the quality, and what to say of a step that has more of it, or less, than another.
 FACTORS = (
     ("fidelity", "is nearer to the subject", "is farther from the subject"),
-    ("obedience", "follows prompts better", "follows prompts worse"),
-    ("kept", "kept more of the class", "kept less of the class"),
+    ("prompt_fidelity", "follows prompts better", "follows prompts worse"),
+    ("prior_preservation", "kept more of the class", "kept less of the class"),
 )
 NOTICEABLE = 0.005  # differences that two decimals do not show are not worth a word
 

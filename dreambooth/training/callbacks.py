@@ -42,7 +42,7 @@ class StepCallback(pl.Callback):
 
 
 class SharePrior(pl.Callback):
-    """Divides the making of class pictures among the processes as soon as they have met.
+    """Divides the making of class images among the processes as soon as they have met.
 
     ahead: make all of them then, before there are gradients and an optimizer's moments.
     """

@@ -18,7 +18,7 @@ from dreambooth.distributed import whole
 from dreambooth.files import atomic_file
 from dreambooth.metrics import selection
 from dreambooth.metrics.validation_log import ValidationLog, ValidationRecord
-from dreambooth.metrics.validation_scores import PictureRows, ValidationScorer
+from dreambooth.metrics.validation_scores import ImageRows, ValidationScorer
 from dreambooth.training.callbacks import MetricsFile, StepCallback
 from dreambooth.training.checkpointing import AtomicCheckpointIO
 from dreambooth.training.loggers import Loggers
@@ -36,10 +36,10 @@ class ValidationInputs:
     step 0 is.
     """
 
-    sample: Callable[[], PictureRows]
+    sample: Callable[[], ImageRows]
     loss: Callable[[], float]
     score: ValidationScorer | None
-    base: Callable[[], PictureRows] | None = None
+    base: Callable[[], ImageRows] | None = None
 
 
 class Validate(StepCallback):
@@ -133,7 +133,7 @@ class Validate(StepCallback):
 
     def _record(self, module: DreamBoothModule, entry: ValidationRecord, deciles: dict[str, float]) -> None:
         """Log, and last of all write the line in the validation log."""
-        step, figures = entry.step, {**entry.figures(), **deciles}
+        step, figures = entry.step, {**entry.metrics(), **deciles}
         self.metrics.write(step, figures)
         with Image.open(self._grid_path(step)) as sheet:
             self.loggers.log(figures, step)
@@ -142,9 +142,9 @@ class Validate(StepCallback):
         tell_scores(
             entry, self.validation_log, self.looks.score.means_of_subjects(entry.scores) if self.looks.score else {}
         )
-        module.last_scores = "".join(f", {name[5:]} {value:.2f}" for name, value in entry.figures().items())
+        module.last_scores = "".join(f", {name[5:]} {value:.2f}" for name, value in entry.metrics().items())
 
-    def _write_grid(self, rows: PictureRows, path: Path) -> None:
+    def _write_grid(self, rows: ImageRows, path: Path) -> None:
         sheet = grid([picture for row in rows for picture in row], columns=len(rows[0]))
         with atomic_file(path) as file:
             sheet.save(file, format="PNG")
@@ -152,7 +152,7 @@ class Validate(StepCallback):
     def _grid_path(self, step: int) -> Path:
         return self.samples / f"step-{step:06d}.png"
 
-    def _measure(self, rows: PictureRows, loss: float, step: int) -> ValidationRecord:
+    def _measure(self, rows: ImageRows, loss: float, step: int) -> ValidationRecord:
         score = self.looks.score
         if score is None:
             return ValidationRecord(step, loss, {})
@@ -164,7 +164,7 @@ class Validate(StepCallback):
             return ValidationRecord(step, loss, scores, quality, anchors, score.encoders.names)
         return ValidationRecord(step, loss, scores, quality)
 
-    def _base_rows(self, rows: PictureRows, step: int) -> PictureRows | None:
+    def _base_rows(self, rows: ImageRows, step: int) -> ImageRows | None:
         """Return the untouched base's images, cut out of a lossless grid; None at step 0 if that is the base itself.
 
         The grid is that of step 0 or, after method.start, one of its own.
@@ -206,7 +206,7 @@ def tell_scores(
 ) -> None:
     """Print a line: the scores, with each one's of several subjects, and whether this is the best step so far."""
     means = []
-    for name, value in entry.figures().items():
+    for name, value in entry.metrics().items():
         measure = name.removeprefix("eval/")
         each = " ".join(f"{own:.3f}" for own in of_subjects.get(measure, ()))
         means.append(f"{measure} {value:.3f}" + (f" ({each})" if each else ""))
