@@ -9,7 +9,7 @@ import logging
 import signal
 import sys
 from collections.abc import Collection, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
@@ -24,10 +24,11 @@ from dreambooth.data.latents import LatentDataset
 from dreambooth.distributed import is_first, join_run
 from dreambooth.errors import UserError
 from dreambooth.export.result import export_model
-from dreambooth.families import move
+from dreambooth.families import Family, move
 from dreambooth.hints import activation_hint, command_line
 from dreambooth.methods import find_method
 from dreambooth.metrics.validation_log import ValidationLog
+from dreambooth.metrics.validation_scores import ValidationScorer
 from dreambooth.preflight.check import check_disk
 from dreambooth.prompts import examples
 from dreambooth.randomness import Randomness
@@ -60,7 +61,7 @@ from dreambooth.training.loggers import Loggers
 from dreambooth.training.module import DreamBoothModule
 from dreambooth.training.profiling import StepProfiler
 from dreambooth.training.progress import OnTrainProgress
-from dreambooth.training.validation import restore_best
+from dreambooth.training.validation import ValidationInputs, restore_best
 
 logger = logging.getLogger(__name__)
 
@@ -80,69 +81,64 @@ def train(
     """
     join_run(config.train.devices, config.train.num_nodes)
     run = RunFolder(config)
-    # What is not known or not there of methods, samplers, optimizers and devices is told before all else.
-    find_method(config.method.name), build.prior_sampler(config), build.validation_sampler(config)
-    build.pick_device(config)
-    build.check_optimizer(config)
+    check_names(config)
     check_folders(run)
     with translate_errors(run, config), RunLock(run) as run_lock:
         state = found_state(run, config, accepted_changes)
         validation_log = ValidationLog(run.scores, last_step=-1 if state is None else state.step)
-        is_done = state is not None and is_finished(run, state, config, validation_log)
-        if state is not None and is_done and not moved_paths(run, config, state):
+        session = Session(run, config, run_lock, validation_log, state, accepted_changes)
+        if state is not None and session.is_finished and not moved_paths(run, config, state):
             return report_finished(run, state)
         check_writable(run)
-        return resume_or_start(run, config, run_lock, validation_log, state, accepted_changes, profile, on_progress)
+        return resume_or_start(session, profile, on_progress)
 
 
-def resume_or_start(
-    run: RunFolder,
-    config: Config,
-    run_lock: RunLock,
-    validation_log: ValidationLog,
-    state: FoundState | None,
-    accepted_changes: Collection[str],
-    profile: bool,
-    on_progress: OnTrainProgress | None,
-) -> int:
-    """Train from a state, or from the start, and export the model. Returns the exit code."""
+def check_names(config: Config) -> None:
+    """Raise UserError for a method, sampler, optimizer or device that is unknown or not there, before all else."""
+    find_method(config.method.name)
+    build.prior_sampler(config)
+    build.validation_sampler(config)
+    build.pick_device(config)
+    build.check_optimizer(config)
+
+
+@dataclass(frozen=True)
+class Session:
+    """One session of a run: its folder and settings, and the state that it goes on from (None: from step 0).
+
+    accepted_changes: config keys whose changed values are accepted on resume.
+    """
+
+    run: RunFolder
+    config: Config
+    run_lock: RunLock
+    validation_log: ValidationLog
+    state: FoundState | None
+    accepted_changes: Collection[str]
+
+    @property
+    def is_finished(self) -> bool:
+        """Return whether the state is of the last step, and the model is written."""
+        return self.state is not None and is_finished(self.run, self.state, self.config, self.validation_log)
+
+
+def resume_or_start(session: Session, profile: bool, on_progress: OnTrainProgress | None) -> int:
+    """Train from the state found, or from step 0, and export the model; returns the exit code."""
+    run, config, state = session.run, session.config, session.state
     set_up_process(config)
-    given = build.load_subject_data(config)
-    scorer = build.make_scorer(config, validation_log, given.photos)
-    family = build.load_base(config)
-    encoders = None if scorer is None else scorer.encoders
-    identity = input_fingerprints(family, given.photos, given.captions, given.start, encoders, config)
-    build.check_samplers(family, config)
-    check_fingerprints(state, identity, config, accepted_changes)
-    if state is not None and is_finished(run, state, config, validation_log):
-        return report_finished(run, state)
-    base = str(identity["base model"])
-    build.warn_of_other_base(given.start, base)
-    randomness = Randomness(config.run.seed)
-    trained = find_method(config.method.name).attach(family, build.method_settings(config, family, randomness))
-    if is_first():
-        check_disk(run, family, config)
-    move(family, build.pick_device(config))  # not before: what an adapter leaves alone is smaller now
-    text_trains = any(name.startswith("text_encoder") for name in trained)
-    build.cache_prompts(family, given.captions, config, text_trains)
+    inputs = load_inputs(config, session.validation_log)
+    check_fingerprints(state, inputs.fingerprints, config, session.accepted_changes)
+    if state is not None and session.is_finished:
+        return report_finished(run, state)  # only its paths have changed
 
-    pictures = build.encode_subjects(family, given, config, randomness)
-    unseen = build.encode_validation_images(family, config, randomness) or pictures
-    open_run(run, config, run_lock, validation_log, state, identity)
-    prior, teacher = build.make_prior(family, pictures, given.captions, run.prior, config, randomness, base)
-    build.save_memory(family, config, text_trains)
-    module = DreamBoothModule(
-        family, trained, build.loss_settings(config), prior, build.optim_settings(config), randomness,
-        config.optim.max_grad_norm, teacher, config.train.ema_decay, config.train.micro_batch_size,
-    )  # fmt: skip
+    randomness = Randomness(config.run.seed)
+    module, latents, validation_inputs = prepare(session, inputs, randomness)
     saving = callbacks.SaveState(run.state, (config.train.save_every_steps, config.validate.every_steps))
-    looks = build.build_validation_inputs(family, unseen, scorer, config, randomness)
     loggers = build.make_loggers(run, config, state)
-    around = build.make_callbacks(run, config, saving, looks, validation_log, loggers, on_progress)
-    max_steps = build.steps_to_take(config, state, validation_log)
-    trainer = build.make_trainer(run, config, module, around, identity, state, max_steps, profile)
-    said = Captions([*chain(*given.captions)], randomness, config.data.caption_dropout, config.data.shuffle_captions)
-    loader = build.make_loader(LatentDataset(pictures, said, randomness, "subject"), config, trainer)
+    around = build.make_callbacks(run, config, saving, validation_inputs, session.validation_log, loggers, on_progress)
+    max_steps = build.steps_to_take(config, state, session.validation_log)
+    trainer = build.make_trainer(run, config, module, around, inputs.fingerprints, state, max_steps, profile)
+    loader = build.make_loader(latents, config, trainer)
 
     announce(run, config, state)
     with record_session(run, trainer, state), closing_loggers(loggers), unguarded_end(trainer):
@@ -152,8 +148,64 @@ def resume_or_start(
         return report_stopped(trainer, saving.signal_number)
     if trainer.is_global_zero:
         whole = put_together(run, config) if module.is_sharded else module
-        finish(run, config, whole, validation_log, trainer.global_step, base)
+        finish(run, config, whole, session.validation_log, trainer.global_step, inputs.base_fingerprint)
     return 0
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run learns from and what it starts with, and their fingerprints, which a resumed run must find again."""
+
+    subject_data: build.SubjectData
+    scorer: ValidationScorer | None
+    family: Family
+    fingerprints: InputFingerprints
+
+    @property
+    def base_fingerprint(self) -> str:
+        return str(self.fingerprints["base model"])
+
+
+def load_inputs(config: Config, validation_log: ValidationLog) -> Inputs:
+    """Load photos and captions, the encoders that score, and the base model."""
+    subject_data = build.load_subject_data(config)
+    scorer = build.make_scorer(config, validation_log, subject_data.photos)
+    family = build.load_base(config)
+    encoders = None if scorer is None else scorer.encoders
+    fingerprints = input_fingerprints(
+        family, subject_data.photos, subject_data.captions, subject_data.start, encoders, config
+    )
+    build.check_samplers(family, config)
+    return Inputs(subject_data, scorer, family, fingerprints)
+
+
+def prepare(
+    session: Session, inputs: Inputs, randomness: Randomness
+) -> tuple[DreamBoothModule, LatentDataset, ValidationInputs]:
+    """Choose what trains, encode prompts and photos, open the run folder and build the module.
+
+    Returns the module, the photos' latents with their captions, and what validation measures.
+    """
+    run, config, family, captions = session.run, session.config, inputs.family, inputs.subject_data.captions
+    build.warn_of_other_base(inputs.subject_data.start, inputs.base_fingerprint)
+    trained = find_method(config.method.name).attach(family, build.method_settings(config, family, randomness))
+    if is_first():
+        check_disk(run, family, config)
+    move(family, build.pick_device(config))  # not before: what an adapter leaves alone is smaller now
+    text_trains = any(name.startswith("text_encoder") for name in trained)
+    build.cache_prompts(family, captions, config, text_trains)
+    images = build.encode_subjects(family, inputs.subject_data, config, randomness)
+    unseen_images = build.encode_validation_images(family, config, randomness) or images
+    open_run(session, inputs.fingerprints)
+    prior, teacher = build.make_prior(family, images, captions, run.prior, config, randomness, inputs.base_fingerprint)
+    build.save_memory(family, config, text_trains)
+    module = DreamBoothModule(
+        family, trained, build.loss_settings(config), prior, build.optim_settings(config), randomness,
+        config.optim.max_grad_norm, teacher, config.train.ema_decay, config.train.micro_batch_size,
+    )  # fmt: skip
+    validation_inputs = build.build_validation_inputs(family, unseen_images, inputs.scorer, config, randomness)
+    shown = Captions([*chain(*captions)], randomness, config.data.caption_dropout, config.data.shuffle_captions)
+    return module, LatentDataset(images, shown, randomness, "subject"), validation_inputs
 
 
 def report_stopped(trainer: pl.Trainer, signal_number: int) -> int:
@@ -170,36 +222,30 @@ def report_finished(run: RunFolder, state: FoundState) -> int:
     return 0
 
 
-def open_run(
-    run: RunFolder,
-    config: Config,
-    run_lock: RunLock,
-    validation_log: ValidationLog,
-    state: FoundState | None,
-    identity: InputFingerprints,
-) -> None:
-    """Make the folder ready to go on from `state`: what came after it is dropped, and the config written.
+def open_run(session: Session, fingerprints: InputFingerprints) -> None:
+    """Make the folder ready to go on from the state: drop what came after it, and write the config.
 
     With run.resume=never an old run of this name is set aside.
     """
     if not is_first():
         return
+    run, config, state = session.run, session.config, session.state
     if config.run.resume == "never" and run.config.is_file():
-        run_lock.release()
+        session.run_lock.release()
         set_aside(run)
     for folder in run.folders:
         folder.mkdir(parents=True, exist_ok=True)
-    run_lock.take()
-    run_lock.sign()
+    session.run_lock.take()
+    session.run_lock.sign()
     drop_later_than(run, state)
-    validation_log.cut()
+    session.validation_log.cut()
     accepted: list[str] = []
     if state is not None:
         optim = build.optim_settings(started_config(run)), build.optim_settings(config)
         report_changes(run, config, state, optim)
         changes = [
             *changed_settings(run, config, state),
-            *(text for _, text in changed_inputs(state, identity, config)),
+            *(text for _, text in changed_inputs(state, fingerprints, config)),
         ]
         accepted = [f"step {state.step}: {change}" for change in changes]
     write_config(run, config, accepted)

@@ -107,6 +107,7 @@ def test_two_processes_take_the_steps_of_one(pair: RunFolder, config_file: Path)
     assert len(blocks[0]) == 7
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_in_turn_are_averaged_over_processes_too(config_file: Path, warm: Warm) -> None:
     short = ("train.max_steps=3", "validate.every_steps=0")
     finish(warm, config_file, "parts", *short, "train.micro_batch_size=1")
@@ -114,6 +115,7 @@ def test_parts_of_a_batch_in_turn_are_averaged_over_processes_too(config_file: P
     assert_equal_but_for_rounding(run_of(config_file, "whole"), run_of(config_file, "parts"))
 
 
+@pytest.mark.slow
 def test_divided_weights_train_as_whole_ones_and_so_after_an_interruption(config_file: Path, warm: Warm) -> None:
     """Fully sharded: what is saved and exported is whole again."""
     run, squares = run_of(config_file, "divided"), "data.buckets=false"
@@ -146,29 +148,26 @@ def test_a_signal_to_one_process_stops_all_and_a_killed_one_ends_the_job(
 ) -> None:
     """After all that the same command goes on, and comes to the weights and figures of a run left in peace."""
     run, log = run_of(config_file, "disturbed"), tmp_path / "log"
-    with started(command(config_file, "disturbed")) as process:
-        wait_for_step(run, 1, process.pid)
-        os.kill(second_of(process), signal.SIGTERM)
-        assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    pids, logs = start_pair(warm, config_file, "disturbed")
+    wait_for_step(run, 1, pids[0])
+    os.kill(pids[1], signal.SIGTERM)
+    assert [warm.wait(pid) for pid in pids] == [128 + signal.SIGTERM, 0], logs[0].read_text()
     step = find_state(run.state).step
-    with started(command(config_file, "disturbed"), log) as process:
+    with started(command(config_file, "disturbed"), log) as process:  # Lightning starts the second process
         wait_for_step(run, step + 1, process.pid)
         os.kill(second_of(process), signal.SIGKILL)
         assert process.wait(timeout=30) != 0, "the job outlived one of its processes"
     assert re.search(r"another process of this run has died|terminated with code -9", log.read_text())
     step = find_state(run.state).step
     assert step < 6
-    with started(command(config_file, "disturbed"), again := tmp_path / "again") as process:
-        while f"step {step + 1}/" not in again.read_text():  # the figures of that step may be there from before
-            assert process.poll() is None, again.read_text()
-            time.sleep(0.002)
-        second = second_of(process)
-        process.kill()
-        process.wait(timeout=30)
-        deadline = time.monotonic() + 30
-        while Path(f"/proc/{second}/exe").exists():
-            assert time.monotonic() < deadline, "the second process outlived the first"
-            time.sleep(0.01)
+    pids, logs = start_pair(warm, config_file, "disturbed")
+    said = logs[0].stat().st_size if logs[0].exists() else 0
+    while f"step {step + 1}/" not in logs[0].read_text()[said:]:  # that step's metrics may be there from before
+        assert Path(f"/proc/{pids[0]}/exe").exists(), logs[0].read_text()
+        time.sleep(0.002)
+    os.kill(pids[0], signal.SIGKILL)
+    assert warm.wait(pids[0]) == -signal.SIGKILL
+    assert warm.wait(pids[1], timeout=30) != 0, "the second process ended as if all were well"
     assert find_state(run.state).step < 6
     assert "resuming" in finish(warm, config_file, "disturbed")
     assert_equal_runs(pair, run)
