@@ -31,6 +31,7 @@ from dreambooth.export.verify import verify as verify_export
 from dreambooth.families import Family
 from dreambooth.files import atomic_folder
 from dreambooth.generation import loading
+from dreambooth.generation.additions import parse_embedding, parse_lora
 from dreambooth.generation.images import OnProgress, Progress, generate, make_requests, reproduce
 from dreambooth.generation.location import check_is_there, find_card, model_folder
 from dreambooth.generation.request import RECIPE, GeneratedImage, ModelRef, read_recipe
@@ -125,15 +126,21 @@ def load(
     config: str | None = None,
     revision: str | None = None,
     variant: str | None = None,
+    vae: str | Path | None = None,
+    loras: Sequence[str | Path] = (),
+    embeddings: Sequence[str | Path] = (),
 ) -> "Model":
     """Load whatever `sample.py` takes: a run, pipeline or adapter folder, a hub id, a single .safetensors.
 
     device: auto, cpu or cuda. dtype: float32, float16, bfloat16; None: float16 on a GPU, else float32. base: of an
     adapter, where its base model is elsewhere now. config: for a single file, where its configs and tokenizer lie.
-    revision: of a hub id. variant: which of the weights. Raises ModelError, UserError.
+    revision: of a hub id. variant: which of the weights. vae: another VAE in the place of its own. loras:
+    FILE or FILE:WEIGHT each, laid over it. embeddings: FILE or FILE:WORD each. Raises ModelError, UserError.
     """
-    base = None if base is None else str(base)
-    return Model(loading.load_model(ModelRef(str(model), base, config, revision, variant, dtype), device), device)
+    base, vae = (None if each is None else str(each) for each in (base, vae))
+    added = tuple(parse_lora(str(each)) for each in loras), tuple(parse_embedding(str(each)) for each in embeddings)
+    ref = ModelRef(str(model), base, config, revision, variant, dtype, vae, *added)
+    return Model(loading.load_model(ref, device), device)
 
 
 class Model:
@@ -155,7 +162,7 @@ class Model:
     @property
     def subjects(self) -> tuple[LearnedSubject, ...]:
         """Return what it has learned: identifier, class noun and prompts of each; empty for a plain base."""
-        return () if self._loaded.card is None else self._loaded.card.subjects
+        return self._loaded.subjects
 
     @property
     def resolution(self) -> int:

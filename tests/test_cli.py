@@ -43,15 +43,26 @@ WITHOUT_TORCH = """
 import sys
 from dreambooth.cli import main
 
-for mistake in sys.argv[2:]:
-    assert main(["train", sys.argv[1], mistake]) in (2, 3)
+base, photos, config, *mistakes = sys.argv[1:]
+for mistake in mistakes:
+    assert main(["train", config, mistake]) in (2, 3)
+for mistake in (["--size", "60x64"], ["--lora", "no.safetensors"], ["--embedding", "no.pt"], ["--vae", "./no"]):
+    assert main(["sample", base, "a dog", *mistake]) in (2, 3)
+assert main(["evaluate", base, "--images", photos]) == 2
 assert not {"torch", "diffusers", "transformers"} & set(sys.modules)
 """
 
 
-def test_a_wrong_name_or_path_is_told_before_the_libraries_are_loaded(config_file: Path) -> None:
+def test_a_wrong_name_or_path_is_told_before_the_libraries_are_loaded(
+    config_file: Path, tiny_base: Path, tmp_path: Path
+) -> None:
     """Which takes 7 to 15 seconds, and once was what a newcomer waited for to read of a typing mistake."""
+    photos = tmp_path / "torn"
+    photos.mkdir()
+    (photos / "a.jpg").write_bytes(b"no image")
     mistakes = {
+        f"subject.images={photos}": "1 of 1 files cannot be used as images: a.jpg (not an image)",
+        "model.vae=./nowhere": "model.vae: ./nowhere: there is no such folder or file",
         "method.name=lara": "method.name=lara: unknown method; one of full, lora",
         "subject.images=nowhere": "subject.images: nowhere: there is no such folder",
         "validate.images=README.md": "validate.images: README.md: is a file, not a folder",
@@ -59,10 +70,12 @@ def test_a_wrong_name_or_path_is_told_before_the_libraries_are_loaded(config_fil
         "validate.scheduler=dimm": "scheduler=dimm: unknown sampler; did you mean ddim?",
         "optim.learning_rate=1": "did you mean optim.lr?",
     }
-    line = [sys.executable, "-c", WITHOUT_TORCH, str(config_file), *mistakes]
+    others = ["size 60x64", "--lora no.safetensors", "--embedding no.pt", "--vae ./no: there is no", "a.jpg (not an"]
+    line = [sys.executable, "-c", WITHOUT_TORCH, str(tiny_base), str(photos), str(config_file), *mistakes]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for said, line_of in zip(mistakes.values(), done.stderr.splitlines(), strict=True):
+    told = [line_of for line_of in done.stderr.splitlines() if line_of.startswith("error: ")]
+    for said, line_of in zip([*mistakes.values(), *others], told, strict=True):
         assert said in line_of
 
 

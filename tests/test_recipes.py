@@ -12,6 +12,7 @@ from PIL import Image
 
 from dreambooth.cli import main
 from dreambooth.errors import UserError
+from dreambooth.generation.additions import EmbeddingRef, LoraRef
 from dreambooth.generation.images import generate, make_requests, slug, taken_number, write
 from dreambooth.generation.loading import load_model
 from dreambooth.generation.request import (
@@ -29,7 +30,11 @@ from dreambooth.generation.settings import SamplerSettings
 ROOT = Path(__file__).parents[1]
 OLD = ROOT / "tests" / "data" / "recipes"  # images of version 0.1.0 at b855b13, by the embedded base
 REQUEST = ImageRequest(
-    ModelRef("runs/dog", "bases/sd", "sd1", "main", "fp16", "bfloat16"),
+    ModelRef(
+        *("runs/dog", "bases/sd", "sd1", "main", "fp16", "bfloat16", "vaes/mse"),
+        (LoraRef("a.safetensors", 0.5, "ab" * 32), LoraRef("runs/cat")),
+        (EmbeddingRef("bad.pt", "<bad>", "cd" * 32),),
+    ),
     "a photo of sks dog",
     7,
     64,
@@ -40,7 +45,7 @@ REQUEST = ImageRequest(
 PERSISTED = {
     *("prompt", "seed", "width", "height", "model", "config", "dtype", "base", "revision", "variant", "weights"),
     *("num_inference_steps", "guidance_scale", "scheduler", "negative_prompt", "guidance_min_noise"),
-    *("torch", "diffusers"),
+    *("torch", "diffusers", "vae", "loras", "embeddings"),
 }
 
 
@@ -56,12 +61,15 @@ def test_the_fields_of_a_recipe_keep_their_names() -> None:
 
 def test_the_home_folder_does_not_leave_the_machine() -> None:
     home = os.path.expanduser("~")
-    own = replace(REQUEST, model=ModelRef(f"{home}/runs/dog", f"{home}/bases/sd", f"{home}/configs"))
+    own = replace(REQUEST, model=ModelRef(f"{home}/runs/dog", f"{home}/bases/sd", f"{home}/configs", vae=f"{home}/v"))
+    own = replace(own, model=replace(own.model, loras=(LoraRef(f"{home}/a.safetensors"),)))
     recipe = make_recipe(own, "ab" * 32)
+    assert recipe["loras"][0]["file"] == "~/a.safetensors"
     assert {key: recipe[key] for key in PATHS} == {
         "model": "~/runs/dog",
         "base": "~/bases/sd",
         "config": "~/configs",
+        "vae": "~/v",
     }
     assert request_of(recipe) == own
 

@@ -56,6 +56,21 @@ def test_a_single_file_is_the_same_model_as_its_folder(single_file: Path, tiny_b
     assert loaded.scheduler_config["_class_name"] == "DDIMScheduler"
 
 
+@pytest.mark.parametrize("base_name", ["tiny_base", "tiny_xl_base"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_clip_may_lack_the_level_that_transformers_has_taken_out(
+    base_name: str, dtype: torch.dtype, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Of its names in 1.x and of the first encoder's in XL, as tools write them that save the class as it is."""
+    base = str(request.getfixturevalue(base_name))
+    state = original_state(load_family(base))
+    flat = {name.replace(".transformer.text_model.", ".transformer."): tensor for name, tensor in state.items()}
+    assert flat.keys() != state.keys()
+    save_file(flat, tmp_path / "model.safetensors")
+    loaded = load_family(ModelSource(str(tmp_path / "model.safetensors"), config=base, dtype=dtype))
+    assert fingerprint(loaded) == fingerprint(load_family(ModelSource(base, dtype=dtype)))
+
+
 def test_the_sampler_of_a_single_file_is_that_of_its_config_and_can_be_changed(
     single_file: Path, tiny_base: Path, tmp_path: Path
 ) -> None:

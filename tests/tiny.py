@@ -140,7 +140,8 @@ def run_model_card(folder: Path, end: str = "```") -> dict[str, Any]:
     assert code is not None, f"{folder / 'README.md'} shows no code"
     made: dict[str, Any] = {}
     cards = [read_card(folder), *(card_in_file(path) for path in folder.glob("*.safetensors"))]
-    for place in (each for card in cards if card is not None for each in (card.base, card.base_config)):
+    bases = (each for card in cards if card is not None for each in (card.base, card.base_config, card.base_vae))
+    for place in bases:
         if place is not None and Path(place).exists() and not (folder / Path(place).name).exists():
             (folder / Path(place).name).symlink_to(Path(place).resolve())  # the card names it, and not where it lies
     with contextlib.chdir(folder):

@@ -130,6 +130,7 @@ def subject_card(
         base_config=config.model.config and without_home(config.model.config),
         base_revision=config.model.revision,
         base_variant=config.model.variant,
+        base_vae=config.model.vae and without_home(config.model.vae),
         base_fingerprint=base_fingerprint,
         scores=scores,
     )

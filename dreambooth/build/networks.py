@@ -44,7 +44,7 @@ def pick_precision(config: Config, family: Family) -> str:
 def model_source(config: Config) -> ModelSource:
     """Return the base that a run starts from; what trains, trains in float32."""
     model = config.model
-    return ModelSource(model.base, model.family, model.config, model.revision, model.variant)
+    return ModelSource(model.base, model.family, model.config, model.revision, model.variant, vae=model.vae)
 
 
 def load_base(config: Config) -> Family:

@@ -15,7 +15,7 @@ from dreambooth.config import Config
 from dreambooth.data.captions import Captions
 from dreambooth.data.image_folder import list_images
 from dreambooth.data.latents import EncodedImage, LatentDataset
-from dreambooth.families import Family
+from dreambooth.families import Family, digest_weights
 from dreambooth.generation import sampler
 from dreambooth.generation.class_prior import (
     GeneratedPrior,
@@ -100,7 +100,7 @@ def make_generated_prior(
     name = prior_fingerprint(
         base=base, prompt=prompts[0] if len(prompts) == 1 else prompts, sampler=str(settings),
         shape=shapes[0] if len(shapes) == 1 else shapes, seed=config.run.seed, dtype=str(dtype),
-        num_images=prior.num_images, block_size=prior.batch_size,
+        num_images=prior.num_images, block_size=prior.batch_size, **vae_fingerprint(family, config),
     )  # fmt: skip
     num_samples = num_samples_of_run(config)
     made = GeneratedPrior(None, prior.num_images, prior.batch_size, folder / name, prompts, num_samples)
@@ -115,6 +115,11 @@ def make_generated_prior(
             return sampler.sample_latents(sampled_with, [prompts[i % len(prompts)] for i in indices], start, settings)
 
     return GeneratedPrior(make, prior.num_images, prior.batch_size, folder / name, prompts, num_samples)
+
+
+def vae_fingerprint(family: Family, config: Config) -> dict[str, str]:
+    """Return what model.vae adds to the fingerprint of class latents: nothing where it is not set, as ever."""
+    return {} if config.model.vae is None else {"vae": digest_weights([family.vae.state_dict()])}
 
 
 def num_samples_of_run(config: Config) -> int:

@@ -79,9 +79,11 @@ def _add_measures(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from dreambooth.disk import check_writable, translate_write_errors
+    from dreambooth.evaluation.subjects import subjects_of
 
     request = request_of(args)
     check_writable(request.out, "--out")
+    subjects_of(request)  # photos that cannot be read are told before the libraries are loaded
     with loading_libraries():
         from dreambooth.evaluation.run import evaluate
 
@@ -119,6 +121,6 @@ def request_of(args: argparse.Namespace) -> "EvaluationRequest":
         seed=args.seed,
         size=size,
         batch_size=args.batch_size,
-        options=ModelRef("", None, args.config, args.revision, args.variant, args.dtype),
+        options=ModelRef("", None, args.config, args.revision, args.variant, args.dtype, args.vae),
         device=args.device,
     )

@@ -44,18 +44,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_sampling_arguments(parser, seed_help="image i is made from seed S + i (default 0)")
     parser.add_argument("--out", metavar="DIR", help="where the images go (default outputs/<name of the model>)")
     parser.add_argument("--base", metavar="MODEL", help="for an adapter: its base model, if that is elsewhere now")
+    parser.add_argument(
+        "--lora",
+        metavar="FILE[:WEIGHT]",
+        action="append",
+        default=[],
+        help="lay a LoRA, LoHa or LoKr over the model (repeatable): a file of kohya's, diffusers' or LyCORIS' names, "
+        "or a run; WEIGHT scales it (default 1)",
+    )
+    parser.add_argument(
+        "--embedding",
+        metavar="FILE[:WORD]",
+        action="append",
+        default=[],
+        help="add a learned embedding (repeatable), as AUTOMATIC1111, kohya or diffusers write it; WORD stands for it "
+        "in a prompt (default: the word in the file, else the file's name)",
+    )
     add_loading_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     from dreambooth.disk import check_writable, translate_write_errors
-    from dreambooth.generation.location import default_folder
+    from dreambooth.generation.location import default_folder, find_vae_scale_factor
+    from dreambooth.generation.settings import check_size
 
     size = check_arguments(args)
     recipe = find_recipe(args)
     ref = find_model(args, recipe)
     folder = Path(args.out or default_folder(ref.name))
     check_writable(folder, "--out")
+    if size is not None and (factor := find_vae_scale_factor(ref)) is not None:
+        check_size(factor, size)
     with loading_libraries():
         from dreambooth.generation.images import generate, reproduce, write
         from dreambooth.generation.loading import load_model
@@ -83,25 +102,34 @@ def find_recipe(args: argparse.Namespace) -> dict[str, Any] | None:
 def find_model(args: argparse.Namespace, recipe: dict[str, Any] | None) -> "ModelRef":
     """Return the model that is asked for: by the options or, with --from-image, as the recipe has it.
 
-    Of the latter MODEL and --base go over the recipe's, where they lie elsewhere now. Raises ModelError for a model
-    that is not there, UserError for a prompt that it cannot fill, before anything heavy is loaded.
+    Of the latter MODEL, --base, --vae, --lora and --embedding go over the recipe's, where they lie elsewhere now.
+    Raises ModelError for a file that is not there, UserError for a prompt that cannot be filled, before anything heavy
+    is loaded.
     """
     from dataclasses import replace
 
-    from dreambooth.generation.location import check_is_there, fill, find_card
+    from dreambooth.generation.additions import check_additions, learned_by, parse_embedding, parse_lora
+    from dreambooth.generation.location import check_is_there, check_path, fill, find_card
     from dreambooth.generation.request import ModelRef, request_of
 
+    loras = tuple(map(parse_lora, args.lora))
+    embeddings = tuple(map(parse_embedding, args.embedding))
     if recipe is not None:
         ref = request_of(recipe).model
-        ref = replace(ref, name=args.model or ref.name, base=args.base or ref.base)
+        ref = replace(ref, name=args.model or ref.name, base=args.base or ref.base, vae=args.vae or ref.vae)
         prompts = []
     else:
-        ref = ModelRef(args.model, args.base, args.config, args.revision, args.variant, args.dtype)
+        ref = ModelRef(args.model, args.base, args.config, args.revision, args.variant, args.dtype, args.vae)
         prompts = [*args.prompts, args.negative_prompt]
+    ref = replace(ref, loras=loras or ref.loras, embeddings=embeddings or ref.embeddings)
     check_is_there(ref.name)
+    if ref.vae is not None:
+        check_path(ref.vae, "--vae")
+    check_additions(ref.loras, ref.embeddings)
     card = find_card(ref.name)
+    subjects = (() if card is None else card.subjects) + learned_by(ref.loras)
     for prompt in prompts:
-        fill(prompt, ref.name, card)
+        fill(prompt, ref.name, subjects)
     return ref
 
 

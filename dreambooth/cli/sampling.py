@@ -49,6 +49,12 @@ def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--variant", metavar="NAME", help="which of the weights that lie beside each other: fp16, non_ema ..."
     )
+    parser.add_argument(
+        "--vae",
+        metavar="MODEL",
+        help="another VAE in the place of the model's own, or where a single file has none: folder, hub id or single "
+        ".safetensors",
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: the GPU if any")
     parser.add_argument(
         "--dtype",

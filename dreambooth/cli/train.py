@@ -6,7 +6,6 @@ from pathlib import Path
 
 from dreambooth.cli import loading_libraries
 from dreambooth.config import describe_config, load_config
-from dreambooth.preflight.inputs import check_inputs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from dreambooth.preflight.inputs import check_inputs
+
     config = load_config(args.config, args.overrides)
     check_inputs(config)
     with loading_libraries():

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from omegaconf import MISSING
 
 PATHS = (  # in files with ~ for the home folder, in programs without
-    "run.dir", "model.base", "model.config", "subject.images", "data.mask", "prior.folder", "method.start",
+    "run.dir", "model.base", "model.config", "model.vae", "subject.images", "data.mask", "prior.folder", "method.start",
     "validate.images", "validate.dino", "validate.clip",
 )  # fmt: skip
 
@@ -56,6 +56,11 @@ class ModelConfig:
     )
     revision: str | None = setting(None, "branch, tag or commit of a hub id; null: its main branch")
     variant: str | None = setting(None, "variant of the weights, such as fp16 or non_ema; null: the files without one")
+    vae: str | None = setting(
+        None,
+        "another VAE in the place of the base's own, or where a single file has none: folder, hub id or single "
+        ".safetensors; null: the base's own",
+    )
     export_dtype: Literal["float32", "float16", "bfloat16"] = setting(
         "float32", "number format of the weights in model/; float16 halves the folder"
     )

@@ -9,12 +9,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dreambooth.errors import UserError, escaped
 from dreambooth.files import read_lines, read_text
 from dreambooth.prompt_words import has_words, replace_words
 from dreambooth.prompts import Named
-from dreambooth.randomness import Randomness
+
+if TYPE_CHECKING:
+    from dreambooth.randomness import Randomness
 
 METADATA = "metadata.jsonl"  # a line an image: {"file_name": "a.png", "text": "a photo of {subject} on grass"}
 SUFFIXES = (".txt", ".caption")  # in small letters or capitals; where an image has several, the first is read
@@ -99,7 +102,7 @@ class Captions:
     """
 
     texts: Sequence[str]
-    randomness: Randomness
+    randomness: "Randomness"
     dropout: float = 0.0
     shuffle: bool = False
 

@@ -1,6 +1,7 @@
 """Folders of images as people have them: images, captions beside them, and files that systems leave there."""
 
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from dreambooth.data.captions import is_caption_file
@@ -57,7 +58,7 @@ def _checked(folder: Path, images: list[Path]) -> dict[str, list[str]]:
     warnings, bad = {}, []
     for path in images:
         try:
-            warned = check_image(path)
+            warned = _check(path)
         except UserError as error:
             bad.append(f"{escaped(path.name)} ({escaped(error)})")
             continue
@@ -69,6 +70,20 @@ def _checked(folder: Path, images: list[Path]) -> dict[str, list[str]]:
             f"{allowed_formats()} Mend, move or remove the others."
         )
     return warnings
+
+
+def _check(path: Path) -> list[str]:
+    """Decode an image unless this process has done so since it was written: commands check before they load torch."""
+    try:
+        status = path.stat()
+    except OSError:
+        return check_image(path)  # which says what is wrong
+    return _checked_once(path, status.st_mtime_ns, status.st_size)
+
+
+@cache
+def _checked_once(path: Path, mtime_ns: int, num_bytes: int) -> list[str]:
+    return check_image(path)
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -22,7 +22,7 @@ from dreambooth.evaluation.prompts import AUTO, load_prompts
 from dreambooth.evaluation.protocol import ImageSpec, SamplingSpec, Task
 from dreambooth.evaluation.request import EvaluationRequest
 from dreambooth.evaluation.scoring import Scored, ignored_clip_t, real_scores, score_subject
-from dreambooth.evaluation.subjects import Subject, subject_of_folder, subjects_of_dataset
+from dreambooth.evaluation.subjects import Subject, subjects_of
 from dreambooth.evaluation.verdicts import verdicts
 from dreambooth.generation.images import OnProgress, Progress
 from dreambooth.generation.loading import Model, pick_device
@@ -63,7 +63,7 @@ def evaluate(
     """
     load = Loader(request.options, request.device, loaded)
     protocol.check_rows(request.models)
-    prompts_of = {subject: load_prompts(request.prompts, subject.is_live) for subject in _subjects(request)}
+    prompts_of = {subject: load_prompts(request.prompts, subject.is_live) for subject in subjects_of(request)}
     for prompt in dict.fromkeys([request.negative_prompt, *chain(*prompts_of.values())]):
         if (warning := foreign_syntax_warning(f"prompt {prompt!r}", prompt)) is not None:
             logger.warning(warning)
@@ -82,13 +82,6 @@ def evaluate(
     judged = verdicts(scored, real, request.base, _ignored(encoders, tasks, images, base))
     report = tables.Report(every_row, tasks, sampling, encoders.names, plain_bases, request.base, judged)
     return Evaluation(report, scored, tables.write(report, scored, request.out))
-
-
-def _subjects(request: EvaluationRequest) -> list[Subject]:
-    if request.dataset is not None:
-        return subjects_of_dataset(request.dataset, request.subjects, request.class_noun)
-    assert request.images is not None
-    return [subject_of_folder(request.images, request.class_noun)]
 
 
 def _models(request: EvaluationRequest, subjects: Iterable[Subject]) -> list[str]:

@@ -14,6 +14,7 @@ import yaml
 
 from dreambooth.data.image_folder import list_images
 from dreambooth.errors import UserError
+from dreambooth.evaluation.request import EvaluationRequest
 from dreambooth.files import read_text
 
 PUBLISHED_LIST = "prompts_and_classes.txt"
@@ -30,6 +31,14 @@ class Subject:
     photos: tuple[Path, ...]
     class_noun: str | None = None
     is_live: bool | None = None
+
+
+def subjects_of(request: EvaluationRequest) -> list[Subject]:
+    """Return whose images are asked for. Raises UserError for photos that are not there or cannot be read."""
+    if request.dataset is not None:
+        return subjects_of_dataset(request.dataset, request.subjects, request.class_noun)
+    assert request.images is not None
+    return [subject_of_folder(request.images, request.class_noun)]
 
 
 def subject_of_folder(folder: Path, class_noun: str | None) -> Subject:

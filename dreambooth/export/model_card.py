@@ -74,8 +74,22 @@ def write(
         base_is_file=Path(base or "").is_file(),
         base_name=shown_base(base),
         config_name=shown_base(card.base_config and with_home(card.base_config)),
+        vae_name=shown_base(card.base_vae and with_home(card.base_vae)),
+        vae_code=None if form in ("diffusers", "single-file") else vae_code(card),
     )
     write_text(folder / "README.md", text)
+
+
+def vae_code(card: ExportCard) -> str | None:
+    """Return the Python that loads the VAE that a run had in the place of its base's own; None where it had none."""
+    if card.base_vae is None:
+        return None
+    vae, config = Path(with_home(card.base_vae)), card.base_config or card.base
+    if vae.is_file():
+        named = shown_base(config and with_home(config))
+        return f'AutoencoderKL.from_single_file("{vae.name}", config="{named}", subfolder="vae")'
+    subfolder = ', subfolder="vae"' if (vae / "vae").is_dir() else ""
+    return f'AutoencoderKL.from_pretrained("{shown_base(str(vae))}"{subfolder})'
 
 
 def instance_prompt(card: ExportCard) -> str:

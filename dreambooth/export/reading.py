@@ -1,6 +1,6 @@
 """Results read back: a run's own files, an export's folder, or one file of an export, by what the files hold."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -9,7 +9,7 @@ from dreambooth.errors import ModelError, first_line
 from dreambooth.export.subject_info import ExportCard
 from dreambooth.families import Family, ModelSource, load_family
 from dreambooth.families.single_file import UNET, read_header
-from dreambooth.methods import find_facts, find_method, lora_files, textual_inversion
+from dreambooth.methods import embedding_files, find_facts, find_method, lora_files
 
 OWN_FILES = {  # of a method's folder, as `Method.save` writes them
     "pytorch_lora_weights.safetensors",
@@ -36,10 +36,10 @@ def is_own(place: Path, card: ExportCard) -> bool:
     return place.is_dir() and find_facts(card.method).is_adapter and is_written
 
 
-def load_result(place: Path, card: ExportCard, base: ModelSource) -> Family:
+def load_result(place: Path, card: ExportCard, base: ModelSource, vae: str | None = None) -> Family:
     """Load a result that is no pipeline. base: what lies beneath, or, of a whole model in one file, its configs.
 
-    Raises ModelError.
+    vae: in the place of a whole model's own. Raises ModelError.
     """
     if is_own(place, card):
         family = load_family(base)
@@ -48,11 +48,11 @@ def load_result(place: Path, card: ExportCard, base: ModelSource) -> Family:
         load(family, place)
         return family
     files = find_files(place)
-    family = load_family(base if files.model is None else whole_model(files.model, base))
+    family = load_family(base if files.model is None else replace(whole_model(files.model, base), vae=vae))
     for path in files.changes:
         lora_files.apply(family, path)
     for path in files.words:
-        textual_inversion.load_file(family, path)
+        embedding_files.add_file(family, path)
     return family
 
 

@@ -5,12 +5,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
-from dreambooth.errors import ModelError, UserError, first_line
+from dreambooth.errors import ModelError, UserError, escaped, first_line
 from dreambooth.files import read_text, write_text
 
 CARD = "dreambooth.json"
+MAX_HEADER = 100 * 2**20  # bytes, as in safetensors' own reader
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,8 @@ class SubjectInfo:
 
     num_inference_steps, guidance_scale and scheduler are those of the run's own sample grids: what sampling starts
     from. step: of these weights, the best of a run that was trained to last_step. method: by name. base,
-    base_config, base_revision, base_variant: model.base, model.config and so on of the run, which an adapter needs
-    beneath it. base_fingerprint: `families.fingerprint`.
+    base_config, base_revision, base_variant, base_vae: model.base, model.config and so on of the run, which an adapter
+    needs beneath it. base_fingerprint: `families.fingerprint`.
     scores: those of the last validation of these weights, by log name.
     """
 
@@ -46,6 +45,7 @@ class SubjectInfo:
     base_config: str | None = None
     base_revision: str | None = None
     base_variant: str | None = None
+    base_vae: str | None = None
     base_fingerprint: str | None = None
     scores: dict[str, float] | None = None
 
@@ -71,13 +71,26 @@ def card_metadata(card: SubjectInfo) -> dict[str, str]:
     return {"dreambooth": json.dumps(asdict(card))}
 
 
+def read_header(path: Path) -> dict[str, Any]:
+    """Read the header of a .safetensors file: dtype and shape by tensor, and the texts under `__metadata__`.
+
+    It is 8 bytes for its length, then JSON; safetensors' own reader would load torch. Raises ModelError.
+    """
+    try:
+        with path.open("rb") as file:
+            found = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), MAX_HEADER)))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{escaped(path)}: cannot be read as .safetensors ({first_line(error)})") from error
+    return found if isinstance(found, dict) else {}
+
+
 def card_in_file(path: Path) -> ExportCard | None:
     """Return what a .safetensors file says of its subject; None for one of other tools. Raises ModelError."""
+    metadata = read_header(path).get("__metadata__")
+    text = metadata.get("dreambooth") if isinstance(metadata, dict) else None
     try:
-        with safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get("dreambooth")
         return None if text is None else _card_of(json.loads(text))
-    except (OSError, SafetensorError, json.JSONDecodeError, TypeError, KeyError) as error:
+    except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
         raise ModelError(f"{path}: cannot be read: {first_line(error)}") from error
 
 

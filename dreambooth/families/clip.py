@@ -1,12 +1,12 @@
 """The common part of families with CLIP's tokenizer and text encoder. Shapes: B prompts, N tokens."""
 
 import bisect
+import itertools
 import logging
 import re
 from typing import Any
 
 import torch
-from diffusers.loaders import TextualInversionLoaderMixin
 from torch import Tensor
 
 from dreambooth.errors import ModelError, UserError
@@ -79,8 +79,19 @@ def token_ids(tokenizer: Any, text: str) -> list[int]:
 
 
 def expand_words(tokenizer: Any, prompt: str) -> str:
-    """Replace a learned word of several vectors by its tokens: "<dog>" becomes "<dog> <dog>_1 <dog>_2"."""
-    return TextualInversionLoaderMixin().maybe_convert_prompt(prompt, tokenizer)
+    """Replace each learned word of several vectors by its tokens: "<dog>" becomes "<dog> <dog>_1 <dog>_2".
+
+    In any case of letters, as the tokenizer matches them; diffusers' own function finds none with capitals in it.
+    """
+    added = tokenizer.get_added_vocab()
+    several = [word for word in added if f"{word}_1" in added]
+    said = {token.lower() for token in tokenizer.tokenize(prompt)} if several else set()
+    for word in several:
+        if word.lower() in said:
+            further = itertools.takewhile(added.__contains__, (f"{word}_{number}" for number in itertools.count(1)))
+            tokens = " ".join([word, *further])
+            prompt = tokens.join(re.split(re.escape(word), prompt, flags=re.IGNORECASE))
+    return prompt
 
 
 @torch.no_grad()

@@ -6,9 +6,12 @@ their names: `unet/diffusion_pytorch_model.fp16.safetensors`.
 
 import os
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -19,6 +22,7 @@ from huggingface_hub.errors import (
 
 from dreambooth.errors import ModelError, UserError, escaped, first_line
 
+VAE_FILES = [f"{folder}{name}" for folder in ("", "vae/") for name in ("config.json", "diffusion_pytorch_model.*")]
 WEIGHTS = re.compile(r"(?:diffusion_pytorch_)?model(?:\.(?P<variant>[\w-]+?))?(?:-\d+-of-\d+)?\.safetensors")
 
 
@@ -31,7 +35,8 @@ def find_folder(base: str, revision: str | None, variant: str | None) -> Path:
     path = Path(os.path.expanduser(base))
     if os.path.isdir(path) and revision is not None:
         raise UserError(f"model.revision: {revision!r} is one of a hub id, and {base} is a folder here; leave it out")
-    folder = path if os.path.isdir(path) else _download(base, revision, variant)
+    download = partial(DiffusionPipeline.download, base, revision=revision, variant=variant)
+    folder = path if os.path.isdir(path) else _downloaded(base, revision, download)
     if not (folder / "model_index.json").is_file():
         raise ModelError(f"{base}: not a diffusers pipeline folder (it has no model_index.json)")
     if variant is not None and variant not in (known := find_variants(folder)):
@@ -45,16 +50,28 @@ def find_variants(folder: Path) -> set[str]:
     return {match["variant"] for match in matches if match is not None and match["variant"] is not None}
 
 
-def _download(hub_id: str, revision: str | None, variant: str | None) -> Path:
-    """Return a hub id's files in the local cache, downloaded if need be."""
+def find_vae(vae: str) -> Path:
+    """Return the folder of a VAE: of a pipeline its vae/; of a hub id downloaded if need be. Raises ModelError."""
+    path = Path(os.path.expanduser(vae))
+    download = partial(snapshot_download, vae, allow_patterns=VAE_FILES)
+    folder = path if os.path.isdir(path) else _downloaded(vae, None, download)
+    for own in (folder, folder / "vae"):
+        if (own / "config.json").is_file():
+            return own
+    raise ModelError(f"{vae}: holds no VAE (neither config.json nor vae/config.json)")
+
+
+def _downloaded(hub_id: str, revision: str | None, download: Callable[[], str]) -> Path:
+    """Return where a hub id's files are in the local cache, downloaded if need be."""
     if "://" in hub_id:
         raise ModelError(
             f"{escaped(hub_id)}: an address; nothing is fetched from there: name a hub id, or a file or folder here"
         )
-    if Path(hub_id).is_absolute() or hub_id.startswith(".") or hub_id.count("/") > 1:
+    is_path = hub_id.startswith(".") or hub_id.endswith(".safetensors") or hub_id.count("/") > 1
+    if Path(hub_id).is_absolute() or is_path:
         raise ModelError(f"{escaped(hub_id)}: there is no such folder or file")
     try:
-        return Path(DiffusionPipeline.download(hub_id, revision=revision, variant=variant))
+        return Path(download())
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         # diffusers' own error has the hub's answer as its cause, once it has looked into the cache as well.
         answer = error.__cause__ if isinstance(error.__cause__, HfHubHTTPError) else error

@@ -7,8 +7,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -25,6 +24,7 @@ from dreambooth.families.loading import (
 from dreambooth.families.single_file import Header, load_single_file_pipeline, measured_prediction
 from dreambooth.families.source import ModelSource
 from dreambooth.families.unet import UNetFamily, check_text_width, optimize_for_device
+from dreambooth.families.vae import load_vae
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def load(folder: Path, source: ModelSource) -> StableDiffusion:
     unet = load_part(UNet2DConditionModel, folder, "unet", source)
     optimize_for_device(unet)
     return StableDiffusion(
-        vae=load_part(AutoencoderKL, folder, "vae", source, torch.float32),
+        vae=load_vae(folder, source, "sd1"),
         unet=unet,
         scheduler_config=load_scheduler_config(folder),
         text_encoder=load_part(CLIPTextModel, folder, "text_encoder", source),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -25,6 +25,7 @@ from dreambooth.families.loading import (
 from dreambooth.families.single_file import Header, load_single_file_pipeline
 from dreambooth.families.source import ModelSource
 from dreambooth.families.unet import UNetFamily, check_text_width, optimize_for_device
+from dreambooth.families.vae import load_vae
 
 
 @dataclass
@@ -115,7 +116,7 @@ def load(folder: Path, source: ModelSource) -> StableDiffusionXL:
     unet = load_part(UNet2DConditionModel, folder, "unet", source)
     optimize_for_device(unet)
     return StableDiffusionXL(
-        vae=load_part(AutoencoderKL, folder, "vae", source, torch.float32),
+        vae=load_vae(folder, source, "sdxl"),
         unet=unet,
         scheduler_config=load_scheduler_config(folder),
         text_encoder=load_part(CLIPTextModel, folder, "text_encoder", source),

@@ -15,15 +15,19 @@ import torch
 from diffusers import AutoencoderKL
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError, safe_open
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from dreambooth.errors import ModelError, first_line
 from dreambooth.families.builtin_configs import BUILTIN_CONFIGS, config_folder
 from dreambooth.families.inspection import LOADING_ERRORS, read_index
 from dreambooth.families.protocols import Family
 from dreambooth.families.source import ModelSource
+from dreambooth.families.vae import load_other_vae
 from dreambooth.files import with_home
 
 UNET = "model.diffusion_model."
+VAE_PREFIXES = ("first_stage_model.", "vae.")
+CLIP_PREFIXES = ("cond_stage_model.transformer.", "conditioner.embedders.0.transformer.")  # of 1.x, of XL
 TEXT_WIDTHS = {768: "sd1", 1024: "sd2", 768 + 1280: "sdxl"}  # of the texts that the UNet attends to
 OTHER_KINDS = {  # a name, or the beginning of one, that only models of other kinds have
     "edm_mean": "of the EDM kind (Playground 2.5)",
@@ -57,6 +61,11 @@ class Header:
         if any(name.startswith(UNET) for name in self.shapes):
             return "sd"
         raise ModelError(f"{self.path}: holds no Stable Diffusion model (no {UNET}*); is it a LoRA?")
+
+    @property
+    def has_vae(self) -> bool:
+        """Return whether it holds a VAE; many are passed around without."""
+        return any(name.startswith(VAE_PREFIXES) for name in self.shapes)
 
     @property
     def prediction(self) -> str | None:
@@ -108,8 +117,16 @@ def load_single_file_pipeline(pipeline_class: Any, header: Header, source: Model
     with _configs(source.config or header.config) as configs:
         if os.path.isdir(configs):
             read_index(Path(configs))
+        if source.vae is not None:  # a part that is given is not read again with the others
+            options["vae"] = load_other_vae(source.vae, configs)
+        elif not header.has_vae:
+            raise ModelError(
+                f"{header.path}: holds no VAE; name one with model.vae (--vae): folder, hub id or single .safetensors"
+            )
         try:
-            if source.dtype != torch.float32:  # a part that is given is not read again with the others
+            if (text_encoder := load_flat_text_encoder(header, configs, source.dtype)) is not None:
+                options["text_encoder"] = text_encoder
+            if source.vae is None and source.dtype != torch.float32:
                 options["vae"] = AutoencoderKL.from_single_file(
                     str(header.path), config=configs, subfolder="vae", dtype=torch.float32
                 )
@@ -119,6 +136,24 @@ def load_single_file_pipeline(pipeline_class: Any, header: Header, source: Model
                 f"{header.path}: cannot be read as a single-file {pipeline_class.__name__} ({first_line(error)}); "
                 "name a local folder with its own configs and tokenizer (model.config, --config)"
             ) from error
+
+
+def load_flat_text_encoder(header: Header, configs: str, dtype: torch.dtype) -> CLIPTextModel | None:
+    """Load a CLIP whose names lack the level "text_model", which diffusers does not find; None where they have it.
+
+    transformers took that level out of the class in 5.6, and some tools write the names of the class as they are.
+    """
+    first = "embeddings.token_embedding.weight"
+    prefix = next((each for each in CLIP_PREFIXES if f"{each}{first}" in header.shapes), None)
+    if prefix is None:
+        return None
+    text_encoder = CLIPTextModel(CLIPTextConfig.from_pretrained(configs, subfolder="text_encoder"))
+    level = "text_model." if hasattr(text_encoder, "text_model") else ""
+    with safe_open(header.path, "pt") as file:
+        own = [name for name in header.shapes if name.startswith(prefix) and not name.endswith(".position_ids")]
+        state = {level + name.removeprefix(prefix): file.get_tensor(name) for name in own}
+    text_encoder.load_state_dict(state)
+    return text_encoder.to(dtype).eval()
 
 
 @contextlib.contextmanager

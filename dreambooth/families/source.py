@@ -17,6 +17,7 @@ class ModelSource:
     variant: second set of weights in the folder or hub id ("fp16"); parts that lack it are loaded without.
     dtype: of denoiser and text encoders, which are read straight into it; a VAE is always float32.
     quantize: how the frozen weights are stored, by a name in `QUANTIZERS`; None: in `dtype`.
+    vae: another VAE in the place of the base's own: a folder, a hub id or a single `.safetensors` file.
     """
 
     base: str
@@ -26,6 +27,7 @@ class ModelSource:
     variant: str | None = None
     dtype: torch.dtype = torch.float32
     quantize: str | None = None
+    vae: str | None = None
 
 
 QUANTIZERS: tuple[str, ...] = ()  # none yet: `load_family` refuses every name

@@ -21,9 +21,9 @@ from dreambooth.generation.request import (
     request_of,
     write_png,
 )
-from dreambooth.generation.sampler import check_size, cut_warning, sample_pixels, steps_problem
-from dreambooth.generation.settings import SamplerSettings
-from dreambooth.prompt_words import foreign_syntax_warning
+from dreambooth.generation.sampler import cut_warning, sample_pixels, steps_problem
+from dreambooth.generation.settings import SamplerSettings, check_size
+from dreambooth.prompt_words import foreign_syntax_warning, has_words
 
 NUMBERED = re.compile(r"(\d+)(?:-.*)?\.png")  # 00003.png, 00003-a-photo-of-sks-dog.png
 MAX_SLUG = 40  # letters of a prompt in a file's name
@@ -61,7 +61,10 @@ def make_requests(
     cuts off an identifier, and for a size or a number of steps that the model cannot do.
     """
     check_can_sample(model, size, settings)
-    identifiers = [] if model.card is None else [subject.identifier for subject in model.card.subjects]
+    identifiers = [subject.identifier for subject in model.subjects]
+    for each in model.ref.embeddings:
+        if not any(has_words(prompt, str(each.word)) for prompt in [*prompts, settings.negative_prompt]):
+            logger.warning(f"{each.file}: no prompt has its word, {each.word!r}")
     for prompt in dict.fromkeys([*prompts, settings.negative_prompt]):
         if (warning := cut_warning(model.family, f"prompt {prompt!r}", prompt, identifiers)) is not None:
             logger.warning(warning)
@@ -76,7 +79,7 @@ def make_requests(
 
 def check_can_sample(model: Model, size: tuple[int, int], settings: SamplerSettings) -> None:
     """Raise UserError for a size or a number of sampler steps that the model cannot do."""
-    check_size(model.family, size)
+    check_size(model.family.vae_scale_factor, size)
     if (problem := steps_problem(model.family, settings)) is not None:
         raise UserError(f"num_inference_steps={settings.num_inference_steps}: {problem}")
 

@@ -1,5 +1,7 @@
 """From a MODEL as it is typed to networks that are ready to sample."""
 
+import hashlib
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,22 +10,35 @@ import torch
 from dreambooth.errors import ModelError, UserError
 from dreambooth.export.base_source import base_source
 from dreambooth.export.reading import load_result
-from dreambooth.export.subject_info import ExportCard, SubjectInfo, find_card
+from dreambooth.export.subject_info import ExportCard, LearnedSubject, SubjectInfo, find_card
 from dreambooth.families import Family, ModelSource, load_family, move
+from dreambooth.generation.additions import (
+    EmbeddingRef,
+    LoraRef,
+    check_additions,
+    embedding_file,
+    learned_by,
+    lora_file,
+    words_beside,
+)
 from dreambooth.generation.location import check_is_there, fill, model_folder
 from dreambooth.generation.request import ModelRef
+from dreambooth.methods import adapters, embedding_files, lora_files
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Model:
     """A model that is ready to sample, and what it has learned (None: a plain base).
 
-    ref: what loads it again; its dtype is the one that was picked.
+    ref: what loads it again; its dtype is the one that was picked. subjects: of the model, then of LoRAs over it.
     """
 
     ref: ModelRef
     family: Family
     card: SubjectInfo | None
+    subjects: tuple[LearnedSubject, ...] = ()
 
     @property
     def name(self) -> str:
@@ -37,16 +52,19 @@ class Model:
 
     def fill(self, prompt: str) -> str:
         """Replace {subject}, {class}, {subject_2} ... Raises UserError where the model does not say what that is."""
-        return fill(prompt, self.name, self.card)
+        return fill(prompt, self.name, self.subjects)
 
 
 def load_model(model: ModelRef | str, device: str = "auto") -> Model:
-    """Load a run, pipeline or adapter folder, a hub id or a single file. device: auto, cpu or cuda.
+    """Load a run, pipeline or adapter folder, a hub id or a single file, and what is laid over it.
+
+    device: auto, cpu or cuda.
 
     Raises ModelError, and UserError for a device, revision or variant that is not there.
     """
     ref = ModelRef(model) if isinstance(model, str) else model
     check_is_there(ref.name)
+    check_additions(ref.loras, ref.embeddings)
     folder, picked = model_folder(ref.name), pick_device(device)
     ref = replace(ref, dtype=ref.dtype or ("float16" if picked.type == "cuda" else "float32"))
     dtype = getattr(torch, str(ref.dtype))
@@ -56,12 +74,44 @@ def load_model(model: ModelRef | str, device: str = "auto") -> Model:
     else:
         name = str(folder) if folder.exists() else ref.name
         family = load_family(
-            ModelSource(name, config=ref.config, revision=ref.revision, variant=ref.variant, dtype=dtype)
+            ModelSource(name, config=ref.config, revision=ref.revision, variant=ref.variant, dtype=dtype, vae=ref.vae)
         )
+    if ref.loras or ref.embeddings:
+        ref = add_to(family, ref)
     move(family, picked)
     for part in (family.denoiser, *family.text_encoders):
         part.eval().to(dtype)
-    return Model(ref, family, card)
+    return Model(ref, family, card, (() if card is None else card.subjects) + learned_by(ref.loras))
+
+
+def add_to(family: Family, ref: ModelRef) -> ModelRef:
+    """Lay LoRAs and embeddings over a family, and return what loads them again. Raises ModelError, UserError."""
+    adapters.merge(family)  # what is laid over has the names of a plain model's modules
+    loras = tuple(add_lora(family, each) for each in ref.loras)
+    return replace(ref, loras=loras, embeddings=tuple(add_embedding(family, each) for each in ref.embeddings))
+
+
+def add_lora(family: Family, ref: LoraRef) -> LoraRef:
+    path = lora_file(ref)
+    lora_files.apply(family, path, ref.weight)
+    for word in words_beside(path):
+        embedding_files.add_file(family, word)
+    return replace(ref, sha256=checked_digest(path, ref.sha256))
+
+
+def add_embedding(family: Family, ref: EmbeddingRef) -> EmbeddingRef:
+    path = embedding_file(ref)
+    word = embedding_files.add_file(family, path, ref.word)
+    return replace(ref, word=word, sha256=checked_digest(path, ref.sha256))
+
+
+def checked_digest(path: Path, recorded: str | None) -> str:
+    """Return the SHA-256 of a file; warn where a recipe has recorded another."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if recorded not in (None, digest):
+        logger.warning(f"{path}: another file than the one that the image was made with; this will be another image")
+    return digest
 
 
 def pick_device(device: str) -> torch.device:
@@ -73,11 +123,11 @@ def pick_device(device: str) -> torch.device:
 
 def load_adapted(folder: Path, card: ExportCard, ref: ModelRef) -> Family:
     """Load the base with an adapter's files laid over it, in float32. Raises ModelError."""
-    source = base_source(card, folder, ref.base, ref.revision, ref.variant)
+    source = base_source(card, folder, ref.base, ref.revision, ref.variant, ref.vae)
     if ref.config is not None:
         source = replace(source, config=ref.config)
     try:
-        return load_result(folder, card, source)
+        return load_result(folder, card, source, ref.vae)
     except ModelError as error:
         if str(error).startswith(str(folder)):
             raise

@@ -3,22 +3,31 @@
 import difflib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dreambooth.errors import ModelError, UserError, escaped, first_line
+from dreambooth.errors import ModelError, UserError, escaped
 from dreambooth.export import subject_info
-from dreambooth.export.subject_info import ExportCard, SubjectInfo
+from dreambooth.export.base_path import find_path
+from dreambooth.export.subject_info import ExportCard, LearnedSubject, read_header
 from dreambooth.prompts import check_template, fill_prompt, has_field
+
+if TYPE_CHECKING:
+    from dreambooth.generation.request import ModelRef
 
 RUNS = Path("checkpoints")  # where runs lie by default
 MARKS = ("config.yaml", "model_index.json", "dreambooth.json")  # of a run, a pipeline, an adapter
 NUM_LISTED = 8
-MAX_HEADER = 100 * 2**20  # bytes, as in safetensors' own reader
-PARTIAL_KINDS = {  # by a name of a weight that only they have
-    "a LoRA in kohya's names": re.compile(r"^lora_(unet|te\d?)_"),
-    "a LoRA in diffusers' names": re.compile(r"\.(lora_[AB]|lora\.(up|down)|lora_linear_layer)\b"),
-    "a learned embedding": re.compile(r"^(emb_params|clip_[lg]|<.+>)$"),
+BUILTIN_SCALE_FACTOR = 8
+PARTIAL_KINDS = {  # kind and what to call it, by a name of a weight that only they have
+    ("lora", "a LoRA in kohya's names"): re.compile(r"^lora_(unet|te\d?)_"),
+    ("lora", "a LoRA in diffusers' names"): re.compile(
+        r"\.(lora_[AB]|lora\.(up|down)|lora_linear_layer|(to_\w+)_lora|hada_w1_a|lokr_w[12]\w*)\b"
+    ),
+    ("embedding", "a learned embedding"): re.compile(r"^(emb_params|clip_[lg]|<.+>)$"),
 }
+MODEL_NAMES = re.compile(r"^(model\.diffusion_model|cond_stage_model|conditioner)\.")
 
 
 def model_folder(model: str) -> Path:
@@ -34,6 +43,30 @@ def model_folder(model: str) -> Path:
 def find_card(model: str) -> ExportCard | None:
     """Return what a run or model folder says of its subject; None for a plain base. Raises ModelError as above."""
     return subject_info.find_card(model_folder(model))
+
+
+def find_vae_scale_factor(ref: "ModelRef") -> int | None:
+    """Return pixels a latent of a model, along a side, by the config of its VAE; None where that is not at hand.
+
+    The built-in configs, by which single files are read, all have 8.
+    """
+    place, card = model_folder(ref.name), find_card(ref.name)
+    if card is not None and not place.is_file() and not (place / "model_index.json").is_file():
+        base = ref.base or (card.base and find_path(card.base, place))
+        place = Path(base).expanduser() if base else place
+    if place.is_file():
+        config = ref.config or (card and card.base_config and find_path(card.base_config, place))
+        if not config:
+            return BUILTIN_SCALE_FACTOR
+        place = Path(config).expanduser()
+    return _scale_factor_in(place / "vae" / "config.json")
+
+
+def _scale_factor_in(config: Path) -> int | None:
+    try:
+        return 2 ** (len(json.loads(config.read_bytes())["block_out_channels"]) - 1)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # what is wrong with it is told when it is loaded
 
 
 def check_is_there(model: str) -> None:
@@ -80,22 +113,43 @@ def _models_in(folder: Path) -> list[Path]:
 
 
 def check_whole_model(path: Path) -> None:
-    """Raise ModelError, with what to do, for a `.safetensors` that holds only what is laid over a model.
+    """Raise ModelError, with what to do, for a `.safetensors` of other tools that is only laid over a model.
 
-    The names are read from the file's header: 8 bytes for its length, then JSON.
+    One of this toolkit says what its base is.
     """
-    try:
-        with path.open("rb") as file:
-            header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), MAX_HEADER)))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{escaped(path)}: cannot be read as .safetensors ({first_line(error)})") from error
-    names = list(header) if isinstance(header, dict) else []
-    for kind, pattern in PARTIAL_KINDS.items():
-        if any(pattern.search(name) for name in names):
-            raise ModelError(
-                f"{escaped(path)}: {kind}, not a whole model. Sample the run that it came from; in AUTOMATIC1111, "
-                f"SD.Next or ComfyUI put it beside the model's others; to train on from a LoRA: method.start={path}"
-            )
+    found = _partial_kind(path)
+    if found is None or subject_info.card_in_file(path) is not None:
+        return
+    kind, called = found
+    train_on = f"; to train on from it: method.start={escaped(path)}" if kind == "lora" else ""
+    raise ModelError(
+        f"{escaped(path)}: {called}, not a whole model; lay it over one: sample MODEL PROMPT --{kind} {escaped(path)}"
+        f"{train_on}"
+    )
+
+
+def kind_of_file(path: Path) -> str | None:
+    """Return 'lora', 'embedding' or 'model' by what a .safetensors holds; None where that does not tell."""
+    if path.suffix != ".safetensors":
+        return None
+    if (found := _partial_kind(path)) is not None:
+        return found[0]
+    header = read_header(path)
+    if "word" in header.get("__metadata__", {}):
+        return "embedding"
+    return "model" if any(MODEL_NAMES.match(name) for name in header) else None
+
+
+def _partial_kind(path: Path) -> tuple[str, str] | None:
+    names = list(read_header(path))
+    return next((kind for kind, pattern in PARTIAL_KINDS.items() if any(map(pattern.search, names))), None)
+
+
+def check_path(model: str, name: str) -> None:
+    """Raise ModelError for a model that is not there and can be no hub id. name: of its option or key."""
+    is_path = model.startswith(".") or model.count("/") > 1 or model.endswith(".safetensors")
+    if (is_path or Path(model).is_absolute()) and not Path(model).expanduser().exists():
+        raise ModelError(f"{name} {escaped(model)}: there is no such folder or file")
 
 
 def default_folder(model: str) -> Path:
@@ -103,13 +157,13 @@ def default_folder(model: str) -> Path:
     return Path("outputs") / (Path(model.rstrip("/")).stem or "model")
 
 
-def fill(prompt: str, name: str, card: SubjectInfo | None) -> str:
+def fill(prompt: str, name: str, subjects: Sequence[LearnedSubject]) -> str:
     """Return a prompt with {subject}, {class}, {subject_2} ... replaced by what a model has learned.
 
-    name, card: of the model. Raises UserError where it does not say what that is.
+    name: of the model. Raises UserError where it has learned nothing, or does not say what that is.
     """
-    if card is not None:
-        return fill_prompt(prompt, card.subjects)
+    if subjects:
+        return fill_prompt(prompt, subjects)
     check_template(prompt)
     if has_field(prompt):
         raise UserError(f"prompt {prompt!r}: {name} has learned no subject (it has no dreambooth.json); spell it out")

@@ -16,10 +16,11 @@ from PIL.PngImagePlugin import PngInfo
 
 from dreambooth.errors import UserError, escaped, first_line
 from dreambooth.files import atomic_file, with_home, without_home
+from dreambooth.generation.additions import EmbeddingRef, LoraRef, as_json, embeddings_of, loras_of
 from dreambooth.generation.settings import SamplerSettings
 
 RECIPE = "dreambooth"  # the PNG's text chunk
-PATHS = ("model", "config", "base")  # of a recipe, in which ~ is the home folder
+PATHS = ("model", "config", "base", "vae")  # of a recipe, in which ~ is the home folder
 PACKAGES = ("torch", "diffusers")  # whose versions a recipe names
 WEIGHTS_DIGITS = 16  # of the fingerprint, in recipes that earlier versions of `evaluate` wrote
 
@@ -30,7 +31,8 @@ class ModelRef:
 
     base: of an adapter, its base model where that is elsewhere now. config: for a single file, where its configs and
     tokenizer lie. revision: of a hub id. variant: which of the weights; of an adapter both are its base's. dtype: of
-    denoiser and text encoders; None: float16 on a GPU, else float32.
+    denoiser and text encoders; None: float16 on a GPU, else float32. vae: another VAE in the place of its own. loras,
+    embeddings: what is laid over it.
     """
 
     name: str
@@ -39,6 +41,9 @@ class ModelRef:
     revision: str | None = None
     variant: str | None = None
     dtype: str | None = None
+    vae: str | None = None
+    loras: tuple[LoraRef, ...] = ()
+    embeddings: tuple[EmbeddingRef, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class ImageRequest:
 def make_recipe(request: ImageRequest, weights: str) -> dict[str, Any]:
     """Return the recipe of an image. weights: `families.fingerprint` of the model that makes it."""
     model = asdict(request.model)
+    model |= {"loras": as_json(request.model.loras), "embeddings": as_json(request.model.embeddings)}
     name = model.pop("name")
     recipe = {"prompt": request.prompt, "seed": request.seed, **asdict(request.settings)}
     recipe |= {"model": name, "width": request.width, "height": request.height, **model, "weights": weights}
@@ -69,18 +75,22 @@ def request_of(recipe: Mapping[str, Any]) -> ImageRequest:
     Raises UserError for a recipe that lacks what every version wrote, or holds it in another type.
     """
     try:
-        ref = {each.name: _text_or_none(recipe, each.name) for each in fields(ModelRef) if each.name != "name"}
+        texts = [each.name for each in fields(ModelRef) if each.name not in ("name", "loras", "embeddings")]
+        ref = {name: _text_or_none(recipe, name) for name in texts}
         ref |= {key: with_home(path) for key in PATHS if (path := ref.get(key)) is not None}
+        added = loras_of(recipe.get("loras")), embeddings_of(recipe.get("embeddings"))
         settings = {each.name: recipe[each.name] for each in fields(SamplerSettings) if each.name in recipe}
         return ImageRequest(
-            ModelRef(with_home(str(recipe["model"])), **ref),
+            ModelRef(with_home(str(recipe["model"])), **ref, loras=added[0], embeddings=added[1]),
             str(recipe["prompt"]),
             int(recipe["seed"]),
             int(recipe["height"]),
             int(recipe["width"]),
             SamplerSettings(**settings),
         )
-    except (KeyError, TypeError) as error:
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"the recipe cannot be read: {type(error).__name__}: {first_line(error)}") from error
 
 

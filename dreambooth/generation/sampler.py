@@ -6,7 +6,6 @@ Shapes: B batch, C channels, H/W height and width (pixels or latents).
 """
 
 import inspect
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -174,21 +173,6 @@ def _can_take(family: Family, settings: SamplerSettings) -> bool:
     except SAMPLER_ERRORS:
         return False
     return bool(torch.isfinite(latent_1111).all())
-
-
-def check_size(family: Family, size: tuple[int, int]) -> None:
-    """Raise UserError for a size (height, width) that the model has no latents for, with the nearest that it has."""
-    factor, (height, width) = family.vae_scale_factor, size
-    if all(side > 0 and side % factor == 0 for side in size):
-        return
-    near = []
-    for round_to in (math.floor, math.ceil):
-        near_height, near_width = (max(factor, round_to(side / factor) * factor) for side in size)
-        near.append(f"{near_width}x{near_height}")
-    raise UserError(
-        f"size {width}x{height}: width and height must be multiples of {factor} pixels; "
-        f"use {' or '.join(dict.fromkeys(near))}"
-    )
 
 
 def sample_pixels(

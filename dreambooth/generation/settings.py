@@ -79,6 +79,24 @@ def suggest_scheduler(name: str) -> str:
     return f"did you mean {known[near[0]]}? " if near else ""
 
 
+def check_size(factor: int, size: tuple[int, int]) -> None:
+    """Raise UserError for a size (height, width) that a model has no latents for, with the nearest that it has.
+
+    factor: pixels a latent, along a side.
+    """
+    height, width = size
+    if all(side > 0 and side % factor == 0 for side in size):
+        return
+    near = []
+    for round_to in (math.floor, math.ceil):
+        near_height, near_width = (max(factor, round_to(side / factor) * factor) for side in size)
+        near.append(f"{near_width}x{near_height}")
+    raise UserError(
+        f"size {width}x{height}: width and height must be multiples of {factor} pixels; "
+        f"use {' or '.join(dict.fromkeys(near))}"
+    )
+
+
 def sampler_settings(
     card: SubjectInfo | None,
     num_inference_steps: int | None = None,

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from dreambooth.errors import ModelError, first_line
+from dreambooth.errors import ModelError
 from dreambooth.families import Family, components
 from dreambooth.families.original_names import original_modules
+from dreambooth.methods.weight_files import read_weights
 
 # The end of a tensor's name, and which tensor of its module that is.
 LEAVES = (
@@ -48,6 +48,7 @@ NEEDED = {
         {"lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b"},
     ),
 }
+TEXT_WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 768 + 1280: "Stable Diffusion XL"}
 PEFT_METADATA = "lora_adapter_metadata"  # the key under which diffusers keeps peft's config
 
 
@@ -115,6 +116,7 @@ def _with_core(core: Tensor, a: Tensor, b: Tensor) -> Tensor:
 # -------------------------------------------------------------------------------- reading
 
 
+PARTS = ("unet", "text_encoder", "text_encoder_2")
 Changes = dict[str, dict[str, Change]]  # by the network's name in the pipeline, then by the module's name in it
 
 
@@ -123,7 +125,7 @@ def read_changes(family: Family, path: Path) -> Changes:
 
     Raises ModelError for a file that cannot be read, is no LoRA, or was trained on another base.
     """
-    tensors, metadata = read_tensors(path)
+    tensors, metadata = read_weights(path)
     modules = module_names(family)
     found: dict[tuple[str, str], dict[str, Tensor]] = {}
     unknown = set()
@@ -136,23 +138,23 @@ def read_changes(family: Family, path: Path) -> Changes:
     if unknown:
         raise ModelError(
             f"{path}: adapts {len(unknown) + len(found)} modules, of which this base has {len(found)}, and not "
-            f"{min(unknown)}: it was trained on another"
+            f"{min(unknown)}: it was trained on another{trained_on(tensors)}"
         )
     config = peft_config(metadata)
     changes: Changes = {}
     for (part, module), own in found.items():
         changes.setdefault(part, {})[module] = make_change(path, f"{part}.{module}", own, config)
-    check_fit(family, path, changes)
+    check_fit(family, path, changes, trained_on(tensors))
     return changes
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read all of a .safetensors file. Raises ModelError."""
-    try:
-        with safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path}: cannot be read as .safetensors: {first_line(error)}") from error
+def trained_on(tensors: dict[str, Any]) -> str:
+    """Return ", Stable Diffusion XL" or the like for a message: by the width of the text that its attention reads."""
+    leaves = ("lora_down.weight", "lora_A.weight", ".down.weight", "hada_w1_b")
+    widths = {
+        tensor.shape[1] for key, tensor in tensors.items() if re.search("attn2.*to_k", key) and key.endswith(leaves)
+    }
+    return next((f", {TEXT_WIDTHS[width]}" for width in widths if width in TEXT_WIDTHS), "")
 
 
 def split_name(path: Path, key: str) -> tuple[str, str]:
@@ -200,6 +202,8 @@ def text_names(part_name: str, name: str) -> Iterator[str]:
     yield from (*dotted, f"lora_te{number}_{underscored}")
     if number == "1":
         yield f"lora_te_{underscored}"
+    if inner == "text_projection":  # outside that level
+        yield f"lora_te{number}_{inner}"
     for here, in_2023 in (("q_proj", "to_q"), ("k_proj", "to_k"), ("v_proj", "to_v"), ("out_proj", "to_out")):
         if name.endswith(f"self_attn.{here}"):
             yield from (each.removesuffix(here) + in_2023 for each in dotted)
@@ -223,15 +227,30 @@ def make_change(path: Path, name: str, own: dict[str, Tensor], config: dict[str,
     magnitude_O = None if magnitude is None else magnitude.float().flatten()
     lows = ("lora_A", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")
     rank = next((len(own[leaf]) for leaf in lows if leaf in own), None)
-    if rank is None:
-        return Change(kind, own, None if alpha is None else round(float(alpha)))
+    if rank is None:  # its strength is in the matrices; but for peft's own files
+        return Change(kind, own, None if alpha is None else round(float(alpha)), whole_scale(name, config))
     scale = scale_in_config(name, rank, config) if alpha is None else float(alpha) / rank
     return Change(kind, own, rank, scale, magnitude_O)
 
 
 def peft_config(metadata: dict[str, str]) -> dict[str, Any]:
-    """Return peft's config by "unet.lora_alpha" ..., as diffusers writes it, and this toolkit once did."""
-    return dict(json.loads(metadata[PEFT_METADATA])) if PEFT_METADATA in metadata else {}
+    """Return peft's config by "unet.lora_alpha" ..., as diffusers writes it, and this toolkit once did.
+
+    In this toolkit's own files of LoHa and LoKr each network has a config of its own, in which alpha is `alpha`.
+    """
+    found = dict(json.loads(metadata[PEFT_METADATA])) if PEFT_METADATA in metadata else {}
+    for part in PARTS:
+        if metadata.get(part, "").startswith("{"):
+            config = json.loads(metadata[part])
+            found |= {f"{part}.{key}": value for key, value in (config | {"lora_alpha": config["alpha"]}).items()}
+    return found
+
+
+def whole_scale(name: str, config: dict[str, Any]) -> float:
+    """Return alpha / r of peft's config for a Kronecker product of two whole matrices, 1 where there is none."""
+    part, _, module = name.partition(".")
+    r = (config.get(f"{part}.rank_pattern") or {}).get(module, config.get(f"{part}.r"))
+    return 1.0 if r is None else scale_in_config(name, r, config)
 
 
 def scale_in_config(name: str, rank: int, config: dict[str, Any]) -> float:
@@ -246,8 +265,11 @@ def scale_in_config(name: str, rank: int, config: dict[str, Any]) -> float:
     return float(alpha) / (rank**0.5 if config.get(f"{part}.use_rslora") else rank)
 
 
-def check_fit(family: Family, path: Path, changes: Changes) -> None:
-    """Raise ModelError for tensors that do not fit the base's weights, and for numbers that are not finite."""
+def check_fit(family: Family, path: Path, changes: Changes, other: str = "") -> None:
+    """Raise ModelError for tensors that do not fit the base's weights, and for numbers that are not finite.
+
+    other: `trained_on`.
+    """
     for part_name, own in changes.items():
         part = components(family)[part_name]
         for name, change in own.items():
@@ -258,7 +280,7 @@ def check_fit(family: Family, path: Path, changes: Changes) -> None:
             if not _fits(change, weight):
                 raise ModelError(
                     f"{path}: cannot be loaded into this base: {part_name}.{name} is {list(weight.shape)} here; it was "
-                    "trained on another"
+                    f"trained on another{other}"
                 )
 
 

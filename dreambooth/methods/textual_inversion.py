@@ -144,12 +144,6 @@ def load(family: Family, folder: Path) -> None:
         insert(family, folder, word, rows)
 
 
-def load_file(family: Family, path: Path) -> None:
-    """Add the word of one file. Raises ModelError as `load`."""
-    for word, rows in _read_word(family, path)[0].items():
-        insert(family, path, word, rows)
-
-
 def insert(family: Family, location: Path, word: str, rows: list[Tensor]) -> None:
     """Add a word that was read from a folder or file. Raises ModelError where it does not fit the base."""
     try:

@@ -1,16 +1,20 @@
 """Mistakes in names and paths, found in a moment: before torch and diffusers are loaded, which takes seconds."""
 
 import os
-from pathlib import Path
 
 from dreambooth.config import Config, subject_key
-from dreambooth.errors import ModelError, UserError, escaped
+from dreambooth.data.image_folder import list_images
+from dreambooth.errors import UserError, escaped
+from dreambooth.generation.location import check_path
 from dreambooth.generation.settings import SamplerSettings
 from dreambooth.methods import find_facts
 
 
 def check_inputs(config: Config) -> None:
-    """Raise UserError for an unknown method or sampler or a missing folder, ModelError for a missing base."""
+    """Raise UserError for an unknown method or sampler, a folder that is not there and images that cannot be read.
+
+    ModelError for a base or a VAE that is not there.
+    """
     find_facts(config.method.name)
     for section in (config.prior, config.validate):
         SamplerSettings(section.num_inference_steps, section.guidance_scale, section.scheduler)
@@ -18,10 +22,11 @@ def check_inputs(config: Config) -> None:
         if not os.path.isdir(folder):
             what = "is a file, not a folder" if os.path.exists(folder) else "there is no such folder"
             raise UserError(f"{key}: {escaped(folder)}: {what}")
-    base = config.model.base
-    is_path = Path(base).is_absolute() or base.startswith(".") or base.count("/") > 1 or base.endswith(".safetensors")
-    if is_path and not os.path.exists(base):
-        raise ModelError(f"model.base: {escaped(base)}: there is no such folder or file")
+        if key != "data.mask":
+            list_images(folder)
+    for key, model in (("model.base", config.model.base), ("model.vae", config.model.vae)):
+        if model is not None:
+            check_path(model, f"{key}:")
 
 
 def _folders(config: Config) -> list[tuple[str, str]]:

@@ -23,6 +23,7 @@ LOCATIONS = {
     "model.config": ("base model", "noise schedule"),
     "model.revision": ("base model",),
     "model.variant": ("base model",),
+    "model.vae": ("autoencoder",),
     "data.mask": ("masks",),
     "prior.folder": ("class pictures",),
     "method.start": ("start",),

@@ -101,7 +101,7 @@ def is_moved(change: Change, state: FoundState) -> bool:
     names, values = fingerprint_names(change.key), (change.before, change.after)
     if not names:
         return False
-    if change.key not in ("model.config", "model.revision", "model.variant"):
+    if change.key not in ("model.config", "model.revision", "model.variant", "model.vae"):
         if None in values or "alpha" in values:  # not a path: no images, a mask in the images themselves
             return False
         if os.path.realpath(change.before) == os.path.realpath(change.after):
