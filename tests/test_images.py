@@ -64,7 +64,9 @@ def test_files_that_the_system_leaves_in_a_folder_are_not_pictures_and_not_error
     assert [path.name for path in folder.images] == ["a.png"]
     assert folder.system_files == sorted([*files, *folders])
     (note,) = folder_notes(folder, reads_captions=False)
-    assert note.startswith(f"{tmp_path}: passed over, as systems and editors leave them: .DS_Store, ._a.png, @eaDir, I")
+    assert note.startswith(
+        f"{tmp_path}: ignored, as systems and editors leave such files: .DS_Store, ._a.png, @eaDir, I"
+    )
     assert "\r" not in note, "a terminal would act on this name"
 
 

@@ -235,7 +235,7 @@ def test_class_pictures_are_shared_out_and_none_is_made_twice(tmp_path: Path) ->
             return torch.tensor(indices, dtype=torch.float32).view(-1, 1, 1, 1).expand(-1, 4, 2, 2)
 
         prior = GeneratedPrior(make, 10, 2, tmp_path / "prior", ["a photo of a dog"])
-        prior.share(WorkShare(rank, 3, lambda: meeting.wait(timeout=60)))
+        prior.divide(WorkShare(rank, 3, lambda: meeting.wait(timeout=60)))
         results[rank] = [prior.samples([batch * 3 + rank])[0].latents_CHW for batch in range(8)]
 
     threads = [threading.Thread(target=make_for, args=(rank,)) for rank in range(3)]

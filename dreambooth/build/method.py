@@ -64,15 +64,17 @@ def find_start(config: Config) -> Path | None:
 
 
 def find_start_card(start: Path) -> SubjectInfo | None:
-    """Read how a start was trained; None for a LoRA of other tools."""
+    """Read the card of the files of method.start; None for a LoRA of other tools."""
     return card_in_file(start) if start.is_file() else read_card(start)
 
 
 def warn_of_other_base(start: Path | None, base: str) -> None:
-    """Warn of a start that was trained on other weights; with the same shapes, that may well be intended."""
+    """Warn if method.start was trained on another base; with the same shapes that may be intended."""
     card = None if start is None else find_start_card(start)
     if card is not None and card.base_fingerprint not in (None, base):
-        logger.warning(f"method.start: {start} was trained on another base ({card.base}), and is another model on this")
+        logger.warning(
+            f"method.start={start}: was trained on another base ({card.base}); on this one it is another model"
+        )
 
 
 def loss_settings(config: Config) -> LossSettings:

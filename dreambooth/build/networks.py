@@ -1,4 +1,4 @@
-"""The base's networks: on which device and in which precision they compute, and which of them a run keeps."""
+"""The base's networks: their device and precision, and which of them a run keeps."""
 
 import contextlib
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from dreambooth.methods.adapters import frozen_base
 
 
 def pick_device(config: Config) -> torch.device:
-    """Return the device to train on. Raises UserError where it, or the precision on it, is not there."""
+    """Return the device to train on. Raises UserError where it, or its precision, is not available."""
     has_cuda = torch.cuda.is_available()
     if config.train.device == "cuda" and not has_cuda:
         raise UserError("train.device=cuda: PyTorch finds no GPU; use cpu or auto")
@@ -32,7 +32,7 @@ def pick_device(config: Config) -> torch.device:
 def pick_precision(config: Config, family: Family) -> str:
     """Return train.precision; for `auto` 16 bits for a large model on a GPU, bfloat16 where the GPU has it.
 
-    Else float32: a small model loses more by casts than it wins, and so do most CPUs (not those with AMX).
+    Else float32: a small model loses more by casts than it gains, and so do most CPUs (not those with AMX).
     """
     if config.train.precision != "auto":
         return config.train.precision
@@ -42,7 +42,7 @@ def pick_precision(config: Config, family: Family) -> str:
 
 
 def model_source(config: Config) -> ModelSource:
-    """Return the base that a run starts from; what trains, trains in float32."""
+    """Return the base that a run starts from, in float32, in which weights train."""
     model = config.model
     return ModelSource(model.base, model.family, model.config, model.revision, model.variant, vae=model.vae)
 
@@ -79,7 +79,7 @@ def untouched_base(family: Family, config: Config) -> Family:
 def save_memory(family: Family, config: Config, text_trains: bool) -> None:
     """Free networks that the run no longer needs, and apply the settings that trade time for memory.
 
-    On a GPU run the VAE waits on the CPU.
+    When training on a GPU the VAE stays on the CPU.
     """
     if pick_device(config).type == "cuda":
         family.vae.to("cpu")
@@ -116,25 +116,25 @@ def checkpoint_activations(family: Family, is_enabled: bool) -> None:
 
 
 def compute_dtype(config: Config, family: Family) -> torch.dtype:
-    """Return the number format of networks that do not train."""
+    """Return the dtype of networks that do not train."""
     dtypes = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
     return dtypes[pick_precision(config, family)]
 
 
 @contextlib.contextmanager
 def on_device(network: torch.nn.Module, device: torch.device) -> Iterator[None]:
-    """Move a network to a device, and afterwards back to where it waits."""
-    home = next(network.parameters()).device
+    """Move a network to a device for this block, and then back."""
+    before = next(network.parameters()).device
     network.to(device)
     try:
         yield
     finally:
-        network.to(home)
+        network.to(before)
 
 
 @contextlib.contextmanager
 def inference(family: Family, config: Config) -> Iterator[None]:
-    """Set evaluation mode, no gradients, and the training's number format."""
+    """Set evaluation mode, no gradients, and the training's autocast."""
     dtype = compute_dtype(config, family)
     autocast = torch.autocast(pick_device(config).type, dtype, enabled=dtype != torch.float32)
     with evaluation_mode(family), torch.no_grad(), autocast:

@@ -41,8 +41,8 @@ def make_prior(
 ) -> tuple[Prior | None, Predict | None]:
     """Return the source of class latents (None: no prior) and the teacher of their targets (None: the true noise).
 
-    captions: of each subject's images. folder: for class latents that are generated here. base: fingerprint of the base
-    model, which is taken from `family`: call this before anything trains.
+    captions: of each subject's images. folder: for class latents that are generated. base: fingerprint of the base,
+    which is taken from `family`: call this before anything trains.
     """
     prior, class_prompts = config.prior, class_prompts_of(captions, config)
     if prior.source == "none":

@@ -1,4 +1,4 @@
-"""The subjects' images: where they are, the sizes they are cut to, and warnings about them."""
+"""The subjects' images: their files, the sizes they are cut to, and warnings about them."""
 
 import glob
 import logging
@@ -25,12 +25,12 @@ from dreambooth.families import Family
 from dreambooth.randomness import Randomness
 
 logger = logging.getLogger(__name__)
-MAX_NAMED = 10  # files, or pairs of them, that a note spells out
+MAX_NAMED = 10  # files, or pairs of them, that a note lists
 
 
 @dataclass(frozen=True)
 class SubjectData:
-    """Hold what a run reads beside its base. photos, captions: of each subject. start: `find_start`.
+    """Hold a run's training data. photos, captions: of each subject. start: `find_start`.
 
     masks: of all photos, one subject's after the other's; None: every pixel counts. notes: about the folders' files.
     """
@@ -43,7 +43,7 @@ class SubjectData:
 
 
 def load_subject_data(config: Config) -> SubjectData:
-    """Load what a run is given. Raises UserError for what is not there or cannot be used."""
+    """Load a run's photos, captions and masks. Raises UserError for those that are missing or cannot be used."""
     start, folders = find_start(config), [open_folder(subject.images) for subject in config.subjects]
     photos = [folder.images for folder in folders]
     notes = [note for folder in folders for note in folder_notes(folder, config.data.captions)]
@@ -51,10 +51,10 @@ def load_subject_data(config: Config) -> SubjectData:
 
 
 def folder_notes(folder: ImageFolder, reads_captions: bool) -> Iterator[str]:
-    """Yield what is not used of a folder, and what Pillow says of its images."""
+    """Yield notes on ignored files of a folder, and Pillow's warnings of its images."""
     name = escaped(folder.path)
     if folder.system_files:
-        yield f"{name}: passed over, as systems and editors leave them: {_some(folder.system_files)}"
+        yield f"{name}: ignored, as systems and editors leave such files: {_some(folder.system_files)}"
     beside = {*files_beside(folder.images, folder.captions).values()} if reads_captions else set()
     unread = [path.name for path in folder.captions if path not in beside]
     if unread and not reads_captions:
@@ -72,13 +72,13 @@ def _some(names: Sequence[str]) -> str:
 
 
 def image_warnings(images: Sequence[ImageInfo], buckets: list[Size], resolution: int) -> Iterator[str]:
-    """Yield what is no reason to refuse images, but worth a word."""
+    """Yield warnings of images that can be used, but could be better."""
     small = [image.path.name for image in images if is_upscaled(image.size, nearest_bucket(image.size, buckets))]
     if small:  # enlarging blurs, and blur is learned with the subject
         yield f"smaller than data.resolution ({resolution}), so enlarged: {_some(small)}"
     if moving := [image for image in images if image.num_frames > 1]:
         frames = _some([f"{image.path.name} (1 of {image.num_frames})" for image in moving])
-        yield f"several images in a file, of which the first is taken: {frames}"
+        yield f"several images in a file, of which the first is used: {frames}"
     if pairs := near_duplicates(images):
         twice = _some([f"{one.name} and {other.name}" for one, other in pairs])
         yield f"(nearly) the same image twice, which then counts twice; leave one out: {twice}"
@@ -108,15 +108,15 @@ def log_buckets(images: list[EncodedImage]) -> None:
     logger.info(f"buckets (and images in each): {listed}")
 
 
-def encode_subjects(family: Family, given: SubjectData, config: Config, randomness: Randomness) -> list[EncodedImage]:
-    """Encode all images of all subjects, one subject's after the other's, and warn of their sizes."""
-    paths = [*chain(*given.photos)]
-    for note in given.notes:
+def encode_subjects(family: Family, data: SubjectData, config: Config, randomness: Randomness) -> list[EncodedImage]:
+    """Encode the images of all subjects in order, and warn of their sizes."""
+    paths = [*chain(*data.photos)]
+    for note in data.notes:
         logger.info(f"note: {note}")
     for warning in image_warnings([*map(inspect_image, paths)], buckets_of(family, config), config.data.resolution):
         logger.warning(warning)
-    subjects = [number for number, own in enumerate(given.photos) for _ in own]
-    images = encode(family, paths, config, randomness, given.masks, subjects)
+    subjects = [number for number, own in enumerate(data.photos) for _ in own]
+    images = encode(family, paths, config, randomness, data.masks, subjects)
     if config.data.buckets:
         log_buckets(images)
     return images

@@ -1,4 +1,4 @@
-"""Lightning's trainer with what goes around the steps, the loader of its batches, and the loggers."""
+"""Lightning's trainer with its callbacks, the loader of its batches, and the loggers."""
 
 import logging
 import uuid
@@ -52,7 +52,7 @@ def make_callbacks(
     loggers: Loggers,
     on_progress: OnTrainProgress | None = None,
 ) -> list[pl.Callback]:
-    """Make what happens around the steps, in this order: the average before what saves it, saving before validation."""
+    """Make the callbacks, in this order: the average before it is saved, saving before validation."""
     metrics, validate = callbacks.MetricsFile(run.metrics), config.validate
     around: list[pl.Callback] = [
         callbacks.SharePrior(ahead=config.prior.source == "ahead"),
@@ -157,7 +157,7 @@ def wandb_id(run: RunFolder, state: FoundState | None) -> str:
 
 
 def quiet_lightning() -> None:
-    """Silence Lightning's notes on hardware and data loading, which repeat our own messages or mislead."""
+    """Silence Lightning's notes on hardware and data loading, which repeat our own messages or are misleading."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     logging.getLogger("lightning_fabric.strategies.launchers").setLevel(logging.INFO)  # of a process that has died

@@ -90,7 +90,7 @@ def build_validation_inputs(
     config: Config,
     randomness: Randomness,
 ) -> ValidationInputs:
-    """Build what a validation looks at. subject: the training images, or those of validate.images.
+    """Build the inputs of validations. subject: the training images, or those of validate.images.
 
     The loss is of the subjects in turn, and of each one's images in turn.
     """
@@ -100,7 +100,7 @@ def build_validation_inputs(
         with inference(family, config):
             return fixed_loss(family, samples, randomness, pick_device(config))
 
-    # A start makes step 0 another model than the base, which is what scores are measured against.
+    # With method.start step 0 is not the base, which scores are measured against.
     base = None if config.method.start is None else lambda: sample_validation_images(frozen_base(family), config)
     return ValidationInputs(lambda: sample_validation_images(family, config), loss, score, base)
 
@@ -117,7 +117,7 @@ def fixed_samples(images: list[EncodedImage], config: Config) -> Iterator[Sample
 def sample_validation_images(family: Family, config: Config) -> ImageRows:
     """Sample a row of images for each prompt, each from its own seed, always the same: validations can be compared.
 
-    Rows do not share seeds: what one noise happens to draw (a robot like the subject) would be counted in all of them.
+    Rows do not share seeds: a coincidence of one noise (a robot like the subject) would else count in all of them.
     """
     validate, settings = config.validate, validation_sampler(config)
     prompts = [prompt.filled for prompt in validation_prompts(config) for _ in range(validate.num_images)]

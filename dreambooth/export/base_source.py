@@ -1,4 +1,4 @@
-"""The base beneath a result: where it lies now, and what it is loaded with."""
+"""The base model of a result: its path now, and how it is loaded."""
 
 from pathlib import Path
 

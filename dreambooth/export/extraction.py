@@ -1,4 +1,4 @@
-"""A LoRA out of weights that were trained as a whole: of each change of a matrix the best one of a lower rank.
+"""Extract a LoRA from fully trained weights: the best approximation of lower rank of each matrix's change.
 
 The truncated singular value decomposition leaves the least squared error of all matrices of that rank (Eckart & Young
 1936, Psychometrika 1(3)). Shapes: O and I outputs and inputs of a module (of a convolution with its kernel), R rank.
@@ -22,8 +22,8 @@ from dreambooth.methods import adapters, textual_inversion
 
 
 @dataclass(frozen=True)
-class Kept:
-    """Sums of squared changes over weights: all, those that a LoRA can adapt, what the LoRA and the word hold."""
+class ChangeSums:
+    """Hold sums of squared changes of weights: all, what a LoRA can adapt, what the LoRA and the word hold."""
 
     everything: float
     adaptable: float
@@ -34,10 +34,8 @@ class Kept:
         """Return each part as a percentage of the whole squared change."""
         cut_off, elsewhere = max(0.0, self.adaptable - self.lora), self.everything - self.adaptable - self.word
         named = {"in the LoRA": self.lora, "in the word": self.word}
-        left_out = {"cut off by the rank": cut_off, "in norms, biases, embeddings, first and last layers": elsewhere}
-        kept, lost = (
-            ", ".join(f"{x / self.everything:.1%} {name}" for name, x in e.items()) for e in (named, left_out)
-        )
+        dropped = {"cut off by the rank": cut_off, "in norms, biases, embeddings, first and last layers": elsewhere}
+        kept, lost = (", ".join(f"{x / self.everything:.1%} {name}" for name, x in e.items()) for e in (named, dropped))
         return f"of the squared change {kept}; left out: {lost}"
 
 
@@ -56,11 +54,11 @@ def load_base(card: ExportCard, folder: Path, base: str | None) -> Family:
 
 
 @torch.no_grad()
-def extract(tuned: Family, base: Family, card: ExportCard, rank: int) -> tuple[ExportCard, Kept]:
-    """Lay over `base` what `tuned` has learned, as a LoRA of at most `rank`, and say how much of it that is.
+def extract(tuned: Family, base: Family, card: ExportCard, rank: int) -> tuple[ExportCard, ChangeSums]:
+    """Give `base` a LoRA of at most `rank` of what `tuned` has learned. Returns the new card, and how much it holds.
 
     It adapts the linear and convolutional modules of all `target_groups`. Where rows of identifiers have changed
-    each becomes a new word, "<sks>" for "sks", as no LoRA holds them; the card that is returned says so.
+    each becomes a new word, "<sks>" for "sks", as no LoRA holds them; the new card says so.
 
     Raises UserError where nothing has changed.
     """
@@ -76,7 +74,7 @@ def extract(tuned: Family, base: Family, card: ExportCard, rank: int) -> tuple[E
     subjects, kept_by_words = _take_words(tuned, base, card.subjects)
     method = "lora" if subjects == card.subjects else "pivotal"
     card = replace(card, method=method, subjects=subjects, extracted_rank=rank)
-    return card, Kept(everything, adaptable, lora, kept_by_words)
+    return card, ChangeSums(everything, adaptable, lora, kept_by_words)
 
 
 def low_rank(change_OI: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -95,7 +93,7 @@ def low_rank(change_OI: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def _adapt(part: nn.Module, tuned: nn.Module, rank: int, ends: tuple[str, ...]) -> tuple[float, float]:
-    """Give a network of the base its LoRA. Returns the squared change of the modules it adapts, and what it holds."""
+    """Give a network of the base its LoRA. Returns the squared change of its modules, and how much the LoRA holds."""
     adaptable, products = 0.0, {}
     for name in adapters.adaptable(part, ends):
         change_OI = _change(part, tuned, f"{name}.weight").flatten(1)

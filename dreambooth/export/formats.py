@@ -1,4 +1,4 @@
-"""How a result is passed on, by name: `python -m dreambooth export RUN --format NAME`.
+"""Export formats by name: `python -m dreambooth export RUN --format NAME`.
 
 A new format: one function that writes a model's files into a folder, and one row here.
 """
@@ -21,7 +21,9 @@ __all__ = ["FORMATS", "Format", "find_format", "write_as"]
 
 @dataclass(frozen=True)
 class Format:
-    """write: puts files, called after a name, into a folder.
+    """Hold how a format is written, and for which methods' results.
+
+    write: puts files, named after the run, into a folder.
 
     methods: of which results; None: of all, adapters merged into their base.
 

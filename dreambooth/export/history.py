@@ -13,14 +13,14 @@ from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.metrics.verdict import Verdict
 from dreambooth.prompts import expand
 
-# Sections whose settings decide the weights, and keys that are told even where they have their default.
+# Sections whose settings decide the weights, and keys that are listed even where they have their default.
 SECTIONS = ("data", "prior", "method", "optim", "loss", "train")
 ALWAYS = ("run.seed", "method.name", "prior.source", "prior.weight", "optim.lr", "train.max_steps", "train.batch_size")
 
 
 @dataclass(frozen=True)
 class History:
-    """Empty where only the result is left of a run.
+    """Hold what the model card reports of a run; empty where only its result is left.
 
     name: of the run, or of the result's folder. grid: the images of the kept step, a row for each of `prompts`.
     measured_by: by the name of a score. verdict: on the weights of that step.

@@ -25,7 +25,7 @@ def check(repo: str) -> None:
 
 
 def push(folder: Path, repo: str, private: bool) -> str:
-    """Upload a folder in one commit, into a repository that is made if need be; returns its address.
+    """Upload a folder in one commit to a repository, which is created if need be. Returns its address.
 
     Raises ModelError; the folder stays.
     """

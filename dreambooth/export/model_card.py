@@ -17,7 +17,7 @@ from dreambooth.families import Family
 from dreambooth.files import with_home, write_text
 from dreambooth.prompts import fill_prompt, subject_phrase
 
-PICTURES = "samples.png"
+SAMPLES_FILE = "samples.png"
 KINDS = {
     "diffusers": "A text-to-image model",
     "single-file": "A text-to-image model in the original layout",
@@ -52,7 +52,7 @@ def write(
         keep_trailing_newline=True,
     )
     if history.grid is not None:
-        shutil.copyfile(history.grid, folder / PICTURES)
+        shutil.copyfile(history.grid, folder / SAMPLES_FILE)
     base = None if card.base is None else with_home(card.base)
     licence = licence_of(base)
     text = environment.get_template("model_card.md").render(
@@ -69,7 +69,7 @@ def write(
         repo=repo,
         history=history,
         licence=licence,
-        pictures=PICTURES,
+        samples_file=SAMPLES_FILE,
         pipeline=type(family.pipeline()).__name__,
         base_is_file=Path(base or "").is_file(),
         base_name=shown_base(base),

@@ -1,4 +1,4 @@
-"""How exported files are called: after the run, as AUTOMATIC1111 and ComfyUI address files by their names."""
+"""Names of exported files: those of the run, as AUTOMATIC1111 and ComfyUI address files by their names."""
 
 import contextlib
 import os
@@ -23,9 +23,9 @@ def word_files(name: str, words: Sequence[str]) -> list[str]:
 
 
 def link_old_name(folder: Path, file: str, old: str) -> None:
-    """Let a file also be found under the name that earlier versions gave it, and that diffusers looks for.
+    """Link a file under the name that earlier versions gave it, and that diffusers looks for.
 
-    Nothing, where the file system knows no links.
+    Does nothing where the file system has no links.
     """
     with contextlib.suppress(OSError):
         os.symlink(file, folder / old)

@@ -64,7 +64,7 @@ OPEN_CLIP = (
 
 
 def write(family: Family, card: ExportCard, folder: Path, name: str) -> None:
-    """Write the whole model, adapters merged already, and the card. A learned word lies in a file of its own beside."""
+    """Write the whole model, adapters merged already, and the card. A learned word gets a file of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     state = original_state(family)
     if find_facts(card.method).adds_tokens:
@@ -120,11 +120,11 @@ def original_unet_name(unet: Any, name: str) -> str:
     if kind == "downsamplers":
         return f"input_blocks.{(block + 1) * per_block}.0.op{rest.removeprefix('.conv')}"
     if kind == "upsamplers":
-        place = 2 if hasattr(unet.up_blocks[block], "attentions") else 1
-        return f"output_blocks.{(block + 1) * per_block - 1}.{place}{rest}"
+        index = 2 if hasattr(unet.up_blocks[block], "attentions") else 1
+        return f"output_blocks.{(block + 1) * per_block - 1}.{index}{rest}"
     number = block * per_block + layer + (side == "down")
-    place = 0 if kind == "resnets" else 1
-    return f"{'input' if side == 'down' else 'output'}_blocks.{number}.{place}{_inside(kind, rest)}"
+    index = 0 if kind == "resnets" else 1
+    return f"{'input' if side == 'down' else 'output'}_blocks.{number}.{index}{_inside(kind, rest)}"
 
 
 def _inside(kind: str, rest: str) -> str:

@@ -22,32 +22,32 @@ ALIASES = ("kohya.safetensors", "model.safetensors")  # the names of earlier ver
 
 @dataclass(frozen=True)
 class ResultFiles:
-    """The files of an export: a whole model, or what is laid over a base, and learned words."""
+    """Hold the files of an export: a whole model, or changes of a base, and learned words."""
 
     model: Path | None
     changes: tuple[Path, ...]
     words: tuple[Path, ...]
 
 
-def is_own(place: Path, card: ExportCard) -> bool:
+def is_own(location: Path, card: ExportCard) -> bool:
     """Return whether a folder holds the method's own files, as a run's model/ does, and not an export's."""
-    own = (place / name for name in OWN_FILES)
+    own = (location / name for name in OWN_FILES)
     is_written = any(path.is_file() and not path.is_symlink() for path in own)
-    return place.is_dir() and find_facts(card.method).is_adapter and is_written
+    return location.is_dir() and find_facts(card.method).is_adapter and is_written
 
 
-def load_result(place: Path, card: ExportCard, base: ModelSource, vae: str | None = None) -> Family:
-    """Load a result that is no pipeline. base: what lies beneath, or, of a whole model in one file, its configs.
+def load_result(location: Path, card: ExportCard, base: ModelSource, vae: str | None = None) -> Family:
+    """Load a result that is no pipeline. base: the model that it changes, or for a whole model in one file its configs.
 
     vae: in the place of a whole model's own. Raises ModelError.
     """
-    if is_own(place, card):
+    if is_own(location, card):
         family = load_family(base)
         load = find_method(card.method).load
         assert load is not None
-        load(family, place)
+        load(family, location)
         return family
-    files = find_files(place)
+    files = find_files(location)
     family = load_family(base if files.model is None else replace(whole_model(files.model, base), vae=vae))
     for path in files.changes:
         lora_files.apply(family, path)
@@ -71,13 +71,13 @@ def has_builtin_config(path: Path) -> bool:
         return False
 
 
-def find_files(place: Path) -> ResultFiles:
+def find_files(location: Path) -> ResultFiles:
     """Sort the .safetensors of a folder, or a file and the words beside it, by what they hold. Raises ModelError."""
-    if place.is_file():
-        beside = place.parent.glob(f"{place.stem}_emb*.safetensors")
-        paths = [place, *sorted(path for path in beside if path != place)]
+    if location.is_file():
+        beside = location.parent.glob(f"{location.stem}_emb*.safetensors")
+        paths = [location, *sorted(path for path in beside if path != location)]
     else:
-        paths = [path for path in sorted(place.glob("*.safetensors")) if not path.is_symlink()]
+        paths = [path for path in sorted(location.glob("*.safetensors")) if not path.is_symlink()]
         paths = [path for path in paths if path.name not in ALIASES or len(paths) == 1]
     kinds = {path: kind_of(path) for path in paths if not path.stem.endswith("_invokeai")}
     models, changes, words = ([path for path, kind in kinds.items() if kind == each] for each in ("model", "", "word"))

@@ -14,7 +14,7 @@ MAX_HEADER = 100 * 2**20  # bytes, as in safetensors' own reader
 
 @dataclass(frozen=True)
 class LearnedSubject:
-    """One subject, by what it is called and was shown with."""
+    """Hold one subject's identifier and class noun, and the prompts that it was trained with."""
 
     identifier: str
     class_noun: str
@@ -28,8 +28,8 @@ class SubjectInfo:
 
     num_inference_steps, guidance_scale and scheduler are those of the run's own sample grids: what sampling starts
     from. step: of these weights, the best of a run that was trained to last_step. method: by name. base,
-    base_config, base_revision, base_variant, base_vae: model.base, model.config and so on of the run, which an adapter
-    needs beneath it. base_fingerprint: `families.fingerprint`.
+    base_config, base_revision, base_variant, base_vae: model.base, model.config and so on of the run, to load an
+    adapter's base from. base_fingerprint: `families.fingerprint`.
     scores: those of the last validation of these weights, by log name.
     """
 
@@ -52,7 +52,7 @@ class SubjectInfo:
 
 @dataclass(frozen=True)
 class ExportCard(SubjectInfo):
-    """Hold the same of a result that is passed on, which has left its run behind.
+    """Hold the same for an exported result, which has no run folder around it.
 
     settings: what decided the weights, by key of the config. extracted_rank: the result is a LoRA of that rank out of
     fully trained weights, and `scores` are those of the latter.
@@ -107,9 +107,9 @@ def read_card(folder: Path) -> ExportCard | None:
         ) from error
 
 
-def find_card(place: Path) -> ExportCard | None:
+def find_card(location: Path) -> ExportCard | None:
     """Return what a folder or a .safetensors file says of its subject; None for one of other tools."""
-    return card_in_file(place) if place.is_file() and place.suffix == ".safetensors" else read_card(place)
+    return card_in_file(location) if location.is_file() and location.suffix == ".safetensors" else read_card(location)
 
 
 def _card_of(found: dict[str, Any]) -> ExportCard:

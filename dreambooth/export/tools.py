@@ -1,4 +1,4 @@
-"""How an exported file is used in each program that draws with it: where it goes, and what is typed there."""
+"""Instructions for the programs that use an exported file: its folder, and the prompt to type."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,9 +13,9 @@ MERGED = "`--format single-file`, which holds the adapter merged into its base,"
 
 @dataclass(frozen=True)
 class ExportedFiles:
-    """The files of an export.
+    """Hold the names of an export's files.
 
-    form: of `formats.FORMATS`. name: what they are called after. has_words: learned words lie beside, or are all of it.
+    form: of `formats.FORMATS`. name: that of the run. has_words: there are learned words beside the weights, or alone.
     has_dora: the LoRA has magnitudes. factors: "LoHa" or "LoKr" where it is one of these.
     """
 
@@ -39,11 +39,11 @@ class ExportedFiles:
 
     @property
     def loads_in_diffusers(self) -> bool:
-        """Return whether diffusers reads it rightly: of kohya's names it drops magnitudes, and LyCORIS' it refuses."""
+        """Return whether diffusers reads it right: of kohya's names it drops magnitudes, and LyCORIS' it refuses."""
         return self.form != "kohya" or not (self.has_dora or self.factors)
 
     def prompt(self, words: Sequence[str] | None = None) -> str:
-        """Return the first subject's own prompt. words: what stands for each identifier where it is typed otherwise."""
+        """Return the first subject's own prompt. words: replace its identifiers, for programs that need others."""
         subjects = self.card.subjects
         if words is not None:
             subjects = tuple(replace(each, identifier=word) for each, word in zip(subjects, words, strict=True))
@@ -79,8 +79,8 @@ def _comfyui(files: ExportedFiles) -> str:
         return f"It applies a part of these names only, without an error: export with `--format kohya`.{words}"
     if files.form == "kohya" and files.has_dora:
         return f"This DoRA comes out a little different there: {MERGED} does not.{words}"
-    places = {"single-file": "models/checkpoints", "kohya": "models/loras"}
-    own = f"`{files.weights}` to `{places[files.form]}`." if files.form in places else ""
+    folders = {"single-file": "models/checkpoints", "kohya": "models/loras"}
+    own = f"`{files.weights}` to `{folders[files.form]}`." if files.form in folders else ""
     return f"{own}{words}".strip()
 
 
@@ -92,17 +92,17 @@ def _a1111(files: ExportedFiles) -> str:
         return f"Export with `--format kohya`, whose names it knows.{words}"
     if files.form == "kohya" and files.has_dora:
         return f"It applies this DoRA wrongly, without an error: take {MERGED} instead.{words}"
-    places = {"single-file": "models/Stable-diffusion", "kohya": "models/Lora"}
-    own = f"`{files.weights}` to `{places[files.form]}`." if files.form in places else ""
+    folders = {"single-file": "models/Stable-diffusion", "kohya": "models/Lora"}
+    own = f"`{files.weights}` to `{folders[files.form]}`." if files.form in folders else ""
     return f"{own}{words}".strip()
 
 
 def _sdnext(files: ExportedFiles) -> str:
     words = _beside(files, "models/embeddings")
-    places = {"diffusers": "models/Diffusers", "single-file": "models/Stable-diffusion"}
-    places |= {"lora": "models/Lora", "kohya": "models/Lora"}
+    folders = {"diffusers": "models/Diffusers", "single-file": "models/Stable-diffusion"}
+    folders |= {"lora": "models/Lora", "kohya": "models/Lora"}
     what = "This folder" if files.form == "diffusers" else f"`{files.weights}`"
-    own = f"{what} to `{places[files.form]}`." if files.form in places else ""
+    own = f"{what} to `{folders[files.form]}`." if files.form in folders else ""
     return f"{own}{words}".strip()
 
 

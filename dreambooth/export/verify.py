@@ -25,8 +25,8 @@ from dreambooth.methods import adapters, lora_files
 from dreambooth.methods.textual_inversion import vectors
 from dreambooth.prompts import fill_prompt
 
-# The largest difference of a weight in shares of the largest weight of its tensor, and the length of the difference of
-# two images' latents in shares of their length: some roundings of the dtype.
+# Limits of the largest difference of a weight, relative to the largest weight of its tensor, and of the norm of the
+# difference of two images' latents, relative to their norm: some roundings of the dtype.
 WEIGHT_LIMITS = {"float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
 IMAGE_LIMITS = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 LATENTS = 8  # along a side of the image that is compared
@@ -35,7 +35,7 @@ NUM_STEPS, GUIDANCE_SCALE = 2, 2.0
 
 @dataclass(frozen=True)
 class Comparison:
-    """weight, image: the largest differences, as the limits count them. worst: which weight differs most."""
+    """Hold the largest differences of weights and of an image, relative as in the limits. worst: that weight's name."""
 
     weight: float
     worst: str

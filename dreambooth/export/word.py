@@ -11,7 +11,7 @@ from dreambooth.methods.textual_inversion import word_file
 
 
 def write(family: Family, card: ExportCard, folder: Path, name: str) -> None:
-    """Write a file a word, and the subject's card."""
+    """Write one file for each word, and the subject's card."""
     write_files(family, card, folder, name)
     write_card(card, folder)
 
@@ -23,7 +23,7 @@ def write_beside(family: Family, card: ExportCard, folder: Path, name: str) -> N
 
 
 def write_files(family: Family, card: ExportCard, folder: Path, name: str) -> None:
-    """Write a file a word: diffusers and AUTOMATIC1111 read it as it is, ComfyUI by the file's name.
+    """Write one file for each word: diffusers and AUTOMATIC1111 read it as it is, ComfyUI by the file's name.
 
     InvokeAI tells SD 1.x and 2.x apart by the first side of the tensor, so a single vector has one side alone; of
     several vectors it reads a file under a name of its own, which diffusers would take for the word.

@@ -2,7 +2,7 @@
 
 Image `i` is a pure function of (base model, class prompt, sampler settings, seed, i). It is made the first time a
 step needs it, in blocks on fixed boundaries, so training starts after the first block, and a half-made prior goes on
-where it was. It is never decoded and never goes through JPEG. A block is one small file, put in place whole, in a
+where it was. It is never decoded and never goes through JPEG. A block is one small file, written atomically into a
 folder that is addressed by a fingerprint of everything the images depend on: a changed prompt or base model cannot
 meet stale ones. Several processes make a block each at a time, and read each other's.
 Shapes: B batch, C channels, H/W latent height and width.
@@ -31,7 +31,7 @@ MakeLatents = Callable[[list[int]], Tensor]  # indices of class images, a block 
 
 
 class Prior(Protocol):
-    """Where class samples come from."""
+    """The source of class samples."""
 
     def samples(self, sample_indices: Sequence[int]) -> list[Sample]:
         """Return class samples for these indices, on the CPU, without crop data or mask."""
@@ -39,7 +39,7 @@ class Prior(Protocol):
 
 
 class ImagePrior:
-    """Serves images that are there: the user's own of the class, or with a teacher the subject's."""
+    """Serve existing images: the user's own of the class or, with a teacher, the subject's."""
 
     def __init__(self, dataset: LatentDataset) -> None:
         self.dataset = dataset
@@ -49,13 +49,13 @@ class ImagePrior:
 
 
 def make_teacher(frozen: Family) -> Predict:
-    """Return what predicts the target of class samples: the frozen base, asked for the class prompt.
+    """Return a function that predicts the target of class samples: the frozen base with the class prompt.
 
         target = epsilon_base(alpha * x0 + sigma * noise, t, class prompt)
 
-    Learning without forgetting (Li & Hoiem 2016, arXiv 1606.09282) for a denoiser. The truth is one sample of what the
-    base has learned, its prediction is the mean; so no class image has to be sampled, and a tuned model that has lost
-    nothing has a loss of 0. The latents x0 may be any that the base has an opinion on.
+    Learning without forgetting (Li & Hoiem 2016, arXiv 1606.09282) for a denoiser. The true noise is one
+    sample of what the base has learned, its prediction is the mean; so no class image has to be sampled, and a model
+    that has forgotten nothing has a loss of 0. The latents x0 may be any that the base can predict.
     """
     dtype = next(frozen.denoiser.parameters()).dtype
 
@@ -73,10 +73,10 @@ def make_teacher(frozen: Family) -> Predict:
 
 
 class GeneratedPrior:
-    """Serves `num_images` class images in turn, made in blocks of `block_size` when first needed, kept in `folder`.
+    """Serve `num_images` class images in turn, made in blocks of `block_size` when first needed, kept in `folder`.
 
     class_prompts: used in turn as well, image i is of prompt i modulo their number. num_samples: of the whole run,
-    which has no use for more images; None: not known.
+    which needs no more images; None: not known.
     """
 
     def __init__(
@@ -95,16 +95,16 @@ class GeneratedPrior:
         self.num_used = num_images if num_samples is None else min(num_images, num_samples)
         self.block_size = block_size
         self.folder = folder
-        self.share(WorkShare())
+        self.divide(WorkShare())
 
-    def share(self, turns: WorkShare) -> None:
-        """Divide what is still to be made among processes, which all call this before any of them makes a block.
+    def divide(self, work: WorkShare) -> None:
+        """Divide the missing blocks among processes, which all call this before any of them makes one.
 
         They all need to see the same `folder`.
         """
-        self._turns = turns
+        self._work = work
         self._made = {block for block in range(self.num_blocks) if is_whole(self._path(block))}
-        turns.barrier()
+        work.barrier()
 
     @property
     def num_blocks(self) -> int:
@@ -118,8 +118,8 @@ class GeneratedPrior:
 
     def samples(self, sample_indices: Sequence[int]) -> list[Sample]:
         """Return class samples. All processes must call this in each step: they make what is missing together."""
-        for index in self._turns.global_indices(sample_indices):
-            self._make_sure(index % self.num_images // self.block_size)
+        for index in self._work.global_indices(sample_indices):
+            self._ensure(index % self.num_images // self.block_size)
         return [self._sample(index) for index in sample_indices]
 
     def _sample(self, sample_index: int) -> Sample:
@@ -129,20 +129,20 @@ class GeneratedPrior:
         return Sample("prior", sample_index, latents_CHW, prompt, name=f"class image {i}")
 
     def make_all(self, progress: Callable[[int, int], None] = lambda made, of: None) -> None:
-        """Make what is missing now. progress: called with the number of blocks that are made, and of all."""
+        """Make all missing blocks now. progress: called with the number of blocks made, and of all."""
         for block in range(self.num_blocks):
-            self._make_sure(block)
+            self._ensure(block)
             progress(len(self._made), self.num_blocks)
 
-    def _make_sure(self, block: int) -> None:
-        """Make a block if it is missing; beside it each other process makes one of those that come after it."""
+    def _ensure(self, block: int) -> None:
+        """Make a block if it is missing; meanwhile each other process makes one of the next missing blocks."""
         if block in self._made:
             return
         following = [(block + ahead) % self.num_blocks for ahead in range(self.num_blocks)]
-        missing = [each for each in following if each not in self._made][: self._turns.world_size]
-        if self._turns.rank < len(missing):
-            self._write(missing[self._turns.rank])
-        self._turns.barrier()
+        missing = [each for each in following if each not in self._made][: self._work.world_size]
+        if self._work.rank < len(missing):
+            self._write(missing[self._work.rank])
+        self._work.barrier()
         self._made.update(missing)
         if self.is_complete:
             self._make = None
@@ -153,7 +153,7 @@ class GeneratedPrior:
         return self._blocks[block]
 
     def _write(self, block: int) -> None:
-        assert self._make is not None, "a block is missing, but nothing to make it with was given"
+        assert self._make is not None, "a block is missing, but no function to make it was given"
         first = block * self.block_size
         latents_BCHW = self._make(list(range(first, min(first + self.block_size, self.num_images))))
         with atomic_file(self._path(block)) as file:

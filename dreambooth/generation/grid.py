@@ -1,4 +1,4 @@
-"""Images side by side with what they are of: prompts above their rows, seeds below their images."""
+"""Labelled grids of images: prompts above their rows, seeds below their images."""
 
 import importlib.util
 import textwrap

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a task is. images: that are done, of num_images; step: of the batch under way, of num_steps."""
+    """Hold how far a task is: `images` of num_images are done; of the current batch `step` of num_steps."""
 
     images: int
     num_images: int
@@ -87,7 +87,7 @@ def check_can_sample(model: Model, size: tuple[int, int], settings: SamplerSetti
 def generate(
     model: Model, requests: Sequence[ImageRequest], batch_size: int, on_progress: OnProgress | None = None
 ) -> Iterator[GeneratedImage]:
-    """Yield an image a request, in their order. Those beside each other of one size and settings share a batch."""
+    """Yield one image for each request, in order. Neighbours of one size and settings are sampled in one batch."""
     weights, done = fingerprint(model.family), 0
     for batch in _batches(requests, batch_size):
 
@@ -135,30 +135,30 @@ def write(made: Iterable[GeneratedImage], folder: str | Path, columns: int) -> I
 
 @contextlib.contextmanager
 def taken_number(folder: Path) -> Iterator[int]:
-    """Take the next free number of an image: of two processes each gets its own. Others see a hidden empty file."""
+    """Reserve the next free image number, by a hidden empty file, so that two processes get different ones."""
     folder.mkdir(parents=True, exist_ok=True)
     number = max(numbers_in(folder), default=-1) + 1
-    while not _claim(folder, number):
+    while not _reserve(folder, number):
         number += 1
     try:
         yield number
     finally:
-        _claim_file(folder, number).unlink()
+        _reservation(folder, number).unlink()
 
 
-def _claim(folder: Path, number: int) -> bool:
-    """Return whether the number is now this process's: nobody else has it, or has used it meanwhile."""
+def _reserve(folder: Path, number: int) -> bool:
+    """Reserve a number. Returns False if another process has it, or has used it meanwhile."""
     try:
-        _claim_file(folder, number).open("xb").close()
+        _reservation(folder, number).open("xb").close()
     except FileExistsError:
         return False
     if number in numbers_in(folder):
-        _claim_file(folder, number).unlink()
+        _reservation(folder, number).unlink()
         return False
     return True
 
 
-def _claim_file(folder: Path, number: int) -> Path:
+def _reservation(folder: Path, number: int) -> Path:
     return folder / f".{number:05d}.taken"
 
 

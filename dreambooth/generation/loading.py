@@ -30,9 +30,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Model:
-    """A model that is ready to sample, and what it has learned (None: a plain base).
+    """Hold a model that is ready to sample, and what it has learned (None: a plain base).
 
-    ref: what loads it again; its dtype is the one that was picked. subjects: of the model, then of LoRAs over it.
+    ref: loads it again; its dtype is the one that was chosen. subjects: of the model, then of LoRAs over it.
     """
 
     ref: ModelRef
@@ -122,7 +122,7 @@ def pick_device(device: str) -> torch.device:
 
 
 def load_adapted(folder: Path, card: ExportCard, ref: ModelRef) -> Family:
-    """Load the base with an adapter's files laid over it, in float32. Raises ModelError."""
+    """Load the base with an adapter's files applied, in float32. Raises ModelError."""
     source = base_source(card, folder, ref.base, ref.revision, ref.variant, ref.vae)
     if ref.config is not None:
         source = replace(source, config=ref.config)

@@ -26,7 +26,7 @@ OnStep = Callable[[int, int], None]  # sampler steps taken of the batch, and how
 
 @dataclass(frozen=True)
 class InitialNoise:
-    """Where a batch of images starts: its noise, and a generator an image for samplers that add noise."""
+    """Hold the initial noise of a batch, and one generator for each image, for samplers that add noise."""
 
     noise_BCHW: Tensor
     generators: list[torch.Generator]
@@ -42,7 +42,7 @@ def initial_noise(
 
 
 def noise_from_seeds(seeds: Iterable[int], shape: tuple[int, int, int]) -> InitialNoise:
-    """Return the noise of one image a seed."""
+    """Return the initial noise of one image for each seed."""
     starts = [initial_noise(Randomness(seed), "picture", [0], shape) for seed in seeds]
     return InitialNoise(torch.cat([start.noise_BCHW for start in starts]), [start.generators[0] for start in starts])
 
@@ -86,7 +86,7 @@ def cut_warning(family: Family, name: str, prompt: str, identifiers: Iterable[st
 def sample_latents(
     family: Family, prompts: list[str], start: InitialNoise, settings: SamplerSettings, on_step: OnStep | None = None
 ) -> Tensor:
-    """Denoise one image a prompt from `start`; scaled latents, float32 [B, C, H, W].
+    """Denoise one image for each prompt from `start`. Returns scaled latents, float32 [B, C, H, W].
 
     on_step: called after each step of the scheduler with the number of steps taken and of all.
     """
@@ -106,8 +106,8 @@ def sample_latents(
             return family.predict(noisy_BCHW.to(dtype), t.expand(len(noisy_BCHW)), conditioning).float()
 
         noisy_BCHW = scheduler.scale_model_input(latents_BCHW, t)
-        given = conditioning if is_guided else conditioning.select(range(-len(prompts), 0))
-        prediction_BCHW = guided(predict, noisy_BCHW, given, scale)
+        used = conditioning if is_guided else conditioning.select(range(-len(prompts), 0))
+        prediction_BCHW = guided(predict, noisy_BCHW, used, scale)
         latents_BCHW = scheduler.step(prediction_BCHW, t, latents_BCHW, **extra).prev_sample
         if on_step is not None:
             on_step(number, len(scheduler.timesteps))
@@ -120,7 +120,7 @@ def _generator_option(scheduler: Any, generators: list[torch.Generator]) -> dict
 
 
 def _guidance_conditioning(family: Family, prompts: list[str], settings: SamplerSettings) -> Conditioning:
-    """Return the prompts' condition, behind that of the negative prompt where guidance needs one."""
+    """Return the prompts' conditioning, after that of the negative prompt where guidance needs one."""
     if settings.guidance_scale == 1:
         return family.encode_prompts(prompts)
     return family.encode_prompts([settings.negative_prompt] * len(prompts) + prompts)
@@ -134,9 +134,9 @@ def make_scheduler(family: Family, name: str) -> Any:
 
 
 def set_timesteps(scheduler: Any, num_inference_steps: int, device: torch.device | None = None) -> None:
-    """Set the timesteps of a fresh scheduler, and that it begins with the first of them.
+    """Set the timesteps of a fresh scheduler, and let it begin with the first of them.
 
-    By itself it looks for the first timestep among all, and of two equal ones, as Karras' have, takes the second.
+    By itself it searches the first timestep among all, and takes the second of two equal ones, as Karras' have.
     """
     scheduler.set_timesteps(num_inference_steps, device=device)
     if hasattr(scheduler, "set_begin_index"):
@@ -146,8 +146,8 @@ def set_timesteps(scheduler: Any, num_inference_steps: int, device: torch.device
 def steps_problem(family: Family, settings: SamplerSettings) -> str | None:
     """Return what is wrong with so many sampler steps on this base's schedule, and how many are possible; else None.
 
-    Near one step a timestep samplers index beyond the schedule's end, or divide by differences of nothing; where, that
-    depends on the sampler, the base's spacing and the version of diffusers. So it is tried, on one number.
+    With almost as many steps as timesteps, samplers index beyond the schedule's end or divide by zero. Where depends
+    on the sampler, the base's spacing and the version of diffusers. So all steps are tried, on a single number.
     """
     num_timesteps, steps = family.schedule.num_timesteps, settings.num_inference_steps
     if _can_take(family, settings):
@@ -160,7 +160,7 @@ def steps_problem(family: Family, settings: SamplerSettings) -> str | None:
 
 
 def _can_take(family: Family, settings: SamplerSettings) -> bool:
-    """Return whether the sampler comes to a finite end."""
+    """Return whether the sampler gets to a finite result."""
     scheduler = make_scheduler(family, settings.scheduler)
     latent_1111 = torch.ones(1, 1, 1, 1)
     extra = _generator_option(scheduler, [torch.Generator().manual_seed(0)])
@@ -184,7 +184,7 @@ def sample_pixels(
     batch_size: int = 4,
     on_step: OnStep | None = None,
 ) -> Iterator[Tensor]:
-    """Yield batches of pixels in [-1, 1], [B, 3, H, W], an image a prompt and seed. size: (height, width), pixels."""
+    """Yield batches of pixels in [-1, 1], [B, 3, H, W], one image for each prompt and seed. size: (height, width)."""
     shape = family.latent_shape(*size)
     for first in range(0, len(prompts), batch_size):
         part = slice(first, first + batch_size)

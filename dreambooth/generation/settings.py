@@ -1,4 +1,4 @@
-"""How images are sampled: the samplers by name, and their settings. Nothing heavy is imported here."""
+"""Samplers by name, and the settings of sampling. Nothing heavy is imported here."""
 
 import difflib
 import math
@@ -29,7 +29,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "heun": ("HeunDiscreteScheduler", {}),
     "heun-karras": ("HeunDiscreteScheduler", KARRAS),
 }
-# What other programs call them, in small letters and without the words of IGNORED; diffusers' classes come below.
+# Names in other programs, in lower case and without the words of IGNORED; diffusers' classes are added below.
 OTHER_NAMES = {"plms": "pndm", "euler-ancestral": "euler-a", "dpmsolver++": "dpm++", "dpm": "dpm++"}
 for short_name, (class_name, _) in SCHEDULERS.items():
     OTHER_NAMES.setdefault(class_name.lower(), short_name)
@@ -39,7 +39,7 @@ MAX_STEPS = 1000  # as many timesteps as the bases have been trained on; no samp
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """How images are sampled. guidance_scale 1 is no guidance; a step is one call of the scheduler.
+    """Hold how images are sampled. guidance_scale 1 is no guidance; a step is one call of the scheduler.
 
     guidance_min_noise: steps at less noise, as a part of the schedule, are not guided, which halves what they compute.
     Guidance matters at middle noise (Kynkäänniemi et al. 2024, arXiv 2404.07724); 0 guides all, .3 some two thirds.
@@ -104,7 +104,7 @@ def sampler_settings(
     scheduler: str | None = None,
     negative_prompt: str = "",
 ) -> SamplerSettings:
-    """Return what was asked for; of what was not (None), what the run sampled its own grids with, else the defaults.
+    """Return the settings requested; for those that are None the run's own of its grids, else the defaults.
 
     Raises UserError for a value that is not allowed.
     """

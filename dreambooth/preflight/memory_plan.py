@@ -1,7 +1,7 @@
 """Plan how much of its device's memory a run will need, before it is started: `python -m dreambooth plan CONFIG`.
 
-Weights are counted. What a step and a validation hold beside them is found by going through one of each with tensors
-that have a shape and no numbers (torch's fake tensors), while every storage is counted from its birth to its end.
+Weights are counted. The further memory of a step and a validation is found by running one of each with torch's fake
+tensors, which have a shape and no numbers, while every storage is counted from its allocation to its release.
 """
 
 import contextlib
@@ -34,10 +34,9 @@ GIB = 2**30
 MOMENT_BYTES = {"adamw": 8, "adamw8bit": 2}  # of both moments of a weight
 
 
-# What takes less, the cheapest first: the settings, and what they cost.
 @dataclass(frozen=True)
 class Need:
-    """Bytes, by what they are for. Of `step` and `validation` it is the larger that counts."""
+    """Hold the bytes needed, by purpose. Of `step` and `validation` only the larger counts."""
 
     trained: int
     moments: int
@@ -67,9 +66,9 @@ WORDS = {
 
 
 class Planner:
-    """One base with one method, asked about several configs that differ in other things. Loads the base, on the CPU.
+    """Plan the memory of configs that have base and method in common. Loads the base, on the CPU.
 
-    fake: compute with numbers that there are not; else with numbers, for what that takes.
+    fake: compute with fake tensors, which have no numbers; else with real ones.
     Raises UserError and ModelError as a run does.
     """
 
@@ -100,16 +99,16 @@ class Planner:
             trained=num_bytes(trained),
             moments=num_trained * MOMENT_BYTES[config.optim.name],
             average=num_bytes(trained) if config.train.ema_decay else 0,
-            frozen=num_bytes(weight for weight in weights if not weight.requires_grad) - self._done(config),
+            frozen=num_bytes(weight for weight in weights if not weight.requires_grad) - self._freed_bytes(config),
             copy=self.num_base_weights * build.compute_dtype(config, self.family).itemsize * is_copied,
             scores=num_bytes(self.score_weights) if config.validate.every_steps else 0,
-            step=self._once(self.peak_of_step, config, side, precision, *of_step, config.optim.in_backward),
-            validation=self._once(self.peak_of_validation, config, side, precision, *of_images)
+            step=self._cached(self.peak_of_step, config, side, precision, *of_step, config.optim.in_backward),
+            validation=self._cached(self.peak_of_validation, config, side, precision, *of_images)
             if config.validate.every_steps
             else 0,
         )
 
-    def _once(self, peak: Callable[[Config], int], config: Config, *settings: object) -> int:
+    def _cached(self, peak: Callable[[Config], int], config: Config, *settings: object) -> int:
         """Return what `peak` finds; it depends on these settings alone, and is computed once for them."""
         key = (peak.__name__, *settings)
         if key not in self._peaks:
@@ -124,12 +123,12 @@ class Planner:
         """Return the run's autocast on the CPU, where bfloat16 stands for float16, which is as large."""
         return torch.autocast("cpu", torch.bfloat16, enabled=build.pick_precision(config, self.family) != "32-true")
 
-    def _done(self, config: Config) -> int:
+    def _freed_bytes(self, config: Config) -> int:
         """Return the bytes of networks that the run frees, or moves off the GPU, before its first step."""
-        done = build.unused_networks(self.family, config, self.text_trains)
-        if build.pick_device(config).type == "cuda" and self.family.vae not in done:
-            done = [*done, self.family.vae]
-        return num_bytes(weight for network in done for weight in network.parameters())
+        freed = build.unused_networks(self.family, config, self.text_trains)
+        if build.pick_device(config).type == "cuda" and self.family.vae not in freed:
+            freed = [*freed, self.family.vae]
+        return num_bytes(weight for network in freed for weight in network.parameters())
 
     def peak_of_step(self, config: Config) -> int:
         """Return the most bytes that a step holds at a time, gradients among them."""
@@ -143,7 +142,7 @@ class Planner:
         """Run forward and backward of a batch: of its micro-batches the first two, as the second has gradients too."""
         num_samples = self._num_samples(config)
         at_once = min(num_samples, config.train.micro_batch_size or num_samples)
-        # A weighting looks at its numbers, of which there are none; it takes 4 bytes a sample.
+        # A weighting reads values, which fake tensors lack; it takes 4 bytes a sample.
         settings = replace(build.loss_settings(config), weighting="none")
         for _ in range(min(2, -(-num_samples // at_once))):
             batch, draws = self._random_batch(config, at_once)
@@ -151,11 +150,11 @@ class Planner:
                 conditioning = encode_batch(self.family, batch)
             with self.autocast(config):
                 loss = sample_losses(self.family, batch, draws, conditioning, settings).mean()
-            with self._let_go(config):
+            with self._freeing_gradients(config):
                 loss.backward()
 
     def _random_batch(self, config: Config, num_samples: int) -> tuple[Batch, Draws]:
-        """Make samples of one prompt, without masks, and what a step draws for them."""
+        """Make samples of one prompt, without masks, and a step's random draws for them."""
         side = config.data.resolution
         shape = self.family.latent_shape(side, side)
         samples = [
@@ -167,7 +166,7 @@ class Planner:
         return Batch.stack(samples, self.family.vae_scale_factor), Draws(middle_B, noise_BCHW, noise_BCHW)
 
     @contextlib.contextmanager
-    def _let_go(self, config: Config) -> Iterator[None]:
+    def _freeing_gradients(self, config: Config) -> Iterator[None]:
         """Free each gradient as soon as it is computed, with optim.in_backward."""
         weights = [weight for network in self.networks for weight in network.parameters() if weight.requires_grad]
         hooks = [
@@ -220,7 +219,7 @@ def counted(networks: Iterable[nn.Module], fake: bool) -> Iterator["Count"]:
 
 
 class Count(TorchDispatchMode):
-    """Bytes of the storages that live, and the most of them that there were at a time."""
+    """Count the bytes of live storages, and their peak."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -244,10 +243,10 @@ class Count(TorchDispatchMode):
 
 
 def with_savings(planner: Planner, config: Config) -> Iterator[tuple[str, Config, Need]]:
-    """Yield what was changed, the config, its need: as it is, then with one more saving at a time that is one."""
+    """Yield a description, the config and its need: as configured, then with one more effective saving at a time."""
     need = planner.need(config)
     yield "as configured", config, need
-    for changes, cost in (*SAVINGS, *SAVINGS):  # what takes nothing off now can do so when something else is smaller
+    for changes, cost in (*SAVINGS, *SAVINGS):  # twice: a saving may take effect only after another
         if not applies(next(iter(changes)), config):
             continue
         changed = with_changes(config, changes)

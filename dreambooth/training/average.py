@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class WeightAverage:
-    """Averages weights over the optimizer steps:
+    """Average weights over the optimizer steps:
 
         average <- d * average + (1 - d) * weights
 

@@ -1,6 +1,6 @@
-"""Callbacks around the steps: saving, stopping, logging, progress. None of it changes the training.
+"""Callbacks around the steps: saving, stopping, logging, progress. None of them changes the training.
 
-All of it happens between two optimizer steps, never between the batches that one step accumulates.
+They run between two optimizer steps, never between the batches that one step accumulates.
 """
 
 import csv
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 class StepCallback(pl.Callback):
-    """A callback that is told when an optimizer step has ended."""
+    """Call `on_step_end` after each optimizer step."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
@@ -42,7 +42,7 @@ class StepCallback(pl.Callback):
 
 
 class SharePrior(pl.Callback):
-    """Divides the making of class images among the processes as soon as they have met.
+    """Divide the making of class images among the processes, as soon as all have started.
 
     ahead: make all of them then, before there are gradients and an optimizer's moments.
     """
@@ -54,26 +54,26 @@ class SharePrior(pl.Callback):
         prior = pl_module.prior
         if not isinstance(prior, GeneratedPrior):
             return
-        prior.share(WorkShare(trainer.global_rank, trainer.world_size, trainer.strategy.barrier))
+        prior.divide(WorkShare(trainer.global_rank, trainer.world_size, trainer.strategy.barrier))
         if self.ahead and not prior.is_complete:
             prior.make_all(lambda block, of: logger.info(f"class pictures: {block}/{of} batches"))
 
 
 class AverageWeights(StepCallback):
-    """Keeps the average of the weights up to date; goes before whatever saves it or looks at it."""
+    """Keep the average of the weights up to date; goes before the callbacks that save or use it."""
 
     def on_step_end(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
         module.average.update()
 
 
 class TakeSettings(pl.Callback):
-    """A resumed run takes the steps that its settings say, where Lightning has restored the optimizer's old ones.
+    """Re-apply configured learning rates and betas after Lightning restores the saved ones.
 
     They are the same, but for changes that were accepted.
     """
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Count the batches of the steps so far as this run accumulates them, for Lightning knows steps by batches."""
+        """Convert Lightning's count of batches to this run's accumulation, as it derives steps from batches."""
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for count in (progress["total"], progress["current"]):
             more = checkpoint["global_step"] * trainer.accumulate_grad_batches - count["ready"]
@@ -85,9 +85,9 @@ class TakeSettings(pl.Callback):
 
 
 class SaveState(StepCallback):
-    """Saves the full state every so many steps and at the end; on SIGINT or SIGTERM saves after the step and stops.
+    """Save the full state periodically and at the end; on SIGINT or SIGTERM save after the step and stop.
 
-    every_steps: several periods; validations, which build on a saved state, have their own (0: none).
+    every_steps: periods in steps, one of them of validations, which need a saved state (0: none).
     `signal_number` tells afterwards what stopped the run, 0 for nothing; a signal to one process stops all. Signals
     reach the main thread only: training in another leaves them to the program.
     """
@@ -113,7 +113,7 @@ class SaveState(StepCallback):
         if trainer.world_size > 1:
             number = torch.tensor(self.signal_number, device=module.device)
             of_all = int(trainer.strategy.reduce(number, reduce_op="max"))
-        self.signal_number = max(self.signal_number, of_all)  # one may have come meanwhile: the next step sees it
+        self.signal_number = max(self.signal_number, of_all)  # a signal may have come meanwhile: the next step sees it
         stop = of_all > 0
         if stop or step >= trainer.max_steps or any(step % period == 0 for period in self.every_steps):
             trainer.save_checkpoint(self.path)
@@ -135,7 +135,7 @@ def ignore_interrupts(worker: int) -> None:
 
 
 class MetricsFile:
-    """metrics.csv: a line a step, a column a figure, empty where there is none. Both are made when first needed."""
+    """Write metrics.csv: a line for each step, a column for each metric, made when first needed; empty: no value."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -147,7 +147,7 @@ class MetricsFile:
         self._replace([row for row in self._rows() if int(row["step"]) <= step])
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
-        """Add figures to the line of this step, the last one or a new one."""
+        """Add metrics to the line of this step, the last one or a new one."""
         row = {"step": str(step), **{name: str(value) for name, value in figures.items()}}
         if step > self._last_step and row.keys() <= set(self._columns):
             with open(self.path, "a", encoding="utf-8") as file:
@@ -179,7 +179,7 @@ def _csv(columns: list[str], rows: list[dict[str, str]]) -> str:
 
 
 class LogMetrics(StepCallback):
-    """Loss, learning rate and gradient norm of every step to metrics.csv and the loggers, under the same names.
+    """Log loss, learning rate and gradient norm of every step to metrics.csv and the loggers, under the same names.
 
     They are read when the next step has been handed to the device, so that it never runs out of work, and before a
     state is saved, which thereby holds finite numbers only.

@@ -26,15 +26,13 @@ from dreambooth.files import atomic_file, write_text
 logger = logging.getLogger(__name__)
 
 GIB = 2**30
-InputFingerprints = dict[
-    str, str | dict[str, str]
-]  # what a run depends on -> its fingerprint, or of files one each by name
-NUM_ENTRIES = 3  # in a manifest: what is there, what takes its place, and one that a kill in between has left
+InputFingerprints = dict[str, str | dict[str, str]]  # input of a run -> its fingerprint, or for files one for each name
+NUM_ENTRIES = 3  # in a manifest: the present state, its replacement, and one that a kill in between has left
 
 
 @dataclass(frozen=True)
 class StateEntry:
-    """One checkpoint: its step, its bytes, and fingerprints of what the run depends on beside its config."""
+    """Describe one checkpoint: step, bytes, and fingerprints of the run's inputs beside its config."""
 
     step: int
     num_bytes: int
@@ -55,7 +53,7 @@ class FoundState:
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Lightning's reader and writer of checkpoints, made safe against kills, power cuts and full disks.
+    """Read and write Lightning's checkpoints, safe against kills, power cuts and full disks.
 
     found: the checkpoint to go on from, if it has been verified already: gigabytes are hashed once. previous: where the
     checkpoint goes that another one replaces; None: nowhere.
@@ -66,7 +64,7 @@ class AtomicCheckpointIO(CheckpointIO):
     ) -> None:
         self.identity = identity or {}
         self.previous = previous
-        self._good = {} if found is None else {found.path: found.entry}  # those that are known to be what they were
+        self._good = {} if found is None else {found.path: found.entry}  # verified ones, by path
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a checkpoint. Raises UserError where the disk is full; the previous one is then as it was."""
@@ -74,7 +72,7 @@ class AtomicCheckpointIO(CheckpointIO):
         if not path.parent.is_dir():
             raise UserError(f"{path.parent}: has vanished; bring the run's folder back, or start again")
         replaced = self._good.get(path)
-        keep = self.previous if replaced is not None else None  # a damaged one does not drive out the one before
+        keep = self.previous if replaced is not None else None  # a damaged state does not replace the one before
         make_room(path, num_bytes_of(checkpoint), keep)
         try:
             with atomic_file(path, keep) as file:
@@ -106,13 +104,13 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 def make_room(path: Path, num_bytes: int, expendable: Path | None) -> None:
-    """See that so many bytes can be written beside `path`; if need be `expendable`, an older state, is let go.
+    """Make sure that so many bytes can be written beside `path`; if need be, delete `expendable`, an older state.
 
     Raises UserError where they do not fit all the same.
     """
     folder = path.parent
     if shutil.disk_usage(folder).free < num_bytes and expendable is not None and expendable.is_file():
-        logger.warning(f"{expendable}: let go, there is no room for three states while one is written")
+        logger.warning(f"{expendable}: deleted, there is no room for three states while one is written")
         expendable.unlink()
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
@@ -130,7 +128,7 @@ def num_bytes_of(checkpoint: Mapping[str, Any]) -> int:
 
 
 class _HashingWriter:
-    """Passes bytes on to a file and hashes them on the way: the state is read only once."""
+    """Pass bytes on to a file and hash them on the way: the state is read only once."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file

@@ -42,7 +42,7 @@ from dreambooth.training.step_metrics import (
 
 
 class DreamBoothModule(pl.LightningModule):
-    """Trains `trained` (networks of `family`) on batches of the subject: lists of samples.
+    """Train `trained` (networks of `family`) on batches of the subject: lists of samples.
 
     Only networks that train are submodules, and only their trained weights are in a checkpoint.
     teacher: `objective.sample_losses`. micro_batch_size: samples that go through the networks at a time; None: all.
@@ -127,7 +127,7 @@ class DreamBoothModule(pl.LightningModule):
         else:
             loss_S = self._losses_in_turn(groups, is_prior_S)
         loss = prior_preservation(loss_S, is_prior_S, self.loss_settings.prior_weight)
-        self.recorder.add_loss(loss, share=1 / self.trainer.accumulate_grad_batches)
+        self.recorder.add_loss(loss, weight=1 / self.trainer.accumulate_grad_batches)
         return loss.total
 
     def _losses_in_turn(self, groups: Sequence[list[Sample]], is_prior_S: Tensor) -> Tensor:
@@ -199,7 +199,7 @@ class DreamBoothModule(pl.LightningModule):
         return self.deciles.take(lambda sums: self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum"))
 
     def stop_text_encoders(self) -> None:
-        """Keep the text encoders as they are from now on; the next step's learning rate is set already."""
+        """Stop training the text encoders from now on, the next step included, whose learning rate is set already."""
         self.text_is_stopped = True
         for group in self.trainer.optimizers[0].param_groups:
             if is_of_text(group):
@@ -213,7 +213,7 @@ class DreamBoothModule(pl.LightningModule):
 
     @torch.no_grad()
     def load_trained(self, state: Mapping[str, Tensor]) -> None:
-        """Put weights of `trained_state` back. Raises UserError where they are not exactly those that train."""
+        """Copy weights of `trained_state` back. Raises UserError where they are not exactly those that train."""
         own = self.trained_state()
         check_names(own, state)
         for name, weight in own.items():
@@ -235,7 +235,7 @@ class DreamBoothModule(pl.LightningModule):
 
 
 def timed(trainer: pl.Trainer, part: str) -> contextlib.AbstractContextManager[Any]:
-    """Time a block as a part of its own, where there is a profile (`profiling`)."""
+    """Time a block as a part of its own, if the run is profiled (`profiling`)."""
     return cast(Any, trainer).profiler.profile(part)
 
 

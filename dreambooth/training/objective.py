@@ -23,7 +23,7 @@ from dreambooth.schedules import Schedule
 
 @dataclass(frozen=True)
 class LossSettings:
-    """How the error counts, and how much the class counts (the paper's lambda).
+    """Hold how the error is weighted, and the weight of the class (the paper's lambda).
 
     huber_c: where the pseudo-Huber loss turns linear; None: the squared error.
     weighting, gamma: of the timesteps, `losses.timestep_weight`.
@@ -45,7 +45,7 @@ class LossSettings:
 
 @dataclass(frozen=True)
 class Draws:
-    """Random numbers for a batch. `noise` makes the target; `added_noise`, which the network sees, may hold more."""
+    """Hold a batch's random draws. `noise` makes the target; `added_noise`, which the network sees, may have more."""
 
     t_B: Tensor
     noise_BCHW: Tensor
@@ -94,7 +94,7 @@ def with_teacher(target_BCHW: Tensor, teacher: Predict, noisy_BCHW: Tensor, t_B:
 
 
 def encode_batch(family: Family, batch: Batch) -> Conditioning:
-    """Encode the batch's prompts, each different one once, and how its images were cut."""
+    """Return the conditioning of a batch: its prompts, each different one encoded once, and how its images were cut."""
     different = list(dict.fromkeys(batch.prompts))
     rows = [different.index(prompt) for prompt in batch.prompts]
     return family.encode_prompts(different).select(rows) | family.size_conditioning(batch.size_crop_B6)

@@ -1,4 +1,4 @@
-"""AdamW with a learning rate for each network, the learning rate over the run, and what happens to gradients."""
+"""AdamW with a learning rate for each network, the learning rate's schedule, and gradient clipping."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from dreambooth.errors import UserError
 
 @dataclass(frozen=True)
 class OptimSettings:
-    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) and its schedule. Steps are optimizer steps."""
+    """Hold the settings of AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) and its schedule, in optimizer steps."""
 
     lr: float
     text_encoder_lr: float
@@ -57,8 +57,8 @@ def lr_factor(step: int, settings: OptimSettings, is_text_encoder: bool = False)
 def adamw8bit(groups: list[dict[str, Any]], **settings: Any) -> Optimizer:
     """Make AdamW with moments in 8-bit numbers, a scale for each block (Dettmers et al. 2022, arXiv 2110.02861).
 
-    Its first step would bring weights whose channels lie last into the usual order, and a resumed run's first one would
-    round otherwise: they are brought into it here. Raises UserError where bitsandbytes is missing.
+    Its first step would change the channels-last layout of weights, and the first step of a resumed run would round
+    otherwise: the layout is changed here. Raises UserError where bitsandbytes is missing.
     """
     for weight in (weight for group in groups for weight in group["params"]):
         weight.data = weight.data.contiguous()
@@ -118,7 +118,7 @@ def skip_unless_finite(optimizer: Any, norm: Tensor) -> None:
 
 
 class StepInBackward:
-    """Updates each weight as soon as backward has its gradient, and frees that at once.
+    """Update each weight as soon as backward has its gradient, and free that at once.
 
     So only a few gradients exist at a time; the result is that of one step after backward without clipping. The idea:
     Lv et al. 2023, arXiv 2306.09782. guard: called with the norm of each gradient before its step.

@@ -1,4 +1,4 @@
-"""A run's processes as Lightning asks for them: which this is, and where they meet. Nothing is guessed."""
+"""A run's processes for Lightning: this one's rank, and the address where they connect. Nothing is guessed."""
 
 import os
 
@@ -12,7 +12,7 @@ from dreambooth.distributed import Process
 
 
 class OwnProcesses(LightningEnvironment):
-    """One process alone, or several on this machine of which the first starts the others."""
+    """Describe one process alone, or several on this machine of which the first starts the others."""
 
     def __init__(self, process: Process) -> None:
         super().__init__()
@@ -28,10 +28,10 @@ class OwnProcesses(LightningEnvironment):
 
     @property
     def main_port(self) -> int:
-        """Return the port where the processes meet: a free one, which the first tells those that it starts."""
+        """Return the port where the processes connect: a free one, which the first passes on to the others."""
         if self._main_port == -1:
-            is_told = self._process.rank > 0
-            self._main_port = int(os.environ["MASTER_PORT"]) if is_told else find_free_network_port()
+            is_started = self._process.rank > 0
+            self._main_port = int(os.environ["MASTER_PORT"]) if is_started else find_free_network_port()
         return self._main_port
 
     def local_rank(self) -> int:
@@ -42,7 +42,7 @@ class OwnProcesses(LightningEnvironment):
 
 
 class SlurmStep(SLURMEnvironment):
-    """The processes that one srun has started; `find_process` has compared their number with the config."""
+    """Describe the processes that one srun has started; `find_process` has compared their number with the config."""
 
     def __init__(self) -> None:
         ClusterEnvironment.__init__(self)  # SLURM's own would judge by the allocation, and hint at srun

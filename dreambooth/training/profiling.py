@@ -1,4 +1,4 @@
-"""Where the time of a step goes: every moment of it belongs to one part (`train.py CONFIG --profile`)."""
+"""Profile a step: all of its time is attributed to one part or another (`train.py CONFIG --profile`)."""
 
 import functools
 import time
@@ -10,7 +10,7 @@ import torch
 from pytorch_lightning.profilers import Profiler
 
 REST = "Lightning"
-# Which part an action is of: the first whose text is in the action's name. Others are of the part around them.
+# Part of an action: the first whose text is in the action's name. Other actions count for the part around them.
 PARTS = {
     "train_dataloader_next": "data",
     "batch_to_device": "data",
@@ -27,8 +27,8 @@ NUM_WARM_UP = 2  # steps that do not count
 
 
 class StepProfiler(Profiler):
-    """Told by Lightning when actions start and stop, which lie within each other; each part is charged for the time in
-    which no other within it runs. On a GPU it waits for it at each change, so steps take a little longer than else.
+    """Time the parts of a step. Lightning calls it when actions start and stop, which are nested; each part gets the
+    time in which no other within it runs. On a GPU it synchronises at each change, so steps take a little longer.
 
     accumulate: batches a step.
     """

@@ -1,4 +1,4 @@
-"""How far training is, for programs that call it, and their way to stop it."""
+"""The progress of training for programs that call it, and how they stop it."""
 
 import signal
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from dreambooth.training.module import DreamBoothModule
 
 @dataclass(frozen=True)
 class TrainProgress:
-    """An optimizer step that has ended. metrics: by log name: train/loss, optim/lr ..."""
+    """Hold an optimizer step that has ended. metrics: by log name: train/loss, optim/lr ..."""
 
     step: int
     max_steps: int
@@ -27,7 +27,7 @@ OnTrainProgress = Callable[[TrainProgress], object]  # False: stop after this st
 
 
 class ReportProgress(StepCallback):
-    """Calls a function after each step, and stops with the state saved where it returns False.
+    """Call a function after each step, and stop with the state saved if it returns False.
 
     Goes behind `LogMetrics`, whose numbers it reports, and before `saving`, which stops.
     """

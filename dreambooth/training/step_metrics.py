@@ -21,7 +21,7 @@ NUM_DECILES = 10
 
 @dataclass(frozen=True)
 class BatchRecord:
-    """A batch's samples and their timesteps, on the CPU, and losses, still on their device: what to blame later."""
+    """Hold a batch's samples and timesteps, on the CPU, and losses, still on their device, for an error report."""
 
     samples: Sequence[Sample]
     t_B: Tensor
@@ -29,7 +29,7 @@ class BatchRecord:
 
 
 class StepMetrics:
-    """Metrics of one optimizer step, still on their device: reading them waits until they are computed.
+    """Hold the metrics of one optimizer step, still on their device: reading them waits until they are computed.
 
     names, values_M: what was computed. must_be_finite: names among them. known: metrics that need no reading.
     """
@@ -56,18 +56,18 @@ class StepMetrics:
 
 
 class StepRecorder:
-    """Collects the metrics and samples of the optimizer step in progress, over the batches that it accumulates."""
+    """Collect the metrics and samples of the optimizer step in progress, over the batches that it accumulates."""
 
     def __init__(self) -> None:
         self.batches: list[BatchRecord] = []
         self._values: dict[str, Tensor | float] = {}
 
-    def add_loss(self, loss: LossParts, share: float) -> None:
-        """Add a batch's losses to the means of the step. share: 1 / number of its batches."""
+    def add_loss(self, loss: LossParts, weight: float) -> None:
+        """Add a batch's losses to the means of the step. weight: 1 / number of its batches."""
         parts = {"train/loss": loss.total, "train/loss_instance": loss.instance, "train/loss_prior": loss.prior}
         for name, value in parts.items():
             if value is not None:
-                self._values[name] = self._values.get(name, 0.0) + value.detach() * share
+                self._values[name] = self._values.get(name, 0.0) + value.detach() * weight
 
     def add_batch(self, record: BatchRecord) -> None:
         self.batches.append(record)
@@ -86,7 +86,7 @@ class StepRecorder:
 
 
 class DecileLosses:
-    """Sums and counts of this process's training losses by tenth of the timesteps, [2, 10].
+    """Hold sums and counts of this process's training losses by tenth of the timesteps, [2, 10].
 
     Not a buffer of the module: DDP would overwrite every process's by the first one's.
     """
@@ -115,7 +115,7 @@ def check_finite(step: int, name: str, value: float, batches: Sequence[BatchReco
         )
 
 
-def _describe(batches: Sequence[BatchRecord], most: int = 16) -> str:
+def _describe(batches: Sequence[BatchRecord], max_listed: int = 16) -> str:
     """List samples with their timesteps: those whose loss is not finite or, where every loss is, all."""
     everything, wrong = [], []
     for batch in batches:
@@ -124,6 +124,6 @@ def _describe(batches: Sequence[BatchRecord], most: int = 16) -> str:
             if not math.isfinite(loss):
                 wrong.append(everything[-1])
     listed = wrong or everything
-    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    more = f" and {len(listed) - max_listed} more" if len(listed) > max_listed else ""
     kind = "whose loss is not finite" if wrong else "of this step, each of finite loss"
-    return f"samples{of_this_process()} {kind}: {', '.join(listed[:most])}{more}"
+    return f"samples{of_this_process()} {kind}: {', '.join(listed[:max_listed])}{more}"
