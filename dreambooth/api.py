@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Run:
-    """A training run. is_finished: False where it was stopped; the same call of `train` goes on. step: of its state."""
+    """Hold a training run. is_finished: False if it was stopped; the same call of `train` resumes. step: its last."""
 
     folder: Path
     is_finished: bool
@@ -69,7 +69,7 @@ def train(
     stop: threading.Event | None = None,
     accepted_changes: Sequence[str] = (),
 ) -> Run:
-    """Train, or go on training where the run was stopped, as `train.py` does.
+    """Train, or resume where the run was stopped, as `train.py` does.
 
     config: a YAML file, or what `load_config` returns. overrides: values by key, or "section.key=value" each.
     on_progress: called with a `TrainProgress` after each step; False stops, as setting `stop` does: the step is
@@ -111,7 +111,7 @@ def _as_overrides(overrides: Mapping[str, Any] | Sequence[str]) -> list[str]:
 
 
 def _write_report(run: Path) -> None:
-    """Put report.html beside the model. The run is done: what prevents it is only a warning."""
+    """Write report.html beside the model. The run is done, so an error is only a warning."""
     try:
         build_report(run)
     except DreamBoothError as error:
@@ -144,7 +144,7 @@ def load(
 
 
 class Model:
-    """A model in memory, with what it has learned."""
+    """Sample, evaluate and export a model in memory."""
 
     def __init__(self, loaded: loading.Model, device: str) -> None:
         self._loaded = loaded
@@ -264,7 +264,7 @@ class Model:
         dtype: str = "float16",
         rank: int | None = None,
     ) -> Path:
-        """Write the model as other tools want it, and return the folder; see `dreambooth.export`."""
+        """Write the model in another tool's format, and return the folder; see `dreambooth.export`."""
         return export(self.name, format, out, dtype, rank, self._loaded.ref.base)
 
 
@@ -278,7 +278,7 @@ def export(
     repo_id: str | None = None,
     verify: bool = False,
 ) -> Path:
-    """Write a result as other tools want it, with a model card, and return the folder.
+    """Write a result in another tool's format, with a model card, and return the folder.
 
     model: run folder, or the model/ of one. format: diffusers, single-file, lora, kohya or embedding. out: a new
     folder; None: <model>/exports/<format>, which is replaced. dtype: of the weights. rank: of a LoRA to extract where
@@ -302,14 +302,14 @@ def export(
         expected = expected_model(family) if verify else None
         write_as(form, family, card, beside, history.name, dtype)
         if expected is not None:
-            beneath = base_source(card, model_folder(model), None if base is None else str(base))
-            logger.info(f"verified: {verify_export(beside, files, expected, beneath, dtype)}")
+            source = base_source(card, model_folder(model), None if base is None else str(base))
+            logger.info(f"verified: {verify_export(beside, files, expected, source, dtype)}")
         model_card.write(beside, files, family, card, history, repo_id)
     return folder
 
 
 def warn_of_dora(files: ExportedFiles) -> None:
-    """Warn before it is passed on that a file of this kind is not the trained model everywhere."""
+    """Warn that other programs do not all read a DoRA in kohya's names as it was trained."""
     if files.form == "kohya" and files.has_dora:
         logger.warning(
             "a DoRA in kohya's names is exact in SD.Next alone: ComfyUI comes close, AUTOMATIC1111 applies it wrongly, "
@@ -327,7 +327,7 @@ def export_folder(model: str, format_name: str, out: str | Path | None) -> Path:
 
 
 def _learned(model: str, card: ExportCard, rank: int | None, base: str | None) -> tuple[Family, ExportCard]:
-    """Return the model, with a rank as a LoRA over its base, and what it is."""
+    """Return the model and its card; with a rank as a LoRA over its base."""
     untouched = extraction.load_base(card, model_folder(model), base) if rank is not None else None
     family = loading.load_model(ModelRef(model, base, dtype="float32"), "cpu").family
     if untouched is None or rank is None:

@@ -551,7 +551,7 @@ def test_ctrl_c_exits_with_130_and_the_same_command_goes_on(place: Path, tmp_pat
         (["{run}", "--images", "{dog}", "--dino", "./nowhere"], 3, "./nowhere: no encoder to measure with"),
         (["{run}", "--images", "{dog}", "--clip", "./nowhere"], 3, "./nowhere: no encoder to measure with"),
         (["{run}", "--images", "{dog}", "--dino", "none", "--clip", "none"], 2, "no encoder to measure with"),
-        (["{base}", "--images", "{dog}"], 2, "dog6: what is it?"),
+        (["{base}", "--images", "{dog}"], 2, "dog6: unknown class"),
         (["{runs}/dog6", "{runs}/teapot", "--images", "{dog}"], 2, "call it 'dog' and 'teapot': name one --class-noun"),
         (["{base}", "--dataset", "{data}", "--class-noun", "dog"], 2, "--class-noun: 'dog' for 2 subjects at once"),
         (["{run}", "{other}", "--images", "{dog}"], 2, "--steps: the runs sampled with 2, 7; set one for all"),

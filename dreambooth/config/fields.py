@@ -164,7 +164,7 @@ class MethodConfig:
         "denoiser; custom_diffusion: the keys and values of the denoiser's cross-attention",
     )
     train_text_encoder: bool = setting(
-        True, "full, lora, loha, lokr: train the text encoder too; better likeness, more memory"
+        True, "full, lora, loha, lokr: train the text encoder too; better subject fidelity, more memory"
     )
     rank: int = setting(
         16, "lora, loha, lokr, pivotal: rank of the matrices; a higher one learns more, in a larger file", minimum=1
@@ -325,8 +325,8 @@ class ValidateConfig:
     )
     prompts: list[str] = setting(
         ("a photo of {subject} on the beach", "a photo of {subject} in the snow", "a photo of a {class}"),
-        "prompts to sample; {subject} is scored for likeness, {class} for what must not change, others for drift; with "
-        "several subjects each gets a row, but {subject_2} or {class_2} names one, and joins it to others",
+        "prompts to sample; {subject} is scored for subject fidelity, {class} for what must not change, others for "
+        "drift; with several subjects each gets a row, but {subject_2} or {class_2} names one, and joins it to others",
     )
     num_images: int = setting(4, "images per prompt", minimum=1)
     num_inference_steps: int = setting(25, "sampler steps per image", minimum=1)
@@ -334,7 +334,7 @@ class ValidateConfig:
     scheduler: str = setting("ddim", "sampler, named as in sample.py --scheduler")
     dino: str | None = setting(
         "auto",
-        "encoder that scores likeness: hub id or folder of a DINO, DINOv2 or ViT; null: none; "
+        "encoder that scores subject fidelity: hub id or folder of a DINO, DINOv2 or ViT; null: none; "
         "auto: facebook/dino-vits16 where it is available",
     )
     clip: str | None = setting(

@@ -45,7 +45,7 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Confi
     bad = {key: problem for key, value in settings.items() if (problem := problem_of(key, value))}
     problems += [*bad.values(), *_list_problems(settings), *_missing_keys(settings)]
     good = {key: value for key, value in settings.items() if key not in bad}
-    if len(bad) == len(problems) and not any(_missing_keys(good)):  # what else is wrong can be told as well
+    if len(bad) == len(problems) and not any(_missing_keys(good)):  # other errors can be reported as well
         config = _build(good, path)
         problems += [problem for problem in joint_problems(config) if not any(key in problem for key in bad)]
     if problems:
@@ -124,8 +124,8 @@ def _list_problems(settings: dict[str, Any]) -> typing.Iterator[str]:
     sections = _subject_sections(settings)
     if sections == ["subject"]:
         return
-    if told := [key for key in settings if key.startswith("subject.")]:
-        yield f"subjects: stands in the place of the section 'subject'; there is {told[0]} as well: leave one out"
+    if own := [key for key in settings if key.startswith("subject.")]:
+        yield f"subjects: stands in the place of the section 'subject'; there is {own[0]} as well: leave one out"
     if gaps := [name for number, name in enumerate(sections) if name != f"subjects[{number}]"]:
         yield f"{gaps[0]}: no such entry; they count from 0, and the next to add is subjects[{sections.index(gaps[0])}]"
 

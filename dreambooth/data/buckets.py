@@ -30,7 +30,7 @@ def make_buckets(resolution: int, step: int) -> list[Size]:
 def nearest_bucket(size: Size, buckets: Sequence[Size]) -> Size:
     """Return the bucket whose aspect ratio is nearest to an image's, in log scale.
 
-        argmin_b |log(w / h) - log(w_b / h_b)|  =  argmax_b kept_share
+        argmin_b |log(w / h) - log(w_b / h_b)|  =  argmax_b kept_fraction
 
     A distance of the ratios themselves would not treat 2:3 as it treats 3:2.
     """

@@ -1,5 +1,5 @@
 """The paper's protocol on any model or run: subjects x prompts x images, scored, in one table beside the paper's rows.
 
-Read in order: `run.evaluate`, a table of contents; `subjects` and `prompts`, what is asked for; `models`, who is asked;
-`protocol`, the images; `scoring`, one number per image; `rows` and `tables`, the result.
+Read in order: `run.evaluate`, a table of contents; `subjects` and `prompts`, what is sampled; `models`; `protocol`, the
+images; `scoring`, one number per image; `rows` and `tables`, the result.
 """

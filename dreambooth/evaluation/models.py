@@ -1,7 +1,7 @@
-"""Which models are evaluated, what they have learned, and one way to sample them all.
+"""The models of an evaluation, what they have learned, and the settings to sample them all with.
 
-A row of the table is a MODEL as it was typed; `{name}` in it stands for the subject's name, so that one row can be
-a run a subject.
+A row of the table is a MODEL as it was typed; `{name}` in it stands for the subject's name, so that one row can have
+a run for each subject.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ from dreambooth.prompts import subject_phrase
 
 NAME = "{name}"
 Cards = Mapping[str, SubjectInfo | None]  # by model; None: a plain base
-# Fields of a card on its run's own sampling, and the options that go over them.
+# Fields of a card on its run's own sampling, and the options that override them.
 OPTIONS = {
     "num_inference_steps": "--steps",
     "guidance_scale": "--guidance-scale",
@@ -29,7 +29,7 @@ OPTIONS = {
 
 @dataclass
 class Loader:
-    """Loads one model at a time and keeps the last: asked twice in a row it loads once.
+    """Load one model at a time and keep the last, so that a repeated request loads nothing.
 
     options: how every model is loaded; its name is filled in. revision and variant are for plain models: an adapter's
     base is loaded as its card says.
@@ -41,12 +41,12 @@ class Loader:
 
     def __call__(self, model: str) -> Model:
         if self._last is None or self._last.name != model:
-            self._last = None  # its memory is free before the next one comes
+            self._last = None  # free its memory before the next one is loaded
             self._last = load_model(self.ref(model), self.device)
         return self._last
 
     def ref(self, model: str) -> ModelRef:
-        """Return all that loading a model needs."""
+        """Return the options that load a model."""
         options = self.options if find_card(model) is None else replace(self.options, revision=None, variant=None)
         return replace(options, name=model)
 
@@ -80,7 +80,7 @@ def class_noun_of(subject: Subject, cards: Cards) -> str:
     nouns = sorted({learned.class_noun for card in cards.values() if card is not None for learned in card.subjects})
     if not nouns:
         raise UserError(
-            f"{subject.name}: what is it? Neither its folder nor {', '.join(cards)} says its class: name --class-noun"
+            f"{subject.name}: unknown class; neither its folder nor {', '.join(cards)} has it: name --class-noun"
         )
     if len(nouns) > 1:
         raise UserError(f"{subject.name}: the models call it {' and '.join(map(repr, nouns))}: name one --class-noun")

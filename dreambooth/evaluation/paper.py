@@ -1,4 +1,4 @@
-"""The paper's own figures, to read beside ours. Other subjects, other models, other encoders' builds: no yardstick."""
+"""The paper's own results, to read beside ours. Subjects, models and encoders differ: values are not comparable."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ DATA = (
 
 @dataclass(frozen=True)
 class PaperRow:
-    """A row of the paper's tables: mean of each measure that it gives."""
+    """Hold a row of the paper's tables: the means that it reports."""
 
     name: str
     means: dict[str, float]

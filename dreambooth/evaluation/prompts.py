@@ -1,4 +1,4 @@
-"""Which prompts: the 25 of the paper for objects and the 25 for live subjects, or a file of one's own.
+"""Prompts of an evaluation: the paper's 25 for objects and 25 for live subjects, or a file of one's own.
 
 The two sets are those published with the DreamBooth data set (Ruiz et al. 2023, google/dreambooth,
 dataset/prompts_and_classes.txt); `{subject}` stands for '<identifier> <class noun>'.
@@ -61,8 +61,8 @@ SETS = {
     "live": _PLACES + _OUTFITS + _PROPERTIES,
 }
 AUTO = "auto"
-SEEDS_A_PROMPT = 1000  # prompts share no noise, and more images later leave the first ones as they are
-NUM_LISTED = 3  # wrong prompts that an error spells out
+SEEDS_A_PROMPT = 1000  # so that prompts share no noise, and more images later do not change the first ones
+NUM_LISTED = 3  # wrong prompts that an error lists
 
 
 def load_prompts(choice: str, is_live: bool | None) -> tuple[str, ...]:

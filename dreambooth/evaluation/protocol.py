@@ -1,10 +1,10 @@
-"""The images of an evaluation: which, from which seed, where they lie, and which of them are there already.
+"""The images of an evaluation: their prompts, seeds and paths, and which of them exist already.
 
     <out>/<MODEL>/<subject>/<number>-<prompt>/<image>.png      and class-<class prompt>/ beside the prompts
 
-Each PNG holds its recipe. One that is there with the same recipe is not made again; one with another recipe is an error
-that names the difference, so that no table mixes two ways of sampling. A recipe names the weights by their digest: a
-run that was trained on is another model.
+Each PNG holds its recipe. One with the same recipe is not made again; one with another recipe is an error that names
+the difference, so that no table mixes two kinds of sampling. A recipe names the weights by their digest: a run that was
+trained further is another model.
 """
 
 import re
@@ -37,7 +37,7 @@ Recipe = dict[str, Any]
 
 @dataclass(frozen=True)
 class SamplingSpec:
-    """How every image is made: one way for all models. size: (height, width), pixels."""
+    """Hold how every image is sampled, the same for all models. size: (height, width), pixels."""
 
     settings: SamplerSettings
     size: tuple[int, int]
@@ -49,7 +49,7 @@ class SamplingSpec:
 
 @dataclass(frozen=True)
 class Task:
-    """One subject to evaluate on, and the prompts for it."""
+    """Hold one subject to evaluate on, and its prompts."""
 
     subject: Subject
     class_noun: str
@@ -58,7 +58,7 @@ class Task:
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """One image. prompt: as the model gets it. text: with the identifier taken out, as CLIP reads it."""
+    """Hold one image to make. prompt: as the model gets it. text: without the identifier, as CLIP reads it."""
 
     row: str
     model: str
@@ -124,11 +124,11 @@ def check_rows(rows: Sequence[str]) -> None:
             raise UserError(f"MODEL: {other} and {row} would write to one folder, {folder_name(row)}; name each once")
 
 
-# ------------------------------------------------------------------------------------------------ what is there already
+# ------------------------------------------------------------------------------------------------ existing images
 
 
 def recipes(images: Iterable[ImageSpec], load: Loader, sampling: SamplingSpec) -> dict[Path, Recipe]:
-    """Return the recipe of every image. Each model is loaded once, and asked whether it takes the prompts and the size.
+    """Return the recipe of every image. Each model is loaded once, to check that it can do the prompts and the size.
 
     Raises ModelError, and UserError for a prompt that is too long or a size that does not fit.
     """
@@ -163,7 +163,7 @@ def _check_prompts(model: Model, prompts: Sequence[str], sampling: SamplingSpec)
 
 
 def missing(images: Sequence[ImageSpec], recipes: Mapping[Path, Recipe]) -> list[ImageSpec]:
-    """Return the images that are still to be made. Raises UserError where another one lies in the path of one."""
+    """Return the images that do not exist yet. Raises UserError where another image is in the path of one."""
     there = [image for image in images if image.path.exists()]
     changed = [(image, change) for image in there if (change := _change(image.path, recipes[image.path]))]
     if changed:
@@ -174,7 +174,7 @@ def missing(images: Sequence[ImageSpec], recipes: Mapping[Path, Recipe]) -> list
 
 
 def _change(path: Path, recipe: Recipe) -> str:
-    """Return what differs between an image's own recipe and the wanted one; empty if nothing does."""
+    """Return the differences between an image's own recipe and the requested one, as text; empty for none."""
     try:
         changes = recipe_changes(read_recipe(path), recipe)
     except UserError as error:

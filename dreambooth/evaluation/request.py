@@ -13,7 +13,7 @@ from dreambooth.prompts import template_problem
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """Models, what to measure them on, by what and how.
+    """Hold the models, and what to measure them on, with and how.
 
     models: a row each; {name} in one stands for the subject's name. options: how they are loaded, their names aside.
     images: photos of one subject; or dataset: a folder of photos a subject, of which `subjects` are taken (None: all).

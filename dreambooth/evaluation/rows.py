@@ -1,4 +1,4 @@
-"""Rows of the table: scores of images to a mean with its interval, over subjects where there are several."""
+"""Rows of the table: means of scores with their intervals, over subjects where there are several."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ REAL = "Real images"
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table. source: OURS or PAPER. subject: one by name, or ALL."""
+    """Hold a row of the table. source: OURS or PAPER. subject: one by name, or ALL."""
 
     source: str
     model: str

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Hold what an evaluation has found. files: of its tables."""
+    """Hold the results of an evaluation. files: of its tables."""
 
     report: tables.Report
     scored: Sequence[Scored]
@@ -57,7 +57,7 @@ class Evaluation:
 def evaluate(
     request: EvaluationRequest, on_progress: OnProgress | None = None, loaded: Model | None = None
 ) -> Evaluation:
-    """Sample what is not there yet, score everything and write the table. Raises UserError, ModelError.
+    """Sample the missing images, score all of them and write the table. Raises UserError, ModelError.
 
     loaded: one of the models, if it is in memory already.
     """
@@ -105,7 +105,7 @@ def _task(request: EvaluationRequest, subject: Subject, prompts: tuple[str, ...]
 
 
 def _sampling(request: EvaluationRequest, cards: Cards, load: Loader) -> SamplingSpec:
-    """Return one way to sample all rows: as requested, else what the runs' cards agree on, else the usual."""
+    """Return how all rows are sampled: as requested, else as the runs' cards agree, else by the defaults."""
     options = {
         "num_inference_steps": request.steps,
         "guidance_scale": request.guidance_scale,
@@ -143,7 +143,7 @@ def _plan(
 
 
 def _make(images: Sequence[ImageSpec], load: Loader, sampling: SamplingSpec, on_progress: OnProgress | None) -> None:
-    """Make the images that are not there yet; all that can be wrong with any is reported before the first."""
+    """Make the missing images; problems with any of them are reported before the first is made."""
     todo = protocol.missing(images, protocol.recipes(images, load, sampling))
     logger.info(f"{len(images)} images, {len(images) - len(todo)} of them were there already")
     protocol.sample(todo, load, sampling, on_progress)
@@ -156,7 +156,7 @@ def _score(
     base: Sequence[ImageSpec],
     on_progress: OnProgress | None,
 ) -> tuple[list[Scored], dict[str, dict[str, float]]]:
-    """Return one number per image and measure, and by subject what its photos score among themselves."""
+    """Return one number per image and measure, and by subject the scores of its photos among themselves."""
     scored: list[Scored] = []
     real = {}
     for task in tasks:
@@ -173,7 +173,7 @@ def _score(
 def _ignored(
     encoders: Encoders, tasks: Sequence[Task], images: Sequence[ImageSpec], base: Sequence[ImageSpec]
 ) -> dict[str, float | None]:
-    """Return for each subject what a model scores that does not listen to its prompts."""
+    """Return for each subject the CLIP-T of a model that ignores its prompts."""
     return {
         task.subject.name: ignored_clip_t(
             encoders,

@@ -1,7 +1,7 @@
-"""From images on the disk to one number per image and measure.
+"""Scores of images on the disk: one number per image and measure.
 
 The paper measures DIV among the images of one prompt *with the subject* (section 4.3): `div`. What the validation of
-a run calls div, among the images of the class prompt, is `class_div` here: it tells whether the class has collapsed.
+a run calls div, among the images of the class prompt, is `class_div` here: it shows whether the class has collapsed.
 """
 
 import itertools
@@ -22,7 +22,7 @@ MEASURES = ("dino", "clip_i", "clip_t", "div", "pres", "class_div", "drift")  # 
 
 @dataclass(frozen=True)
 class Scored:
-    """An image and its number for each measure that applies to it."""
+    """Hold an image and its score by each measure that applies to it."""
 
     image: ImageSpec
     scores: dict[str, float]
@@ -50,7 +50,7 @@ def score_subject(
 
 def _of_subject(scorer: SubjectScorer, generated: Sequence[Image], texts: Sequence[str]) -> dict[str, list[float]]:
     found = scorer.subject(generated, texts)
-    among = scorer.of_class(generated)  # distances within a prompt do not care whose images they are
+    among = scorer.of_class(generated)  # for its distances within a prompt, which need no class
     return {**found, "div": among["div"]} if "div" in among else found
 
 
@@ -71,12 +71,12 @@ def real_scores(encoders: Encoders, subject: Subject) -> dict[str, float]:
 
 
 def ignored_clip_t(encoders: Encoders, base: Sequence[ImageSpec], images: Sequence[ImageSpec]) -> float | None:
-    """Return CLIP-T of the base's class images under the prompts of `images`: that of a model which does not listen.
+    """Return CLIP-T of the base's class images under the prompts of `images`: the score of a model that ignores them.
 
     None without a CLIP or without class images.
     """
-    of_class = [load_image(shot.path) for shot in base if shot.is_class]
-    texts = list(dict.fromkeys(shot.text for shot in images if not shot.is_class))
+    of_class = [load_image(image.path) for image in base if image.is_class]
+    texts = list(dict.fromkeys(image.text for image in images if not image.is_class))
     if encoders.clip is None or not of_class or not texts:
         return None
     return float(similarity(encoders.clip.images(of_class), encoders.clip.texts(texts)).mean())

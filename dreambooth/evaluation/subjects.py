@@ -1,6 +1,6 @@
-"""Whose images: one folder of photos, or a data set laid out as the DreamBooth paper's.
+"""The subjects of an evaluation: one folder of photos, or a data set laid out as the DreamBooth paper's.
 
-That is a folder a subject, and beside them `prompts_and_classes.txt` as published (google/dreambooth), or a
+That is a folder for each subject, and beside them `prompts_and_classes.txt` as published (google/dreambooth), or a
 `prompts.yaml` with `classes: {dog6: dog}` and `live: [dog6]`.
 """
 
@@ -25,7 +25,7 @@ LIVE_CLASSES = ("cat", "dog")
 
 @dataclass(frozen=True)
 class Subject:
-    """A subject to evaluate on. class_noun, is_live: None where its folder does not tell."""
+    """Hold a subject to evaluate on. class_noun, is_live: None if unknown."""
 
     name: str
     photos: tuple[Path, ...]
@@ -49,7 +49,7 @@ def subject_of_folder(folder: Path, class_noun: str | None) -> Subject:
 def subjects_of_dataset(folder: Path, names: Sequence[str] | None, class_noun: str | None) -> list[Subject]:
     """Return the data set's subjects, those in `names` alone if given.
 
-    class_noun: goes over the data set's own; of one subject only. Raises UserError for what is not there.
+    class_noun: overrides the data set's own; for one subject only. Raises UserError for what is missing.
     """
     if not folder.is_dir():
         raise UserError(f"--dataset: {folder} is no folder; name one that has a folder of images a subject")
@@ -99,7 +99,7 @@ def _read_own_list(path: Path) -> tuple[dict[str, str], set[str]]:
     if not isinstance(classes, dict) or not isinstance(live, list):
         raise UserError(f"{path}: expected 'classes: {{dog6: dog}}' and 'live: [dog6]'")
     if unknown := [str(name) for name in live if name not in classes]:
-        raise UserError(f"{path}: live names {', '.join(unknown)}, of which classes says nothing")
+        raise UserError(f"{path}: live names {', '.join(unknown)}, which classes does not have")
     return {str(name): str(noun) for name, noun in classes.items()}, {str(name) for name in live}
 
 

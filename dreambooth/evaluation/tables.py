@@ -39,9 +39,9 @@ MEANINGS = {
 
 @dataclass(frozen=True)
 class Report:
-    """All that a reader must know beside the numbers.
+    """Hold the table's rows, and all that a reader must know beside them.
 
-    plain_bases: the models that have learned no subject. base: what drift is measured from. verdicts: in plain words.
+    plain_bases: the models that have learned no subject. base: drift is measured from it. verdicts: in plain words.
     """
 
     rows: list[Row]

@@ -10,7 +10,7 @@ from dreambooth.metrics.verdict import Verdict, judge_quality
 
 @dataclass(frozen=True)
 class ModelVerdict:
-    """The verdict on a model, by the name of its row, and one subject."""
+    """Hold the verdict on a model, by the name of its row, and one subject."""
 
     model: str
     subject: str
@@ -25,7 +25,7 @@ def verdicts(
 ) -> list[ModelVerdict]:
     """Return the verdict on each model but the base, for each subject; none where the base is no row of its own.
 
-    real: by subject and measure, of its photos. ignored: by subject, CLIP-T of a model that does not listen.
+    real: by subject and measure, of its photos. ignored: by subject, CLIP-T of a model that ignores prompts.
     """
     found = []
     for subject in real:
@@ -50,14 +50,14 @@ def _scores(scored: Sequence[Scored], row: str, subject: str) -> dict[str, list[
 
 
 def _anchors(base: Mapping[str, Sequence[float]], real: Mapping[str, float], ignored: float | None) -> Anchors | None:
-    """Return what quality is measured between; None where a part of it was not measured."""
+    """Return the anchors of quality; None where one of them was not measured."""
     means = means_of(base)
-    likeness = "dino" if "dino" in real else "clip_i"
-    if likeness not in means or likeness not in real or "pres" not in means:
+    fidelity = "dino" if "dino" in real else "clip_i"
+    if fidelity not in means or fidelity not in real or "pres" not in means:
         return None
     return Anchors(
-        real=real[likeness],
-        dino=means[likeness],
+        real=real[fidelity],
+        dino=means[fidelity],
         pres=means["pres"],
         div=means.get("div"),
         clip_t=means.get("clip_t"),

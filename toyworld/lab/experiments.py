@@ -219,7 +219,10 @@ EXPERIMENTS: dict[str, Experiment] = {
         metrics=("fidelity_way", "place_right", "div_share", "pres_way", "dino", "clip_t", "seconds_training"),
         hypotheses=(
             Hypothesis(
-                "fidelity_way", "trained", "frozen", "`train.py --help`: better likeness with the text encoder trained"
+                "fidelity_way",
+                "trained",
+                "frozen",
+                "`train.py --help`: better subject fidelity with the text encoder trained",
             ),
         ),
     ),
