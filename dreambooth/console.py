@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from dreambooth.status_line import STATUS_LINE
+
 READER_LEFT = (errno.EPIPE, errno.EIO)  # a pipe without a reader; a terminal that was closed
 
 
@@ -106,8 +108,9 @@ class ConsoleHandler(logging.Handler):
         if record.levelno >= logging.WARNING:
             text = f"warning: {text}"
         tqdm = sys.modules.get("tqdm")
-        if tqdm is None:
-            print(text, file=sys.stderr, flush=True)
-        else:
-            tqdm.tqdm.write(text, file=sys.stderr)
-            sys.stderr.flush()
+        with STATUS_LINE.hidden():
+            if tqdm is None:
+                print(text, file=sys.stderr, flush=True)
+            else:  # other libraries' bars
+                tqdm.tqdm.write(text, file=sys.stderr)
+                sys.stderr.flush()

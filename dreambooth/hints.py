@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+SCRIPTS = ("train", "sample")  # commands that have a file of their own: train.py
 NEEDED = ("omegaconf", "torch", "diffusers")  # packages that every environment of the toolkit has
 
 
@@ -16,7 +17,7 @@ def command_line(command: str, *words: str) -> str:
     started = Path(sys.argv[0])
     if started.name == "dreambooth" and os.access(started, os.X_OK):
         program = ["dreambooth" if shutil.which("dreambooth") == str(started) else str(started), command]
-    elif started.name == "train.py":
+    elif started.name == "train.py" and command in SCRIPTS:
         program = ["python", str(started.with_name(f"{command}.py"))]
     else:
         program = ["python", "-m", "dreambooth", command]

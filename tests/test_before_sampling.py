@@ -12,13 +12,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from dreambooth.cli import sampling
-from dreambooth.cli.progress import COLUMNS, SamplingBar, bar_line, clock
 from dreambooth.disk import check_writable, translate_write_errors
 from dreambooth.errors import ModelError, UserError
 from dreambooth.export.base_path import find_path
 from dreambooth.export.base_source import base_source
 from dreambooth.export.subject_info import LearnedSubject, SubjectInfo
-from dreambooth.generation.images import Progress
 from dreambooth.generation.location import check_is_there
 from dreambooth.hints import command_line, missing_environment
 
@@ -178,38 +176,8 @@ def test_a_hint_is_a_command_of_the_kind_that_was_typed(
 ) -> None:
     monkeypatch.setattr(sys, "argv", [program])
     assert shlex.split(command_line("sample", "runs/robot's dog")) == [*expected, "runs/robot's dog"]
+    assert command_line("report", "runs/dog") == "python -m dreambooth report runs/dog", "which has no file of its own"
 
 
 def test_in_the_toolkits_own_environment_a_missing_package_is_a_bug() -> None:
     assert missing_environment(ModuleNotFoundError(name="dreambooth.nothing")) is None
-
-
-# progress
-
-
-def test_the_bar_fits_80_columns_and_moves_with_each_step() -> None:
-    steps = [Progress(8, 1200, step, 100, 4) for step in range(1, 101)]
-    lines = [bar_line(each, 36000.0, 20) for each in steps]
-    assert max(map(len, lines)) < COLUMNS
-    assert len(set(lines)) == 100
-    assert "step 7/100, 10:00:00 left" in lines[6]
-    assert steps[-1].fraction == pytest.approx(12 / 1200)
-    assert (clock(41), clock(3723)) == ("0:41", "1:02:03")
-
-
-def test_without_a_terminal_there_is_a_plain_line_every_few_seconds(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = 100.0
-    monkeypatch.setattr("dreambooth.cli.progress.time.monotonic", lambda: now)
-    with SamplingBar() as bar:
-        for step in range(1, 21):
-            now += 1.0
-            bar(Progress(0, 4, step, 20, 4))
-        bar.print("outputs/00000-a-dog.png")
-    told = capsys.readouterr()
-    assert told.out == "outputs/00000-a-dog.png\n"
-    lines = told.err.splitlines()
-    assert 3 <= len(lines) <= 5
-    assert lines[-1].startswith("sampling")
-    assert "\r" not in told.err

@@ -28,6 +28,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
         "disk",
         "hints",
         "prompt_words",
+        "status_line",
     ),  # the ground
     ("config",),
     ("data",),

@@ -17,6 +17,7 @@ from dreambooth import __version__
 from dreambooth.console import command_output
 from dreambooth.errors import DreamBoothError, UserError
 from dreambooth.hints import missing_environment
+from dreambooth.status_line import STATUS_LINE
 
 COMMANDS = {
     "new": ("dreambooth.cli.new", "write a commented config for a folder of photos, and show the crops"),
@@ -67,7 +68,8 @@ def _run(args: argparse.Namespace) -> int:
     """Run a command, and report what a user can mend without a traceback."""
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        return int(args.run(args))
+        with STATUS_LINE:
+            return int(args.run(args))
     except DreamBoothError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

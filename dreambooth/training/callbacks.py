@@ -7,9 +7,7 @@ import csv
 import io
 import logging
 import signal
-import sys
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -17,11 +15,11 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
-from tqdm import tqdm
 
 from dreambooth.distributed import WorkShare
 from dreambooth.files import whole_lines, write_text
 from dreambooth.generation.class_prior import GeneratedPrior
+from dreambooth.status_line import STATUS_LINE, ProgressDisplay
 from dreambooth.training.loggers import Loggers
 from dreambooth.training.module import DreamBoothModule
 from dreambooth.training.optimizer import take_settings
@@ -56,7 +54,15 @@ class SharePrior(pl.Callback):
             return
         prior.divide(WorkShare(trainer.global_rank, trainer.world_size, trainer.strategy.barrier))
         if self.ahead and not prior.is_complete:
-            prior.make_all(lambda block, of: logger.info(f"class pictures: {block}/{of} batches"))
+            display = ProgressDisplay("class images", logger.info)
+
+            def report(block: int, num_blocks: int) -> None:
+                fraction = block / num_blocks
+                if trainer.is_global_zero and display.is_due(fraction):
+                    display.show(fraction, [f"batch {block}/{num_blocks}", display.time_left(fraction)])
+
+            with STATUS_LINE:
+                prior.make_all(report)
 
 
 class AverageWeights(StepCallback):
@@ -216,46 +222,38 @@ class LogMetrics(StepCallback):
 
 
 class Progress(StepCallback):
-    """A bar with loss, learning rate, steps/s and time left; plain lines where there is no terminal.
+    """A bar with step, time left, loss and learning rate; plain lines where there is no terminal.
 
-    Goes behind `LogMetrics` in the list of callbacks: it shows the figures that one closes.
+    Goes behind `LogMetrics` in the list of callbacks: it shows the metrics that one closes.
     """
 
-    SECONDS = 0.5  # between readings of the figures for the bar
+    SECONDS = 0.5  # between two bars; reading the metrics for one waits for the device
 
-    def __init__(self, num_lines: int = 20) -> None:
-        self.num_lines = num_lines
-        self._bar: Any = None
-        self._since: tuple[int, float] | None = None  # the first step that ended here, and when
-        self._read_at = 0.0  # when the figures in the bar were read
+    def __init__(self) -> None:
+        self._display: ProgressDisplay | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if sys.stderr.isatty() and trainer.is_global_zero:
-            self._bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, unit="step", dynamic_ncols=True)
+        if trainer.is_global_zero:
+            self._display = ProgressDisplay("training", logger.info, self.SECONDS)
 
     def on_step_end(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
-        now = time.monotonic()
-        self._since = self._since or (step, now)
-        if self._bar is not None:
-            if now - self._read_at > self.SECONDS or step == trainer.max_steps:
-                self._bar.set_postfix_str(_loss_and_lr(module, ", ") + module.last_scores, refresh=False)
-                self._read_at = now
-            self._bar.update()
-        elif step % max(1, trainer.max_steps // self.num_lines) == 0 or step == trainer.max_steps:
-            line = f"step {step}/{trainer.max_steps}  {_loss_and_lr(module, '  ')}"
-            if step > self._since[0]:
-                rate = (step - self._since[0]) / (now - self._since[1])
-                left = time.strftime("%H:%M:%S", time.gmtime((trainer.max_steps - step) / rate))
-                line += f"  {rate:.2f} steps/s  {left} left"
-            logger.info(line)
+        if self._display is None:
+            return
+        fraction = step / trainer.max_steps
+        if self._display.is_due(fraction) or step == trainer.max_steps:
+            self._display.show(fraction, self._parts(module, step, trainer.max_steps))
+
+    def _parts(self, module: DreamBoothModule, step: int, max_steps: int) -> list[str | None]:
+        assert self._display is not None
+        assert module.last_step is not None
+        metrics = module.last_step.by_name
+        return [
+            f"step {step}/{max_steps}",
+            self._display.time_left(step / max_steps),
+            f"loss {metrics['train/loss']:.4f}",
+            f"lr {metrics['optim/lr']:.1e}",
+            self._display.rate(step / max_steps, max_steps, "steps/s"),
+        ]
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-
-def _loss_and_lr(module: DreamBoothModule, between: str) -> str:
-    """Return loss and learning rate of the last step as text; waits for the device to have them."""
-    assert module.last_step is not None
-    figures = module.last_step.by_name
-    return f"loss {figures['train/loss']:.4f}{between}lr {figures['optim/lr']:.1e}"
+        STATUS_LINE.clear()
