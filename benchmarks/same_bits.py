@@ -483,12 +483,26 @@ def read_safetensors(path: Path) -> dict[str, Any]:
 
 def read_image(path: Path) -> dict[str, Any]:
     with Image.open(path) as image:
-        pixels, info = torch.from_numpy(np.array(image)), dict(image.info)
+        info = dict(image.info)
+        boxes = json.loads(info.pop("dreambooth-cells", "null"))
+        pixels = torch.from_numpy(np.array(image if boxes is None else without_labels(image, boxes)))
     if "dreambooth" in info:
         recipe = {name: value for name, value in json.loads(info["dreambooth"]).items() if value is not None}
         recipe["weights"] = recipe["weights"][:16]  # as evaluate wrote them once, without fields that are not set
         info["dreambooth"] = recipe
     return {"pixels": pixels, **dict(flat(info, "recipe"))}
+
+
+def without_labels(sheet: Image.Image, boxes: list[list[int]]) -> Image.Image:
+    """Return a grid without what is written on it, laid out as earlier versions did. boxes: of its images."""
+    left, top, right, bottom = boxes[0]
+    columns = sum(box[1] == top for box in boxes)
+    width, height = right - left + 2, bottom - top + 2
+    plain = Image.new("RGB", (columns * width + 2, len(boxes) // columns * height + 2), "white")
+    for number, box in enumerate(boxes):
+        row, column = divmod(number, columns)
+        plain.paste(sheet.crop(tuple(box)), (column * width + 2, row * height + 2))
+    return plain
 
 
 def read_table(path: Path) -> dict[str, Any]:

@@ -8,15 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from conftest import CONFIG
 from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import api_pb2
+from tensorboard.plugins.hparams import metadata as hparams
 
 from dreambooth.config import Config, load_config
 from dreambooth.engine import train
 from dreambooth.errors import ModelError, UserError
 from dreambooth.families import load_family
+from dreambooth.generation.grid import cut
 from dreambooth.run.folder import RunFolder
 from dreambooth.training.callbacks import MetricsFile
 from dreambooth.training.checkpointing import find_state
@@ -31,7 +35,9 @@ def test_a_run_leaves_everything_that_was_promised(config: Config) -> None:
     assert saved["provenance"]["git_commit"]
     assert find_state(run.state).step == 8
     assert sorted(path.name for path in run.samples.iterdir()) == [f"step-{n:06d}.png" for n in (0, 4, 8)]
-    assert Image.open(run.samples / "step-000004.png").size == (2 * 64 + 3 * 2, 2 * 64 + 3 * 2)
+    with Image.open(run.samples / "step-000004.png") as sheet:
+        assert len(cut(sheet, side=64)) == 4
+        assert sheet.height > 2 * 64 + 3 * 2, "the step and the prompts are written on it"
     assert len((run.logs / "metrics.csv").read_text().splitlines()) == 1 + 9  # the header, and step 0 for its loss
     assert json.loads((run.model / "dreambooth.json").read_text())["subjects"][0]["identifier"] == "sks"
     hidden = [path for path in run.path.rglob(".*") if path.is_file()]
@@ -233,15 +239,52 @@ def test_a_prior_of_another_prompt_is_never_reused(config_file: Path) -> None:
     assert first.is_dir()
 
 
-def test_tensorboard_shows_the_same_tree_of_names_and_pictures(config_file: Path) -> None:
-    config = load_config(config_file, ["log.tensorboard=true"])
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, pictures: Path) -> EventAccumulator:
+    """What TensorBoard has of the quick run."""
+    folder = tmp_path_factory.mktemp("watched")
+    path = folder / "config.yaml"
+    path.write_text(CONFIG.format(runs=folder, base=tiny_base, pictures=pictures))
+    config = load_config(path, ["log.tensorboard=true"])
     train(config)
     events = EventAccumulator(str(RunFolder(config).logs))
     events.Reload()
+    return events
+
+
+def test_tensorboard_shows_the_same_tree_of_names_and_pictures(watched: EventAccumulator) -> None:
     names = {"train/loss", "train/loss_instance", "train/loss_prior", "optim/lr", "optim/grad_norm"}
-    assert names <= set(events.Tags()["scalars"])
-    assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 9))
-    assert [event.step for event in events.Images("eval/samples")] == [0, 4, 8]
+    assert names <= set(watched.Tags()["scalars"])
+    assert [event.step for event in watched.Scalars("train/loss")] == list(range(1, 9))
+    assert [event.step for event in watched.Images("eval/samples")] == [0, 4, 8]
+
+
+def test_tensorboard_explains_every_number_and_captions_the_images(watched: EventAccumulator) -> None:
+    told = {name: watched.SummaryMetadata(name).summary_description for name in watched.Tags()["scalars"]}
+    assert told["eval/loss"] == (
+        "Loss. Of the subject, at noise and timesteps that are always the same. Less is better."
+    )
+    assert [name for name, text in told.items() if text.count(".") < 2] == [], "nothing is known of these"
+    caption = watched.SummaryMetadata("eval/samples").summary_description
+    assert caption.endswith("\n1. a photo of sks dog\n2. a photo of a dog")
+
+
+def test_tensorboard_has_the_settings_as_text_and_in_the_table_of_hyperparameters(watched: EventAccumulator) -> None:
+    """Of the run itself: a second one in a folder below would show up beside it."""
+    (text,) = watched.Tensors("config/text_summary")
+    assert "    max_steps: 8" in text.tensor_proto.string_val[0].decode()
+    start = hparams.parse_session_start_info_plugin_data(content_of(watched, hparams.SESSION_START_INFO_TAG))
+    assert start.hparams["optim.lr"].number_value == 1e-3
+    experiment = hparams.parse_experiment_plugin_data(content_of(watched, hparams.EXPERIMENT_TAG))
+    results = {metric.name.tag for metric in experiment.metric_infos}
+    assert results >= {"eval/loss", "train/loss"}
+    end = hparams.parse_session_end_info_plugin_data(content_of(watched, hparams.SESSION_END_INFO_TAG))
+    assert end.status == api_pb2.STATUS_SUCCESS
+    assert [path.name for path in Path(watched.path).iterdir() if path.is_dir()] == []
+
+
+def content_of(events: EventAccumulator, tag: str) -> bytes:
+    return bytes(events.SummaryMetadata(tag).plugin_data.content)
 
 
 @pytest.mark.usefixtures("weights_and_biases")

@@ -7,20 +7,21 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import pytorch_lightning as pl
-from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+import yaml
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch.utils.data import DataLoader
 
 from dreambooth.build.networks import pick_device, pick_precision
-from dreambooth.config import Config
+from dreambooth.config import Config, to_dict
 from dreambooth.data.latents import LatentDataset, ResumableBatchSampler
 from dreambooth.distributed import this_process
-from dreambooth.files import write_text
+from dreambooth.export.history import deciding_settings
+from dreambooth.files import hide_home, write_text
 from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.run.folder import RunFolder
 from dreambooth.training import callbacks
 from dreambooth.training.checkpointing import AtomicCheckpointIO, FoundState, InputFingerprints
-from dreambooth.training.loggers import Loggers
+from dreambooth.training.loggers import Loggers, RunLogger, RunSettings
 from dreambooth.training.module import DreamBoothModule
 from dreambooth.training.processes import cluster_environment
 from dreambooth.training.profiling import StepProfiler
@@ -134,18 +135,28 @@ def make_strategy(config: Config, module: DreamBoothModule) -> Strategy | str:
 
 def make_loggers(run: RunFolder, config: Config, state: FoundState | None) -> Loggers:
     """Make the requested loggers. A resumed run hides TensorBoard's later steps, and goes on in the same W&B run."""
+    settings = RunSettings(hide_home(yaml.safe_dump(to_dict(config), sort_keys=False)), logged_settings(config))
 
-    def tensorboard() -> TensorBoardLogger:
-        purge_step = 0 if state is None else state.step + 1
-        return TensorBoardLogger(run.path, name="logs", version="", purge_step=purge_step)
+    def tensorboard() -> RunLogger:
+        from dreambooth.training.tensorboard import TensorBoard
 
-    def wandb() -> WandbLogger:
+        return TensorBoard(run.logs, None if state is None else state.step, settings)
+
+    def wandb() -> RunLogger:
+        from dreambooth.training.weights_and_biases import WeightsAndBiases
+
         number, project = wandb_id(run, state), config.log.wandb_project
-        return WandbLogger(config.run.name, run.logs, project=project, id=number, resume="allow")
+        return WeightsAndBiases(config.run.name, run.logs, project, number, settings)
 
     requested = {"log.tensorboard": config.log.tensorboard, "log.wandb": config.log.wandb}
-    makers: dict[str, Callable[[], Logger]] = {"log.tensorboard": tensorboard, "log.wandb": wandb}
+    makers: dict[str, Callable[[], RunLogger]] = {"log.tensorboard": tensorboard, "log.wandb": wandb}
     return Loggers({key: make for key, make in makers.items() if requested[key]})
+
+
+def logged_settings(config: Config) -> dict[str, Any]:
+    """Return the settings that tell runs apart, by key, as loggers show them."""
+    deciding = {"model.base": config.model.base, **deciding_settings(to_dict(config))}
+    return {key: hide_home(value) if isinstance(value, str) else value for key, value in deciding.items()}
 
 
 def wandb_id(run: RunFolder, state: FoundState | None) -> str:

@@ -4,6 +4,8 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+from PIL import Image
+
 from dreambooth.build.networks import inference, on_device, pick_device
 from dreambooth.build.prompts import subject_prompt, validation_prompts
 from dreambooth.build.samplers import validation_sampler
@@ -13,6 +15,7 @@ from dreambooth.data.image_files import load_image
 from dreambooth.data.image_folder import list_images
 from dreambooth.data.images import to_images
 from dreambooth.data.latents import EncodedImage, Sample, by_subject
+from dreambooth.distributed import is_first
 from dreambooth.errors import UserError
 from dreambooth.families import Family
 from dreambooth.generation import sampler
@@ -22,6 +25,7 @@ from dreambooth.metrics.subject import Encoders, SubjectScorer, load_encoders
 from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.metrics.validation_scores import ImageRows, ValidationScorer
 from dreambooth.randomness import Randomness
+from dreambooth.status_line import STATUS_LINE, ProgressDisplay
 from dreambooth.training.objective import fixed_loss
 from dreambooth.training.validation import ValidationInputs
 
@@ -102,7 +106,8 @@ def build_validation_inputs(
 
     # With method.start step 0 is not the base, which scores are measured against.
     base = None if config.method.start is None else lambda: sample_validation_images(frozen_base(family), config)
-    return ValidationInputs(lambda: sample_validation_images(family, config), loss, score, base)
+    prompts = [prompt.filled for prompt in validation_prompts(config)]
+    return ValidationInputs(prompts, lambda: sample_validation_images(family, config), loss, score, base)
 
 
 def fixed_samples(images: list[EncodedImage], config: Config) -> Iterator[Sample]:
@@ -123,7 +128,19 @@ def sample_validation_images(family: Family, config: Config) -> ImageRows:
     prompts = [prompt.filled for prompt in validation_prompts(config) for _ in range(validate.num_images)]
     seeds = range(len(prompts))
     size = (config.data.resolution, config.data.resolution)
-    with on_device(family.vae, pick_device(config)), inference(family, config):
-        batches = sampler.sample_pixels(family, prompts, seeds, size, settings, config.prior.batch_size)
-        images = [image for pixels_BCHW in batches for image in to_images(pixels_BCHW)]
+    images: list[Image.Image] = []
+    display = ProgressDisplay("validating", logger.info)
+
+    def report(step: int, num_steps: int) -> None:
+        under_way = min(config.prior.batch_size, len(prompts) - len(images))
+        fraction = (len(images) + under_way * step / num_steps) / len(prompts)
+        if is_first() and display.is_due(fraction):
+            image = f"image {len(images) + under_way}/{len(prompts)}"
+            display.show(fraction, [image, f"step {step}/{num_steps}", display.time_left(fraction)])
+
+    with on_device(family.vae, pick_device(config)), inference(family, config), STATUS_LINE:
+        for pixels_BCHW in sampler.sample_pixels(
+            family, prompts, seeds, size, settings, config.prior.batch_size, report
+        ):
+            images += to_images(pixels_BCHW)
     return [images[first : first + validate.num_images] for first in range(0, len(images), validate.num_images)]

@@ -15,6 +15,7 @@ from dreambooth.export.subject_info import ExportCard
 from dreambooth.export.tools import ExportedFiles, instructions
 from dreambooth.families import Family
 from dreambooth.files import with_home, write_text
+from dreambooth.metrics.log_names import find_metric
 from dreambooth.prompts import fill_prompt, subject_phrase
 
 SAMPLES_FILE = "samples.png"
@@ -24,17 +25,6 @@ KINDS = {
     "lora": "A LoRA",
     "kohya": "A LoRA in kohya's layout",
     "embedding": "A learned word",
-}
-SCORES = {
-    "eval/dino": "similarity of the subject's images to the photos",
-    "eval/clip_i": "the same, by CLIP",
-    "eval/clip_t": "similarity of the images to their prompts",
-    "eval/pres": "similarity of the class images to the photos: what leaked",
-    "eval/div": "distance among class images",
-    "eval/drift": "distance of class images from the base's",
-    "eval/drift_other": "the same for other prompts",
-    "eval/quality": "fidelity * prompt fidelity * prior preservation, by which the step was chosen",
-    "eval/loss": "at fixed noise and timesteps",
 }
 TAGS = {"lora": ["lora"], "kohya": ["lora"], "embedding": ["textual_inversion"]}
 
@@ -101,7 +91,7 @@ def describe_scores(card: ExportCard, history: History) -> Iterator[tuple[str, f
     """Yield each score's name, mean and meaning, with the encoder that measured it."""
     for name, score in (card.scores or {}).items():
         encoder = history.measured_by.get(name.removeprefix("eval/"))
-        yield name, score, SCORES.get(name, "") + (f", by {encoder}" if encoder else "")
+        yield name, score, find_metric(name).meaning + (f", by {encoder}" if encoder else "")
 
 
 def metadata(form: str, card: ExportCard, licence: dict[str, str]) -> ModelCardData:

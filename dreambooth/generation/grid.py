@@ -1,54 +1,138 @@
-"""Labelled grids of images: prompts above their rows, seeds below their images."""
+"""Labelled grids of images: prompts above their rows, seeds below their images.
+
+A grid that `write_grid` has written tells in its PNG where its images lie: `cut` takes them out again, as they were.
+"""
 
 import importlib.util
+import json
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
+from dreambooth.data.images import cells
+from dreambooth.errors import UserError
+from dreambooth.files import atomic_file
 from dreambooth.generation.request import GeneratedImage
 
 PADDING = 2  # white pixels around an image, as in `data.images.grid`
 MAX_LINES = 3  # of a prompt; what is longer ends with ...
 FONT = Path("mpl-data", "fonts", "ttf", "DejaVuSans.ttf")  # knows most alphabets; matplotlib brings it
+CELLS = "dreambooth-cells"  # the PNG's text chunk: [left, top, right, bottom] of each image, row by row, as JSON
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+@dataclass(frozen=True)
+class GridRow:
+    """Hold images with a title above them and captions below them; where there are none no room is left for them."""
+
+    title: str
+    images: Sequence[Image.Image]
+    captions: Sequence[str] = ()
 
 
 def labelled_grid(images: Sequence[GeneratedImage], columns: int) -> Image.Image:
     """Lay out images in rows of `columns`, a new row for each prompt, with prompts and seeds written beside them."""
     rows = rows_by_prompt(images, columns)
-    width = max(image.width for image in images) + PADDING
+    titles = _row_titles(rows)
+    return draw_grid(
+        [
+            GridRow(title, row, [f"seed {image.recipe.get('seed', '')}" for image in row])
+            for title, row in zip(titles, rows, strict=True)
+        ]
+    )
+
+
+def draw_grid(rows: Sequence[GridRow], heading: str = "") -> Image.Image:
+    """Return a sheet of these rows, below each other, with a heading above them."""
+    width = max(image.width for row in rows for image in row.images) + PADDING
     font = load_font(max(10, min(width // 16, 20)))
-    sheet_width = max(len(row) for row in rows) * width + PADDING
-    strips = []
-    for row, prompt in zip(rows, _row_titles(rows), strict=True):
-        lines = _wrapped(prompt, font, sheet_width - 2 * PADDING)
-        strips.append(_strip(row, lines, width, sheet_width, font))
+    sheet_width = max(len(row.images) for row in rows) * width + PADDING
+    strips = [_strip(row, width, sheet_width, font) for row in rows]
+    if heading:
+        strips.insert(0, _text(_wrapped(heading, font, sheet_width - 2 * PADDING), sheet_width, font))
     sheet, top = Image.new("RGB", (sheet_width, sum(strip.height for strip in strips)), "white"), 0
+    boxes: list[tuple[int, int, int, int]] = []
     for strip in strips:
         sheet.paste(strip, (0, top))
+        boxes += [(left, top + above, right, top + below) for left, above, right, below in strip.info.get(CELLS, [])]
         top += strip.height
+    sheet.info[CELLS] = json.dumps(boxes)
     return sheet
 
 
-def _strip(
-    row: Sequence[GeneratedImage], lines: Sequence[str], width: int, sheet_width: int, font: Font
-) -> Image.Image:
-    """Return one row, its images `width` pixels apart: lines of text above, each image's seed below."""
-    line = int(font.getbbox("Ag")[3]) + 4
-    top, height = len(lines) * line + PADDING, max(image.height for image in row)
-    strip = Image.new("RGB", (sheet_width, top + height + line), "white")
-    draw = ImageDraw.Draw(strip)
-    for number, text in enumerate(lines):
-        draw.text((PADDING, number * line), text, "black", font)
-    for column, image in enumerate(row):
+def _strip(row: GridRow, width: int, sheet_width: int, font: Font) -> Image.Image:
+    """Return one row, its images `width` pixels apart, with their boxes in it."""
+    title = _text(_wrapped(row.title, font, sheet_width - 2 * PADDING), sheet_width, font)
+    top, height = title.height + PADDING, max(image.height for image in row.images)
+    below = _line_height(font) if row.captions else 2 * PADDING
+    strip = Image.new("RGB", (sheet_width, top + height + below), "white")
+    strip.paste(title, (0, 0))
+    draw, boxes = ImageDraw.Draw(strip), []
+    for column, image in enumerate(row.images):
         left = column * width + PADDING
         strip.paste(image, (left, top))
-        draw.text((left, top + height), f"seed {image.recipe.get('seed', '')}", "dimgray", font)
+        boxes.append((left, top, left + image.width, top + image.height))
+        if row.captions:
+            draw.text((left, top + height), row.captions[column], "dimgray", font)
+    strip.info[CELLS] = boxes
     return strip
+
+
+def _text(lines: Sequence[str], width: int, font: Font) -> Image.Image:
+    """Return lines of text on white."""
+    line = _line_height(font)
+    image = Image.new("RGB", (width, len(lines) * line), "white")
+    draw = ImageDraw.Draw(image)
+    for number, text in enumerate(lines):
+        draw.text((PADDING, number * line), text, "black", font)
+    return image
+
+
+def _line_height(font: Font) -> int:
+    return int(font.getbbox("Ag")[3]) + 4
+
+
+def write_grid(path: Path, sheet: Image.Image) -> None:
+    """Write a sheet as PNG, whole or not at all, with the places of its images."""
+    info = PngInfo()
+    info.add_text(CELLS, sheet.info[CELLS])
+    with atomic_file(path) as file:
+        sheet.save(file, format="PNG", pnginfo=info)
+
+
+def cut(sheet: Image.Image, side: int) -> list[Image.Image]:
+    """Return the images of `side` x `side` pixels on a sheet, row by row.
+
+    A sheet that does not know where they lie is a plain grid, as earlier versions wrote. Raises UserError where it is
+    none of such images.
+    """
+    boxes = cell_boxes(sheet, side)
+    if boxes is None:
+        return cells(sheet, side, PADDING)
+    return [sheet.crop(box) for box in boxes]
+
+
+def cell_boxes(sheet: Image.Image, side: int) -> list[tuple[int, int, int, int]] | None:
+    """Return [left, top, right, bottom] of each image, by the file's head alone; None: it does not tell.
+
+    Raises UserError where they are not `side` x `side` pixels.
+    """
+    if CELLS not in sheet.info:
+        return None
+    try:
+        found = json.loads(sheet.info[CELLS])
+        boxes = [(int(left), int(top), int(right), int(bottom)) for left, top, right, bottom in found]
+    except (ValueError, TypeError) as error:
+        raise UserError(f"its {CELLS} cannot be read: {error}") from error
+    if any((right - left, bottom - top) != (side, side) for left, top, right, bottom in boxes):
+        raise UserError(f"its images have not {side} x {side} pixels")
+    return boxes
 
 
 def rows_by_prompt(images: Sequence[GeneratedImage], columns: int) -> list[list[GeneratedImage]]:

@@ -1,4 +1,4 @@
-"""The pictures of a run, cut out of its lossless grids: the same prompts and seeds at every validated step."""
+"""The images of a run, cut out of its lossless grids: the same prompts and seeds at every validated step."""
 
 import re
 from collections.abc import Sequence
@@ -8,9 +8,8 @@ from pathlib import Path
 from PIL import Image
 
 from dreambooth.data.image_files import load_image
-from dreambooth.data.images import cells
-
-PADDING = 2  # white pixels around each picture, as `images.grid` lays them out
+from dreambooth.errors import UserError
+from dreambooth.generation.grid import PADDING, cell_boxes, cut
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Samples:
 
     def rows(self, step: int) -> list[list[Image.Image]]:
         """Return the images of a step, [prompt][seed]. Raises UserError for a damaged file."""
-        pictures = cells(load_image(self._path(step)), self.side, PADDING)
+        pictures = cut(load_image(self._path(step)), self.side)
         return [pictures[first : first + self.num_images] for first in range(0, len(pictures), self.num_images)]
 
     def _all_steps(self) -> Sequence[int]:
@@ -43,10 +42,13 @@ class Samples:
         return self.folder / f"step-{step:06d}.png"
 
     def _fits(self, step: int) -> bool:
-        """Return whether a grid's size, read from the file's header, is that of these prompts and seeds."""
+        """Return whether a grid holds these images, by its file's head; nothing is decoded."""
         pitch = self.side + PADDING
         try:
             with Image.open(self._path(step)) as sheet:
+                boxes = cell_boxes(sheet, self.side)
+                if boxes is not None:
+                    return len(boxes) == self.num_images * self.num_prompts
                 return sheet.size == (self.num_images * pitch + PADDING, self.num_prompts * pitch + PADDING)
-        except OSError:
+        except (OSError, UserError):
             return False

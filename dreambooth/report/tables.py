@@ -6,26 +6,11 @@ from typing import Any
 
 from dreambooth.config import Config, default_of, flatten, to_dict
 from dreambooth.metrics.estimates import BOUNDS, estimate
+from dreambooth.metrics.log_names import METRICS, Metric
 from dreambooth.metrics.validation_log import ValidationLog, ValidationRecord
 
-
-@dataclass(frozen=True)
-class Measure:
-    """Name a score, what it means, and which way is better."""
-
-    title: str
-    meaning: str
-    better: str  # ↑ or ↓
-
-
 MEASURES = {
-    "dino": Measure("DINO", "subject prompts: likeness to the photos", "↑"),
-    "clip_i": Measure("CLIP-I", "subject prompts: likeness to the photos", "↑"),
-    "clip_t": Measure("CLIP-T", "subject prompts: agreement with the prompt", "↑"),
-    "pres": Measure("PRES", "class prompts: likeness to the photos, that is what leaked", "↓"),
-    "div": Measure("DIV", "class prompts: distance between pictures", "↑"),
-    "drift": Measure("Drift", "class prompts: distance to the base's pictures", "↓"),
-    "drift_other": Measure("Other drift", "other prompts: distance to the base's pictures", "↓"),
+    name: METRICS[f"eval/{name}"] for name in ("dino", "clip_i", "clip_t", "pres", "div", "drift", "drift_other")
 }
 FACTORS = {
     "value": ("Quality", "fidelity × prompt fidelity × prior preservation"),
@@ -39,7 +24,7 @@ FACTORS = {
 class ScoreRow:
     """A measure at the steps of the table, as texts; None where it was not measured."""
 
-    measure: Measure
+    measure: Metric
     cells: Sequence["Cell | None"]
 
 
@@ -95,7 +80,7 @@ def _quality_rows(entries: Sequence[ValidationRecord]) -> Iterator[ScoreRow]:
         for name, (title, meaning) in FACTORS.items():
             qualities = [entry.quality for entry in entries]
             cells = [Cell(f"{getattr(each, name):.2f}") if each is not None else None for each in qualities]
-            yield ScoreRow(Measure(title, meaning, "↑"), cells)
+            yield ScoreRow(Metric(title, meaning, "↑"), cells)
 
 
 def _measure_rows(entries: Sequence[ValidationRecord]) -> Iterator[ScoreRow]:
@@ -113,8 +98,7 @@ def _cell(name: str, numbers: Sequence[float] | None) -> Cell | None:
 
 def _loss_rows(entries: Sequence[ValidationRecord]) -> Iterator[ScoreRow]:
     if entries:
-        measure = Measure("Loss", "of the subject, at noise and timesteps that are always the same", "↓")
-        yield ScoreRow(measure, [Cell(f"{entry.loss:.4f}") for entry in entries])
+        yield ScoreRow(METRICS["eval/loss"], [Cell(f"{entry.loss:.4f}") for entry in entries])
 
 
 def _among_photos(validation_log: ValidationLog) -> str:

@@ -5,15 +5,41 @@ Lightning is not given them: where one of its own calls to a logger fails, train
 
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Any, Protocol
 
-import numpy as np
 from PIL import Image
-from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from dreambooth.distributed import is_first
 from dreambooth.errors import first_line
+
+GRID = "eval/samples"  # its name in the loggers
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Hold settings of a run, to be read beside its curves.
+
+    config: all of them, as YAML. deciding: by key, those that decide the result, for tables of several runs.
+    """
+
+    config: str
+    deciding: Mapping[str, Any]
+
+
+class RunLogger(Protocol):
+    """Show a run somewhere, once it is open."""
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Show numbers by their log names."""
+
+    def show(self, sheet: Image.Image, prompts: Sequence[str], step: int) -> None:
+        """Show a grid with a row for each prompt."""
+
+    def close(self, is_done: bool) -> None:
+        """Close the logger. is_done: whether the run has come to its end."""
 
 
 class Loggers:
@@ -22,33 +48,31 @@ class Loggers:
     makers: by the key of the setting that asks for each.
     """
 
-    def __init__(self, makers: Mapping[str, Callable[[], Logger]]) -> None:
+    def __init__(self, makers: Mapping[str, Callable[[], RunLogger]]) -> None:
         self._makers = makers
-        self._open: dict[str, Logger] = {}
+        self._open: dict[str, RunLogger] = {}
 
     def open(self) -> None:
         """Connect, and make files, in the first process."""
         for key, make in self._makers.items() if is_first() else ():
             self._try(key, partial(self._connect, key, make))
 
-    def log(self, figures: Mapping[str, float], step: int) -> None:
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
         for key, logger in [*self._open.items()]:
-            self._try(key, partial(logger.log_metrics, dict(figures), step=step))
+            self._try(key, partial(logger.log, metrics, step))
 
-    def show(self, sheet: Image.Image, step: int) -> None:
-        """Pass a grid of images to the loggers that can show one."""
+    def show(self, sheet: Image.Image, prompts: Sequence[str], step: int) -> None:
+        """Pass on a grid with a row for each prompt."""
         for key, logger in [*self._open.items()]:
-            self._try(key, partial(show_picture, logger, sheet, step))
+            self._try(key, partial(logger.show, sheet, prompts, step))
 
     def close(self, is_done: bool) -> None:
-        """Close the loggers. W&B writes what it still holds only when it gets to know that the run is over."""
+        """Close the loggers. is_done: whether the run has come to its end."""
         for key, logger in [*self._open.items()]:
-            self._try(key, partial(close_logger, logger, is_done))
+            self._try(key, partial(logger.close, is_done))
 
-    def _connect(self, key: str, make: Callable[[], Logger]) -> None:
-        logger = make()
-        assert logger.experiment is not None  # type: ignore[attr-defined]  # made by asking for it
-        self._open[key] = logger
+    def _connect(self, key: str, make: Callable[[], RunLogger]) -> None:
+        self._open[key] = make()
 
     def _try(self, key: str, act: Callable[[], None]) -> None:
         """Call a logger; if it fails, warn of it and use it no more."""
@@ -66,17 +90,3 @@ def failures() -> tuple[type[Exception], ...]:
     wandb = sys.modules.get("wandb")
     own = (wandb.errors.Error,) if wandb is not None else ()
     return (OSError, RuntimeError, ValueError, TypeError, ImportError, EOFError, *own)
-
-
-def show_picture(logger: Logger, sheet: Image.Image, step: int) -> None:
-    if isinstance(logger, TensorBoardLogger):
-        logger.experiment.add_image("eval/samples", np.asarray(sheet), step, dataformats="HWC")
-    elif isinstance(logger, WandbLogger):
-        logger.log_image("eval/samples", [sheet], step=step)
-
-
-def close_logger(logger: Logger, is_done: bool) -> None:
-    if isinstance(logger, TensorBoardLogger):
-        logger.experiment.close()
-    elif isinstance(logger, WandbLogger):
-        logger.experiment.finish(exit_code=0 if is_done else 1)

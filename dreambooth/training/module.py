@@ -77,7 +77,6 @@ class DreamBoothModule(pl.LightningModule):
         self.deciles = DecileLosses()
         self.recorder = StepRecorder()
         self.last_step: StepMetrics | None = None  # of the last whole optimizer step
-        self.last_scores = ""  # of the last validation, for the progress bar
         self.in_backward: StepInBackward | None = None  # with optim.in_backward
         self.text_is_stopped = False  # whether the text encoders stay as they are from now on
 

@@ -13,9 +13,8 @@ from pathlib import Path
 import pytorch_lightning as pl
 from PIL import Image
 
-from dreambooth.data.images import cells, grid
 from dreambooth.distributed import whole
-from dreambooth.files import atomic_file
+from dreambooth.generation.grid import GridRow, cut, draw_grid, write_grid
 from dreambooth.metrics import selection
 from dreambooth.metrics.validation_log import ValidationLog, ValidationRecord
 from dreambooth.metrics.validation_scores import ImageRows, ValidationScorer
@@ -31,11 +30,12 @@ logger = logging.getLogger(__name__)
 class ValidationInputs:
     """Make what a validation looks at, always from the same noise.
 
-    sample: pictures with the live weights, a row a prompt. loss: of the live weights at fixed noise and timesteps.
-    score: None where nothing to measure with is at hand. base: pictures of the untouched base; None where that is what
-    step 0 is.
+    prompts: a row each. sample: images of them with the live weights. loss: of the live weights at fixed noise and
+    timesteps. score: None where nothing to measure with is at hand. base: images of the untouched base; None where
+    that is what step 0 is.
     """
 
+    prompts: Sequence[str]
     sample: Callable[[], ImageRows]
     loss: Callable[[], float]
     score: ValidationScorer | None
@@ -104,7 +104,7 @@ class Validate(StepCallback):
             entry = self._validate(trainer, module, step)
             self._keep(trainer, module, entry)
         if entry is not None:
-            self._record(module, entry, deciles)
+            self._record(entry, deciles)
         self.seconds += time.monotonic() - started
         self._stop_text_encoders(trainer, module)
         stop = trainer.is_global_zero and self.validation_log.is_exhausted(self.patience)
@@ -128,26 +128,24 @@ class Validate(StepCallback):
         rows, loss = self.looks.sample(), self.looks.loss()
         if not trainer.is_global_zero:
             return None
-        self._write_grid(rows, self._grid_path(step))
+        self._write_grid(rows, self._grid_path(step), f"step {step}")
         return self._measure(rows, loss, step)
 
-    def _record(self, module: DreamBoothModule, entry: ValidationRecord, deciles: dict[str, float]) -> None:
+    def _record(self, entry: ValidationRecord, deciles: dict[str, float]) -> None:
         """Log, and last of all write the line in the validation log."""
         step, figures = entry.step, {**entry.metrics(), **deciles}
         self.metrics.write(step, figures)
         with Image.open(self._grid_path(step)) as sheet:
             self.loggers.log(figures, step)
-            self.loggers.show(sheet, step)
+            self.loggers.show(sheet, self.looks.prompts, step)
         self.validation_log.add(entry)
         tell_scores(
             entry, self.validation_log, self.looks.score.means_of_subjects(entry.scores) if self.looks.score else {}
         )
-        module.last_scores = "".join(f", {name[5:]} {value:.2f}" for name, value in entry.metrics().items())
 
-    def _write_grid(self, rows: ImageRows, path: Path) -> None:
-        sheet = grid([picture for row in rows for picture in row], columns=len(rows[0]))
-        with atomic_file(path) as file:
-            sheet.save(file, format="PNG")
+    def _write_grid(self, rows: ImageRows, path: Path, heading: str) -> None:
+        titled = [GridRow(prompt, row) for prompt, row in zip(self.looks.prompts, rows, strict=True)]
+        write_grid(path, draw_grid(titled, heading))
 
     def _grid_path(self, step: int) -> Path:
         return self.samples / f"step-{step:06d}.png"
@@ -173,11 +171,11 @@ class Validate(StepCallback):
         if step == 0:
             if self.looks.base is None:
                 return None
-            self._write_grid(self.looks.base(), path)
+            self._write_grid(self.looks.base(), path, "the untouched base")
         if not path.is_file():
             return None
         with Image.open(path) as sheet:
-            pictures = cells(sheet, rows[0][0].width)
+            pictures = cut(sheet, rows[0][0].width)
         columns = len(rows[0])
         return [pictures[first : first + columns] for first in range(0, len(pictures), columns)]
 

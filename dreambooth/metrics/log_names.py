@@ -1,0 +1,53 @@
+"""The names in a run's logs and what they mean: one table for TensorBoard, the report and the model card."""
+
+import re
+from dataclasses import dataclass
+
+DIRECTIONS = {"↑": "More is better.", "↓": "Less is better.", "": ""}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Name a logged number for readers, and say what it means and which way is better."""
+
+    title: str
+    meaning: str
+    better: str = ""  # ↑ or ↓; empty: neither
+
+
+METRICS = {
+    "eval/dino": Metric("DINO", "subject prompts: likeness to the photos", "↑"),
+    "eval/clip_i": Metric("CLIP-I", "subject prompts: likeness to the photos", "↑"),
+    "eval/clip_t": Metric("CLIP-T", "subject prompts: agreement with the prompt", "↑"),
+    "eval/pres": Metric("PRES", "class prompts: likeness to the photos, that is what leaked", "↓"),
+    "eval/div": Metric("DIV", "class prompts: distance between images", "↑"),
+    "eval/drift": Metric("Drift", "class prompts: distance to the base's images", "↓"),
+    "eval/drift_other": Metric("Other drift", "other prompts: distance to the base's images", "↓"),
+    "eval/quality": Metric(
+        "Quality", "fidelity × prompt fidelity × prior preservation, by which the step to keep is chosen", "↑"
+    ),
+    "eval/loss": Metric("Loss", "of the subject, at noise and timesteps that are always the same", "↓"),
+    "train/loss": Metric("Training loss", "loss of the subject + prior.weight × loss of the class", "↓"),
+    "train/loss_instance": Metric("Subject's loss", "of the step's subject images; noisy from step to step", "↓"),
+    "train/loss_prior": Metric("Class loss", "of the step's class images; it rises where the class is forgotten", "↓"),
+    "optim/lr": Metric("Learning rate", "of the first group of weights"),
+    "optim/grad_norm": Metric("Gradient norm", "of all weights, before it is clipped at optim.max_grad_norm"),
+}
+DECILE = re.compile(r"train/loss_t(\d)")
+GROUP_LR = re.compile(r"optim/lr_(.+)")
+
+
+def find_metric(name: str) -> Metric:
+    """Return what a log name means; a name that nothing is known of means itself."""
+    if (decile := DECILE.fullmatch(name)) is not None:
+        return Metric("Loss by timestep", f"in tenth {decile[1]} of the timesteps, 0 has least noise", "↓")
+    if (group := GROUP_LR.fullmatch(name)) is not None:
+        return Metric("Learning rate", f"of the weights of {group[1]}")
+    return METRICS.get(name, Metric(name, ""))
+
+
+def describe(name: str) -> str:
+    """Return a log name's meaning in a few words: 'DIV. Class prompts: distance between images. More is better.'"""
+    metric = find_metric(name)
+    meaning = f"{metric.meaning[:1].upper()}{metric.meaning[1:]}." if metric.meaning else ""
+    return " ".join(filter(None, [f"{metric.title}.", meaning, DIRECTIONS[metric.better]]))

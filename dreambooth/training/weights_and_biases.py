@@ -1,0 +1,33 @@
+"""Weights & Biases, by Lightning's logger."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from pytorch_lightning.loggers import WandbLogger
+
+from dreambooth.training.loggers import GRID, RunSettings
+
+
+class WeightsAndBiases:
+    """Show a run on Weights & Biases, begun or gone on with. number: W&B's name for it."""
+
+    def __init__(self, name: str, folder: Path, project: str, number: str, settings: RunSettings) -> None:
+        self._logger = WandbLogger(name, folder, project=project, id=number, resume="allow")
+        self._run.config.update(dict(settings.deciding), allow_val_change=True)  # asking for the run connects
+
+    @property
+    def _run(self) -> Any:
+        return self._logger.experiment
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        self._logger.log_metrics(dict(metrics), step=step)
+
+    def show(self, sheet: Image.Image, prompts: Sequence[str], step: int) -> None:
+        rows = "; ".join(f"{number}. {prompt}" for number, prompt in enumerate(prompts, start=1))
+        self._logger.log_image(GRID, [sheet], step=step, caption=[f"step {step}, rows from above: {rows}"])
+
+    def close(self, is_done: bool) -> None:
+        """End the run, which makes W&B write what it still holds."""
+        self._run.finish(exit_code=0 if is_done else 1)
