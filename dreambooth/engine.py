@@ -8,7 +8,7 @@ import ctypes
 import logging
 import signal
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -27,7 +27,7 @@ from dreambooth.export.result import export_model
 from dreambooth.families import Family, move
 from dreambooth.hints import activation_hint, command_line
 from dreambooth.methods import find_method
-from dreambooth.metrics.validation_log import ValidationLog
+from dreambooth.metrics.validation_log import ValidationLog, ValidationRecord
 from dreambooth.metrics.validation_scores import ValidationScorer
 from dreambooth.preflight.check import check_disk
 from dreambooth.prompts import examples
@@ -310,14 +310,22 @@ def take_best(
         logger.warning(f"{run.best} does not hold the best step, {best.step}; the model gets the last step's weights")
         return last_step
     step = restore_best(module, run.best)
-    print(
-        f"kept: step {step} of {last_step}, the last not clearly worse than the best (dreambooth/metrics/selection.py)"
-    )
-    for name, entry in (("kept", best), ("highest", validation_log.highest), ("last", validation_log.entries[-1])):
-        if entry is not None and entry.quality is not None:
-            factors = ", ".join(f"{factor} {value:.3f}" for factor, value in asdict(entry.quality).items())
-            print(f"  {name}: step {entry.step}: quality {entry.quality.value:.3f} ({factors})")
+    print(f"kept: step {step} of {last_step}, the last not clearly worse than the best (docs/measuring.md)")
+    report_qualities({"kept": best, "highest": validation_log.highest, "last": validation_log.entries[-1]})
     return step
+
+
+def report_qualities(entries: Mapping[str, ValidationRecord | None]) -> None:
+    """Print the quality of validations with its factors, a line a step. entries: by what each is."""
+    names: dict[int, list[str]] = {}
+    qualities = {}
+    for name, entry in entries.items():
+        if entry is not None and entry.quality is not None:
+            names.setdefault(entry.step, []).append(name)
+            qualities[entry.step] = entry.quality
+    for step, quality in qualities.items():
+        factors = ", ".join(f"{factor} {value:.3f}" for factor, value in asdict(quality).items())
+        print(f"  step {step} ({', '.join(names[step])}): quality {quality.value:.3f} ({factors})")
 
 
 def holds(path: Path, step: int) -> bool:

@@ -19,10 +19,14 @@ from dreambooth.config import load_config
 from dreambooth.data.images import grid
 from dreambooth.engine import train
 from dreambooth.errors import UserError
+from dreambooth.generation.grid import GridRow, draw_grid, write_grid
 from dreambooth.metrics.selection import Anchors, Quality
 from dreambooth.metrics.validation_log import ValidationLog, ValidationRecord
-from dreambooth.report import build, content, curves, plots, words
+from dreambooth.metrics.verdict import TRAIN_LONGER, Verdict
+from dreambooth.report import build, content, curves, gallery, plots, words
+from dreambooth.report.gallery import ShownPrompt
 from dreambooth.report.records import Series
+from dreambooth.report.samples import Samples
 
 SIDE = 16  # pixels
 NUM_IMAGES = 2
@@ -48,14 +52,19 @@ def colour(step: int, prompt: int, seed: int) -> tuple[int, int, int]:
 
 
 def write_samples(run: Path, side: int = SIDE) -> None:
+    """As of a run that an earlier version began: its first grids are plain, the later ones have their prompts."""
     (run / "samples").mkdir(parents=True)
     for step in STEPS:
-        pictures = [
-            Image.new("RGB", (side, side), colour(step, prompt, seed))
+        rows = [
+            [Image.new("RGB", (side, side), colour(step, prompt, seed)) for seed in range(NUM_IMAGES)]
             for prompt in range(len(PROMPTS))
-            for seed in range(NUM_IMAGES)
         ]
-        grid(pictures, columns=NUM_IMAGES).save(run / "samples" / f"step-{step:06d}.png")
+        path = run / "samples" / f"step-{step:06d}.png"
+        if step <= 10:
+            grid([image for row in rows for image in row], columns=NUM_IMAGES).save(path)
+        else:
+            titled = [GridRow(prompt, row) for prompt, row in zip(PROMPTS, rows, strict=True)]
+            write_grid(path, draw_grid(titled, f"step {step}"))
 
 
 def write_journal(run: Path) -> None:
@@ -146,12 +155,45 @@ def test_the_kept_step_is_named_with_what_it_does_better_than_the_last(finished,
     assert "0.65 0.80 0.90 0.90" in seen_in(page), "the quality and its three factors"
 
 
-def test_the_verdict_and_what_to_do_next_stand_first(page):
+def test_a_photo_the_best_image_the_verdict_and_what_to_do_next_stand_first(finished, page):
     text = seen_in(page)
-    learned = "Learned: images of the subject are 80% of the way from the base's to the photos"
-    assert learned in text
-    assert "from step 30 on the run ignores prompts. Next: sample it." in text
-    assert text.index(learned) < text.index("Before and after")
+    first = text[: text.index("Step 20 of 30 is kept")]
+    assert "Learned Images of the subject are 80% of the way from the base's to the photos" in first
+    assert "from step 30 on the run ignores prompts." in first
+    assert f'What to do next Draw with it: python sample.py {finished} "a photo of {{subject}} on the beach"' in first
+    assert "step 20, kept: “sks robot at sea”; the most like the photos, of 4" in first
+    (subject,) = content.read(finished).subjects
+    assert subject.best is not None
+    assert subject.best.image.getpixel((0, 0)) == colour(20, 3, 1), "its likeness is the highest"
+
+
+def test_of_two_subjects_each_has_an_image_of_itself(finished):
+    samples = Samples(finished / "samples", len(PROMPTS), NUM_IMAGES, SIDE)
+    owners = ((), (0,), (0,), (0, 1), ())
+    kinds = ("other", "subject", "class", "subject", "other")
+    prompts = [ShownPrompt(*each) for each in zip(PROMPTS, kinds, owners, strict=True)]
+    log = ValidationLog(finished / "logs" / "scores.jsonl")
+    found = [gallery.highlight(samples, prompts, log, 20, subject) for subject in range(3)]
+    assert [each and each.prompt for each in found] == [PROMPTS[1], PROMPTS[3], None], "alone, if it can be"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "advice", "command"),
+    [
+        ("learned", "sample it", "python sample.py checkpoints/dog"),
+        ("not learned", TRAIN_LONGER, "python train.py checkpoints/dog/config.yaml train.max_steps=60"),
+        ("forgot its class", "raise prior.weight", ""),
+    ],
+)
+def test_what_to_do_next_follows_from_the_verdict(finished, outcome, advice, command):
+    config = load_config(finished / "config.yaml", ["run.dir=checkpoints", "run.name=dog"])
+    steps = words.next_steps(Path("checkpoints/dog"), config, Verdict(outcome, "why", advice), 20, 30)
+    assert command in [step.command.partition(' "')[0] for step in steps]
+    assert any(step.text == f"{advice[0].upper()}{advice[1:]}." for step in steps) == (outcome != "learned")
+    (go_on,) = words.next_steps(Path("moved/dog"), config, Verdict(outcome, "why", advice), None, 30)
+    assert go_on.command == "python train.py moved/dog/config.yaml run.dir=moved", (
+        "the run has not ended, and was moved"
+    )
 
 
 def test_where_a_later_step_is_kept_that_is_not_clearly_worse_the_page_says_that_it_is_not_decided(run):
@@ -198,7 +240,7 @@ def test_scores_are_told_with_their_interval_their_direction_and_their_encoder(p
     text = seen_in(page)
     assert "DINO ↑ subject prompts: likeness to the photos 0.150 ± 0.205" in text
     assert "PRES ↓" in text
-    assert "Drift ↓ class prompts: distance to the base's pictures – 0.100" in text, "the base has no drift"
+    assert "Drift ↓ class prompts: distance to the base's images – 0.100" in text, "the base has no drift"
     assert "DINO, PRES, Drift by vit; CLIP-T by clip; DIV by cosine distance, vit" in text
 
 
@@ -285,15 +327,15 @@ def name_no_subject(run: Path) -> None:
     [
         (
             remove_logs,
-            ["Not scored: the run had", "No figures were logged.", "not log its time and memory"],
+            ["Not validated The run", "No figures were logged.", "not log its time and memory"],
         ),
-        (leave_scores_out, ["Not scored: the run had no encoder to measure its images with", "Loss ↓"]),
+        (leave_scores_out, ["Not scored The run had no encoder to measure its images with", "Loss ↓"]),
         (make_useless, ["No step is better than the base: the quality at step 30 is 0.00."]),
-        (stop_at_the_base, ["Not judged: it takes two validations", "DINO ↑"]),
-        (remove_samples, ["No sample grids of these prompts", "No pictures of class or unrelated prompts"]),
+        (stop_at_the_base, ["Not judged It takes two validations", "DINO ↑"]),
+        (remove_samples, ["No sample grids of these prompts", "No images of class or unrelated prompts"]),
         (remove_base_grid, ["step 20, kept"]),
         (change_a_grid, ["Left out, as they are no grids of these prompts: step-000010.png."]),
-        (remove_model, ["There is no model yet"]),
+        (remove_model, ["Learned so far", "there is no model yet. Go on from where it stopped: python train.py "]),
         (move_photos, ["The photos are no longer in no/such/folder, or cannot be read."]),
         (name_no_subject, ["No prompt of the run names the subject."]),
     ],
@@ -373,8 +415,9 @@ def test_large_pictures_are_embedded_smaller_and_small_ones_as_they_are(run, pag
     Image.fromarray(noise_HWC).save(photos / "large.png")
     change_config(run, "subject", images=str(photos))
     large = build(run).read_text()
-    assert 'width="384" height="288"' in large
-    assert len(large) - len(page) < 400_000, "800 x 600 pixels of noise, the worst there is"
+    assert 'width="512" height="384"' in large
+    assert 'width="768" height="576"' in large, "in the first view"
+    assert len(large) - len(page) < 1_500_000, "800 x 600 pixels of noise, the worst there is"
     assert 'width="16" height="16" class="toy"' in page
 
 
@@ -402,6 +445,15 @@ addEventListener("load", () => {
     unnamed: all("img").filter(image => !image.alt).length,
     plots: all("svg").length,
     flat: all("svg").filter(svg => svg.getBoundingClientRect().height < 100).length,
+    small: all(".pair img, .pictures img, .film img").filter(image => image.getBoundingClientRect().width < 80).length,
+    enlarged: all(".zoom").filter(label => {
+      const width = () => label.querySelector("img").getBoundingClientRect().width;
+      const before = width();
+      label.click();
+      const enlarged = width();
+      label.click();
+      return before < innerWidth && enlarged >= innerWidth - 20 && width() === before;
+    }).length,
   }, "*");
 });
 </script>
@@ -446,4 +498,5 @@ def test_a_browser_shows_the_whole_page_on_a_phone_and_on_a_desk(finished, page,
     for each in found:
         assert each.pop("plots") >= 7
         assert each.pop("overflow") <= 0, "the page has to be scrolled sideways"
-        assert each == {"pictures": num_pictures, "broken": 0, "unnamed": 0, "flat": 0}
+        assert each.pop("enlarged") == num_pictures, "a click enlarges an image, another one takes it back"
+        assert each == {"pictures": num_pictures, "broken": 0, "unnamed": 0, "flat": 0, "small": 0}

@@ -10,7 +10,7 @@ import pytest
 
 from dreambooth.metrics.selection import Anchors, Quality, choose, highest, means_of, quality
 from dreambooth.metrics.validation_log import ValidationRecord
-from dreambooth.metrics.verdict import NOT_JUDGED, NOT_SCORED, RAISE_RATE, judge, judge_quality
+from dreambooth.metrics.verdict import NOT_JUDGED, NOT_SCORED, NOT_VALIDATED, RAISE_RATE, judge, judge_quality
 
 ROOT = Path(__file__).parent.parent
 # What the untouched base and the photos of each subject set as the scale in a validation of the demo.
@@ -162,7 +162,8 @@ def test_a_factor_within_its_error_of_failing_is_not_decided_and_asks_for_more_i
 
 
 def test_what_was_not_measured_is_not_judged() -> None:
-    assert judge([], None) == NOT_SCORED
+    assert judge([], None) == NOT_VALIDATED
+    assert judge([ValidationRecord(0, 0.1, {})], None) == NOT_SCORED
     assert judge([record(0, 0.0)], SCALE) == NOT_JUDGED
     assert str(NOT_SCORED).startswith("not scored: the run had no encoder to measure its images with; ")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dreambooth.cli import loading_libraries
 from dreambooth.config import describe_config, load_config
+from dreambooth.hints import command_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,4 +50,5 @@ def write_report(run: Path) -> None:
     try:
         print(f"report: {build(run)}")
     except DreamBoothError as error:
-        print(f"warning: no report: {error}", file=sys.stderr)
+        again = command_line("report", str(run))
+        print(f"warning: no report: {error}. To write it later: {again}", file=sys.stderr)

@@ -41,6 +41,11 @@ class Verdict:
         return f"{self.outcome}: {self.reason}; {self.advice}"
 
 
+NOT_VALIDATED = Verdict(
+    "not validated",
+    "the run has drawn no images while it trained",
+    "sample it to see what it has learned, or set validate.every_steps",
+)
 NOT_SCORED = Verdict(
     "not scored",
     "the run had no encoder to measure its images with",
@@ -59,6 +64,8 @@ def judge(validations: Sequence[Validation], anchors: Anchors | None, step: int 
     Where that step was not validated, or none is better than the base, the last validation stands for it.
     """
     judged = [each for each in validations if each.quality is not None and each.step > 0]
+    if not validations:
+        return NOT_VALIDATED
     if not judged or anchors is None:
         return NOT_JUDGED if any(each.scores for each in validations) else NOT_SCORED
     step = choose(validations, anchors) if step is None else step

@@ -1,6 +1,5 @@
 """Read a run's folder as plain data for the page. What a run does not have is empty here."""
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from dreambooth.errors import UserError
 from dreambooth.export.subject_info import read_card
 from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.metrics.verdict import Verdict
-from dreambooth.prompts import examples, expand, fill_prompt, subject_phrase
+from dreambooth.prompts import expand, fill_prompt, subject_phrase
 from dreambooth.report import curves, gallery, records, tables, words
 from dreambooth.report.samples import Samples
 
@@ -28,6 +27,7 @@ class ShownSubject:
     prompt: str
     photos: Sequence[Image]
     why_no_photos: str
+    best: gallery.Highlight | None = None
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ class Content:
     strange_grids: Sequence[str]
     panels: Sequence[curves.Panel]
     scores: tables.ScoreTable
-    spread: float | None  # mean distance between two of the base's class pictures, measured as drift is
+    spread: float | None  # mean distance between two of the base's class images, measured as drift is
     deciles: curves.Panel | None
     changed_settings: Sequence[tables.Setting]
     default_settings: Sequence[tables.Setting]
     versions: Mapping[str, str]
     sessions: Sequence[records.Session]
-    command: str
+    next_steps: Sequence[words.NextStep]
 
 
 def read(folder: Path) -> Content:
@@ -62,22 +62,31 @@ def read(folder: Path) -> Content:
     config = _read_config(folder)
     validation_log = records.read_journal(folder / "logs" / "scores.jsonl")
     metrics = records.read_metrics(folder / "logs" / "metrics.csv")
-    prompts = [gallery.ShownPrompt(each.filled, each.kind) for each in expand(config.validate.prompts, config.subjects)]
+    prompts = [
+        gallery.ShownPrompt(each.filled, each.kind, each.subjects)
+        for each in expand(config.validate.prompts, config.subjects)
+    ]
     samples = Samples(folder / "samples", len(prompts), config.validate.num_images, config.data.resolution)
     last_step = _last_step(validation_log, metrics, samples)
     best_step = validation_log.best.step if validation_log.best is not None else None
     film_prompt, film = gallery.film(samples, prompts, validation_log)
     changed, default = tables.settings(config)
     card = read_card(folder / "model")
+    model_step = card.step if card is not None else None
+    shown_step = next(step for step in (model_step, best_step, last_step) if step is not None)
+    verdict = validation_log.verdict_on(model_step)
     return Content(
         name=config.run.name,
-        subjects=[_shown(config, number) for number in range(len(config.subjects))],
+        subjects=[
+            _shown(config, number, gallery.highlight(samples, prompts, validation_log, shown_step, number))
+            for number in range(len(config.subjects))
+        ],
         config=config,
-        verdict=validation_log.verdict_on(card.step if card is not None else None),
+        verdict=verdict,
         choice=words.choice(validation_log, last_step),
         best_step=best_step,
         last_step=last_step,
-        model_step=card.step if card is not None else None,
+        model_step=model_step,
         comparisons=gallery.comparisons(samples, prompts, _compared(best_step, samples), validation_log),
         film_prompt=film_prompt,
         film=film,
@@ -90,7 +99,7 @@ def read(folder: Path) -> Content:
         default_settings=default,
         versions=_versions(folder),
         sessions=records.read_sessions(folder / "logs" / "sessions.jsonl"),
-        command=f"python sample.py {shlex.quote(folder.as_posix())} {examples(len(config.subjects))}",
+        next_steps=words.next_steps(folder, config, verdict, model_step, last_step),
     )
 
 
@@ -118,10 +127,10 @@ def _compared(best_step: int | None, samples: Samples) -> list[int]:
     return [0, *([best_step] if best_step is not None else []), *samples.steps()[-1:]]
 
 
-def _shown(config: Config, number: int) -> ShownSubject:
+def _shown(config: Config, number: int, best: gallery.Highlight | None) -> ShownSubject:
     subject = config.subjects[number]
     prompt = fill_prompt(subject.prompt, config.subjects, number)
-    return ShownSubject(subject_phrase(subject), prompt, *_photos(subject))
+    return ShownSubject(subject_phrase(subject), prompt, *_photos(subject), best)
 
 
 def _photos(subject: SubjectConfig) -> tuple[list[Image], str]:

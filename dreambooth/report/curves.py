@@ -40,9 +40,9 @@ class Panel:
 
 MEASURES = (
     ("Likeness", "Subject prompts against the photos.", {"dino": "DINO ↑", "clip_i": "CLIP-I ↑"}),
-    ("Prompt", "Pictures against their prompts.", {"clip_t": "CLIP-T ↑"}),
+    ("Prompt", "Images against their prompts.", {"clip_t": "CLIP-T ↑"}),
     ("Class", "What leaked into it, and its variety.", {"pres": "PRES ↓", "div": "DIV ↑"}),
-    ("Drift", "Distance to the base's pictures.", {"drift": "class ↓", "drift_other": "other prompts ↓"}),
+    ("Drift", "Distance to the base's images.", {"drift": "class ↓", "drift_other": "other prompts ↓"}),
 )
 FACTORS = {
     "value": "quality ↑",

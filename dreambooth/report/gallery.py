@@ -1,4 +1,4 @@
-"""Which of a run's pictures the report shows, with which figures: before and after, and one prompt over the steps."""
+"""Which of a run's images the report shows, with which figures: the best, before and after, and over the steps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from dreambooth.report.samples import Samples
 from dreambooth.report.tables import MEASURES
 
 Kind = Literal["subject", "class", "other"]
-# What is told beside the pictures of a prompt of each kind.
+# What is told beside the images of a prompt of each kind.
 FIGURES: dict[Kind, tuple[str, ...]] = {
     "subject": ("dino", "clip_i", "clip_t"),
     "class": ("drift", "pres"),
@@ -22,15 +22,16 @@ FIGURES: dict[Kind, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class ShownPrompt:
-    """A validation prompt as it was sampled, and what its pictures are measured for."""
+    """A validation prompt as it was sampled, what its images are measured for, and the numbers of its subjects."""
 
     text: str
     kind: Kind
+    subjects: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Strip:
-    """The pictures of one prompt at one step, a picture a seed, and what they measure."""
+    """The images of one prompt at one step, an image a seed, and what they measure."""
 
     step: int
     pictures: Sequence[Image]
@@ -47,11 +48,45 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture of the filmstrip."""
+    """One image of the filmstrip."""
 
     step: int
     picture: Image
     quality: float | None
+
+
+@dataclass(frozen=True)
+class Highlight:
+    """Hold an image of a subject, chosen for its likeness where that was measured."""
+
+    image: Image
+    prompt: str
+    step: int
+    chosen: str  # by what, in words; empty: it is the first one
+
+
+def highlight(
+    samples: Samples, prompts: Sequence[ShownPrompt], validation_log: ValidationLog, step: int, subject: int
+) -> Highlight | None:
+    """Return the image of a step that is most like the photos of a subject; None where there is none of it.
+
+    Images of the subject alone go before those of several.
+    """
+    if step not in samples.steps():
+        return None
+    rows = [number for number, prompt in enumerate(prompts) if prompt.kind == "subject"]  # scored in this order
+    of_it = [place for place, row in enumerate(rows) if subject in prompts[row].subjects]
+    alone = [place for place in of_it if len(prompts[rows[place]].subjects) == 1] or of_it
+    images = [place * samples.num_images + seed for place in alone for seed in range(samples.num_images)]
+    if not images:
+        return None
+    scores = next((entry.scores for entry in validation_log.entries if entry.step == step), {})
+    num_scores = len(rows) * samples.num_images
+    likeness = next((scores[name] for name in ("dino", "clip_i") if len(scores.get(name, ())) == num_scores), None)
+    best = images[0] if likeness is None else max(images, key=lambda number: likeness[number])
+    place, seed = divmod(best, samples.num_images)
+    chosen = "" if likeness is None else f"the most like the photos, of {len(images)}"
+    return Highlight(samples.rows(step)[rows[place]][seed], prompts[rows[place]].text, step, chosen)
 
 
 def comparisons(

@@ -1,4 +1,4 @@
-"""The content of a report as one HTML file: pictures and plots inside, nothing fetched, no script."""
+"""The content of a report as one HTML file: images and plots inside, nothing fetched, no script."""
 
 import base64
 import io
@@ -14,7 +14,7 @@ from dreambooth.report.content import Content
 from dreambooth.report.curves import Panel
 
 FOLDER = Path(__file__).parent
-SMALL = 128  # pixels; up to here a picture is a toy's: kept as it is and shown in hard squares
+SMALL = 128  # pixels; up to here an image is a toy's: kept as it is and shown in hard squares
 QUALITY = 88  # of WebP
 
 
@@ -28,6 +28,7 @@ def render(content: Content) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"fitted": fitted, "data_uri": data_uri, "duration": words.duration, "memory": words.memory}
+    environment.filters |= {"tone": words.tone, "sentence": words.sentence}
     return environment.get_template("template.html").render(run=content, plot=_plotter(content), small=SMALL)
 
 
@@ -39,7 +40,7 @@ def _plotter(content: Content) -> Callable[[Panel, str], Markup]:
 
 
 def fitted(image: Image.Image, most: int) -> Image.Image:
-    """Return the image with no side longer than `most` pixels: 384 is twice what the page shows, and some 40 KB."""
+    """Return the image with no side longer than `most` pixels; 512 take some 60 KB."""
     smaller = image.copy()
     smaller.thumbnail((most, most), Image.Resampling.LANCZOS)
     return smaller

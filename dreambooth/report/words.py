@@ -1,9 +1,14 @@
 """Sentences about the outcome of a run."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from dreambooth.config import Config
 from dreambooth.metrics.validation_log import ValidationLog, ValidationRecord
+from dreambooth.metrics.verdict import TRAIN_LONGER, Verdict
+from dreambooth.prompts import examples
 
 # A factor of the quality, and what to say of a step that has more of it, or less, than another.
 FACTORS = (
@@ -64,6 +69,46 @@ def difference(entry: ValidationRecord, other: ValidationRecord) -> str:
 
 def _joined(parts: list[str]) -> str:
     return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
+
+
+@dataclass(frozen=True)
+class NextStep:
+    """Hold what to do after a run, and the command that does it where one does."""
+
+    text: str
+    command: str = ""
+
+
+def next_steps(
+    folder: Path, config: Config, verdict: Verdict, model_step: int | None, last_step: int
+) -> list[NextStep]:
+    """Return what to do with a run, the most useful first. model_step: of the weights in model/; None: none yet."""
+    resume = ["python", "train.py", (folder / "config.yaml").as_posix()]
+    if folder != Path(config.run.dir) / config.run.name:
+        resume.append(f"run.dir={folder.parent.as_posix()}")
+    if model_step is None:
+        text = "The run has not ended, and there is no model yet. Go on from where it stopped:"
+        return [NextStep(text, shlex.join(resume))]
+    steps = []
+    if verdict.outcome != "learned":
+        steps.append(NextStep(f"{sentence(verdict.advice)}."))
+    if verdict.advice == TRAIN_LONGER:
+        longer = shlex.join([*resume, f"train.max_steps={2 * last_step}"])
+        steps.append(NextStep("Train twice as long, from where it ended:", longer))
+    sample = f"python sample.py {shlex.quote(folder.as_posix())} {examples(len(config.subjects))}"
+    return [*steps, NextStep("Draw with it:", sample)]
+
+
+def tone(verdict: Verdict) -> str:
+    """Return how good a verdict is, in a word for the page's style: good, fair, bad or open."""
+    if verdict.outcome in ("learned", "partly learned"):
+        return "good" if verdict.outcome == "learned" else "fair"
+    return "open" if verdict.outcome.startswith("not ") and verdict.outcome != "not learned" else "bad"
+
+
+def sentence(text: str) -> str:
+    """Return a text with a capital letter at its beginning."""
+    return text[:1].upper() + text[1:]
 
 
 def duration(seconds: float) -> str:

@@ -14,6 +14,7 @@ import pytest
 from crashes import leftovers, wait_for
 from warm import Warm
 
+from dreambooth.cli import main
 from dreambooth.config import Config, load_config
 from dreambooth.engine import train
 from dreambooth.errors import UserError
@@ -107,6 +108,28 @@ def test_too_small_a_disk_is_told_with_need_and_free_bytes_before_anything_is_wr
     with pytest.raises(UserError, match=r"(GiB are free on this disk|cannot be written to)"):
         train(load_config(config_file, [*SHORT, f"run.dir={small_disk}"]))
     assert [path.name for path in small_disk.iterdir()] == ["ballast"]
+
+
+@pytest.mark.parametrize(("problem", "told"), [("full", "the disk is full"), ("read-only", "cannot be written to")])
+def test_a_report_that_has_no_place_is_told_before_the_run_is_read(
+    problem: str, told: str, small_disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The config would be refused if it were read; with --out the report goes elsewhere, so then it is."""
+    run = small_disk / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("no: config")
+    if problem == "full":
+        fill(small_disk)
+    else:
+        subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    assert main(["report", str(run)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: --out {run}: {told} (")
+    assert error.count("\n") == 1
+    assert main(["report", str(run), "--out", str(tmp_path / "report.html")]) == 2
+    assert "config.yaml" in capsys.readouterr().err
+    assert main(["report", str(run), "--out", str(tmp_path)]) == 2
+    assert "is a folder; name a file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", [".", "state", "logs", "samples", "prior", "model"])
