@@ -37,7 +37,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Load what programs call, which needs the libraries, when it is first asked for."""
+    """Import a name of `dreambooth.api`, with the libraries, when it is first used."""
     if name in __all__:
         return getattr(importlib.import_module("dreambooth.api"), name)
     raise AttributeError(f"module 'dreambooth' has no attribute {name!r}")

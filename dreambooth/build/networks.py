@@ -70,7 +70,7 @@ def apply_schedule(family: Family, config: Config) -> None:
 
 
 def untouched_base(family: Family, config: Config) -> Family:
-    """Return the frozen base beside what trains: beneath an adapter, or a copy where every weight may change."""
+    """Return the frozen base: the same networks with their adapters off or, where every weight may change, a copy."""
     if find_facts(config.method.name).is_adapter:
         return frozen_base(family)
     return frozen_copy(family, compute_dtype(config, family))

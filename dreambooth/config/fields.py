@@ -1,4 +1,4 @@
-"""The settings of a run: a dataclass a section; the text of a field is its help, which `train.py --help` prints."""
+"""The settings of a run: a dataclass for each section. A field's text is its help, which `train.py --help` prints."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -33,7 +33,7 @@ def setting(
 
 @dataclass
 class RunConfig:
-    """Where a run lives and how it is repeated."""
+    """The run's name, folder and seed."""
 
     name: str = setting(MISSING, "name of the run; its folder is <run.dir>/<run.name>")
     dir: str = setting("checkpoints", "folder of all runs")

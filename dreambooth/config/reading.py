@@ -1,4 +1,4 @@
-"""From a YAML file and `section.key=value` overrides to a config that has been checked, and back."""
+"""Read a YAML file and `section.key=value` overrides into a checked config, and write one back."""
 
 import dataclasses
 import re
@@ -75,35 +75,35 @@ def _override_value(key: str, text: str) -> Any:
         return text
 
 
-def _resolved(settings: dict[str, Any], key: str, value: Any, beneath: tuple[str, ...] = ()) -> Any:
-    """Return a value with each ${section.key} in it replaced by that key's; one that is nothing else keeps its type.
+def _resolved(settings: dict[str, Any], key: str, value: Any, parents: tuple[str, ...] = ()) -> Any:
+    """Replace each ${section.key} in a value by that key's value, whose type stays where there is nothing else.
 
-    What cannot be replaced stays as it is: an unknown key, one that refers to itself, ${oc.env:HOME} and the like.
+    Other references stay as they are: an unknown key, one that refers to itself, ${oc.env:HOME} and the like.
     """
     if isinstance(value, list):
-        return [_resolved(settings, key, each, beneath) for each in value]
-    if not isinstance(value, str) or len(beneath) > MAX_REFERENCES:
+        return [_resolved(settings, key, each, parents) for each in value]
+    if not isinstance(value, str) or len(parents) > MAX_REFERENCES:
         return value
 
     def referred(match: re.Match[str]) -> Any:
         other = _own_name(match[1], settings)
-        if other in (*beneath, key) or field_of(other) is None:
+        if other in (*parents, key) or field_of(other) is None:
             return match[0]
         found = settings[other] if other in settings else default_of(other)
-        return match[0] if found == MISSING else _resolved(settings, other, found, (*beneath, key))
+        return match[0] if found == MISSING else _resolved(settings, other, found, (*parents, key))
 
     whole = REFERENCE.fullmatch(value)
     return referred(whole) if whole else REFERENCE.sub(lambda match: str(referred(match)), value)
 
 
 def _own_name(key: str, settings: dict[str, Any]) -> str:
-    """Return a key as this file has it: `subject.` is the first of several, `subjects[0].` the only one."""
+    """Return a key by this file's sections: `subject.` is the first of several, `subjects[0].` the only one."""
     first = _subject_sections(settings)[0]
     return re.sub(r"^(subject|subjects\[0\])\.", f"{first}.", key)
 
 
 def _without_list(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return the entries of the list `subjects`, if there is one, as sections of their own; what is wrong with it."""
+    """Return the entries of the list `subjects`, if there is one, as sections of their own, and the list's errors."""
     named = {str(name): values for name, values in raw.items()}
     if "subjects" not in named:
         return named, []
@@ -120,7 +120,7 @@ def _subject_sections(keys: typing.Iterable[str]) -> list[str]:
 
 
 def _list_problems(settings: dict[str, Any]) -> typing.Iterator[str]:
-    """Yield what is wrong with the list `subjects` as such."""
+    """Yield the errors of the list `subjects` itself."""
     sections = _subject_sections(settings)
     if sections == ["subject"]:
         return
@@ -187,7 +187,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """A setting that two configs have differently; None where one has no such key."""
+    """Hold a setting that differs between two configs; None where one has no such key."""
 
     key: str
     before: Any
@@ -198,7 +198,7 @@ class Change:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
-    """Return what differs between two configs (`to_dict`) and may not change within a run."""
+    """Return the settings that differ between two configs (`to_dict`) and may not change within a run."""
     before, after = flatten(old), flatten(new)
     return [
         Change(key, before.get(key), after.get(key))
@@ -219,7 +219,7 @@ def flatten(raw: dict[str, Any], path: str = "config") -> dict[str, Any]:
 
 
 def _flat(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return the same, and what is wrong with the sections."""
+    """Return values by "section.key", and the errors of sections."""
     flat: dict[str, Any] = {}
     sections, problems = _without_list(raw)
     for section, values in sections.items():

@@ -1,4 +1,4 @@
-"""Problems of settings that do not go together."""
+"""Rules over several settings, and what breaks them."""
 
 import itertools
 import re
@@ -15,7 +15,7 @@ DEVICE_OF_WINDOWS = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9
 
 
 def joint_problems(config: Config) -> typing.Iterator[str]:
-    """Yield what breaks a rule that joins several keys."""
+    """Yield a message for each rule over several keys that a config breaks."""
     prior, optim = config.prior, config.optim
     for number, subject in enumerate(config.subjects):
         yield from _subject_problems(subject_key(config, number), subject)
@@ -59,7 +59,7 @@ def joint_problems(config: Config) -> typing.Iterator[str]:
 
 
 def _name_problem(name: str) -> str | None:
-    """Return why a run cannot be called this; its name is a folder's, on any system, with room for an ending."""
+    """Return why a run's name is no folder name on every system, with room for an ending; None if it is one."""
     if DEVICE_OF_WINDOWS.fullmatch(name):
         return "is a device on Windows, where no folder can have that name; choose another"
     if name.endswith((".", " ")):
@@ -80,24 +80,24 @@ def _in_backward_problems(config: Config) -> typing.Iterator[str]:
         ("train.num_nodes", train.num_nodes, 1),
     ):
         if value != needed:
-            wanted = "null" if needed is None else needed
-            yield f"{key}: {value} needs all gradients at once, optim.in_backward lets them go; set it to {wanted}"
+            allowed = "null" if needed is None else needed
+            yield f"{key}: {value} needs all gradients at once, optim.in_backward frees them; set it to {allowed}"
     if train.precision in ("auto", "16-mixed"):
         yield f"train.precision: {train.precision} may scale gradients, which optim.in_backward cannot; use bf16-mixed"
 
 
 def _fsdp_problems(config: Config) -> typing.Iterator[str]:
-    """Yield what does not go with divided weights."""
+    """Yield the settings that do not work with sharded weights."""
     if config.train.devices * config.train.num_nodes == 1:
         yield "train.strategy: fsdp divides the weights among processes; set train.devices, or use auto"
     if config.method.name != "full":
-        yield f"train.strategy: fsdp is for method full; what {config.method.name} trains is small: use ddp"
+        yield f"train.strategy: fsdp is for method full; {config.method.name} trains few weights: use ddp"
     for key, is_set in (
         ("optim.name", config.optim.name != "adamw"),  # an 8-bit moment belongs to a block of a whole weight
         ("optim.identifier_lr", config.optim.identifier_lr is not None),
         ("train.ema_decay", config.train.ema_decay > 0),
         ("train.compile", config.train.compile),
-        ("data.buckets", config.data.buckets),  # processes would compute in different numbers of groups, and wait
+        ("data.buckets", config.data.buckets),  # processes would compute different numbers of groups, and wait
     ):
         if is_set:
             yield f"{key}: not possible with train.strategy fsdp; leave it at its default, or use ddp"
@@ -114,8 +114,8 @@ def _subject_problems(section: str, subject: SubjectConfig) -> typing.Iterator[s
             yield f"{section}.{name}: must not be empty"
     if _is_class_noun(subject):
         yield (
-            f"{section}.identifier: {subject.identifier!r} is the class noun itself, so nothing would tell the subject "
-            "from its class; name a rare word: sks"
+            f"{section}.identifier: {subject.identifier!r} is the class noun itself, so nothing would distinguish the "
+            "subject from its class; name a rare word: sks"
         )
 
 
@@ -133,14 +133,14 @@ def _templates(config: Config) -> typing.Iterator[tuple[str, str]]:
 
 
 def _problems_of_several(config: Config) -> typing.Iterator[str]:
-    """Yield what goes for several subjects only, and for identifiers by the tokenizer's words."""
+    """Yield the problems of several subjects together, and of identifiers as the tokenizer divides words."""
     words = [subject.identifier for subject in config.subjects]
     for number, subject in enumerate(config.subjects):
         other = next((i for i, word in enumerate(words) if has_words(subject.class_noun, word)), None)
         if other is not None and (other != number or not _is_class_noun(subject)):
             yield (
                 f"{subject_key(config, other)}.identifier: {words[other]!r} is a word of the class noun "
-                f"{subject.class_noun!r}, so nothing would tell the subject from its class; name a rare word: sks"
+                f"{subject.class_noun!r}, so nothing would distinguish the subject from its class; name a rare one: sks"
             )
     for (one, word), (other, later) in itertools.combinations(enumerate(words), 2):
         if has_words(word, later) or has_words(later, word):

@@ -1,4 +1,4 @@
-"""Other trainers' names of our settings: the names of diffusers' scripts, kohya's and the field, each with our key."""
+"""Other trainers' names of settings (diffusers' scripts, kohya's scripts and others), each with our key."""
 
 # A name alone, or `section.name` where it means something else in that section.
 SYNONYMS = {

@@ -1,4 +1,4 @@
-"""Problems of one setting by itself: its name, its type or its range."""
+"""Checks of one setting by itself: its name, its type and its range."""
 
 import dataclasses
 import difflib
@@ -54,7 +54,7 @@ def _alone(key: str) -> Any:
 
 
 def _unknown_key(key: str) -> str:
-    """Return the message for a key that there is not, with the one that was probably meant."""
+    """Return the message for an unknown key, with the one that was probably meant."""
     entry = ENTRY.match(key)
     hint = " or ".join(_meant_keys(key[:MAX_SHOWN])) or f"one of the sections {', '.join(section_classes())}"
     hint = hint.replace("subject.", f"{entry[0]}.") if entry else hint
@@ -124,7 +124,7 @@ def _is_text(kind: Any) -> bool:
 
 
 def _as_list(key: str, value: Any) -> str:
-    """Return what to write in place of a text where a list is expected: one on the command line, and in a file."""
+    """Return how to write a text as a list, on the command line and in a file, where a list is expected."""
     if not isinstance(value, str) or len(value) > MAX_SHOWN or not value.isprintable():
         return ""
     item = value.replace('"', "'")
@@ -143,7 +143,7 @@ def takes_number(kind: Any) -> bool:
 def as_number(kind: Any, value: Any) -> Any:
     """Return the number that a value stands for where a key of this type takes one, else the value as it is.
 
-    YAML 1.1 takes 5e-6 and 1e3 for texts (it wants 5.0e-6); everyone means the numbers, and 1e3 steps are 1000.
+    YAML 1.1 reads 5e-6 and 1e3 as texts (5.0e-6 is a number); everyone means the numbers, and 1e3 steps are 1000.
     """
     if isinstance(value, bool) or not takes_number(kind):
         return value

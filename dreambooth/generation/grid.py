@@ -151,7 +151,7 @@ def _prompt(image: GeneratedImage) -> str:
 
 
 def _row_titles(rows: Sequence[Sequence[GeneratedImage]]) -> list[str]:
-    """Return each row's prompt; none for a row that goes on with the prompt of the one before."""
+    """Return each row's prompt; "" for a row of the same prompt as the one before."""
     prompts = [_prompt(row[0]) for row in rows]
     before = [None, *prompts[:-1]]
     return ["" if prompt == last else prompt for prompt, last in zip(prompts, before, strict=True)]
