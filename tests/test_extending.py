@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import CONFIG
 from diffusers import AutoencoderKL, DDIMScheduler, LDMTextToImagePipeline, UNet2DConditionModel
 from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
 from transformers import BertTokenizer
@@ -72,36 +73,37 @@ for arguments in json.loads(sys.argv[1]):
 """
 
 
-def train(extended: Path, config_file: Path, **runs: list[str]) -> None:
-    """Train runs of these names with these settings, all in one process that imports the extended package."""
-    common = [str(config_file), "train.max_steps=2", "optim.warmup_steps=0", "validate.every_steps=0"]
-    arguments = [[*common, f"run.name={name}", *settings] for name, settings in runs.items()]
+@pytest.fixture(scope="module")
+def runs(extended: Path, tiny_base: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of runs with all that was added, trained in one process that imports the extended package."""
+    folder = tmp_path_factory.mktemp("runs")
+    config_file = folder / "config.yaml"
+    config_file.write_text(CONFIG.format(runs=folder, base=tiny_base, pictures=pictures))
+    quick = ["train.max_steps=2", "optim.warmup_steps=0", "validate.every_steps=0", "prior.source=none"]
+    settings = {
+        "none": ["loss.weighting=none", "loss.gamma=1"],
+        "p2": ["loss.weighting=p2", "loss.gamma=1"],
+        "oft": ["method.name=oft", "method.rank=2"],
+        "ldm": [f"model.base={make_ldm_base(folder)}"],
+    }
+    arguments = [[str(config_file), *quick, f"run.name={name}", *own] for name, own in settings.items()]
     done = subprocess.run(
         [sys.executable, "-c", TRAIN_ALL, json.dumps(arguments)],
         cwd=extended, env=os.environ | {"PYTHONPATH": str(extended)}, capture_output=True, text=True, timeout=240,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    return folder
 
 
-def test_the_loss_and_the_method_train_and_do_what_they_say(extended: Path, config_file: Path) -> None:
-    train(
-        extended,
-        config_file,
-        none=["loss.weighting=none", "loss.gamma=1"],
-        p2=["loss.weighting=p2", "loss.gamma=1"],
-        oft=["method.name=oft", "method.rank=2"],
-    )
-    runs = config_file.parent / "runs"
+def test_the_loss_and_the_method_train_and_do_what_they_say(runs: Path) -> None:
     plain, weighted = ((runs / name / "logs" / "metrics.csv").read_text() for name in ("none", "p2"))
     assert plain != weighted, "p2 weighs nothing"
     assert (runs / "oft" / "model" / "adapter.safetensors").is_file()
 
 
-def test_the_family_is_recognised_and_trains(extended: Path, config_file: Path, tmp_path: Path) -> None:
-    base = make_ldm_base(tmp_path)
-    train(extended, config_file, ldm=[f"model.base={base}"])
-    index = (config_file.parent / "runs" / "ldm" / "model" / "model_index.json").read_text()
+def test_the_family_is_recognised_and_trains(runs: Path) -> None:
+    index = (runs / "ldm" / "model" / "model_index.json").read_text()
     assert "LDMTextToImagePipeline" in index
 
 

@@ -2,15 +2,16 @@
 
 import copy
 import json
-import os
 import shutil
-import subprocess
-import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from huggingface_hub import constants, hf_api
 from safetensors.torch import load_file, save_file
 
 from dreambooth.cli import main
@@ -216,48 +217,47 @@ def test_a_hub_id_that_cannot_be_reached_is_told_in_a_line() -> None:
         load_family("nobody/nothing")
 
 
-HUB_ANSWERS = """
-import os, sys, threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
-
 class Hub(BaseHTTPRequestHandler):
-    def do_HEAD(self):
-        code = next((word for word in ("RepoNotFound", "RevisionNotFound", "GatedRepo") if word in self.path), None)
+    """Answers for the hub, by the name of what it is asked for."""
+
+    def do_HEAD(self) -> None:
+        names = ("RepoNotFound", "RevisionNotFound", "GatedRepo")
+        code = next((name for name in names if name in self.path), "RepoNotFound")
         self.send_response(403 if code == "GatedRepo" else 404)
-        self.send_header("X-Error-Code", str(code))
+        self.send_header("X-Error-Code", code)
         self.send_header("Content-Length", "0")
         self.end_headers()
+
     do_GET = do_HEAD
-    def log_message(self, *_): pass
 
-server = HTTPServer(("127.0.0.1", 0), Hub)
-threading.Thread(target=server.serve_forever, daemon=True).start()
-os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
-from dreambooth.cli import main
-from dreambooth.errors import ModelError
-from dreambooth.families import ModelSource, load_family
-for name in ("RepoNotFound", "RevisionNotFound", "GatedRepo"):
-    try:
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have a server of this process in the hub's place, as HF_ENDPOINT and HF_HUB_OFFLINE=0 would."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(hf_api.api, "endpoint", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        yield
+        server.shutdown()
+
+
+@pytest.mark.usefixtures("hub")
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("RepoNotFound", "^somebody/RepoNotFound: neither a folder here nor a model on the hub$"),
+        ("RevisionNotFound", r"has no revision 'v2' \(model.revision, --revision\)"),
+        ("GatedRepo", "accept its licence on the hub"),
+    ],
+)
+def test_what_the_hub_answers_is_told(name: str, said: str) -> None:
+    with pytest.raises(ModelError, match=said):
         load_family(ModelSource(f"somebody/{name}", revision="v2"))
-    except ModelError as error:
-        print(error)
-"""
-
-
-def python(script: str, **environment: str) -> str:
-    """What a new process prints; libraries read the hub's settings when they are imported."""
-    own = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "HF_HOME")}
-    command = [sys.executable, "-c", script]
-    result = subprocess.run(command, cwd=ROOT, env={**own, **environment}, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
-def test_what_the_hub_answers_is_told(tmp_path: Path) -> None:
-    missing, revision, gated = python(HUB_ANSWERS, HF_HOME=str(tmp_path)).splitlines()
-    assert missing == "somebody/RepoNotFound: neither a folder here nor a model on the hub"
-    assert "has no revision 'v2' (model.revision, --revision)" in revision
-    assert "accept its licence on the hub" in gated
 
 
 def cache_as_hub(cache: Path, folder: Path, commit: str, *names: str) -> None:
@@ -269,28 +269,21 @@ def cache_as_hub(cache: Path, folder: Path, commit: str, *names: str) -> None:
         (repository / "refs" / name).write_text(commit)
 
 
-FINGERPRINTS = """
-from dreambooth.cli import main
-from dreambooth.errors import ModelError
-from dreambooth.families import ModelSource, fingerprint, load_family
-for revision in (None, "main", "v2", "{}", "v3"):
-    try:
-        print(fingerprint(load_family(ModelSource("somebody/something", revision=revision))))
-    except ModelError as error:
-        print(error)
-"""
-
-
 def test_a_revision_of_a_hub_id_is_a_branch_a_tag_or_a_commit(
-    tiny_base: Path, tiny_base_v: Path, tmp_path: Path
+    tiny_base: Path, tiny_base_v: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     commits = "1" * 40, "2" * 40
     cache_as_hub(tmp_path, tiny_base, commits[0], "main")
     cache_as_hub(tmp_path, tiny_base_v, commits[1], "v2")
-    said = python(FINGERPRINTS.format(commits[1]), HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1").splitlines()
+    found = [
+        fingerprint(load_family(ModelSource("somebody/something", revision=revision)))
+        for revision in (None, "main", "v2", commits[1])
+    ]
     first, second = (fingerprint(load_family(str(base))) for base in (tiny_base, tiny_base_v))
-    assert said[:4] == [first, first, second, second]
-    assert "somebody/something at v3: no such folder here" in said[4]
+    assert found == [first, first, second, second]
+    with pytest.raises(ModelError, match="somebody/something at v3: no such folder here"):
+        load_family(ModelSource("somebody/something", revision="v3"))
 
 
 @pytest.mark.parametrize(("key", "value"), [("revision", "main"), ("variant", "fp16")])
