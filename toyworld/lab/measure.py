@@ -13,8 +13,10 @@ from pathlib import Path
 from statistics import fmean
 
 from PIL.Image import Image
+from torch import Tensor
 
 from dreambooth.metrics import scores
+from dreambooth.metrics.encoders import ImageEncoder
 from dreambooth.metrics.subject import Encoders, SubjectScorer, load_encoders
 from toyworld import world
 from toyworld.judge import Judge
@@ -62,6 +64,12 @@ def others(spec: world.Spec) -> list[Image]:
     return [world.render(other, world.random_scene(rng, UNSEEN_PLACES[i % 4])) for i, other in enumerate(specs)]
 
 
+@cache
+def anchors(encoder: ImageEncoder, spec: world.Spec) -> tuple[Tensor, Tensor]:
+    """Return the embeddings of others of its class and of the subject itself, [NUM_ANCHORS, D] each; made once."""
+    return encoder.images(others(spec)), encoder.images(renderings(spec))
+
+
 def measure(tools: Tools, spec: world.Spec, photos: Sequence[Image], images: Samples) -> dict[str, float]:
     """Return all of `metrics.METRICS` that images tell; similarity is measured to the subject's photos."""
     return {**_by_encoders(tools.encoders, spec, photos, images), **_by_judge(tools.judge, spec, images)}
@@ -75,8 +83,7 @@ def _by_encoders(encoders: Encoders, spec: world.Spec, photos: Sequence[Image], 
     base = {name: fmean(numbers) for name, numbers in scorer.of_class(images.base).items()}
     photos_ND = encoders.main.images(photos)
     other, real = (
-        float(scores.similarity(encoders.main.images(some), photos_ND).mean())
-        for some in (others(spec), renderings(spec))
+        float(scores.similarity(anchors_BD, photos_ND).mean()) for anchors_BD in anchors(encoders.main, spec)
     )
     return {
         **means,
