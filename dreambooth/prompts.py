@@ -129,7 +129,7 @@ def _filled(template: str, values: Sequence[dict[Name, str]], own: int) -> str:
 
 
 def without_identifiers(prompt: str, subjects: Sequence[Named]) -> str:
-    """Return a prompt in which the class noun stands alone where an identifier is spelled out, with it or without."""
+    """Return a prompt with the class noun alone wherever an identifier is spelled out, with or without its noun."""
     for subject in subjects:
         prompt = replace_words(prompt, subject_phrase(subject), subject.class_noun)
         prompt = replace_words(prompt, subject.identifier, subject.class_noun)

@@ -1,4 +1,4 @@
-"""The meaning of a timestep: how much image, how much noise, what the network predicts, and how often it is drawn.
+"""The noise schedule: each timestep's amounts of image and noise, the prediction target, and how often it is drawn.
 
     noisy = alpha * x0 + sigma * noise
 
@@ -103,7 +103,7 @@ class Schedule:
         return alpha * x0_BCHW + sigma * noise_BCHW
 
     def target(self, x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor) -> Tensor:
-        """Return what the network should predict, given the truth."""
+        """Return the target of the prediction, given x0 and noise."""
         return TARGETS[self.prediction](x0_BCHW, noise_BCHW, *self.coefficients(t_B))
 
     def x0_from(self, prediction_BCHW: Tensor, noisy_BCHW: Tensor, t_B: Tensor) -> Tensor:

@@ -31,8 +31,8 @@ from toyworld.training import Plan, fit, rank_and_world
 
 TEXT_WIDTH = 128
 CAPTION_DROPOUT = 0.1
-# An object covers a fifth of the image but holds nearly all of its information: each of its latent positions counts
-# 1 + OBJECT_WEIGHT times.
+# An object covers a fifth of the image but has nearly all of its information: each of its latent positions has weight
+# 1 + OBJECT_WEIGHT.
 OBJECT_WEIGHT = 3.0
 TIMESTEP_SHIFT = -0.2  # t / 1000 = sigmoid(normal + shift): mid-noise, slightly to the clean side
 SCHEDULE = {
@@ -181,7 +181,7 @@ def build_modules(settings: BaseSettings) -> nn.ModuleDict:
 
 
 def train_base(settings: BaseSettings) -> None:
-    """Train, or go on training, the base; its state lies in `settings.folder`/base.pt."""
+    """Train, or resume training, the base; its state is in `settings.folder`/base.pt."""
     load_or_make_dataset(settings.folder, settings.num_samples)
     num_processes = settings.num_processes if settings.device == "cpu" else 1
     if num_processes == 1:

@@ -26,7 +26,7 @@ SPOTS: tuple[Point, ...] = ((0.22, 0.24), (0.78, 0.24), (0.5, 0.5), (0.22, 0.76)
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the object's box lies in the drawn image (all in drawn pixels; tilt in radians)."""
+    """Hold the position of the object's box in the drawn image (all in drawn pixels; tilt in radians)."""
 
     center_x: float
     center_y: float

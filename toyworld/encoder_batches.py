@@ -1,4 +1,4 @@
-"""The batches that the metric encoders learn from: objects in scenes, what a text claims of them, softened images.
+"""Training batches of the metric encoders: objects in scenes, captions and what they claim, softened images.
 
 No subject of `world.subject` is ever among the objects: colour pairs that are held out of the base's training are held
 out here too, so metrics on subjects are of objects that the encoders never saw.

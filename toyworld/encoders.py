@@ -217,7 +217,7 @@ def load_vae(base: Path) -> Any:
 
 
 def train(name: str, minutes: float, vae: Any, work: Path, num_objects: int = 48) -> None:
-    """Train the encoder `name`, or go on training it; its state lies in `work`/`name`.pt."""
+    """Train the encoder `name`, or resume; its state is in `work`/`name`.pt."""
     student = build_student(name)
     prefix = "model.vision_model.encoder." if name == "clip" else "model.layers."
     plan = Plan(

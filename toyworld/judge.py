@@ -68,7 +68,7 @@ def _block(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Hold what the judge sees in B images: a label an image and question, and identity embeddings of length 1."""
+    """Hold the judge's predictions for B images: a label for each question, and identity embeddings of length 1."""
 
     labels: dict[str, list[str]]  # by head: class_noun, main, second, accent, pattern, place
     probabilities: dict[str, Tensor]  # by head, [B, K], in the order of `HEADS`
@@ -187,7 +187,7 @@ def judge_loss(net: JudgeNet, pixels_BCHW: Tensor, truth: dict[str, Tensor]) -> 
 
 
 def train_judge(minutes: float, soften: Sequence[Callable[[Tensor], Tensor]], folder: Path) -> Judge:
-    """Train a judge, or go on training it; its state lies in `folder`/judge.pt.
+    """Train a judge, or resume; its state is in `folder`/judge.pt.
 
     soften: ways to make pixels [B, 3, H, W] look as if a model had drawn them (a VAE's round trip, say). Half of the
     batches go through one of them; all go through `augment`.

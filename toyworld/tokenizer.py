@@ -59,6 +59,6 @@ def build_tokenizer() -> CLIPTokenizer:
     pieces = [*letters, *(letter + END_OF_WORD for letter in letters), *("".join(pair) for pair in merges), BEGIN, END]
     vocab = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
     tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_LENGTH)
-    with tempfile.TemporaryDirectory() as folder:  # what a user loads is the saved form, so that is what we use too
+    with tempfile.TemporaryDirectory() as folder:  # use the form that users load, the saved one
         tokenizer.save_pretrained(folder)
         return CLIPTokenizer.from_pretrained(Path(folder))

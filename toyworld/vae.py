@@ -22,11 +22,11 @@ from toyworld.dataset import random_pixels
 from toyworld.latents import CHANNELS, PATCH, LinearCodec, to_pixels
 from toyworld.training import Plan, fit
 
-# The autoencoder's own latents are twice as large as what the denoiser sees, as with every Stable Diffusion the factor
-# is not 1: code that forgets it shows.
+# The autoencoder's own latents are twice as large as the denoiser's. Every Stable Diffusion has a factor other than 1,
+# so code that forgets it fails here too.
 SCALING_FACTOR = 0.5
 POSTERIOR_LOG_VARIANCE = -9.0  # constant: a standard deviation of 0.011, next to latents of about 2
-LATENT_NOISE = 0.15  # at most, of latents of standard deviation 1: what a denoiser leaves undone
+LATENT_NOISE = 0.15  # at most, of latents of standard deviation 1: errors that a denoiser leaves
 BATCH_SIZE = 8
 
 
@@ -83,7 +83,7 @@ def decoder_loss(decoded_BCHW: Tensor, pixels_BCHW: Tensor) -> Tensor:
 
 
 def train_decoder(vae: AutoencoderKL, codec: LinearCodec, minutes: float, folder: Path, device: str = "cpu") -> None:
-    """Teach `vae` to draw from the codec's latents; its state lies in `folder`/decoder.pt."""
+    """Train the decoder of `vae` on the codec's latents; its state is in `folder`/decoder.pt."""
     assert vae.post_quant_conv is not None
     vae.to(device)
     trained = nn.ModuleDict({"post_quant_conv": vae.post_quant_conv, "decoder": vae.decoder})
@@ -101,7 +101,7 @@ def train_decoder(vae: AutoencoderKL, codec: LinearCodec, minutes: float, folder
 
 
 def train_encoder(vae: AutoencoderKL, codec: LinearCodec, minutes: float, folder: Path, device: str = "cpu") -> None:
-    """Teach `vae` to produce the codec's latents; its state lies in `folder`/encoder.pt."""
+    """Train the encoder of `vae` to produce the codec's latents; its state is in `folder`/encoder.pt."""
     vae.to(device)
 
     def loss_at(step: int) -> Tensor:

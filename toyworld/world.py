@@ -1,4 +1,4 @@
-"""The toy world: an object's identity (`Spec`), the scene it stands in (`Scene`), and the image of both.
+"""The toy world: an object's identity (`Spec`), its scene (`Scene`), and the image of both.
 
 Everything is a pure function of its arguments: the same seed gives the same image on every machine. A spec is the
 same object in any scene, which is what a DreamBooth subject is.
@@ -30,7 +30,7 @@ HELD_OUT_ONE_IN = 8
 
 @dataclass(frozen=True)
 class Spec:
-    """Who an object is, wherever it stands. Stripes and spots have the accent colour."""
+    """Hold an object's identity, the same in every scene. Stripes and spots have the accent colour."""
 
     class_noun: str
     main: str  # names of `COLOURS`
@@ -43,7 +43,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class Scene:
-    """Where an object stands and how. Positions are fractions of the image, measured from its usual place."""
+    """Hold a scene and an object's pose in it. Positions are fractions of the image, relative to the usual ones."""
 
     place: str
     layout: int  # one of NUM_LAYOUTS fixed arrangements of the place

@@ -1,4 +1,4 @@
-"""The method and what it starts from, the loss, the optimizer, and the card of the result."""
+"""The settings of method, loss and optimizer, and the card of the result."""
 
 import logging
 from pathlib import Path

@@ -30,7 +30,7 @@ from dreambooth.training.validation import Validate, ValidationInputs
 
 
 def make_loader(subject: LatentDataset, config: Config, trainer: pl.Trainer) -> DataLoader[Any]:
-    """Make endless batches, lists of samples, from the sample index on at which the (restored) run stands."""
+    """Make a loader of endless batches, lists of samples, that starts at the sample index of the (restored) run."""
 
     def position() -> tuple[int, int, int]:
         return trainer.global_step * config.train.accumulate, trainer.global_rank, trainer.world_size

@@ -81,7 +81,7 @@ class SubjectConfig:
 
 @dataclass
 class DataConfig:
-    """From files to pixels."""
+    """How images are read: size, crop, captions, masks."""
 
     resolution: int = setting(
         512, "side of the square training images, pixels, a multiple of 8", minimum=8, maximum=16384, multiple=8
@@ -354,7 +354,7 @@ class ValidateConfig:
 
 @dataclass
 class LogConfig:
-    """Where metrics go; metrics.csv is always written."""
+    """The loggers; metrics.csv is always written."""
 
     every_steps: int = setting(1, "optimizer steps between entries of metrics.csv and the loggers", minimum=1)
     tensorboard: bool = setting(True, "write TensorBoard files")

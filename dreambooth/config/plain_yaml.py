@@ -22,7 +22,7 @@ KINDS = {"null": None, "bool": None, "int": re.compile(r"[-+]?(0|[1-9][0-9]*)$")
 
 
 def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
-    """Return what a bare word is read as, by its first letter: PyYAML's table as `KINDS` has it."""
+    """Return PyYAML's table of how bare words are read, by first letter, restricted to `KINDS`."""
     table = {}
     for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items():
         kinds = [(tag, tag.rpartition(":")[2], pattern) for tag, pattern in resolvers]

@@ -62,7 +62,7 @@ def _unknown_key(key: str) -> str:
 
 
 def _meant_keys(key: str) -> list[str]:
-    """Return the keys that this may stand for: by another trainer's name, by the name alone, or by its spelling."""
+    """Return the keys that may be meant: by another trainer's name, by the name alone, or by the spelling."""
     written = ENTRY.sub("subject", key).lower().replace("-", "_")
     section, _, name = written.rpartition(".")
     own_keys = [known for known in config_fields() if known.startswith(f"{section}.")]

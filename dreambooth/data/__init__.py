@@ -1,1 +1,1 @@
-"""From files on disk to what a step learns from: images, captions, buckets, latents."""
+"""Training data: images, captions, buckets, latents."""

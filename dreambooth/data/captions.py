@@ -1,4 +1,4 @@
-"""The caption of each image: the run's prompt, or a caption of its own from a file.
+"""Captions of images: the run's prompt, or each image's own from a file.
 
 A caption is a template (`prompts`) in which {subject} stands for identifier and class noun. It lies in a `.txt` or
 `.caption` beside the image, as captioning tools write it, or in a `metadata.jsonl` of the folder, as the hub's image

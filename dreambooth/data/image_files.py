@@ -150,7 +150,7 @@ def _decode(path: Path, check_size: bool = False) -> Image.Image:
 
 
 def _decoder_reason(error: Exception) -> str:
-    """Return what a decoder's error means; Pillow counts the bytes of a torn file that it has, not those missing."""
+    """Return a decoder's error in plain words; for a torn file Pillow names the bytes read, not those missing."""
     if "truncated" in str(error).lower():
         return "cut short: the last bytes of the file are missing; copy or download it again"
     reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
@@ -169,7 +169,7 @@ def _check_is_file(path: Path) -> None:
 
 
 def _check_size(width: int, height: int) -> None:
-    """Raise UserError for a size that no photo has; it stands in the header, before any pixel is decoded."""
+    """Raise UserError for a size that no photo has, before any pixel is decoded."""
     if min(width, height) < MIN_SIDE:
         raise UserError(f"{width} x {height} pixels; each side needs {MIN_SIDE} or more")
     if max(width, height) > MAX_ASPECT * min(width, height):

@@ -53,7 +53,7 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 
 def to_images(pixels_BCHW: Tensor) -> list[Image.Image]:
-    """Return pixels in [-1, 1], any dtype and device, as RGB images: rounded, and clamped where they lie outside.
+    """Return pixels in [-1, 1], any dtype and device, as RGB images: rounded, and clamped to that range.
 
     Undoes `to_tensor` exactly. Raises NonFiniteError rather than write the black image that NaN would become.
     """

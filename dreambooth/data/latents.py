@@ -85,7 +85,7 @@ class Batch:
 
     @classmethod
     def stack(cls, samples: Sequence[Sample], vae_scale_factor: int, unmasked_weight: float = 0.0) -> "Batch":
-        """Stack samples. vae_scale_factor: pixels a latent. unmasked_weight: of what a mask leaves out, 0 to 1."""
+        """Stack samples. vae_scale_factor: pixels a latent. unmasked_weight: of masked-out positions, 0 to 1."""
         height, width = (side * vae_scale_factor for side in samples[0].latents_CHW.shape[1:])
         whole_6 = torch.tensor([height, width, 0, 0, height, width])
         return cls(

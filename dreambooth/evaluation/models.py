@@ -65,7 +65,7 @@ def read_cards(models: Iterable[str], load: Loader) -> dict[str, SubjectInfo | N
     for model in models:
         check_is_there(model)
         if not _is_whole(Path(model)):
-            load(model)  # a hub id, or it says what is wrong
+            load(model)  # loads a hub id, or raises
     return {model: find_card(model) for model in models}
 
 
@@ -74,7 +74,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def class_noun_of(subject: Subject, cards: Cards) -> str:
-    """Return what the subject is, by its data set or else by the models' cards. Raises UserError where none says it."""
+    """Return the subject's class noun, from its data set or else the models' cards. Raises UserError without one."""
     if subject.class_noun is not None:
         return subject.class_noun
     nouns = sorted({learned.class_noun for card in cards.values() if card is not None for learned in card.subjects})
@@ -88,9 +88,9 @@ def class_noun_of(subject: Subject, cards: Cards) -> str:
 
 
 def learned_by(card: SubjectInfo, class_noun: str) -> LearnedSubject:
-    """Return what a model has learned; of several subjects the one of this class.
+    """Return the subject that a model has learned; of several, the one of this class.
 
-    Raises UserError where that is not one.
+    Raises UserError unless there is exactly one.
     """
     if len(card.subjects) == 1:
         return card.subjects[0]
@@ -105,7 +105,7 @@ def learned_by(card: SubjectInfo, class_noun: str) -> LearnedSubject:
 
 
 def reference_card(cards: Cards, given: Sequence[str]) -> SubjectInfo | None:
-    """Return a card whose steps, guidance, scheduler and resolution stand for all; None if no model has one.
+    """Return a card whose steps, guidance, scheduler and resolution are those of all models; None if none has a card.
 
     given: the fields of OPTIONS that the user has set. Raises UserError where the models differ in another.
     """

@@ -117,7 +117,7 @@ def folder_name(row: str) -> str:
 
 
 def check_rows(rows: Sequence[str]) -> None:
-    """Raise UserError for two rows whose images would lie in one folder."""
+    """Raise UserError for two rows that would write to one folder."""
     by_folder: dict[str, str] = {}
     for row in rows:
         if (other := by_folder.setdefault(folder_name(row), row)) is not row:

@@ -31,7 +31,7 @@ class Scored:
 def score_subject(
     encoders: Encoders, subject: Subject, images: Sequence[ImageSpec], base: Mapping[int, Path]
 ) -> Iterator[Scored]:
-    """Yield the scores of one subject's images, which lie in `images` prompt by prompt, of any number of models.
+    """Yield the scores of one subject's images, of any number of models; `images` are ordered by prompt.
 
     base: the untouched base's image of the class prompt, by seed; empty: no drift.
     """

@@ -23,7 +23,7 @@ def verdicts(
     base: str | None,
     ignored: Mapping[str, float | None],
 ) -> list[ModelVerdict]:
-    """Return the verdict on each model but the base, for each subject; none where the base is no row of its own.
+    """Return the verdict on each model but the base, for each subject; none if the base is not among the rows.
 
     real: by subject and measure, of its photos. ignored: by subject, CLIP-T of a model that ignores prompts.
     """

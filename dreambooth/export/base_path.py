@@ -1,4 +1,4 @@
-"""Where a base lies now that a run has recorded. Nothing heavy is imported here."""
+"""Find the base model that a run recorded. Nothing heavy is imported here."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from dreambooth.files import with_home
 
 
 def find_path(path: str, folder: Path) -> str:
-    """Return where a path that a run recorded lies, seen from here; as it is where nothing is found, as of a hub id.
+    """Return where a path that a run recorded is now; unchanged if nothing is found, as for a hub id.
 
     A relative path is looked for here, then in the folder that the run was started in, then in those around the result:
     a run that was moved with its base is found whole.

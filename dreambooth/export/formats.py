@@ -52,7 +52,7 @@ FORMATS: dict[str, Format] = {
 
 
 def write_as(form: Format, family: Family, card: ExportCard, folder: Path, name: str, dtype: str) -> None:
-    """Write what a family has learned, in files called after `name`.
+    """Write a trained family in files named after `name`.
 
     Its live weights are merged where the format asks for that, and take `dtype`.
     """

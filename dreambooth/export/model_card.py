@@ -1,4 +1,4 @@
-"""The model card of an export, README.md: what it has learned, its images, how to use it, settings, scores, base."""
+"""The model card of an export, README.md: subject, images, how to use it, settings, scores, base."""
 
 import shutil
 from collections.abc import Iterator
@@ -95,7 +95,7 @@ def describe_scores(card: ExportCard, history: History) -> Iterator[tuple[str, f
 
 
 def metadata(form: str, card: ExportCard, licence: dict[str, str]) -> ModelCardData:
-    """Return the header that the hub reads. A base that lies in a folder has no name there."""
+    """Return the metadata header for the hub. A base in a local folder has no name there."""
     named: dict[str, Any] = {**licence}
     if is_on_the_hub(card.base):
         named |= {"base_model": card.base, "base_model_relation": "adapter" if form in TAGS else "finetune"}
@@ -109,7 +109,7 @@ def metadata(form: str, card: ExportCard, licence: dict[str, str]) -> ModelCardD
 
 
 def shown_base(base: str | None) -> str | None:
-    """Return what others may see of where a base lies: of a folder or file here its name."""
+    """Return the base's name to publish: a hub id, or of a local folder or file only its name."""
     return base if base is None or is_on_the_hub(base) else Path(base).name
 
 

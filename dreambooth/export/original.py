@@ -96,7 +96,7 @@ def original_state(family: Family) -> dict[str, Tensor]:
 
 
 def prediction_keys(family: Family) -> dict[str, Tensor]:
-    """Return the empty tensors by which ComfyUI tells what a model predicts; XL's size alone it takes for epsilon."""
+    """Return the empty tensors that tell ComfyUI what a model predicts; without them it assumes epsilon for XL."""
     is_xl = len(family.text_encoders) > 1
     if not is_xl or family.schedule.prediction != "v_prediction":
         return {}

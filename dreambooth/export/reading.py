@@ -1,4 +1,4 @@
-"""Results read back: a run's own files, an export's folder, or one file of an export, by what the files hold."""
+"""Load results: a run's own files, an export's folder, or one file of an export, recognised by their content."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path

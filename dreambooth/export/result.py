@@ -18,11 +18,11 @@ from dreambooth.methods.adapters import cast_trained
 
 
 def export_model(family: Family, card: SubjectInfo, folder: Path, dtype: str) -> None:
-    """Write what was trained as `dtype` ('float32', 'float16', 'bfloat16') to `folder`, replacing it as a whole.
+    """Write the trained weights as `dtype` ('float32', 'float16', 'bfloat16') to `folder`, replacing it atomically.
 
     It is a pipeline or, where card.method is an adapter, that one's own files. Beside those lies a file, called after
     the run, that ComfyUI and AUTOMATIC1111 take whole: of peft's names ComfyUI skips most. The live weights take that
-    dtype too: this is the last thing done with them.
+    dtype too: they are not used afterwards.
     """
     with atomic_folder(folder) as beside:
         _write_weights(family, card.method, beside, getattr(torch, dtype))

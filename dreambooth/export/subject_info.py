@@ -1,4 +1,4 @@
-"""The subject that a model has learned, beside its weights: `dreambooth.json` in a folder, or a file's metadata."""
+"""The card of a model, which names its subjects: `dreambooth.json` in its folder, or metadata of its file."""
 
 import json
 from dataclasses import asdict, dataclass, fields
@@ -85,7 +85,7 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def card_in_file(path: Path) -> ExportCard | None:
-    """Return what a .safetensors file says of its subject; None for one of other tools. Raises ModelError."""
+    """Return the card in a .safetensors file; None for a file of other tools. Raises ModelError."""
     metadata = read_header(path).get("__metadata__")
     text = metadata.get("dreambooth") if isinstance(metadata, dict) else None
     try:
@@ -95,7 +95,7 @@ def card_in_file(path: Path) -> ExportCard | None:
 
 
 def read_card(folder: Path) -> ExportCard | None:
-    """Return what a folder says of its subject; None for one that has none. Raises UserError for a broken card."""
+    """Return the card in a folder; None where there is none. Raises UserError for a broken card."""
     path = folder / CARD
     if not path.is_file():
         return None
@@ -108,7 +108,7 @@ def read_card(folder: Path) -> ExportCard | None:
 
 
 def find_card(location: Path) -> ExportCard | None:
-    """Return what a folder or a .safetensors file says of its subject; None for one of other tools."""
+    """Return the card of a folder or a .safetensors file; None for results of other tools."""
     return card_in_file(location) if location.is_file() and location.suffix == ".safetensors" else read_card(location)
 
 

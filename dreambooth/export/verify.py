@@ -68,7 +68,7 @@ def verify(folder: Path, files: ExportedFiles, expected: Family, base: ModelSour
 
 
 def read_independently(folder: Path, files: ExportedFiles, base: ModelSource) -> Any:
-    """Return a diffusers pipeline with what the files say, adapters merged."""
+    """Return the files as a diffusers pipeline, adapters merged, read by other code than wrote them."""
     path = folder / files.weights
     if files.form == "diffusers":
         return DiffusionPipeline.from_pretrained(folder)

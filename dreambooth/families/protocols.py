@@ -113,7 +113,7 @@ class Denoiser(Protocol):
         ...
 
     def size_conditioning(self, size_crop_B6: Tensor) -> Conditioning:
-        """Return what it reads of how images were cut (`latents.size_crop_of`); without fields where it reads none."""
+        """Return the conditioning on how images were cut (`latents.size_crop_of`); without fields if there is none."""
         ...
 
     def predict(self, noisy_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning) -> Tensor:

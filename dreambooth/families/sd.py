@@ -108,7 +108,7 @@ def load_single_file(header: Header, source: ModelSource) -> StableDiffusion:
 
 
 def detect_prediction_type(family: StableDiffusion, path: Path) -> None:
-    """Ask the network what it predicts: 2.x of epsilon (512 pixels) and of v (768) are alike in names and shapes."""
+    """Detect by its output what the network predicts: 2.x models of epsilon and of v share names and shapes."""
     prediction = measured_prediction(family)
     logger.info(
         f"note: {path} does not say what it predicts; by its answer to pure noise it is {prediction} "

@@ -34,7 +34,7 @@ OTHER_KINDS = {  # a name, or the beginning of one, that only models of other ki
     "edm_vpred.sigma_max": "of the EDM kind (CosXL)",
     "conditioner.embedders.0.model.": "an SDXL refiner",
 }
-# Where the metadata say what the UNet predicts, and how: kohya's scripts, ComfyUI, Stability's own files.
+# Keys and values by which metadata state the UNet's prediction: kohya's scripts, ComfyUI, Stability's own files.
 PREDICTION_KEYS = ("modelspec.prediction_type", "modelspec.predict_key", "modelspec.architecture")
 PREDICTIONS = {
     "epsilon": "epsilon",
@@ -47,7 +47,7 @@ PREDICTIONS = {
 
 @dataclass(frozen=True)
 class Header:
-    """Hold what a single file says of itself before its weights are read."""
+    """Hold a single file's header, which is read before its weights."""
 
     path: Path
     shapes: dict[str, tuple[int, ...]]

@@ -1,4 +1,4 @@
-"""Which base model is loaded, and how: all that a loader needs, passed as one value."""
+"""The source of a base model: which one is loaded, and how, passed as one value."""
 
 from dataclasses import dataclass
 

@@ -1,1 +1,1 @@
-"""From prompts to images: the sampler, the class prior, and images with the recipe that makes them again."""
+"""Image generation: the sampler, the class prior, and images with the recipe that reproduces them."""

@@ -117,7 +117,7 @@ class GeneratedPrior:
         return len(self._made) == self.num_blocks
 
     def samples(self, sample_indices: Sequence[int]) -> list[Sample]:
-        """Return class samples. All processes must call this in each step: they make what is missing together."""
+        """Return class samples. All processes must call this in each step: they make missing blocks together."""
         for index in self._work.global_indices(sample_indices):
             self._ensure(index % self.num_images // self.block_size)
         return [self._sample(index) for index in sample_indices]
@@ -170,7 +170,7 @@ def digest_of(latents_BCHW: Tensor) -> str:
 
 
 def is_whole(path: Path) -> bool:
-    """Return whether there is a block, and it is what was written: a damaged one is made again."""
+    """Return whether a block exists and is undamaged; a damaged one is made again."""
     try:
         with safe_open(path, "pt") as file:
             written = (file.metadata() or {}).get("sha256")

@@ -20,7 +20,7 @@ from dreambooth.files import atomic_file
 from dreambooth.generation.request import GeneratedImage
 
 PADDING = 2  # white pixels around an image, as in `data.images.grid`
-MAX_LINES = 3  # of a prompt; what is longer ends with ...
+MAX_LINES = 3  # of a prompt; a longer one ends with ...
 FONT = Path("mpl-data", "fonts", "ttf", "DejaVuSans.ttf")  # knows most alphabets; matplotlib brings it
 CELLS = "dreambooth-cells"  # the PNG's text chunk: [left, top, right, bottom] of each image, row by row, as JSON
 

@@ -1,4 +1,4 @@
-"""From requests to images, and from images to numbered PNGs that hold their recipe, with a grid of them all."""
+"""Generate images from requests, and write them as numbered PNGs that hold their recipe, with a grid of them all."""
 
 import contextlib
 import logging
@@ -120,7 +120,7 @@ def _is_alike(one: ImageRequest, other: ImageRequest) -> bool:
 
 
 def write(made: Iterable[GeneratedImage], folder: str | Path, columns: int) -> Iterator[Path]:
-    """Write PNGs numbered on from what the folder holds; of several a grid too. Yield each path once it is there."""
+    """Write PNGs with the next free numbers of the folder, and a grid of several. Yields each path once written."""
     folder, images, numbers = Path(folder), [], []
     for image in made:
         with taken_number(folder) as number:

@@ -1,4 +1,4 @@
-"""From a MODEL as it is typed to networks that are ready to sample."""
+"""Load a MODEL, as it is typed, into networks that are ready to sample."""
 
 import hashlib
 import logging

@@ -1,4 +1,4 @@
-"""From prompts to images: classifier-free guidance around any diffusers sampler.
+"""Sample images from prompts: classifier-free guidance around any diffusers sampler.
 
 Image `i` of a seed starts from noise that is a function of `seed + i` alone, so it is the same whatever the batch
 size, the prompt's neighbours and the number of images requested.

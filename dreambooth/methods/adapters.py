@@ -89,9 +89,9 @@ def alpha_of(settings: MethodSettings) -> float:
 
 
 def attach(make_config: MakeConfig, family: Family, settings: MethodSettings) -> dict[str, nn.Module]:
-    """Freeze the family and lay trainable float32 matrices beside the targets.
+    """Freeze the family and add trainable float32 matrices to the targets.
 
-    DoRA is the denoiser's alone: transformers 5 loads a text encoder's LoRA without its magnitudes, and says nothing.
+    DoRA is used in the denoiser alone: transformers 5 drops the magnitudes of a text encoder's LoRA without an error.
 
     Raises UserError for a target that is in none of the networks.
     """
@@ -272,7 +272,7 @@ def stated_alpha(family: Family) -> dict[str, str]:
 
 
 def load_lora(family: Family, location: Path) -> None:
-    """Lay a LoRA over a family: of a file under any tool's names, or of a folder with `LORA_FILE`.
+    """Load a LoRA into a family: of a file under any tool's names, or of a folder with `LORA_FILE`.
 
     Raises ModelError for one that is missing or does not fit the base.
     """
@@ -291,7 +291,7 @@ def load_lora(family: Family, location: Path) -> None:
 
 
 def adapter_file(location: Path, own: str) -> Path:
-    """Return a file as it is; of a folder the file of this name or, as in an export, the only one that is no word's."""
+    """Return a file as it is; for a folder the file of this name or, in an export, the only one that is no word's."""
     if location.is_file() or (location / own).is_file():
         return location if location.is_file() else location / own
     words = set(location.glob("*_emb*.safetensors"))
@@ -366,7 +366,7 @@ def save_peft(family: Family, folder: Path) -> None:
 
 
 def load_peft(family: Family, location: Path) -> None:
-    """Lay a LoHa or LoKr over a family: of a folder with `PEFT_FILE`, or of a file under LyCORIS' names.
+    """Load a LoHa or LoKr into a family: of a folder with `PEFT_FILE`, or of a file under LyCORIS' names.
 
     Raises ModelError for a file that is missing or does not fit the base.
     """
@@ -389,7 +389,7 @@ def load_peft(family: Family, location: Path) -> None:
 
 
 def load_lycoris(family: Family, path: Path) -> None:
-    """Lay a LoHa or LoKr under LyCORIS' names over a family, as far as peft has its shapes. Raises ModelError."""
+    """Load a LoHa or LoKr under LyCORIS' names into a family, as far as peft has its shapes. Raises ModelError."""
     for name, own in lora_files.read_changes(family, path).items():
         if len(kinds := {change.kind for change in own.values()}) > 1:
             raise ModelError(f"{path}: {name}: {' and '.join(sorted(kinds))} in one file cannot be trained on")

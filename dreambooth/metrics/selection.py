@@ -1,4 +1,4 @@
-"""Which step of a run to keep, by a quality that no single number can cheat, and no further than its noise allows.
+"""Choose the step of a run to keep, by a quality that no single score can inflate, and within its statistical error.
 
     quality = fidelity * prompt_fidelity * prior_preservation                      each in [0, 1]
 

@@ -73,7 +73,7 @@ class ValidationLog:
 
     @property
     def qualities(self) -> dict[int, float]:
-        """Return the quality by step, where there is one."""
+        """Return the quality of each step that has one."""
         return {entry.step: entry.quality.value for entry in self.entries if entry.quality is not None}
 
     @property

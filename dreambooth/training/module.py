@@ -176,7 +176,7 @@ class DreamBoothModule(pl.LightningModule):
             self.recorder.set(f"optim/lr_{group['name']}" if number else "optim/lr", group["lr"])
 
     def _guard(self, optimizer: Any, norm: Tensor) -> None:
-        """Keep weights and moments from gradients that are not finite; 16-mixed's scaler does so by itself.
+        """Protect weights and moments from gradients that are not finite; 16-mixed's scaler does that already.
 
         A fused optimizer skips the step without waiting for the device; `StepMetrics` stops the run when it is read.
         """
