@@ -1,11 +1,13 @@
 """A LoRA out of fully trained weights: the best of its rank, and all of them where the rank is full."""
 
+import functools
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import CONFIG
 from torch import Tensor
 
 from dreambooth.cli import main
@@ -26,7 +28,8 @@ DOG = LearnedSubject("sks", "dog", "a photo of {subject}", "a photo of a {class}
 ENDS = tuple(end for group in TARGET_GROUPS.values() for end in group)
 
 
-def card_of(base: Path | str) -> ExportCard:
+@functools.cache
+def card_of(base: Path) -> ExportCard:
     card = ExportCard((DOG,), 64, 2, 3.0, 8)
     return ExportCard(**{**vars(card), "base": str(base), "base_fingerprint": fingerprint(load_family(str(base)))})
 
@@ -106,6 +109,9 @@ def test_of_two_subjects_both_words_are_kept_where_one_has_changed(tiny_base: Pa
     torch.testing.assert_close(prediction(again, "a photo of <sks> dog and <olis> dog"), wanted)
 
 
+@pytest.mark.parametrize(
+    "base", ["tiny_base", pytest.param("tiny_xl_base", marks=pytest.mark.slow)], ids=["sd", "sdxl"], indirect=True
+)
 def test_the_error_falls_with_the_rank_and_is_told(base: Path) -> None:
     errors = []
     for rank in (1, 4, 1000):
@@ -146,26 +152,28 @@ def test_another_base_is_refused(tiny_base: Path, shipped_base: Path) -> None:
     assert fingerprint(load_base(card_of(tiny_base), tiny_base, None)) == card_of(tiny_base).base_fingerprint
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, pictures: Path) -> Path:
+    """Return a run with all weights trained for two steps in which everything moves."""
+    config_file = tmp_path_factory.mktemp("full") / "config.yaml"
+    config_file.write_text(CONFIG.format(runs=config_file.parent, base=tiny_base, pictures=pictures))
+    quick = ["train.max_steps=2", "optim.warmup_steps=0", "optim.lr=1.0e-2", "optim.identifier_lr=0.1"]
+    config = load_config(config_file, [*quick, "validate.every_steps=0", "prior.source=none"])
+    assert train(config) == 0
+    return RunFolder(config).path
+
+
 def test_a_run_becomes_a_lora_that_is_sampled_like_any_other(
-    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In half precision, as it is by default; from its own folder; on a base that lies elsewhere by now."""
-    quick = [
-        "train.max_steps=2",
-        "optim.warmup_steps=0",
-        "optim.lr=1.0e-2",
-        "validate.every_steps=0",
-        "prior.source=none",
-    ]
-    config = load_config(config_file, [*quick, "optim.identifier_lr=0.1"])
-    assert train(config) == 0
-    run, folder = RunFolder(config).path, tmp_path / "lora"
+    folder = tmp_path / "lora"
     assert main(["export", str(run), "--format", "lora", "--rank", "8", "--out", str(folder)]) == 0
     told = capsys.readouterr().err
     assert "rank 8: of the squared change" in told
     assert "'sks' is the word '<sks>'" in told
     assert {LORA_FILE, WORD_FILE, "dreambooth.json", "README.md"} <= {path.name for path in folder.iterdir()}
-    elsewhere = shutil.copytree(config.model.base, tmp_path / "base")
+    elsewhere = shutil.copytree(tiny_base, tmp_path / "base")
     sampled = [
         "sample",
         str(folder),
@@ -179,17 +187,14 @@ def test_a_run_becomes_a_lora_that_is_sampled_like_any_other(
     ]
     assert main([*sampled, "--base", str(elsewhere)]) == 0
     assert list(tmp_path.glob("00000-*.png"))
-    lora, full, untouched = (load_model(str(path), "cpu") for path in (folder, run, config.model.base))
+    lora, full, untouched = (load_model(str(path), "cpu") for path in (folder, run, tiny_base))
     wanted = prediction(full.family, full.fill("a photo of {subject}"))
     near = prediction(lora.family, lora.fill("a photo of {subject}")) - wanted
     far = prediction(untouched.family, "a photo of sks dog") - wanted
     assert near.square().sum() < 0.5 * far.square().sum()
 
 
-def test_without_a_rank_nothing_is_written(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = load_config(config_file, ["train.max_steps=3", "validate.every_steps=0", "prior.source=none"])
-    assert train(config) == 0
-    run = RunFolder(config).path
+def test_without_a_rank_nothing_is_written(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(run), "--format", "kohya"]) == 2
     assert "--rank: required" in capsys.readouterr().err
     assert not (run / "exports").exists()

@@ -177,11 +177,8 @@ def test_shipped_configs_make_networks_of_the_published_sizes(name: str, million
 
 @pytest.mark.parametrize("name", BUILTIN_CONFIGS)
 def test_any_sampler_made_of_a_shipped_config_has_the_models_noise_schedule(name: str) -> None:
-    with config_folder(name) as folder:
-        own = json.loads((folder / "model_index.json").read_text())["scheduler"][1]
-        config = getattr(diffusers, own).from_pretrained(folder, subfolder="scheduler").config
-        unet = json.loads((folder / "unet" / "config.json").read_text())
-    ddim = DDIMScheduler.from_config(config)
+    unet, own = (BUILTIN_CONFIGS[name].parts[part] for part in ("unet", "scheduler"))
+    ddim = DDIMScheduler.from_config(getattr(diffusers, own["_class_name"]).from_config(own).config)
     assert not ddim.config.clip_sample
     assert not ddim.config.set_alpha_to_one
     assert ddim.config.steps_offset == 1
