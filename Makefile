@@ -31,7 +31,7 @@ demo: $(VENV)/.installed  ## teach the embedded base model the toy robot, then p
 test: $(VENV)/.installed-dev  ## the tests, ten minutes on two cores
 	$(TEST) $(PYTEST)
 
-test-slow: $(VENV)/.installed-dev  ## the tests that train for longer; -rP shows the figures that they print
+test-slow: $(VENV)/.installed-dev  ## longer trainings, -rP shows what they print; all cells of the tables
 	$(TEST) --dist loadgroup -o run_limit=3600 -m slow -rP $(PYTEST)
 
 # Kernels differ between CPUs, and so does the rounding. Where a test is exact, it has to be so with each of them.
