@@ -1,5 +1,7 @@
 """Formats: what is written loads elsewhere to the same picture; the names are those that other tools look for."""
 
+import functools
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -27,7 +29,7 @@ from dreambooth.families import FAMILIES, Family, ModelSource, components, finge
 from dreambooth.families.single_file import read_header
 from dreambooth.families.unet import TARGET_GROUPS
 from dreambooth.generation.loading import load_model
-from dreambooth.methods import FACTS
+from dreambooth.methods import FACTS, adapters
 from dreambooth.methods.adapters import LORA_FILE, adaptable
 from dreambooth.methods.base import MethodSettings
 from dreambooth.methods.table import METHODS
@@ -57,9 +59,9 @@ def prediction(family: Family, prompts: list[str] = PROMPTS) -> Tensor:
 
 
 def run_with(config_file: Path, base: Path, method: str, *overrides: str) -> str:
-    """A run's folder, trained for two steps in which everything moves."""
+    """Return a run's folder, trained for two steps in which everything moves."""
     word = ["subject.identifier=<sks>", "method.num_vectors=2"] if FACTS[method].adds_tokens else []
-    quick = ["optim.lr=1.0e-2", "optim.warmup_steps=0", "train.max_steps=2", "validate.every_steps=2"]
+    quick = ["optim.lr=1.0e-2", "optim.warmup_steps=0", "train.max_steps=2", "validate.every_steps=0"]
     changes = [f"model.base={base}", f"method.name={method}", "method.rank=2", *word, *quick, "prior.source=none"]
     config = load_config(config_file, [*changes, *overrides])
     assert train(config) == 0
@@ -79,12 +81,23 @@ def base(request: pytest.FixtureRequest) -> Path:
 # -------------------------------------------------------------------------------- every method, family and format
 
 BASES = {"sd": "tiny_base", "sdxl": "tiny_xl_base"}
+Quick = dict[str, tuple[str, set[str]]]
+QUICK: Quick = {  # the family and the formats that each method is tried with in every run; the other cells are slow
+    "full": ("sd", {*FORMATS}),
+    "lora": ("sdxl", {*FORMATS}),
+    "loha": ("sd", {"diffusers", "lora", "kohya"}),
+    "lokr": ("sdxl", {"diffusers", "kohya"}),
+    "textual_inversion": ("sd", {"diffusers", "embedding"}),
+    "pivotal": ("sdxl", {*FORMATS}),
+    "custom_diffusion": ("sd", {"diffusers", "lora"}),
+}
+QUICK_IN_16_BITS: Quick = {"full": ("sd", {"lora"}), "pivotal": ("sdxl", {*FORMATS})}
 Learned = Callable[[str, str], tuple[str, Path]]
 
 
 @pytest.fixture(scope="module")
 def learned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Learned:
-    """A run of a method on a family, trained once for all cells, and its base."""
+    """Return a run of a method on a family, trained once for all cells, and its base."""
     folder, runs = tmp_path_factory.mktemp("cells"), {}
 
     def learn(method: str, family: str) -> tuple[str, Path]:
@@ -92,7 +105,8 @@ def learned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         if (method, family) not in runs:
             config_file = folder / "config.yaml"
             config_file.write_text(CONFIG.format(runs=folder, base=base, pictures=pictures))
-            runs[method, family] = run_with(config_file, base, method, f"run.name={method}-{family}")
+            scored = ["validate.every_steps=2", "validate.num_images=1"]
+            runs[method, family] = run_with(config_file, base, method, f"run.name={method}-{family}", *scored)
         return runs[method, family], base
 
     return learn
@@ -101,6 +115,15 @@ def learned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def read_as_its_card_says(folder: Path) -> DiffusionPipeline:
     """By the lines of README.md up to the image, which use nothing of this repository."""
     return run_model_card(folder, end="image =")["pipeline"]
+
+
+def cells(quick: Quick) -> list[Any]:
+    """Return method, family and format of each cell; those of one run are neighbours."""
+    return [
+        pytest.param(method, family, form, marks=() if family == own and form in forms else pytest.mark.slow)
+        for method, (own, forms) in quick.items()
+        for family, form in itertools.product(FAMILIES, FORMATS)
+    ]
 
 
 def out(folder: Path) -> list[str]:
@@ -119,6 +142,12 @@ def read(pipeline: Any, prompt: str) -> Tensor:
     return pipeline.encode_prompt(prompt, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)[0]
 
 
+@functools.cache
+def drawn_by(model: str, prompt: str) -> Tensor:
+    """Return what a run or a base draws; it is loaded once for all cells."""
+    return drawn(load_model(model, "cpu").family.pipeline(), prompt)
+
+
 def without_what_no_lora_holds(family: Family, base: Path) -> None:
     """Norms, biases, embeddings, first and last layers as they were, but for the identifier's row."""
     ends = tuple(end for group in TARGET_GROUPS.values() for end in group)
@@ -133,9 +162,7 @@ def without_what_no_lora_holds(family: Family, base: Path) -> None:
                     after.get_parameter(name).copy_(weight)
 
 
-@pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("family_name", FAMILIES)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "family_name", "form"), cells(QUICK))
 def test_what_is_written_draws_the_same_in_plain_diffusers_and_all_else_is_refused(
     method: str, family_name: str, form: str, learned: Learned, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,22 +182,22 @@ def test_what_is_written_draws_the_same_in_plain_diffusers_and_all_else_is_refus
     if form == "kohya" and method in ("loha", "lokr"):
         assert "it does not read Lo" in (folder / "README.md").read_text()
         return
-    theirs, ours = read_as_its_card_says(folder), load_model(run, "cpu")
-    if is_extracted and method == "full":
-        without_what_no_lora_holds(ours.family, base)
-    pipeline, subject = ours.family.pipeline(), ours.fill("a photo of {subject}")
-    said = subject.replace("sks", "<sks>") if is_extracted and method == "full" else subject
+    theirs = read_as_its_card_says(folder)
+    subject = "a photo of <sks> dog" if FACTS[method].adds_tokens else "a photo of sks dog"
     if form == "embedding":  # a word alone; the LoRA that a pivotal run has besides is another file
-        torch.testing.assert_close(read(theirs, subject), read(pipeline, subject))
+        torch.testing.assert_close(read(theirs, subject), read(load_model(run, "cpu").family.pipeline(), subject))
         return
-    torch.testing.assert_close(drawn(theirs, said), drawn(pipeline, subject), atol=1e-4, rtol=1e-3)
-    untouched = DiffusionPipeline.from_pretrained(base)
-    assert not torch.allclose(drawn(untouched, "a photo of sks dog"), drawn(pipeline, subject), atol=1e-3)
+    if is_extracted and method == "full":
+        ours = load_model(run, "cpu").family
+        without_what_no_lora_holds(ours, base)
+        said, expected = "a photo of <sks> dog", drawn(ours.pipeline(), subject)
+    else:
+        said, expected = subject, drawn_by(run, subject)
+    torch.testing.assert_close(drawn(theirs, said), expected, atol=1e-4, rtol=1e-3)
+    assert not torch.allclose(drawn_by(str(base), "a photo of sks dog"), expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("family_name", FAMILIES)
-@pytest.mark.parametrize("method", ["full", "pivotal"])
+@pytest.mark.parametrize(("method", "family_name", "form"), cells(QUICK_IN_16_BITS))
 def test_the_code_of_the_card_draws_what_is_written_in_16_bits(
     method: str, family_name: str, form: str, learned: Learned, tmp_path: Path
 ) -> None:
@@ -180,6 +207,10 @@ def test_the_code_of_the_card_draws_what_is_written_in_16_bits(
     rank = ["--rank", "4"] if method in FORMATS[form].extracted else []
     assert main(["export", run, "--format", form, "--verify", "--out", str(tmp_path / "out"), *rank]) == 0
     assert run_model_card(tmp_path / "out")["image"].size == (64, 64)
+
+
+def test_every_method_is_in_the_table_of_the_quick_cells() -> None:
+    assert set(QUICK) == set(METHODS)
 
 
 def test_the_table_of_methods_and_formats_says_what_the_code_does() -> None:
@@ -296,36 +327,52 @@ def test_text_encoders_have_the_names_of_their_generation(base: Path) -> None:
 # -------------------------------------------------------------------------------- adapters
 
 
-VARIANTS = [("method.alpha=5",), ("method.rslora=true",), ("method.dora=true",)]
+VARIANTS = ["method.alpha=5", "method.rslora=true", "method.dora=true"]
+LearnedLora = Callable[[str], str]
+
+
+@pytest.fixture(scope="module")
+def lora_of_2x(tmp_path_factory: pytest.TempPathFactory, tiny_base_v: Path, pictures: Path) -> LearnedLora:
+    """Return a run of a kind of LoRA on 2.x, trained once for all that is written of it."""
+    config_file = tmp_path_factory.mktemp("variants") / "config.yaml"
+    config_file.write_text(CONFIG.format(runs=config_file.parent, base=tiny_base_v, pictures=pictures))
+
+    @functools.cache
+    def learn(change: str) -> str:
+        own = ["method.targets=[attention,convolutions]", change, f"run.name={VARIANTS.index(change)}"]
+        return run_with(config_file, tiny_base_v, "lora", *own)
+
+    return learn
 
 
 @pytest.mark.parametrize(
-    ("form", "changes"),
-    [("lora", changes) for changes in VARIANTS] + [("kohya", changes) for changes in VARIANTS[:2]],
+    ("form", "change"), [("lora", change) for change in VARIANTS] + [("kohya", change) for change in VARIANTS[:2]]
 )
 def test_plain_diffusers_loads_every_kind_of_lora_of_either_naming(
-    tiny_base_v: Path, form: str, changes: tuple[str, ...], config_file: Path
+    tiny_base_v: Path, form: str, change: str, lora_of_2x: LearnedLora
 ) -> None:
     """On 2.x; the cells above have 1.x and XL."""
-    run = run_with(config_file, tiny_base_v, "lora", "method.targets=[attention,convolutions]", *changes)
+    run = lora_of_2x(change)
     folder = exported(run, form, "--dtype", "float32")
-    untouched = load_family(str(tiny_base_v))
-    untouched.pipeline().load_lora_weights(folder, weight_name={"lora": LORA_FILE, "kohya": KOHYA_FILE}[form])
+    family = load_family(str(tiny_base_v))
+    untouched = prediction(family)
+    family.pipeline().load_lora_weights(folder, weight_name={"lora": LORA_FILE, "kohya": KOHYA_FILE}[form])
     learned = prediction(load_model(run, "cpu").family)
-    torch.testing.assert_close(prediction(untouched), learned, atol=1e-4, rtol=1e-3)
-    assert not torch.allclose(prediction(load_family(str(tiny_base_v))), learned, atol=1e-3)
+    torch.testing.assert_close(prediction(family), learned, atol=1e-4, rtol=1e-3)
+    assert not torch.allclose(untouched, learned, atol=1e-3)
 
 
-@pytest.mark.parametrize("changes", VARIANTS)
+@pytest.mark.parametrize("change", VARIANTS)
 def test_kohyas_file_gives_the_merged_weights_by_the_rule_of_those_who_read_it(
-    changes: tuple[str, ...], tiny_base: Path, config_file: Path
+    change: str, tiny_base_v: Path, lora_of_2x: LearnedLora
 ) -> None:
     """W + alpha / rank * up down; with a dora_scale each row of that scaled to this length. (diffusers 0.42 does not
     read kohya's DoRA.)"""
-    run = run_with(config_file, tiny_base, "lora", "method.targets=[attention,convolutions]", *changes)
+    run = lora_of_2x(change)
     tensors = load_file(exported(run, "kohya", "--dtype", "float32") / KOHYA_FILE)
-    merged = load_family(str(exported(run, "diffusers", "--dtype", "float32")))
-    before = load_family(str(tiny_base))
+    merged = load_model(run, "cpu").family
+    adapters.merge(merged)
+    before = load_family(str(tiny_base_v))
     moved = 0
     for name, weight in before.denoiser.state_dict().items():
         prefix = f"lora_unet_{name.removesuffix('.weight').replace('.', '_')}"
@@ -414,9 +461,9 @@ def test_what_cannot_be_written_is_told_with_what_can(form: str, method: str, ra
 
 
 def test_a_folder_that_is_there_is_never_written_over(
-    tiny_base: Path, config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    learned: Learned, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, mine = run_with(config_file, tiny_base, "full"), tmp_path / "mine"
+    run, mine = learned("full", "sd")[0], tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("all of it")
     assert main(["export", run, "--format", "diffusers", "--out", str(mine)]) == 2

@@ -1,8 +1,10 @@
 """Files of adapters: each dialect, read by its own rules, gives the trained weights, and can be started from."""
 
+import functools
 import json
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,6 @@ from dreambooth.methods.adapters import LORA_FILE
 from dreambooth.methods.base import MethodSettings
 from dreambooth.methods.table import METHODS
 
-BASES = ("tiny_base", "tiny_base_v", "tiny_xl_base")
 KINDS = {
     "lora": {"alpha": 5.0},
     "lora-rslora": {"rslora": True},
@@ -46,12 +47,6 @@ def trained(base: Path, kind: str) -> Family:
     return family
 
 
-def merged_weights(base: Path, kind: str) -> dict[str, dict[str, Tensor]]:
-    family = trained(base, kind)
-    adapters.merge(family)
-    return {name: part.state_dict() for name, part in components(family).items()}
-
-
 def write_peft_names(family: Family, path: Path) -> None:
     adapters.save_lora(family, path.parent, file=path.name)
 
@@ -61,57 +56,91 @@ def write_kohya_names(family: Family, path: Path) -> None:
 
 
 WRITERS = {"peft": write_peft_names, "kohya": write_kohya_names}
-Write = Callable[[Family, Path], None]
+CELLS = [("peft", kind) for kind in KINDS if kind.startswith("lora")] + [("kohya", kind) for kind in KINDS]
+QUICK = {"tiny_base": set(KINDS), "tiny_base_v": {"lora-dora", "loha"}, "tiny_xl_base": {"lora", "lokr"}}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("base_name", BASES)
-@pytest.mark.parametrize("dialect", WRITERS)
+@dataclass(frozen=True)
+class Learned:
+    """Hold an adapter's file in each dialect, and the weights of base and adapter merged."""
+
+    files: dict[str, Path]
+    weights: dict[str, dict[str, Tensor]]
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, str], Learned]:
+    """Return what a kind of adapter has learned on a base, made once for all cells."""
+
+    @functools.cache
+    def learn(base: Path, kind: str) -> Learned:
+        folder, family, files = tmp_path_factory.mktemp(kind), trained(base, kind), {}
+        for dialect in (dialect for dialect, each in CELLS if each == kind):
+            files[dialect] = folder / f"{dialect}.safetensors"
+            WRITERS[dialect](family, files[dialect])
+        adapters.merge(family)
+        return Learned(files, {name: part.state_dict() for name, part in components(family).items()})
+
+    return learn
+
+
+Learn = Callable[[Path, str], Learned]
+
+
+@functools.cache
+def untouched_unet(base: Path) -> dict[str, Tensor]:
+    return load_family(ModelSource(str(base))).denoiser.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("base_name", "kind", "dialect"),
+    [
+        pytest.param(base, kind, dialect, marks=() if kind in kinds else pytest.mark.slow)
+        for base, kinds in QUICK.items()
+        for dialect, kind in CELLS
+    ],
+)
 def test_each_dialect_read_by_its_own_rules_gives_the_trained_weights(
-    dialect: str, base_name: str, kind: str, request: pytest.FixtureRequest, tmp_path: Path
+    dialect: str, base_name: str, kind: str, request: pytest.FixtureRequest, learned: Learn
 ) -> None:
-    if dialect == "peft" and not kind.startswith("lora"):
-        return
     base = request.getfixturevalue(base_name)
-    WRITERS[dialect](trained(base, kind), tmp_path / "a.safetensors")
-    reader, expected = load_family(ModelSource(str(base))), merged_weights(base, kind)
-    lora_files.apply(reader, tmp_path / "a.safetensors")
+    expected, reader = learned(base, kind), load_family(ModelSource(str(base)))
+    lora_files.apply(reader, expected.files[dialect])
     for name, part in components(reader).items():
-        torch.testing.assert_close(dict(part.state_dict()), dict(expected[name]), atol=1e-6, rtol=1e-5)
-    moved = [name for name, tensor in load_family(ModelSource(str(base))).denoiser.state_dict().items()
-             if not torch.equal(tensor, expected["unet"][name])]  # fmt: skip
+        torch.testing.assert_close(dict(part.state_dict()), dict(expected.weights[name]), atol=1e-6, rtol=1e-5)
+    moved = [
+        name for name, tensor in untouched_unet(base).items() if not torch.equal(tensor, expected.weights["unet"][name])
+    ]
     assert len(moved) > 10
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dialect", WRITERS)
+@pytest.mark.parametrize(("dialect", "kind"), CELLS)
 def test_training_can_start_from_each_dialect_where_it_ended(
-    dialect: str, kind: str, tiny_base: Path, tmp_path: Path
+    dialect: str, kind: str, tiny_base: Path, learned: Learn
 ) -> None:
     """Also where strength went into the matrices: the file states the alpha that they were trained with."""
-    if dialect == "peft" and not kind.startswith("lora"):
-        return
-    WRITERS[dialect](trained(tiny_base, kind), tmp_path / "a.safetensors")
-    family = load_family(ModelSource(str(tiny_base)))
-    METHODS[kind.split("-")[0]].attach(family, settings(**KINDS[kind], start=tmp_path / "a.safetensors"))
+    expected, family = learned(tiny_base, kind), load_family(ModelSource(str(tiny_base)))
+    METHODS[kind.split("-")[0]].attach(family, settings(**KINDS[kind], start=expected.files[dialect]))
     adapters.merge(family)
-    for name, expected in merged_weights(tiny_base, kind).items():
-        torch.testing.assert_close(dict(components(family)[name].state_dict()), dict(expected), atol=1e-6, rtol=1e-5)
+    for name, weights in expected.weights.items():
+        torch.testing.assert_close(dict(components(family)[name].state_dict()), dict(weights), atol=1e-6, rtol=1e-5)
 
 
-def test_a_lora_of_peft_names_needs_no_metadata_to_have_its_strength(tiny_base: Path, tmp_path: Path) -> None:
+def test_a_lora_of_peft_names_needs_no_metadata_to_have_its_strength(
+    tiny_base: Path, learned: Learn, tmp_path: Path
+) -> None:
     """diffusers before 0.35 reads none, and peft before 0.21 refuses the config of today's."""
-    adapters.save_lora(trained(tiny_base, "lora"), tmp_path)
-    tensors = load_file(tmp_path / LORA_FILE)
-    save_file(tensors, tmp_path / "bare.safetensors")
+    save_file(load_file(learned(tiny_base, "lora").files["peft"]), tmp_path / "bare.safetensors")
     family = load_family(ModelSource(str(tiny_base)))
     family.pipeline().load_lora_weights(tmp_path, weight_name="bare.safetensors", adapter_name="default")
     adapters.merge(family)
-    expected = merged_weights(tiny_base, "lora")["unet"]
+    expected = learned(tiny_base, "lora").weights["unet"]
     torch.testing.assert_close(dict(family.denoiser.state_dict()), dict(expected), atol=1e-6, rtol=1e-5)
 
 
-def test_a_lora_of_earlier_versions_has_its_alpha_in_pefts_config(tiny_base: Path, tmp_path: Path) -> None:
+def test_a_lora_of_earlier_versions_has_its_alpha_in_pefts_config(
+    tiny_base: Path, learned: Learn, tmp_path: Path
+) -> None:
     family = trained(tiny_base, "lora")
     part = components(family)["unet"]
     tensors = {f"unet.{key}": tensor for key, tensor in adapters.adapter_state(part).items()}
@@ -119,7 +148,7 @@ def test_a_lora_of_earlier_versions_has_its_alpha_in_pefts_config(tiny_base: Pat
     save_file(tensors, tmp_path / "a.safetensors", metadata={"lora_adapter_metadata": json.dumps(config)})
     reader = load_family(ModelSource(str(tiny_base)))
     lora_files.apply(reader, tmp_path / "a.safetensors")
-    expected = merged_weights(tiny_base, "lora")["unet"]
+    expected = learned(tiny_base, "lora").weights["unet"]
     torch.testing.assert_close(dict(reader.denoiser.state_dict()), dict(expected), atol=1e-6, rtol=1e-5)
 
 
@@ -143,8 +172,9 @@ def test_training_starts_from_the_names_of_attention_processors(tiny_base: Path,
     assert len(old) == len(adapters.adapter_state(again.denoiser)) > 10
 
 
-def test_modules_of_several_ranks_start_filled_up_to_the_largest(tiny_base: Path, tmp_path: Path) -> None:
-    write_kohya_names(trained(tiny_base, "lora"), tmp_path / "a.safetensors")
+def test_modules_of_several_ranks_start_filled_up_to_the_largest(
+    tiny_base: Path, learned: Learn, tmp_path: Path
+) -> None:
     cut = {
         "lora_down.weight": lambda tensor: tensor[:1],
         "lora_up.weight": lambda tensor: tensor[:, :1],
@@ -152,7 +182,7 @@ def test_modules_of_several_ranks_start_filled_up_to_the_largest(tiny_base: Path
     }
     resized = {
         key: cut[key.split(".", 1)[1]](tensor).contiguous() if "down_blocks" in key else tensor
-        for key, tensor in load_file(tmp_path / "a.safetensors").items()
+        for key, tensor in load_file(learned(tiny_base, "lora").files["kohya"]).items()
     }
     save_file(resized, tmp_path / "resized.safetensors")
     expected, family = (load_family(ModelSource(str(tiny_base))) for _ in range(2))
@@ -169,10 +199,11 @@ def test_modules_of_several_ranks_start_filled_up_to_the_largest(tiny_base: Path
     torch.testing.assert_close(dict(family.denoiser.state_dict()), state, atol=1e-6, rtol=1e-5)
 
 
-def test_a_lora_of_the_text_encoder_alone_is_a_start(tiny_base: Path, tmp_path: Path) -> None:
-    family = trained(tiny_base, "lora")
-    tensors = {key: tensor for key, tensor in kohya_state(family).items() if key.startswith("lora_te_")}
-    save_file(tensors, tmp_path / "text.safetensors")
+def test_a_lora_of_the_text_encoder_alone_is_a_start(tiny_base: Path, learned: Learn, tmp_path: Path) -> None:
+    tensors = load_file(learned(tiny_base, "lora").files["kohya"])
+    save_file(
+        {key: tensor for key, tensor in tensors.items() if key.startswith("lora_te_")}, tmp_path / "text.safetensors"
+    )
     again = load_family(ModelSource(str(tiny_base)))
     METHODS["lora"].attach(again, settings(**KINDS["lora"], start=tmp_path / "text.safetensors"))
     text, unet = adapters.adapter_state(again.text_encoders[0]), adapters.adapter_state(again.denoiser)

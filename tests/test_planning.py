@@ -34,38 +34,61 @@ def config_of(config_file: Path, method: str, *overrides: str) -> Config:
     return load_config(config_file, [f"method.name={method}", *new_word, *overrides])
 
 
-@pytest.mark.parametrize("method", METHODS)
+CHANGES = (
+    "prior.source=stream",
+    "train.gradient_checkpointing=true",
+    "train.micro_batch_size=1",
+    "optim.in_backward=true",
+)
+QUICK = {  # each change and each method; the other cells are slow
+    ("prior.source=stream", "full"),
+    ("train.gradient_checkpointing=true", "pivotal"),
+    ("train.micro_batch_size=1", "pivotal"),
+    ("optim.in_backward=true", "full"),
+}
+
+
 @pytest.mark.parametrize(
-    "change",
+    ("change", "method"),
     [
-        "prior.source=stream",
-        "train.gradient_checkpointing=true",
-        "train.micro_batch_size=1",
-        "optim.in_backward=true",
+        pytest.param(change, method, marks=() if (change, method) in QUICK else pytest.mark.slow)
+        for change, method in itertools.product(CHANGES, METHODS)
     ],
 )
 def test_a_step_without_numbers_takes_what_one_with_numbers_does(method: str, change: str, config_file: Path) -> None:
     unclipped = ["optim.max_grad_norm=0"] if change.startswith("optim") else []
-    config = config_of(config_file, method, change, *unclipped)
+    config = config_of(config_file, method, "validate.every_steps=0", change, *unclipped)
     foretold, found = (Planner(config, fake=fake).need(config) for fake in (True, False))
     assert foretold.step == pytest.approx(found.step, rel=0.02)
-    assert foretold.validation == pytest.approx(found.validation, rel=0.02)
     assert foretold.step > 0
+
+
+def test_a_validation_without_numbers_takes_what_one_with_numbers_does(config_file: Path) -> None:
+    config = config_of(config_file, "pivotal")
+    foretold, found = (Planner(config, fake=fake).peak_of_validation(config) for fake in (True, False))
+    assert foretold == pytest.approx(found, rel=0.02)
+    assert foretold > 0
+
+
+def planner_of(config: Config) -> Planner:
+    """Return one that goes through a step with numbers, which is far faster at this size and takes the same."""
+    return Planner(config, fake=False)
 
 
 def test_weights_are_counted_for_what_they_are(config_file: Path) -> None:
     full, lora = (config_of(config_file, method) for method in ("full", "lora"))
-    of_full, of_lora = (Planner(config).need(config) for config in (full, lora))
+    of_full, of_lora = (planner_of(config).need(config) for config in (full, lora))
     assert of_full.moments == 2 * of_full.trained, "in float32 as the weights"
     assert of_full.copy == of_full.trained, "all but the VAE trains, and the prior needs it untouched"
     assert of_lora.copy == 0, "it lies beneath the adapter"
     assert of_lora.trained < 0.5 * of_full.trained
     assert of_lora.frozen == of_full.trained + of_full.frozen
-    in_half = config_of(config_file, "lora", "train.precision=bf16-mixed", "method.train_text_encoder=false")
-    in_half_frozen = Planner(in_half).need(in_half).frozen
+    half = ("train.precision=bf16-mixed", "method.train_text_encoder=false")
+    in_half = config_of(config_file, "lora", *half)
+    in_half_frozen = planner_of(in_half).need(in_half).frozen
     assert in_half_frozen < 0.6 * of_lora.frozen, "half the bytes but for the VAE, and the text encoder is let go"
     averaged = config_of(config_file, "full", "train.ema_decay=0.9", "optim.name=adamw8bit")
-    of_averaged = Planner(averaged).need(averaged)
+    of_averaged = planner_of(averaged).need(averaged)
     assert of_averaged.average == of_averaged.trained == 2 * of_averaged.moments
 
 
@@ -82,7 +105,7 @@ def test_what_is_advised_is_a_config_that_training_takes(config_file: Path) -> N
 
 def test_every_saving_that_is_advised_saves(config_file: Path) -> None:
     config = config_of(config_file, "full", "validate.every_steps=0")
-    totals = [need.total for _, _, need in with_savings(Planner(config), config)]
+    totals = [need.total for _, _, need in with_savings(planner_of(config), config)]
     assert len(totals) == 6
     assert all(after < before for before, after in itertools.pairwise(totals)), totals
     assert config == config_of(config_file, "full", "validate.every_steps=0"), (
@@ -91,13 +114,15 @@ def test_every_saving_that_is_advised_saves(config_file: Path) -> None:
 
 
 def test_the_command_tells_what_fits_and_writes_nothing(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", str(config_file), "--memory", "99"]) == 0
+    overrides = ["optim.in_backward=true", "optim.max_grad_norm=0", "prior.source=none"]  # few savings are left
+    config = load_config(config_file, overrides)
+    totals = [need.total for _, _, need in with_savings(planner_of(config), config)]
+    between = ((totals[0] + totals[-1]) / 2 + GIB) / 0.9
+    assert main(["plan", str(config_file), *overrides, "--memory", str(between / GIB)]) == 0
     told = capsys.readouterr().out
     assert "weights that train" in told
-    assert re.search(r"fits +as configured", told)
-    assert main(["plan", str(config_file), "--memory", "1"]) == 0
-    assert "fits" not in (told := capsys.readouterr().out)
-    assert "gradient_checkpointing=true" in told
+    assert re.search(r"too much +as configured", told)
+    assert re.search(r"fits +\+ (train.gradient_checkpointing=true|optim.name=adamw8bit):", told)
     assert not (config_file.parent / "runs").exists()
     assert device_memory(load_config(config_file))[1] > GIB // 4
 
@@ -105,7 +130,7 @@ def test_the_command_tells_what_fits_and_writes_nothing(config_file: Path, capsy
 def test_what_saves_nothing_is_not_advised_until_it_does(config_file: Path) -> None:
     """Of pictures this small there is most in a step when backward is done: gradients, and no activations any more."""
     config = config_of(config_file, "full", "validate.every_steps=0", "data.resolution=16", "prior.source=none")
-    advised = [change.split("=")[0] for change, _, _ in with_savings(Planner(config), config)]
+    advised = [change.split("=")[0] for change, _, _ in with_savings(planner_of(config), config)]
     assert advised == ["as configured", "+ optim.name", "+ optim.in_backward", "+ train.gradient_checkpointing"]
 
 
