@@ -68,4 +68,6 @@ def foreign_syntax_warning(name: str, prompt: str) -> str | None:
     pieces = [match[0] for pattern in FOREIGN_SYNTAX for match in pattern.finditer(prompt)]
     if not pieces:
         return None
-    return f"{name}: weights and keywords of other tools are plain text here; leave them out: {', '.join(pieces)}"
+    hints = {"<": "--lora FILE:WEIGHT lays a LoRA over the model", "embedding:": "--embedding FILE adds an embedding"}
+    hint = "".join(f"; {text}" for start, text in hints.items() if any(piece.startswith(start) for piece in pieces))
+    return f"{name}: weights and keywords of other tools are plain text here; leave them out: {', '.join(pieces)}{hint}"

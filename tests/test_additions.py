@@ -175,6 +175,15 @@ def test_a_lora_of_another_generation_with_the_same_names_is_told_by_its_width()
     assert lora_files.trained_on({"lora_unet_a_attn1_to_k.lora_down.weight": torch.zeros(4, 1024)}) == ""
 
 
+def test_magnitudes_by_input_are_refused_where_they_could_be_taken_for_those_of_outputs() -> None:
+    """As early versions of LyCORIS wrote them; in a square matrix their number is the same."""
+    own = {"lora_A": torch.ones(1, 4), "lora_B": torch.ones(4, 1)}
+    by_output = lora_files.make_change(Path("a"), "unet.x", {**own, "dora_scale": torch.ones(4, 1)}, {})
+    assert by_output.magnitude_O is not None
+    with pytest.raises(ModelError, match="magnitudes that are not those of a LoRA's outputs"):
+        lora_files.make_change(Path("a"), "unet.x", {**own, "dora_scale": torch.ones(1, 4)}, {})
+
+
 def test_a_lora_of_this_toolkit_brings_its_subject_and_its_word(tiny_base: Path, tmp_path: Path) -> None:
     """As exported by a pivotal run: the word lies beside, and {subject} is what it has learned."""
     card = SubjectInfo((ROBOT,), 64, 2, 3.0, 8, method="pivotal", base=str(tiny_base))

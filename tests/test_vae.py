@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import run_model_card
 
 from dreambooth import build
+from dreambooth.cli import main
 from dreambooth.config import Config
 from dreambooth.engine import train
 from dreambooth.errors import ModelError, UserError
@@ -161,3 +163,8 @@ def test_the_card_of_an_adapter_has_its_vae_and_another_one_goes_over_it(
     config.model.vae = str(other["original names"])
     assert train(config) == 0, "the same VAE in another file"
     assert (run / "config.yaml").read_bytes() == written, "the run was finished"
+    assert main(["export", str(run), "--format", "lora", "--out", str(run / "lora")]) == 0
+    as_the_card_says = run_model_card(run / "lora", end="image =")["pipeline"]
+    with torch.no_grad():
+        image = as_the_card_says.vae.decode(torch.ones(1, 4, 8, 8) / as_the_card_says.vae.config.scaling_factor).sample
+    torch.testing.assert_close(image, images["other"])

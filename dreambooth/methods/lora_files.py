@@ -33,7 +33,8 @@ LEAVES = (
     (r"(\.lora_B|\.lora_up|\.lora\.up|\.lora_linear_layer\.up|_lora\.up)(\.default)?\.weight", "lora_B"),
     (r"\.lora_mid\.weight", "lora_mid"),
     (r"\.alpha", "alpha"),
-    (r"\.dora_scale|\.lora_magnitude_vector(\.default)?(\.weight)?", "magnitude"),
+    (r"\.dora_scale", "dora_scale"),
+    (r"\.lora_magnitude_vector(\.default)?(\.weight)?", "magnitude"),
     *((rf"\.{leaf}", leaf) for leaf in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")),
     *((rf"\.{leaf}", leaf) for leaf in ("lokr_w1", "lokr_w1_a", "lokr_w1_b")),
     *((rf"\.{leaf}", leaf) for leaf in ("lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")),
@@ -215,14 +216,16 @@ def make_change(path: Path, name: str, own: dict[str, Tensor], config: dict[str,
     config: of peft, by `peft_config`. Raises ModelError where tensors are missing.
     """
     own = dict(own)
-    alpha, magnitude = own.pop("alpha", None), own.pop("magnitude", None)
+    alpha, dora_scale = own.pop("alpha", None), own.pop("dora_scale", None)
+    magnitude = own.pop("magnitude", dora_scale)
     if "lora_mid" in own and "lora_A" in own:  # LoCon's core and its 1 x 1 input are one convolution
         own["lora_A"] = torch.einsum("ijkl,jr->irkl", own.pop("lora_mid").float(), own["lora_A"].flatten(1).float())
     matrices = own.keys() - {"hada_t1", "hada_t2", "lokr_t2"}
     kind = next((kind for kind, needed in NEEDED.items() if matrices in needed), None)
     if kind is None:
         raise ModelError(f"{path}: {name} has {', '.join(sorted(own)) or 'no matrices'} alone: the file is incomplete")
-    if magnitude is not None and (kind != "lora" or len(magnitude.flatten()) != len(own["lora_B"])):
+    is_of_inputs = dora_scale is not None and dora_scale.ndim > 1 and len(dora_scale) == 1  # of LyCORIS before 3
+    if magnitude is not None and (kind != "lora" or is_of_inputs or len(magnitude.flatten()) != len(own["lora_B"])):
         raise ModelError(f"{path}: {name}: magnitudes that are not those of a LoRA's outputs cannot be read here")
     magnitude_O = None if magnitude is None else magnitude.float().flatten()
     lows = ("lora_A", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")
