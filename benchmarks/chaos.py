@@ -160,7 +160,7 @@ class Chaos:
             way, rank = self.dice.choice([*TIMED]), self.dice.randrange(self.num_processes)
             log.unlink(missing_ok=True)
             process = start_script(self.command(name), log, {})
-            while process.poll() is None and "\nstep " not in log.read_text():
+            while process.poll() is None and "% step " not in log.read_text():
                 time.sleep(0.002)
             time.sleep(self.dice.uniform(0, 1))
             for number_of_signal in TIMED[way]:

@@ -6,8 +6,8 @@ What is printed meanwhile stands above the bar: `console` takes the line away, p
 import contextlib
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
+from time import monotonic
 
 COLUMNS = 120  # at most, of a wider terminal
 MIN_BAR, MAX_BAR = 6, 30  # characters of the bar
@@ -67,13 +67,14 @@ class ProgressDisplay:
         self._write_line = write_line
         self._seconds = seconds
         self._is_terminal = sys.stderr.isatty()
-        self._started = time.monotonic()
+        self._started = monotonic()
         self._shown_at = 0.0 if self._is_terminal else self._started
+        self.is_shown = False  # whether anything was shown yet
         self._first: tuple[float, float] | None = None  # the fraction that was done when the first one came, and when
 
     def is_due(self, fraction: float) -> bool:
         """Return whether it is time to show something, with this part of the task done (0 to 1)."""
-        now = time.monotonic()
+        now = monotonic()
         self._first = self._first or (fraction, now)
         at_first, at_most = SECONDS_BETWEEN_LINES
         between_lines = min(max(at_first, (now - self._started) / LINES), at_most)
@@ -92,13 +93,13 @@ class ProgressDisplay:
     def _speed(self, fraction: float) -> float:
         """Return the part of the task that was done in a second; 0: not known yet."""
         first, then = self._first or (fraction, 0.0)
-        seconds = time.monotonic() - then
+        seconds = monotonic() - then
         return (fraction - first) / seconds if seconds else 0.0
 
     def show(self, fraction: float, parts: Sequence[str | None]) -> None:
         """Show a fraction (0 to 1) with what belongs to it, the most important part first; None is left out."""
         texts = [part for part in parts if part is not None]
-        self._shown_at = time.monotonic()
+        self._shown_at, self.is_shown = monotonic(), True
         if self._is_terminal:
             columns = min(COLUMNS, shutil.get_terminal_size().columns) - 1
             STATUS_LINE.show(progress_bar(self._task, fraction, texts, columns))

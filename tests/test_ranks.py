@@ -88,7 +88,7 @@ def pair(config_file: Path) -> RunFolder:
     line = command(config_file, "pair", starter=TORCHRUN)
     done = subprocess.run(line, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("training ") == 1, "both processes speak"
+    assert done.stderr.count(f"training {run_of(config_file, 'pair').path}") == 1, "both processes speak"
     return run_of(config_file, "pair")
 
 

@@ -36,7 +36,7 @@ def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 def seconds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time, to be moved on by a test."""
     now = [100.0]
-    monkeypatch.setattr("dreambooth.status_line.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("dreambooth.status_line.monotonic", lambda: now[0])
     return now
 
 

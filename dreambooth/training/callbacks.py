@@ -240,7 +240,8 @@ class Progress(StepCallback):
         if self._display is None:
             return
         fraction = step / trainer.max_steps
-        if self._display.is_due(fraction) or step == trainer.max_steps:
+        is_first = not self._display.is_shown
+        if self._display.is_due(fraction) or is_first or step == trainer.max_steps:
             self._display.show(fraction, self._parts(module, step, trainer.max_steps))
 
     def _parts(self, module: DreamBoothModule, step: int, max_steps: int) -> list[str | None]:
