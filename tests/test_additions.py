@@ -16,11 +16,13 @@ import dreambooth
 from dreambooth.cli import main
 from dreambooth.errors import ModelError, UserError
 from dreambooth.export.adapter import kohya_state
+from dreambooth.export.names import link_old_name
 from dreambooth.export.subject_info import LearnedSubject, SubjectInfo, card_metadata, write_card
 from dreambooth.families import Family, components, load_family
 from dreambooth.generation.additions import (
     EmbeddingRef,
     LoraRef,
+    lora_file,
     parse_embedding,
     parse_lora,
     words_beside,
@@ -196,8 +198,12 @@ def test_a_lora_of_this_toolkit_brings_its_subject_and_its_word(tiny_base: Path,
     assert prompt == "a photo of <rbt> robot"
     rows = [found.family.text_encoders[0].get_input_embeddings().weight[i] for i in found.family.tokenize("<rbt>")]
     assert [row.tolist() for row in rows] == [[1.0] * 16] * 2
-    own = load_model(str(tmp_path / "rbt.safetensors"), "cpu")
-    assert weights_of(own.family).keys() == weights_of(found.family).keys(), "the file is a MODEL by itself as well"
+    link_old_name(tmp_path, "rbt.safetensors", "kohya.safetensors")
+    assert lora_file(LoraRef(str(tmp_path / "kohya.safetensors"))) == tmp_path / "rbt.safetensors"
+    assert lora_file(LoraRef(str(tmp_path))) == tmp_path / "rbt.safetensors"
+    own = load_model(str(tmp_path / "kohya.safetensors"), "cpu")
+    torch.testing.assert_close(weights_of(own.family), weights_of(found.family))
+    assert len(own.family.tokenize("<rbt>")) == 2, "the file is a MODEL by itself as well, with its word"
 
 
 # -------------------------------------------------------------------------------- embeddings

@@ -6,6 +6,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from dreambooth.errors import ModelError, first_line
+from dreambooth.export.names import file_behind
 from dreambooth.export.subject_info import ExportCard
 from dreambooth.families import Family, ModelSource, load_family
 from dreambooth.families.single_file import UNET, read_header
@@ -73,6 +74,7 @@ def has_builtin_config(path: Path) -> bool:
 
 def find_files(location: Path) -> ResultFiles:
     """Sort the .safetensors of a folder, or a file and the words beside it, by what they hold. Raises ModelError."""
+    location = file_behind(location)
     if location.is_file():
         beside = location.parent.glob(f"{location.stem}_emb*.safetensors")
         paths = [location, *sorted(path for path in beside if path != location)]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.errors import ModelError, UserError, escaped
+from dreambooth.export.names import file_behind
 from dreambooth.export.subject_info import LearnedSubject
 from dreambooth.files import with_home, without_home
 from dreambooth.generation.location import find_card, kind_of_file, model_folder, suggestions
@@ -125,12 +126,9 @@ def _lora_in(place: Path) -> Path:
             f"--lora {escaped(place)}: was trained with {card.method}, which is no LoRA; extract one: "
             f"export {escaped(place)} --format kohya --rank 16"
         )
-    own = [folder / name for name in OWN_LORA_FILES if (folder / name).is_file() and not (folder / name).is_symlink()]
-    found = own[:1] or [
-        path
-        for path in sorted(folder.glob("*.safetensors"))
-        if not path.is_symlink() and kind_of_file(path) not in ("embedding", "model")
-    ]
+    files = sorted({file_behind(path) for path in folder.glob("*.safetensors")})
+    own = [path for path in files if path.name in OWN_LORA_FILES]
+    found = own[:1] or [path for path in files if kind_of_file(path) not in ("embedding", "model")]
     if len(found) != 1:
         listed = f" ({', '.join(path.name for path in found)})" if found else ""
         raise ModelError(f"--lora {escaped(place)}: holds {len(found)} LoRAs{listed}; name a file")
@@ -159,7 +157,7 @@ def _path_of(file: str, option: str) -> Path:
         raise ModelError(f"{option} {escaped(file)}: there is no such file or folder{suggestions(path)}")
     if path.is_file() and path.suffix not in WEIGHT_FILES:
         raise ModelError(f"{option} {escaped(file)}: must be one of {', '.join(WEIGHT_FILES)}")
-    return path
+    return file_behind(path)
 
 
 def words_beside(path: Path) -> list[Path]:
@@ -173,8 +171,8 @@ def words_beside(path: Path) -> list[Path]:
     if card is None or not find_facts(card.method).adds_tokens:
         return []
     pattern = "learned_embeds*.safetensors" if in_folder else f"{path.stem}_emb*.safetensors"
-    beside = sorted(path.parent.glob(pattern))
-    return [each for each in beside if not each.is_symlink() and not each.stem.endswith("_invokeai")]
+    beside = sorted({file_behind(each) for each in path.parent.glob(pattern)})
+    return [each for each in beside if not each.stem.endswith("_invokeai")]
 
 
 def learned_by(refs: Iterable[LoraRef]) -> tuple[LearnedSubject, ...]:
