@@ -3,13 +3,15 @@
 #   make demo PYTHON=python3.12        another interpreter (3.11 or newer) for a new .venv
 #   make test PYTEST="-k resume -x"    more arguments for pytest; "-n 0" is one process, as --pdb needs it
 #
-# On Linux pip takes the CUDA build of torch, about 3 GB. A machine without a GPU needs only the CPU build: let
-# PIP_EXTRA_INDEX_URL name the CPU index that pytorch.org's "Get Started" page shows, and pip prefers it.
+# uv, where it is installed, takes the build of torch that suits the machine: the CPU's where there is no GPU. pip takes
+# the CUDA build on Linux, about 3 GB; let PIP_EXTRA_INDEX_URL name the CPU index that pytorch.org's "Get Started" page
+# shows, and pip prefers that.
 
 PYTHON ?= python3
 PYTEST ?=
 VENV   := .venv
 BIN    := $(VENV)/bin
+UV     := $(shell command -v uv)
 DEMO   := checkpoints/toyworld-robot
 # A test process on each core, of one thread each (tests/conftest.py); one that is done takes tests over from another.
 TEST   := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
@@ -55,8 +57,10 @@ format: $(VENV)/.installed-dev  ## mend what ruff can mend
 # Two stamps, because the demo should not wait for tools: without [dev] it installs in two thirds of the time (74 s against
 # 113 s on two busy cores). pip compiles file by file; doing it afterwards on all cores takes half as long.
 # A stamp is touched last, so that an interrupted install is taken up again by the next call.
+# Where uv cannot reach PyTorch's own index, pip installs.
 define install
-$(BIN)/python -m pip install --no-compile -c constraints.txt -e "$(1)"
+$(if $(UV),$(UV) pip install --python $(BIN)/python --torch-backend=auto -c constraints.txt -e "$(1)" ||) \
+    $(BIN)/python -m pip install --no-compile -c constraints.txt -e "$(1)"
 $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # some packages carry templates that are no Python
 endef
 
