@@ -324,7 +324,7 @@ def report_qualities(entries: Mapping[str, ValidationRecord | None]) -> None:
             names.setdefault(entry.step, []).append(name)
             qualities[entry.step] = entry.quality
     for step, quality in qualities.items():
-        factors = ", ".join(f"{factor} {value:.3f}" for factor, value in asdict(quality).items())
+        factors = ", ".join(f"{factor.replace('_', ' ')} {value:.3f}" for factor, value in asdict(quality).items())
         print(f"  step {step} ({', '.join(names[step])}): quality {quality.value:.3f} ({factors})")
 
 
