@@ -42,5 +42,5 @@ class KLCodec:
         factor = self.vae_scale_factor
         for side in (height, width):
             if side % factor or side <= 0:
-                raise UserError(f"a picture side of {side} pixels does not fit this model; use a multiple of {factor}")
+                raise UserError(f"an image side of {side} pixels does not fit this model; use a multiple of {factor}")
         return self.vae.config.latent_channels, height // factor, width // factor

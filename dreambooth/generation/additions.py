@@ -1,6 +1,6 @@
 """LoRAs and embeddings that are laid over a model (`--lora`, `--embedding`): how they are named, and their files.
 
-What can be known of a file from its name and header is told here, before anything heavy is loaded.
+What can be known of a file from its name and header is reported here, before anything heavy is loaded.
 """
 
 import math
