@@ -11,10 +11,9 @@ import statistics
 import time
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from dreambooth.config import load_config
-from dreambooth.preflight.memory_plan import Planner, counted
+from dreambooth.preflight.memory_plan import Planner
 
 METHODS = {
     "full, with text encoder": ["method.name=full"],
@@ -63,10 +62,7 @@ def step_flops(model: str, resolution: int, overrides: list[str]) -> int:
         "subject.class_noun=dog",
     ]
     config = load_config("configs/sd15.yaml", [*wanted, "train.gradient_checkpointing=false", *overrides])
-    planner = Planner(config)
-    with counted(planner.networks, fake=True), FlopCounterMode(display=False) as counter:
-        planner.take_step(config)
-    return counter.get_total_flops()
+    return Planner(config).step(config).flops
 
 
 if __name__ == "__main__":

@@ -17,6 +17,14 @@ IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 IS_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 PROBE_BYTES = 4096
 MIB = 2**20
+GIB = 2**30
+
+
+def size_in_words(num_bytes: int) -> str:
+    """Return a size for people: "38.7 GiB", "412 MiB", "9 KiB"."""
+    if num_bytes >= GIB:
+        return f"{num_bytes / GIB:.1f} GiB"
+    return f"{num_bytes / MIB:.0f} MiB" if num_bytes >= MIB else f"{num_bytes / 1024:.0f} KiB"
 
 
 def check_writable(folder: Path, option: str, num_bytes: int = 0) -> None:

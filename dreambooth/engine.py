@@ -29,17 +29,18 @@ from dreambooth.hints import activation_hint, command_line
 from dreambooth.methods import find_method
 from dreambooth.metrics.validation_log import ValidationLog, ValidationRecord
 from dreambooth.metrics.validation_scores import ValidationScorer
-from dreambooth.preflight.check import check_disk
+from dreambooth.preflight.disk_plan import check_disk
 from dreambooth.prompts import examples
 from dreambooth.randomness import Randomness
+from dreambooth.run.cleaning import remove_idle_states, restore_best_file
 from dreambooth.run.failures import translate_errors
 from dreambooth.run.fingerprints import input_fingerprints
 from dreambooth.run.folder import (
     RunFolder,
     check_folders,
     check_writable,
-    clean,
     drop_later_than,
+    remove_half_written,
     set_aside,
     write_config,
 )
@@ -48,6 +49,7 @@ from dreambooth.run.resume import (
     changed_inputs,
     changed_settings,
     check_fingerprints,
+    check_goes_on,
     found_state,
     is_finished,
     moved_paths,
@@ -88,7 +90,8 @@ def train(
         validation_log = ValidationLog(run.scores, last_step=-1 if state is None else state.step)
         session = Session(run, config, run_lock, validation_log, state, accepted_changes)
         if state is not None and session.is_finished and not moved_paths(run, config, state):
-            return report_finished(run, state)
+            return report_finished(session, state)
+        check_goes_on(run, state, session.is_finished)
         check_writable(run)
         return resume_or_start(session, profile, on_progress)
 
@@ -129,7 +132,7 @@ def resume_or_start(session: Session, profile: bool, on_progress: OnTrainProgres
     inputs = load_inputs(config, session.validation_log)
     check_fingerprints(state, inputs.fingerprints, config, session.accepted_changes)
     if state is not None and session.is_finished:
-        return report_finished(run, state)  # only its paths have changed
+        return report_finished(session, state)  # only its paths have changed
 
     randomness = Randomness(config.run.seed)
     module, latents, validation_inputs = prepare(session, inputs, randomness)
@@ -215,9 +218,11 @@ def report_stopped(trainer: pl.Trainer, signal_number: int) -> int:
     return 128 + signal_number if trainer.is_global_zero else 0
 
 
-def report_finished(run: RunFolder, state: FoundState) -> int:
+def report_finished(session: Session, state: FoundState) -> int:
     """Say that there is nothing left to do; returns the exit code."""
-    clean(run)
+    run = session.run
+    remove_half_written(run)
+    remove_idle_states(run, session.config, state.step, session.validation_log)
     print(f"{run.path}: finished at step {state.step}, the model is in {run.model}")
     return 0
 
@@ -241,6 +246,7 @@ def open_run(session: Session, fingerprints: InputFingerprints) -> None:
     session.validation_log.cut()
     accepted: list[str] = []
     if state is not None:
+        restore_best_file(run, state, session.validation_log)
         optim = build.optim_settings(started_config(run)), build.optim_settings(config)
         report_changes(run, config, state, optim)
         changes = [
@@ -280,6 +286,7 @@ def finish(
     scores = next((entry.metrics() for entry in validation_log.entries if entry.step == step), None)
     card = build.subject_card(config, step, last_step, base, scores)
     export_model(module.family, card, run.model, config.model.export_dtype)
+    remove_idle_states(run, config, last_step, validation_log)
     print(f"model: {run.model}")
     print(f"verdict: {validation_log.verdict_on(step)}")
     if (activation := activation_hint()) is not None:

@@ -112,11 +112,15 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def leftovers(folder: Path) -> list[Path]:
+    """Return what a killed process was making in a folder, if nobody else is writing there."""
+    return [path for path in (folder.iterdir() if folder.is_dir() else ()) if LEFTOVER.fullmatch(path.name)]
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files of a killed process from a folder. No other process may be writing there."""
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if LEFTOVER.fullmatch(path.name):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in leftovers(folder):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _sync(path: Path) -> None:

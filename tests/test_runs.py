@@ -81,6 +81,8 @@ def test_a_finished_run_can_be_made_longer_and_equals_one_that_was_long_from_the
         return torch.load(folder.state, weights_only=True)["state_dict"], (folder.logs / "metrics.csv").read_text()
 
     run("grown", 3)
+    states = config_file.parent / "runs" / "grown" / "state"
+    assert [path.name for path in states.glob("*.ckpt")] == ["last.ckpt"], "it needs no other to be made longer"
     grown, whole = run("grown", 7), run("whole", 7)
     assert grown[1] == whole[1]
     for name, value in whole[0].items():

@@ -50,7 +50,7 @@ def quick_demo(runs: Path, base: Path, *overrides: str) -> Config:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, shipped_base: Path) -> RunFolder:
     """A run of 24 steps with 5 validations, left in peace; no test changes it."""
-    config = quick_demo(tmp_path_factory.mktemp("runs"), shipped_base, "run.name=whole")
+    config = quick_demo(tmp_path_factory.mktemp("runs"), shipped_base, "run.name=whole", "train.keep_states=true")
     assert train(config) == 0
     return RunFolder(config)
 

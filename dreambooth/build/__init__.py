@@ -23,8 +23,15 @@ from dreambooth.build.networks import (
     save_memory,
     unused_networks,
 )
-from dreambooth.build.prior import in_turn, make_generated_prior, make_prior, num_samples_of_run
-from dreambooth.build.prompts import cache_prompts, captions_of, class_prompts_of, subject_prompt, wording_warnings
+from dreambooth.build.prior import in_turn, make_generated_prior, make_prior, num_class_images, num_samples_of_run
+from dreambooth.build.prompts import (
+    cache_prompts,
+    captions_of,
+    class_prompts_of,
+    subject_prompt,
+    validation_prompts,
+    wording_warnings,
+)
 from dreambooth.build.samplers import check_samplers, prior_sampler, validation_sampler
 from dreambooth.build.subjects import (
     SubjectData,
@@ -40,6 +47,7 @@ from dreambooth.build.validation_inputs import (
     encode_validation_images,
     find_encoders,
     make_scorer,
+    num_validations,
 )
 
 __all__ = [
@@ -72,7 +80,9 @@ __all__ = [
     "make_trainer",
     "method_settings",
     "model_source",
+    "num_class_images",
     "num_samples_of_run",
+    "num_validations",
     "optim_settings",
     "pick_device",
     "pick_precision",
@@ -82,6 +92,7 @@ __all__ = [
     "subject_card",
     "subject_prompt",
     "unused_networks",
+    "validation_prompts",
     "validation_sampler",
     "warn_of_other_base",
     "wording_warnings",

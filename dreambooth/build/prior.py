@@ -122,6 +122,14 @@ def vae_fingerprint(family: Family, config: Config) -> dict[str, str]:
     return {} if config.model.vae is None else {"vae": digest_weights([family.vae.state_dict()])}
 
 
+def num_class_images(config: Config) -> int:
+    """Return how many class images the base makes for the run, by prior.source."""
+    prior = config.prior
+    if prior.source in ("stream", "ahead") or (prior.source == "teacher" and prior.teacher_latents == "class"):
+        return min(prior.num_images, num_samples_of_run(config))
+    return 0
+
+
 def num_samples_of_run(config: Config) -> int:
     """Return how many samples of the subject all steps of the run see together."""
     train = config.train

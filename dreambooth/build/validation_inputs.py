@@ -110,6 +110,12 @@ def build_validation_inputs(
     return ValidationInputs(prompts, lambda: sample_validation_images(family, config), loss, score, base)
 
 
+def num_validations(config: Config) -> int:
+    """Return how many validations a run has, that of the untouched base among them."""
+    every_steps = config.validate.every_steps
+    return 1 + config.train.max_steps // every_steps if every_steps else 0
+
+
 def fixed_samples(images: list[EncodedImage], config: Config) -> Iterator[Sample]:
     """Yield the samples of the fixed loss, their latents the VAE's means."""
     numbers = by_subject(images)

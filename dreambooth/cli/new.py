@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dreambooth.cli import loading_libraries
+from dreambooth.disk import GIB, size_in_words
 from dreambooth.errors import UserError
 
 if TYPE_CHECKING:
-    from dreambooth.preflight.new_config import Costs
+    from dreambooth.preflight.costs import Costs
 
 BASE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
@@ -39,7 +40,6 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{out}: is there already; name another file with --out, or remove it")
     with loading_libraries():
         from dreambooth.generation.request import write_png
-        from dreambooth.preflight.memory_plan import GIB
         from dreambooth.preflight.new_config import Request, write_new_config
 
     memory = None if args.memory is None else int(args.memory * GIB)
@@ -55,7 +55,5 @@ def run(args: argparse.Namespace) -> int:
 
 
 def costs_in_words(costs: "Costs") -> str:
-    from dreambooth.preflight.memory_plan import GIB
-
-    words = f"takes {costs.memory_bytes / GIB:.1f} GiB of memory, {costs.disk_bytes / GIB:.1f} GiB of disk"
-    return words if costs.minutes is None else f"{words}, {costs.minutes:.0f} minutes"
+    memory, disk = size_in_words(costs.memory.total), size_in_words(sum(costs.disk.largest.values()))
+    return f"takes {memory} of memory, {disk} of disk; time: {costs.time}"

@@ -1,9 +1,11 @@
-"""`plan CONFIG.yaml [section.key=value ...]`: the memory that a run will need, and what would take less."""
+"""`plan CONFIG.yaml [section.key=value ...]`: memory, disk and time of a run, and what takes less memory."""
 
 import argparse
 from typing import TYPE_CHECKING
 
+from dreambooth.cli import loading_libraries
 from dreambooth.config import load_config
+from dreambooth.disk import GIB
 
 if TYPE_CHECKING:
     from dreambooth.preflight.memory_plan import Need
@@ -19,23 +21,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
-    from dreambooth.preflight import memory_plan
+    with loading_libraries():
+        from dreambooth.preflight import memory_plan
+        from dreambooth.preflight.costs import costs_of
 
     device, memory = memory_plan.device_memory(config)
     if args.memory is not None:
-        device, memory = "what there is", int(args.memory * memory_plan.GIB)
+        device, memory = "what there is", int(args.memory * GIB)
     planner = memory_plan.Planner(config)
-    for change, changed, need in memory_plan.with_savings(planner, config):
-        if changed is config:
-            print(table(need))
-            print(f"\n{device}: {memory / memory_plan.GIB:.1f} GiB; leave a tenth of it, and 1 GiB for the libraries")
+    if planner.note is not None:
+        print(f"model.base={config.model.base}: {planner.note}\n")
+    costs = costs_of(planner, config)
+    print(table(costs.memory))
+    print(f"\ndisk: {costs.disk}\ntime: {costs.time}")
+    print(f"\n{device}: {memory / GIB:.1f} GiB; leave a tenth of it, and 1 GiB for the libraries")
+    for change, _, need in memory_plan.with_savings(planner, config):
         fits = memory_plan.is_enough(need.total, memory)
-        print(f"  {need.total / memory_plan.GIB:6.2f} GiB  {'fits  ' if fits else 'too much'}  {change}")
+        print(f"  {need.total / GIB:6.2f} GiB  {'fits  ' if fits else 'too much'}  {change}")
     return 0
 
 
 def table(need: "Need") -> str:
-    from dreambooth.preflight.memory_plan import GIB, WORDS
+    from dreambooth.preflight.memory_plan import WORDS
 
     lines = [f"{getattr(need, name) / GIB:8.2f} GiB  {words}" for name, words in WORDS.items()]
     return "\n".join([*lines, f"{need.total / GIB:8.2f} GiB  at most together (of the last two the larger)"])

@@ -290,6 +290,11 @@ class TrainConfig:
         "also keep the second-newest state, state/previous.ckpt, to resume from where the last one is damaged; false: "
         "half the disk space",
     )
+    keep_states: bool = setting(
+        False,
+        "keep all states of a finished run; false: it lets go of those that making it longer does not need, "
+        "state/previous.ckpt, and state/best.ckpt where the last step is the best",
+    )
     ema_decay: float = setting(
         0.0,
         "EMA decay per optimizer step, e.g. 0.999; validation and export use the average; 0: no average",
@@ -384,6 +389,7 @@ MAY_CHANGE = (
     "train.max_steps",
     "train.save_every_steps",
     "train.keep_previous",
+    "train.keep_states",
     "run.dir",
     "run.name",
     "run.resume",

@@ -29,6 +29,8 @@ def load_part(
     Takes the source's variant of its weights where there is one, else the plain ones. Raises ModelError that says what
     is wrong with its files.
     """
+    if not source.has_weights:
+        return make_blank(model_class, base / subfolder)
     own = source.variant if source.variant in find_variants(base / subfolder) else None
     # Weights of another shape are reported below, by name; diffusers lists them anyway.
     options = {"ignore_mismatched_sizes": True} if issubclass(model_class, PreTrainedModel) else {}
@@ -50,6 +52,14 @@ def load_part(
     if isinstance(model, ConfigMixin):  # else a folder of this machine is written into every file made of it
         model.register_to_config(_name_or_path="")
     return model
+
+
+def make_blank(model_class: Any, folder: Path) -> Any:
+    """Make a network by its config alone, with weights that have a shape and no numbers (torch's meta device)."""
+    with torch.device("meta"):
+        if issubclass(model_class, PreTrainedModel):
+            return model_class(model_class.config_class.from_pretrained(folder)).eval()
+        return model_class.from_config(model_class.load_config(folder)).eval()
 
 
 def load_tokenizer(base: Path, subfolder: str) -> CLIPTokenizer:
@@ -88,5 +98,7 @@ def check_finite(**parts: nn.Module) -> None:
     """
     for part, network in parts.items():
         for name, parameter in network.named_parameters():
+            if parameter.is_meta:  # there are no numbers
+                continue
             if not bool(torch.isfinite(parameter.sum())) and not bool(torch.isfinite(parameter).all()):
                 raise ModelError(f"{part}: weight {name} holds numbers that are not finite")

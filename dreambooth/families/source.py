@@ -18,6 +18,7 @@ class ModelSource:
     dtype: of denoiser and text encoders, which are read straight into it; a VAE is always float32.
     quantize: how the frozen weights are stored, by a name in `QUANTIZERS`; None: in `dtype`.
     vae: another VAE in the place of the base's own: a folder, a hub id or a single `.safetensors` file.
+    has_weights: False makes networks of the folder's configs alone, with shapes and no numbers (torch's meta device).
     """
 
     base: str
@@ -28,6 +29,7 @@ class ModelSource:
     dtype: torch.dtype = torch.float32
     quantize: str | None = None
     vae: str | None = None
+    has_weights: bool = True
 
 
 QUANTIZERS: tuple[str, ...] = ()  # none yet: `load_family` refuses every name

@@ -4,31 +4,25 @@ Each check is the one that training itself makes, in its one place; here all are
 """
 
 import contextlib
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
 
-from torch import nn
-
 from dreambooth import build
 from dreambooth.config import Config
 from dreambooth.data.image_folder import list_images
 from dreambooth.data.near_duplicates import inspect_image
-from dreambooth.errors import DreamBoothError, UserError
-from dreambooth.families import Family
-from dreambooth.methods import find_facts, find_method
+from dreambooth.disk import GIB
+from dreambooth.errors import DreamBoothError
+from dreambooth.methods import find_method
 from dreambooth.metrics.validation_log import ValidationLog
-from dreambooth.preflight.memory_plan import GIB, MOMENT_BYTES, Planner, device_memory, is_enough
+from dreambooth.preflight.disk_plan import check_disk
+from dreambooth.preflight.memory_plan import Planner, device_memory, is_enough
+from dreambooth.preflight.time_plan import time_in_words
 from dreambooth.run.folder import RunFolder, check_folders, check_writable
 from dreambooth.run.lock import RunLock
-from dreambooth.run.resume import found_state, is_finished
-
-EXPORT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-NUM_STATES = 3  # the last, the one before, and one that is being written
-TENSOR_BYTES = 1024  # a tensor's name and place in a file
-LOG_BYTES = 2**26  # grids, figures, configs
+from dreambooth.run.resume import check_goes_on, found_state, is_finished
 
 
 @dataclass(frozen=True)
@@ -104,7 +98,10 @@ def tell_state(run: RunFolder, config: Config, good: Callable[[str], None]) -> N
         check_writable(run)
         if state is None:
             good(f"{run.path}: can be written to; the run starts at step 0")
-        elif is_finished(run, state, config, ValidationLog(run.scores, last_step=state.step)):
+            return
+        is_done = is_finished(run, state, config, ValidationLog(run.scores, last_step=state.step))
+        check_goes_on(run, state, is_done)
+        if is_done:
             good(f"{run.path}: finished at step {state.step}")
         else:
             good(f"{run.path}: can be written to; the run goes on at step {state.step}")
@@ -134,8 +131,12 @@ def check_base(config: Config, findings: Findings) -> Planner | None:
         planner = Planner(config)
         build.apply_schedule(planner.family, config)
         build.check_samplers(planner.family, config)
-        weights = sum(weight.numel() for network in planner.networks for weight in network.parameters())
-        good(f"{config.model.base}: {weights / 1e6:.1f} million finite weights, of parts that fit each other")
+        weights = sum(weight.numel() for network in planner.networks for weight in network.parameters()) / 1e6
+        if planner.note is None:
+            good(f"{config.model.base}: {weights:.1f} million finite weights, of parts that fit each other")
+        else:
+            told = f"{config.model.base}: {planner.note}, {weights:.1f} million weights; training downloads it"
+            findings.append(Finding("warning", "base model", told))
     return planner
 
 
@@ -159,6 +160,8 @@ def check_with_base(planner: Planner, given: build.SubjectData | None, config: C
         good(check_disk(run, family, config))
     if findings.exit_code:
         return
+    with findings.of("time") as good:
+        good(time_in_words(planner, config))
     with findings.of("memory") as good:
         need, (device, memory) = planner.need(config).total, device_memory(config)
         told = f"{need / GIB:.2f} GiB are needed, {device} has {memory / GIB:.1f} GiB"
@@ -166,54 +169,3 @@ def check_with_base(planner: Planner, given: build.SubjectData | None, config: C
             good(told)
         else:
             findings.append(Finding("warning", "memory", f"{told}; `python -m dreambooth plan` tells what takes less"))
-
-
-# -------------------------------------------------------------------------------- the disk
-
-
-def check_disk(run: RunFolder, family: Family, config: Config) -> str:
-    """Return what the run will write and what is free, in words, once the method is attached.
-
-    Raises UserError where that does not fit beside what others have; what the run itself has written counts as free.
-    """
-    needs = disk_needs(family, config)
-    stays = run.path.rglob("*") if config.run.resume == "auto" and run.path.is_dir() else []
-    own = sum(path.stat().st_size for path in stays if path.is_file())
-    there = next(path for path in (run.path, *run.path.absolute().parents) if path.is_dir())
-    free, need = shutil.disk_usage(there).free + own, sum(needs.values())
-    told = f"{need / GIB:.2f} GiB ({', '.join(f'{name} {size / GIB:.2f}' for name, size in needs.items())})"
-    if need > free:
-        raise UserError(
-            f"{run.path}: the run will write {told}, and {free / GIB:.2f} GiB are free on this disk; free some, or "
-            "choose a folder on another one (run.dir)"
-        )
-    return f"{told} will be written, {free / GIB:.2f} GiB are free"
-
-
-def disk_needs(family: Family, config: Config) -> dict[str, int]:
-    """Return the most bytes at a time, by what they are for."""
-    networks: list[nn.Module] = [family.denoiser, *family.text_encoders, family.vae]
-    weights = [weight for network in networks for weight in network.parameters()]
-    trained = [weight for weight in weights if weight.requires_grad]
-    num_trained, names = sum(weight.numel() for weight in trained), len(trained) * TENSOR_BYTES
-    averaged = 4 if config.train.ema_decay else 0
-    state = num_trained * (4 + MOMENT_BYTES[config.optim.name] + averaged) + 3 * names
-    is_adapter = find_facts(config.method.name).is_adapter
-    kept = trained if is_adapter else weights
-    needs = {
-        "states": NUM_STATES * state,
-        "the best step": num_trained * 4 + names if config.validate.every_steps and config.validate.keep_best else 0,
-        "the model": sum(weight.numel() for weight in kept) * EXPORT_BYTES[config.model.export_dtype] + names,
-        "class latents": latent_bytes(family, config),
-        "logs": LOG_BYTES,
-    }
-    return {name: size for name, size in needs.items() if size}
-
-
-def latent_bytes(family: Family, config: Config) -> int:
-    """Return the bytes of the class images that the base makes."""
-    prior = config.prior
-    if prior.source not in ("stream", "ahead") and not (prior.source == "teacher" and prior.teacher_latents == "class"):
-        return 0
-    channels, height, width = family.latent_shape(config.data.resolution, config.data.resolution)
-    return min(prior.num_images, build.num_samples_of_run(config)) * channels * height * width * 4

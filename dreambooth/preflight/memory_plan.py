@@ -14,15 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.tuners.lycoris_utils import LycorisLayer
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
 
 from dreambooth import build
 from dreambooth.config import Config
 from dreambooth.data.latents import Batch, Sample
-from dreambooth.families import Conditioning, evaluation_mode, load_family
+from dreambooth.disk import GIB
+from dreambooth.families import Conditioning, Family, ModelSource, evaluation_mode, load_family
+from dreambooth.families.builtin_configs import config_folder
+from dreambooth.families.known_bases import built_in_shapes
 from dreambooth.generation.sampler import guided
 from dreambooth.methods import find_method
 from dreambooth.metrics.validation_log import ValidationLog
@@ -30,7 +35,13 @@ from dreambooth.randomness import Randomness
 from dreambooth.run.savings import SAVINGS, applies, written
 from dreambooth.training.objective import Draws, encode_batch, sample_losses
 
-GIB = 2**30
+ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+FLOPS = {  # by operation: torch's own counts of matrix products and convolutions, and of attention on a CPU
+    **flop_registry,
+    ATTENTION: sdpa_flop,
+    ATTENTION_BACKWARD: sdpa_backward_flop,
+}
 MOMENT_BYTES = {"adamw": 8, "adamw8bit": 2}  # of both moments of a weight
 
 
@@ -65,16 +76,31 @@ WORDS = {
 }
 
 
+@dataclass(frozen=True)
+class Work:
+    """Hold what a pass through the networks takes: peak: bytes that it holds at most; flops: its arithmetic.
+
+    decoding_flops: of those the decoding of images.
+    """
+
+    peak: int
+    flops: int
+    decoding_flops: int = 0
+
+
 class Planner:
     """Plan the memory of configs that have base and method in common. Loads the base, on the CPU.
 
-    fake: compute with fake tensors, which have no numbers; else with real ones.
+    fake: compute with fake tensors, which have no numbers; else with real ones. With fake ones a well-known base that
+    is not here is not downloaded: `shapes` names the built-in config that its networks are made from.
     Raises UserError and ModelError as a run does.
     """
 
     def __init__(self, config: Config, fake: bool = True) -> None:
-        self.fake = fake
-        self.family = load_family(build.model_source(config))
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else None
+        source = build.model_source(config)
+        self.shapes = built_in_shapes(source) if fake else None
+        self.family = load_family(source) if self.shapes is None else load_shapes(self.shapes)
         self.method = find_method(config.method.name)
         self.networks: list[Any] = [self.family.denoiser, *self.family.text_encoders, self.family.vae]
         base = [weight for network in self.networks[:-1] for weight in network.parameters()]
@@ -82,19 +108,26 @@ class Planner:
         trained = self.method.attach(
             self.family, build.method_settings(config, self.family, Randomness(config.run.seed))
         )
+        if self.mode is not None and self.shapes is not None:
+            with self.mode:
+                for network in self.networks:
+                    network.to_empty(device="cpu")  # fake tensors, which claim to be there
         self.text_trains = any(name.startswith("text_encoder") for name in trained)
         self.score_weights = score_weights(config)
-        self._peaks: dict[tuple[object, ...], int] = {}
+        self._works: dict[tuple[object, ...], Work] = {}
+
+    @property
+    def note(self) -> str | None:
+        """Return where the shapes of a base that is not here come from, None for one that is loaded."""
+        if self.shapes is None:
+            return None
+        return f"not in the local cache; the shapes are the built-in ones of {self.shapes}"
 
     def need(self, config: Config) -> Need:
         weights = [weight for network in self.networks for weight in network.parameters()]
         trained = [weight for weight in weights if weight.requires_grad]
         num_trained = sum(weight.numel() for weight in trained)
         is_copied = not self.method.facts.is_adapter and config.prior.source in ("stream", "teacher")
-        train, side, precision = config.train, config.data.resolution, build.pick_precision(config, self.family)
-        of_step = (self._num_samples(config), train.micro_batch_size, train.gradient_checkpointing)
-        of_images = (config.prior.batch_size, config.validate.guidance_scale)
-        build.checkpoint_activations(self.family, train.gradient_checkpointing)
         return Need(
             trained=num_bytes(trained),
             moments=num_trained * MOMENT_BYTES[config.optim.name],
@@ -102,22 +135,35 @@ class Planner:
             frozen=num_bytes(weight for weight in weights if not weight.requires_grad) - self._freed_bytes(config),
             copy=self.num_base_weights * build.compute_dtype(config, self.family).itemsize * is_copied,
             scores=num_bytes(self.score_weights) if config.validate.every_steps else 0,
-            step=self._cached(self.peak_of_step, config, side, precision, *of_step, config.optim.in_backward),
-            validation=self._cached(self.peak_of_validation, config, side, precision, *of_images)
-            if config.validate.every_steps
-            else 0,
+            step=self.step(config).peak,
+            validation=self.validation(config).peak if config.validate.every_steps else 0,
         )
 
-    def _cached(self, peak: Callable[[Config], int], config: Config, *settings: object) -> int:
-        """Return what `peak` finds; it depends on these settings alone, and is computed once for them."""
-        key = (peak.__name__, *settings)
-        if key not in self._peaks:
-            self._peaks[key] = peak(config)
-        return self._peaks[key]
+    def step(self, config: Config) -> Work:
+        """Return what a step takes, of its micro-batches the first two (`num_micro_batches`)."""
+        train = config.train
+        settings = (self._num_samples(config), train.micro_batch_size, train.gradient_checkpointing)
+        return self._cached(self._work_of_step, config, *settings, config.optim.in_backward)
+
+    def validation(self, config: Config) -> Work:
+        """Return what it takes to predict for a batch of images once, with guidance, and to decode them."""
+        return self._cached(self._work_of_validation, config, config.prior.batch_size, config.validate.guidance_scale)
+
+    def _cached(self, find: Callable[[Config], Work], config: Config, *settings: object) -> Work:
+        """Return what `find` finds; it depends on these settings alone, and is computed once for them."""
+        key = (find.__name__, config.data.resolution, build.pick_precision(config, self.family), *settings)
+        if key not in self._works:
+            self._works[key] = find(config)
+        return self._works[key]
 
     def _num_samples(self, config: Config) -> int:
         """Return the number of samples of a batch, subject and class."""
         return config.train.batch_size * (1 if config.prior.source == "none" else 2)
+
+    def num_micro_batches(self, config: Config) -> int:
+        """Return how many times a batch's samples go through the networks, part by part."""
+        num_samples = self._num_samples(config)
+        return -(-num_samples // min(num_samples, config.train.micro_batch_size or num_samples))
 
     def autocast(self, config: Config) -> torch.autocast:
         """Return the run's autocast on the CPU, where bfloat16 stands for float16, which is as large."""
@@ -130,21 +176,23 @@ class Planner:
             freed = [*freed, self.family.vae]
         return num_bytes(weight for network in freed for weight in network.parameters())
 
-    def peak_of_step(self, config: Config) -> int:
-        """Return the most bytes that a step holds at a time, gradients among them."""
-        with counted(self.networks, self.fake) as count:
+    def _work_of_step(self, config: Config) -> Work:
+        """Return what a step takes; its gradients are among the bytes."""
+        with counted(self.networks, self.mode) as count:
             self.take_step(config)
         for network in self.networks:
             network.zero_grad()
-        return count.peak
+        return Work(count.peak, count.flops)
 
     def take_step(self, config: Config) -> None:
         """Run forward and backward of a batch: of its micro-batches the first two, as the second has gradients too."""
+        build.checkpoint_activations(self.family, config.train.gradient_checkpointing)
+        skip_module_dropout(self.networks)
         num_samples = self._num_samples(config)
         at_once = min(num_samples, config.train.micro_batch_size or num_samples)
         # A weighting reads values, which fake tensors lack; it takes 4 bytes a sample.
         settings = replace(build.loss_settings(config), weighting="none")
-        for _ in range(min(2, -(-num_samples // at_once))):
+        for _ in range(min(2, self.num_micro_batches(config))):
             batch, draws = self._random_batch(config, at_once)
             with self.autocast(config), torch.set_grad_enabled(self.text_trains):
                 conditioning = encode_batch(self.family, batch)
@@ -178,21 +226,33 @@ class Planner:
         for hook in hooks:
             hook.remove()
 
-    def peak_of_validation(self, config: Config) -> int:
-        """Return the most bytes that a batch of images holds at a time while it is sampled and decoded."""
-        size, batch = config.data.resolution, config.prior.batch_size
-        guidance = config.validate.guidance_scale
+    def _work_of_validation(self, config: Config) -> Work:
         with evaluation_mode(self.family), torch.no_grad():
-            conditioning = self.family.encode_prompts([""] * (2 * batch if guidance != 1 else batch))
-            with counted(self.networks, self.fake) as count, self.autocast(config):
-                latents = torch.randn(batch, *self.family.latent_shape(size, size))
+            conditioning = self.encode_validation(config)
+            with counted(self.networks, self.mode) as count, self.autocast(config):
+                latents_BCHW = self.predict_once(config, conditioning)
+                predicting = count.flops
+                self.family.decode_latents(latents_BCHW)
+        return Work(count.peak, count.flops, count.flops - predicting)
 
-                def predict(noisy_BCHW: Tensor, conditioning: Conditioning) -> Tensor:
-                    return self.family.predict(noisy_BCHW, torch.full((len(noisy_BCHW),), 500), conditioning)
+    def encode_validation(self, config: Config) -> Conditioning:
+        """Encode the prompts of a batch of images; with guidance twice as many."""
+        return self.family.encode_prompts([""] * self.num_predictions(config))
 
-                guided(predict, latents, conditioning, guidance)
-                self.family.decode_latents(latents)
-        return count.peak
+    def num_predictions(self, config: Config) -> int:
+        """Return for how many images at a time a validation asks the denoiser."""
+        return config.prior.batch_size * (1 if config.validate.guidance_scale == 1 else 2)
+
+    def predict_once(self, config: Config, conditioning: Conditioning) -> Tensor:
+        """Make latents of a batch of images, take one step of a sampler with them, and return them as they were."""
+        side = config.data.resolution
+        latents_BCHW = torch.randn(config.prior.batch_size, *self.family.latent_shape(side, side))
+
+        def predict(noisy_BCHW: Tensor, conditioning: Conditioning) -> Tensor:
+            return self.family.predict(noisy_BCHW, torch.full((len(noisy_BCHW),), 500), conditioning)
+
+        guided(predict, latents_BCHW, conditioning, config.validate.guidance_scale)
+        return latents_BCHW
 
 
 def score_weights(config: Config) -> list[Tensor]:
@@ -206,28 +266,44 @@ def num_bytes(weights: Iterable[Tensor]) -> int:
     return sum(weight.numel() * weight.element_size() for weight in weights)
 
 
+def load_shapes(name: str) -> Family:
+    """Make a family of a built-in config's shapes, whose weights have no numbers (torch's meta device)."""
+    with config_folder(name) as folder:
+        return load_family(ModelSource(str(folder), has_weights=False))
+
+
 @contextlib.contextmanager
-def counted(networks: Iterable[nn.Module], fake: bool) -> Iterator["Count"]:
-    """Count every storage made in this block, but those of weights; with `fake` nothing is computed."""
-    count, mode = Count(), FakeTensorMode(allow_non_fake_inputs=True) if fake else contextlib.nullcontext()
+def counted(networks: Iterable[nn.Module], mode: FakeTensorMode | None) -> Iterator["Count"]:
+    """Count every storage made in this block, but those of weights; with a mode nothing is computed."""
+    count = Count()
     weights = [weight for network in networks for weight in (*network.parameters(), *network.buffers())]
-    if isinstance(mode, FakeTensorMode):
-        weights = [mode.from_tensor(weight) for weight in weights]
+    if mode is not None:
+        weights = [weight if isinstance(weight, FakeTensor) else mode.from_tensor(weight) for weight in weights]
     count.known.update(weight.untyped_storage()._cdata for weight in weights)
-    with mode, count:
+    with mode or contextlib.nullcontext(), count:
         yield count
 
 
+def skip_module_dropout(networks: Iterable[nn.Module]) -> None:
+    """Let every layer of LoHa and LoKr take part: whether one does is drawn, and without numbers nothing can be."""
+    for network in networks:
+        for module in network.modules():
+            if isinstance(module, LycorisLayer):
+                module.eval()
+
+
 class Count(TorchDispatchMode):
-    """Count the bytes of live storages, and their peak."""
+    """Count the bytes of live storages, their peak, and the arithmetic (FLOP) so far."""
 
     def __init__(self) -> None:
         super().__init__()
         self.known: set[int] = set()
-        self.now = self.peak = 0
+        self.now = self.peak = self.flops = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        if (flops_of := FLOPS.get(func.overloadpacket)) is not None:
+            self.flops += flops_of(*args, **(kwargs or {}), out_val=out)
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor) and (key := tensor.untyped_storage()._cdata) not in self.known:
                 storage = tensor.untyped_storage()

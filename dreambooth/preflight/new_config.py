@@ -20,10 +20,11 @@ from dreambooth.data.image_files import load_image, transparency_mask
 from dreambooth.data.image_folder import ImageFolder, open_folder
 from dreambooth.data.images import grid, resize_and_crop
 from dreambooth.data.near_duplicates import ImageInfo, inspect_image
+from dreambooth.disk import GIB
 from dreambooth.errors import ModelError, UserError, escaped
 from dreambooth.files import beside_of
-from dreambooth.preflight.check import disk_needs
-from dreambooth.preflight.memory_plan import GIB, Planner, device_memory, is_enough, with_savings
+from dreambooth.preflight.costs import Costs, costs_of
+from dreambooth.preflight.memory_plan import Planner, device_memory, is_enough, with_savings
 
 MIN_KEPT = 0.75  # of a photo that a square cuts more of, buckets keep the rest
 FEW_PHOTOS = 6  # that the usual number of steps is for
@@ -69,7 +70,7 @@ TOY: Draft = {
     "train.save_every_steps": (80, ""),
     "train.num_threads": (1, "so small a network is faster on one core"),
     "validate.every_steps": (80, "samples and scores; the best step is kept"),
-    "validate.num_images": (3, ""),
+    "validate.num_images": (6, "a step that looks better on 3 may be so by noise alone"),
     "validate.scheduler": ("unipc", ""),
     "validate.num_inference_steps": (6, ""),
     "validate.guidance_scale": (4, ""),
@@ -86,15 +87,6 @@ class Request:
     identifier: str
     out: Path
     memory: int | None = None
-
-
-@dataclass(frozen=True)
-class Costs:
-    """Hold what a run takes. minutes: None where nothing is known of its speed."""
-
-    memory_bytes: int
-    disk_bytes: int
-    minutes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -219,6 +211,8 @@ def fit(draft: Draft, request: Request, warnings: list[str]) -> Costs:
     """
     config = best = parsed(draft, request.out)
     planner = Planner(config)
+    if planner.note is not None:
+        warnings.append(f"model.base={request.base}: {planner.note}; training downloads it")
     memory, needed = request.memory or device_memory(config)[1], 0
     for _, changed, need in with_savings(planner, config):
         best, needed = changed, need.total
@@ -231,11 +225,6 @@ def fit(draft: Draft, request: Request, warnings: list[str]) -> Costs:
         if after[key] != before.get(key):
             draft[key] = (after[key], f"so that it fits into {memory / GIB:.3g} GiB")
     return costs_of(planner, best)
-
-
-def costs_of(planner: Planner, config: Config) -> Costs:
-    """Return what a run takes of memory, disk and time."""
-    return Costs(planner.need(config).total, sum(disk_needs(planner.family, config).values()))
 
 
 # -------------------------------------------------------------------------------- the file

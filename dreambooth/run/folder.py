@@ -22,6 +22,9 @@ class RunFolder:
         self.state = self.path / "state" / "last.ckpt"
         self.previous = self.path / "state" / "previous.ckpt"
         self.best = self.path / "state" / "best.ckpt"
+        self.removed = (
+            self.path / "state" / "removed.json"
+        )  # what last.json was, once `clean --all` has taken the states
         self.lock = self.path / "state" / "lock"
         self.model = self.path / "model"
         self.samples = self.path / "samples"
@@ -70,7 +73,7 @@ def set_aside(run: RunFolder) -> None:
 
 def drop_later_than(run: RunFolder, state: FoundState | None) -> None:
     """Remove the grids of steps after a state, which are taken again, and what a killed process left half made."""
-    clean(run)
+    remove_half_written(run)
     for grid in run.samples.glob("step-*.png"):
         if int(grid.stem.removeprefix("step-")) > (0 if state is None else state.step):
             grid.unlink()
@@ -83,11 +86,16 @@ def write_config(run: RunFolder, config: Config, accepted: Iterable[str]) -> Non
     write_text(run.config, yaml.safe_dump({**to_dict(config), PROVENANCE: about}, sort_keys=False))
 
 
-def clean(run: RunFolder) -> None:
+def remove_half_written(run: RunFolder) -> None:
     """Remove what a killed process has left half written."""
-    for folder in (*run.folders, *run.prior.glob("*")):
-        if not run.prior.is_symlink() or run.prior not in (folder, folder.parent):  # that may be others' too
-            remove_leftovers(folder)
+    for folder in own_folders(run):
+        remove_leftovers(folder)
+
+
+def own_folders(run: RunFolder) -> list[Path]:
+    """Return the folders that the run alone writes to: class latents behind a link may be others' too."""
+    prior = [run.prior, *run.prior.glob("*")]
+    return [folder for folder in (*run.folders, *prior[1:]) if not (run.prior.is_symlink() and folder in prior)]
 
 
 def _accepted_before(run: RunFolder) -> list[str]:

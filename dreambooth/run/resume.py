@@ -17,7 +17,7 @@ from dreambooth.export.subject_info import read_card
 from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.run.fingerprints import describe_change, fingerprint_names, keys_by_name
 from dreambooth.run.folder import RunFolder
-from dreambooth.training.checkpointing import FoundState, InputFingerprints, find_newest
+from dreambooth.training.checkpointing import FoundState, InputFingerprints, find_newest, newest_entry
 from dreambooth.training.optimizer import OptimSettings, lr_factor
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def found_state(run: RunFolder, config: Config, accepted_changes: Collection[str
     check_keys(accepted_changes)
     if config.run.resume == "never":
         return None
-    state = find_newest((run.state, run.previous))
+    state = find_newest((run.state, run.previous)) or removed_state(run)
     if state is None:
         return None
     changes = [each for each in changed_settings(run, config, state) if each.key not in accepted_changes]
@@ -60,6 +60,21 @@ def found_state(run: RunFolder, config: Config, accepted_changes: Collection[str
             f"or start again with run.resume=never{purpose if possible else ''}:\n  " + "\n  ".join(map(str, changes))
         )
     return state
+
+
+def removed_state(run: RunFolder) -> FoundState | None:
+    """Return the last state of a finished run of which `clean --all` has left the manifest alone; else None."""
+    entry = newest_entry(run.removed)
+    return None if entry is None else FoundState(run.state, entry)
+
+
+def check_goes_on(run: RunFolder, state: FoundState | None, is_done: bool) -> None:
+    """Raises UserError for a run that is to be made longer, and whose states are removed."""
+    if state is not None and not is_done and not state.path.is_file():
+        raise UserError(
+            f"{run.path}: finished at step {state.step}, and its states are removed (clean --all): it cannot be made "
+            "longer; choose another run.name, or start again with run.resume=never, which keeps its model"
+        )
 
 
 def check_keys(accepted_changes: Iterable[str]) -> None:

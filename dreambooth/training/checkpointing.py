@@ -20,12 +20,12 @@ from pytorch_lightning.plugins.io import CheckpointIO
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from dreambooth.disk import GIB
 from dreambooth.errors import UserError
 from dreambooth.files import atomic_file, write_text
 
 logger = logging.getLogger(__name__)
 
-GIB = 2**30
 InputFingerprints = dict[str, str | dict[str, str]]  # input of a run -> its fingerprint, or for files one for each name
 NUM_ENTRIES = 3  # in a manifest: the present state, its replacement, and one that a kill in between has left
 
@@ -185,6 +185,11 @@ def find_state(path: Path) -> StateEntry:
             return entry
     size, manifest = path.stat().st_size, manifest_path(path)
     raise UserError(f"{path}: damaged (of its {size:,} bytes the SHA-256 is not in {manifest.name})")
+
+
+def newest_entry(path: Path) -> StateEntry | None:
+    """Return what a checkpoint's manifest says of the newest one, whether or not its file is there."""
+    return next(iter(_read_entries(path)), None)
 
 
 def _add_entry(path: Path, entry: StateEntry) -> None:

@@ -133,7 +133,7 @@ def test_too_small_a_disk_is_told_before_a_byte_is_written(
 
     monkeypatch.setattr(shutil, "disk_usage", Freed())
     AtomicCheckpointIO(found=find_newest(saved), previous=previous).save_checkpoint(state(4), last)
-    assert "previous.ckpt: let go" in caplog.text
+    assert "previous.ckpt: deleted" in caplog.text
     assert [find_state(path).step for path in saved] == [4, 3]
 
 
@@ -151,6 +151,7 @@ def test_a_run_goes_on_from_the_state_before_a_damaged_one_to_the_same_bits(
     config: Config, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its figures, scores and pictures of later steps are taken back, and come again."""
+    config.train.keep_states = True
     assert train(config) == 0
     run = RunFolder(config)
     whole = all_of(run)
@@ -166,7 +167,9 @@ def test_a_run_goes_on_from_the_state_before_a_damaged_one_to_the_same_bits(
 
 
 def test_a_run_without_a_whole_state_is_refused_and_nothing_is_touched(config_file: Path) -> None:
-    config = load_config(config_file, ["train.max_steps=2", "train.save_every_steps=1", "optim.warmup_steps=0"])
+    config = load_config(
+        config_file, ["train.max_steps=2", "train.save_every_steps=1", "optim.warmup_steps=0", "train.keep_states=true"]
+    )
     train(config)
     run = RunFolder(config)
     halve(run.state)

@@ -1,0 +1,22 @@
+"""Estimate what a run takes of memory, disk and time, for all that tell it: `new`, `plan` and `check`."""
+
+from dataclasses import dataclass
+
+from dreambooth.config import Config
+from dreambooth.preflight.disk_plan import DiskNeed, disk_need
+from dreambooth.preflight.memory_plan import Need, Planner
+from dreambooth.preflight.time_plan import time_in_words
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Hold what a run takes. time: in words, with the device and by what it is known."""
+
+    memory: Need
+    disk: DiskNeed
+    time: str
+
+
+def costs_of(planner: Planner, config: Config) -> Costs:
+    """Return what a run takes of memory, disk and time."""
+    return Costs(planner.need(config), disk_need(planner.family, config), time_in_words(planner, config))
