@@ -57,7 +57,7 @@ class Duration:
 
 @dataclass(frozen=True)
 class Cost:
-    """Hold what the parts of a run cost, in seconds or FLOP: a step, a prediction for one image, the decoding of one."""
+    """Hold what parts of a run cost, in seconds or FLOP: a step, a prediction for one image, the decoding of one."""
 
     step: float
     prediction: float
