@@ -45,13 +45,13 @@ def test_at_80_columns_the_bar_of_training_has_step_time_loss_and_rate() -> None
     assert line == "training  50% [###    ] step 1000/12000, 10:02:03 left, loss 0.1234, lr 1.0e-04"
 
 
-@pytest.mark.parametrize("columns", range(20, 140))
-def test_at_any_width_a_bar_fits_and_no_part_of_it_is_cut(columns: int) -> None:
-    line = progress_bar("training", 0.5, TRAINING, columns)
-    assert len(line) <= columns
-    head, _, rest = line.partition("] ")
-    assert head.startswith("training  50%")
-    assert [each for each in rest.split(", ") if each] == TRAINING[: rest.count(", ") + bool(rest)]
+def test_at_any_width_a_bar_fits_and_no_part_of_it_is_cut() -> None:
+    for columns in range(20, 140):
+        line = progress_bar("training", 0.5, TRAINING, columns)
+        assert len(line) <= columns
+        head, _, rest = line.partition("] ")
+        assert head.startswith("training  50%"), columns
+        assert [each for each in rest.split(", ") if each] == TRAINING[: rest.count(", ") + bool(rest)], columns
 
 
 def test_sampling_moves_with_each_step_and_nothing_is_left_where_it_ended(
