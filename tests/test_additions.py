@@ -260,6 +260,7 @@ def test_an_embedding_of_xl_has_vectors_for_both_text_encoders(tiny_xl_base: Pat
     ("content", "word", "message"),
     [
         ({"emb_params": torch.zeros(1, 768)}, None, "vectors of width 768, where this base's text encoders have 16"),
+        ({"emb_params": torch.ones(0, 16)}, None, "no embedding of a word"),
         ({"emb_params": torch.full((1, 16), torch.nan)}, None, "numbers that are not finite"),
         ({"a": torch.zeros(1, 16), "b": torch.zeros(1, 16)}, None, "no embedding of a word .it holds 'a', 'b'"),
         ({"emb_params": torch.zeros(1, 16)}, "dog", "'dog' is a word of this model already; name another"),

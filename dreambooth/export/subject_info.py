@@ -81,13 +81,14 @@ def read_header(path: Path) -> dict[str, Any]:
             found = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), MAX_HEADER)))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{escaped(path)}: cannot be read as .safetensors ({first_line(error)})") from error
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict) or not isinstance(found.get("__metadata__", {}), dict):
+        raise ModelError(f"{escaped(path)}: cannot be read as .safetensors (its header is none)")
+    return found
 
 
 def card_in_file(path: Path) -> ExportCard | None:
     """Return the card in a .safetensors file; None for a file of other tools. Raises ModelError."""
-    metadata = read_header(path).get("__metadata__")
-    text = metadata.get("dreambooth") if isinstance(metadata, dict) else None
+    text = read_header(path).get("__metadata__", {}).get("dreambooth")
     try:
         return None if text is None else _card_of(json.loads(text))
     except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:

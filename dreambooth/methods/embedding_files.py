@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dreambooth.errors import ModelError, UserError, first_line
 from dreambooth.families import Family
@@ -44,7 +44,7 @@ def read_vectors(path: Path) -> tuple[str | None, list[Tensor]]:
     """Return a file's own word, if it has one, and its vectors, [V, D] for each text encoder. Raises ModelError."""
     content, metadata = read_weights(path)
     word, found = _find(content)
-    if not found or not all(isinstance(each, Tensor) and each.ndim in (1, 2) for each in found):
+    if not found or not all(isinstance(each, Tensor) and each.ndim in (1, 2) and each.numel() for each in found):
         held = ", ".join(map(repr, [*content][:3])) or "nothing"
         raise ModelError(f"{path}: no embedding of a word (it holds {held})")
     vectors = [torch.atleast_2d(each.detach().float()) for each in found]
@@ -56,14 +56,15 @@ def read_vectors(path: Path) -> tuple[str | None, list[Tensor]]:
 def _find(content: Mapping[str, Any]) -> tuple[str | None, list[Any]]:
     """Return the word that is named, and what should be its vectors; none for a file of another kind."""
     if STRING_TO_PARAM in content:
-        return None, [*dict(content[STRING_TO_PARAM]).values()][:1]
+        params = content[STRING_TO_PARAM]
+        return None, [*params.values()][:1] if isinstance(params, Mapping | nn.ParameterDict) else []
     if EMB_PARAMS in content:
         return None, [content[EMB_PARAMS]]
     if set(CLIP_NAMES) <= content.keys():
         return None, [content[name] for name in CLIP_NAMES]
     if len(content) == 1:
         ((word, vectors),) = content.items()
-        return (None if word == ANY_WORD else word), [vectors]
+        return (str(word) if word != ANY_WORD else None), [vectors]
     return None, []
 
 

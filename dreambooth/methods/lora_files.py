@@ -131,7 +131,9 @@ def read_changes(family: Family, path: Path) -> Changes:
     found: dict[tuple[str, str], dict[str, Tensor]] = {}
     unknown = set()
     for key, tensor in tensors.items():
-        named, leaf = split_name(path, key)
+        named, leaf = split_name(path, str(key))
+        if not isinstance(tensor, Tensor):
+            raise ModelError(f"{path}: {key} is no tensor")
         if named in modules:
             found.setdefault(modules[named], {})[leaf] = tensor
         else:

@@ -1,6 +1,5 @@
 """Weights of other tools as tensors by name: .safetensors, or numbers alone of a .pt or .bin."""
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from dreambooth.errors import ModelError, first_line
+from dreambooth.families.inspection import LOADING_ERRORS
 
 PICKLED = (".pt", ".bin")
 
@@ -30,7 +30,7 @@ def _read_pickled(path: Path) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals([torch.nn.ParameterDict]):  # of the first textual inversions, 2022
             found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except LOADING_ERRORS as error:
         raise ModelError(f"{path}: cannot be read as plain weights (weights_only): {first_line(error)}") from error
     if not isinstance(found, dict):
         raise ModelError(f"{path}: holds no weights by name")
