@@ -1,7 +1,7 @@
-"""Turn settings into the parts of a run, which `engine.train` puts together. Below this room nothing sees the config.
+"""Build a run's objects from its config, for `engine.train`. Code in lower rooms never receives the config.
 
-`networks` builds the base, `method` what trains and how, `subjects` and `prompts` what is learned from, `prior` what is
-not to be forgotten, `validation_inputs` what shows the progress, `trainer` the loop.
+`networks` loads the base, `method` chooses what trains and how, `subjects` and `prompts` read photos and captions,
+`prior` builds the class samples, `validation_inputs` the validation's sampler and scorer, `trainer` the Trainer.
 """
 
 from dreambooth.build.method import (

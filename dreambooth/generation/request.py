@@ -27,12 +27,12 @@ WEIGHTS_DIGITS = 16  # of the fingerprint, in recipes that earlier versions of `
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A MODEL as it is typed, and what loading it needs beside its name.
+    """Hold a MODEL argument and its loading options.
 
-    base: of an adapter, its base model where that is elsewhere now. config: for a single file, where its configs and
-    tokenizer lie. revision: of a hub id. variant: which of the weights; of an adapter both are its base's. dtype: of
-    denoiser and text encoders; None: float16 on a GPU, else float32. vae: another VAE in the place of its own. loras,
-    embeddings: what is laid over it.
+    base: the adapter's base model, if it has moved. config: the folder or hub id with a single file's configs and
+    tokenizer. revision: of a hub id. variant: which of the weights; of an adapter both are its base's. dtype: of
+    denoiser and text encoders; None: float16 on a GPU, else float32. vae: replaces the model's own VAE. loras,
+    embeddings: applied on top.
     """
 
     name: str
@@ -48,7 +48,10 @@ class ModelRef:
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """One image. prompt: as the model gets it, with nothing left to fill in. height, width: pixels."""
+    """Hold what one image is made from.
+
+    prompt: as the model gets it, with nothing left to fill in. height, width: pixels.
+    """
 
     model: ModelRef
     prompt: str
@@ -78,10 +81,10 @@ def request_of(recipe: Mapping[str, Any]) -> ImageRequest:
         texts = [each.name for each in fields(ModelRef) if each.name not in ("name", "loras", "embeddings")]
         ref = {name: _text_or_none(recipe, name) for name in texts}
         ref |= {key: with_home(path) for key in PATHS if (path := ref.get(key)) is not None}
-        added = loras_of(recipe.get("loras")), embeddings_of(recipe.get("embeddings"))
+        loras, embeddings = loras_of(recipe.get("loras")), embeddings_of(recipe.get("embeddings"))
         settings = {each.name: recipe[each.name] for each in fields(SamplerSettings) if each.name in recipe}
         return ImageRequest(
-            ModelRef(with_home(str(recipe["model"])), **ref, loras=added[0], embeddings=added[1]),
+            ModelRef(with_home(str(recipe["model"])), **ref, loras=loras, embeddings=embeddings),
             str(recipe["prompt"]),
             int(recipe["seed"]),
             int(recipe["height"]),
@@ -100,9 +103,9 @@ def _text_or_none(recipe: Mapping[str, Any], key: str) -> str | None:
 
 
 def has_weights(recipe: Mapping[str, Any], weights: str) -> bool:
-    """Return whether a recipe is of these weights, as far as it names them."""
+    """Return whether a recipe's weights fingerprint is this one; a recipe without one always matches."""
     own = str(recipe.get("weights", ""))
-    return weights.startswith(own) and (not own or len(own) >= WEIGHTS_DIGITS)
+    return not own or (len(own) >= WEIGHTS_DIGITS and weights.startswith(own))
 
 
 def recipe_changes(own: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

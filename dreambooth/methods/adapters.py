@@ -291,7 +291,7 @@ def load_lora(family: Family, location: Path) -> None:
 
 
 def adapter_file(location: Path, own: str) -> Path:
-    """Return a file as it is; for a folder the file of this name or, in an export, the only one that is no word's."""
+    """Return the file of an adapter: the path itself, `location/own`, or the folder's only one that is no embedding."""
     if location.is_file() or (location / own).is_file():
         return location if location.is_file() else location / own
     words = set(location.glob("*_emb*.safetensors"))
@@ -397,7 +397,7 @@ def load_lycoris(family: Family, path: Path) -> None:
             inject_lycoris(components(family)[name], own)
         except (RuntimeError, KeyError) as error:
             raise ModelError(
-                f"{path}: {name}: its matrices are factored otherwise than here ({first_line(error)}); it can be added "
+                f"{path}: {name}: its factorization cannot be trained here ({first_line(error)}); it can be added "
                 "to a model with `sample.py MODEL --lora`, not trained on"
             ) from error
     check_numbers(family, path)

@@ -10,8 +10,8 @@
     f(x; from a, to b) = (x - a) / (b - a), clipped to 0..1     `fraction_of_range`
 
 Every anchor is measured, none is set: `dino_0`, `pres_0`, `clip_t_0`, `div_0` on the untouched base's own images,
-`real` among the subject's photos, `ignored` on the base's class images under the subject prompts' texts, which is
-what a model that ignores its prompts would score. So the number means the same for any model, encoder and subject: 0
+`real` among the subject's photos; `ignored` is CLIP-T of the base's class images against the subject prompts, the
+score of a model that ignores its prompts. So the number means the same for any model, encoder and subject: 0
 is the base itself (not the subject), 1 would be perfect images of the subject from a model that has lost nothing.
 
 An overfitted model gains fidelity, but loses prompt fidelity (it draws the photos again) and prior preservation (the
@@ -24,9 +24,9 @@ difference on the same prompts and noise. Of six images a quality has a standard
 differ by near the end of a run. There the highest is a matter of chance, and later steps have learned more that no
 score here shows. Validations of a recorded demo (tests/recorded_runs.json) with three images a prompt, resampled a
 hundred times: the highest quality kept cats whose second colour is right in .83 of the images, this rule in .91, the
-last step .92. Where a run is spoiled, it is the last step that loses: of the laboratory's map (`lab map`), read as runs
-with validations at 120, 240 and 480 steps, this rule's truth is .18 +- .10 above the last step's, and .01 +- .05 below
-the highest's.
+last step .92. Where training runs too long, the last step loses: over the laboratory's map (`lab map`), read as runs
+with validations at 120, 240 and 480 steps, this rule's ground-truth score is .18 +- .10 above the last step's, and
+.01 +- .05 below that of the highest quality, which is within noise.
 """
 
 import math
@@ -35,7 +35,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 MIN_SPAN = 5e-3  # a range smaller than this cannot be measured in
-CLEAR = 1.0  # standard errors that a difference of qualities must exceed; 2 costs .05 of truth at twice the rate
+CLEAR = 1.0  # standard errors that a difference of qualities must exceed; at 2 an overtrained step is kept more often
 IMAGE_GROUPS = (("dino", "clip_i", "clip_t"), ("pres", "div", "drift"))  # measures of the same images
 
 Scores = Mapping[str, Sequence[float]]  # one number per image and measure

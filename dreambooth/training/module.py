@@ -130,11 +130,15 @@ class DreamBoothModule(pl.LightningModule):
         return loss.total
 
     def _losses_in_turn(self, groups: Sequence[list[Sample]], is_prior_S: Tensor) -> Tensor:
-        """Return all losses; backward has run for every group but the last, so that activations are one group's."""
+        """Run forward and backward group by group, so that only one group's activations are in memory.
+
+        Returns the losses of all samples, [S]. Lightning runs backward for the last group.
+        """
         weight_S = sample_weights(is_prior_S, self.loss_settings.prior_weight).to(self.device, non_blocking=True)
         weight_S = weight_S / self.trainer.accumulate_grad_batches
+        weights = weight_S.split([len(group) for group in groups])
         losses = []
-        for group, weight_B in zip(groups[:-1], weight_S.split([*map(len, groups)]), strict=False):
+        for group, weight_B in zip(groups[:-1], weights[:-1], strict=True):
             loss_B = self._losses(group)
             with torch.autocast(self.device.type, enabled=False):
                 self.trainer.strategy.backward((weight_B * loss_B).sum(), self.trainer.optimizers[0])
@@ -186,7 +190,7 @@ class DreamBoothModule(pl.LightningModule):
             check_finite(self.trainer.global_step + 1, "optim/grad_norm", float(norm), self.recorder.batches)
 
     def close_step(self) -> StepMetrics:
-        """Return the metrics of the optimizer step that just ended, means over all processes, which must all ask."""
+        """Return the metrics of the optimizer step that just ended, averaged over processes (collective: all must call)."""
         # In 16-mixed an infinite gradient is normal: the scaler skips the step.
         finite = ("train/loss",) if self.trainer.precision == "16-mixed" else ("train/loss", "optim/grad_norm")
         mean = functools.partial(self.trainer.strategy.reduce, reduce_op="mean")
@@ -194,7 +198,7 @@ class DreamBoothModule(pl.LightningModule):
         return self.last_step
 
     def take_deciles(self) -> dict[str, float]:
-        """Return the mean training loss by tenth of the timesteps since last asked; all processes must ask."""
+        """Return the mean training loss by tenth of the timesteps since the last call (collective)."""
         return self.deciles.take(lambda sums: self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum"))
 
     def stop_text_encoders(self) -> None:

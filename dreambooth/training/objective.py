@@ -23,10 +23,11 @@ from dreambooth.schedules import Schedule
 
 @dataclass(frozen=True)
 class LossSettings:
-    """Hold how the error is weighted, and the weight of the class (the paper's lambda).
+    """Hold the settings of the loss.
 
+    prior_weight: the paper's lambda, which the module uses.
     huber_c: where the pseudo-Huber loss turns linear; None: the squared error.
-    weighting, gamma: of the timesteps, `losses.timestep_weight`.
+    weighting, gamma: choose the weight of a timestep, see `losses.timestep_weight`.
     noise_offset: standard deviation of a shift of each channel's noise as a whole, so that brightness can be learned
         (N. Guttenberg 2023, "Diffusion with Offset Noise"; 0.05 to 0.1).
     input_perturbation: standard deviation of extra noise that the network sees and the target leaves out (Ning et al.
@@ -66,21 +67,22 @@ def sample_losses(
     settings: LossSettings,
     teacher: Predict | None = None,
 ) -> Tensor:
-    """Return each sample's loss, float32 [B]; `losses.prior_preservation` makes the two means of them.
+    """Return each sample's loss, float32 [B]; `losses.prior_preservation` sums the means of subject and class.
 
     teacher: predicts the target of class samples in place of the true one (`class_prior.make_teacher`).
     """
-    schedule, x0, noise, t = family.schedule, batch.latents_BCHW, draws.noise_BCHW, draws.t_B
-    noisy = schedule.add_noise(x0, draws.added_noise_BCHW, t)
-    prediction = family.predict(noisy, schedule.network_time(t), conditioning)
-    target = schedule.target(x0, noise, t)
+    schedule, x0_BCHW, t_B = family.schedule, batch.latents_BCHW, draws.t_B
+    noisy_BCHW = schedule.add_noise(x0_BCHW, draws.added_noise_BCHW, t_B)
+    time_B = schedule.network_time(t_B)  # the timestep as the network's embedding takes it
+    prediction_BCHW = family.predict(noisy_BCHW, time_B, conditioning)
+    target_BCHW = schedule.target(x0_BCHW, draws.noise_BCHW, t_B)
     if teacher is not None and batch.is_prior_B.any():
-        target = with_teacher(target, teacher, noisy, schedule.network_time(t), batch)
+        target_BCHW = with_teacher(target_BCHW, teacher, noisy_BCHW, time_B, batch)
     if settings.huber_c is None:
-        error_BCHW = squared_error(prediction, target)
+        error_BCHW = squared_error(prediction_BCHW, target_BCHW)
     else:
-        error_BCHW = pseudo_huber(prediction, target, settings.huber_c)
-    weight_B = timestep_weight(schedule.snr(t), settings.weighting, schedule.prediction, settings.gamma)
+        error_BCHW = pseudo_huber(prediction_BCHW, target_BCHW, settings.huber_c)
+    weight_B = timestep_weight(schedule.snr(t_B), settings.weighting, schedule.prediction, settings.gamma)
     return mean_over_image(error_BCHW, batch.weight_B1HW) * weight_B
 
 
@@ -94,10 +96,10 @@ def with_teacher(target_BCHW: Tensor, teacher: Predict, noisy_BCHW: Tensor, t_B:
 
 
 def encode_batch(family: Family, batch: Batch) -> Conditioning:
-    """Return the conditioning of a batch: its prompts, each different one encoded once, and how its images were cut."""
-    different = list(dict.fromkeys(batch.prompts))
-    rows = [different.index(prompt) for prompt in batch.prompts]
-    return family.encode_prompts(different).select(rows) | family.size_conditioning(batch.size_crop_B6)
+    """Return the conditioning of a batch: each distinct prompt encoded once, and the size and crop of images (SDXL)."""
+    distinct = list(dict.fromkeys(batch.prompts))
+    rows = [distinct.index(prompt) for prompt in batch.prompts]
+    return family.encode_prompts(distinct).select(rows) | family.size_conditioning(batch.size_crop_B6)
 
 
 def draw(batch: Batch, schedule: Schedule, randomness: Randomness, settings: LossSettings) -> Draws:
