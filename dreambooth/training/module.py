@@ -190,7 +190,7 @@ class DreamBoothModule(pl.LightningModule):
             check_finite(self.trainer.global_step + 1, "optim/grad_norm", float(norm), self.recorder.batches)
 
     def close_step(self) -> StepMetrics:
-        """Return the metrics of the optimizer step that just ended, averaged over processes (collective: all must call)."""
+        """Return the metrics of the optimizer step that just ended, averaged over processes (collective)."""
         # In 16-mixed an infinite gradient is normal: the scaler skips the step.
         finite = ("train/loss",) if self.trainer.precision == "16-mixed" else ("train/loss", "optim/grad_norm")
         mean = functools.partial(self.trainer.strategy.reduce, reduce_op="mean")
