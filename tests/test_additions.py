@@ -252,6 +252,8 @@ def test_an_embedding_of_xl_has_vectors_for_both_text_encoders(tiny_xl_base: Pat
     ids = found.tokenize("<xl>")
     means = [encoder.get_input_embeddings().weight[ids].mean().item() for encoder in found.text_encoders]
     assert (len(ids), means) == (3, [0.0, 1.0])
+    with pytest.raises(UserError, match="'<XL>' is a word of this model already"):
+        embedding_files.add_file(found, path, "<XL>")
     with pytest.raises(ModelError, match="vectors of width 16, where this base's text encoders have 16 and 24"):
         embedding_files.check_fit(found, path, [torch.zeros(1, 16)])
 

@@ -98,7 +98,7 @@ def test_a_folder_without_a_vae_names_the_remedy(other: dict[str, Path], tiny_ba
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("missing", "there is no such folder or file"),
+        ("missing", "model.vae .--vae.: .*there is no such folder or file"),
         ("pickle", "must be .safetensors"),
         ("lora", "cannot be read as a VAE of this base: .*Weights for this component appear to be missing"),
         ("taesd", "is of an AutoencoderTiny; use an AutoencoderKL"),

@@ -59,7 +59,10 @@ def load_other_vae(vae: str, configs: str) -> AutoencoderKL:
     path = Path(os.path.expanduser(vae))
     if path.is_file():
         return _load_file(path, configs)
-    folder = find_vae(vae).absolute()
+    try:
+        folder = find_vae(vae).absolute()
+    except ModelError as error:
+        raise ModelError(f"model.vae (--vae): {error}") from error
     name = read_json(folder / "config.json").get("_class_name", "AutoencoderKL")
     if name != "AutoencoderKL":
         raise ModelError(f"{folder / 'config.json'}: is of an {name}; use an AutoencoderKL")

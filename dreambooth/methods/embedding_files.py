@@ -31,7 +31,8 @@ def add_file(family: Family, path: Path, word: str | None = None) -> str:
     own_word, vectors = read_vectors(path)
     word = word or own_word or path.stem
     check_fit(family, path, vectors)
-    if len(family.tokenize(word)) == 1:
+    added = {token.lower() for token in family.tokenizer.get_added_vocab()}  # it tells no capitals from small letters
+    if len(family.tokenize(word)) == 1 or word.lower() in added:
         raise UserError(f"{path}: {word!r} is a word of this model already; name another: --embedding {path}:<{word}>")
     try:
         put(family, word, vectors)
