@@ -97,7 +97,7 @@ def train(
 
 
 def check_names(config: Config) -> None:
-    """Raise UserError for a method, sampler, optimizer or device that is unknown or not there, before all else."""
+    """Fail early: raise UserError if the method, sampler, optimizer or device is unknown or unavailable."""
     find_method(config.method.name)
     build.prior_sampler(config)
     build.validation_sampler(config)
@@ -138,9 +138,11 @@ def resume_or_start(session: Session, profile: bool, on_progress: OnTrainProgres
     module, latents, validation_inputs = prepare(session, inputs, randomness)
     saving = callbacks.SaveState(run.state, (config.train.save_every_steps, config.validate.every_steps))
     loggers = build.make_loggers(run, config, state)
-    around = build.make_callbacks(run, config, saving, validation_inputs, session.validation_log, loggers, on_progress)
+    run_callbacks = build.make_callbacks(
+        run, config, saving, validation_inputs, session.validation_log, loggers, on_progress
+    )
     max_steps = build.steps_to_take(config, state, session.validation_log)
-    trainer = build.make_trainer(run, config, module, around, inputs.fingerprints, state, max_steps, profile)
+    trainer = build.make_trainer(run, config, module, run_callbacks, inputs.fingerprints, state, max_steps, profile)
     loader = build.make_loader(latents, config, trainer)
 
     announce(run, config, state)
@@ -194,7 +196,7 @@ def prepare(
     trained = find_method(config.method.name).attach(family, build.method_settings(config, family, randomness))
     if is_first():
         check_disk(run, family, config)
-    move(family, build.pick_device(config))  # not before: what an adapter leaves alone is smaller now
+    move(family, build.pick_device(config))  # after attach, which casts frozen weights: less to move
     text_trains = any(name.startswith("text_encoder") for name in trained)
     build.cache_prompts(family, captions, config, text_trains)
     images = build.encode_subjects(family, inputs.subject_data, config, randomness)
@@ -207,8 +209,8 @@ def prepare(
         config.optim.max_grad_norm, teacher, config.train.ema_decay, config.train.micro_batch_size,
     )  # fmt: skip
     validation_inputs = build.build_validation_inputs(family, unseen_images, inputs.scorer, config, randomness)
-    shown = Captions([*chain(*captions)], randomness, config.data.caption_dropout, config.data.shuffle_captions)
-    return module, LatentDataset(images, shown, randomness, "subject"), validation_inputs
+    shuffled = Captions([*chain(*captions)], randomness, config.data.caption_dropout, config.data.shuffle_captions)
+    return module, LatentDataset(images, shuffled, randomness, "subject"), validation_inputs
 
 
 def report_stopped(trainer: pl.Trainer, signal_number: int) -> int:
@@ -266,10 +268,10 @@ def set_up_process(config: Config) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what tensors let go of for the next ones, instead of giving it back to the system.
+    """Let glibc keep freed memory for the next tensors, instead of returning it to the system.
 
-    Which else maps and clears every large tensor's pages anew in every step, a tenth of its time where weights and
-    activations have gigabytes. The most that it has at a time stays the same, but for some MiB in gaps.
+    Otherwise the system maps and clears the pages of every large tensor again in every step: about a tenth of a step's
+    time where weights and activations have gigabytes. Peak memory rises by some MiB only.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
@@ -295,7 +297,7 @@ def finish(
 
 
 def put_together(run: RunFolder, config: Config) -> DreamBoothModule:
-    """Return the last state's weights, which were divided among processes, in networks of their own."""
+    """Load the sharded weights of the last checkpoint into a module that is not sharded."""
     randomness, family = Randomness(config.run.seed), build.load_base(config)
     trained = find_method(config.method.name).attach(family, build.method_settings(config, family, randomness))
     module = DreamBoothModule(
@@ -358,10 +360,7 @@ def announce(run: RunFolder, config: Config, state: FoundState | None) -> None:
 
 @contextlib.contextmanager
 def unguarded_end(trainer: pl.Trainer) -> Iterator[None]:
-    """Keep Lightning from killing this process while it ends by itself, as it does when another ends with an error.
-
-    This process has to report why it ends, and to give its exit code.
-    """
+    """Keep Lightning's launcher from killing this process on shutdown, so that it reports its error and exit code."""
     try:
         yield
     except SystemExit as error:  # Lightning makes exit code 1 of Ctrl-C before the first step

@@ -6,7 +6,7 @@ with the key, the value and what is allowed. Nothing here imports torch.
 
 from dreambooth.config.fields import Config, SubjectConfig
 from dreambooth.config.keys import config_fields, default_of, describe_config, field_of, subject_key
-from dreambooth.config.reading import PROVENANCE, Change, differences, flatten, load_config, to_dict
+from dreambooth.config.reading import PROVENANCE, Change, flatten, load_config, restricted_changes, to_dict
 
 __all__ = [
     "PROVENANCE",
@@ -16,10 +16,10 @@ __all__ = [
     "config_fields",
     "default_of",
     "describe_config",
-    "differences",
     "field_of",
     "flatten",
     "load_config",
+    "restricted_changes",
     "subject_key",
     "to_dict",
 ]

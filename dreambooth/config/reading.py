@@ -197,7 +197,7 @@ class Change:
         return f"{self.key}: {self.before!r} -> {self.after!r}"
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
+def restricted_changes(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
     """Return the settings that differ between two configs (`to_dict`) and may not change within a run."""
     before, after = flatten(old), flatten(new)
     return [

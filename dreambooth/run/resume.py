@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Collection, Iterable, Iterator
 
-from dreambooth.config import Change, Config, differences, field_of, load_config, to_dict
+from dreambooth.config import Change, Config, field_of, load_config, restricted_changes, to_dict
 from dreambooth.errors import UserError
 from dreambooth.export.subject_info import read_card
 from dreambooth.metrics.validation_log import ValidationLog
@@ -69,7 +69,7 @@ def removed_state(run: RunFolder) -> FoundState | None:
 
 
 def check_goes_on(run: RunFolder, state: FoundState | None, is_done: bool) -> None:
-    """Raises UserError for a run that is to be made longer, and whose states are removed."""
+    """Raise UserError if a finished run is to be made longer, but its states are removed."""
     if state is not None and not is_done and not state.path.is_file():
         raise UserError(
             f"{run.path}: finished at step {state.step}, and its states are removed (clean --all): it cannot be made "
@@ -81,7 +81,7 @@ def check_keys(accepted_changes: Iterable[str]) -> None:
     """Raise UserError for keys whose changed values no run can accept."""
     for key in accepted_changes:
         if field_of(key) is None:
-            raise UserError(f"--override {key}: no such key; name one of those that the refusal lists, as it does")
+            raise UserError(f"--override {key}: unknown key; use a key as the error message printed it")
         if not ACCEPTABLE_CHANGES.fullmatch(key) and not fingerprint_names(key):
             raise UserError(
                 f"--override {key}: not possible, the saved weights, moments or scores do not fit another value; "
@@ -90,12 +90,12 @@ def check_keys(accepted_changes: Iterable[str]) -> None:
 
 
 def changed_settings(run: RunFolder, config: Config, state: FoundState) -> list[Change]:
-    """Return the settings that are not as the run was started and may not just change."""
+    """Return the changed settings that need to be accepted."""
     before = started_config(run)
     keeps_step_size = step_size(before) == step_size(config)
     return [
         change
-        for change in differences(to_dict(before), to_dict(config))
+        for change in restricted_changes(to_dict(before), to_dict(config))
         if not is_moved(change, state) and not (keeps_step_size and change.key in STEP_SIZE)
     ]
 
@@ -112,7 +112,7 @@ def step_size(config: Config) -> int:
 
 
 def is_moved(change: Change, state: FoundState) -> bool:
-    """Return whether a change is of a path whose content the state knows: that is compared, wherever it lies."""
+    """Return whether only a path changed: its content is compared by fingerprint instead (`check_fingerprints`)."""
     names, values = fingerprint_names(change.key), (change.before, change.after)
     if not names:
         return False
@@ -125,8 +125,8 @@ def is_moved(change: Change, state: FoundState) -> bool:
 
 
 def moved_paths(run: RunFolder, config: Config, state: FoundState) -> list[Change]:
-    """Return the paths that are others than the run was started with, to content that the state knows."""
-    changes = differences(to_dict(started_config(run)), to_dict(config))
+    """Return the changed paths whose content is compared by fingerprint."""
+    changes = restricted_changes(to_dict(started_config(run)), to_dict(config))
     return [change for change in changes if is_moved(change, state)]
 
 
@@ -156,7 +156,7 @@ def check_fingerprints(
 
 
 def changed_inputs(state: FoundState | None, identity: InputFingerprints, config: Config) -> Iterator[tuple[str, str]]:
-    """Yield what is no longer what it was: the key of its setting, and what has changed, of images which ones."""
+    """Yield each input whose fingerprint changed: the key of its setting, and what changed, of images which ones."""
     before, keys = {} if state is None else state.entry.identity, keys_by_name(config)
     for name, now in identity.items():
         if change := describe_change(before.get(name, now), now):
@@ -166,13 +166,13 @@ def changed_inputs(state: FoundState | None, identity: InputFingerprints, config
 def report_changes(
     run: RunFolder, config: Config, state: FoundState, optim: tuple[OptimSettings, OptimSettings]
 ) -> None:
-    """Report what is otherwise than when the run was started and lets it go on all the same.
+    """Report the changes since the run was started that do not keep it from resuming.
 
     optim: the optimizer's settings as the run was started with them, and as it goes on.
     """
     for change in moved_paths(run, config, state):
         logger.info(f"{change.key}: {change.after} in place of {change.before}; the content is the same")
-    changes = differences(to_dict(started_config(run)), to_dict(config))
+    changes = restricted_changes(to_dict(started_config(run)), to_dict(config))
     divided = [str(change) for change in changes if change.key in STEP_SIZE]
     if divided and step_size(started_config(run)) == step_size(config):
         logger.info(f"{', '.join(divided)}: each step sees the same samples; results are equal but for rounding")
@@ -181,7 +181,7 @@ def report_changes(
 
 
 def rate_note(before: OptimSettings, now: OptimSettings, step: int) -> str | None:
-    """Return what another train.max_steps makes of a falling learning rate at `step`, None where it makes nothing.
+    """Return a warning if another train.max_steps makes a falling learning rate jump at `step`, else None.
 
     Linear and cosine schedules fall to 0 at max_steps: made longer, the whole curve is stretched, so the rate jumps up
     from where it had come to. It is what a longer run would have there; it is not what this run would have done.
