@@ -30,6 +30,7 @@ from dreambooth.families.builtin_configs import config_folder
 from dreambooth.families.known_bases import built_in_shapes
 from dreambooth.generation.sampler import guided
 from dreambooth.methods import find_method
+from dreambooth.metrics.encoders import ImageEncoder
 from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.randomness import Randomness
 from dreambooth.run.savings import SAVINGS, applies, written
@@ -113,7 +114,7 @@ class Planner:
                 for network in self.networks:
                     network.to_empty(device="cpu")  # fake tensors, which claim to be there
         self.text_trains = any(name.startswith("text_encoder") for name in trained)
-        self.score_weights = score_weights(config)
+        self.encoders = score_encoders(config)
         self._works: dict[tuple[object, ...], Work] = {}
 
     @property
@@ -134,7 +135,7 @@ class Planner:
             average=num_bytes(trained) if config.train.ema_decay else 0,
             frozen=num_bytes(weight for weight in weights if not weight.requires_grad) - self._freed_bytes(config),
             copy=self.num_base_weights * build.compute_dtype(config, self.family).itemsize * is_copied,
-            scores=num_bytes(self.score_weights) if config.validate.every_steps else 0,
+            scores=num_bytes(weights_of(self.encoders)) if config.validate.every_steps else 0,
             step=self.step(config).peak,
             validation=self.validation(config).peak if config.validate.every_steps else 0,
         )
@@ -255,11 +256,14 @@ class Planner:
         return latents_BCHW
 
 
-def score_weights(config: Config) -> list[Tensor]:
-    """Return the weights of a validation's encoders. Raises ModelError for one that is named and not to be had."""
+def score_encoders(config: Config) -> list[ImageEncoder]:
+    """Return a validation's encoders. Raises ModelError for one that is named and not to be had."""
     found = build.find_encoders(config, ValidationLog(Path(os.devnull))) if config.validate.every_steps else None
-    used = [] if found is None else [encoder for encoder in (found.dino, found.clip) if encoder is not None]
-    return [weight for encoder in used for weight in encoder.model.parameters()]
+    return [] if found is None else [encoder for encoder in (found.dino, found.clip) if encoder is not None]
+
+
+def weights_of(encoders: Iterable[ImageEncoder]) -> list[Tensor]:
+    return [weight for encoder in encoders for weight in encoder.model.parameters()]
 
 
 def num_bytes(weights: Iterable[Tensor]) -> int:

@@ -8,12 +8,14 @@ half a minute: for it stand the rates of runs that were measured,
 which holds where the run is limited by arithmetic, as these are. Where nothing was measured, nothing is said.
 """
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 
 from dreambooth import build
 from dreambooth.build.validation_inputs import NUM_FIXED_LOSSES
@@ -57,11 +59,15 @@ class Duration:
 
 @dataclass(frozen=True)
 class Cost:
-    """Hold what parts of a run cost, in seconds or FLOP: a step, a prediction for one image, the decoding of one."""
+    """Hold what parts of a run cost, in seconds or FLOP.
+
+    prediction: for one image. decoding, scoring: of one image of a validation.
+    """
 
     step: float
     prediction: float
     decoding: float
+    scoring: float = 0.0
 
     def of_run(self, config: Config) -> float:
         """Return what all steps, class images and validations cost together."""
@@ -72,7 +78,7 @@ class Cost:
         num_passes = 1.0 if prior.guidance_scale == 1 else 2.0 - min(1.0, prior.guidance_min_noise)
         class_image = prior.num_inference_steps * num_passes * self.prediction
         num_passes = 1.0 if validate.guidance_scale == 1 else 2.0
-        image = validate.num_inference_steps * num_passes * self.prediction + self.decoding
+        image = validate.num_inference_steps * num_passes * self.prediction + self.decoding + self.scoring
         num_images = len(build.validation_prompts(config)) * validate.num_images
         validation = num_images * image + NUM_FIXED_LOSSES * self.prediction
         return (
@@ -108,7 +114,7 @@ def time_in_words(planner: Planner, config: Config) -> str:
 
 
 def flops_of(planner: Planner, config: Config) -> Cost:
-    """Return the arithmetic of a run's parts, FLOP."""
+    """Return the arithmetic of a run's parts, FLOP; that of scoring is too small to count."""
     step, validation = planner.step(config), planner.validation(config)
     num_parts = planner.num_micro_batches(config)
     return Cost(
@@ -130,12 +136,15 @@ def timed_cost(planner: Planner, config: Config) -> Cost:
         latents_BCHW = planner.predict_once(config, conditioning)
         predicting = timed(lambda: planner.predict_once(config, conditioning))
         decoding = timed(lambda: planner.family.decode_latents(latents_BCHW))
+    blank = [Image.new("RGB", (config.data.resolution,) * 2)] * config.prior.batch_size
+    scoring = sum(timed(functools.partial(encoder.images, blank)) for encoder in planner.encoders)
     torch.set_num_threads(num_threads)
     num_parts = planner.num_micro_batches(config)
     return Cost(
         step=step * num_parts / min(2, num_parts) * config.train.accumulate + update,
         prediction=predicting / planner.num_predictions(config),
         decoding=decoding / config.prior.batch_size,
+        scoring=scoring / config.prior.batch_size,
     )
 
 
