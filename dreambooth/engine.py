@@ -146,7 +146,12 @@ def resume_or_start(session: Session, profile: bool, on_progress: OnTrainProgres
     loader = build.make_loader(latents, config, trainer)
 
     announce(run, config, state)
-    with record_session(run, trainer, state), closing_loggers(loggers), unguarded_end(trainer):
+    with (
+        record_session(run, trainer, state),
+        closing_loggers(loggers),
+        unguarded_end(trainer),
+        own_numbers_first(module),
+    ):
         trainer.fit(module, loader, ckpt_path=None if state is None else str(state.path))
     tell_profile(trainer)
     if saving.signal_number:
@@ -371,6 +376,20 @@ def unguarded_end(trainer: pl.Trainer) -> Iterator[None]:
         processes = getattr(trainer.strategy.launcher, "procs", None)
         if processes:
             processes.clear()
+
+
+@contextlib.contextmanager
+def own_numbers_first(module: DreamBoothModule) -> Iterator[None]:
+    """Raise NonFiniteError in the place of a lost connection, if this process has metrics that are not finite.
+
+    All processes get the same means, but read them late: another one may have ended before this one has.
+    """
+    try:
+        yield
+    except RuntimeError:
+        if module.last_step is not None:
+            module.last_step.read()
+        raise
 
 
 @contextlib.contextmanager

@@ -54,6 +54,10 @@ class StepMetrics:
             check_finite(self.step, name, values[name], self._batches)
         return {**values, **self._known}
 
+    def read(self) -> None:
+        """Wait for the metrics. Raises NonFiniteError."""
+        _ = self.by_name
+
 
 class StepRecorder:
     """Collect the metrics and samples of the optimizer step in progress, over the batches that it accumulates."""
