@@ -20,7 +20,7 @@ CHEAP = {
     "prior.num_images=4 prior.num_inference_steps=1 log.tensorboard=false",
     "sample": "--steps 1 --num-images 1",
     "evaluate": "--steps 1 --num-images 1 --class-prompt-images 1",
-    "toyworld evaluate": "--per-class 1",
+    "toyworld evaluate": "--per-class 3",
     "toyworld outcome": "--num-images 1",
 }
 

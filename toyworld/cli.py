@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from dreambooth.errors import UserError
+
 SHIPPED = Path("checkpoints/toyworld")
 DEMO_SEED = 21  # of the robot in data/robot
 STAGES = ("decoder", "encoder", "judge", "base")
@@ -118,6 +120,8 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
+    if args.per_class < 3:
+        raise UserError(f"--per-class {args.per_class}: at least 3; only then do prompts name colour and pattern")
     from toyworld.evaluate import measure, refresh_model_card, table
 
     text = table(measure(args.model, args.per_class, args.sheet))
