@@ -15,13 +15,17 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 SCRIPTS = {"train.py": ["train"], "sample.py": ["sample"]}
 
 # What makes a command cheap; its last word counts where it names an option twice.
+QUICK_RUN = (
+    "train.max_steps=2 validate.every_steps=2 validate.num_images=1 validate.num_inference_steps=1 "
+    "prior.num_images=4 prior.num_inference_steps=1 log.tensorboard=false"
+)
 CHEAP = {
-    "train": "train.max_steps=2 validate.every_steps=2 validate.num_images=1 validate.num_inference_steps=1 "
-    "prior.num_images=4 prior.num_inference_steps=1 log.tensorboard=false",
+    "train": QUICK_RUN,
+    "check": QUICK_RUN,  # of a run that is there the settings are compared
     "sample": "--steps 1 --num-images 1",
     "evaluate": "--steps 1 --num-images 1 --class-prompt-images 1",
     "toyworld evaluate": "--per-class 3",
-    "toyworld outcome": "--num-images 1",
+    "toyworld outcome": "--num-images 4",
 }
 
 

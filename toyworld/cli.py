@@ -136,6 +136,9 @@ def _outcome(args: argparse.Namespace) -> None:
     from toyworld import outcome, world
     from toyworld.judge import Judge
 
+    if args.num_images < len(outcome.UNSEEN_PLACES):
+        least = len(outcome.UNSEEN_PLACES)
+        raise UserError(f"--num-images {args.num_images}: at least {least}, one for each unseen place")
     judge, spec = Judge.load(SHIPPED / "judge"), world.subject(args.class_noun, args.seed)
     models = {str(folder): load_model(str(folder), "cpu") for folder in args.models}
     columns = {name: outcome.measure(model, spec, judge, args.num_images) for name, model in models.items()}
