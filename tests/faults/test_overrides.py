@@ -88,7 +88,7 @@ def test_the_command_takes_it_by_key_and_knows_an_unknown_one(
     assert main(["train", str(config_file), *FIRST]) == 0
     again = ["train", str(config_file), *LONGER, "optim.lr=5e-4"]
     assert main([*again, "--override", "optim.rate"]) == 2
-    assert "--override optim.rate: no such key" in capsys.readouterr().err
+    assert "--override optim.rate: unknown key" in capsys.readouterr().err
     assert main([*again, "--override", "optim.lr"]) == 0
 
 
