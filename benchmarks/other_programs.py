@@ -123,12 +123,16 @@ def main() -> None:
     print("| program | adapter | tensors changed | largest difference |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         base = make_tiny_base(Path(folder) / "base" / "epsilon")
-        for kind in KINDS if args.sdnext else ():
-            found = compare(base, kind, sdnext(args.sdnext), ("unet", "text_encoder"))
-            print(f"| SD.Next | {kind} | {found[0]} | {found[1]:.1e} |", flush=True)
-        for kind in (kind for kind in KINDS if kind.startswith("lora") and args.sd_scripts):
-            found = compare(base, kind, sd_scripts(args.sd_scripts), ("unet",))
-            print(f"| sd-scripts (UNet) | {kind} | {found[0]} | {found[1]:.1e} |", flush=True)
+        if args.sdnext:
+            apply = sdnext(args.sdnext)
+            for kind in KINDS:
+                found = compare(base, kind, apply, ("unet", "text_encoder"))
+                print(f"| SD.Next | {kind} | {found[0]} | {found[1]:.1e} |", flush=True)
+        if args.sd_scripts:
+            apply = sd_scripts(args.sd_scripts)
+            for kind in (kind for kind in KINDS if kind.startswith("lora")):
+                found = compare(base, kind, apply, ("unet",))
+                print(f"| sd-scripts (UNet) | {kind} | {found[0]} | {found[1]:.1e} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -164,7 +164,7 @@ def resume_or_start(session: Session, profile: bool, on_progress: OnTrainProgres
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run learns from and what it starts with, and their fingerprints, which a resumed run must find again."""
+    """Hold the photos, scorer and base of a run, and their fingerprints, which a resumed run compares."""
 
     subject_data: build.SubjectData
     scorer: ValidationScorer | None

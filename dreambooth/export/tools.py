@@ -1,6 +1,6 @@
 """Instructions for the programs that use an exported file: its folder, and the prompt to type."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -71,6 +71,13 @@ def _beside(files: ExportedFiles, folder: str) -> str:
     return f" {listed} to `{folder}`." if listed else ""
 
 
+def _copied(files: ExportedFiles, folders: Mapping[str, str], words: str) -> str:
+    """Return where the file, or the whole folder, goes. folders: by format. words: the sentence of the words' files."""
+    copied = "This folder" if files.form == "diffusers" else f"`{files.weights}`"
+    own = f"{copied} to `{folders[files.form]}`." if files.form in folders else ""
+    return f"{own}{words}".strip()
+
+
 def _comfyui(files: ExportedFiles) -> str:
     words = _beside(files, "models/embeddings")
     if files.form == "diffusers":
@@ -80,8 +87,7 @@ def _comfyui(files: ExportedFiles) -> str:
     if files.form == "kohya" and files.has_dora:
         return f"This DoRA comes out a little different there: {MERGED} does not.{words}"
     folders = {"single-file": "models/checkpoints", "kohya": "models/loras"}
-    own = f"`{files.weights}` to `{folders[files.form]}`." if files.form in folders else ""
-    return f"{own}{words}".strip()
+    return _copied(files, folders, words)
 
 
 def _a1111(files: ExportedFiles) -> str:
@@ -93,17 +99,14 @@ def _a1111(files: ExportedFiles) -> str:
     if files.form == "kohya" and files.has_dora:
         return f"It applies this DoRA wrongly, without an error: take {MERGED} instead.{words}"
     folders = {"single-file": "models/Stable-diffusion", "kohya": "models/Lora"}
-    own = f"`{files.weights}` to `{folders[files.form]}`." if files.form in folders else ""
-    return f"{own}{words}".strip()
+    return _copied(files, folders, words)
 
 
 def _sdnext(files: ExportedFiles) -> str:
     words = _beside(files, "models/embeddings")
     folders = {"diffusers": "models/Diffusers", "single-file": "models/Stable-diffusion"}
     folders |= {"lora": "models/Lora", "kohya": "models/Lora"}
-    what = "This folder" if files.form == "diffusers" else f"`{files.weights}`"
-    own = f"{what} to `{folders[files.form]}`." if files.form in folders else ""
-    return f"{own}{words}".strip()
+    return _copied(files, folders, words)
 
 
 def _invokeai(files: ExportedFiles) -> str:

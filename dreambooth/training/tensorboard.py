@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run: numbers with a sentence on each, grids with their prompts, the run's settings.
+"""Write a run for TensorBoard: numbers with a sentence on each, grids with their prompts, the run's settings.
 
 torch's SummaryWriter takes no descriptions, and its `add_hparams` begins a second run in a folder below. So the
 summaries are made here by torch's own functions, get their descriptions, and go to the run's own file.

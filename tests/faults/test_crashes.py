@@ -43,14 +43,14 @@ def run_of(config_file: Path, name: str) -> RunFolder:
 def test_killed_at_ever_later_operations_on_its_files_until_it_is_done(
     config_file: Path, warm: Warm, whole: RunFolder
 ) -> None:
-    """The first process does not get to its 2nd operation, the next not to its 19th, then 36th ..."""
+    """The first process does not get to its 2nd operation, the next not to its 13th, then 24th ..."""
     run, log, codes = run_of(config_file, "operations"), config_file.with_name("operations.log"), []
     while not codes or codes[-1] != 0:
-        dies_at = 2 + 17 * len(codes)
+        dies_at = 2 + 11 * len(codes)
         codes.append(warm.run(command(config_file, "operations"), log, die_at=(dies_at, str(run.path))))
         assert codes[-1] in (0, -signal.SIGKILL), log.read_text()
         assert_whole(run)
-    assert len(codes) > 3, "it was to be killed more often"
+    assert len(codes) > 5, "it was to be killed more often"
     assert "Traceback" not in log.read_text()
     assert_equal_runs(whole, run)
 
