@@ -52,7 +52,7 @@ def write(folder: Path) -> None:
 
 def resave(base: Path) -> None:
     """Let every version read the base itself."""
-    from dreambooth.export.pipeline import save_pipeline
+    from dreambooth.exporting.pipeline import save_pipeline
     from dreambooth.families import ModelSource, load_family
 
     save_pipeline(load_family(ModelSource(str(base))).pipeline(), base)
@@ -60,12 +60,12 @@ def resave(base: Path) -> None:
 
 def write_cell(folder: Path, base: Path, label: str, form_name: str) -> None:
     """An export, the base's folder beside it, and what the trained model makes of a prompt."""
-    from dreambooth.export.formats import FORMATS, files_of, write_as
-    from dreambooth.export.subject_info import ExportCard, LearnedSubject
-    from dreambooth.export.verify import expected_model
+    from dreambooth.exporting.formats import FORMATS, files_of, write_as
+    from dreambooth.exporting.verify import expected_model
     from dreambooth.families import ModelSource, load_family
     from dreambooth.methods import METHODS as BY_NAME
     from dreambooth.methods import MethodSettings
+    from dreambooth.subject_info import ExportCard, LearnedSubject
 
     method, form = label.split(",")[0], FORMATS[form_name]
     if form.methods is not None and method not in form.methods:

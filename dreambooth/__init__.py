@@ -14,11 +14,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from dreambooth.errors import DreamBoothError, ModelError, NonFiniteError, UserError
+from dreambooth.version import __version__
 
 if TYPE_CHECKING:
     from dreambooth.api import Evaluation, GeneratedImage, Model, Progress, Run, TrainProgress, export, load, train
 
-__version__ = "0.1.0"
 __all__ = [
     "DreamBoothError",
     "Evaluation",
@@ -30,6 +30,7 @@ __all__ = [
     "Run",
     "TrainProgress",
     "UserError",
+    "__version__",
     "export",
     "load",
     "train",

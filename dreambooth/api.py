@@ -20,24 +20,16 @@ from dreambooth.errors import DreamBoothError, UserError
 from dreambooth.evaluation.encoders import AUTO
 from dreambooth.evaluation.request import EvaluationRequest
 from dreambooth.evaluation.run import Evaluation, evaluate
-from dreambooth.export import extraction, model_card
-from dreambooth.export.base_source import base_source
-from dreambooth.export.formats import files_of, find_format, write_as
-from dreambooth.export.history import read_history
-from dreambooth.export.subject_info import ExportCard, LearnedSubject
-from dreambooth.export.tools import ExportedFiles
-from dreambooth.export.verify import expected_model
-from dreambooth.export.verify import verify as verify_export
-from dreambooth.families import Family
-from dreambooth.files import atomic_folder
+from dreambooth.exporting.to_format import export
 from dreambooth.generation import loading
 from dreambooth.generation.additions import parse_embedding, parse_lora
 from dreambooth.generation.images import OnProgress, Progress, generate, make_requests, reproduce
-from dreambooth.generation.location import check_is_there, find_card, model_folder
+from dreambooth.generation.location import find_card
 from dreambooth.generation.request import RECIPE, GeneratedImage, ModelRef, read_recipe
 from dreambooth.generation.settings import sampler_settings
 from dreambooth.report import build as build_report
 from dreambooth.run.folder import RunFolder
+from dreambooth.subject_info import LearnedSubject
 from dreambooth.training.progress import OnTrainProgress, TrainProgress
 
 __all__ = ["Evaluation", "GeneratedImage", "Model", "Progress", "Run", "TrainProgress", "export", "load", "train"]
@@ -266,75 +258,3 @@ class Model:
     ) -> Path:
         """Write the model in another tool's format, and return the folder; see `dreambooth.export`."""
         return export(self.name, format, out, dtype, rank, self._loaded.ref.base)
-
-
-def export(
-    model: str | Path,
-    format: str,  # noqa: A002 - the option's name
-    out: str | Path | None = None,
-    dtype: str = "float16",
-    rank: int | None = None,
-    base: str | Path | None = None,
-    repo_id: str | None = None,
-    verify: bool = False,
-) -> Path:
-    """Write a result in another tool's format, with a model card, and return the folder.
-
-    model: run folder, or the model/ of one. format: diffusers, single-file, lora, kohya or embedding. out: a new
-    folder; None: <model>/exports/<format>, which is replaced. dtype: of the weights. rank: of a LoRA to extract where
-    the method has none. base: where an adapter's base is now, if elsewhere. repo_id: for the card, where it is going.
-    verify: read what was written as other programs do, and write nothing where it is not the trained model.
-    Raises UserError, ModelError.
-    """
-    model = str(model)
-    check_is_there(model)
-    card = find_card(model)
-    if card is None:
-        raise UserError(f"{model}: no result of a run (it has no dreambooth.json), so there is nothing to export")
-    form = find_format(format, card.method, rank)
-    folder = export_folder(model, format, out)
-    history = read_history(Path(model), card)
-    card = replace(card, settings=history.settings or None)
-    family, card = _learned(model, card, rank, None if base is None else str(base))
-    with translate_write_errors(folder, "--out"), atomic_folder(folder) as beside:
-        files = files_of(format, family, card, history.name)
-        warn_of_dora(files)
-        expected = expected_model(family) if verify else None
-        write_as(form, family, card, beside, history.name, dtype)
-        if expected is not None:
-            source = base_source(card, model_folder(model), None if base is None else str(base))
-            logger.info(f"verified: {verify_export(beside, files, expected, source, dtype)}")
-        model_card.write(beside, files, family, card, history, repo_id)
-    return folder
-
-
-def warn_of_dora(files: ExportedFiles) -> None:
-    """Warn that other programs do not all read a DoRA in kohya's names as it was trained."""
-    if files.form == "kohya" and files.has_dora:
-        logger.warning(
-            "a DoRA in kohya's names is exact in SD.Next alone: ComfyUI comes close, AUTOMATIC1111 applies it wrongly, "
-            "sd-scripts and diffusers drop its magnitudes, all without an error; use --format single-file"
-        )
-
-
-def export_folder(model: str, format_name: str, out: str | Path | None) -> Path:
-    """Return the folder that an export goes to. Raises UserError where it is there already, or cannot be written."""
-    folder = Path(out) if out else Path(model) / "exports" / format_name
-    if out and folder.exists():
-        raise UserError(f"--out {folder}: is there already; name a new folder, nothing is written over")
-    check_writable(folder.parent, "--out")
-    return folder
-
-
-def _learned(model: str, card: ExportCard, rank: int | None, base: str | None) -> tuple[Family, ExportCard]:
-    """Return the model and its card; with a rank as a LoRA over its base."""
-    untouched = extraction.load_base(card, model_folder(model), base) if rank is not None else None
-    family = loading.load_model(ModelRef(model, base, dtype="float32"), "cpu").family
-    if untouched is None or rank is None:
-        return family, card
-    extracted, kept = extraction.extract(family, untouched, card, rank)
-    logger.info(f"rank {rank}: {kept}")
-    for before, after in zip(card.subjects, extracted.subjects, strict=True):
-        if before.identifier != after.identifier:
-            logger.info(f"the identifier {before.identifier!r} is the word {after.identifier!r} now")
-    return untouched, extracted

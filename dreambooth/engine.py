@@ -18,18 +18,18 @@ import pytorch_lightning as pl
 import torch
 
 from dreambooth import build
+from dreambooth.checkpointing import AtomicCheckpointIO, FoundState, InputFingerprints, find_state
 from dreambooth.config import Config
 from dreambooth.data.captions import Captions
 from dreambooth.data.latents import LatentDataset
 from dreambooth.distributed import is_first, join_run
 from dreambooth.errors import UserError
-from dreambooth.export.result import export_model
+from dreambooth.exporting.result import export_model
 from dreambooth.families import Family, move
 from dreambooth.hints import activation_hint, command_line
 from dreambooth.methods import find_method
 from dreambooth.metrics.validation_log import ValidationLog, ValidationRecord
 from dreambooth.metrics.validation_scores import ValidationScorer
-from dreambooth.preflight.disk_plan import check_disk
 from dreambooth.prompts import examples
 from dreambooth.randomness import Randomness
 from dreambooth.run.cleaning import remove_idle_states, restore_best_file
@@ -56,13 +56,13 @@ from dreambooth.run.resume import (
     report_changes,
     started_config,
 )
-from dreambooth.run.session import record_session
 from dreambooth.training import callbacks
-from dreambooth.training.checkpointing import AtomicCheckpointIO, FoundState, InputFingerprints, find_state
 from dreambooth.training.loggers import Loggers
 from dreambooth.training.module import DreamBoothModule
+from dreambooth.training.optimizer import rate_note
 from dreambooth.training.profiling import StepProfiler
 from dreambooth.training.progress import OnTrainProgress
+from dreambooth.training.session import record_session
 from dreambooth.training.validation import ValidationInputs, restore_best
 
 logger = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ def resume_or_start(session: Session, profile: bool, on_progress: OnTrainProgres
 
     announce(run, config, state)
     with (
-        record_session(run, trainer, state),
+        record_session(run.sessions, trainer, 0 if state is None else state.step),
         closing_loggers(loggers),
         unguarded_end(trainer),
         own_numbers_first(module),
@@ -200,7 +200,7 @@ def prepare(
     build.warn_of_other_base(inputs.subject_data.start, inputs.base_fingerprint)
     trained = find_method(config.method.name).attach(family, build.method_settings(config, family, randomness))
     if is_first():
-        check_disk(run, family, config)
+        build.check_disk(run, family, config)
     move(family, build.pick_device(config))  # after attach, which casts frozen weights: less to move
     text_trains = any(name.startswith("text_encoder") for name in trained)
     build.cache_prompts(family, captions, config, text_trains)
@@ -254,14 +254,21 @@ def open_run(session: Session, fingerprints: InputFingerprints) -> None:
     accepted: list[str] = []
     if state is not None:
         restore_best_file(run, state, session.validation_log)
-        optim = build.optim_settings(started_config(run)), build.optim_settings(config)
-        report_changes(run, config, state, optim)
+        report_changes(run, config, state)
+        warn_of_rate(run, config, state)
         changes = [
             *changed_settings(run, config, state),
             *(text for _, text in changed_inputs(state, fingerprints, config)),
         ]
         accepted = [f"step {state.step}: {change}" for change in changes]
     write_config(run, config, accepted)
+
+
+def warn_of_rate(run: RunFolder, config: Config, state: FoundState) -> None:
+    """Warn where another train.max_steps makes the learning rate jump at the step that the run goes on from."""
+    before, now = build.optim_settings(started_config(run)), build.optim_settings(config)
+    if note := rate_note(before, now, state.step):
+        logger.warning(note)
 
 
 def set_up_process(config: Config) -> None:

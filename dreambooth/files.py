@@ -41,23 +41,6 @@ def beside_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}")
 
 
-def without_home(path: str) -> str:
-    """Return a path with `~` for the home folder, so that it can be shown to others and read again."""
-    home = os.path.expanduser("~").rstrip(os.sep)
-    return "~" + path[len(home) :] if home and (path + os.sep).startswith(home + os.sep) else path
-
-
-def hide_home(text: str) -> str:
-    """Return a text in which `~` replaces the home folder wherever a path begins with it."""
-    home = os.path.expanduser("~").rstrip(os.sep)
-    return re.sub(re.escape(home) + r"(?![\w.-])", "~", text) if home else text
-
-
-def with_home(path: str) -> str:
-    """Return a path with the home folder for a leading `~/`: the inverse of `without_home`."""
-    return os.path.expanduser(path) if (path + os.sep).startswith("~" + os.sep) else path
-
-
 def read_text(path: Path) -> str:
     """Return a text file (UTF-8) without byte order mark, with \\n at the end of its lines.
 

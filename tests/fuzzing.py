@@ -25,17 +25,17 @@ from hypothesis import seed as hypothesis_seed
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
+from dreambooth.checkpointing import AtomicCheckpointIO, StateEntry, find_newest, find_state, manifest_path
 from dreambooth.config import Config, config_fields, field_of, load_config, to_dict
 from dreambooth.data.image_files import load_image
 from dreambooth.data.image_folder import list_images
 from dreambooth.data.images import to_tensor
 from dreambooth.data.near_duplicates import inspect_image
 from dreambooth.errors import DreamBoothError, UserError
-from dreambooth.export.subject_info import card_in_file
 from dreambooth.families import Family, load_family
 from dreambooth.families.single_file import read_header
-from dreambooth.methods import adapters
-from dreambooth.training.checkpointing import AtomicCheckpointIO, StateEntry, find_newest, find_state, manifest_path
+from dreambooth.methods import adapter_files, adapters
+from dreambooth.subject_info import card_in_file
 
 ROOT = Path(__file__).parent.parent
 MAX_SECONDS = 10  # of this process's own time
@@ -324,8 +324,8 @@ def lora_file(base: Path, folder: Path) -> bytes:
 
     family = load_family(str(base))
     METHODS["lora"].attach(family, MethodSettings(rank=2, train_text_encoder=False))
-    adapters.save_lora(family, folder)
-    return (folder / adapters.LORA_FILE).read_bytes()
+    adapter_files.save_lora(family, folder)
+    return (folder / adapter_files.LORA_FILE).read_bytes()
 
 
 def try_lora_header(content: bytes) -> bool:
@@ -348,7 +348,7 @@ def try_lora(content: bytes, family: Family) -> bool:
         path = Path(folder) / "start.safetensors"
         path.write_bytes(content)
         try:
-            adapters.load_lora(family, path)
+            adapter_files.load_lora(family, path)
             learned = [
                 t
                 for part in adapters.adapted_components(family).values()

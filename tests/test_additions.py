@@ -15,9 +15,8 @@ from torch import Tensor
 import dreambooth
 from dreambooth.cli import main
 from dreambooth.errors import ModelError, UserError
-from dreambooth.export.adapter import kohya_state
-from dreambooth.export.names import link_old_name
-from dreambooth.export.subject_info import LearnedSubject, SubjectInfo, card_metadata, write_card
+from dreambooth.exporting.adapter import kohya_state
+from dreambooth.exporting.names import link_old_name
 from dreambooth.families import Family, components, load_family
 from dreambooth.generation.additions import (
     EmbeddingRef,
@@ -31,8 +30,9 @@ from dreambooth.generation.images import make_requests
 from dreambooth.generation.loading import load_model
 from dreambooth.generation.request import ModelRef, read_recipe, request_of
 from dreambooth.generation.settings import SamplerSettings
-from dreambooth.methods import adapters, embedding_files, lora_files
-from dreambooth.methods.adapters import LORA_FILE, PEFT_FILE
+from dreambooth.methods import adapter_files, adapters, embedding_files, lora_files
+from dreambooth.methods.adapter_files import LORA_FILE, PEFT_FILE
+from dreambooth.subject_info import LearnedSubject, SubjectInfo, card_metadata, write_card
 
 ROBOT = LearnedSubject("<rbt>", "robot", "a photo of {subject}", "a photo of a {class}")
 
@@ -47,7 +47,7 @@ def loras(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> dict[str
     folder = tmp_path_factory.mktemp("loras")
     family = trained(tiny_base, "lora")
     save_file(kohya_state(family), folder / "kohya.safetensors")
-    adapters.save_lora(family, folder, file="peft.safetensors")
+    adapter_files.save_lora(family, folder, file="peft.safetensors")
     peft = load_file(folder / "peft.safetensors")
     torch.save(peft, folder / "peft.bin")
     save_file(names_of_2023(peft), folder / "2023.safetensors")
@@ -144,7 +144,7 @@ def test_the_names_of_2023_are_the_attention_of_the_same_lora(
 def test_pefts_own_file_has_its_strength_in_its_metadata(kind: str, tiny_base: Path, tmp_path: Path) -> None:
     """As it lies in the model/ of a run: alpha is not the rank here."""
     family = trained(tiny_base, kind)
-    adapters.save_peft(family, tmp_path)
+    adapter_files.save_peft(family, tmp_path)
     adapters.merge(family)
     found = load_model(ModelRef(str(tiny_base), loras=(LoraRef(str(tmp_path)),)), "cpu")
     torch.testing.assert_close(weights_of(found.family), weights_of(family), atol=1e-6, rtol=1e-5)

@@ -47,6 +47,7 @@ def test_importing_the_package_is_quick_and_loads_no_library() -> None:
 def test_every_name_is_there_and_a_wrong_one_is_not() -> None:
     assert all(getattr(dreambooth, name) is not None for name in dreambooth.__all__)
     assert set(dreambooth.__all__) <= set(dir(dreambooth))
+    assert callable(dreambooth.export), "no room has this name, or it would take the function's place once imported"
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         _ = dreambooth.trian
 

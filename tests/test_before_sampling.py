@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 from dreambooth.cli import sampling
 from dreambooth.disk import check_writable, translate_write_errors
 from dreambooth.errors import ModelError, UserError
-from dreambooth.export.base_path import find_path
-from dreambooth.export.base_source import base_source
-from dreambooth.export.subject_info import LearnedSubject, SubjectInfo
+from dreambooth.generation.base_path import find_path
+from dreambooth.generation.base_source import base_source
 from dreambooth.generation.location import check_is_there
 from dreambooth.hints import command_line, missing_environment
+from dreambooth.subject_info import LearnedSubject, SubjectInfo
 
 DOG = LearnedSubject("sks", "dog", "a photo of {subject}", "a photo of a {class}")
 CARD = SubjectInfo((DOG,), 64, 2, 3.0, 8, base="bases/sd", base_config="sd1", base_revision="v2", base_variant="fp16")

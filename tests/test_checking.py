@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from dreambooth.build import check_disk, disk_need
 from dreambooth.cli import main
 from dreambooth.config import load_config
 from dreambooth.engine import train
 from dreambooth.errors import DreamBoothError, UserError
 from dreambooth.preflight.check import Findings, check
-from dreambooth.preflight.disk_plan import check_disk, disk_need
 from dreambooth.preflight.memory_plan import Planner
 from dreambooth.run.folder import RunFolder
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from dreambooth.checkpointing import AtomicCheckpointIO, find_state, manifest_path
 from dreambooth.errors import UserError
 from dreambooth.files import atomic_file, write_text
-from dreambooth.training.checkpointing import AtomicCheckpointIO, find_state, manifest_path
 
 
 def state(step: int) -> dict[str, object]:

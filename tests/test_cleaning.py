@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dreambooth.checkpointing import AtomicCheckpointIO, FoundState, find_state
 from dreambooth.cli import main
 from dreambooth.config import Config, load_config
 from dreambooth.disk import size_in_words
@@ -16,7 +17,6 @@ from dreambooth.metrics.validation_log import ValidationLog, ValidationRecord
 from dreambooth.run.cleaning import idle_states, opened_run, plan_cleaning, remove_idle_states, restore_best_file
 from dreambooth.run.folder import RunFolder
 from dreambooth.run.lock import RunLock
-from dreambooth.training.checkpointing import AtomicCheckpointIO, FoundState, find_state
 
 ANCHORS = Anchors(real=1.0, dino=0.0, pres=0.0)
 

@@ -28,9 +28,9 @@ from dreambooth.evaluation.protocol import ImageSpec
 from dreambooth.evaluation.scoring import Scored
 from dreambooth.evaluation.subjects import subjects_of_dataset
 from dreambooth.evaluation.verdicts import verdicts
-from dreambooth.export.result import export_model
-from dreambooth.export.subject_info import LearnedSubject, SubjectInfo
+from dreambooth.exporting.result import export_model
 from dreambooth.families import load_family
+from dreambooth.subject_info import LearnedSubject, SubjectInfo
 
 ROOT = Path(__file__).parents[1]
 PHOTOGRAPHS = ROOT.parent / "shared" / "dreambench"

@@ -14,15 +14,16 @@ from dreambooth.cli import main
 from dreambooth.config import load_config
 from dreambooth.engine import train
 from dreambooth.errors import ModelError, UserError
-from dreambooth.export.extraction import extract, load_base, low_rank
-from dreambooth.export.subject_info import ExportCard, LearnedSubject
+from dreambooth.exporting.extraction import extract, load_base, low_rank
 from dreambooth.families import Family, components, fingerprint, load_family
 from dreambooth.families.unet import TARGET_GROUPS
 from dreambooth.generation.loading import load_model
 from dreambooth.methods import textual_inversion
-from dreambooth.methods.adapters import LORA_FILE, adaptable
+from dreambooth.methods.adapter_files import LORA_FILE
+from dreambooth.methods.adapters import adaptable
 from dreambooth.methods.textual_inversion import WORD_FILE
 from dreambooth.run.folder import RunFolder
+from dreambooth.subject_info import ExportCard, LearnedSubject
 
 DOG = LearnedSubject("sks", "dog", "a photo of {subject}", "a photo of a {class}")
 ENDS = tuple(end for group in TARGET_GROUPS.values() for end in group)

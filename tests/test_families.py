@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from dreambooth.cli import main
 from dreambooth.errors import ModelError, UserError
-from dreambooth.export.original import original_state
+from dreambooth.exporting.original import original_state
 from dreambooth.families import Family, ModelSource, fingerprint, frozen_copy, load_family
 from dreambooth.families.builtin_configs import make_tokenizer
 from dreambooth.families.clip import check_tokenizer, is_common_token, rare_words, token_ids, truncate

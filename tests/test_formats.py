@@ -21,16 +21,17 @@ from dreambooth.cli import main
 from dreambooth.config import load_config
 from dreambooth.engine import train
 from dreambooth.errors import UserError
-from dreambooth.export.adapter import KOHYA_FILE, kohya_state
-from dreambooth.export.formats import FORMATS, Format, find_format
-from dreambooth.export.metadata import kohya_version
-from dreambooth.export.original import MODEL_FILE, original_state, original_unet_name, vae_state
+from dreambooth.exporting.adapter import KOHYA_FILE, kohya_state
+from dreambooth.exporting.formats import FORMATS, Format, find_format
+from dreambooth.exporting.metadata import kohya_version
+from dreambooth.exporting.original import MODEL_FILE, original_state, original_unet_name, vae_state
 from dreambooth.families import FAMILIES, Family, ModelSource, components, fingerprint, load_family
 from dreambooth.families.single_file import read_header
 from dreambooth.families.unet import TARGET_GROUPS
 from dreambooth.generation.loading import load_model
 from dreambooth.methods import FACTS, adapters
-from dreambooth.methods.adapters import LORA_FILE, adaptable
+from dreambooth.methods.adapter_files import LORA_FILE
+from dreambooth.methods.adapters import adaptable
 from dreambooth.methods.base import MethodSettings
 from dreambooth.methods.table import METHODS
 from dreambooth.methods.textual_inversion import WORD_FILE

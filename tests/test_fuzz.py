@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dreambooth.errors import ModelError
 from dreambooth.families import load_family
-from dreambooth.methods import adapters
+from dreambooth.methods import adapter_files
 
 EXAMPLES = {
     "config: settings": 30,
@@ -79,7 +79,7 @@ def test_a_lora_with_a_tensor_missing_or_not_finite_is_no_start(
     spoil(weights, next(key for key in weights if "lora_B" in key))
     save_file(weights, path)
     with pytest.raises(ModelError, match=said):
-        adapters.load_lora(family, path)
+        adapter_files.load_lora(family, path)
 
 
 def test_a_hang_is_noticed() -> None:

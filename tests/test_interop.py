@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dreambooth.errors import ModelError, UserError
-from dreambooth.export.adapter import kohya_state
+from dreambooth.exporting.adapter import kohya_state
 from dreambooth.families import Family, ModelSource, components, load_family
-from dreambooth.methods import adapters, lora_files
-from dreambooth.methods.adapters import LORA_FILE
+from dreambooth.methods import adapter_files, adapters, lora_files
+from dreambooth.methods.adapter_files import LORA_FILE
 from dreambooth.methods.base import MethodSettings
 from dreambooth.methods.table import METHODS
 
@@ -48,11 +48,11 @@ def trained(base: Path, kind: str) -> Family:
 
 
 def write_peft_names(family: Family, path: Path) -> None:
-    adapters.save_lora(family, path.parent, file=path.name)
+    adapter_files.save_lora(family, path.parent, file=path.name)
 
 
 def write_kohya_names(family: Family, path: Path) -> None:
-    save_file(kohya_state(family), path, metadata=adapters.stated_alpha(family))
+    save_file(kohya_state(family), path, metadata=adapter_files.stated_alpha(family))
 
 
 WRITERS = {"peft": write_peft_names, "kohya": write_kohya_names}
@@ -164,7 +164,7 @@ def test_training_starts_from_the_names_of_attention_processors(tiny_base: Path,
     only = {"targets": ("attention",), "train_text_encoder": False}
     family = load_family(ModelSource(str(tiny_base)))
     METHODS["lora"].attach(family, settings(**only))
-    adapters.save_lora(family, tmp_path)
+    adapter_files.save_lora(family, tmp_path)
     old = names_of_2023(load_file(tmp_path / LORA_FILE))
     save_file(old, tmp_path / "old.safetensors")
     again = load_family(ModelSource(str(tiny_base)))

@@ -15,9 +15,9 @@ import pytest
 import torch
 from warm import Warm
 
+from dreambooth.checkpointing import find_state
 from dreambooth.config import load_config
 from dreambooth.run.folder import RunFolder
-from dreambooth.training.checkpointing import find_state
 
 SETTINGS = (
     "train.max_steps=10",

@@ -1,6 +1,7 @@
 """The rooms of the house: a room imports only from rooms above it in its own list, or from the ground."""
 
 import ast
+import functools
 import graphlib
 import re
 import subprocess
@@ -17,9 +18,11 @@ from dreambooth.cli import COMMANDS
 ROOMS: tuple[tuple[str, ...], ...] = (
     (
         "__init__",
+        "version",
         "errors",
         "console",
         "files",
+        "home_folder",
         "randomness",
         "schedules",
         "losses",
@@ -29,14 +32,16 @@ ROOMS: tuple[tuple[str, ...], ...] = (
         "hints",
         "prompt_words",
         "status_line",
+        "subject_info",
+        "checkpointing",
     ),  # the ground
     ("config",),
     ("data",),
     ("families",),
     ("methods",),
     ("metrics",),
-    ("export",),
     ("generation",),
+    ("exporting",),
     ("training",),
     ("run",),
     ("build",),
@@ -47,6 +52,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("__main__", "train.py", "sample.py"),
 )
+MAX_FLOORS = 10  # rooms in the longest chain of imports, from the ground to a script
 # What a room must not see although the rooms would allow it, and why.
 FORBIDDEN = (
     ("losses", "dreambooth.config", "losses are functions of tensors"),
@@ -127,15 +133,31 @@ def test_the_core_never_imports_the_toy_world():
     assert not wrong, f"{', '.join(wrong)}: the toy world stands beside the core, which must work without it."
 
 
-def test_no_modules_import_each_other_in_a_circle():
+def imports_by_room() -> dict[str, set[str]]:
     graph: dict[str, set[str]] = {}
     for path in SOURCES:
         own = module_of(path)
         graph.setdefault(own, set()).update(modules_in(names_in(path)) - {own})
+    return graph
+
+
+def test_no_modules_import_each_other_in_a_circle():
     try:
-        graphlib.TopologicalSorter(graph).prepare()
+        graphlib.TopologicalSorter(imports_by_room()).prepare()
     except graphlib.CycleError as error:
         pytest.fail(f"a circle of imports: {' <- '.join(error.args[1])}")
+
+
+def test_no_chain_of_imports_has_more_rooms_than_a_newcomer_can_follow():
+    graph = imports_by_room()
+
+    @functools.cache
+    def longest(room: str) -> tuple[str, ...]:
+        """Return the longest chain from the ground up to this room."""
+        return (*max(map(longest, sorted(graph[room])), key=len, default=()), room)
+
+    chain = max(map(longest, graph), key=len)
+    assert len(chain) <= MAX_FLOORS, f"{len(chain)} floors, {MAX_FLOORS} at most: {' <- '.join(chain)}"
 
 
 @pytest.mark.parametrize(("module", "forbidden", "reason"), FORBIDDEN)

@@ -15,15 +15,16 @@ from dreambooth.cli import main
 from dreambooth.config import load_config
 from dreambooth.engine import train
 from dreambooth.errors import ModelError, UserError
-from dreambooth.export.adapter import kohya_state
+from dreambooth.exporting.adapter import kohya_state
 from dreambooth.families import Family, evaluation_mode, load_family
 from dreambooth.generation.grid import cut
 from dreambooth.generation.loading import load_model
 from dreambooth.generation.request import ModelRef
 from dreambooth.generation.sampler import noise_from_seeds, sample_latents
 from dreambooth.generation.settings import SamplerSettings
-from dreambooth.methods import adapters
-from dreambooth.methods.adapters import LORA_FILE, frozen_base, merge
+from dreambooth.methods import adapter_files
+from dreambooth.methods.adapter_files import LORA_FILE
+from dreambooth.methods.adapters import frozen_base, merge
 from dreambooth.methods.base import MethodSettings
 from dreambooth.methods.table import METHODS
 from dreambooth.methods.textual_inversion import WORD_FILE
@@ -377,7 +378,7 @@ def test_kohyas_file_and_diffusers_file_start_the_same(
     base = tiny_xl_base if xl else tiny_base
     family = load_family(str(base))
     shake(METHODS["lora"].attach(family, settings(**changes)))
-    adapters.save_lora(family, tmp_path)
+    adapter_files.save_lora(family, tmp_path)
     save_file(kohya_state(family), tmp_path / "kohya.safetensors")
     learned = prediction(family)
     for file in (LORA_FILE, "kohya.safetensors"):
@@ -450,7 +451,7 @@ def test_a_start_of_another_base_exits_with_3_and_writes_nothing(
 ) -> None:
     family = load_family(str(tiny_xl_base if other == "xl" else other))
     METHODS["lora"].attach(family, settings())
-    adapters.save_lora(family, tmp_path / "files")
+    adapter_files.save_lora(family, tmp_path / "files")
     path = tmp_path / "files" / LORA_FILE
     if names == "kohya":
         save_file(kohya_state(family), path)

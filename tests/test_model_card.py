@@ -18,8 +18,8 @@ from PIL import Image
 from tiny import run_model_card
 
 from dreambooth.cli import main
-from dreambooth.export.model_card import licence_of, metadata
-from dreambooth.export.subject_info import ExportCard, LearnedSubject
+from dreambooth.exporting.model_card import licence_of, metadata
+from dreambooth.subject_info import ExportCard, LearnedSubject
 
 QUICK = ["train.max_steps=4", "validate.every_steps=4", "method.name=lora", "method.rank=2", "prior.source=none"]
 

@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
-from dreambooth.export.pipeline import save_pipeline
+from dreambooth.exporting.pipeline import save_pipeline
 from dreambooth.families import fingerprint, load_family
 
 

@@ -24,6 +24,7 @@ from test_training import assert_same_but_for_rounding
 from torch import Tensor
 from warm import Warm
 
+from dreambooth.checkpointing import find_state
 from dreambooth.config import Config, load_config
 from dreambooth.distributed import LAUNCHER, Process, WorkShare, find_process
 from dreambooth.engine import train
@@ -31,7 +32,6 @@ from dreambooth.errors import UserError
 from dreambooth.generation.class_prior import GeneratedPrior
 from dreambooth.run.folder import RunFolder
 from dreambooth.run.lock import RunLock
-from dreambooth.training.checkpointing import find_state
 
 ROOT = Path(__file__).parent.parent
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")

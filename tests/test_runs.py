@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import api_pb2
 from tensorboard.plugins.hparams import metadata as hparams
 
+from dreambooth.checkpointing import find_state
 from dreambooth.config import Config, load_config
 from dreambooth.engine import train
 from dreambooth.errors import ModelError, UserError
@@ -23,7 +24,6 @@ from dreambooth.families import load_family
 from dreambooth.generation.grid import cut
 from dreambooth.run.folder import RunFolder
 from dreambooth.training.callbacks import MetricsFile
-from dreambooth.training.checkpointing import find_state
 
 
 def test_a_run_leaves_everything_that_was_promised(config: Config) -> None:

@@ -17,8 +17,8 @@ from PIL import Image
 
 from dreambooth.cli import main
 from dreambooth.config import load_config, to_dict
-from dreambooth.export.subject_info import read_card
-from dreambooth.files import hide_home, with_home, without_home
+from dreambooth.home_folder import hide_home, with_home, without_home
+from dreambooth.subject_info import read_card
 
 SECRETS = {"HF_TOKEN": "hf_CANARYcanaryCANARYcanaryCANARY01", "WANDB_API_KEY": "c0ffee" * 6 + "c0ff"}
 OWNER = "canary-person"

@@ -19,7 +19,7 @@ from transformers import CLIPTokenizer
 
 from dreambooth.cli import main
 from dreambooth.errors import ModelError
-from dreambooth.export.original import original_state, original_unet_name, text_state, vae_state
+from dreambooth.exporting.original import original_state, original_unet_name, text_state, vae_state
 from dreambooth.families import Conditioning, Family, ModelSource, fingerprint, load_family
 from dreambooth.families.builtin_configs import BUILTIN_CONFIGS, config_folder
 from dreambooth.families.sd import StableDiffusion, detect_prediction_type

@@ -18,6 +18,7 @@ from test_interruptions import SETTINGS, assert_equal_runs, folder, interrupt
 from warm import Warm
 
 from dreambooth import build
+from dreambooth.checkpointing import find_state
 from dreambooth.cli import main
 from dreambooth.config import Change, Config, SubjectConfig, load_config, restricted_changes, to_dict
 from dreambooth.data.captions import Captions
@@ -27,7 +28,6 @@ from dreambooth.data.latents import EncodedImage, LatentDataset
 from dreambooth.engine import train
 from dreambooth.errors import ModelError, UserError
 from dreambooth.evaluation.models import learned_by
-from dreambooth.export.subject_info import ExportCard, LearnedSubject, SubjectInfo, read_card, write_card
 from dreambooth.families import Family, load_family
 from dreambooth.generation.grid import cut
 from dreambooth.generation.loading import load_model
@@ -42,7 +42,7 @@ from dreambooth.prompts import expand, fill_prompt
 from dreambooth.randomness import Randomness
 from dreambooth.report import build as build_report
 from dreambooth.run.folder import RunFolder
-from dreambooth.training.checkpointing import find_state
+from dreambooth.subject_info import ExportCard, LearnedSubject, SubjectInfo, read_card, write_card
 
 ROOT = Path(__file__).parent.parent
 ENCODERS = ROOT / "checkpoints" / "toyworld-encoders"

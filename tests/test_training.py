@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from warm import Warm
 
+from dreambooth.checkpointing import find_state
 from dreambooth.config import load_config
 from dreambooth.engine import keep_freed_memory, train
 from dreambooth.errors import NonFiniteError, UserError
@@ -21,7 +22,6 @@ from dreambooth.families import Family, load_family
 from dreambooth.methods import find_method
 from dreambooth.methods.base import MethodSettings
 from dreambooth.run.folder import RunFolder
-from dreambooth.training.checkpointing import find_state
 from dreambooth.training.module import DreamBoothModule
 from dreambooth.training.progress import TrainProgress
 

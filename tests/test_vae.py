@@ -14,7 +14,7 @@ from dreambooth.cli import main
 from dreambooth.config import Config
 from dreambooth.engine import train
 from dreambooth.errors import ModelError, UserError
-from dreambooth.export.original import original_state, vae_state
+from dreambooth.exporting.original import original_state, vae_state
 from dreambooth.families import Family, ModelSource, load_family
 from dreambooth.families.vae import load_other_vae
 from dreambooth.generation.loading import load_model

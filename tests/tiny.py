@@ -16,7 +16,7 @@ from diffusers import (
 from PIL import Image, ImageDraw
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from dreambooth.export.subject_info import card_in_file, read_card
+from dreambooth.subject_info import card_in_file, read_card
 from toyworld.tokenizer import build_tokenizer
 
 

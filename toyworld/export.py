@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from torch import nn
 
 from dreambooth.errors import UserError
-from dreambooth.export.pipeline import save_pipeline
+from dreambooth.exporting.pipeline import save_pipeline
 from toyworld.base import BaseSettings, build_modules, sampling_scheduler
 from toyworld.judge import Judge, JudgeNet
 from toyworld.tokenizer import build_tokenizer

@@ -1,9 +1,11 @@
 """Build a run's objects from its config, for `engine.train`. Code in lower rooms never receives the config.
 
 `networks` loads the base, `method` chooses what trains and how, `subjects` and `prompts` read photos and captions,
-`prior` builds the class samples, `validation_inputs` the validation's sampler and scorer, `trainer` the Trainer.
+`prior` builds the class samples, `validation_inputs` the validation's sampler and scorer, `trainer` the Trainer;
+`disk_plan` counts the bytes that all of it will write.
 """
 
+from dreambooth.build.disk_plan import DiskNeed, check_disk, disk_need
 from dreambooth.build.method import (
     check_optimizer,
     loss_settings,
@@ -51,17 +53,20 @@ from dreambooth.build.validation_inputs import (
 )
 
 __all__ = [
+    "DiskNeed",
     "SubjectData",
     "apply_schedule",
     "buckets_of",
     "build_validation_inputs",
     "cache_prompts",
     "captions_of",
+    "check_disk",
     "check_optimizer",
     "check_samplers",
     "checkpoint_activations",
     "class_prompts_of",
     "compute_dtype",
+    "disk_need",
     "encode",
     "encode_subjects",
     "encode_validation_images",

@@ -6,13 +6,13 @@ from pathlib import Path
 from dreambooth.build.networks import compute_dtype
 from dreambooth.config import Config
 from dreambooth.errors import UserError
-from dreambooth.export.subject_info import LearnedSubject, SubjectInfo, card_in_file, read_card
 from dreambooth.families import Family
-from dreambooth.files import with_home, without_home
 from dreambooth.generation.location import model_folder
+from dreambooth.home_folder import with_home, without_home
 from dreambooth.methods import find_facts
 from dreambooth.methods.base import MethodSettings
 from dreambooth.randomness import Randomness
+from dreambooth.subject_info import LearnedSubject, SubjectInfo, card_in_file, read_card
 from dreambooth.training.objective import LossSettings
 from dreambooth.training.optimizer import OptimSettings, import_bitsandbytes
 

@@ -12,15 +12,16 @@ from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, Str
 from torch.utils.data import DataLoader
 
 from dreambooth.build.networks import pick_device, pick_precision
+from dreambooth.checkpointing import AtomicCheckpointIO, FoundState, InputFingerprints
 from dreambooth.config import Config, to_dict
 from dreambooth.data.latents import LatentDataset, ResumableBatchSampler
 from dreambooth.distributed import this_process
-from dreambooth.export.history import deciding_settings
-from dreambooth.files import hide_home, write_text
+from dreambooth.exporting.history import deciding_settings
+from dreambooth.files import write_text
+from dreambooth.home_folder import hide_home
 from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.run.folder import RunFolder
 from dreambooth.training import callbacks
-from dreambooth.training.checkpointing import AtomicCheckpointIO, FoundState, InputFingerprints
 from dreambooth.training.loggers import Loggers, RunLogger, RunSettings
 from dreambooth.training.module import DreamBoothModule
 from dreambooth.training.processes import cluster_environment

@@ -13,11 +13,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from dreambooth import __version__
 from dreambooth.console import command_output
 from dreambooth.errors import DreamBoothError, UserError
 from dreambooth.hints import missing_environment
 from dreambooth.status_line import STATUS_LINE
+from dreambooth.version import __version__
 
 COMMANDS = {
     "new": ("dreambooth.cli.new", "write a commented config for a folder of photos, and show the crops"),

@@ -43,12 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_arguments(args)
-    from dreambooth import api
-    from dreambooth.export import hub
+    from dreambooth.exporting import hub
+    from dreambooth.exporting.to_format import export
 
-    folder = api.export(
-        args.model, args.format, args.out, args.dtype, args.rank, args.base, args.push_to_hub, args.verify
-    )
+    folder = export(args.model, args.format, args.out, args.dtype, args.rank, args.base, args.push_to_hub, args.verify)
     for path in sorted(folder.rglob("*.safetensors")):
         if not path.is_symlink():
             print(path)
@@ -59,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Raise UserError for what the hub would refuse, before anything is computed."""
-    from dreambooth.export import hub
+    from dreambooth.exporting import hub
 
     if args.private and not args.push_to_hub:
         raise UserError("--private: says how --push-to-hub makes a repository; name one, or leave it out")

@@ -16,7 +16,7 @@ from dreambooth.config.keys import ENTRY, config_fields, default_of, field_of, s
 from dreambooth.config.rules import joint_problems
 from dreambooth.config.values import as_number, cut, problem_of
 from dreambooth.errors import UserError, escaped
-from dreambooth.files import with_home, without_home
+from dreambooth.home_folder import with_home, without_home
 
 PROVENANCE = "provenance"  # the section that a run adds to its config.yaml; read back, it is ignored
 MAX_REFERENCES = 8  # from one key to the next

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from dreambooth.errors import UserError
 from dreambooth.evaluation.subjects import Subject
-from dreambooth.export.subject_info import LearnedSubject, SubjectInfo
 from dreambooth.generation.loading import Model, load_model
 from dreambooth.generation.location import check_is_there, find_card
 from dreambooth.generation.request import ModelRef
 from dreambooth.prompts import subject_phrase
+from dreambooth.subject_info import LearnedSubject, SubjectInfo
 
 NAME = "{name}"
 Cards = Mapping[str, SubjectInfo | None]  # by model; None: a plain base

@@ -19,7 +19,6 @@ from dreambooth.errors import UserError
 from dreambooth.evaluation.models import Loader, learned_by, model_of
 from dreambooth.evaluation.prompts import SEEDS_A_PROMPT
 from dreambooth.evaluation.subjects import Subject
-from dreambooth.export.subject_info import SubjectInfo
 from dreambooth.families import fingerprint
 from dreambooth.generation.images import OnProgress, Progress, check_can_sample, generate
 from dreambooth.generation.loading import Model
@@ -27,6 +26,7 @@ from dreambooth.generation.request import ImageRequest, make_recipe, read_recipe
 from dreambooth.generation.sampler import cut_warning
 from dreambooth.generation.settings import SamplerSettings
 from dreambooth.prompts import fill_prompt, has_field, plain_prompt
+from dreambooth.subject_info import SubjectInfo
 
 CLASS, CLASS_PROMPT = "class", "a photo of a {class}"
 MAX_SLUG = 60  # characters of a prompt in a folder's name

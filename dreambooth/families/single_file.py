@@ -23,7 +23,7 @@ from dreambooth.families.inspection import LOADING_ERRORS, read_index
 from dreambooth.families.protocols import Family
 from dreambooth.families.source import ModelSource
 from dreambooth.families.vae import load_other_vae
-from dreambooth.files import with_home
+from dreambooth.home_folder import with_home
 
 UNET = "model.diffusion_model."
 VAE_PREFIXES = ("first_stage_model.", "vae.")

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.errors import ModelError, UserError, escaped
-from dreambooth.export.names import file_behind
-from dreambooth.export.subject_info import LearnedSubject
-from dreambooth.files import with_home, without_home
-from dreambooth.generation.location import find_card, kind_of_file, model_folder, suggestions
+from dreambooth.generation.location import file_behind, find_card, kind_of_file, model_folder, suggestions
+from dreambooth.home_folder import with_home, without_home
 from dreambooth.methods import find_facts
+from dreambooth.subject_info import LearnedSubject
 
 WEIGHT_FILES = (".safetensors", ".pt", ".bin")  # of the latter two only numbers are read
 OWN_LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter.safetensors")  # of a run's model/

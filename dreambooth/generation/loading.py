@@ -8,9 +8,6 @@ from pathlib import Path
 import torch
 
 from dreambooth.errors import ModelError, UserError
-from dreambooth.export.base_source import base_source
-from dreambooth.export.reading import load_result
-from dreambooth.export.subject_info import ExportCard, LearnedSubject, SubjectInfo, find_card
 from dreambooth.families import Family, ModelSource, load_family, move
 from dreambooth.generation.additions import (
     EmbeddingRef,
@@ -21,9 +18,12 @@ from dreambooth.generation.additions import (
     lora_file,
     words_beside,
 )
+from dreambooth.generation.base_source import base_source
 from dreambooth.generation.location import check_is_there, fill, model_folder
+from dreambooth.generation.reading import load_result
 from dreambooth.generation.request import ModelRef
 from dreambooth.methods import adapters, embedding_files, lora_files
+from dreambooth.subject_info import ExportCard, LearnedSubject, SubjectInfo, find_card
 
 logger = logging.getLogger(__name__)
 

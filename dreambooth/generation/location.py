@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dreambooth import subject_info
 from dreambooth.errors import ModelError, UserError, escaped
-from dreambooth.export import subject_info
-from dreambooth.export.base_path import find_path
-from dreambooth.export.subject_info import ExportCard, LearnedSubject, read_header
+from dreambooth.generation.base_path import find_path
 from dreambooth.prompts import check_template, fill_prompt, has_field
+from dreambooth.subject_info import ExportCard, LearnedSubject, read_header
 
 if TYPE_CHECKING:
     from dreambooth.generation.request import ModelRef
@@ -38,6 +38,12 @@ def model_folder(model: str) -> Path:
     if not (folder / "model").is_dir():
         raise ModelError(f"{model}: this run has no model yet; let its training end (the same train command goes on)")
     return folder / "model"
+
+
+def file_behind(path: Path) -> Path:
+    """Return the file that an old name is a link to; any other path as it is, a link into the hub's cache too."""
+    target = path.readlink() if path.is_symlink() else path
+    return path.with_name(target.name) if target.parent == Path() else path
 
 
 def find_card(model: str) -> ExportCard | None:

@@ -15,9 +15,10 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from dreambooth.errors import UserError, escaped, first_line
-from dreambooth.files import atomic_file, with_home, without_home
+from dreambooth.files import atomic_file
 from dreambooth.generation.additions import EmbeddingRef, LoraRef, as_json, embeddings_of, loras_of
 from dreambooth.generation.settings import SamplerSettings
+from dreambooth.home_folder import with_home, without_home
 
 RECIPE = "dreambooth"  # the PNG's text chunk
 PATHS = ("model", "config", "base", "vae")  # of a recipe, in which ~ is the home folder

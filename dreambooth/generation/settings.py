@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dreambooth.errors import UserError
-from dreambooth.export.subject_info import SubjectInfo
+from dreambooth.subject_info import SubjectInfo
 
 KARRAS = {"use_karras_sigmas": True}  # Karras et al. 2022, arXiv 2206.00364, eq. 5: more steps at little noise
 DPM = "DPMSolverMultistepScheduler"

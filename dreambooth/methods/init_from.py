@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dreambooth.errors import ModelError, UserError
 from dreambooth.families import Family, components
-from dreambooth.methods import adapters
+from dreambooth.methods import adapter_files, adapters
 from dreambooth.methods.adapters import ADAPTER, MakeConfig
 from dreambooth.methods.base import MethodSettings
 
@@ -125,7 +125,7 @@ def check_settings(
 
 def check_rank(started: dict[str, Learned], settings: MethodSettings) -> None:
     """Raise UserError where method.rank is not the largest rank of the file, to which `fitted` fills up the others."""
-    ranks = {rank for learned in started.values() for rank in learned.ranks.values()} - {adapters.WHOLE_RANK}
+    ranks = {rank for learned in started.values() for rank in learned.ranks.values()} - {adapter_files.WHOLE_RANK}
     if ranks and max(ranks) != settings.rank:
         listed = ", ".join(map(str, sorted(ranks)))
         hint = f"; set it to {max(ranks)}, to which the others are filled up" if len(ranks) > 1 else ""
@@ -135,7 +135,7 @@ def check_rank(started: dict[str, Learned], settings: MethodSettings) -> None:
 def check_alpha(started: dict[str, Learned], own: dict[str, Learned], settings: MethodSettings) -> None:
     """Compare with the scale that the files state or have; where it differs by module no one alpha is right."""
     assert settings.start is not None
-    stated = adapters.stated_scale(settings.start)
+    stated = adapter_files.stated_scale(settings.start)
     scales = {module: scale for learned in started.values() for module, scale in learned.scales.items()}
     factors = {
         f"{(stated or scales[module]) / scale:.6g}"

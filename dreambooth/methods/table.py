@@ -2,28 +2,28 @@
 
 from functools import partial
 
-from dreambooth.methods import FACTS, adapters, custom_diffusion, full, init_from, textual_inversion
+from dreambooth.methods import FACTS, adapter_files, adapters, custom_diffusion, full, init_from, textual_inversion
 from dreambooth.methods.base import Method
 
 METHODS: dict[str, Method] = {
     "full": Method(FACTS["full"], full.attach),
     "lora": Method(
         FACTS["lora"],
-        partial(init_from.attach, adapters.lora_config, adapters.load_lora),
-        adapters.save_lora,
-        adapters.load_lora,
+        partial(init_from.attach, adapters.lora_config, adapter_files.load_lora),
+        adapter_files.save_lora,
+        adapter_files.load_lora,
     ),
     "loha": Method(
         FACTS["loha"],
-        partial(init_from.attach, adapters.loha_config, adapters.load_peft),
-        adapters.save_peft,
-        adapters.load_peft,
+        partial(init_from.attach, adapters.loha_config, adapter_files.load_peft),
+        adapter_files.save_peft,
+        adapter_files.load_peft,
     ),
     "lokr": Method(
         FACTS["lokr"],
-        partial(init_from.attach, adapters.lokr_config, adapters.load_peft),
-        adapters.save_peft,
-        adapters.load_peft,
+        partial(init_from.attach, adapters.lokr_config, adapter_files.load_peft),
+        adapter_files.save_peft,
+        adapter_files.load_peft,
     ),
     "textual_inversion": Method(
         FACTS["textual_inversion"], textual_inversion.attach, textual_inversion.save, textual_inversion.load

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from dreambooth.errors import ModelError, UserError, first_line
 from dreambooth.families import Family
-from dreambooth.methods import adapters, init_from
+from dreambooth.methods import adapter_files, adapters, init_from
 from dreambooth.methods.base import MethodSettings
 
 CLIP_NAMES = ("clip_l", "clip_g")
@@ -39,7 +39,7 @@ def attach(family: Family, settings: MethodSettings) -> dict[str, nn.Module]:
 def attach_pivotal(family: Family, settings: MethodSettings) -> dict[str, nn.Module]:
     """Attach the words and a LoRA of the denoiser. Raises UserError as both of them do."""
     without_text = replace(settings, train_text_encoder=False)
-    trained = init_from.attach(adapters.lora_config, adapters.load_lora, family, without_text)
+    trained = init_from.attach(adapters.lora_config, adapter_files.load_lora, family, without_text)
     return trained | _add_words(family, settings)
 
 
@@ -187,10 +187,10 @@ def put(family: Family, word: str, rows: list[Tensor]) -> None:
 def save_pivotal(family: Family, folder: Path) -> None:
     """Write the words' vectors and the LoRA."""
     save(family, folder)
-    adapters.save_lora(family, folder)
+    adapter_files.save_lora(family, folder)
 
 
 def load_pivotal(family: Family, folder: Path) -> None:
     """Load the words' vectors and the LoRA. Raises ModelError as both of them do."""
     load(family, folder)
-    adapters.load_lora(family, folder)
+    adapter_files.load_lora(family, folder)

@@ -17,7 +17,6 @@ from dreambooth.disk import GIB
 from dreambooth.errors import DreamBoothError
 from dreambooth.methods import find_method
 from dreambooth.metrics.validation_log import ValidationLog
-from dreambooth.preflight.disk_plan import check_disk
 from dreambooth.preflight.memory_plan import Planner, device_memory, is_enough
 from dreambooth.preflight.time_plan import time_in_words
 from dreambooth.run.folder import RunFolder, check_folders, check_writable
@@ -157,7 +156,7 @@ def check_with_base(planner: Planner, given: build.SubjectData | None, config: C
         if not warnings:
             good("each identifier is one rare token, and every prompt is read to its end")
     with findings.of("disk") as good:
-        good(check_disk(run, family, config))
+        good(build.check_disk(run, family, config))
     if findings.exit_code:
         return
     with findings.of("time") as good:

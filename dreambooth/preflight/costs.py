@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from dreambooth.build import DiskNeed, disk_need
 from dreambooth.config import Config
-from dreambooth.preflight.disk_plan import DiskNeed, disk_need
 from dreambooth.preflight.memory_plan import Need, Planner
 from dreambooth.preflight.time_plan import time_in_words
 

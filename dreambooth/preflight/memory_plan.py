@@ -35,6 +35,7 @@ from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.randomness import Randomness
 from dreambooth.run.savings import SAVINGS, applies, written
 from dreambooth.training.objective import Draws, encode_batch, sample_losses
+from dreambooth.training.optimizer import MOMENT_BYTES
 
 ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -43,7 +44,6 @@ FLOPS = {  # by operation: torch's own counts of matrix products and convolution
     ATTENTION: sdpa_flop,
     ATTENTION_BACKWARD: sdpa_backward_flop,
 }
-MOMENT_BYTES = {"adamw": 8, "adamw8bit": 2}  # of both moments of a weight
 
 
 @dataclass(frozen=True)

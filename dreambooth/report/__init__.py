@@ -20,7 +20,8 @@ def build(run_folder: Path, out: Path | None = None) -> Path:
     if path.is_dir():
         raise UserError(f"--out {escaped(path)}: is a folder; name a file, e.g. {escaped(path / 'report.html')}")
     check_writable(path.parent, "--out")
-    from dreambooth.files import hide_home, write_text
+    from dreambooth.files import write_text
+    from dreambooth.home_folder import hide_home
     from dreambooth.report import content, page
 
     text = hide_home(page.render(content.read(run_folder)))

@@ -11,12 +11,12 @@ from dreambooth.config import PROVENANCE, Config, SubjectConfig, load_config
 from dreambooth.data.image_files import load_image
 from dreambooth.data.image_folder import list_images
 from dreambooth.errors import UserError
-from dreambooth.export.subject_info import read_card
 from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.metrics.verdict import Verdict
 from dreambooth.prompts import expand, fill_prompt, subject_phrase
 from dreambooth.report import curves, gallery, records, tables, words
 from dreambooth.report.samples import Samples
+from dreambooth.subject_info import read_card
 
 
 @dataclass(frozen=True)

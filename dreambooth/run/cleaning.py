@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dreambooth import files
+from dreambooth.checkpointing import AtomicCheckpointIO, FoundState, manifest_path
 from dreambooth.config import Config, load_config
 from dreambooth.disk import size_in_words
 from dreambooth.errors import ModelError, UserError, escaped
 from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.run.folder import RunFolder, own_folders
 from dreambooth.run.resume import found_state, is_finished
-from dreambooth.training.checkpointing import AtomicCheckpointIO, FoundState, manifest_path
 
 logger = logging.getLogger(__name__)
 

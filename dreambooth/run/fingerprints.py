@@ -9,13 +9,13 @@ from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 
+from dreambooth.checkpointing import InputFingerprints
 from dreambooth.config import Config, subject_key
 from dreambooth.data.image_folder import list_images
 from dreambooth.data.images import digest_files
 from dreambooth.families import Family, digest_weights, fingerprint
 from dreambooth.metrics.encoders import ImageEncoder
 from dreambooth.metrics.subject import Encoders
-from dreambooth.training.checkpointing import InputFingerprints
 
 # The settings that say where something lies, with the names of the fingerprints of what is found there.
 LOCATIONS = {

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import yaml
 
+from dreambooth.checkpointing import FoundState
 from dreambooth.config import PROVENANCE, Config, to_dict
 from dreambooth.errors import UserError
 from dreambooth.files import remove_leftovers, write_text
 from dreambooth.run.provenance import provenance
-from dreambooth.training.checkpointing import FoundState
 
 
 class RunFolder:

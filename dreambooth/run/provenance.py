@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from dreambooth.files import without_home
+from dreambooth.home_folder import without_home
 
 
 def provenance() -> dict[str, Any]:

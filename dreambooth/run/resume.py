@@ -6,19 +6,17 @@ as when a run is moved to another folder or machine.
 """
 
 import logging
-import math
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator
 
+from dreambooth.checkpointing import FoundState, InputFingerprints, find_newest, newest_entry
 from dreambooth.config import Change, Config, field_of, load_config, restricted_changes, to_dict
 from dreambooth.errors import UserError
-from dreambooth.export.subject_info import read_card
 from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.run.fingerprints import describe_change, fingerprint_names, keys_by_name
 from dreambooth.run.folder import RunFolder
-from dreambooth.training.checkpointing import FoundState, InputFingerprints, find_newest, newest_entry
-from dreambooth.training.optimizer import OptimSettings, lr_factor
+from dreambooth.subject_info import read_card
 
 logger = logging.getLogger(__name__)
 
@@ -163,40 +161,11 @@ def changed_inputs(state: FoundState | None, identity: InputFingerprints, config
             yield keys[name], f"{name}: {change}"
 
 
-def report_changes(
-    run: RunFolder, config: Config, state: FoundState, optim: tuple[OptimSettings, OptimSettings]
-) -> None:
-    """Report the changes since the run was started that do not keep it from resuming.
-
-    optim: the optimizer's settings as the run was started with them, and as it goes on.
-    """
+def report_changes(run: RunFolder, config: Config, state: FoundState) -> None:
+    """Report the changes since the run was started that do not keep it from resuming."""
     for change in moved_paths(run, config, state):
         logger.info(f"{change.key}: {change.after} in place of {change.before}; the content is the same")
     changes = restricted_changes(to_dict(started_config(run)), to_dict(config))
     divided = [str(change) for change in changes if change.key in STEP_SIZE]
     if divided and step_size(started_config(run)) == step_size(config):
         logger.info(f"{', '.join(divided)}: each step sees the same samples; results are equal but for rounding")
-    if note := rate_note(*optim, state.step):
-        logger.warning(note)
-
-
-def rate_note(before: OptimSettings, now: OptimSettings, step: int) -> str | None:
-    """Return a warning if another train.max_steps makes a falling learning rate jump at `step`, else None.
-
-    Linear and cosine schedules fall to 0 at max_steps: made longer, the whole curve is stretched, so the rate jumps up
-    from where it had come to. It is what a longer run would have there; it is not what this run would have done.
-    """
-    last, next_rate = before.lr * lr_factor(step - 1, before), now.lr * lr_factor(step, now)
-    is_same_curve = before.max_steps == now.max_steps or before.schedule != now.schedule
-    if is_same_curve or step <= now.warmup_steps or math.isclose(lr_factor(step, before), lr_factor(step, now)):
-        return None
-    changes = {"optim.schedule": "constant", "optim.lr": f"{last:.3g}"}
-    if now.text_encoder_lr != now.lr:
-        changes["optim.text_encoder_lr"] = f"{before.text_encoder_lr * lr_factor(step - 1, before):.3g}"
-    settings = " ".join(f"{key}={value}" for key, value in changes.items())
-    offer = f"; to go on at the last rate: {settings} {' '.join(f'--override {key}' for key in changes)}"
-    return (
-        f"optim.schedule={now.schedule}: train.max_steps {before.max_steps} -> {now.max_steps} stretches the curve; "
-        f"the learning rate of step {step + 1} is {next_rate:.3g}, after {last:.3g} of step {step}"
-        f"{offer if last > 0 and now.identifier_lr is None else ''}"
-    )

@@ -78,6 +78,7 @@ def import_bitsandbytes() -> Any:
 
 # Parameter groups and settings -> optimizer.
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": AdamW, "adamw8bit": adamw8bit}
+MOMENT_BYTES = {"adamw": 8, "adamw8bit": 2}  # of both moments of a weight
 
 
 def make_optimizer(
@@ -178,3 +179,25 @@ def _groups_of(name: str, part: nn.Module, settings: OptimSettings) -> Iterator[
         yield {"params": others, "lr": lr, "name": name}
     if rows:
         yield {"params": rows, "lr": settings.identifier_lr, "weight_decay": 0.0, "name": f"{name}_embedding"}
+
+
+def rate_note(before: OptimSettings, now: OptimSettings, step: int) -> str | None:
+    """Return a warning if another train.max_steps makes a falling learning rate jump at `step`, else None.
+
+    Linear and cosine schedules fall to 0 at max_steps: made longer, the whole curve is stretched, so the rate jumps up
+    from where it had come to. It is what a longer run would have there; it is not what this run would have done.
+    """
+    last, next_rate = before.lr * lr_factor(step - 1, before), now.lr * lr_factor(step, now)
+    is_same_curve = before.max_steps == now.max_steps or before.schedule != now.schedule
+    if is_same_curve or step <= now.warmup_steps or math.isclose(lr_factor(step, before), lr_factor(step, now)):
+        return None
+    changes = {"optim.schedule": "constant", "optim.lr": f"{last:.3g}"}
+    if now.text_encoder_lr != now.lr:
+        changes["optim.text_encoder_lr"] = f"{before.text_encoder_lr * lr_factor(step - 1, before):.3g}"
+    settings = " ".join(f"{key}={value}" for key, value in changes.items())
+    offer = f"; to go on at the last rate: {settings} {' '.join(f'--override {key}' for key in changes)}"
+    return (
+        f"optim.schedule={now.schedule}: train.max_steps {before.max_steps} -> {now.max_steps} stretches the curve; "
+        f"the learning rate of step {step + 1} is {next_rate:.3g}, after {last:.3g} of step {step}"
+        f"{offer if last > 0 and now.identifier_lr is None else ''}"
+    )

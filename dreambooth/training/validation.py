@@ -13,13 +13,13 @@ from pathlib import Path
 import pytorch_lightning as pl
 from PIL import Image
 
+from dreambooth.checkpointing import AtomicCheckpointIO
 from dreambooth.distributed import whole
 from dreambooth.generation.grid import GridRow, cut, draw_grid, write_grid
 from dreambooth.metrics import selection
 from dreambooth.metrics.validation_log import ValidationLog, ValidationRecord
 from dreambooth.metrics.validation_scores import ImageRows, ValidationScorer
 from dreambooth.training.callbacks import MetricsFile, StepCallback
-from dreambooth.training.checkpointing import AtomicCheckpointIO
 from dreambooth.training.loggers import Loggers
 from dreambooth.training.module import DreamBoothModule
 

@@ -10,9 +10,9 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
+from dreambooth.checkpointing import find_state
 from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.run.folder import RunFolder
-from dreambooth.training.checkpointing import find_state
 
 # Most of what a run has: a prior that is made on the way, accumulation, shapes, saves, validations.
 SETTINGS = (

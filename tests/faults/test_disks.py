@@ -14,13 +14,13 @@ import pytest
 from crashes import leftovers, wait_for
 from warm import Warm
 
+from dreambooth.checkpointing import find_state
 from dreambooth.cli import main
 from dreambooth.config import Config, load_config
 from dreambooth.engine import train
 from dreambooth.errors import UserError
 from dreambooth.run.folder import RunFolder
 from dreambooth.run.lock import RunLock
-from dreambooth.training.checkpointing import find_state
 
 HOLD = """
 import sys, time

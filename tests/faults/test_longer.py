@@ -9,8 +9,8 @@ import pytest
 from dreambooth.config import load_config
 from dreambooth.engine import train
 from dreambooth.run.folder import RunFolder
-from dreambooth.run.resume import rate_note, step_size
-from dreambooth.training.optimizer import SHAPES, OptimSettings
+from dreambooth.run.resume import step_size
+from dreambooth.training.optimizer import SHAPES, OptimSettings, rate_note
 
 SHORT = ("optim.warmup_steps=1", "validate.every_steps=0", "prior.source=none", "optim.lr=1e-3")
 

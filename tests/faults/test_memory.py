@@ -10,11 +10,11 @@ import torch
 from crashes import SETTINGS, assert_equal_runs
 from warm import Warm
 
+from dreambooth.checkpointing import find_state
 from dreambooth.config import Config, load_config
 from dreambooth.errors import UserError
 from dreambooth.run.failures import translate_errors
 from dreambooth.run.folder import RunFolder
-from dreambooth.training.checkpointing import find_state
 
 
 def test_memory_that_runs_out_is_told_with_what_takes_less(config_file: Path, tmp_path: Path, warm: Warm) -> None:

@@ -7,13 +7,13 @@ import pytest
 import torch
 import yaml
 
+from dreambooth.checkpointing import FoundState, StateEntry
 from dreambooth.config import Change, Config, load_config
 from dreambooth.engine import train
 from dreambooth.errors import UserError
 from dreambooth.run.fingerprints import LOCATIONS, fingerprint_names
 from dreambooth.run.folder import RunFolder
 from dreambooth.run.resume import is_moved
-from dreambooth.training.checkpointing import FoundState, StateEntry
 
 ENCODER = Path(__file__).parents[2] / "checkpoints" / "toyworld-encoders" / "vit"
 SHORT = ("optim.warmup_steps=0", "optim.schedule=constant", "prior.source=none", "validate.every_steps=2")

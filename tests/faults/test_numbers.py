@@ -8,11 +8,11 @@ import torch
 from crashes import spoil_class_picture
 from warm import Warm
 
+from dreambooth.checkpointing import find_state
 from dreambooth.cli import main
 from dreambooth.config import load_config
 from dreambooth.engine import train
 from dreambooth.run.folder import RunFolder
-from dreambooth.training.checkpointing import find_state
 
 SHORT = ("validate.every_steps=0", "train.save_every_steps=2")
 

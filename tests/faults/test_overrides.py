@@ -8,6 +8,7 @@ import torch
 import yaml
 from PIL import Image
 
+from dreambooth.checkpointing import find_state, manifest_path
 from dreambooth.cli import main
 from dreambooth.config import load_config
 from dreambooth.data.image_folder import list_images
@@ -16,7 +17,6 @@ from dreambooth.engine import train
 from dreambooth.errors import UserError
 from dreambooth.run.fingerprints import digests, joined_digest
 from dreambooth.run.folder import RunFolder
-from dreambooth.training.checkpointing import find_state, manifest_path
 
 SHORT = ("optim.warmup_steps=0", "optim.schedule=constant", "validate.every_steps=0", "prior.source=none")
 FIRST, LONGER = (*SHORT, "train.max_steps=2"), (*SHORT, "train.max_steps=4")

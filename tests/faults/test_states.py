@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from dreambooth.checkpointing import AtomicCheckpointIO, find_newest, find_state, make_room, manifest_path
 from dreambooth.config import Config, load_config
 from dreambooth.engine import train
 from dreambooth.errors import UserError
 from dreambooth.run.folder import RunFolder
-from dreambooth.training.checkpointing import AtomicCheckpointIO, find_newest, find_state, make_room, manifest_path
 
 
 def empty(path: Path) -> None:

@@ -194,7 +194,7 @@ class Killer:
 
 def die_in_write(number: int) -> None:
     """Half of the n-th piece that is written of a state reaches the file."""
-    from dreambooth.training import checkpointing
+    from dreambooth import checkpointing
 
     write, count = checkpointing._HashingWriter.write, 0
 

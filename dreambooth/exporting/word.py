@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from dreambooth.export.metadata import file_metadata
-from dreambooth.export.names import link_old_name, weights_file, word_files
-from dreambooth.export.subject_info import ExportCard, write_card
+from dreambooth.exporting.metadata import file_metadata
+from dreambooth.exporting.names import link_old_name, weights_file, word_files
 from dreambooth.families import Family
 from dreambooth.methods import find_facts, textual_inversion
 from dreambooth.methods.textual_inversion import word_file
+from dreambooth.subject_info import ExportCard, write_card
 
 
 def write(family: Family, card: ExportCard, folder: Path, name: str) -> None:

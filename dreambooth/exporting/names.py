@@ -29,9 +29,3 @@ def link_old_name(folder: Path, file: str, old: str) -> None:
     """
     with contextlib.suppress(OSError):
         os.symlink(file, folder / old)
-
-
-def file_behind(path: Path) -> Path:
-    """Return the file that an old name is a link to; any other path as it is, a link into the hub's cache too."""
-    target = path.readlink() if path.is_symlink() else path
-    return path.with_name(target.name) if target.parent == Path() else path

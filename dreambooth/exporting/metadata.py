@@ -6,9 +6,9 @@ that AUTOMATIC1111 tells XL and 2.x by; a file with metadata but without them it
 
 from typing import Any
 
-from dreambooth.export.subject_info import SubjectInfo, card_metadata
 from dreambooth.families import Family, components
 from dreambooth.prompts import subject_phrase
+from dreambooth.subject_info import SubjectInfo, card_metadata
 
 
 def file_metadata(family: Family, card: SubjectInfo, implementation: str, kind: str = "") -> dict[str, str]:

@@ -15,10 +15,10 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from dreambooth.errors import ModelError, UserError
-from dreambooth.export.base_source import base_source
-from dreambooth.export.subject_info import ExportCard, LearnedSubject
 from dreambooth.families import Family, components, fingerprint, load_family
+from dreambooth.generation.base_source import base_source
 from dreambooth.methods import adapters, textual_inversion
+from dreambooth.subject_info import ExportCard, LearnedSubject
 
 
 @dataclass(frozen=True)

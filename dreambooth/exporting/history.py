@@ -7,11 +7,11 @@ from typing import Any
 import yaml
 
 from dreambooth.config import default_of, field_of, flatten
-from dreambooth.export.subject_info import ExportCard
 from dreambooth.methods import find_facts
 from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.metrics.verdict import Verdict
 from dreambooth.prompts import expand
+from dreambooth.subject_info import ExportCard
 
 # Sections whose settings decide the weights, and keys that are listed even where they have their default.
 SECTIONS = ("data", "prior", "method", "optim", "loss", "train")

@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dreambooth.export import word
-from dreambooth.export.metadata import file_metadata
-from dreambooth.export.names import link_old_name, weights_file
-from dreambooth.export.subject_info import ExportCard, write_card
+from dreambooth.exporting import word
+from dreambooth.exporting.metadata import file_metadata
+from dreambooth.exporting.names import link_old_name, weights_file
 from dreambooth.families import Family, components
 from dreambooth.methods import find_facts
+from dreambooth.subject_info import ExportCard, write_card
 
 MODEL_FILE = "model.safetensors"  # the name of earlier versions
 RESNET = {

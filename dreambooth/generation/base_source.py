@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from dreambooth.errors import ModelError
-from dreambooth.export.base_path import find_path
-from dreambooth.export.subject_info import SubjectInfo
 from dreambooth.families import ModelSource
+from dreambooth.generation.base_path import find_path
+from dreambooth.subject_info import SubjectInfo
 
 
 def base_source(

@@ -14,9 +14,9 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerFast
 
-from dreambooth.export.subject_info import ExportCard, write_card
 from dreambooth.families import Family
 from dreambooth.files import write_text
+from dreambooth.subject_info import ExportCard, write_card
 
 TEXT_FILE = "model.safetensors"
 

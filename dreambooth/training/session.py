@@ -6,34 +6,36 @@ import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 
 from dreambooth.distributed import is_first
-from dreambooth.run.folder import RunFolder
-from dreambooth.training.checkpointing import FoundState
 from dreambooth.training.validation import Validate
 
 
 @contextlib.contextmanager
-def record_session(run: RunFolder, trainer: pl.Trainer, state: FoundState | None) -> Iterator[None]:
-    """Add a line to logs/sessions.jsonl: when this process trained, how long, which steps, in how much memory."""
+def record_session(path: Path, trainer: pl.Trainer, first_step: int) -> Iterator[None]:
+    """Add a line to logs/sessions.jsonl: when this process trained, how long, which steps, in how much memory.
+
+    path: of that file. first_step: that the run goes on from; 0 for a new one.
+    """
     started, clock = datetime.now(UTC), time.monotonic()
     try:
         yield
     finally:
         session = {
             "started": started.isoformat(timespec="seconds"),
-            "first_step": 0 if state is None else state.step,
+            "first_step": first_step,
             "last_step": trainer.global_step,
             "seconds": round(time.monotonic() - clock, 1),
             **costs(trainer),
         }
         if is_first():
-            run.logs.mkdir(parents=True, exist_ok=True)
-            with open(run.sessions, "a", encoding="utf-8") as file:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(session) + "\n")
 
 

@@ -9,15 +9,17 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from dreambooth import build
+from dreambooth.build.prior import num_class_images
+from dreambooth.build.prompts import validation_prompts
+from dreambooth.build.validation_inputs import num_validations
 from dreambooth.config import Config
 from dreambooth.disk import size_in_words
 from dreambooth.errors import UserError
-from dreambooth.export.formats import HAVE_KOHYA_NAMES
+from dreambooth.exporting.formats import HAVE_KOHYA_NAMES
 from dreambooth.families import Family
 from dreambooth.methods import find_facts
-from dreambooth.preflight.memory_plan import MOMENT_BYTES
 from dreambooth.run.folder import RunFolder
+from dreambooth.training.optimizer import MOMENT_BYTES
 
 EXPORT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 TENSOR_BYTES = 300  # a tensor's name and place in a file
@@ -99,13 +101,13 @@ def disk_need(family: Family, config: Config) -> DiskNeed:
 def latent_bytes(family: Family, config: Config) -> int:
     """Return the bytes of the class images that the base makes."""
     channels, height, width = family.latent_shape(config.data.resolution, config.data.resolution)
-    return build.num_class_images(config) * channels * height * width * 4
+    return num_class_images(config) * channels * height * width * 4
 
 
 def grid_bytes(config: Config) -> int:
     """Return the bytes of the validations' grids, as large as PNG can make them: three bytes a pixel."""
     validate, side = config.validate, config.data.resolution
-    num_images = build.num_validations(config) * len(build.validation_prompts(config)) * validate.num_images
+    num_images = num_validations(config) * len(validation_prompts(config)) * validate.num_images
     return num_images * (side + 2) ** 2 * 3
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from dreambooth.errors import ModelError, first_line
-from dreambooth.export.names import file_behind
-from dreambooth.export.subject_info import ExportCard
 from dreambooth.families import Family, ModelSource, load_family
 from dreambooth.families.single_file import UNET, read_header
+from dreambooth.generation.location import file_behind
 from dreambooth.methods import embedding_files, find_facts, find_method, lora_files
+from dreambooth.subject_info import ExportCard
 
 OWN_FILES = {  # of a method's folder, as `Method.save` writes them
     "pytorch_lora_weights.safetensors",

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 
 from dreambooth.errors import UserError
-from dreambooth.export import adapter, original, pipeline, word
-from dreambooth.export.subject_info import ExportCard
-from dreambooth.export.tools import ExportedFiles
+from dreambooth.exporting import adapter, original, pipeline, word
+from dreambooth.exporting.tools import ExportedFiles
 from dreambooth.families import Family
 from dreambooth.methods import adapters, find_facts
+from dreambooth.subject_info import ExportCard
 
 __all__ = ["FORMATS", "Format", "find_format", "write_as"]
 

@@ -15,13 +15,13 @@ from peft.tuners.lycoris_utils import LycorisLayer
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dreambooth.export import word
-from dreambooth.export.metadata import file_metadata, kohya_version
-from dreambooth.export.names import link_old_name, weights_file
-from dreambooth.export.original import original_unet_name
-from dreambooth.export.subject_info import ExportCard, SubjectInfo, write_card
+from dreambooth.exporting import word
+from dreambooth.exporting.metadata import file_metadata, kohya_version
+from dreambooth.exporting.names import link_old_name, weights_file
+from dreambooth.exporting.original import original_unet_name
 from dreambooth.families import Family
-from dreambooth.methods import adapters
+from dreambooth.methods import adapter_files, adapters
+from dreambooth.subject_info import ExportCard, SubjectInfo, write_card
 
 KOHYA_FILE = "kohya.safetensors"  # the name of earlier versions
 
@@ -29,8 +29,8 @@ KOHYA_FILE = "kohya.safetensors"  # the name of earlier versions
 def write_lora(family: Family, card: ExportCard, folder: Path, name: str) -> None:
     """Write the file that diffusers' `load_lora_weights` reads, a learned word beside it, and the subject's card."""
     metadata = file_metadata(family, card, "diffusers", "lora")
-    adapters.save_lora(family, folder, metadata, weights_file(name))
-    link_old_name(folder, weights_file(name), adapters.LORA_FILE)
+    adapter_files.save_lora(family, folder, metadata, weights_file(name))
+    link_old_name(folder, weights_file(name), adapter_files.LORA_FILE)
     word.write_beside(family, card, folder, name)
     write_card(card, folder)
 
@@ -45,7 +45,9 @@ def write_kohya(family: Family, card: ExportCard, folder: Path, name: str) -> No
 
 
 def write_kohya_file(family: Family, card: SubjectInfo, path: Path) -> None:
-    metadata = file_metadata(family, card, "sd-scripts", "lora") | kohya_version(family) | adapters.stated_alpha(family)
+    metadata = (
+        file_metadata(family, card, "sd-scripts", "lora") | kohya_version(family) | adapter_files.stated_alpha(family)
+    )
     save_file(kohya_state(family), path, metadata=metadata)
 
 

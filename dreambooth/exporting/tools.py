@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dreambooth.export.names import weights_file, word_files
-from dreambooth.export.subject_info import SubjectInfo
+from dreambooth.exporting.names import weights_file, word_files
 from dreambooth.prompts import fill_prompt
+from dreambooth.subject_info import SubjectInfo
 
 MERGED = "`--format single-file`, which holds the adapter merged into its base,"
 

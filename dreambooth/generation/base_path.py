@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 
-from dreambooth.files import with_home
+from dreambooth.home_folder import with_home
 
 
 def find_path(path: str, folder: Path) -> str:

@@ -10,13 +10,14 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
-from dreambooth.export.history import History
-from dreambooth.export.subject_info import ExportCard
-from dreambooth.export.tools import ExportedFiles, instructions
+from dreambooth.exporting.history import History
+from dreambooth.exporting.tools import ExportedFiles, instructions
 from dreambooth.families import Family
-from dreambooth.files import with_home, write_text
+from dreambooth.files import write_text
+from dreambooth.home_folder import with_home
 from dreambooth.metrics.log_names import find_metric
 from dreambooth.prompts import fill_prompt, subject_phrase
+from dreambooth.subject_info import ExportCard
 
 SAMPLES_FILE = "samples.png"
 KINDS = {

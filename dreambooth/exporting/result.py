@@ -7,14 +7,14 @@ from pathlib import Path
 
 import torch
 
-from dreambooth.export import adapter, formats
-from dreambooth.export.names import weights_file
-from dreambooth.export.pipeline import save_pipeline
-from dreambooth.export.subject_info import SubjectInfo, write_card
+from dreambooth.exporting import adapter, formats
+from dreambooth.exporting.names import weights_file
+from dreambooth.exporting.pipeline import save_pipeline
 from dreambooth.families import Family
 from dreambooth.files import atomic_folder
 from dreambooth.methods import find_method
 from dreambooth.methods.adapters import cast_trained
+from dreambooth.subject_info import SubjectInfo, write_card
 
 
 def export_model(family: Family, card: SubjectInfo, folder: Path, dtype: str) -> None:

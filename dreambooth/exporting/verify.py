@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dreambooth.errors import ModelError, first_line
-from dreambooth.export.reading import whole_model
-from dreambooth.export.tools import ExportedFiles
+from dreambooth.exporting.tools import ExportedFiles
 from dreambooth.families import Family, ModelSource, components, load_family
 from dreambooth.families.inspection import LOADING_ERRORS
+from dreambooth.generation.reading import whole_model
 from dreambooth.methods import adapters, lora_files
 from dreambooth.methods.textual_inversion import vectors
 from dreambooth.prompts import fill_prompt
