@@ -83,12 +83,10 @@ def config_file(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, pictu
 
 
 @pytest.fixture(scope="module")
-def pair(config_file: Path) -> RunFolder:
-    """A run of two processes that torchrun has started."""
-    line = command(config_file, "pair", starter=TORCHRUN)
-    done = subprocess.run(line, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count(f"training {run_of(config_file, 'pair').path}") == 1, "both processes speak"
+def pair(config_file: Path, warm: Warm) -> RunFolder:
+    """A run of two processes, left in peace."""
+    said = finish(warm, config_file, "pair")
+    assert said.count(f"training {run_of(config_file, 'pair').path}") == 1, "both processes speak"
     return run_of(config_file, "pair")
 
 
@@ -143,23 +141,37 @@ def assert_equal_but_for_rounding(first: RunFolder, second: RunFolder) -> None:
     assert_same_but_for_rounding(*(torch.load(run.state, weights_only=True)["state_dict"] for run in (first, second)))
 
 
+@pytest.mark.slow
+def test_torchrun_and_lightnings_own_launcher_start_the_same_run_and_end_with_a_killed_process(
+    pair: RunFolder, config_file: Path, tmp_path: Path
+) -> None:
+    """What the tests beside this one start by a fork, with the environment that torchrun gives."""
+    line = command(config_file, "launched", starter=TORCHRUN)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    assert_equal_runs(pair, run_of(config_file, "launched"))
+    run, log = run_of(config_file, "own-launcher"), tmp_path / "log"
+    with started(command(config_file, "own-launcher"), log) as process:  # Lightning starts the second process
+        wait_for_step(run, 2, process.pid)
+        os.kill(second_of(process), signal.SIGKILL)
+        assert process.wait(timeout=60) != 0, "the job outlived one of its processes"
+    assert re.search(r"another process of this run has died|terminated with code -9", log.read_text())
+    with started(command(config_file, "own-launcher"), log) as process:
+        assert process.wait(timeout=240) == 0, log.read_text()
+    assert_equal_runs(pair, run)
+
+
 def test_a_signal_to_one_process_stops_all_and_a_killed_one_ends_the_job(
-    pair: RunFolder, config_file: Path, tmp_path: Path, warm: Warm
+    pair: RunFolder, config_file: Path, warm: Warm
 ) -> None:
     """After all that the same command goes on, and comes to the weights and figures of a run left in peace."""
-    run, log = run_of(config_file, "disturbed"), tmp_path / "log"
+    run = run_of(config_file, "disturbed")
     pids, logs = start_pair(warm, config_file, "disturbed")
     wait_for_step(run, 1, pids[0])
     os.kill(pids[1], signal.SIGTERM)
     assert [warm.wait(pid) for pid in pids] == [128 + signal.SIGTERM, 0], logs[0].read_text()
     step = find_state(run.state).step
-    with started(command(config_file, "disturbed"), log) as process:  # Lightning starts the second process
-        wait_for_step(run, step + 1, process.pid)
-        os.kill(second_of(process), signal.SIGKILL)
-        assert process.wait(timeout=30) != 0, "the job outlived one of its processes"
-    assert re.search(r"another process of this run has died|terminated with code -9", log.read_text())
-    step = find_state(run.state).step
-    assert step < 6
+    assert step < 5
     pids, logs = start_pair(warm, config_file, "disturbed")
     said = logs[0].stat().st_size if logs[0].exists() else 0
     while f"step {step + 1}/" not in logs[0].read_text()[said:]:  # that step's metrics may be there from before
