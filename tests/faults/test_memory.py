@@ -23,7 +23,7 @@ def test_memory_that_runs_out_is_told_with_what_takes_less(config_file: Path, tm
     short = ["train", str(config_file), "prior.source=none", "validate.every_steps=0", "optim.warmup_steps=0"]
     assert warm.run([*short, "train.max_steps=2"], tmp_path / "log") == 0
     before = run.state.read_bytes()
-    greedy = [*short, "train.batch_size=8000", "--override", "train.batch_size"]
+    greedy = [*short, "train.batch_size=3000", "--override", "train.batch_size"]
     code = warm.run(greedy, tmp_path / "log2", limits={"RLIMIT_AS": 2**29})
     said = (tmp_path / "log2").read_text()
     assert code == 2, said
