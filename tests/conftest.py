@@ -1,6 +1,7 @@
 """What tests share. Heavy imports stand in the fixtures: pytest-xdist's first process loads this and runs no test."""
 
 import gc
+import logging
 import os
 import shutil
 import sys
@@ -38,6 +39,8 @@ def pytest_configure(config: pytest.Config) -> None:
     is_on_all_cores = bool(getattr(config.option, "numprocesses", None))
     if is_on_all_cores and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 2**33:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+    # caplog sees what the library reports. As pytest's log_level it would be set twelve times a test: 16 ms.
+    logging.getLogger().setLevel(logging.INFO)
 
 
 CONFIG = """

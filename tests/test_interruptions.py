@@ -106,7 +106,9 @@ def test_killed_twice_and_run_again_equals_a_run_that_was_never_killed(uninterru
     assert_equal_runs(folder(uninterrupted, "whole"), run)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM], ids=lambda number: number.name
+)
 def test_told_to_stop_it_saves_after_the_step_and_exits_with_128_plus_the_signal(
     uninterrupted: Path, warm: Warm, number: signal.Signals
 ) -> None:

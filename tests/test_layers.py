@@ -6,7 +6,7 @@ import graphlib
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +90,12 @@ def imported_names(source: str, package: list[str]) -> Iterator[str]:
             yield from (f"{start}.{alias.name}" for alias in node.names)
 
 
-def names_in(path: Path) -> set[str]:
-    return set(imported_names(path.read_text(encoding="utf-8"), list(path.parent.relative_to(ROOT).parts)))
+@functools.cache
+def names_in(path: Path) -> frozenset[str]:
+    return frozenset(imported_names(path.read_text(encoding="utf-8"), list(path.parent.relative_to(ROOT).parts)))
 
 
-def modules_in(names: set[str]) -> set[str]:
+def modules_in(names: Set[str]) -> set[str]:
     """The modules of this package among dotted names; `from dreambooth import __version__` names none."""
     seconds = {name.split(".")[1] for name in names if name.startswith("dreambooth.")}
     return {name for name in seconds if (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").is_file()}
@@ -193,13 +194,20 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 ALL_SOURCES = [*SOURCES, *sorted((ROOT / "toyworld").rglob("*.py"))]
 
 
-def definitions(*kinds: type[ast.AST]) -> Iterator[tuple[str, int, Any]]:
-    """Yield (file and name, lines, node) of every class or function, however deep."""
+@functools.cache
+def all_definitions() -> tuple[tuple[str, int, Any], ...]:
+    """Return (file and name, lines, node) of every class and function, however deep."""
+    found: list[tuple[str, int, Any]] = []
     for path in ALL_SOURCES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, kinds):
-                found: Any = node
-                yield f"{name(path)}: {found.name}", found.end_lineno - found.lineno + 1, found
+            if isinstance(node, (ast.ClassDef, *FUNCTIONS)):
+                found.append((f"{name(path)}: {node.name}", (node.end_lineno or 0) - node.lineno + 1, node))
+    return tuple(found)
+
+
+def definitions(*kinds: type[ast.AST]) -> Iterator[tuple[str, int, Any]]:
+    """Yield (file and name, lines, node) of every class or function of these kinds."""
+    yield from (each for each in all_definitions() if isinstance(each[-1], kinds))
 
 
 def test_no_class_owns_everything():
@@ -236,7 +244,6 @@ def test_the_interpreter_reports_a_heavy_import_where_there_is_one():
         ("-c", "import dreambooth"),
         ("-c", "import dreambooth.config"),
         ("-m", "dreambooth", "--help"),
-        *[("-m", "dreambooth", command, "--help") for command in COMMANDS],
         ("train.py", "--help"),
         ("sample.py", "--help"),
     ],
@@ -245,3 +252,27 @@ def test_the_interpreter_reports_a_heavy_import_where_there_is_one():
 def test_config_and_help_load_nothing_heavy(arguments):
     heavy = modules_loaded_by(*arguments) & HEAVY
     assert not heavy, f"python {' '.join(arguments)} loads {', '.join(sorted(heavy))}: import it where it is used."
+
+
+HELP_OF_ALL = """
+import contextlib, io, sys
+from dreambooth.cli import COMMANDS, main
+for command in COMMANDS:
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        try:
+            main([command, "--help"])
+        except SystemExit as end:
+            assert not end.code, (command, end.code)
+    print(command, len(said.getvalue()), *sys.modules)
+"""
+
+
+def test_the_help_of_a_command_loads_nothing_heavy():
+    done = subprocess.run([sys.executable, "-c", HELP_OF_ALL], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert [line[0] for line in lines] == list(COMMANDS)
+    for command, num_letters, *modules in lines:
+        assert int(num_letters) > 100, f"{command} --help says next to nothing"
+        heavy = HEAVY & set(modules)
+        assert not heavy, f"{command} --help loads {', '.join(sorted(heavy))}: import it where it is used."

@@ -286,7 +286,9 @@ def test_a_run_of_every_method_is_sampled_from_its_own_files(method: str, config
     assert not torch.equal(latents_of(untouched), picture)
 
 
-@pytest.mark.parametrize("method", ["lora", "pivotal", "custom_diffusion"])
+@pytest.mark.parametrize(
+    "method", ["lora", *(pytest.param(method, marks=pytest.mark.slow) for method in ("pivotal", "custom_diffusion"))]
+)
 def test_an_adapter_run_that_was_interrupted_comes_to_the_same_bits(method: str, config_file: Path) -> None:
     straight = run_with(config_file, method, "optim.schedule=constant", "run.name=straight")
     run_with(config_file, method, "optim.schedule=constant", "train.max_steps=2")

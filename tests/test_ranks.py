@@ -185,6 +185,7 @@ def test_a_signal_to_one_process_stops_all_and_a_killed_one_ends_the_job(
     assert_equal_runs(pair, run)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_in_one_process_stops_all_before_the_step(config_file: Path, warm: Warm) -> None:
     """That process names the sample; the state of the step before is whole and finite."""
     more = ("train.save_every_steps=1", "validate.every_steps=0", "train.max_steps=4")

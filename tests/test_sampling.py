@@ -157,6 +157,7 @@ def test_sampling_leaves_the_global_random_state_alone(family: Family) -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
+@pytest.mark.slow
 def test_a_real_base_is_sampled_by_every_scheduler_to_the_same_scene(shipped_base: Path) -> None:
     """Different samplers of one noise and one model agree on the picture at large: none misreads the noise schedule."""
     family = load_family(str(shipped_base))

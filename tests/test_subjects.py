@@ -282,6 +282,7 @@ def test_class_samples_are_of_every_class_equally_often(
 # -------------------------------------------------------------------------------- runs
 
 
+@pytest.mark.slow
 def test_killed_and_run_again_it_comes_to_the_same_bits(two_file: Path, warm: Warm) -> None:
     trained(two_file, "run.name=whole", *SETTINGS)
     code, _ = interrupt(warm, two_file, "killed", signal.SIGKILL, lambda run: _steps(run) >= 4)

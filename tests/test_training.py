@@ -167,7 +167,7 @@ def test_freed_memory_is_there_for_the_next_tensor() -> None:
     assert min(faults[1:]) < 0.1 * size / resource.getpagesize(), "other threads cause some, not in every round"
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("adamw8bit", marks=pytest.mark.slow)])
 def test_a_weights_step_within_backward_is_the_step_behind_it(config_file: Path, optimizer: str) -> None:
     unclipped = ("optim.max_grad_norm=0", f"optim.name={optimizer}", "optim.schedule=constant", "optim.warmup_steps=0")
     behind, behind_lines = trained(config_file, "behind", *unclipped)

@@ -129,6 +129,7 @@ def test_best_weights_that_are_gone_are_told_and_never_taken_for_others(
     assert "best.ckpt does not hold the best step" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_while_it_validated_comes_to_the_same_scores_and_best_step(
     finished: RunFolder, tmp_path: Path, shipped_base: Path
 ) -> None:

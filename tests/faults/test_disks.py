@@ -81,6 +81,7 @@ def fill(folder: Path) -> Path:
     return ballast
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_while_training_ends_the_run_with_a_line_and_it_goes_on_with_room(
     config_file: Path, small_disk: Path, tmp_path: Path, warm: Warm
 ) -> None:

@@ -67,6 +67,7 @@ def test_what_is_not_known_passes(config: Config) -> None:
             raise error
 
 
+@pytest.mark.slow
 def test_a_loaders_worker_that_is_killed_ends_the_run_by_name_and_it_goes_on_exactly(
     config_file: Path, tmp_path: Path, warm: Warm
 ) -> None:
