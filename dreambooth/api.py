@@ -25,8 +25,10 @@ from dreambooth.generation import loading
 from dreambooth.generation.additions import parse_embedding, parse_lora
 from dreambooth.generation.images import OnProgress, Progress, generate, make_requests, reproduce
 from dreambooth.generation.location import find_card
+from dreambooth.generation.options import ImageOptions, with_options
+from dreambooth.generation.prompt_file import read_prompt_file
 from dreambooth.generation.request import RECIPE, GeneratedImage, ModelRef, read_recipe
-from dreambooth.generation.settings import sampler_settings
+from dreambooth.generation.wildcards import FOLDER, Wildcards
 from dreambooth.report import build as build_report
 from dreambooth.run.folder import RunFolder
 from dreambooth.subject_info import LearnedSubject
@@ -163,7 +165,7 @@ class Model:
 
     def generate(
         self,
-        prompts: str | Sequence[str],
+        prompts: str | Path | Sequence[str | Mapping[str, Any]],
         num_images: int = 4,
         seed: int = 0,
         negative_prompt: str = "",
@@ -172,25 +174,30 @@ class Model:
         scheduler: str | None = None,
         size: tuple[int, int] | None = None,
         batch_size: int = 4,
+        wildcards: str | Path = FOLDER,
         on_progress: OnProgress | None = None,
     ) -> list[GeneratedImage]:
         """Generate `num_images` images a prompt; image i of each is made from seed + i alone.
 
-        {subject} in a prompt stands for what the model has learned. size: (width, height), pixels. What is None is as
-        the run sampled its validation images. on_progress: called with a `Progress` after each sampler step.
+        prompts: one, several, or a `Path` to a file of them, as `sample --prompts` takes it. {subject} in a prompt
+        stands for what the model has learned, {red|blue} and __colours__ are drawn by the seed. One with options of its
+        own is a mapping: {"prompt": ..., "seed": 3}. size: (width, height), pixels. What is None is as the run sampled
+        its validation images. wildcards: the folder with colours.txt. on_progress: called with a `Progress` after each
+        sampler step.
 
         Returns PIL images in the order of the prompts. Each has its `recipe`, which its PNG keeps: `image.save(...)`,
         then `sample.py --from-image` or `reproduce`. Raises UserError.
         """
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        if num_images < 1 or batch_size < 1:
-            raise UserError(f"num_images={num_images}, batch_size={batch_size}: must be at least 1")
-        settings = sampler_settings(
-            self._loaded.card, steps, guidance_scale, scheduler, self._loaded.fill(negative_prompt)
-        )
-        width, height = size or (self.resolution, self.resolution)
-        filled = [self._loaded.fill(prompt) for prompt in prompts]
-        requests = make_requests(self._loaded, filled, num_images, seed, (height, width), settings)
+        if batch_size < 1:
+            raise UserError(f"batch_size={batch_size}: must be at least 1")
+        height_width = None if size is None else (size[1], size[0])
+        usual = ImageOptions("", num_images, seed, negative_prompt, steps, guidance_scale, scheduler, height_width)
+        if isinstance(prompts, Path):
+            wanted = read_prompt_file(prompts, usual)
+        else:
+            several = [prompts] if isinstance(prompts, str) else prompts
+            wanted = [with_options(usual, {"prompt": each} if isinstance(each, str) else each) for each in several]
+        requests = make_requests(self._loaded, wanted, Wildcards((Path(wildcards),)))
         return list(generate(self._loaded, requests, batch_size, on_progress))
 
     def reproduce(self, image: Image.Image | str | Path) -> GeneratedImage:

@@ -28,8 +28,9 @@ from dreambooth.generation.additions import (
 )
 from dreambooth.generation.images import make_requests
 from dreambooth.generation.loading import load_model
+from dreambooth.generation.options import ImageOptions
 from dreambooth.generation.request import ModelRef, read_recipe, request_of
-from dreambooth.generation.settings import SamplerSettings
+from dreambooth.generation.wildcards import Wildcards
 from dreambooth.methods import adapter_files, adapters, embedding_files, lora_files
 from dreambooth.methods.adapter_files import LORA_FILE, PEFT_FILE
 from dreambooth.subject_info import LearnedSubject, SubjectInfo, card_metadata, write_card
@@ -345,7 +346,7 @@ def test_a_recipe_of_an_earlier_version_has_nothing_laid_over() -> None:
 def test_a_word_that_no_prompt_has_is_told(tiny_base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     word = write_embedding(tmp_path / "bad.pt", FORMS["bad.pt"][0](torch.ones(2, 16)))
     model = load_model(ModelRef(str(tiny_base), embeddings=(EmbeddingRef(str(word)),)), "cpu")
-    make_requests(model, ["a dog"], 1, 0, (64, 64), SamplerSettings(1))
+    make_requests(model, [ImageOptions("a dog", 1, steps=1)], Wildcards())
     assert "bad.pt: no prompt has its word, 'bad'" in caplog.text
 
 

@@ -48,6 +48,8 @@ for mistake in mistakes:
     assert main(["train", config, mistake]) in (2, 3)
 for mistake in (["--size", "60x64"], ["--lora", "no.safetensors"], ["--embedding", "no.pt"], ["--vae", "./no"]):
     assert main(["sample", base, "a dog", *mistake]) in (2, 3)
+for mistake in (["a __no__ dog"], ["--prompts", "no.txt"]):
+    assert main(["sample", base, "a dog", *mistake]) == 2
 assert main(["evaluate", base, "--images", photos]) == 2
 assert not {"torch", "diffusers", "transformers"} & set(sys.modules)
 """
@@ -70,7 +72,8 @@ def test_a_wrong_name_or_path_is_told_before_the_libraries_are_loaded(
         "validate.scheduler=dimm": "scheduler=dimm: unknown sampler; did you mean ddim?",
         "optim.learning_rate=1": "did you mean optim.lr?",
     }
-    others = ["size 60x64", "--lora no.safetensors", "--embedding no.pt", "--vae ./no: there is no", "a.jpg (not an"]
+    others = ["size 60x64", "--lora no.safetensors", "--embedding no.pt", "--vae ./no: there is no"]
+    others += ["__no__: there is no file wildcards/no.txt", "--prompts no.txt: there is no such file", "a.jpg (not an"]
     line = [sys.executable, "-c", WITHOUT_TORCH, str(tiny_base), str(photos), str(config_file), *mistakes]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

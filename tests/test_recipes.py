@@ -15,6 +15,7 @@ from dreambooth.errors import UserError
 from dreambooth.generation.additions import EmbeddingRef, LoraRef
 from dreambooth.generation.images import generate, make_requests, slug, taken_number, write
 from dreambooth.generation.loading import load_model
+from dreambooth.generation.options import ImageOptions
 from dreambooth.generation.request import (
     PATHS,
     GeneratedImage,
@@ -26,6 +27,7 @@ from dreambooth.generation.request import (
     request_of,
 )
 from dreambooth.generation.settings import SamplerSettings
+from dreambooth.generation.wildcards import Wildcards
 
 ROOT = Path(__file__).parents[1]
 OLD = ROOT / "tests" / "data" / "recipes"  # images of version 0.1.0 at b855b13, by the embedded base
@@ -164,7 +166,7 @@ def test_files_of_both_kinds_of_names_are_numbered_on(tmp_path: Path) -> None:
 def test_requests_of_several_settings_come_out_in_order(tiny_base: Path) -> None:
     """A batch holds what is alike; neighbours in a batch change an image by rounding only."""
     model = load_model(str(tiny_base), "cpu")
-    few, many = (make_requests(model, ["a dog"], 2, 0, (64, 64), SamplerSettings(steps)) for steps in (1, 2))
+    few, many = (make_requests(model, [ImageOptions("a dog", 2, steps=steps)], Wildcards()) for steps in (1, 2))
     mixed = list(generate(model, [few[0], many[0], many[1], few[1]], 2))
     alone = [image for request in (few[0], many[0], many[1], few[1]) for image in generate(model, [request], 1)]
     assert [image.recipe for image in mixed] == [image.recipe for image in alone]

@@ -1,21 +1,34 @@
 """`sample MODEL PROMPT [PROMPT ...]`: numbered PNGs with their recipe inside, and a grid of several."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreambooth.cli import loading_libraries
 from dreambooth.cli.progress import SamplingBar
-from dreambooth.cli.sampling import add_loading_arguments, add_sampling_arguments, check_arguments
+from dreambooth.cli.sampling import add_loading_arguments, add_sampling_arguments, check_arguments, parse_size
+from dreambooth.generation.wildcards import FOLDER
 
 if TYPE_CHECKING:
-    from dreambooth.generation.loading import Model
-    from dreambooth.generation.request import ImageRequest, ModelRef
+    from dreambooth.generation.options import ImageOptions
+    from dreambooth.generation.request import ModelRef
+    from dreambooth.generation.wildcards import Wildcards
 
 BYTES_A_PIXEL = 2 * 3  # at most: an image's own, and those in the grid
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_prompts(parser)
+    parser.add_argument("--num-images", type=int, default=4, metavar="N", help="images a prompt (default 4)")
+    add_sampling_arguments(parser, seed_help="image i is made from seed S + i (default 0)")
+    parser.add_argument("--out", metavar="DIR", help="where the images go (default outputs/<name of the model>)")
+    _add_additions(parser)
+    add_loading_arguments(parser)
+
+
+def _add_prompts(parser: argparse.ArgumentParser) -> None:
+    """Add the model, and where prompts come from: the command line, a file, or an image's recipe."""
     model = parser.add_argument(
         "model", metavar="MODEL", help="run folder, pipeline or adapter folder, hub id or single .safetensors"
     )
@@ -23,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "prompts",
         metavar="PROMPT",
         nargs="+",
-        help="{subject} stands for what the model has learned, {subject_2} for the second of several",
+        default=[],
+        help="{subject} stands for what the model has learned, {subject_2} for the second of several; {red|blue} draws "
+        "one by the seed, __colours__ a line of colours.txt",
     )
 
     class FromImage(argparse.Action):
@@ -33,6 +48,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             namespace.from_image = values
             model.required = prompts.required = False
 
+    class PromptFile(argparse.Action):
+        """With a file of prompts, none has to be typed."""
+
+        def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: Any = None) -> None:
+            namespace.prompt_file = values
+            prompts.required = False
+
+    parser.add_argument(
+        "--prompts",
+        action=PromptFile,
+        dest="prompt_file",
+        metavar="FILE",
+        help="read prompts from a text, one a line, or from JSON lines (.jsonl), each with options of its own: "
+        '{"prompt": "a photo of {subject}", "seed": 3, "steps": 40}',
+    )
+    parser.add_argument(
+        "--wildcards",
+        metavar="DIR",
+        help=f"where colours.txt lies that __colours__ is drawn from (default {FOLDER}, then beside --prompts)",
+    )
     parser.add_argument(
         "--from-image",
         action=FromImage,
@@ -40,9 +75,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="make an image of sample or evaluate again, by the recipe in it: needs no MODEL (unless that lies "
         "elsewhere now), no PROMPT, no other option",
     )
-    parser.add_argument("--num-images", type=int, default=4, metavar="N", help="images a prompt (default 4)")
-    add_sampling_arguments(parser, seed_help="image i is made from seed S + i (default 0)")
-    parser.add_argument("--out", metavar="DIR", help="where the images go (default outputs/<name of the model>)")
+
+
+def _add_additions(parser: argparse.ArgumentParser) -> None:
+    """Add what is laid over the model."""
     parser.add_argument("--base", metavar="MODEL", help="for an adapter: its base model, if that is elsewhere now")
     parser.add_argument(
         "--lora",
@@ -60,32 +96,57 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="add a learned embedding (repeatable), as AUTOMATIC1111, kohya or diffusers write it; WORD stands for it "
         "in a prompt (default: the word in the file, else the file's name)",
     )
-    add_loading_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     from dreambooth.disk import check_writable, translate_write_errors
-    from dreambooth.generation.location import default_folder, find_vae_scale_factor
-    from dreambooth.generation.settings import check_size
+    from dreambooth.generation.location import default_folder
 
-    size = check_arguments(args)
+    check_arguments(args)
     recipe = find_recipe(args)
+    wanted = [] if recipe else find_options(args)
     ref = find_model(args, recipe)
+    check_options(ref, wanted, find_wildcards(args))
     folder = Path(args.out or default_folder(ref.name))
     check_writable(folder, "--out")
-    if size is not None and (factor := find_vae_scale_factor(ref)) is not None:
-        check_size(factor, size)
     with loading_libraries():
-        from dreambooth.generation.images import generate, reproduce, write
+        from dreambooth.generation.images import generate, make_requests, reproduce, write
         from dreambooth.generation.loading import load_model
 
     model = load_model(ref, args.device)
-    requests = [reproduce(recipe, model)] if recipe else requested(args, model, size)
+    requests = [reproduce(recipe, model)] if recipe else make_requests(model, wanted, find_wildcards(args))
     check_writable(folder, "--out", sum(each.height * each.width * BYTES_A_PIXEL for each in requests))
     with SamplingBar() as bar, translate_write_errors(folder, "--out"):
         for path in write(generate(model, requests, args.batch_size, bar), folder, columns=args.num_images):
             bar.print(path)
     return 0
+
+
+def find_options(args: argparse.Namespace) -> "list[ImageOptions]":
+    """Return the prompts of the command line, then those of --prompts, with their options. Raises UserError."""
+    from dreambooth.generation.options import ImageOptions
+    from dreambooth.generation.prompt_file import read_prompt_file
+
+    usual = ImageOptions(
+        prompt="",
+        num_images=args.num_images,
+        seed=args.seed,
+        negative_prompt=args.negative_prompt,
+        steps=args.steps,
+        guidance_scale=args.guidance_scale,
+        scheduler=args.scheduler,
+        size=None if args.size is None else parse_size(args.size),
+    )
+    typed = [replace(usual, prompt=prompt) for prompt in args.prompts]
+    return typed + (read_prompt_file(Path(args.prompt_file), usual) if args.prompt_file else [])
+
+
+def find_wildcards(args: argparse.Namespace) -> "Wildcards":
+    """Return where wildcard files are looked for."""
+    from dreambooth.generation.wildcards import Wildcards
+
+    beside = [Path(args.prompt_file).parent] if args.prompt_file else []
+    return Wildcards([Path(args.wildcards or FOLDER), *beside])
 
 
 def find_recipe(args: argparse.Namespace) -> dict[str, Any] | None:
@@ -103,13 +164,10 @@ def find_model(args: argparse.Namespace, recipe: dict[str, Any] | None) -> "Mode
     """Return the model that is asked for: by the options or, with --from-image, as the recipe has it.
 
     Of the latter MODEL, --base, --vae, --lora and --embedding go over the recipe's, where they lie elsewhere now.
-    Raises ModelError for a file that is not there, UserError for a prompt that cannot be filled, before anything heavy
-    is loaded.
+    Raises ModelError for a file that is not there, before anything heavy is loaded.
     """
-    from dataclasses import replace
-
-    from dreambooth.generation.additions import check_additions, learned_by, parse_embedding, parse_lora
-    from dreambooth.generation.location import check_is_there, check_path, fill, find_card
+    from dreambooth.generation.additions import check_additions, parse_embedding, parse_lora
+    from dreambooth.generation.location import check_is_there, check_path
     from dreambooth.generation.request import ModelRef, request_of
 
     loras = tuple(map(parse_lora, args.lora))
@@ -117,29 +175,28 @@ def find_model(args: argparse.Namespace, recipe: dict[str, Any] | None) -> "Mode
     if recipe is not None:
         ref = request_of(recipe).model
         ref = replace(ref, name=args.model or ref.name, base=args.base or ref.base, vae=args.vae or ref.vae)
-        prompts = []
     else:
         ref = ModelRef(args.model, args.base, args.config, args.revision, args.variant, args.dtype, args.vae)
-        prompts = [*args.prompts, args.negative_prompt]
     ref = replace(ref, loras=loras or ref.loras, embeddings=embeddings or ref.embeddings)
     check_is_there(ref.name)
     if ref.vae is not None:
         check_path(ref.vae, "--vae")
     check_additions(ref.loras, ref.embeddings)
-    card = find_card(ref.name)
-    subjects = (() if card is None else card.subjects) + learned_by(ref.loras)
-    for prompt in prompts:
-        fill(prompt, ref.name, subjects)
     return ref
 
 
-def requested(args: argparse.Namespace, model: "Model", size: tuple[int, int] | None) -> "list[ImageRequest]":
-    """Return the requests of the prompts. What is not given is as the run sampled its own. Raises UserError."""
-    from dreambooth.generation.images import make_requests
-    from dreambooth.generation.settings import sampler_settings
+def check_options(ref: "ModelRef", wanted: "list[ImageOptions]", wildcards: "Wildcards") -> None:
+    """Raise UserError for a size that does not fit the model, and for a prompt that cannot be filled in."""
+    from dreambooth.generation.additions import learned_by
+    from dreambooth.generation.location import fill, find_card, find_vae_scale_factor
+    from dreambooth.generation.settings import check_size
+    from dreambooth.generation.wildcards import texts
 
-    negative_prompt = model.fill(args.negative_prompt)
-    settings = sampler_settings(model.card, args.steps, args.guidance_scale, args.scheduler, negative_prompt)
-    prompts = [model.fill(prompt) for prompt in args.prompts]
-    size = size or (model.resolution, model.resolution)
-    return make_requests(model, prompts, args.num_images, args.seed, size, settings)
+    card, factor = find_card(ref.name), find_vae_scale_factor(ref)
+    subjects = (() if card is None else card.subjects) + learned_by(ref.loras)
+    for options in wanted:
+        if options.size is not None and factor is not None:
+            check_size(factor, options.size)
+    for template in dict.fromkeys(text for each in wanted for text in (each.prompt, each.negative_prompt)):
+        for text in texts(template, wildcards):
+            fill(text, ref.name, subjects)

@@ -1,10 +1,10 @@
 """Options that `sample` and `evaluate` share: how images are sampled, and how a model is loaded."""
 
 import argparse
-import re
 from typing import Any
 
 from dreambooth.errors import UserError
+from dreambooth.generation import options
 from dreambooth.generation.settings import SCHEDULERS, problem_of
 
 # Options of the sampler, and the fields of `SamplerSettings` that they set.
@@ -79,8 +79,7 @@ def check_arguments(args: argparse.Namespace) -> tuple[int, int] | None:
 
 def parse_size(text: str) -> tuple[int, int]:
     """Return WIDTHxHEIGHT as (height, width). Raises UserError for another text."""
-    match = re.fullmatch(r"([1-9]\d{0,4})\s*[xX×]\s*([1-9]\d{0,4})", text.strip())
-    if match is None:
-        hint = f", e.g. {text.strip()}x{text.strip()}" if text.strip().isdigit() else ", e.g. 512x768"
-        raise UserError(f"--size {text}: not a size; write WIDTHxHEIGHT in pixels{hint}")
-    return int(match[2]), int(match[1])
+    try:
+        return options.parse_size(text)
+    except ValueError as error:
+        raise UserError(f"--size {text}: {error}") from error

@@ -13,6 +13,7 @@ from dreambooth.errors import UserError
 from dreambooth.families import fingerprint
 from dreambooth.generation.grid import labelled_grid
 from dreambooth.generation.loading import Model
+from dreambooth.generation.options import ImageOptions
 from dreambooth.generation.request import (
     GeneratedImage,
     ImageRequest,
@@ -22,7 +23,8 @@ from dreambooth.generation.request import (
     write_png,
 )
 from dreambooth.generation.sampler import cut_warning, sample_pixels, steps_problem
-from dreambooth.generation.settings import SamplerSettings, check_size
+from dreambooth.generation.settings import SamplerSettings, check_size, sampler_settings
+from dreambooth.generation.wildcards import Wildcards, draw
 from dreambooth.prompt_words import foreign_syntax_warning, has_words
 
 NUMBERED = re.compile(r"(\d+)(?:-.*)?\.png")  # 00003.png, 00003-a-photo-of-sks-dog.png
@@ -52,29 +54,47 @@ class Progress:
 OnProgress = Callable[[Progress], None]
 
 
-def make_requests(
-    model: Model, prompts: Sequence[str], num_images: int, seed: int, size: tuple[int, int], settings: SamplerSettings
-) -> list[ImageRequest]:
-    """Return the requests of `num_images` images a prompt; image i of each is made from seed + i.
+def make_requests(model: Model, wanted: Iterable[ImageOptions], wildcards: Wildcards) -> list[ImageRequest]:
+    """Return the requests of the images of these prompts, with wildcards drawn and {subject} filled in.
 
-    size: (height, width), pixels. Warns of a prompt that is longer than the model reads. Raises UserError where that
-    cuts off an identifier, and for a size or a number of steps that the model cannot do.
+    Warns of a prompt that is longer than the model reads. Raises UserError where that cuts off an identifier, and for
+    a size or a number of steps that the model cannot do.
     """
-    check_can_sample(model, size, settings)
+    requests = [
+        _request(model, options, options.seed + number, wildcards)
+        for options in wanted
+        for number in range(options.num_images)
+    ]
+    sampled = [(replace(each.settings, negative_prompt=""), (each.height, each.width)) for each in requests]
+    for settings, size in dict.fromkeys(sampled):
+        check_can_sample(model, size, settings)
+    _warn_of_prompts(model, dict.fromkeys(text for each in requests for text in _texts(each)))
+    return requests
+
+
+def _request(model: Model, options: ImageOptions, seed: int, wildcards: Wildcards) -> ImageRequest:
+    """Return the request of one image. What the options leave open is as the run sampled its own images."""
+    prompt, negative = (model.fill(draw(each, seed, wildcards)) for each in (options.prompt, options.negative_prompt))
+    settings = sampler_settings(model.card, options.steps, options.guidance_scale, options.scheduler, negative)
+    return ImageRequest(model.ref, prompt, seed, *(options.size or (model.resolution, model.resolution)), settings)
+
+
+def _texts(request: ImageRequest) -> tuple[str, str]:
+    return request.prompt, request.settings.negative_prompt
+
+
+def _warn_of_prompts(model: Model, prompts: Iterable[str]) -> None:
+    """Warn of what a model does not read of its prompts. Raises UserError where that is an identifier."""
+    prompts = list(prompts)
     identifiers = [subject.identifier for subject in model.subjects]
     for each in model.ref.embeddings:
-        if not any(has_words(prompt, str(each.word)) for prompt in [*prompts, settings.negative_prompt]):
+        if not any(has_words(prompt, str(each.word)) for prompt in prompts):
             logger.warning(f"{each.file}: no prompt has its word, {each.word!r}")
-    for prompt in dict.fromkeys([*prompts, settings.negative_prompt]):
+    for prompt in prompts:
         if (warning := cut_warning(model.family, f"prompt {prompt!r}", prompt, identifiers)) is not None:
             logger.warning(warning)
         if (warning := foreign_syntax_warning(f"prompt {prompt!r}", prompt)) is not None:
             logger.warning(warning)
-    return [
-        ImageRequest(model.ref, prompt, seed + number, *size, settings)
-        for prompt in prompts
-        for number in range(num_images)
-    ]
 
 
 def check_can_sample(model: Model, size: tuple[int, int], settings: SamplerSettings) -> None:
