@@ -10,13 +10,13 @@ import unicodedata
 WORD = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[^\W\d_]+|\d|(?:[^\s\w]|_)+", re.IGNORECASE)
 
 # Syntax of other tools in a prompt, each with an example; here it reaches the model as plain text.
+WEIGHTS = re.compile(r"[(\[][^()\[\]]*:\s*[-+]?[\d.]+\s*[)\]]")  # (sks:1.2), [a:b:0.5] of A1111 and ComfyUI
+WILDCARD = re.compile(r"__[\w/-]+__")  # __colours__
 FOREIGN_SYNTAX = (
-    re.compile(r"[(\[][^()\[\]]*:\s*[-+]?[\d.]+\s*[)\]]"),  # (sks:1.2), [a:b:0.5] of A1111 and ComfyUI
     re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>", re.IGNORECASE),  # <lora:name:1>
     re.compile(r"\bembedding:\S+"),  # embedding:name of ComfyUI
     re.compile(r"\b(?:BREAK|AND)\b"),  # keywords of A1111
     re.compile(r"[\w)](?:\+\+|--)+(?!\w)"),  # sks++ of Compel and InvokeAI
-    re.compile(r"__[\w/-]+__"),  # __colours__, a wildcard
 )
 
 
@@ -63,11 +63,16 @@ def replace_words(text: str, words: str, by: str) -> str:
     return text
 
 
-def foreign_syntax_warning(name: str, prompt: str) -> str | None:
-    """Return a warning of other tools' syntax in a prompt; None where there is none."""
-    pieces = [match[0] for pattern in FOREIGN_SYNTAX for match in pattern.finditer(prompt)]
+def foreign_syntax_warning(name: str, prompt: str, reads_weights: bool = False) -> str | None:
+    """Return a warning of other tools' syntax in a prompt; None where there is none.
+
+    reads_weights: the prompt is for sampling, which reads weights and wildcards; training reads plain text.
+    """
+    patterns = FOREIGN_SYNTAX if reads_weights else (WEIGHTS, *FOREIGN_SYNTAX, WILDCARD)
+    pieces = [match[0] for pattern in patterns for match in pattern.finditer(prompt)]
     if not pieces:
         return None
     hints = {"<": "--lora FILE:WEIGHT lays a LoRA over the model", "embedding:": "--embedding FILE adds an embedding"}
     hint = "".join(f"; {text}" for start, text in hints.items() if any(piece.startswith(start) for piece in pieces))
-    return f"{name}: weights and keywords of other tools are plain text here; leave them out: {', '.join(pieces)}{hint}"
+    called = "keywords" if reads_weights else "weights and keywords"
+    return f"{name}: {called} of other tools are plain text here; leave them out: {', '.join(pieces)}{hint}"

@@ -30,6 +30,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
         "prompts",
         "disk",
         "hints",
+        "prompt_weights",
         "prompt_words",
         "status_line",
         "subject_info",

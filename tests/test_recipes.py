@@ -53,6 +53,8 @@ PERSISTED = {
 
 def test_a_recipe_gives_back_its_request() -> None:
     assert request_of(json.loads(json.dumps(make_recipe(REQUEST, "ab" * 32)))) == REQUEST
+    weighted = replace(REQUEST, text_encoding="weighted")
+    assert request_of(json.loads(json.dumps(make_recipe(weighted, "ab" * 32)))) == weighted
     plain = ImageRequest(ModelRef("dog"), "a dog", 0, 8, 8, SamplerSettings())
     assert request_of(make_recipe(plain, "ab" * 32)) == plain
 

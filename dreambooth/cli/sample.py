@@ -38,7 +38,7 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         help="{subject} stands for what the model has learned, {subject_2} for the second of several; {red|blue} draws "
-        "one by the seed, __colours__ a line of colours.txt",
+        "one by the seed, __colours__ a line of colours.txt; (word:1.3) weighs a word",
     )
 
     class FromImage(argparse.Action):
@@ -186,11 +186,12 @@ def find_model(args: argparse.Namespace, recipe: dict[str, Any] | None) -> "Mode
 
 
 def check_options(ref: "ModelRef", wanted: "list[ImageOptions]", wildcards: "Wildcards") -> None:
-    """Raise UserError for a size that does not fit the model, and for a prompt that cannot be filled in."""
+    """Raise UserError for a size that does not fit the model, and for a prompt that cannot be filled in or read."""
     from dreambooth.generation.additions import learned_by
     from dreambooth.generation.location import fill, find_card, find_vae_scale_factor
     from dreambooth.generation.settings import check_size
-    from dreambooth.generation.wildcards import texts
+    from dreambooth.generation.wildcards import example, texts
+    from dreambooth.prompt_weights import parse_weights as check_weights
 
     card, factor = find_card(ref.name), find_vae_scale_factor(ref)
     subjects = (() if card is None else card.subjects) + learned_by(ref.loras)
@@ -200,3 +201,4 @@ def check_options(ref: "ModelRef", wanted: "list[ImageOptions]", wildcards: "Wil
     for template in dict.fromkeys(text for each in wanted for text in (each.prompt, each.negative_prompt)):
         for text in texts(template, wildcards):
             fill(text, ref.name, subjects)
+        check_weights(fill(example(template, wildcards), ref.name, subjects))

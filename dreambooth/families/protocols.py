@@ -5,13 +5,14 @@ knows whether the denoiser is a UNet or a transformer, or which fields its condi
 Shapes: B batch, C channels, H/W height and width (pixels or latents).
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from dreambooth.families.conditioning import Conditioning
+from dreambooth.prompt_weights import Blend
 from dreambooth.schedules import Schedule
 
 
@@ -83,6 +84,19 @@ class TextSide(Protocol):
 
         Raises UserError for a word that is known already, and for an initializer that is not one token.
         """
+        ...
+
+
+@runtime_checkable
+class ReadsWeights(Protocol):
+    """Read weights, blends and prompts of more tokens than the text encoder has positions: a text side may do so."""
+
+    def encode_weighted(self, prompts: Sequence[Blend]) -> Conditioning:
+        """Encode each prompt, all to the length of the longest."""
+        ...
+
+    def num_parts(self, prompt: Blend) -> int:
+        """Return in how many parts a prompt is read, each as long as the text encoder reads at once."""
         ...
 
 

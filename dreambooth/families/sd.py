@@ -13,6 +13,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from dreambooth.families import clip
 from dreambooth.families.builtin_configs import PREDICTS_V, SIZE_2_V
+from dreambooth.families.clip_weights import ClipWeights
 from dreambooth.families.conditioning import Conditioning
 from dreambooth.families.loading import (
     check_finite,
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class StableDiffusion(UNetFamily, clip.ClipTokens):
+class StableDiffusion(UNetFamily, clip.ClipTokens, ClipWeights):
     """The networks of a Stable Diffusion model behind the `Family` protocol."""
 
     text_encoder: CLIPTextModel

@@ -14,6 +14,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from dreambooth.errors import ModelError
 from dreambooth.families import clip
+from dreambooth.families.clip_weights import ClipWeights
 from dreambooth.families.conditioning import Conditioning
 from dreambooth.families.loading import (
     check_finite,
@@ -29,7 +30,7 @@ from dreambooth.families.vae import load_vae
 
 
 @dataclass
-class StableDiffusionXL(UNetFamily, clip.ClipTokens):
+class StableDiffusionXL(UNetFamily, clip.ClipTokens, ClipWeights):
     """The networks of a Stable Diffusion XL base behind the `Family` protocol."""
 
     text_encoder: CLIPTextModel

@@ -1,9 +1,10 @@
 """Generate images from requests, and write them as numbered PNGs that hold their recipe, with a grid of them all."""
 
 import contextlib
+import itertools
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from dreambooth.families import fingerprint
 from dreambooth.generation.grid import labelled_grid
 from dreambooth.generation.loading import Model
 from dreambooth.generation.options import ImageOptions
+from dreambooth.generation.prompt_reading import as_typed, encoder, find_encoding, num_parts
 from dreambooth.generation.request import (
+    PLAIN,
     GeneratedImage,
     ImageRequest,
     has_weights,
@@ -57,8 +60,8 @@ OnProgress = Callable[[Progress], None]
 def make_requests(model: Model, wanted: Iterable[ImageOptions], wildcards: Wildcards) -> list[ImageRequest]:
     """Return the requests of the images of these prompts, with wildcards drawn and {subject} filled in.
 
-    Warns of a prompt that is longer than the model reads. Raises UserError where that cuts off an identifier, and for
-    a size or a number of steps that the model cannot do.
+    Warns of a prompt that is longer than the model reads. Raises UserError where that cuts off an identifier, for
+    weights that the model cannot read, and for a size or a number of steps that it cannot do.
     """
     requests = [
         _request(model, options, options.seed + number, wildcards)
@@ -68,32 +71,31 @@ def make_requests(model: Model, wanted: Iterable[ImageOptions], wildcards: Wildc
     sampled = [(replace(each.settings, negative_prompt=""), (each.height, each.width)) for each in requests]
     for settings, size in dict.fromkeys(sampled):
         check_can_sample(model, size, settings)
-    _warn_of_prompts(model, dict.fromkeys(text for each in requests for text in _texts(each)))
+    _warn_of_prompts(model, requests)
     return requests
 
 
 def _request(model: Model, options: ImageOptions, seed: int, wildcards: Wildcards) -> ImageRequest:
     """Return the request of one image. What the options leave open is as the run sampled its own images."""
-    prompt, negative = (model.fill(draw(each, seed, wildcards)) for each in (options.prompt, options.negative_prompt))
+    templates = (options.prompt, options.negative_prompt)
+    prompt, negative = (as_typed(model.family, model.fill(draw(each, seed, wildcards))) for each in templates)
     settings = sampler_settings(model.card, options.steps, options.guidance_scale, options.scheduler, negative)
-    return ImageRequest(model.ref, prompt, seed, *(options.size or (model.resolution, model.resolution)), settings)
+    size = options.size or (model.resolution, model.resolution)
+    return ImageRequest(model.ref, prompt, seed, *size, settings, find_encoding(model.family, (prompt, negative)))
 
 
-def _texts(request: ImageRequest) -> tuple[str, str]:
-    return request.prompt, request.settings.negative_prompt
-
-
-def _warn_of_prompts(model: Model, prompts: Iterable[str]) -> None:
+def _warn_of_prompts(model: Model, requests: Sequence[ImageRequest]) -> None:
     """Warn of what a model does not read of its prompts. Raises UserError where that is an identifier."""
-    prompts = list(prompts)
+    encodings = {text: each.text_encoding for each in requests for text in (each.prompt, each.settings.negative_prompt)}
     identifiers = [subject.identifier for subject in model.subjects]
-    for each in model.ref.embeddings:
-        if not any(has_words(prompt, str(each.word)) for prompt in prompts):
-            logger.warning(f"{each.file}: no prompt has its word, {each.word!r}")
-    for prompt in prompts:
-        if (warning := cut_warning(model.family, f"prompt {prompt!r}", prompt, identifiers)) is not None:
+    for embedding in model.ref.embeddings:
+        if not any(has_words(prompt, str(embedding.word)) for prompt in encodings):
+            logger.warning(f"{embedding.file}: no prompt has its word, {embedding.word!r}")
+    for prompt, encoding in encodings.items():
+        name = f"prompt {prompt!r}"
+        if encoding == PLAIN and (warning := cut_warning(model.family, name, prompt, identifiers)) is not None:
             logger.warning(warning)
-        if (warning := foreign_syntax_warning(f"prompt {prompt!r}", prompt)) is not None:
+        if (warning := foreign_syntax_warning(name, prompt, reads_weights=True)) is not None:
             logger.warning(warning)
 
 
@@ -109,7 +111,7 @@ def generate(
 ) -> Iterator[GeneratedImage]:
     """Yield one image for each request, in order. Neighbours of one size and settings are sampled in one batch."""
     weights, done = fingerprint(model.family), 0
-    for batch in _batches(requests, batch_size):
+    for batch in _batches(model, requests, batch_size):
 
         def report(step: int, num_steps: int, done: int = done, size: int = len(batch)) -> None:
             if on_progress is not None:
@@ -117,26 +119,24 @@ def generate(
 
         first, prompts, seeds = batch[0], [each.prompt for each in batch], [each.seed for each in batch]
         size = (first.height, first.width)
-        (pixels_BCHW,) = sample_pixels(model.family, prompts, seeds, size, first.settings, len(batch), report)
+        encode = encoder(model.family, first.text_encoding)
+        (pixels_BCHW,) = sample_pixels(model.family, prompts, seeds, size, first.settings, len(batch), report, encode)
         for request, image in zip(batch, to_images(pixels_BCHW), strict=True):
             done += 1
             yield GeneratedImage.from_image(image, make_recipe(request, weights))
 
 
-def _batches(requests: Sequence[ImageRequest], batch_size: int) -> Iterator[list[ImageRequest]]:
-    """Yield the requests in batches of one size and settings each."""
-    batch: list[ImageRequest] = []
-    for request in requests:
-        if batch and (len(batch) == batch_size or not _is_alike(batch[0], request)):
+def _batches(model: Model, requests: Sequence[ImageRequest], batch_size: int) -> Iterator[list[ImageRequest]]:
+    """Yield the requests in batches of one size, settings and length of prompts each."""
+    for _, alike in itertools.groupby(requests, key=lambda request: _kind(model, request)):
+        while batch := list(itertools.islice(alike, batch_size)):
             yield batch
-            batch = []
-        batch.append(request)
-    if batch:
-        yield batch
 
 
-def _is_alike(one: ImageRequest, other: ImageRequest) -> bool:
-    return (one.height, one.width, one.settings) == (other.height, other.width, other.settings)
+def _kind(model: Model, request: ImageRequest) -> tuple[Hashable, ...]:
+    """Return what the images of one batch have in common."""
+    size = (request.height, request.width)
+    return *size, request.settings, request.text_encoding, num_parts(model.family, request)
 
 
 def write(made: Iterable[GeneratedImage], folder: str | Path, columns: int) -> Iterator[Path]:

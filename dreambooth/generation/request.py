@@ -23,6 +23,7 @@ from dreambooth.home_folder import with_home, without_home
 RECIPE = "dreambooth"  # the PNG's text chunk
 PATHS = ("model", "config", "base", "vae")  # of a recipe, in which ~ is the home folder
 PACKAGES = ("torch", "diffusers")  # whose versions a recipe names
+PLAIN = "plain"  # prompts are read as in training; recipes do not name it
 WEIGHTS_DIGITS = 16  # of the fingerprint, in recipes that earlier versions of `evaluate` wrote
 
 
@@ -51,7 +52,8 @@ class ModelRef:
 class ImageRequest:
     """Hold what one image is made from.
 
-    prompt: as the model gets it, with nothing left to fill in. height, width: pixels.
+    prompt: as the model gets it, with nothing left to fill in. height, width: pixels. text_encoding: how prompts are
+    read: plain, as in training, or weighted (`prompt_reading`).
     """
 
     model: ModelRef
@@ -60,6 +62,7 @@ class ImageRequest:
     height: int
     width: int
     settings: SamplerSettings
+    text_encoding: str = PLAIN
 
 
 def make_recipe(request: ImageRequest, weights: str) -> dict[str, Any]:
@@ -69,6 +72,7 @@ def make_recipe(request: ImageRequest, weights: str) -> dict[str, Any]:
     name = model.pop("name")
     recipe = {"prompt": request.prompt, "seed": request.seed, **asdict(request.settings)}
     recipe |= {"model": name, "width": request.width, "height": request.height, **model, "weights": weights}
+    recipe |= {"text_encoding": request.text_encoding} if request.text_encoding != PLAIN else {}
     recipe |= {key: without_home(str(recipe[key])) for key in PATHS if recipe[key] is not None}
     return recipe | {package: version(package) for package in PACKAGES}
 
@@ -91,6 +95,7 @@ def request_of(recipe: Mapping[str, Any]) -> ImageRequest:
             int(recipe["height"]),
             int(recipe["width"]),
             SamplerSettings(**settings),
+            str(recipe.get("text_encoding", PLAIN)),
         )
     except UserError:
         raise

@@ -22,6 +22,7 @@ from dreambooth.randomness import Randomness
 
 SAMPLER_ERRORS = (ArithmeticError, AssertionError, IndexError, RuntimeError, ValueError)  # of diffusers' samplers
 OnStep = Callable[[int, int], None]  # sampler steps taken of the batch, and how many it takes
+Encode = Callable[[list[str]], Conditioning]  # prompts -> what the denoiser reads of them
 
 
 @dataclass(frozen=True)
@@ -84,14 +85,20 @@ def cut_warning(family: Family, name: str, prompt: str, identifiers: Iterable[st
 
 @torch.no_grad()
 def sample_latents(
-    family: Family, prompts: list[str], start: InitialNoise, settings: SamplerSettings, on_step: OnStep | None = None
+    family: Family,
+    prompts: list[str],
+    start: InitialNoise,
+    settings: SamplerSettings,
+    on_step: OnStep | None = None,
+    encode: Encode | None = None,
 ) -> Tensor:
     """Denoise one image for each prompt from `start`. Returns scaled latents, float32 [B, C, H, W].
 
-    on_step: called after each step of the scheduler with the number of steps taken and of all.
+    on_step: called after each step of the scheduler with the number of steps taken and of all. encode: how prompts are
+    read; None: as in training.
     """
     device = next(family.denoiser.parameters()).device
-    conditioning = _guidance_conditioning(family, prompts, settings)
+    conditioning = _guidance_conditioning(encode or family.encode_prompts, prompts, settings)
     scheduler = make_scheduler(family, settings.scheduler)
     set_timesteps(scheduler, settings.num_inference_steps, device)
     extra = _generator_option(scheduler, start.generators)
@@ -119,11 +126,11 @@ def _generator_option(scheduler: Any, generators: list[torch.Generator]) -> dict
     return {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
 
 
-def _guidance_conditioning(family: Family, prompts: list[str], settings: SamplerSettings) -> Conditioning:
+def _guidance_conditioning(encode: Encode, prompts: list[str], settings: SamplerSettings) -> Conditioning:
     """Return the prompts' conditioning, after that of the negative prompt where guidance needs one."""
     if settings.guidance_scale == 1:
-        return family.encode_prompts(prompts)
-    return family.encode_prompts([settings.negative_prompt] * len(prompts) + prompts)
+        return encode(prompts)
+    return encode([settings.negative_prompt] * len(prompts) + prompts)
 
 
 def make_scheduler(family: Family, name: str) -> Any:
@@ -183,10 +190,12 @@ def sample_pixels(
     settings: SamplerSettings,
     batch_size: int = 4,
     on_step: OnStep | None = None,
+    encode: Encode | None = None,
 ) -> Iterator[Tensor]:
     """Yield batches of pixels in [-1, 1], [B, 3, H, W], one image for each prompt and seed. size: (height, width)."""
     shape = family.latent_shape(*size)
     for first in range(0, len(prompts), batch_size):
         part = slice(first, first + batch_size)
-        latents_BCHW = sample_latents(family, prompts[part], noise_from_seeds(seeds[part], shape), settings, on_step)
+        start = noise_from_seeds(seeds[part], shape)
+        latents_BCHW = sample_latents(family, prompts[part], start, settings, on_step, encode)
         yield family.decode_latents(latents_BCHW).float().clamp(-1, 1)
