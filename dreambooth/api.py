@@ -23,7 +23,7 @@ from dreambooth.evaluation.run import Evaluation, evaluate
 from dreambooth.exporting.to_format import export
 from dreambooth.generation import loading
 from dreambooth.generation.additions import parse_embedding, parse_lora
-from dreambooth.generation.images import OnProgress, Progress, generate, make_requests, reproduce
+from dreambooth.generation.images import OnProgress, Progress, generate, make_requests, reproduce, vary
 from dreambooth.generation.location import find_card
 from dreambooth.generation.options import ImageOptions, with_options
 from dreambooth.generation.prompt_file import read_prompt_file
@@ -137,6 +137,16 @@ def load(
     return Model(loading.load_model(ref, device), device)
 
 
+def _recipe_of(image: Image.Image | str | Path) -> dict[str, Any]:
+    """Return the recipe of an image, or of an image's file. Raises UserError where there is none."""
+    if not isinstance(image, Image.Image):
+        return read_recipe(image)
+    if RECIPE not in image.info:
+        raise UserError("an image without a recipe; take one of generate, sample.py or evaluate")
+    found: dict[str, Any] = json.loads(image.info[RECIPE])
+    return found
+
+
 class Model:
     """Sample, evaluate and export a model in memory."""
 
@@ -205,14 +215,24 @@ class Model:
 
         image: one of `generate`, or the file of one, of sample.py or of evaluate. Raises UserError without a recipe.
         """
-        if isinstance(image, Image.Image):
-            if RECIPE not in image.info:
-                raise UserError("an image without a recipe; take one of generate, sample.py or evaluate")
-            recipe = json.loads(image.info[RECIPE])
-        else:
-            recipe = read_recipe(image)
-        (made,) = generate(self._loaded, [reproduce(recipe, self._loaded)], 1)
+        (made,) = generate(self._loaded, [reproduce(_recipe_of(image), self._loaded)], 1)
         return made
+
+    def vary(
+        self,
+        image: Image.Image | str | Path,
+        strength: float = 0.3,
+        num_images: int = 4,
+        seed: int = 0,
+        batch_size: int = 4,
+        on_progress: OnProgress | None = None,
+    ) -> list[GeneratedImage]:
+        """Generate variations of an image by its recipe; variation i is drawn from seed + i alone.
+
+        image: as for `reproduce`. strength: 0 is the image itself, 1 another one of the same prompt. Raises UserError.
+        """
+        request = reproduce(_recipe_of(image), self._loaded)
+        return list(generate(self._loaded, vary(request, num_images, seed, strength), batch_size, on_progress))
 
     def evaluate(
         self,

@@ -199,11 +199,7 @@ def test_a_base_model_and_the_model_folder_itself_can_be_sampled(
         ),
         (["{run}", "a dog", "--num-images", "0"], 2, "--num-images 0: must be at least 1"),
         (["{run}", "a dog", "--seed", "-1"], 2, "--seed -1"),
-        (
-            ["{run}", "very " * 50 + "{subject}"],
-            2,
-            "tokens with start and end; this model reads 32, and the identifier",
-        ),
+        (["{run}", "a ({subject}:big)"], 2, "the weight 'big' is no number; write (word:1.3)"),
         (["{base}", "a photo of {subject}"], 2, "has learned no subject"),
         (["{run}", "a dog", "--scheduler", "DPM++ 2M Karras"], 2, "did you mean dpm++-karras?"),
         (["{run}", "a dog", "--size", "512"], 2, "write WIDTHxHEIGHT in pixels, e.g. 512x512"),

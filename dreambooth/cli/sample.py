@@ -1,6 +1,7 @@
 """`sample MODEL PROMPT [PROMPT ...]`: numbered PNGs with their recipe inside, and a grid of several."""
 
 import argparse
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 from dreambooth.cli import loading_libraries
 from dreambooth.cli.progress import SamplingBar
 from dreambooth.cli.sampling import add_loading_arguments, add_sampling_arguments, check_arguments, parse_size
+from dreambooth.errors import UserError, escaped
 from dreambooth.generation.wildcards import FOLDER
 
 if TYPE_CHECKING:
     from dreambooth.generation.options import ImageOptions
     from dreambooth.generation.request import ModelRef
     from dreambooth.generation.wildcards import Wildcards
+
+logger = logging.getLogger(__name__)
 
 BYTES_A_PIXEL = 2 * 3  # at most: an image's own, and those in the grid
 
@@ -41,23 +45,9 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
         "one by the seed, __colours__ a line of colours.txt; (word:1.3) weighs a word",
     )
 
-    class FromImage(argparse.Action):
-        """With an image to make again, model and prompts are in its recipe."""
-
-        def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: Any = None) -> None:
-            namespace.from_image = values
-            model.required = prompts.required = False
-
-    class PromptFile(argparse.Action):
-        """With a file of prompts, none has to be typed."""
-
-        def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: Any = None) -> None:
-            namespace.prompt_file = values
-            prompts.required = False
-
     parser.add_argument(
         "--prompts",
-        action=PromptFile,
+        action=_instead_of(prompts),
         dest="prompt_file",
         metavar="FILE",
         help="read prompts from a text, one a line, or from JSON lines (.jsonl), each with options of its own: "
@@ -70,11 +60,39 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--from-image",
-        action=FromImage,
-        metavar="PNG",
+        action=_instead_of(model, prompts),
+        metavar="IMAGE",
         help="make an image of sample or evaluate again, by the recipe in it: needs no MODEL (unless that lies "
-        "elsewhere now), no PROMPT, no other option",
+        "elsewhere now), no PROMPT, no other option; with a MODEL also one by webui, SD.Next and the like, as far as "
+        "their text says how",
     )
+    parser.add_argument(
+        "--vary",
+        action=_instead_of(model, prompts),
+        metavar="IMAGE",
+        help="make variations of an image of sample or evaluate, by the recipe in it; as many as --num-images",
+    )
+    parser.add_argument(
+        "--variation-strength",
+        type=float,
+        default=0.3,
+        metavar="S",
+        help="how far they go: 0 is the image itself, 1 another one of the same prompt (default 0.3)",
+    )
+
+
+def _instead_of(*positionals: argparse.Action) -> type[argparse.Action]:
+    """Return the action of an option beside which these positionals need not be given."""
+
+    class InsteadOf(argparse.Action):
+        """Store the value."""
+
+        def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: Any = None) -> None:
+            setattr(namespace, self.dest, values)
+            for each in positionals:
+                each.required = False
+
+    return InsteadOf
 
 
 def _add_additions(parser: argparse.ArgumentParser) -> None:
@@ -104,17 +122,20 @@ def run(args: argparse.Namespace) -> int:
 
     check_arguments(args)
     recipe = find_recipe(args)
-    wanted = [] if recipe else find_options(args)
+    theirs = None if recipe else find_infotext(args)
+    wanted = [theirs] if theirs else [] if recipe else find_options(args)
     ref = find_model(args, recipe)
     check_options(ref, wanted, find_wildcards(args))
     folder = Path(args.out or default_folder(ref.name))
     check_writable(folder, "--out")
     with loading_libraries():
-        from dreambooth.generation.images import generate, make_requests, reproduce, write
+        from dreambooth.generation.images import generate, make_requests, reproduce, vary, write
         from dreambooth.generation.loading import load_model
 
     model = load_model(ref, args.device)
     requests = [reproduce(recipe, model)] if recipe else make_requests(model, wanted, find_wildcards(args))
+    if args.vary:
+        requests = vary(requests[0], args.num_images, args.seed, args.variation_strength)
     check_writable(folder, "--out", sum(each.height * each.width * BYTES_A_PIXEL for each in requests))
     with SamplingBar() as bar, translate_write_errors(folder, "--out"):
         for path in write(generate(model, requests, args.batch_size, bar), folder, columns=args.num_images):
@@ -150,14 +171,35 @@ def find_wildcards(args: argparse.Namespace) -> "Wildcards":
 
 
 def find_recipe(args: argparse.Namespace) -> dict[str, Any] | None:
-    """Return the recipe in the image of --from-image, None without that option. Raises UserError."""
-    from dreambooth.generation.request import read_recipe, request_of
+    """Return the recipe in the image of --from-image or --vary, None without one. Raises UserError."""
+    from dreambooth.generation.request import read_infotext, read_recipe, request_of
+    from dreambooth.generation.variation import Variation
 
-    if not args.from_image:
+    image = args.vary or args.from_image
+    if not image or (not args.vary and read_infotext(image) is not None):
         return None
-    recipe = read_recipe(args.from_image)
+    recipe = read_recipe(image)
     request_of(recipe)
+    if args.vary:
+        Variation(args.seed, args.variation_strength)
     return recipe
+
+
+def find_infotext(args: argparse.Namespace) -> "ImageOptions | None":
+    """Return what another program says of the image of --from-image; None without one. Raises UserError."""
+    from dreambooth.generation.request import read_infotext
+
+    found = read_infotext(args.from_image) if args.from_image else None
+    if found is None:
+        return None
+    if args.model is None:
+        raise UserError(f"--from-image {escaped(args.from_image)}: was made with the model {found.model!r}; name MODEL")
+    if found.not_read:
+        logger.warning(f"{args.from_image}: not read of it: {', '.join(found.not_read)}")
+    logger.info(
+        "note: other programs draw their noise otherwise; this is another image of the same prompt and settings"
+    )
+    return found.options
 
 
 def find_model(args: argparse.Namespace, recipe: dict[str, Any] | None) -> "ModelRef":

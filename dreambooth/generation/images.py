@@ -27,6 +27,7 @@ from dreambooth.generation.request import (
 )
 from dreambooth.generation.sampler import cut_warning, sample_pixels, steps_problem
 from dreambooth.generation.settings import SamplerSettings, check_size, sampler_settings
+from dreambooth.generation.variation import NoiseSeed, Variation
 from dreambooth.generation.wildcards import Wildcards, draw
 from dreambooth.prompt_words import foreign_syntax_warning, has_words
 
@@ -117,7 +118,8 @@ def generate(
             if on_progress is not None:
                 on_progress(Progress(done, len(requests), step, num_steps, size))
 
-        first, prompts, seeds = batch[0], [each.prompt for each in batch], [each.seed for each in batch]
+        first, prompts = batch[0], [each.prompt for each in batch]
+        seeds = [NoiseSeed(each.seed, each.variations) for each in batch]
         size = (first.height, first.width)
         encode = encoder(model.family, first.text_encoding)
         (pixels_BCHW,) = sample_pixels(model.family, prompts, seeds, size, first.settings, len(batch), report, encode)
@@ -193,6 +195,15 @@ def slug(prompt: str) -> str:
     if len(words) <= MAX_SLUG:
         return words
     return words[: MAX_SLUG + 1].rpartition("-")[0] or words[:MAX_SLUG]
+
+
+def vary(request: ImageRequest, num_images: int, seed: int, strength: float) -> list[ImageRequest]:
+    """Return requests of variations of an image; that of image i is drawn from seed + i.
+
+    strength: how far its noise is turned towards other noise, from 0, the image itself, to 1. Raises UserError.
+    """
+    turned = [Variation(seed + number, strength) for number in range(num_images)]
+    return [replace(request, variations=(*request.variations, variation)) for variation in turned]
 
 
 def reproduce(recipe: Mapping[str, Any], model: Model) -> ImageRequest:

@@ -11,13 +11,23 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from dreambooth.errors import UserError, escaped, first_line
 from dreambooth.files import atomic_file
+from dreambooth.generation import variation
 from dreambooth.generation.additions import EmbeddingRef, LoraRef, as_json, embeddings_of, loras_of
+from dreambooth.generation.infotext import (
+    PARAMETERS,
+    USER_COMMENT,
+    Infotext,
+    parse_infotext,
+    user_comment,
+    write_infotext,
+)
 from dreambooth.generation.settings import SamplerSettings
+from dreambooth.generation.variation import Variation
 from dreambooth.home_folder import with_home, without_home
 
 RECIPE = "dreambooth"  # the PNG's text chunk
@@ -53,7 +63,7 @@ class ImageRequest:
     """Hold what one image is made from.
 
     prompt: as the model gets it, with nothing left to fill in. height, width: pixels. text_encoding: how prompts are
-    read: plain, as in training, or weighted (`prompt_reading`).
+    read: plain, as in training, or weighted (`prompt_reading`). variations: of this seed's noise, one after another.
     """
 
     model: ModelRef
@@ -63,6 +73,7 @@ class ImageRequest:
     width: int
     settings: SamplerSettings
     text_encoding: str = PLAIN
+    variations: tuple[Variation, ...] = ()
 
 
 def make_recipe(request: ImageRequest, weights: str) -> dict[str, Any]:
@@ -73,6 +84,7 @@ def make_recipe(request: ImageRequest, weights: str) -> dict[str, Any]:
     recipe = {"prompt": request.prompt, "seed": request.seed, **asdict(request.settings)}
     recipe |= {"model": name, "width": request.width, "height": request.height, **model, "weights": weights}
     recipe |= {"text_encoding": request.text_encoding} if request.text_encoding != PLAIN else {}
+    recipe |= {"variations": variation.as_json(request.variations)} if request.variations else {}
     recipe |= {key: without_home(str(recipe[key])) for key in PATHS if recipe[key] is not None}
     return recipe | {package: version(package) for package in PACKAGES}
 
@@ -96,6 +108,7 @@ def request_of(recipe: Mapping[str, Any]) -> ImageRequest:
             int(recipe["width"]),
             SamplerSettings(**settings),
             str(recipe.get("text_encoding", PLAIN)),
+            variation.variations_of(recipe.get("variations", ())),
         )
     except UserError:
         raise
@@ -159,6 +172,8 @@ def _png_info(recipe: Mapping[str, Any] | None) -> PngInfo:
     info = PngInfo()
     if recipe:
         info.add_itxt(RECIPE, json.dumps(recipe))
+    if recipe and "num_inference_steps" in recipe:
+        info.add_text(PARAMETERS, write_infotext(recipe))
     return info
 
 
@@ -175,6 +190,23 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     if isinstance(recipe, dict):
         return recipe
     raise UserError(f"{escaped(path)}: an image without a recipe; {_grid_hint(path)}")
+
+
+def read_infotext(path: str | Path) -> Infotext | None:
+    """Return what another program says of its image in a file; None where it says nothing, or the file has a recipe.
+
+    Raises UserError for a file that is no image, and for a value that is not allowed here.
+    """
+    try:
+        with Image.open(path) as image:
+            comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(USER_COMMENT, b"")
+            text = image.info.get(PARAMETERS) or (user_comment(comment) if isinstance(comment, bytes) else "")
+            has_recipe = RECIPE in image.info
+    except UnidentifiedImageError as error:
+        raise UserError(f"{escaped(path)}: not an image") from error
+    except OSError as error:
+        raise UserError(f"{escaped(path)}: cannot be read ({first_line(error)})") from error
+    return None if has_recipe else parse_infotext(str(text))
 
 
 def _grid_hint(path: Path) -> str:

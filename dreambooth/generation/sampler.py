@@ -17,6 +17,7 @@ from torch import Tensor
 from dreambooth.errors import UserError
 from dreambooth.families import Conditioning, Family
 from dreambooth.generation.settings import SCHEDULERS, SamplerSettings
+from dreambooth.generation.variation import NoiseSeed
 from dreambooth.prompt_words import has_words
 from dreambooth.randomness import Randomness
 
@@ -42,10 +43,34 @@ def initial_noise(
     return InitialNoise(randomness.normal(f"{choice}/noise", sample_indices, shape), generators)
 
 
-def noise_from_seeds(seeds: Iterable[int], shape: tuple[int, int, int]) -> InitialNoise:
+def noise_from_seeds(seeds: Iterable[int | NoiseSeed], shape: tuple[int, int, int]) -> InitialNoise:
     """Return the initial noise of one image for each seed."""
-    starts = [initial_noise(Randomness(seed), "picture", [0], shape) for seed in seeds]
+    starts = [_noise_from_seed(seed if isinstance(seed, NoiseSeed) else NoiseSeed(seed), shape) for seed in seeds]
     return InitialNoise(torch.cat([start.noise_BCHW for start in starts]), [start.generators[0] for start in starts])
+
+
+def _noise_from_seed(seed: NoiseSeed, shape: tuple[int, int, int]) -> InitialNoise:
+    start = initial_noise(Randomness(seed.seed), "picture", [0], shape)
+    noise_BCHW = start.noise_BCHW
+    for variation in seed.variations:
+        other_BCHW = Randomness(variation.seed).normal("variation", [0], shape)
+        noise_BCHW = interpolate_noise(noise_BCHW, other_BCHW, variation.strength)
+    return InitialNoise(noise_BCHW, start.generators)
+
+
+def interpolate_noise(one: Tensor, other: Tensor, part: float) -> Tensor:
+    """Go a part of the way from one noise to another, on the great circle through both (Shoemake 1985, eq. 1):
+
+        slerp(one, other; part) = (sin((1 - part) w) one + sin(part w) other) / sin(w),   w the angle between them
+
+    On the straight line between them noise has less variance, which the denoiser takes for an image that is nearly
+    done. part 0 is `one` itself, 1 is `other`.
+    """
+    if part in (0, 1):
+        return other if part else one
+    cosine = torch.dot(one.flatten(), other.flatten()) / (one.norm() * other.norm())
+    angle = torch.arccos(cosine.clamp(-1, 1))
+    return (torch.sin((1 - part) * angle) * one + torch.sin(part * angle) * other) / torch.sin(angle)
 
 
 def guided(
@@ -185,7 +210,7 @@ def _can_take(family: Family, settings: SamplerSettings) -> bool:
 def sample_pixels(
     family: Family,
     prompts: list[str],
-    seeds: Sequence[int],
+    seeds: Sequence[int | NoiseSeed],
     size: tuple[int, int],
     settings: SamplerSettings,
     batch_size: int = 4,
