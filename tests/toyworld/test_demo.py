@@ -76,26 +76,15 @@ def truth(outcome: Outcome) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("outcomes")
 @pytest.mark.timeout(1800)
-def test_the_subject_is_that_very_subject(outcomes: dict[str, Outcome]) -> None:
-    outcome = outcomes["with prior"]
-    assert outcome.subject_similarity > outcome.other_similarity + 0.2
-    assert outcome.nearer_to_subject >= 0.6
-    assert outcome.class_right >= 0.9
-
-
-@pytest.mark.slow
-@pytest.mark.xdist_group("outcomes")
-@pytest.mark.timeout(1800)
-def test_the_subject_is_in_the_place_that_the_prompt_names(outcomes: dict[str, Outcome]) -> None:
-    assert outcomes["with prior"].place_right >= 0.9
-
-
-@pytest.mark.slow
-@pytest.mark.xdist_group("outcomes")
-@pytest.mark.timeout(1800)
-def test_the_class_stays_diverse_with_the_prior_and_does_not_without(outcomes: dict[str, Outcome]) -> None:
+def test_the_subject_comes_where_the_prompt_puts_it_and_the_class_stays_diverse_with_the_prior_only(
+    outcomes: dict[str, Outcome],
+) -> None:
+    """One test, as both trainings are for all of it: tests in a group are divided among processes all the same."""
     kept, lost = outcomes["with prior"], outcomes["without prior"]
+    assert kept.subject_similarity > kept.other_similarity + 0.2
+    assert kept.nearer_to_subject >= 0.6
+    assert kept.class_right >= 0.9
+    assert kept.place_right >= 0.9
     assert kept.class_prompt_diversity > lost.class_prompt_diversity + 0.2
     assert kept.class_prompt_similarity < lost.class_prompt_similarity - 0.2
