@@ -23,7 +23,6 @@ SETTINGS = (
     "train.max_steps=10",
     "train.accumulate=2",
     "train.save_every_steps=3",
-    "data.num_workers=1",
     "data.flip=true",
     "data.buckets=true",
     "data.bucket_step=16",
@@ -32,24 +31,24 @@ SETTINGS = (
 )
 
 
-def command(config_file: Path, name: str) -> list[str]:
-    return ["train", str(config_file), f"run.name={name}", *SETTINGS]
+def command(config_file: Path, name: str, *more: str) -> list[str]:
+    return ["train", str(config_file), f"run.name={name}", *SETTINGS, *more]
 
 
-def finish(warm: Warm, config_file: Path, name: str) -> str:
+def finish(warm: Warm, config_file: Path, name: str, *more: str) -> str:
     """Run to the end; what it said."""
     log = config_file.with_name(f"{name}-finish.log")
-    code = warm.run(command(config_file, name), log)
+    code = warm.run(command(config_file, name, *more), log)
     assert code == 0, log.read_text()
     return log.read_text()
 
 
 def interrupt(
-    warm: Warm, config_file: Path, name: str, number: int, when: Callable[[RunFolder], bool]
+    warm: Warm, config_file: Path, name: str, number: int, when: Callable[[RunFolder], bool], *more: str
 ) -> tuple[int, str]:
     """Start a run, send a signal once `when` holds; exit code and what it said."""
     run, log = folder(config_file, name), config_file.with_name(f"{name}.log")
-    pid = warm.start(command(config_file, name), log)
+    pid = warm.start(command(config_file, name, *more), log)
     deadline = time.monotonic() + 120
     while not when(run):
         assert Path(f"/proc/{pid}/exe").exists(), f"the run ended before it could be interrupted: {log.read_text()}"
@@ -107,17 +106,19 @@ def test_killed_twice_and_run_again_equals_a_run_that_was_never_killed(uninterru
 
 
 @pytest.mark.parametrize(
-    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM], ids=lambda number: number.name
+    ("number", "workers"),
+    [pytest.param(signal.SIGINT, 0, marks=pytest.mark.slow), (signal.SIGTERM, 1)],
+    ids=["SIGINT", "SIGTERM"],
 )
 def test_told_to_stop_it_saves_after_the_step_and_exits_with_128_plus_the_signal(
-    uninterrupted: Path, warm: Warm, number: signal.Signals
+    uninterrupted: Path, warm: Warm, number: signal.Signals, workers: int
 ) -> None:
-    name = number.name.lower()
-    code, said = interrupt(warm, uninterrupted, name, number, lambda run: steps_logged(run) >= 4)
+    name, more = number.name.lower(), f"data.num_workers={workers}"
+    code, said = interrupt(warm, uninterrupted, name, number, lambda run: steps_logged(run) >= 4, more)
     assert code == 128 + number, said
     run = folder(uninterrupted, name)
     assert find_state(run.state).step >= 4
     assert f"saved at step {find_state(run.state).step}" in said
     assert "Traceback" not in said
-    finish(warm, uninterrupted, name)
+    finish(warm, uninterrupted, name, more)
     assert_equal_runs(folder(uninterrupted, "whole"), run)

@@ -45,7 +45,7 @@ def trained(config_file: Path, name: str, *overrides: str) -> Trained:
 
 
 def in_own_process(warm: Warm, config_file: Path, name: str, *overrides: str) -> Trained:
-    """Do as `trained` in a new process, which may fork loader workers: pytest's own has threads."""
+    """Do as `trained` in a new process, which may start loader workers: they import its main module, not pytest's."""
     log = config_file.with_name(f"{name}.log")
     assert warm.run(["train", str(config_file), *quick(name, *overrides)], log) == 0, log.read_text()
     run = RunFolder(load_config(config_file, quick(name, *overrides)))

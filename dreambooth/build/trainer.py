@@ -9,12 +9,12 @@ from typing import Any, cast
 import pytorch_lightning as pl
 import yaml
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, Strategy
-from torch.utils.data import DataLoader
 
 from dreambooth.build.networks import pick_device, pick_precision
 from dreambooth.checkpointing import AtomicCheckpointIO, FoundState, InputFingerprints
 from dreambooth.config import Config, to_dict
 from dreambooth.data.latents import LatentDataset, ResumableBatchSampler
+from dreambooth.data.loader import BatchLoader
 from dreambooth.distributed import this_process
 from dreambooth.exporting.history import deciding_settings
 from dreambooth.files import write_text
@@ -30,19 +30,13 @@ from dreambooth.training.progress import OnTrainProgress, ReportProgress
 from dreambooth.training.validation import Validate, ValidationInputs
 
 
-def make_loader(subject: LatentDataset, config: Config, trainer: pl.Trainer) -> DataLoader[Any]:
+def make_loader(subject: LatentDataset, config: Config, trainer: pl.Trainer) -> BatchLoader:
     """Make a loader of endless batches, lists of samples, that starts at the sample index of the (restored) run."""
 
     def position() -> tuple[int, int, int]:
         return trainer.global_step * config.train.accumulate, trainer.global_rank, trainer.world_size
 
-    return DataLoader(
-        subject,
-        batch_sampler=ResumableBatchSampler(config.train.batch_size, position),
-        collate_fn=list,
-        num_workers=config.data.num_workers,
-        worker_init_fn=callbacks.ignore_interrupts,
-    )
+    return BatchLoader(subject, ResumableBatchSampler(config.train.batch_size, position), config.data.num_workers)
 
 
 def make_callbacks(
@@ -57,7 +51,7 @@ def make_callbacks(
     """Make the callbacks, in this order: the average before it is saved, saving before validation."""
     metrics, validate = callbacks.MetricsFile(run.metrics), config.validate
     around: list[pl.Callback] = [
-        callbacks.SharePrior(ahead=config.prior.source == "ahead"),
+        callbacks.DivideClassImages(ahead=config.prior.source == "ahead"),
         callbacks.TakeSettings(),
         callbacks.AverageWeights(),
         callbacks.LogMetrics(metrics, loggers, config.log.every_steps),
@@ -155,7 +149,7 @@ def make_loggers(run: RunFolder, config: Config, state: FoundState | None) -> Lo
 
 
 def logged_settings(config: Config) -> dict[str, Any]:
-    """Return the settings that tell runs apart, by key, as loggers show them."""
+    """Return the settings that distinguish runs, by key, as loggers show them."""
     deciding = {"model.base": config.model.base, **deciding_settings(to_dict(config))}
     return {key: hide_home(value) if isinstance(value, str) else value for key, value in deciding.items()}
 
@@ -175,6 +169,7 @@ def quiet_lightning() -> None:
     logging.getLogger("lightning_fabric.strategies.launchers").setLevel(logging.INFO)  # of a process that has died
     for message in (
         ".*does not have many workers.*",
+        ".*Consider setting `persistent_workers=True`.*",
         ".*`isinstance.treespec, LeafSpec.`.*",
         ".*exists and is not empty.*",
     ):

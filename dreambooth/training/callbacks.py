@@ -39,7 +39,7 @@ class StepCallback(pl.Callback):
         """Do something after an optimizer step. step: how many have been taken."""
 
 
-class SharePrior(pl.Callback):
+class DivideClassImages(pl.Callback):
     """Divide the making of class images among the processes, as soon as all have started.
 
     ahead: make all of them then, before there are gradients and an optimizer's moments.
@@ -94,8 +94,8 @@ class SaveState(StepCallback):
     """Save the full state periodically and at the end; on SIGINT or SIGTERM save after the step and stop.
 
     every_steps: periods in steps, one of them of validations, which need a saved state (0: none).
-    `signal_number` tells afterwards what stopped the run, 0 for nothing; a signal to one process stops all. Signals
-    reach the main thread only: training in another leaves them to the program.
+    `signal_number` is afterwards the signal that stopped the run, 0 for none; a signal to one process stops all.
+    Signals reach the main thread only: training in another leaves them to the program.
     """
 
     def __init__(self, path: Path, every_steps: Sequence[int]) -> None:
@@ -130,16 +130,6 @@ class SaveState(StepCallback):
             signal.signal(*self._handlers.popitem())
 
 
-def ignore_interrupts(worker: int) -> None:
-    """Ignore signals in a loader worker: the step under way still needs its batches.
-
-    A terminal or a cluster signals workers too. They end when the main process closes the loader, or notice by
-    themselves that it is gone.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
 class MetricsFile:
     """Write metrics.csv: a line for each step, a column for each metric, made when first needed; empty: no value."""
 
@@ -152,9 +142,9 @@ class MetricsFile:
         """Drop the lines after `step` (a last one torn by a kill too), so the file has neither gaps nor doubles."""
         self._replace([row for row in self._rows() if int(row["step"]) <= step])
 
-    def write(self, step: int, figures: Mapping[str, float]) -> None:
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Add metrics to the line of this step, the last one or a new one."""
-        row = {"step": str(step), **{name: str(value) for name, value in figures.items()}}
+        row = {"step": str(step), **{name: str(value) for name, value in metrics.items()}}
         if step > self._last_step and row.keys() <= set(self._columns):
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(_csv(self._columns, [row]))
@@ -213,16 +203,16 @@ class LogMetrics(StepCallback):
         ended, self._under_way = self._under_way, None
         if ended is None:
             return
-        figures = ended.by_name
+        metrics = ended.by_name
         if ended.step % self.every_steps:
             return
         if trainer.is_global_zero:
-            self.metrics.write(ended.step, figures)
-        self.loggers.log(figures, ended.step)
+            self.metrics.write(ended.step, metrics)
+        self.loggers.log(metrics, ended.step)
 
 
 class Progress(StepCallback):
-    """A bar with step, time left, loss and learning rate; plain lines where there is no terminal.
+    """Show a bar with step, time left, loss and learning rate; plain lines where there is no terminal.
 
     Goes behind `LogMetrics` in the list of callbacks: it shows the metrics that one closes.
     """

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from crashes import leftovers, wait_for
-from warm import Warm
+from warm import Warm, loader_workers
 
 from dreambooth.checkpointing import find_state
 from dreambooth.cli import main
@@ -197,8 +197,8 @@ def test_a_second_run_in_a_folder_is_refused_and_the_lock_dies_with_its_owner(
     with pytest.raises(UserError, match=rf"another process \(process {pid}\) trains in this folder; wait for it"):
         train(config)
     assert everything(run) == before
-    (worker,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    os.kill(int(worker), signal.SIGSTOP)
+    (worker,) = loader_workers(pid)
+    os.kill(worker, signal.SIGSTOP)
     os.kill(pid, signal.SIGKILL)
     wait_for(lambda: can_be_claimed(run))
     assert Path(f"/proc/{worker}").exists(), "a worker was to outlive it"

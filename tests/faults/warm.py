@@ -111,6 +111,12 @@ def kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
+def loader_workers(pid: int) -> list[int]:
+    """The workers of a training process; a child of another kind keeps track of what they share."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
 # -------------------------------------------------------------------------------- the parent, and its children
 
 
