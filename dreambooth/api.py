@@ -23,11 +23,15 @@ from dreambooth.evaluation.run import Evaluation, evaluate
 from dreambooth.exporting.to_format import export
 from dreambooth.generation import loading
 from dreambooth.generation.additions import parse_embedding, parse_lora
+from dreambooth.generation.control import ControlRef, make_controls
+from dreambooth.generation.from_images import FromImages
 from dreambooth.generation.images import OnProgress, Progress, generate, make_requests, reproduce, vary
+from dreambooth.generation.init_image import init_image as make_init_image
 from dreambooth.generation.location import find_card
 from dreambooth.generation.options import ImageOptions, with_options
 from dreambooth.generation.prompt_file import read_prompt_file
 from dreambooth.generation.request import RECIPE, GeneratedImage, ModelRef, read_recipe
+from dreambooth.generation.style import make_styles
 from dreambooth.generation.wildcards import FOLDER, Wildcards
 from dreambooth.report import build as build_report
 from dreambooth.run.folder import RunFolder
@@ -147,6 +151,14 @@ def _recipe_of(image: Image.Image | str | Path) -> dict[str, Any]:
     return found
 
 
+def _options_of(prompts: str | Path | Sequence[str | Mapping[str, Any]], usual: ImageOptions) -> list[ImageOptions]:
+    """Return prompts with their options; those that one does not name are the usual ones. Raises UserError."""
+    if isinstance(prompts, Path):
+        return read_prompt_file(prompts, usual)
+    several = [prompts] if isinstance(prompts, str) else prompts
+    return [with_options(usual, {"prompt": each} if isinstance(each, str) else each) for each in several]
+
+
 class Model:
     """Sample, evaluate and export a model in memory."""
 
@@ -186,6 +198,17 @@ class Model:
         batch_size: int = 4,
         wildcards: str | Path = FOLDER,
         on_progress: OnProgress | None = None,
+        *,
+        init_image: str | Path | Image.Image | None = None,
+        strength: float | None = None,
+        mask: str | Path | Image.Image | None = None,
+        expand: tuple[int, int, int, int] | None = None,
+        feather: int | None = None,
+        only_masked: bool = False,
+        controls: Sequence[str | ControlRef] = (),
+        control_models: Mapping[str, str | Path] | None = None,
+        styles: Sequence[str | Path | Image.Image] = (),
+        ip_adapter: str | Path | None = None,
     ) -> list[GeneratedImage]:
         """Generate `num_images` images a prompt; image i of each is made from seed + i alone.
 
@@ -195,6 +218,13 @@ class Model:
         its validation images. wildcards: the folder with colours.txt. on_progress: called with a `Progress` after each
         sampler step.
 
+        init_image: a file or PIL image to start from. strength: how much of it is new, 0 to 1 (None: 0.75; 1 where it
+        is expanded). mask: redraw its white only. expand: pixels added left, above, right and below, and drawn.
+        feather: pixels over which redrawn and kept parts fade into each other. only_masked: redraw the part around the
+        mask at the model's own size. controls: "KIND=IMAGE[:WEIGHT[:START-END]]" each, as with --control, or
+        `control_of_image`. control_models: folder or hub id of a ControlNet by kind. styles: names of the list, or an
+        image (IMAGE:WEIGHT, or a PIL image); ip_adapter: a file that reads that image in the place of shared attention.
+
         Returns PIL images in the order of the prompts. Each has its `recipe`, which its PNG keeps: `image.save(...)`,
         then `sample.py --from-image` or `reproduce`. Raises UserError.
         """
@@ -202,12 +232,14 @@ class Model:
             raise UserError(f"batch_size={batch_size}: must be at least 1")
         height_width = None if size is None else (size[1], size[0])
         usual = ImageOptions("", num_images, seed, negative_prompt, steps, guidance_scale, scheduler, height_width)
-        if isinstance(prompts, Path):
-            wanted = read_prompt_file(prompts, usual)
-        else:
-            several = [prompts] if isinstance(prompts, str) else prompts
-            wanted = [with_options(usual, {"prompt": each} if isinstance(each, str) else each) for each in several]
-        requests = make_requests(self._loaded, wanted, Wildcards((Path(wildcards),)))
+        drawn = make_styles(styles, None if ip_adapter is None else str(ip_adapter))
+        images = FromImages(
+            make_init_image(init_image, strength, mask, expand, feather, only_masked),
+            make_controls(controls, {kind: str(each) for kind, each in (control_models or {}).items()}),
+            drawn.reference,
+        )
+        wanted = [drawn.apply(each) for each in _options_of(prompts, usual)]
+        requests = make_requests(self._loaded, wanted, Wildcards((Path(wildcards),)), images)
         return list(generate(self._loaded, requests, batch_size, on_progress))
 
     def reproduce(self, image: Image.Image | str | Path) -> GeneratedImage:

@@ -184,7 +184,8 @@ def test_any_sampler_made_of_a_shipped_config_has_the_models_noise_schedule(name
     assert ddim.config.steps_offset == 1
     assert ddim.config.prediction_type == ("v_prediction" if "-v" in name else "epsilon")
     assert ddim.alphas_cumprod[-1] == pytest.approx(0.0 if "ztsnr" in name else 0.00466, abs=1e-5)
-    assert unet["sample_size"] * 8 == {"sd1": 512, "sd1-v": 512, "sd2": 512, "sd2-v": 768}.get(name, 1024)
+    sides = {"sd1": 512, "sd2": 512, "sdxl": 1024}
+    assert unet["sample_size"] * 8 == (768 if name == "sd2-v" else sides[name.split("-")[0]])
 
 
 @pytest.mark.parametrize(("name", "pads"), [("sd1", [49407]), ("sd2", [0]), ("sdxl", [49407, 0])])
@@ -230,7 +231,7 @@ def test_a_file_is_recognised_by_its_names_its_shapes_and_what_it_says(
     [
         ({"edm_vpred.sigma_max": (1,)}, "of the EDM kind"),
         ({"conditioner.embedders.0.model.ln_final.weight": (1280,)}, "refiner"),
-        ({"model.diffusion_model.input_blocks.0.0.weight": (320, 9, 3, 3)}, "reads 9 channels"),
+        ({"model.diffusion_model.input_blocks.0.0.weight": (320, 5, 3, 3)}, "reads 5 channels"),
     ],
 )
 def test_a_model_of_another_kind_is_refused_by_name(
@@ -240,6 +241,17 @@ def test_a_model_of_another_kind_is_refused_by_name(
     path = write_zeros(tmp_path / "model.safetensors", state)
     with pytest.raises(ModelError, match=rf"model\.safetensors: .*{message}"):
         load_family(str(path))
+
+
+@pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl"])
+def test_an_inpainting_model_is_recognised_by_its_channels(name: str, tmp_path: Path) -> None:
+    state = real_shapes(name)
+    first = "model.diffusion_model.input_blocks.0.0.weight"
+    state[first] = torch.empty(state[first].shape[0], 9, 3, 3, device="meta")
+    header = read_header(write_zeros(tmp_path / "model.safetensors", state))
+    assert header.config == f"{name}-inpaint"
+    with config_folder(header.config) as folder:
+        assert json.loads((folder / "unet" / "config.json").read_text())["in_channels"] == 9
 
 
 class PredictsTheNoise(StableDiffusion):

@@ -16,6 +16,7 @@ from dreambooth.build.method import (
 )
 from dreambooth.build.networks import (
     apply_schedule,
+    check_can_train,
     checkpoint_activations,
     compute_dtype,
     load_base,
@@ -60,6 +61,7 @@ __all__ = [
     "build_validation_inputs",
     "cache_prompts",
     "captions_of",
+    "check_can_train",
     "check_disk",
     "check_optimizer",
     "check_samplers",

@@ -7,8 +7,9 @@ import torch
 
 from dreambooth.config import Config
 from dreambooth.distributed import this_process
-from dreambooth.errors import UserError
+from dreambooth.errors import ModelError, UserError
 from dreambooth.families import Family, ModelSource, evaluation_mode, frozen_copy, is_small, load_family
+from dreambooth.families.protocols import InpaintingDenoiser
 from dreambooth.methods import find_facts
 from dreambooth.methods.adapters import frozen_base
 
@@ -50,8 +51,18 @@ def model_source(config: Config) -> ModelSource:
 def load_base(config: Config) -> Family:
     """Load the base model with the run's noise schedule, on the CPU. Raises ModelError, UserError."""
     family = load_family(model_source(config))
+    check_can_train(family, config.model.base)
     apply_schedule(family, config)
     return family
+
+
+def check_can_train(family: Family, base: str) -> None:
+    """Raise ModelError for an inpainting base, which can be sampled alone: training gives its network no mask."""
+    if isinstance(family, InpaintingDenoiser) and family.is_inpainting:
+        raise ModelError(
+            f"model.base={base}: an inpainting model, whose network reads a mask too; such a base can be sampled, to "
+            "train use its plain text-to-image sibling"
+        )
 
 
 def apply_schedule(family: Family, config: Config) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreambooth.cli import loading_libraries
+from dreambooth.cli.image_options import add_image_arguments, find_images
 from dreambooth.cli.progress import SamplingBar
 from dreambooth.cli.sampling import add_loading_arguments, add_sampling_arguments, check_arguments, parse_size
 from dreambooth.errors import UserError, escaped
@@ -28,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_sampling_arguments(parser, seed_help="image i is made from seed S + i (default 0)")
     parser.add_argument("--out", metavar="DIR", help="where the images go (default outputs/<name of the model>)")
     _add_additions(parser)
+    add_image_arguments(parser)
     add_loading_arguments(parser)
 
 
@@ -119,12 +121,15 @@ def _add_additions(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from dreambooth.disk import check_writable, translate_write_errors
     from dreambooth.generation.location import default_folder
+    from dreambooth.generation.request import request_of
 
     check_arguments(args)
     recipe = find_recipe(args)
     theirs = None if recipe else find_infotext(args)
     wanted = [theirs] if theirs else [] if recipe else find_options(args)
     ref = find_model(args, recipe)
+    images, styles = find_images(args, None if recipe is None else request_of(recipe).images, ref)
+    wanted = [styles.apply(each) for each in wanted]
     check_options(ref, wanted, find_wildcards(args))
     folder = Path(args.out or default_folder(ref.name))
     check_writable(folder, "--out")
@@ -133,7 +138,10 @@ def run(args: argparse.Namespace) -> int:
         from dreambooth.generation.loading import load_model
 
     model = load_model(ref, args.device)
-    requests = [reproduce(recipe, model)] if recipe else make_requests(model, wanted, find_wildcards(args))
+    if recipe:
+        requests = [reproduce(recipe, model, images)]
+    else:
+        requests = make_requests(model, wanted, find_wildcards(args), images)
     if args.vary:
         requests = vary(requests[0], args.num_images, args.seed, args.variation_strength)
     check_writable(folder, "--out", sum(each.height * each.width * BYTES_A_PIXEL for each in requests))

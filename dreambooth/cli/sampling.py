@@ -41,7 +41,7 @@ def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
         "--config",
         metavar="DIR",
         help="for a single file: folder or hub id with its configs and tokenizer, or one of sd1, sd1-v, sd2, sd2-v, "
-        "sdxl, sdxl-v, sdxl-v-ztsnr (default: read from the file)",
+        "sdxl, sdxl-v, sdxl-v-ztsnr, sd1-inpaint, sd2-inpaint, sdxl-inpaint (default: read from the file)",
     )
     parser.add_argument(
         "--revision", metavar="NAME", help="of a hub id (of an adapter's base): branch, tag or commit (default: main)"

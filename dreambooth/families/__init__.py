@@ -55,8 +55,10 @@ class FamilyRow:
 
 
 FAMILIES = {
-    "sd": FamilyRow(("StableDiffusionPipeline",), sd.load, sd.load_single_file),
-    "sdxl": FamilyRow(("StableDiffusionXLPipeline",), sdxl.load, sdxl.load_single_file),
+    "sd": FamilyRow(("StableDiffusionPipeline", "StableDiffusionInpaintPipeline"), sd.load, sd.load_single_file),
+    "sdxl": FamilyRow(
+        ("StableDiffusionXLPipeline", "StableDiffusionXLInpaintPipeline"), sdxl.load, sdxl.load_single_file
+    ),
 }
 
 

@@ -103,6 +103,7 @@ PNDM = SAMPLER | {"_class_name": "PNDMScheduler"}
 DDIM = SAMPLER | {"_class_name": "DDIMScheduler"}
 EULER = SAMPLER | {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"}
 PREDICTS_V: Config = {"prediction_type": "v_prediction"}
+READS_MASK: Config = {"in_channels": 2 * 4 + 1}  # noisy latents, the mask, and the latents of what is kept
 ENDS_IN_NOISE: Config = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}  # zero terminal SNR
 
 
@@ -132,6 +133,9 @@ BUILTIN_CONFIGS = {  # -v: predicts v
     "sdxl": BuiltinConfig(SDXL, SDXL_1, PADS_XL),
     "sdxl-v": BuiltinConfig(SDXL, SDXL_1 | {"scheduler": EULER | PREDICTS_V}, PADS_XL),
     "sdxl-v-ztsnr": BuiltinConfig(SDXL, SDXL_1 | {"scheduler": EULER | PREDICTS_V | ENDS_IN_NOISE}, PADS_XL),
+    "sd1-inpaint": BuiltinConfig(SD, SD_1 | {"unet": UNET | READS_MASK}, {"tokenizer": END}),
+    "sd2-inpaint": BuiltinConfig(SD, SD_2 | {"unet": UNET_2 | READS_MASK}, {"tokenizer": "!"}),
+    "sdxl-inpaint": BuiltinConfig(SDXL, SDXL_1 | {"unet": UNET_XL | READS_MASK}, PADS_XL),
 }
 
 

@@ -36,7 +36,7 @@ def find_folder(base: str, revision: str | None, variant: str | None) -> Path:
     if os.path.isdir(path) and revision is not None:
         raise UserError(f"model.revision: {revision!r} is one of a hub id, and {base} is a folder here; leave it out")
     download = partial(DiffusionPipeline.download, base, revision=revision, variant=variant)
-    folder = path if os.path.isdir(path) else _downloaded(base, revision, download)
+    folder = path if os.path.isdir(path) else downloaded(base, revision, download)
     if not (folder / "model_index.json").is_file():
         raise ModelError(f"{base}: not a diffusers pipeline folder (it has no model_index.json)")
     if variant is not None and variant not in (known := find_variants(folder)):
@@ -54,14 +54,14 @@ def find_vae(vae: str) -> Path:
     """Return the folder of a VAE: of a pipeline its vae/; of a hub id downloaded if need be. Raises ModelError."""
     path = Path(os.path.expanduser(vae))
     download = partial(snapshot_download, vae, allow_patterns=VAE_FILES)
-    folder = path if os.path.isdir(path) else _downloaded(vae, None, download)
+    folder = path if os.path.isdir(path) else downloaded(vae, None, download)
     for own in (folder, folder / "vae"):
         if (own / "config.json").is_file():
             return own
     raise ModelError(f"{vae}: holds no VAE (neither config.json nor vae/config.json)")
 
 
-def _downloaded(hub_id: str, revision: str | None, download: Callable[[], str]) -> Path:
+def downloaded(hub_id: str, revision: str | None, download: Callable[[], str]) -> Path:
     """Return where a hub id's files are in the local cache, downloaded if need be."""
     if "://" in hub_id:
         raise ModelError(

@@ -6,6 +6,7 @@ Shapes: B batch, C channels, H/W height and width (pixels or latents).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
 from diffusers import DiffusionPipeline
@@ -135,6 +136,47 @@ class Denoiser(Protocol):
 
         t_B: as samplers count: of DDPM 0 .. T - 1, of flow matching 1000 sigma (`Schedule.network_time`).
         """
+        ...
+
+
+@runtime_checkable
+class InpaintingDenoiser(Protocol):
+    """Let a base that was trained to fill masks be sampled; a family without such bases need not follow it."""
+
+    @property
+    def is_inpainting(self) -> bool:
+        """Return whether the network reads a mask and the image around it beside noisy latents."""
+        ...
+
+    def inpainting_conditioning(self, pixels_BCHW: Tensor, redrawn_B1HW: Tensor) -> Conditioning:
+        """Return what such a network reads of an image in [-1, 1] of which these pixels (bool) are redrawn."""
+        ...
+
+
+@runtime_checkable
+class ControlledDenoiser(Protocol):
+    """Let ControlNets add to the network; a family for which there are none need not follow it."""
+
+    @property
+    def denoiser(self) -> nn.Module: ...
+
+    def control(
+        self, network: Any, map_1CHW: Tensor, weight: float, noisy_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning
+    ) -> Conditioning:
+        """Return the fields with which `predict` adds what a ControlNet makes of a map in [0, 1], times `weight`."""
+        ...
+
+
+@runtime_checkable
+class StyledDenoiser(Protocol):
+    """Let the style of an image be taken; a family whose attention cannot be shared need not follow it."""
+
+    def shared_attention(self, weight: float) -> AbstractContextManager[None]:
+        """Let every sample of a batch attend to the first one as well, while the block runs."""
+        ...
+
+    def image_prompt(self, adapter: Any, weight: float) -> AbstractContextManager[None]:
+        """Let the network read the field `image_embeds` of its conditioning by an IP-Adapter, while the block runs."""
         ...
 
 

@@ -56,9 +56,6 @@ class StableDiffusion(UNetFamily, clip.ClipTokens, ClipWeights):
     def size_conditioning(self, size_crop_B6: Tensor) -> Conditioning:
         return Conditioning({})
 
-    def predict(self, noisy_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning) -> Tensor:
-        return self.unet(noisy_BCHW, t_B, encoder_hidden_states=conditioning["encoder_hidden_states"]).sample
-
     def add_word(self, word: str, num_vectors: int, initializer_token: str) -> list[list[int]]:
         return [clip.add_word(self.tokenizer, self.text_encoder, word, num_vectors, initializer_token)]
 

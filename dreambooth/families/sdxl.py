@@ -6,6 +6,7 @@ Shapes: B batch, C channels, H/W latent height and width, N tokens, D width of b
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
@@ -76,16 +77,16 @@ class StableDiffusionXL(UNetFamily, clip.ClipTokens, ClipWeights):
         """Return original size, crop and target size as they are."""
         return Conditioning({"time_ids": size_crop_B6})
 
-    def predict(self, noisy_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning) -> Tensor:
-        """Predict the schedule's target; without `time_ids` an image counts as a whole one of its own size."""
+    def text_inputs(self, noisy_BCHW: Tensor, conditioning: Conditioning) -> dict[str, Any]:
+        """Return texts, pooled text and sizes; without `time_ids` an image counts as a whole one of its own size."""
         if "time_ids" in conditioning:
             time_ids_B6 = conditioning["time_ids"]
         else:
             height, width = (side * self.vae_scale_factor for side in noisy_BCHW.shape[-2:])
             time_ids_B6 = torch.tensor([[height, width, 0, 0, height, width]] * len(noisy_BCHW))
         added = {"text_embeds": conditioning["text_embeds"], "time_ids": time_ids_B6.to(noisy_BCHW)}
-        hidden_BND = conditioning["encoder_hidden_states"]
-        return self.unet(noisy_BCHW, t_B, encoder_hidden_states=hidden_BND, added_cond_kwargs=added).sample
+        inputs = super().text_inputs(noisy_BCHW, conditioning)
+        return {**inputs, "added_cond_kwargs": {**added, **inputs.get("added_cond_kwargs", {})}}
 
     def add_word(self, word: str, num_vectors: int, initializer_token: str) -> list[list[int]]:
         return [

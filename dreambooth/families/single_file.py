@@ -82,10 +82,10 @@ class Header:
             if any(name.startswith(start) for name in self.shapes):
                 raise ModelError(f"{self.path}: {kind}, which cannot be trained here; use a plain text-to-image model")
         channels = self.shapes.get(f"{UNET}input_blocks.0.0.weight", (0, 0))[1]
-        if channels != 4:
+        if channels not in (4, 9):
             raise ModelError(
-                f"{self.path}: its UNet reads {channels} channels, not 4: an inpainting model, or the like; "
-                "use its plain text-to-image sibling"
+                f"{self.path}: its UNet reads {channels} channels, not 4, or 9 as inpainting models do; use its plain "
+                "text-to-image sibling"
             )
         widths = {shape[-1] for name, shape in self.shapes.items() if name.endswith(".attn2.to_k.weight")}
         if len(widths) != 1 or (width := widths.pop()) not in TEXT_WIDTHS:
@@ -94,6 +94,8 @@ class Header:
                 "folder or hub id with its configs and tokenizer (model.config, --config)"
             )
         name = TEXT_WIDTHS[width]
+        if channels == 9:
+            return f"{name}-inpaint"
         if self.prediction != "v_prediction":
             return name
         return f"{name}-v-ztsnr" if name == "sdxl" and "ztsnr" in self.shapes else f"{name}-v"

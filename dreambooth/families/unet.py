@@ -5,20 +5,26 @@ Shapes: B batch, C channels, H/W height and width (pixels or latents).
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import diffusers
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from torch import nn
+from torch import Tensor, nn
 
 from dreambooth.errors import ModelError, first_line
 from dreambooth.families.autoencoder import KLCodec
+from dreambooth.families.conditioning import Conditioning
+from dreambooth.families.control import residuals_of, run_control
 from dreambooth.families.inspection import LOADING_ERRORS
+from dreambooth.families.ip_adapter import IPAdapter
 from dreambooth.families.loading import is_small
 from dreambooth.families.prompt_cache import PromptCache
+from dreambooth.families.shared_attention import shared_attention
 from dreambooth.schedules import Schedule
 
 # Ends of the names of modules: in the UNet, and in CLIP's text encoder.
@@ -75,6 +81,42 @@ class UNetFamily(KLCodec, PromptCache):
         return self.vae_scale_factor * 2**self.unet.num_upsamplers
 
     @property
+    def is_inpainting(self) -> bool:
+        return reads_mask(self.vae, self.unet)
+
+    def inpainting_conditioning(self, pixels_BCHW: Tensor, redrawn_B1HW: Tensor) -> Conditioning:
+        """Return the field `inpainting`, [B, 1 + C, H, W] of latents: the mask, and the image with grey in its place.
+
+        So diffusers' StableDiffusionInpaintPipeline; a latent counts as redrawn if any of its pixels is.
+        """
+        kept_BCHW = self.encode_images(pixels_BCHW * ~redrawn_B1HW)[0]
+        mask_B1HW = F.max_pool2d(redrawn_B1HW.float(), self.vae_scale_factor).to(kept_BCHW)
+        return Conditioning({"inpainting": torch.cat([mask_B1HW, kept_BCHW], 1)})
+
+    def text_inputs(self, noisy_BCHW: Tensor, conditioning: Conditioning) -> dict[str, Any]:
+        """Return the UNet's arguments beside noisy latents and timesteps: the texts, and what else the family gives."""
+        inputs: dict[str, Any] = {"encoder_hidden_states": conditioning["encoder_hidden_states"]}
+        if "image_embeds" in conditioning:
+            inputs["added_cond_kwargs"] = {"image_embeds": [conditioning["image_embeds"]]}
+        return inputs
+
+    def predict(self, noisy_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning) -> Tensor:
+        """Predict the schedule's target, with what ControlNets add where there are any."""
+        inputs = {**self.text_inputs(noisy_BCHW, conditioning), **residuals_of(conditioning)}
+        return self.unet(input_of(noisy_BCHW, conditioning), t_B, **inputs).sample
+
+    def control(
+        self, network: Any, map_1CHW: Tensor, weight: float, noisy_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning
+    ) -> Conditioning:
+        return run_control(network, map_1CHW, weight, noisy_BCHW, t_B, self.text_inputs(noisy_BCHW, conditioning))
+
+    def shared_attention(self, weight: float) -> AbstractContextManager[None]:
+        return shared_attention(self.unet, weight)
+
+    def image_prompt(self, adapter: IPAdapter, weight: float) -> AbstractContextManager[None]:
+        return adapter.applied(self.unet, weight)
+
+    @property
     def target_groups(self) -> Mapping[str, tuple[str, ...]]:
         return TARGET_GROUPS
 
@@ -95,13 +137,25 @@ def optimize_for_device(unet: UNet2DConditionModel) -> None:
 
 def check_latents(vae: AutoencoderKL, unet: UNet2DConditionModel) -> None:
     """Raise ModelError where VAE and UNet do not match: diffusers loads such a model without an error."""
-    if unet.config.in_channels == 9:
-        raise ModelError("the base is an inpainting model (9 input channels); use its plain text-to-image sibling")
+    if reads_mask(vae, unet) and vae.config.latent_channels == unet.config.out_channels:
+        return
     if not vae.config.latent_channels == unet.config.in_channels == unet.config.out_channels:
         raise ModelError(
             f"vae/config.json: latent_channels is {vae.config.latent_channels}, unet/config.json: in_channels is "
             f"{unet.config.in_channels}, out_channels {unet.config.out_channels}: they must agree"
         )
+
+
+def reads_mask(vae: AutoencoderKL, unet: UNet2DConditionModel) -> bool:
+    """Return whether a UNet reads a mask and masked latents beside the noisy ones: 9 channels where latents have 4."""
+    return bool(unet.config.in_channels == 2 * vae.config.latent_channels + 1)
+
+
+def input_of(noisy_BCHW: Tensor, conditioning: Conditioning) -> Tensor:
+    """Return what the UNet reads: of an inpainting base noisy latents with `inpainting_conditioning` behind them."""
+    if "inpainting" not in conditioning:
+        return noisy_BCHW
+    return torch.cat([noisy_BCHW, conditioning["inpainting"].to(noisy_BCHW)], 1)
 
 
 def check_text_width(unet: UNet2DConditionModel, width: int) -> None:

@@ -9,10 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from dreambooth.data.images import to_images
 from dreambooth.errors import UserError
 from dreambooth.families import fingerprint
+from dreambooth.generation.canvas import natural_size
+from dreambooth.generation.from_images import FromImages
 from dreambooth.generation.grid import labelled_grid
+from dreambooth.generation.image_inputs import Prepared, attached, prepare
+from dreambooth.generation.init_image import InitImage
 from dreambooth.generation.loading import Model
 from dreambooth.generation.options import ImageOptions
 from dreambooth.generation.prompt_reading import as_typed, encoder, find_encoding, num_parts
@@ -25,13 +31,14 @@ from dreambooth.generation.request import (
     request_of,
     write_png,
 )
-from dreambooth.generation.sampler import cut_warning, sample_pixels, steps_problem
+from dreambooth.generation.sampler import OnStep, cut_warning, sample_pixels, steps_problem
 from dreambooth.generation.settings import SamplerSettings, check_size, sampler_settings
 from dreambooth.generation.variation import NoiseSeed, Variation
 from dreambooth.generation.wildcards import Wildcards, draw
 from dreambooth.prompt_words import foreign_syntax_warning, has_words
 
 NUMBERED = re.compile(r"(\d+)(?:-.*)?\.png")  # 00003.png, 00003-a-photo-of-sks-dog.png
+NO_IMAGES = FromImages()
 MAX_SLUG = 40  # letters of a prompt in a file's name
 
 logger = logging.getLogger(__name__)
@@ -58,14 +65,19 @@ class Progress:
 OnProgress = Callable[[Progress], None]
 
 
-def make_requests(model: Model, wanted: Iterable[ImageOptions], wildcards: Wildcards) -> list[ImageRequest]:
+def make_requests(
+    model: Model, wanted: Iterable[ImageOptions], wildcards: Wildcards, images: FromImages = NO_IMAGES
+) -> list[ImageRequest]:
     """Return the requests of the images of these prompts, with wildcards drawn and {subject} filled in.
 
-    Warns of a prompt that is longer than the model reads. Raises UserError where that cuts off an identifier, for
-    weights that the model cannot read, and for a size or a number of steps that it cannot do.
+    images: what all of them take from others. Without a size they are as large as the one that they start from. Warns
+    of a prompt that is longer than the model reads. Raises UserError where that cuts off an identifier, for weights
+    that the model cannot read, for a size or a number of steps that it cannot do, and for images that cannot be read.
     """
+    images = attached(model, images)
+    size = default_size(model, images.init)
     requests = [
-        _request(model, options, options.seed + number, wildcards)
+        replace(_request(model, options, options.seed + number, wildcards, size), images=images)
         for options in wanted
         for number in range(options.num_images)
     ]
@@ -76,12 +88,14 @@ def make_requests(model: Model, wanted: Iterable[ImageOptions], wildcards: Wildc
     return requests
 
 
-def _request(model: Model, options: ImageOptions, seed: int, wildcards: Wildcards) -> ImageRequest:
+def _request(
+    model: Model, options: ImageOptions, seed: int, wildcards: Wildcards, usual_size: tuple[int, int]
+) -> ImageRequest:
     """Return the request of one image. What the options leave open is as the run sampled its own images."""
     templates = (options.prompt, options.negative_prompt)
     prompt, negative = (as_typed(model.family, model.fill(draw(each, seed, wildcards))) for each in templates)
     settings = sampler_settings(model.card, options.steps, options.guidance_scale, options.scheduler, negative)
-    size = options.size or (model.resolution, model.resolution)
+    size = options.size or usual_size
     return ImageRequest(model.ref, prompt, seed, *size, settings, find_encoding(model.family, (prompt, negative)))
 
 
@@ -100,6 +114,14 @@ def _warn_of_prompts(model: Model, requests: Sequence[ImageRequest]) -> None:
             logger.warning(warning)
 
 
+def default_size(model: Model, init: InitImage | None) -> tuple[int, int]:
+    """Return the (height, width) to generate at where none is asked for, pixels."""
+    if init is None:
+        return model.resolution, model.resolution
+    width, height = natural_size(init, model.resolution, model.family.size_multiple)
+    return height, width
+
+
 def check_can_sample(model: Model, size: tuple[int, int], settings: SamplerSettings) -> None:
     """Raise UserError for a size or a number of sampler steps that the model cannot do."""
     check_size(model.family.vae_scale_factor, size)
@@ -112,20 +134,34 @@ def generate(
 ) -> Iterator[GeneratedImage]:
     """Yield one image for each request, in order. Neighbours of one size and settings are sampled in one batch."""
     weights, done = fingerprint(model.family), 0
+    before: ImageRequest | None = None
     for batch in _batches(model, requests, batch_size):
+        if before is None or _images_of(before) != _images_of(batch[0]):
+            prepared = prepare(model, batch[0])
+        before = batch[0]
 
         def report(step: int, num_steps: int, done: int = done, size: int = len(batch)) -> None:
             if on_progress is not None:
                 on_progress(Progress(done, len(requests), step, num_steps, size))
 
-        first, prompts = batch[0], [each.prompt for each in batch]
-        seeds = [NoiseSeed(each.seed, each.variations) for each in batch]
-        size = (first.height, first.width)
-        encode = encoder(model.family, first.text_encoding)
-        (pixels_BCHW,) = sample_pixels(model.family, prompts, seeds, size, first.settings, len(batch), report, encode)
-        for request, image in zip(batch, to_images(pixels_BCHW), strict=True):
+        for request, image in zip(batch, _sample(model, batch, prepared, report), strict=True):
             done += 1
             yield GeneratedImage.from_image(image, make_recipe(request, weights))
+
+
+def _images_of(request: ImageRequest) -> tuple[Hashable, ...]:
+    """Return what images that are taken are prepared for."""
+    return request.height, request.width, request.images
+
+
+def _sample(model: Model, batch: Sequence[ImageRequest], prepared: Prepared, on_step: OnStep) -> list[Image.Image]:
+    """Return the images of requests that may go into one batch."""
+    first, prompts = batch[0], [each.prompt for each in batch]
+    seeds = [NoiseSeed(each.seed, each.variations) for each in batch]
+    size, inputs = (first.height, first.width), prepared.inputs
+    encode = encoder(model.family, first.text_encoding)
+    pixels = sample_pixels(model.family, prompts, seeds, size, first.settings, len(batch), on_step, encode, inputs)
+    return prepared.finish(to_images(next(pixels)))
 
 
 def _batches(model: Model, requests: Sequence[ImageRequest], batch_size: int) -> Iterator[list[ImageRequest]]:
@@ -137,8 +173,7 @@ def _batches(model: Model, requests: Sequence[ImageRequest], batch_size: int) ->
 
 def _kind(model: Model, request: ImageRequest) -> tuple[Hashable, ...]:
     """Return what the images of one batch have in common."""
-    size = (request.height, request.width)
-    return *size, request.settings, request.text_encoding, num_parts(model.family, request)
+    return *_images_of(request), request.settings, request.text_encoding, num_parts(model.family, request)
 
 
 def write(made: Iterable[GeneratedImage], folder: str | Path, columns: int) -> Iterator[Path]:
@@ -206,13 +241,16 @@ def vary(request: ImageRequest, num_images: int, seed: int, strength: float) -> 
     return [replace(request, variations=(*request.variations, variation)) for variation in turned]
 
 
-def reproduce(recipe: Mapping[str, Any], model: Model) -> ImageRequest:
+def reproduce(recipe: Mapping[str, Any], model: Model, images: FromImages | None = None) -> ImageRequest:
     """Return the request of a recipe for a model, which gives the same image but for rounding: one level of 255.
+
+    images: the recipe's own, where their files lie now; None: where they lay.
 
     A model that has other weights now than when the image was made gets a warning.
     """
     if not has_weights(recipe, fingerprint(model.family)):
         logger.warning(f"{model.name} has other weights now; this will be another image")
-    request = replace(request_of(recipe), model=model.ref)
+    request = request_of(recipe)
+    request = replace(request, model=model.ref, images=attached(model, images or request.images))
     check_can_sample(model, (request.height, request.width), request.settings)
     return request

@@ -2,8 +2,9 @@
 
 import hashlib
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,13 +33,15 @@ logger = logging.getLogger(__name__)
 class Model:
     """Hold a model that is ready to sample, and what it has learned (None: a plain base).
 
-    ref: loads it again; its dtype is the one that was chosen. subjects: of the model, then of LoRAs over it.
+    ref: loads it again; its dtype is the one that was chosen. subjects: of the model, then of LoRAs over it. networks:
+    that were loaded beside it, with the fingerprints of their weights, by name: ControlNets.
     """
 
     ref: ModelRef
     family: Family
     card: SubjectInfo | None
     subjects: tuple[LearnedSubject, ...] = ()
+    networks: dict[str, tuple[Any, str]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def name(self) -> str:

@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dreambooth import subject_info
 from dreambooth.errors import ModelError, UserError, escaped
@@ -56,16 +56,31 @@ def find_vae_scale_factor(ref: "ModelRef") -> int | None:
 
     The built-in configs, by which single files are read, all have 8.
     """
-    place, card = model_folder(ref.name), find_card(ref.name)
-    if card is not None and not place.is_file() and not (place / "model_index.json").is_file():
-        base = ref.base or (card.base and find_path(card.base, place))
-        place = Path(base).expanduser() if base else place
+    place, card = base_place(ref), find_card(ref.name)
     if place.is_file():
         config = ref.config or (card and card.base_config and find_path(card.base_config, place))
         if not config:
             return BUILTIN_SCALE_FACTOR
         place = Path(config).expanduser()
     return _scale_factor_in(place / "vae" / "config.json")
+
+
+def base_place(ref: "ModelRef") -> Path:
+    """Return the folder or file of a model or, where it is an adapter, of its base."""
+    place, card = model_folder(ref.name), find_card(ref.name)
+    if card is None or place.is_file() or (place / "model_index.json").is_file():
+        return place
+    base = ref.base or (card.base and find_path(card.base, place))
+    return Path(base).expanduser() if base else place
+
+
+def find_unet_config(ref: "ModelRef") -> dict[str, Any] | None:
+    """Return the config of a model's UNet; None where it is not at hand, or what is wrong is reported when it loads."""
+    try:
+        config = json.loads((base_place(ref) / "unet" / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return config if isinstance(config, dict) else None
 
 
 def _scale_factor_in(config: Path) -> int | None:

@@ -16,8 +16,9 @@ from PIL.PngImagePlugin import PngInfo
 
 from dreambooth.errors import UserError, escaped, first_line
 from dreambooth.files import atomic_file
-from dreambooth.generation import variation
+from dreambooth.generation import from_images, variation
 from dreambooth.generation.additions import EmbeddingRef, LoraRef, as_json, embeddings_of, loras_of
+from dreambooth.generation.from_images import FromImages
 from dreambooth.generation.infotext import (
     PARAMETERS,
     USER_COMMENT,
@@ -64,6 +65,7 @@ class ImageRequest:
 
     prompt: as the model gets it, with nothing left to fill in. height, width: pixels. text_encoding: how prompts are
     read: plain, as in training, or weighted (`prompt_reading`). variations: of this seed's noise, one after another.
+    images: what it takes from others.
     """
 
     model: ModelRef
@@ -74,6 +76,7 @@ class ImageRequest:
     settings: SamplerSettings
     text_encoding: str = PLAIN
     variations: tuple[Variation, ...] = ()
+    images: FromImages = FromImages()
 
 
 def make_recipe(request: ImageRequest, weights: str) -> dict[str, Any]:
@@ -83,6 +86,7 @@ def make_recipe(request: ImageRequest, weights: str) -> dict[str, Any]:
     name = model.pop("name")
     recipe = {"prompt": request.prompt, "seed": request.seed, **asdict(request.settings)}
     recipe |= {"model": name, "width": request.width, "height": request.height, **model, "weights": weights}
+    recipe |= from_images.as_json(request.images)
     recipe |= {"text_encoding": request.text_encoding} if request.text_encoding != PLAIN else {}
     recipe |= {"variations": variation.as_json(request.variations)} if request.variations else {}
     recipe |= {key: without_home(str(recipe[key])) for key in PATHS if recipe[key] is not None}
@@ -109,6 +113,7 @@ def request_of(recipe: Mapping[str, Any]) -> ImageRequest:
             SamplerSettings(**settings),
             str(recipe.get("text_encoding", PLAIN)),
             variation.variations_of(recipe.get("variations", ())),
+            from_images.from_images_of(recipe),
         )
     except UserError:
         raise

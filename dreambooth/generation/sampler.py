@@ -16,6 +16,8 @@ from torch import Tensor
 
 from dreambooth.errors import UserError
 from dreambooth.families import Conditioning, Family
+from dreambooth.generation.image_inputs import ImageInputs
+from dreambooth.generation.init_latents import unmasked_conditioning
 from dreambooth.generation.settings import SCHEDULERS, SamplerSettings
 from dreambooth.generation.variation import NoiseSeed
 from dreambooth.prompt_words import has_words
@@ -116,39 +118,79 @@ def sample_latents(
     settings: SamplerSettings,
     on_step: OnStep | None = None,
     encode: Encode | None = None,
+    inputs: ImageInputs | None = None,
 ) -> Tensor:
     """Denoise one image for each prompt from `start`. Returns scaled latents, float32 [B, C, H, W].
 
     on_step: called after each step of the scheduler with the number of steps taken and of all. encode: how prompts are
-    read; None: as in training.
+    read; None: as in training. inputs: an image to start from, controls and a style, the same for all prompts.
     """
-    device = next(family.denoiser.parameters()).device
-    conditioning = _guidance_conditioning(encode or family.encode_prompts, prompts, settings)
+    inputs = inputs or ImageInputs()
+    with inputs.applied(family):
+        return _denoise(family, prompts, start, settings, on_step, encode or family.encode_prompts, inputs)
+
+
+def _denoise(
+    family: Family,
+    prompts: list[str],
+    start: InitialNoise,
+    settings: SamplerSettings,
+    on_step: OnStep | None,
+    encode: Encode,
+    inputs: ImageInputs,
+) -> Tensor:
+    init, device = inputs.init, next(family.denoiser.parameters()).device
+    conditioning = _guidance_conditioning(encode, prompts, settings)
+    conditioning |= _image_conditioning(family, inputs, start.noise_BCHW, len(conditioning), len(prompts))
     scheduler = make_scheduler(family, settings.scheduler)
     set_timesteps(scheduler, settings.num_inference_steps, device)
-    extra = _generator_option(scheduler, start.generators)
+    timesteps_T = timesteps_from(scheduler, 0 if init is None else init.first_step(settings.num_inference_steps))
     dtype = next(family.denoiser.parameters()).dtype
 
-    latents_BCHW = start.noise_BCHW.to(device) * scheduler.init_noise_sigma
-    for number, t in enumerate(scheduler.timesteps, start=1):
+    noise_BCHW = start.noise_BCHW.to(device)
+    if init is None:
+        latents_BCHW = noise_BCHW * scheduler.init_noise_sigma
+    else:
+        latents_BCHW = init.begin(scheduler, timesteps_T, noise_BCHW)
+    for number, t in enumerate(timesteps_T, start=1):
         is_guided = t >= settings.guidance_min_noise * family.schedule.num_timesteps
         scale = settings.guidance_scale if is_guided else 1.0
 
-        def predict(noisy_BCHW: Tensor, conditioning: Conditioning, t: Tensor = t) -> Tensor:
-            return family.predict(noisy_BCHW.to(dtype), t.expand(len(noisy_BCHW)), conditioning).float()
+        def predict(noisy_BCHW: Tensor, conditioning: Conditioning, t: Tensor = t, number: int = number) -> Tensor:
+            step = (scheduler, timesteps_T, number - 1)
+            return inputs.predict(family, noisy_BCHW.to(dtype), t.expand(len(noisy_BCHW)), conditioning, step).float()
 
         noisy_BCHW = scheduler.scale_model_input(latents_BCHW, t)
         used = conditioning if is_guided else conditioning.select(range(-len(prompts), 0))
         prediction_BCHW = guided(predict, noisy_BCHW, used, scale)
-        latents_BCHW = scheduler.step(prediction_BCHW, t, latents_BCHW, **extra).prev_sample
+        options = _step_options(scheduler, start.generators, number)
+        latents_BCHW = scheduler.step(prediction_BCHW, t, latents_BCHW, **options).prev_sample
+        if init is not None:
+            latents_BCHW = init.keep(scheduler, timesteps_T, number, latents_BCHW, noise_BCHW)
         if on_step is not None:
-            on_step(number, len(scheduler.timesteps))
+            on_step(number, len(timesteps_T))
     return latents_BCHW
 
 
-def _generator_option(scheduler: Any, generators: list[torch.Generator]) -> dict[str, Any]:
-    """Return the generators as an option of `scheduler.step`, for samplers that add noise."""
-    return {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
+def _step_options(scheduler: Any, generators: list[torch.Generator], number: int = 1) -> dict[str, Any]:
+    """Return options of `scheduler.step`: generators for samplers that add noise, and of linear multistep its order.
+
+    number: of the step, from 1 on. Linear multistep goes by the place in the schedule, and would use steps that were
+    not taken where an image to start from leaves out the first ones.
+    """
+    known = inspect.signature(scheduler.step).parameters
+    options = {"generator": generators, "order": min(number, 4)}
+    return {name: value for name, value in options.items() if name in known}
+
+
+def _image_conditioning(
+    family: Family, inputs: ImageInputs, noise_BCHW: Tensor, num_samples: int, num_images: int
+) -> Conditioning:
+    """Return what an inpainting base reads of the image, and what a style adds, for each sample."""
+    height, width = noise_BCHW.shape[-2:]
+    own = unmasked_conditioning(family, height, width) if inputs.init is None else inputs.init.conditioning
+    fields = own.select([0] * num_samples) if own.fields else own
+    return fields if inputs.style is None else fields | inputs.style.fields(num_samples - num_images, num_images)
 
 
 def _guidance_conditioning(encode: Encode, prompts: list[str], settings: SamplerSettings) -> Conditioning:
@@ -175,6 +217,22 @@ def set_timesteps(scheduler: Any, num_inference_steps: int, device: torch.device
         scheduler.set_begin_index(0)
 
 
+def timesteps_from(scheduler: Any, first: int) -> Tensor:
+    """Return the timesteps from a step on, 0 the first, and let the scheduler begin there. `set_timesteps` came before.
+
+    Heun's method lists the timesteps of both halves of a step; PNDM begins by repeating its second one.
+    """
+    if first == 0:
+        return scheduler.timesteps
+    if isinstance(scheduler, diffusers.PNDMScheduler):
+        distinct_T = torch.cat([scheduler.timesteps[:1], scheduler.timesteps[2:]])[first:]
+        return torch.cat([distinct_T[:2], distinct_T[1:]])
+    begin = first * scheduler.order
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(begin)
+    return scheduler.timesteps[begin:]
+
+
 def steps_problem(family: Family, settings: SamplerSettings) -> str | None:
     """Return what is wrong with so many sampler steps on this base's schedule, and how many are possible; else None.
 
@@ -195,13 +253,14 @@ def _can_take(family: Family, settings: SamplerSettings) -> bool:
     """Return whether the sampler gets to a finite result."""
     scheduler = make_scheduler(family, settings.scheduler)
     latent_1111 = torch.ones(1, 1, 1, 1)
-    extra = _generator_option(scheduler, [torch.Generator().manual_seed(0)])
+    generators = [torch.Generator().manual_seed(0)]
     try:
         set_timesteps(scheduler, settings.num_inference_steps)
         latent_1111 = latent_1111 * scheduler.init_noise_sigma
         for t in scheduler.timesteps:
             prediction_1111 = 0.5 * torch.ones_like(scheduler.scale_model_input(latent_1111, t))
-            latent_1111 = scheduler.step(prediction_1111, t, latent_1111, **extra).prev_sample
+            options = _step_options(scheduler, generators)
+            latent_1111 = scheduler.step(prediction_1111, t, latent_1111, **options).prev_sample
     except SAMPLER_ERRORS:
         return False
     return bool(torch.isfinite(latent_1111).all())
@@ -216,11 +275,15 @@ def sample_pixels(
     batch_size: int = 4,
     on_step: OnStep | None = None,
     encode: Encode | None = None,
+    inputs: ImageInputs | None = None,
 ) -> Iterator[Tensor]:
-    """Yield batches of pixels in [-1, 1], [B, 3, H, W], one image for each prompt and seed. size: (height, width)."""
+    """Yield batches of pixels in [-1, 1], [B, 3, H, W], one image for each prompt and seed.
+
+    size: (height, width). inputs: images of that size that steer the sampling.
+    """
     shape = family.latent_shape(*size)
     for first in range(0, len(prompts), batch_size):
         part = slice(first, first + batch_size)
         start = noise_from_seeds(seeds[part], shape)
-        latents_BCHW = sample_latents(family, prompts[part], start, settings, on_step, encode)
+        latents_BCHW = sample_latents(family, prompts[part], start, settings, on_step, encode, inputs)
         yield family.decode_latents(latents_BCHW).float().clamp(-1, 1)

@@ -102,6 +102,7 @@ class Planner:
         source = build.model_source(config)
         self.shapes = built_in_shapes(source) if fake else None
         self.family = load_family(source) if self.shapes is None else load_shapes(self.shapes)
+        build.check_can_train(self.family, config.model.base)
         self.method = find_method(config.method.name)
         self.networks: list[Any] = [self.family.denoiser, *self.family.text_encoders, self.family.vae]
         base = [weight for network in self.networks[:-1] for weight in network.parameters()]

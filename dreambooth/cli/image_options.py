@@ -1,0 +1,132 @@
+"""Options of `sample` that name images: one to start from, what of it is redrawn, controls, and a style."""
+
+import argparse
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from dreambooth.errors import UserError
+
+if TYPE_CHECKING:
+    from dreambooth.generation.control import ControlRef
+    from dreambooth.generation.from_images import FromImages
+    from dreambooth.generation.init_image import InitImage
+    from dreambooth.generation.style import StyleRef, Styles
+
+
+def add_image_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of an image to start from, of controls and of styles."""
+    group = parser.add_argument_group("from an image")
+    group.add_argument("--init-image", metavar="I", help="start from this image instead of noise alone")
+    group.add_argument(
+        "--strength",
+        type=float,
+        metavar="S",
+        help="how much of it is new: 0 nothing, 1 all (default 0.75; 1 with --expand)",
+    )
+    group.add_argument("--mask", metavar="M", help="redraw only what is white in this image, as large as the first")
+    group.add_argument(
+        "--expand", metavar="LEFT,TOP,RIGHT,BOTTOM", help="add so many pixels at the image's sides, and draw them"
+    )
+    group.add_argument(
+        "--feather",
+        type=int,
+        metavar="PIXELS",
+        help="fade redrawn and kept parts into each other (default a 64th of the shorter side; 0: a hard border)",
+    )
+    group.add_argument(
+        "--only-masked",
+        action="store_true",
+        help="cut out the part around the mask, redraw it at the model's own size and paste it back",
+    )
+    group.add_argument(
+        "--control",
+        metavar="KIND=IMAGE[:WEIGHT[:START-END]]",
+        action="append",
+        default=[],
+        help="hold the image to the edges (canny), depth or pose of another (repeatable); KIND=map:IMAGE names a map "
+        "that is ready; WEIGHT scales it (default 1), START-END are the part of the steps in which it acts (0-1)",
+    )
+    group.add_argument(
+        "--control-model",
+        metavar="KIND=MODEL",
+        action="append",
+        default=[],
+        help="the ControlNet of a kind: diffusers' folder or hub id (default: the published one of the base's kind)",
+    )
+    group.add_argument(
+        "--style",
+        metavar="NAME_OR_IMAGE[:WEIGHT]",
+        action="append",
+        default=[],
+        help="draw in a style of the list (repeatable), or in that of an image; WEIGHT scales the latter (default 1)",
+    )
+    group.add_argument(
+        "--ip-adapter",
+        metavar="FILE",
+        help="read the --style image by this IP-Adapter, with image_encoder/ beside it (default: by shared attention)",
+    )
+
+
+def _init_image(args: argparse.Namespace) -> "InitImage | None":
+    """Return the image to start from, by the options. Raises UserError."""
+    from dreambooth.generation.init_image import init_image, parse_margins
+
+    margins = None if args.expand is None else parse_margins(args.expand)
+    return init_image(args.init_image, args.strength, args.mask, margins, args.feather, args.only_masked)
+
+
+def _recorded_init_image(args: argparse.Namespace, recorded: "InitImage | None") -> "InitImage | None":
+    """Return the image to start from that a recipe has recorded, in files that --init-image and --mask name now."""
+    from dreambooth.generation.init_image import checked
+
+    if recorded is None:
+        if args.init_image is not None or args.mask is not None:
+            option = "--init-image" if args.init_image is not None else "--mask"
+            raise UserError(f"{option}: {args.from_image or args.vary} was made without one; leave it out")
+        return None
+    image = replace(recorded.image, file=args.init_image or recorded.image.file)
+    mask = recorded.mask if recorded.mask is None else replace(recorded.mask, file=args.mask or recorded.mask.file)
+    return checked(replace(recorded, image=image, mask=mask))
+
+
+def _controls(args: argparse.Namespace, recorded: "tuple[ControlRef, ...]") -> "tuple[ControlRef, ...]":
+    """Return the controls, by the options or as a recipe has recorded them. Raises UserError."""
+    from dreambooth.generation.control import make_controls, parse_networks
+
+    return make_controls(args.control or recorded, parse_networks(args.control_model))
+
+
+def _recorded_style(args: argparse.Namespace, recorded: "StyleRef | None") -> "StyleRef | None":
+    """Return the style of an image that a recipe has recorded, in files that --style and --ip-adapter name now."""
+    from dreambooth.generation.style import check_reference, make_styles
+
+    if recorded is None:
+        return None
+    given = make_styles(args.style).reference
+    image = recorded.image if given is None else replace(recorded.image, file=given.image.file)
+    return check_reference(replace(recorded, image=image, adapter=args.ip_adapter or recorded.adapter))
+
+
+def find_images(args: argparse.Namespace, recorded: "FromImages | None", ref: Any) -> "tuple[FromImages, Styles]":
+    """Return what is taken from images, and all styles. ref: of the model.
+
+    recorded: what a recipe takes; beside it the options say where its files lie now. None: the options alone count.
+    Raises UserError for a file that cannot be read or does not fit, and for a style that no list has; ModelError for a
+    ControlNet or an IP-Adapter that is not there or does not fit the model.
+    """
+    from dreambooth.generation.control import check_controls
+    from dreambooth.generation.from_images import FromImages
+    from dreambooth.generation.location import find_unet_config
+    from dreambooth.generation.style import Styles, check_adapter, make_styles
+
+    if recorded is None:
+        styles = make_styles(args.style, args.ip_adapter)
+        images = FromImages(_init_image(args), _controls(args, ()), styles.reference)
+    else:
+        styles = Styles()
+        init, style = _recorded_init_image(args, recorded.init), _recorded_style(args, recorded.style)
+        images = FromImages(init, _controls(args, recorded.controls), style)
+    config = find_unet_config(ref) if images.controls or images.style is not None else None
+    check_controls(images.controls, config)
+    check_adapter(images.style, config)
+    return images, styles

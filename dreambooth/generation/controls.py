@@ -1,0 +1,126 @@
+"""Controls made ready: ControlNets loaded beside a model, and the maps that they read.
+
+Shapes: B batch, C channels, H/W height and width (pixels of maps, latents of the rest).
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dreambooth.data.images import resize_and_crop, to_tensor
+from dreambooth.errors import ModelError, UserError, escaped
+from dreambooth.families import Conditioning, Family, digest_weights
+from dreambooth.families.control import added, load_control
+from dreambooth.families.protocols import ControlledDenoiser
+from dreambooth.generation.canny import canny
+from dreambooth.generation.control import PUBLISHED, ControlRef, misfit
+from dreambooth.generation.image_refs import read_image
+from dreambooth.generation.loading import Model
+from dreambooth.generation.map_models import depth_map, pose_map
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Control:
+    """Hold a ControlNet and its map, pixels in [0, 1]; it acts from `start` to `end`, parts of the sampler's steps."""
+
+    network: Any
+    map_1CHW: Tensor
+    weight: float
+    start: float
+    end: float
+
+    def acts(self, step: int, num_steps: int) -> bool:
+        """Return whether it adds something in a step, 0 the first, of so many."""
+        return self.weight != 0 and self.start <= step / num_steps and (step + 1) / num_steps <= self.end
+
+
+def control_fields(
+    family: Family,
+    controls: Sequence[Control],
+    noisy_BCHW: Tensor,
+    t_B: Tensor,
+    conditioning: Conditioning,
+    step: int,
+    num_steps: int,
+) -> Conditioning:
+    """Return what the controls add in a step; without fields where none of them acts."""
+    active = [each for each in controls if each.acts(step, num_steps)]
+    if not active:
+        return Conditioning({})
+    assert isinstance(family, ControlledDenoiser), "checked by attach_controls"
+    return added(
+        [family.control(each.network, each.map_1CHW, each.weight, noisy_BCHW, t_B, conditioning) for each in active]
+    )
+
+
+def attach_controls(model: Model, refs: Sequence[ControlRef]) -> tuple[ControlRef, ...]:
+    """Load the ControlNets of controls beside a model, and return the refs with their names and fingerprints.
+
+    Raises UserError for a model whose family has none, ModelError for one that is missing, damaged or does not fit.
+    """
+    if refs and not isinstance(model.family, ControlledDenoiser):
+        raise UserError(f"--control {refs[0].kind}: {model.name} is of a family that ControlNets are not read for")
+    return tuple(_attached(model, each) for each in refs)
+
+
+def _attached(model: Model, ref: ControlRef) -> ControlRef:
+    name = ref.network or _published(model, ref.kind)
+    network, fingerprint = _network(model, name, ref.kind)
+    if ref.weights not in (None, fingerprint):
+        logger.warning(f"{escaped(name)}: has other weights than when the image was made; this will be another image")
+    del network
+    return replace(ref, network=name, weights=fingerprint)
+
+
+def _published(model: Model, kind: str) -> str:
+    """Return the published ControlNet of a kind for a model. Raises UserError where none is known."""
+    width = int(getattr(model.family.denoiser, "config", {}).get("cross_attention_dim", 0))
+    if (kind, width) not in PUBLISHED:
+        raise UserError(
+            f"--control {kind}: no published ControlNet is known for {model.name}; name one: "
+            f"--control-model {kind}=FOLDER_OR_HUB_ID"
+        )
+    return PUBLISHED[kind, width]
+
+
+def _network(model: Model, name: str, kind: str) -> tuple[Any, str]:
+    """Return a ControlNet, loaded once a model, and the fingerprint of its weights. Raises ModelError."""
+    if name not in model.networks:
+        weight = next(model.family.denoiser.parameters())
+        network = load_control(name, weight.dtype)
+        config: Any = model.family.denoiser.config
+        if (problem := misfit(network.config, config)) is not None:
+            raise ModelError(f"--control-model {kind}={escaped(name)}: {problem}")
+        fingerprint = digest_weights([network.state_dict()])
+        model.networks[name] = (network.to(weight.device), fingerprint)
+    found: tuple[Any, str] = model.networks[name]
+    return found
+
+
+def prepare_controls(model: Model, refs: Sequence[ControlRef], size: tuple[int, int]) -> tuple[Control, ...]:
+    """Return controls with their maps at a size (width, height). Raises UserError as `attach_controls`."""
+    found = []
+    for ref in attach_controls(model, refs):
+        network, _ = _network(model, str(ref.network), ref.kind)
+        map_CHW = to_tensor(make_map(ref, size)).add(1).div(2)
+        found.append(Control(network, map_CHW[None], ref.weight, ref.start, ref.end))
+    return tuple(found)
+
+
+def make_map(ref: ControlRef, size: tuple[int, int]) -> Image.Image:
+    """Return the map of a control at a size (width, height), RGB: made from its image, or that image itself."""
+    image = resize_and_crop(read_image(ref.image, "--control"), size)
+    if ref.is_map:
+        return image
+    if ref.kind == "canny":
+        return canny(image)
+    make = depth_map if ref.kind == "depth" else pose_map
+    with torch.no_grad():
+        return make(image)

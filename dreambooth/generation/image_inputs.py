@@ -1,0 +1,75 @@
+"""What steers a sampling beside its prompts, made ready for the sampler: an image to start from, controls, a style."""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from PIL import Image
+from torch import Tensor
+
+from dreambooth.families import Conditioning, Family
+from dreambooth.generation.canvas import Canvas, make_canvas
+from dreambooth.generation.controls import Control, attach_controls, control_fields, prepare_controls
+from dreambooth.generation.from_images import FromImages, checked
+from dreambooth.generation.init_latents import InitLatents, encode_canvas
+from dreambooth.generation.loading import Model
+from dreambooth.generation.request import ImageRequest
+from dreambooth.generation.style_reference import Step, Style, check_style, prepare_style
+
+
+@dataclass(frozen=True)
+class ImageInputs:
+    """Hold an image to start from as latents, controls, and a style. The same for all images of a batch."""
+
+    init: InitLatents | None = None
+    controls: tuple[Control, ...] = ()
+    style: Style | None = None
+
+    def applied(self, family: Family) -> contextlib.AbstractContextManager[None]:
+        """Change the family's denoiser as the style needs it, while the block runs."""
+        return contextlib.nullcontext() if self.style is None else self.style.applied(family)
+
+    def predict(
+        self, family: Family, noisy_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning, step: Step
+    ) -> Tensor:
+        """Return the family's prediction, held to the controls and in the style."""
+        _, timesteps_T, number = step
+        held_to = control_fields(family, self.controls, noisy_BCHW, t_B, conditioning, number, len(timesteps_T))
+        if self.style is None:
+            return family.predict(noisy_BCHW, t_B, conditioning | held_to)
+        return self.style.predict(family, noisy_BCHW, t_B, conditioning | held_to, step)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Hold what the sampler gets of a request's images, and what its result goes into."""
+
+    inputs: ImageInputs
+    canvas: Canvas | None = None
+
+    def finish(self, images: Sequence[Image.Image]) -> list[Image.Image]:
+        """Return generated images with what was to be kept of the image that they started from."""
+        return [image if self.canvas is None else self.canvas.finish(image) for image in images]
+
+
+def attached(model: Model, images: FromImages) -> FromImages:
+    """Return what a request takes from images, its files as they are now, with ControlNets loaded beside a model.
+
+    Raises UserError for a file that cannot be read, or a family in which it cannot be taken; ModelError for a
+    ControlNet.
+    """
+    images = checked(images)
+    check_style(model, images.style)
+    return replace(images, controls=attach_controls(model, images.controls))
+
+
+def prepare(model: Model, request: ImageRequest) -> Prepared:
+    """Read, cut and encode the images of a request. Raises UserError for a file that cannot be read, ModelError."""
+    size = (request.width, request.height)
+    controls = prepare_controls(model, request.images.controls, size)
+    style = prepare_style(model, request.images.style, size)
+    if request.images.init is None:
+        return Prepared(ImageInputs(None, controls, style))
+    canvas = make_canvas(request.images.init, size)
+    init = encode_canvas(model.family, canvas, request.images.init.strength)
+    return Prepared(ImageInputs(init, controls, style), canvas)

@@ -1,0 +1,241 @@
+"""The style of an image (`--style NAME_OR_IMAGE[:WEIGHT]`): by a name from a list, or that of another image.
+
+What can be known of either is reported here, before anything heavy is loaded.
+"""
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from dreambooth.errors import ModelError, UserError, escaped, first_line
+from dreambooth.files import read_text
+from dreambooth.generation.image_refs import ImageRef, image_ref, read_image, ref_as_json, ref_of, with_digest
+from dreambooth.generation.options import SETTINGS, ImageOptions
+from dreambooth.generation.settings import problem_of
+from dreambooth.home_folder import with_home, without_home
+from dreambooth.subject_info import read_header
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+SHIPPED = Path(__file__).with_name("styles.yaml")
+OWN = "styles.yaml"  # of the user's, in the folder of the command or the one of settings
+PROMPT = "{prompt}"
+KINDS: dict[str, tuple[type, ...]] = {"steps": (int,), "guidance_scale": (int, float), "scheduler": (str,)}
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif")
+MAX_WEIGHT = 3.0
+ADAPTER_KEY = "ip_adapter.1.to_k_ip.weight"  # of every IP-Adapter: its first layer reads tokens of an image
+
+
+@dataclass(frozen=True)
+class NamedStyle:
+    """Hold a style of a list. prompt: with {prompt} in it. negative: what to keep away from. Then sampler settings."""
+
+    name: str
+    prompt: str = PROMPT
+    negative: str = ""
+    steps: int | None = None
+    guidance_scale: float | None = None
+    scheduler: str | None = None
+
+
+@dataclass(frozen=True)
+class StyleRef:
+    """Hold an image whose style is taken. weight: 0 is none, 1 as much of it as of the image itself.
+
+    adapter: folder, file or hub id of an IP-Adapter; None: attention is shared with the image.
+    """
+
+    image: ImageRef
+    weight: float = 1.0
+    adapter: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight <= MAX_WEIGHT:
+            raise UserError(f"--style {self.image.name}: weight={self.weight}: must be from 0 to {MAX_WEIGHT:g}")
+
+
+@dataclass(frozen=True)
+class Styles:
+    """Hold the styles of a request: of lists, in the order given, and that of an image."""
+
+    named: tuple[NamedStyle, ...] = ()
+    reference: StyleRef | None = None
+
+    def apply(self, options: ImageOptions) -> ImageOptions:
+        """Return options in the named styles, the first one innermost; a setting that is given stays."""
+        return reduce(_in_style, self.named, options)
+
+
+def _in_style(options: ImageOptions, style: NamedStyle) -> ImageOptions:
+    return replace(
+        options,
+        prompt=style.prompt.replace(PROMPT, options.prompt),
+        negative_prompt=", ".join(filter(None, [options.negative_prompt, style.negative])),
+        steps=style.steps if options.steps is None else options.steps,
+        guidance_scale=style.guidance_scale if options.guidance_scale is None else options.guidance_scale,
+        scheduler=style.scheduler if options.scheduler is None else options.scheduler,
+    )
+
+
+def make_styles(styles: Sequence["str | Path | Image.Image"], adapter: str | None = None) -> Styles:
+    """Return styles as they are typed: NAME or IMAGE[:WEIGHT] each; a program may give a PIL image.
+
+    adapter: an IP-Adapter for the image. Raises UserError for a name that no list has, an image that cannot be read, or
+    more than one image.
+    """
+    named, references = [], []
+    known: dict[str, NamedStyle] | None = None
+    for each in styles:
+        if not isinstance(each, str | Path):
+            references.append(StyleRef(image_ref(each), adapter=adapter))
+        elif (found := _as_image(str(each))) is not None:
+            references.append(replace(found, adapter=adapter))
+        else:
+            known = read_styles() if known is None else known
+            named.append(_find(str(each), known))
+    if len(references) > 1:
+        raise UserError(f"--style {references[1].image.name}: a second image; the style of one can be taken")
+    if adapter is not None and not references:
+        raise UserError(f"--ip-adapter {escaped(adapter)}: there is no --style IMAGE to read with it")
+    return Styles(tuple(named), check_reference(references[0]) if references else None)
+
+
+def check_reference(ref: StyleRef) -> StyleRef:
+    """Return the ref with the hash of its image. Raises UserError for one that cannot be read."""
+    read_image(ref.image, "--style")
+    return replace(ref, image=with_digest(ref.image))
+
+
+def check_adapter(ref: StyleRef | None, unet_config: Mapping[str, Any] | None) -> None:
+    """Raise ModelError for an IP-Adapter that is not there, is none, or belongs to another family than the base.
+
+    unet_config: of the base; None: not known before it is loaded.
+    """
+    if ref is None or ref.adapter is None:
+        return
+    path, named = Path(ref.adapter).expanduser(), f"--ip-adapter {escaped(ref.adapter)}"
+    if not path.is_file() or path.suffix != ".safetensors":
+        raise ModelError(f"{named}: there is no such .safetensors file")
+    header = read_header(path)
+    if ADAPTER_KEY not in header:
+        raise ModelError(f"{named}: no IP-Adapter (it has no {ADAPTER_KEY})")
+    width = header[ADAPTER_KEY]["shape"][-1]
+    if unet_config is not None and width != (base := unet_config.get("cross_attention_dim")):
+        raise ModelError(f"{named}: of another family: it writes {width} numbers a token, this base reads {base}")
+    if not (path.parent / "image_encoder" / "config.json").is_file():
+        raise ModelError(f"{named}: its image encoder belongs beside it, in {escaped(path.parent / 'image_encoder')}")
+
+
+def _as_image(text: str) -> StyleRef | None:
+    """Return IMAGE[:WEIGHT]; None for what is a name. Raises UserError for a weight that is no number."""
+    if Path(text).expanduser().is_file():
+        return StyleRef(ImageRef(text))
+    file, colon, weight = text.rpartition(":")
+    if colon and _is_image(file):
+        try:
+            return StyleRef(ImageRef(file), float(weight))
+        except ValueError as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"--style {text}: the weight {weight!r} is no number; write IMAGE:WEIGHT") from error
+    return StyleRef(ImageRef(text)) if _is_image(text) else None
+
+
+def _is_image(text: str) -> bool:
+    path = Path(text).expanduser()
+    return path.is_file() or path.suffix.lower() in IMAGE_SUFFIXES or len(path.parts) > 1
+
+
+def _find(name: str, known: Mapping[str, NamedStyle]) -> NamedStyle:
+    if name in known:
+        return known[name]
+    before = name.partition(":")[0]
+    if before in known:
+        raise UserError(f"--style {name}: a weight is for an image; the style {before!r} is words in the prompt")
+    near = difflib.get_close_matches(name.lower(), known, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise UserError(f"--style {escaped(name)}: neither an image nor a style; {hint}known are {', '.join(known)}")
+
+
+# -------------------------------------------------------------------------------- lists
+
+
+def own_files() -> list[Path]:
+    """Return where lists of the user's own may lie, the last one going over the others."""
+    settings = Path(os.environ.get("XDG_CONFIG_HOME") or Path("~/.config").expanduser())
+    return [settings / "dreambooth" / OWN, Path(OWN)]
+
+
+def read_styles() -> dict[str, NamedStyle]:
+    """Return all named styles, the user's own over those that ship. Raises UserError for a list that is damaged."""
+    found: dict[str, NamedStyle] = {}
+    for path in (SHIPPED, *own_files()):
+        if path.is_file():
+            found |= _read(path)
+    return found
+
+
+def _read(path: Path) -> dict[str, NamedStyle]:
+    try:
+        listed = yaml.safe_load(read_text(path)) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{escaped(path)}: not YAML ({first_line(error)})") from error
+    if not isinstance(listed, dict):
+        raise UserError(f"{escaped(path)}: must be names with prompt, negative and settings")
+    return {str(name): _style(path, str(name), given) for name, given in listed.items()}
+
+
+def _style(path: Path, name: str, given: Any) -> NamedStyle:
+    """Return one style of a list. Raises UserError for what it does not know, or of another type."""
+    where = f"{escaped(path)}: {name}"
+    if not isinstance(given, dict):
+        raise UserError(f"{where}: must be prompt, negative and settings")
+    if unknown := set(given) - {"prompt", "negative", "settings"}:
+        raise UserError(f"{where}: unknown key {sorted(map(str, unknown))[0]!r}; use prompt, negative, settings")
+    prompt, negative = given.get("prompt", PROMPT), given.get("negative", "")
+    if not isinstance(prompt, str) or prompt.count(PROMPT) != 1:
+        raise UserError(f"{where}: prompt={prompt!r}: must be a text with one {PROMPT} in it")
+    if not isinstance(negative, str):
+        raise UserError(f"{where}: negative={negative!r}: must be a text")
+    return NamedStyle(name, prompt, negative, **_settings(where, given.get("settings") or {}))
+
+
+def _settings(where: str, settings: Any) -> dict[str, Any]:
+    if not isinstance(settings, dict):
+        raise UserError(f"{where}: settings={settings!r}: must be names and values")
+    for key, value in settings.items():
+        if key not in SETTINGS:
+            raise UserError(f"{where}: settings.{key}: unknown; use {', '.join(SETTINGS)}")
+        if isinstance(value, bool) or not isinstance(value, KINDS[key]):
+            problem: str | None = "is of another type"
+        else:
+            problem = problem_of(SETTINGS[key], value)
+        if problem is not None:
+            raise UserError(f"{where}: settings.{key}={value}: {problem}")
+    return settings
+
+
+# -------------------------------------------------------------------------------- in a recipe
+
+
+def as_json(ref: StyleRef | None) -> dict[str, Any] | None:
+    """Return the image whose style is taken as a recipe has it; None where there is none."""
+    if ref is None:
+        return None
+    adapter = None if ref.adapter is None else without_home(ref.adapter)
+    return {**ref_as_json(ref.image), "weight": ref.weight, "adapter": adapter}
+
+
+def style_of(found: Mapping[str, Any] | None) -> StyleRef | None:
+    """Return the image of a recipe. Raises KeyError or TypeError for what `as_json` has not written."""
+    if found is None:
+        return None
+    adapter = found["adapter"]
+    return StyleRef(ref_of(found), float(found["weight"]), None if adapter is None else with_home(str(adapter)))
