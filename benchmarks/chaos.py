@@ -64,7 +64,7 @@ KILLED_ANOTHER = 2  # of the process that is told that another one has died
 
 
 class Chaos:
-    """Runs of one config, and what has been done to them."""
+    """Hold runs of one config, and what has been done to them."""
 
     def __init__(self, folder: Path, warm: Warm, args: argparse.Namespace) -> None:
         self.folder, self.warm, self.real, self.num_processes = folder, warm, args.real, args.processes
@@ -114,7 +114,7 @@ class Chaos:
         assert_equal_runs(self.run("whole"), self.run(name))
 
     def sweep(self, stride: int) -> None:
-        """A run whose processes die before their 1st operation on its files, the (1 + stride)-th ..., to its end."""
+        """Run to the end with processes that die before their 1st operation on its files, the (1 + stride)-th ..."""
         log, number = self.folder / "sweep.log", 1
         while code := self.warm.run(self.command("sweep"), log, die_at=(number, str(self.run("sweep").path))):
             self.check(code, log)
@@ -143,7 +143,7 @@ class Chaos:
     def signalled_script(
         self, command: list[str], log: Path, env: dict[str, str], wait: float, numbers: tuple[int, ...]
     ) -> int:
-        """A real train.py, in a process group that is signalled as a terminal does."""
+        """Start a real train.py, and signal its process group as a terminal does."""
         process = start_script(command, log, env)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=wait)
@@ -185,7 +185,7 @@ class Chaos:
 
 
 def start_script(command: list[str], log: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
-    """A real train.py, in a session of its own."""
+    """Start a real train.py, in a session of its own."""
     line = [sys.executable, str(ROOT / "train.py"), *command[1:]]
     own = {**os.environ, **env, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     with open(log, "a", encoding="utf-8") as said:
@@ -193,7 +193,7 @@ def start_script(command: list[str], log: Path, env: dict[str, str]) -> subproce
 
 
 def process_of(process: subprocess.Popen[bytes], rank: int) -> int:
-    """Its id. Raises StopIteration where there is none any more."""
+    """Return its id. Raises StopIteration where there is none any more."""
     if rank == 0:
         return process.pid
     wanted = f"LOCAL_RANK={rank}".encode()
@@ -201,7 +201,7 @@ def process_of(process: subprocess.Popen[bytes], rank: int) -> int:
 
 
 def living(group: int) -> list[int]:
-    """Processes of a group, without those that only wait to be reaped."""
+    """Return the processes of a group, without those that only wait to be reaped."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):

@@ -70,7 +70,7 @@ def settings_of(key: str, value: int, work: Path) -> list[str]:
 
 
 def measure(settings: list[str], steps: int) -> tuple[Point, list[float]]:
-    """And when each step ended, seconds."""
+    """Return what the run took, and when each step ended, seconds."""
     with tempfile.TemporaryDirectory() as work:
         events = Path(work) / "events.jsonl"
         common = (
@@ -98,7 +98,7 @@ def table(key: str, points: dict[int, Point]) -> str:
 
 
 def long_run(steps: int) -> str:
-    """Whether the last steps of a long run cost what the first ones do."""
+    """Show whether the last steps of a long run cost what the first ones do."""
     _, times = measure(["data.resolution=32", "prior.source=none", "log.tensorboard=true"], steps)
     tenth = len(times) // 10
     first, last = (1000 * statistics.median(part) for part in (times[2 : 2 + tenth], times[-tenth:]))

@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def matmul_rate(dtype: torch.dtype) -> float:
-    """FLOP a second of a large product, the median of several."""
+    """Return the FLOP a second of a large product, the median of several."""
     device, side = ("cuda", 8192) if torch.cuda.is_available() else ("cpu", 2048)
     one, other = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     seconds = []

@@ -59,18 +59,18 @@ def resave(base: Path) -> None:
 
 
 def write_cell(folder: Path, base: Path, label: str, form_name: str) -> None:
-    """An export, the base's folder beside it, and what the trained model makes of a prompt."""
+    """Write an export, the base's folder beside it, and what the trained model makes of a prompt."""
     from dreambooth.exporting.formats import FORMATS, files_of, write_as
     from dreambooth.exporting.verify import expected_model
     from dreambooth.families import ModelSource, load_family
-    from dreambooth.methods import METHODS as BY_NAME
-    from dreambooth.methods import MethodSettings
+    from dreambooth.methods.base import MethodSettings
+    from dreambooth.methods.table import METHODS as BY_NAME
     from dreambooth.subject_info import ExportCard, LearnedSubject
 
     method, form = label.split(",")[0], FORMATS[form_name]
     if form.methods is not None and method not in form.methods:
         return
-    word = "<sks>" if BY_NAME[method].adds_tokens else "sks"
+    word = "<sks>" if BY_NAME[method].facts.adds_tokens else "sks"
     family = load_family(ModelSource(str(base)))
     settings = MethodSettings(rank=2, words=(word,), initializer_tokens=("dog",), num_vectors=2, **METHODS[label])
     generator = torch.Generator().manual_seed(1)

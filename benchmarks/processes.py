@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def median_step(args: argparse.Namespace, way: str, folder: Path) -> float:
-    """Seconds from the end of one optimizer step to the end of the next, in the first process."""
+    """Return the seconds from the end of one optimizer step to the end of the next, in the first process."""
     devices, strategy = WAYS[way]
     folder.mkdir(parents=True)
     settings = [f"run.dir={folder}", "run.name=run", f"train.max_steps={args.steps}", f"train.devices={devices}"]

@@ -69,7 +69,7 @@ def write_config(args: argparse.Namespace, base: Path) -> Path:
 
 
 def make(name: str, folder: Path) -> None:
-    """Networks of a shipped config with small random weights, as a pipeline folder."""
+    """Write the networks of a shipped config, with small random weights, as a pipeline folder."""
     with config_folder(name) as configs:
         shutil.copytree(configs, folder)
     index = json.loads((folder / "model_index.json").read_text())
@@ -89,7 +89,7 @@ def make(name: str, folder: Path) -> None:
 
 
 def measure(command: list[str]) -> tuple[float, float]:
-    """Wall seconds and peak GiB of a process; exits where it fails."""
+    """Return the wall seconds and peak GiB of a process; exits where it fails."""
     started = time.perf_counter()
     process = subprocess.Popen([sys.executable, *command], env={**os.environ, "PYTHONPATH": str(ROOT)})
     _, status, usage = os.wait4(process.pid, 0)

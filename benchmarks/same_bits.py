@@ -88,7 +88,7 @@ def export(form: str, *options: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Case:
-    """A run by its settings over COMMON, what is then done with it, and how its second run is stopped.
+    """Describe a run by its settings over COMMON, what is then done with it, and how its second run is stopped.
 
     A command's first word is a script or -m. train_on: a third run starts from the first one's result. xl: the base is
     a Stable Diffusion XL of random weights.
@@ -413,7 +413,7 @@ VOLATILE = {"started", "seconds", "validation_seconds", "peak_memory_mib", "sha2
 
 @dataclass
 class Finding:
-    """How many values of a kind were compared, and those that differ: where, and by how much if they are numbers."""
+    """Count the values of a kind that were compared, and those that differ: where and, of numbers, by how much."""
 
     num_values: int = 0
     differences: list[tuple[str, float | None]] = field(default_factory=list)
@@ -493,7 +493,7 @@ def read_image(path: Path) -> dict[str, Any]:
     return {"pixels": pixels, **dict(flat(info, "recipe"))}
 
 
-def without_labels(sheet: Image.Image, boxes: list[list[int]]) -> Image.Image:
+def without_labels(grid: Image.Image, boxes: list[list[int]]) -> Image.Image:
     """Return a grid without what is written on it, laid out as earlier versions did. boxes: of its images."""
     left, top, right, bottom = boxes[0]
     columns = sum(box[1] == top for box in boxes)
@@ -501,7 +501,7 @@ def without_labels(sheet: Image.Image, boxes: list[list[int]]) -> Image.Image:
     plain = Image.new("RGB", (columns * width + 2, len(boxes) // columns * height + 2), "white")
     for number, box in enumerate(boxes):
         row, column = divmod(number, columns)
-        plain.paste(sheet.crop(tuple(box)), (column * width + 2, row * height + 2))
+        plain.paste(grid.crop(tuple(box)), (column * width + 2, row * height + 2))
     return plain
 
 

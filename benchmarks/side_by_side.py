@@ -193,7 +193,7 @@ def measure(command: list[str], work: Path, args: argparse.Namespace) -> Outcome
 
 
 def table(outcomes: dict[str, list[Outcome]], args: argparse.Namespace) -> str:
-    """Medians over the rounds; in brackets the ratio to diffusers' of the same round, of several with its extremes."""
+    """Return medians over the rounds; in brackets the ratio to diffusers' in a round, of several with its extremes."""
     made = f"{args.class_images} class pictures made first, in 50 steps, " if args.class_images else ""
     rows = [
         f"{args.method}{' with text encoder' if args.train_text_encoder else ''}, {args.resolution} px, batch 1 + 1, "
@@ -212,7 +212,7 @@ def table(outcomes: dict[str, list[Outcome]], args: argparse.Namespace) -> str:
 
 
 def ratios(ours: list[float], theirs: list[float]) -> str:
-    """The median of the rounds' own, and of several the smallest and largest."""
+    """Return the median of the rounds' own, and of several the smallest and largest."""
     found = sorted(mine / other for mine, other in zip(ours, theirs, strict=True))
     spread = f"; {found[0]:.2f} – {found[-1]:.2f}" if len(found) > 1 else ""
     return f"{statistics.median(found):.2f}{spread}"

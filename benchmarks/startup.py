@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def run(*arguments: str) -> float:
-    """Seconds that a Python process takes."""
+    """Return the seconds that a Python process takes."""
     started = time.perf_counter()
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, *arguments], cwd=ROOT, env=env, check=True, capture_output=True)

@@ -45,7 +45,7 @@ def note_steps(events: Path) -> None:
 
 
 def let_torchvision_load() -> None:
-    """Its published wheel is for a CUDA torch. Beside a CPU torch the schemas of two operators have to be there."""
+    """Define two operators that the published torchvision, which is for a CUDA torch, misses beside a CPU torch."""
     if torch.version.cuda is None:
         library = torch.library.Library("torchvision", "DEF")
         for operator in ("nms", "qnms"):

@@ -42,7 +42,7 @@ class StateEntry:
 
 @dataclass(frozen=True)
 class FoundState:
-    """A checkpoint that has been verified."""
+    """Hold a checkpoint that has been verified."""
 
     path: Path
     entry: StateEntry
@@ -60,9 +60,12 @@ class AtomicCheckpointIO(CheckpointIO):
     """
 
     def __init__(
-        self, identity: InputFingerprints | None = None, found: FoundState | None = None, previous: Path | None = None
+        self,
+        fingerprints: InputFingerprints | None = None,
+        found: FoundState | None = None,
+        previous: Path | None = None,
     ) -> None:
-        self.identity = identity or {}
+        self.fingerprints = fingerprints or {}
         self.previous = previous
         self._good = {} if found is None else {found.path: found.entry}  # verified ones, by path
 
@@ -79,7 +82,7 @@ class AtomicCheckpointIO(CheckpointIO):
                 hashing = _HashingWriter(file)
                 torch.save(checkpoint, cast(IO[bytes], hashing))
                 entry = StateEntry(
-                    checkpoint["global_step"], hashing.num_bytes, hashing.digest.hexdigest(), self.identity
+                    checkpoint["global_step"], hashing.num_bytes, hashing.digest.hexdigest(), self.fingerprints
                 )
                 if keep is not None and replaced is not None:
                     _add_entry(keep, replaced)

@@ -41,8 +41,8 @@ def check_writable(folder: Path, option: str, num_bytes: int = 0) -> None:
             file.write(bytes(PROBE_BYTES))
     except OSError as error:
         problem = problem_of(OSError(error.errno, error.strerror), nearest)  # and not of the probe's file
-        place = option if nearest == folder else f"{named}:"
-        raise UserError(f"{place} {problem}; name another folder") from error
+        subject = option if nearest == folder else f"{named}:"
+        raise UserError(f"{subject} {problem}; name another folder") from error
     free = shutil.disk_usage(nearest).free
     if num_bytes > free:
         need = f"{num_bytes / MIB:,.0f} MiB are to be written, {free / MIB:,.0f} MiB are free on this disk"

@@ -107,7 +107,7 @@ def check_names(config: Config) -> None:
 
 @dataclass(frozen=True)
 class Session:
-    """One session of a run: its folder and settings, and the state that it goes on from (None: from step 0).
+    """Hold one session of a run: its folder and settings, and the state that it goes on from (None: from step 0).
 
     accepted_changes: config keys whose changed values are accepted on resume.
     """
@@ -153,7 +153,7 @@ def resume_or_start(session: Session, profile: bool, on_progress: OnTrainProgres
         own_numbers_first(module),
     ):
         trainer.fit(module, loader, ckpt_path=None if state is None else str(state.path))
-    tell_profile(trainer)
+    log_profile(trainer)
     if saving.signal_number:
         return report_stopped(trainer, saving.signal_number)
     if trainer.is_global_zero:
@@ -410,7 +410,7 @@ def closing_loggers(loggers: Loggers) -> Iterator[None]:
         loggers.close(is_done)
 
 
-def tell_profile(trainer: pl.Trainer) -> None:
+def log_profile(trainer: pl.Trainer) -> None:
     profiler = cast(Any, trainer).profiler
     if isinstance(profiler, StepProfiler):
         logger.info(profiler.table())

@@ -5,25 +5,25 @@ A message is one or two lines: the file or the key, its value, what is allowed a
 
 
 class DreamBoothError(ValueError):
-    """Base of the errors that a command reports without a traceback."""
+    """Name what a user can mend; a command prints it without a traceback."""
 
     exit_code = 1
 
 
 class UserError(DreamBoothError):
-    """A mistake of the user: a setting, an image, a prompt."""
+    """Report a mistake of the user: a setting, an image, a prompt."""
 
     exit_code = 2
 
 
 class ModelError(DreamBoothError):
-    """A problem with the base model or the network: missing, incomplete, of an unknown kind."""
+    """Report a problem with the base model or the network: missing, incomplete, of an unknown kind."""
 
     exit_code = 3
 
 
 class NonFiniteError(DreamBoothError):
-    """A loss or gradient that is infinite or not a number. The weights and the last checkpoint are as they were."""
+    """Report a loss or gradient that is infinite or not a number. Weights and last checkpoint are as they were."""
 
     exit_code = 4
 

@@ -21,7 +21,7 @@ Kind = Literal["subject", "class", "other"]
 
 
 class Named(Protocol):
-    """A subject's names in prompts."""
+    """Name a subject in prompts."""
 
     @property
     def identifier(self) -> str: ...

@@ -57,7 +57,7 @@ STATUS_LINE = StatusLine()
 
 
 class ProgressDisplay:
-    """Shows how far a task is, as often as one can read it.
+    """Show how far a task is, as often as one can read it.
 
     write_line: prints a plain line, where stderr is no terminal. seconds: between two bars.
     """

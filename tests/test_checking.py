@@ -29,7 +29,7 @@ def test_a_sound_run_is_found_so_and_nothing_is_left_behind(
 ) -> None:
     assert main(["check", str(config_file)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    subjects = ["config", "run folder", "pictures", "base model", "prompts", "disk", "time", "memory"]
+    subjects = ["config", "run folder", "images", "base model", "prompts", "disk", "time", "memory"]
     assert [line.split("  ")[0] for line in lines] == ["ok"] * len(subjects)
     assert [line[10:24].strip() for line in lines] == subjects
     assert not RunFolder(load_config(config_file)).path.parent.exists()
@@ -47,8 +47,8 @@ def test_an_error_does_not_hide_another_and_the_worst_gives_the_code(config_file
     (tmp_path / "runs").write_text("a file")
     findings = check(load_config(config_file, ["subject.images=nowhere", "model.base=nobody/nothing"]))
     errors = by_subject(findings, "error")
-    assert errors.keys() == {"run folder", "pictures", "base model"}
-    assert "nowhere: no such folder" in errors["pictures"]
+    assert errors.keys() == {"run folder", "images", "base model"}
+    assert "nowhere: no such folder" in errors["images"]
     assert findings.exit_code == 3
 
 
@@ -192,6 +192,6 @@ def test_pictures_that_are_none_are_all_told(config_file: Path, tmp_path: Path) 
     Image.new("RGB", (1, 1)).save(tmp_path / "bad" / "dot.png")
     (tmp_path / "bad" / "page.jpg").write_text("<html>")
     findings = check(load_config(config_file, [f"subject.images={tmp_path / 'bad'}"]))
-    assert "dot.png (1 x 1 pixels" in by_subject(findings, "error")["pictures"]
-    assert "page.jpg (not an image)" in by_subject(findings, "error")["pictures"]
-    assert "base model" in by_subject(findings, "ok"), "the base was not looked at because of the pictures"
+    assert "dot.png (1 x 1 pixels" in by_subject(findings, "error")["images"]
+    assert "page.jpg (not an image)" in by_subject(findings, "error")["images"]
+    assert "base model" in by_subject(findings, "ok"), "the base was not looked at because of the images"

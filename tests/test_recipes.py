@@ -118,7 +118,7 @@ def test_only_one_module_knows_how_a_recipe_is_written() -> None:
         names = {node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "") for node in ast.walk(
             ast.parse(path.read_text(encoding="utf-8"))
         )}  # fmt: skip
-        if path.name == "grid.py":  # a validation grid tells how it is laid out, under a key of its own
+        if path.name == "grid.py":  # no image with a recipe: its key of its own says where images lie
             assert "RECIPE" not in names
             continue
         assert not names & {"PngInfo", "add_itxt", "add_text"}, f"{path} writes a PNG's text itself"

@@ -216,7 +216,7 @@ def test_every_picture_stands_at_its_prompt_step_and_seed(finished):
         assert comparison.prompt.text == PROMPTS[number].replace("{subject}", "sks robot").replace("{class}", "robot")
         assert [strip.step for strip in comparison.strips] == [0, 20, 30], "the base, the best and the last"
         for strip in comparison.strips:
-            seen = [picture.getpixel((SIDE // 2, 0)) for picture in strip.pictures]
+            seen = [picture.getpixel((SIDE // 2, 0)) for picture in strip.images]
             assert seen == [colour(strip.step, number, seed) for seed in range(NUM_IMAGES)]
 
 
@@ -224,11 +224,11 @@ def test_the_film_shows_the_first_subject_prompt_at_every_step(finished):
     found = content.read(finished)
     assert found.film_prompt == "sks robot on a hill"
     assert [frame.step for frame in found.film] == list(STEPS)
-    assert [frame.picture.getpixel((0, 0)) for frame in found.film] == [colour(step, 1, 0) for step in STEPS]
+    assert [frame.image.getpixel((0, 0)) for frame in found.film] == [colour(step, 1, 0) for step in STEPS]
 
 
 def test_figures_beside_a_prompt_are_of_that_prompt_alone(finished):
-    after = {each.prompt.text: each.strips[1].figures for each in content.read(finished).comparisons}
+    after = {each.prompt.text: each.strips[1].scores for each in content.read(finished).comparisons}
     assert after["sks robot on a hill"][0].startswith("DINO 0.050")
     assert after["sks robot at sea"][0].startswith("DINO 0.250")
     assert [figure[:11] for figure in after["a robot"]] == ["Drift 0.100", "PRES 0.150 "]
@@ -238,7 +238,7 @@ def test_figures_beside_a_prompt_are_of_that_prompt_alone(finished):
 
 def test_scores_are_told_with_their_interval_their_direction_and_their_encoder(page):
     text = seen_in(page)
-    assert "DINO ↑ subject prompts: likeness to the photos 0.150 ± 0.205" in text
+    assert "DINO ↑ subject prompts: similarity to the photos 0.150 ± 0.205" in text
     assert "PRES ↓" in text
     assert "Drift ↓ class prompts: distance to the base's images – 0.100" in text, "the base has no drift"
     assert "DINO, PRES, Drift by vit; CLIP-T by clip; DIV by cosine distance, vit" in text
@@ -445,7 +445,7 @@ addEventListener("load", () => {
     unnamed: all("img").filter(image => !image.alt).length,
     plots: all("svg").length,
     flat: all("svg").filter(svg => svg.getBoundingClientRect().height < 100).length,
-    small: all(".pair img, .pictures img, .film img").filter(image => image.getBoundingClientRect().width < 80).length,
+    small: all(".pair img, .images img, .film img").filter(image => image.getBoundingClientRect().width < 80).length,
     enlarged: all(".zoom").filter(label => {
       const width = () => label.querySelector("img").getBoundingClientRect().width;
       const before = width();

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dreambooth.errors import UserError
 from dreambooth.metrics.selection import (
     Anchors,
     Quality,
@@ -135,7 +136,9 @@ def test_patience_counts_validations_after_the_best() -> None:
     assert not is_exhausted({0: 0.0, 100: 0.0, 200: 0.0}, 1)
 
 
-def test_the_journal_is_read_back_as_it_was_written_up_to_the_step_that_a_run_goes_on_from(tmp_path: Path) -> None:
+def test_the_validation_log_is_read_back_as_it_was_written_up_to_the_step_that_a_run_goes_on_from(
+    tmp_path: Path,
+) -> None:
     validation_log = ValidationLog(tmp_path / "scores.jsonl")
     validation_log.add(ValidationRecord(0, 1.25, {"pres": [0.1, 0.3]}, Quality(0, 1, 1), ANCHORS, {"pres": "vit"}))
     validation_log.add(ValidationRecord(100, 1.0, {"dino": [0.5], "pres": [0.2]}, Quality(0.5, 1, 0.5)))
@@ -148,3 +151,6 @@ def test_the_journal_is_read_back_as_it_was_written_up_to_the_step_that_a_run_go
     assert resumed.anchors == ANCHORS
     assert (resumed.best, validation_log.best) == (validation_log.entries[1], validation_log.entries[2])
     assert not ValidationLog(validation_log.path, last_step=-1).entries
+    validation_log.path.write_text("{}\n")
+    with pytest.raises(UserError, match=r"scores\.jsonl: a line cannot be read"):
+        ValidationLog(validation_log.path)

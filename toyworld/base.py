@@ -50,7 +50,7 @@ SCHEDULE = {
 
 @dataclass(frozen=True)
 class BaseSettings:
-    """One training of the base."""
+    """Hold the settings of one training of the base."""
 
     folder: Path  # working folder: data set and state
     minutes: float
@@ -111,7 +111,7 @@ def sampling_scheduler() -> DDIMScheduler:
 
 
 class BaseTask:
-    """Computes the loss of one training step; everything random follows from (seed, rank, step)."""
+    """Compute the loss of one training step; everything random follows from (seed, rank, step)."""
 
     def __init__(self, modules: nn.ModuleDict, dataset: Dataset, settings: BaseSettings) -> None:
         self.unet, self.text_encoder = modules["unet"], modules["text_encoder"]

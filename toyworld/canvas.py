@@ -81,7 +81,7 @@ def clip_to_band(points: Sequence[Point], axis: int, low: float, high: float) ->
 
 
 class Canvas:
-    """Draws shapes given in object coordinates. With `silhouette`, everything is drawn in that one value."""
+    """Draw shapes given in object coordinates. With `silhouette`, everything is drawn in that one value."""
 
     def __init__(self, image: Image.Image, placement: Placement, silhouette: int | None = None) -> None:
         self._draw = ImageDraw.Draw(image)

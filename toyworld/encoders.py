@@ -85,7 +85,7 @@ def _transformer(width: int, num_layers: int, size: Size) -> dict[str, int]:
 
 
 class Student(nn.Module):
-    """An encoder with linear heads that answer the renderer's questions; the heads are dropped after training.
+    """Encode images, with linear heads that answer the renderer's questions; training over, the heads are dropped.
 
     They give a signal from the first step on, when a contrastive loss gives none yet.
     """

@@ -40,7 +40,7 @@ NUM_OBJECTS = 48  # a training batch, two images each
 
 
 class JudgeNet(nn.Module):
-    """Five strided convolutions, a shared layer, one linear head a question and one for the embedding."""
+    """Answer questions: five strided convolutions, a shared layer, a linear head a question, one for the embedding."""
 
     def __init__(self, width: int = 24, embedding_dim: int = 64) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class Verdict:
 
 
 class Judge:
-    """`Judge.load(folder)(images)` gives a `Verdict`."""
+    """Judge images: `Judge.load(folder)(images)` gives a `Verdict`."""
 
     def __init__(self, net: JudgeNet) -> None:
         self.net = net.eval()

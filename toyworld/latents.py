@@ -38,7 +38,7 @@ def to_images(pixels_BCHW: Tensor) -> list[Image.Image]:
 
 @dataclass(frozen=True)
 class LinearCodec:
-    """An affine map between patches and latents: latent = (patch - mean) @ encode, patch = latent @ decode + mean."""
+    """Map affinely between patches and latents: latent = (patch - mean) @ encode, patch = latent @ decode + mean."""
 
     mean_D: Tensor
     encode_DC: Tensor

@@ -37,7 +37,7 @@ def orthogonalise(matrix_MN: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon with learning rate `lr`: a step's singular values (0.02 is usual), times sqrt(M / N) for tall matrices.
+    """Take Muon's steps: their singular values are `lr` (0.02 is usual), times sqrt(M / N) for tall matrices.
 
     With several processes each makes some of the matrices orthogonal, and all get the whole update.
     """

@@ -32,7 +32,7 @@ PLACES = tuple(PHRASES)
 
 
 class _Backdrop:
-    """An image under construction with its horizon; x and y are fractions of its size."""
+    """Hold an image under construction with its horizon; x and y are fractions of its size."""
 
     def __init__(self, horizon: float) -> None:
         self.image = Image.new("RGB", (DRAWN_SIZE, DRAWN_SIZE))

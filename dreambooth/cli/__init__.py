@@ -23,17 +23,17 @@ COMMANDS = {
     "new": ("dreambooth.cli.new", "write a commented config for a folder of photos, and show the crops"),
     "train": ("dreambooth.cli.train", "learn a subject; the same command again goes on where it was interrupted"),
     "check": ("dreambooth.cli.check", "what can be known of a run before it starts: findings with remedies"),
-    "sample": ("dreambooth.cli.sample", "make pictures with a learned (or any) model"),
+    "sample": ("dreambooth.cli.sample", "make images with a learned (or any) model"),
     "export": ("dreambooth.cli.export", "a result as a pipeline, a single file, a LoRA or a word for other tools"),
     "plan": ("dreambooth.cli.plan", "memory, disk and time that a run will need, and what would take less memory"),
-    "clean": ("dreambooth.cli.clean", "tell which files a run can do without, and remove them"),
-    "report": ("dreambooth.cli.report", "write what a run has learned, by pictures and scores, into one HTML file"),
+    "clean": ("dreambooth.cli.clean", "list the files that a run can do without, and remove them"),
+    "report": ("dreambooth.cli.report", "write what a run has learned, by images and scores, into one HTML file"),
     "evaluate": ("dreambooth.cli.evaluate", "the paper's protocol and measures on any models; resumable, one table"),
     "toyworld": ("toyworld.cli", "the embedded base model: render its world, train it, judge it"),
     "lab": ("toyworld.lab.cli", "the paper's ablations on the embedded base; resumable, in parallel"),
 }
 EXIT_CODES = (
-    "exit codes: 0 done; 1 a bug; 2 a mistake in config, picture or prompt; 3 the model or the network; 4 non-finite \
+    "exit codes: 0 done; 1 a bug; 2 a mistake in config, image or prompt; 3 the model or the network; 4 non-finite \
 numbers; 130 / 143 after SIGINT / SIGTERM, with the state saved"
 )
 
@@ -101,7 +101,7 @@ def loading_libraries() -> Iterator[None]:
 def _overview() -> argparse.ArgumentParser:
     prog = "dreambooth" if Path(sys.argv[0]).name == "dreambooth" else "python -m dreambooth"
     parser = argparse.ArgumentParser(prog=prog, epilog=EXIT_CODES)
-    parser.description = "Personalise a text-to-image diffusion model from a few pictures of a subject."
+    parser.description = "Personalise a text-to-image diffusion model from a few images of a subject."
     parser.add_argument("--version", action="version", version=f"dreambooth {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, (_, help_text) in COMMANDS.items():

@@ -33,16 +33,16 @@ def run(args: argparse.Namespace) -> int:
         run_folder, config = opened_run(folder)
         with RunLock(run_folder):
             cleaning = plan_cleaning(run_folder, config, args.all)
-            told = table(folder, cleaning, args.yes, args.all)
+            text = table(folder, cleaning, args.yes, args.all)
             if args.yes:
                 remove(run_folder, cleaning.found)
-            print(told)
+            print(text)
     return 0
 
 
 def table(folder: Path, cleaning: "Cleaning", is_removed: bool, takes_all: bool) -> str:
     """Return what can go, a line each, the sum, and what to do next."""
-    lines = [f"{folder}: {cleaning.told}"]
+    lines = [f"{folder}: {cleaning.progress}"]
     for each in cleaning.found:
         lines.append(f"  {size_in_words(each.num_bytes):>9}  {name_in(folder, each.path)}: {each.reason}")
     if not cleaning.found:

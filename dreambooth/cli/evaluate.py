@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
 
     request = request_of(args)
     check_writable(request.out, "--out")
-    subjects_of(request)  # photos that cannot be read are told before the libraries are loaded
+    subjects_of(request)  # photos that cannot be read are reported before the libraries are loaded
     with loading_libraries():
         from dreambooth.evaluation.run import evaluate
 

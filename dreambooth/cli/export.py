@@ -1,4 +1,4 @@
-"""`export RUN --format NAME`: a result as other tools want it, with a model card, and on the hub if wished."""
+"""`export RUN --format NAME`: a result as other tools want it, with a model card, and on the hub if asked for."""
 
 import argparse
 

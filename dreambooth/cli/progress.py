@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class SamplingBar:
-    """Shows `generation.images.Progress` on stderr; `print` writes lines to stdout above the bar."""
+    """Show `generation.images.Progress` on stderr; `print` writes lines to stdout above the bar."""
 
     def __init__(self) -> None:
         self._displays: dict[str, ProgressDisplay] = {}  # by task

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def write_report(run: Path) -> None:
-    """Put report.html beside a model that is newer. The run is done: what prevents it is only told."""
+    """Put report.html beside a model that is newer. The run is done: what prevents it is only logged."""
     from dreambooth.errors import DreamBoothError
     from dreambooth.report import build
 

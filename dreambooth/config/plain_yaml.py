@@ -62,7 +62,7 @@ def read(path: Path) -> tuple[Any, list[str]]:
     except OSError as error:
         raise UserError(f"{escaped(path)}: cannot be read: {error.strerror or error}") from error
     except yaml.YAMLError as error:
-        raise UserError(f"{escaped(path)}: not a YAML file: {_told(error)}") from error
+        raise UserError(f"{escaped(path)}: not a YAML file: {_described(error)}") from error
 
 
 def parse(text: str) -> tuple[Any, list[str]]:
@@ -96,7 +96,7 @@ def _repeated(node: yaml.Node, path: str = "") -> Iterator[str]:
         yield from _repeated(value, name)
 
 
-def _told(error: yaml.YAMLError) -> str:
+def _described(error: yaml.YAMLError) -> str:
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return " ".join(str(error).split())
     mark = error.problem_mark

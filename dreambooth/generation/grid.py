@@ -1,6 +1,6 @@
 """Labelled grids of images: prompts above their rows, seeds below their images.
 
-A grid that `write_grid` has written tells in its PNG where its images lie: `cut` takes them out again, as they were.
+The PNG of a grid that `write_grid` has written says where its images lie: `cut` takes them out again, as they were.
 """
 
 import importlib.util
@@ -49,29 +49,29 @@ def labelled_grid(images: Sequence[GeneratedImage], columns: int) -> Image.Image
 
 
 def draw_grid(rows: Sequence[GridRow], heading: str = "") -> Image.Image:
-    """Return a sheet of these rows, below each other, with a heading above them."""
+    """Return a grid of these rows, below each other, with a heading above them."""
     width = max(image.width for row in rows for image in row.images) + PADDING
     font = load_font(max(10, min(width // 16, 20)))
-    sheet_width = max(len(row.images) for row in rows) * width + PADDING
-    strips = [_strip(row, width, sheet_width, font) for row in rows]
+    grid_width = max(len(row.images) for row in rows) * width + PADDING
+    strips = [_strip(row, width, grid_width, font) for row in rows]
     if heading:
-        strips.insert(0, _text(_wrapped(heading, font, sheet_width - 2 * PADDING), sheet_width, font))
-    sheet, top = Image.new("RGB", (sheet_width, sum(strip.height for strip in strips)), "white"), 0
+        strips.insert(0, _text(_wrapped(heading, font, grid_width - 2 * PADDING), grid_width, font))
+    grid, top = Image.new("RGB", (grid_width, sum(strip.height for strip in strips)), "white"), 0
     boxes: list[tuple[int, int, int, int]] = []
     for strip in strips:
-        sheet.paste(strip, (0, top))
+        grid.paste(strip, (0, top))
         boxes += [(left, top + above, right, top + below) for left, above, right, below in strip.info.get(CELLS, [])]
         top += strip.height
-    sheet.info[CELLS] = json.dumps(boxes)
-    return sheet
+    grid.info[CELLS] = json.dumps(boxes)
+    return grid
 
 
-def _strip(row: GridRow, width: int, sheet_width: int, font: Font) -> Image.Image:
+def _strip(row: GridRow, width: int, grid_width: int, font: Font) -> Image.Image:
     """Return one row, its images `width` pixels apart, with their boxes in it."""
-    title = _text(_wrapped(row.title, font, sheet_width - 2 * PADDING), sheet_width, font)
+    title = _text(_wrapped(row.title, font, grid_width - 2 * PADDING), grid_width, font)
     top, height = title.height + PADDING, max(image.height for image in row.images)
     below = _line_height(font) if row.captions else 2 * PADDING
-    strip = Image.new("RGB", (sheet_width, top + height + below), "white")
+    strip = Image.new("RGB", (grid_width, top + height + below), "white")
     strip.paste(title, (0, 0))
     draw, boxes = ImageDraw.Draw(strip), []
     for column, image in enumerate(row.images):
@@ -98,35 +98,35 @@ def _line_height(font: Font) -> int:
     return int(font.getbbox("Ag")[3]) + 4
 
 
-def write_grid(path: Path, sheet: Image.Image) -> None:
-    """Write a sheet as PNG, whole or not at all, with the places of its images."""
+def write_grid(path: Path, grid: Image.Image) -> None:
+    """Write a grid as PNG, whole or not at all, with the boxes of its images."""
     info = PngInfo()
-    info.add_text(CELLS, sheet.info[CELLS])
+    info.add_text(CELLS, grid.info[CELLS])
     with atomic_file(path) as file:
-        sheet.save(file, format="PNG", pnginfo=info)
+        grid.save(file, format="PNG", pnginfo=info)
 
 
-def cut(sheet: Image.Image, side: int) -> list[Image.Image]:
-    """Return the images of `side` x `side` pixels on a sheet, row by row.
+def cut(grid: Image.Image, side: int) -> list[Image.Image]:
+    """Return the images of `side` x `side` pixels on a grid, row by row.
 
-    A sheet that does not know where they lie is a plain grid, as earlier versions wrote. Raises UserError where it is
+    A PNG that does not say where they lie is a plain grid, as earlier versions wrote. Raises UserError where it is
     none of such images.
     """
-    boxes = cell_boxes(sheet, side)
+    boxes = cell_boxes(grid, side)
     if boxes is None:
-        return cells(sheet, side, PADDING)
-    return [sheet.crop(box) for box in boxes]
+        return cells(grid, side, PADDING)
+    return [grid.crop(box) for box in boxes]
 
 
-def cell_boxes(sheet: Image.Image, side: int) -> list[tuple[int, int, int, int]] | None:
-    """Return [left, top, right, bottom] of each image, by the file's head alone; None: it does not tell.
+def cell_boxes(grid: Image.Image, side: int) -> list[tuple[int, int, int, int]] | None:
+    """Return [left, top, right, bottom] of each image, by the file's head alone; None: it does not say.
 
     Raises UserError where they are not `side` x `side` pixels.
     """
-    if CELLS not in sheet.info:
+    if CELLS not in grid.info:
         return None
     try:
-        found = json.loads(sheet.info[CELLS])
+        found = json.loads(grid.info[CELLS])
         boxes = [(int(left), int(top), int(right), int(bottom)) for left, top, right, bottom in found]
     except (ValueError, TypeError) as error:
         raise UserError(f"its {CELLS} cannot be read: {error}") from error

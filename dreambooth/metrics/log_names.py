@@ -16,10 +16,10 @@ class Metric:
 
 
 METRICS = {
-    "eval/dino": Metric("DINO", "subject prompts: likeness to the photos", "↑"),
-    "eval/clip_i": Metric("CLIP-I", "subject prompts: likeness to the photos", "↑"),
+    "eval/dino": Metric("DINO", "subject prompts: similarity to the photos", "↑"),
+    "eval/clip_i": Metric("CLIP-I", "subject prompts: similarity to the photos", "↑"),
     "eval/clip_t": Metric("CLIP-T", "subject prompts: agreement with the prompt", "↑"),
-    "eval/pres": Metric("PRES", "class prompts: likeness to the photos, that is what leaked", "↓"),
+    "eval/pres": Metric("PRES", "class prompts: similarity to the photos, that is what leaked", "↓"),
     "eval/div": Metric("DIV", "class prompts: distance between images", "↑"),
     "eval/drift": Metric("Drift", "class prompts: distance to the base's images", "↓"),
     "eval/drift_other": Metric("Other drift", "other prompts: distance to the base's images", "↓"),

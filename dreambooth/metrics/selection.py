@@ -71,7 +71,7 @@ class Quality:
 
 
 class Validation(Protocol):
-    """A validation as the choice of a step reads it."""
+    """Hold a validation as the choice of a step reads it."""
 
     @property
     def step(self) -> int: ...

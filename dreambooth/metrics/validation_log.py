@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dreambooth.errors import UserError
 from dreambooth.files import whole_lines, write_text
 from dreambooth.metrics import selection
 from dreambooth.metrics.selection import Anchors, Quality
@@ -42,13 +43,13 @@ class ValidationLog:
     """Hold the validations of a run up to a step; what is added is written to the file at once.
 
     The file is read back as far as it is whole: a line torn by a kill, and lines after `last_step`, are dropped.
+    Raises UserError for a line that cannot be read.
     """
 
     def __init__(self, path: Path, last_step: int | None = None) -> None:
         self.path = path
-        self.entries = [
-            entry for entry in map(_read, whole_lines(path)) if last_step is None or entry.step <= last_step
-        ]
+        entries = _read_all(path)
+        self.entries = [entry for entry in entries if last_step is None or entry.step <= last_step]
 
     def add(self, entry: ValidationRecord) -> None:
         """Add an entry; the file is replaced as a whole, so it is never torn."""
@@ -107,6 +108,13 @@ def _write(entry: ValidationRecord) -> str:
         quality = {stored: getattr(entry.quality, name) for stored, name in STORED_FACTORS.items()}
         fields["quality"] = {**quality, "value": entry.quality.value}
     return json.dumps(fields)
+
+
+def _read_all(path: Path) -> list[ValidationRecord]:
+    try:
+        return [_read(line) for line in whole_lines(path)]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: a line cannot be read ({error!r}); mend it or move the file away") from error
 
 
 def _read(line: str) -> ValidationRecord:

@@ -35,7 +35,7 @@ class Finding:
 
 
 class Findings(list[Finding]):
-    """They add up, and an error among them ends only what is asked together with it."""
+    """Collect findings; an error among them ends only what is asked together with it."""
 
     @contextlib.contextmanager
     def of(self, about: str) -> Iterator[Callable[[str], None]]:
@@ -72,9 +72,9 @@ def check(config: Config) -> Findings:
     if is_sound:
         findings.append(Finding("ok", "config", f"{config.train.max_steps} steps, method {config.method.name}"))
     check_folder(config, findings)
-    given = check_pictures(config, findings)
+    subject_data = check_images(config, findings)
     if is_sound and (planner := check_base(config, findings)) is not None:
-        check_with_base(planner, given, config, findings)
+        check_with_base(planner, subject_data, config, findings)
     return findings
 
 
@@ -87,10 +87,10 @@ def check_folder(config: Config, findings: Findings) -> None:
     run = RunFolder(config)
     with findings.of("run folder") as good:
         check_folders(run)
-        tell_state(run, config, good)
+        report_state(run, config, good)
 
 
-def tell_state(run: RunFolder, config: Config, good: Callable[[str], None]) -> None:
+def report_state(run: RunFolder, config: Config, good: Callable[[str], None]) -> None:
     """Report the state that the run would start from. Raises UserError where it could not go on, or not write."""
     with RunLock(run):
         state = found_state(run, config)
@@ -106,21 +106,22 @@ def tell_state(run: RunFolder, config: Config, good: Callable[[str], None]) -> N
             good(f"{run.path}: can be written to; the run goes on at step {state.step}")
 
 
-def check_pictures(config: Config, findings: Findings) -> build.SubjectData | None:
+def check_images(config: Config, findings: Findings) -> build.SubjectData | None:
     """Return what the run is given beside its base; None where it cannot be had."""
-    given = None
-    with findings.of("pictures") as good:
-        given = build.load_subject_data(config)
+    subject_data = None
+    with findings.of("images") as good:
+        subject_data = build.load_subject_data(config)
         good(
             ", ".join(
-                f"{len(own)} of {each.class_noun}" for own, each in zip(given.photos, config.subjects, strict=True)
+                f"{len(own)} of {each.class_noun}"
+                for own, each in zip(subject_data.photos, config.subjects, strict=True)
             )
         )
     for key, folder in (("prior.folder", config.prior.folder), ("validate.images", config.validate.images)):
         if folder is not None:
             with findings.of(key) as good:
-                good(f"{len(list_images(folder))} pictures")
-    return given
+                good(f"{len(list_images(folder))} images")
+    return subject_data
 
 
 def check_base(config: Config, findings: Findings) -> Planner | None:
@@ -134,23 +135,25 @@ def check_base(config: Config, findings: Findings) -> Planner | None:
         if planner.note is None:
             good(f"{config.model.base}: {weights:.1f} million finite weights, of parts that fit each other")
         else:
-            told = f"{config.model.base}: {planner.note}, {weights:.1f} million weights; training downloads it"
-            findings.append(Finding("warning", "base model", told))
+            text = f"{config.model.base}: {planner.note}, {weights:.1f} million weights; training downloads it"
+            findings.append(Finding("warning", "base model", text))
     return planner
 
 
-def check_with_base(planner: Planner, given: build.SubjectData | None, config: Config, findings: Findings) -> None:
+def check_with_base(
+    planner: Planner, subject_data: build.SubjectData | None, config: Config, findings: Findings
+) -> None:
     """Check what depends on the base: sizes, identifiers, prompts, disk; of a run that could start, memory."""
     family, run = planner.family, RunFolder(config)
-    if given is not None:
-        with findings.of("pictures"):
-            findings.warn("pictures", iter(given.notes))
-            looks = [inspect_image(path) for path in chain(*given.photos)]
+    if subject_data is not None:
+        with findings.of("images"):
+            findings.warn("images", iter(subject_data.notes))
+            images = [inspect_image(path) for path in chain(*subject_data.photos)]
             findings.warn(
-                "pictures", build.image_warnings(looks, build.buckets_of(family, config), config.data.resolution)
+                "images", build.image_warnings(images, build.buckets_of(family, config), config.data.resolution)
             )
     with findings.of("prompts") as good:
-        captions = [[] for _ in config.subjects] if given is None else given.captions
+        captions = [[] for _ in config.subjects] if subject_data is None else subject_data.captions
         warnings = list(build.wording_warnings(family, captions, config))
         findings.warn("prompts", iter(warnings))
         if not warnings:
@@ -163,8 +166,8 @@ def check_with_base(planner: Planner, given: build.SubjectData | None, config: C
         good(time_in_words(planner, config))
     with findings.of("memory") as good:
         need, (device, memory) = planner.need(config).total, device_memory(config)
-        told = f"{need / GIB:.2f} GiB are needed, {device} has {memory / GIB:.1f} GiB"
+        text = f"{need / GIB:.2f} GiB are needed, {device} has {memory / GIB:.1f} GiB"
         if is_enough(need, memory):
-            good(told)
+            good(text)
         else:
-            findings.append(Finding("warning", "memory", f"{told}; `python -m dreambooth plan` tells what takes less"))
+            findings.append(Finding("warning", "memory", f"{text}; `python -m dreambooth plan` lists what takes less"))

@@ -1,4 +1,4 @@
-"""Estimate what a run takes of memory, disk and time, for all that tell it: `new`, `plan` and `check`."""
+"""Estimate what a run takes of memory, disk and time, as `new`, `plan` and `check` report it."""
 
 from dataclasses import dataclass
 

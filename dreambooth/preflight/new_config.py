@@ -91,7 +91,7 @@ class Request:
 
 @dataclass(frozen=True)
 class NewRun:
-    """A config that was written, its text, and what is to be said of it. costs: None where the base is not at hand."""
+    """Hold a config that was written, its text, and its warnings. costs: None where the base is not there."""
 
     config: Config
     crops: Image.Image
@@ -112,7 +112,7 @@ def write_new_config(request: Request) -> NewRun:
     try:
         costs = fit(draft, request, warnings)
     except ModelError as error:
-        warnings.append(f"memory, disk and time are not known, as the base is not at hand: {error}")
+        warnings.append(f"memory, disk and time are not known, as the base is not there: {error}")
     config = parsed(draft, request.out)
     warnings += photo_warnings(images, config)
     crops = crops_grid(folder.images, config)

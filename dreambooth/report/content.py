@@ -21,7 +21,7 @@ from dreambooth.subject_info import read_card
 
 @dataclass(frozen=True)
 class ShownSubject:
-    """A subject, and the photos that the run learned from under `prompt`, or why they cannot be shown."""
+    """Hold a subject, and the photos that the run learned from under `prompt`, or why they cannot be shown."""
 
     name: str
     prompt: str
@@ -32,7 +32,7 @@ class ShownSubject:
 
 @dataclass(frozen=True)
 class Content:
-    """Everything that the page shows; the page decides nothing."""
+    """Hold everything that the page shows; the page decides nothing."""
 
     name: str
     subjects: Sequence[ShownSubject]
@@ -60,7 +60,7 @@ class Content:
 def read(folder: Path) -> Content:
     """Read a run's folder. Raises UserError for one that is no run, and for files that cannot be read."""
     config = _read_config(folder)
-    validation_log = records.read_journal(folder / "logs" / "scores.jsonl")
+    validation_log = ValidationLog(folder / "logs" / "scores.jsonl")
     metrics = records.read_metrics(folder / "logs" / "metrics.csv")
     prompts = [
         gallery.ShownPrompt(each.filled, each.kind, each.subjects)

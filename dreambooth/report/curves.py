@@ -16,7 +16,7 @@ LOG_FROM = 10  # the largest loss over the smallest, from which a linear axis hi
 
 @dataclass(frozen=True)
 class Curve:
-    """y over x, with the ends of a 95 % interval where there is one (nan where not)."""
+    """Hold y over x, with the ends of a 95 % interval where there is one (nan where not)."""
 
     label: str
     x: Sequence[float]
@@ -27,7 +27,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """One small plot. over_steps: the best step can be marked in it; share: y lies between 0 and 1."""
+    """Hold one small plot. over_steps: the best step can be marked in it; share: y lies between 0 and 1."""
 
     title: str
     text: str

@@ -1,4 +1,4 @@
-"""Which of a run's images the report shows, with which figures: the best, before and after, and over the steps."""
+"""Choose the images of a run that the report shows, with their scores: the best, before and after, over the steps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from dreambooth.report.samples import Samples
 from dreambooth.report.tables import MEASURES
 
 Kind = Literal["subject", "class", "other"]
-# What is told beside the images of a prompt of each kind.
-FIGURES: dict[Kind, tuple[str, ...]] = {
+# What is shown beside the images of a prompt of each kind.
+SHOWN_SCORES: dict[Kind, tuple[str, ...]] = {
     "subject": ("dino", "clip_i", "clip_t"),
     "class": ("drift", "pres"),
     "other": ("drift_other",),
@@ -22,7 +22,7 @@ FIGURES: dict[Kind, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class ShownPrompt:
-    """A validation prompt as it was sampled, what its images are measured for, and the numbers of its subjects."""
+    """Hold a validation prompt as it was sampled, its kind, and the numbers of its subjects."""
 
     text: str
     kind: Kind
@@ -31,16 +31,16 @@ class ShownPrompt:
 
 @dataclass(frozen=True)
 class Strip:
-    """The images of one prompt at one step, an image a seed, and what they measure."""
+    """Hold the images of one prompt at one step, an image a seed, and their scores."""
 
     step: int
-    pictures: Sequence[Image]
-    figures: Sequence[str]
+    images: Sequence[Image]
+    scores: Sequence[str]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One prompt at a few steps, at the same seeds."""
+    """Hold one prompt at a few steps, at the same seeds."""
 
     prompt: ShownPrompt
     strips: Sequence[Strip]
@@ -48,16 +48,16 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Frame:
-    """One image of the filmstrip."""
+    """Hold one image of the filmstrip."""
 
     step: int
-    picture: Image
+    image: Image
     quality: float | None
 
 
 @dataclass(frozen=True)
 class Highlight:
-    """Hold an image of a subject, chosen for its likeness where that was measured."""
+    """Hold an image of a subject, chosen for its similarity to the photos where that was measured."""
 
     image: Image
     prompt: str
@@ -75,18 +75,18 @@ def highlight(
     if step not in samples.steps():
         return None
     rows = [number for number, prompt in enumerate(prompts) if prompt.kind == "subject"]  # scored in this order
-    of_it = [place for place, row in enumerate(rows) if subject in prompts[row].subjects]
-    alone = [place for place in of_it if len(prompts[rows[place]].subjects) == 1] or of_it
-    images = [place * samples.num_images + seed for place in alone for seed in range(samples.num_images)]
+    of_it = [position for position, row in enumerate(rows) if subject in prompts[row].subjects]
+    alone = [position for position in of_it if len(prompts[rows[position]].subjects) == 1] or of_it
+    images = [position * samples.num_images + seed for position in alone for seed in range(samples.num_images)]
     if not images:
         return None
     scores = next((entry.scores for entry in validation_log.entries if entry.step == step), {})
     num_scores = len(rows) * samples.num_images
-    likeness = next((scores[name] for name in ("dino", "clip_i") if len(scores.get(name, ())) == num_scores), None)
-    best = images[0] if likeness is None else max(images, key=lambda number: likeness[number])
-    place, seed = divmod(best, samples.num_images)
-    chosen = "" if likeness is None else f"the most like the photos, of {len(images)}"
-    return Highlight(samples.rows(step)[rows[place]][seed], prompts[rows[place]].text, step, chosen)
+    similarity = next((scores[name] for name in ("dino", "clip_i") if len(scores.get(name, ())) == num_scores), None)
+    best = images[0] if similarity is None else max(images, key=lambda number: similarity[number])
+    position, seed = divmod(best, samples.num_images)
+    chosen = "" if similarity is None else f"the most like the photos, of {len(images)}"
+    return Highlight(samples.rows(step)[rows[position]][seed], prompts[rows[position]].text, step, chosen)
 
 
 def comparisons(
@@ -100,15 +100,15 @@ def comparisons(
         Comparison(
             prompt,
             [
-                Strip(step, pictures[number], _figures(entries.get(step), prompts, number, samples.num_images))
-                for step, pictures in rows.items()
+                Strip(step, images[number], _scores(entries.get(step), prompts, number, samples.num_images))
+                for step, images in rows.items()
             ],
         )
         for number, prompt in enumerate(prompts)
     ]
 
 
-def _figures(entry: ValidationRecord | None, prompts: Sequence[ShownPrompt], number: int, num_images: int) -> list[str]:
+def _scores(entry: ValidationRecord | None, prompts: Sequence[ShownPrompt], number: int, num_images: int) -> list[str]:
     """Return the measures of prompt `number` alone.
 
     An entry has those of all prompts of a kind, one after the other.
@@ -118,7 +118,7 @@ def _figures(entry: ValidationRecord | None, prompts: Sequence[ShownPrompt], num
     scores = entry.scores if entry is not None else {}
     return [
         f"{MEASURES[name].title} {estimate(own, bounds=BOUNDS[name])}"
-        for name in FIGURES[kind]
+        for name in SHOWN_SCORES[kind]
         if (own := scores.get(name, [])[first : first + num_images])
     ]
 

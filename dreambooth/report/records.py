@@ -1,4 +1,4 @@
-"""The logs of a run: metrics.csv as columns, sessions.jsonl as one record a process, scores.jsonl as validations."""
+"""The logs of a run: metrics.csv as columns, sessions.jsonl as one record a process."""
 
 import csv
 import json
@@ -9,12 +9,11 @@ import numpy as np
 
 from dreambooth.errors import UserError
 from dreambooth.files import whole_lines
-from dreambooth.metrics.validation_log import ValidationLog
 
 
 @dataclass(frozen=True)
 class Series:
-    """One column of metrics.csv, where it has numbers."""
+    """Hold one column of metrics.csv, where it has numbers."""
 
     steps: np.ndarray = field(default_factory=lambda: np.empty(0))
     values: np.ndarray = field(default_factory=lambda: np.empty(0))
@@ -22,7 +21,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Session:
-    """One process that trained: when it began, from which step to which, and what it took."""
+    """Hold one process that trained: when it began, from which step to which, and what it took."""
 
     started: str  # ISO 8601
     first_step: int
@@ -37,14 +36,6 @@ class Session:
         """Return the steps per second of training, validation aside."""
         training = self.seconds - self.validation_seconds
         return (self.last_step - self.first_step) / training if training > 0 else 0.0
-
-
-def read_journal(path: Path) -> ValidationLog:
-    """Read the validation log; empty where there is none. Raises UserError for a file that is no validation log."""
-    try:
-        return ValidationLog(path)
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: a line cannot be read ({error}); mend it or move the file away") from error
 
 
 def read_metrics(path: Path) -> dict[str, Series]:

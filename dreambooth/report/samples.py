@@ -14,7 +14,7 @@ from dreambooth.generation.grid import PADDING, cell_boxes, cut
 
 @dataclass(frozen=True)
 class Samples:
-    """The grids in `folder`: a row a prompt, a column a seed, squares of `side` pixels."""
+    """Read the grids in `folder`: a row a prompt, a column a seed, squares of `side` pixels."""
 
     folder: Path
     num_prompts: int
@@ -31,8 +31,8 @@ class Samples:
 
     def rows(self, step: int) -> list[list[Image.Image]]:
         """Return the images of a step, [prompt][seed]. Raises UserError for a damaged file."""
-        pictures = cut(load_image(self._path(step)), self.side)
-        return [pictures[first : first + self.num_images] for first in range(0, len(pictures), self.num_images)]
+        images = cut(load_image(self._path(step)), self.side)
+        return [images[first : first + self.num_images] for first in range(0, len(images), self.num_images)]
 
     def _all_steps(self) -> Sequence[int]:
         names = (re.fullmatch(r"step-(\d+)\.png", path.name) for path in self.folder.glob("step-*.png"))
@@ -45,10 +45,10 @@ class Samples:
         """Return whether a grid holds these images, by its file's head; nothing is decoded."""
         pitch = self.side + PADDING
         try:
-            with Image.open(self._path(step)) as sheet:
-                boxes = cell_boxes(sheet, self.side)
+            with Image.open(self._path(step)) as grid:
+                boxes = cell_boxes(grid, self.side)
                 if boxes is not None:
                     return len(boxes) == self.num_images * self.num_prompts
-                return sheet.size == (self.num_images * pitch + PADDING, self.num_prompts * pitch + PADDING)
+                return grid.size == (self.num_images * pitch + PADDING, self.num_prompts * pitch + PADDING)
         except (OSError, UserError):
             return False

@@ -22,7 +22,7 @@ FACTORS = {
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """A measure at the steps of the table, as texts; None where it was not measured."""
+    """Hold a measure at the steps of the table, as texts; None where it was not measured."""
 
     measure: Metric
     cells: Sequence["Cell | None"]
@@ -30,7 +30,7 @@ class ScoreRow:
 
 @dataclass(frozen=True)
 class Cell:
-    """A mean, and its 95 % interval (empty where there is none)."""
+    """Hold a mean, and its 95 % interval (empty where there is none)."""
 
     mean: str
     interval: str = ""
@@ -38,7 +38,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """Measures at a few steps. encoders: which measures each has made; photos: likeness among the photos."""
+    """Hold measures at a few steps. encoders: which measures each has made; photos: similarity among the photos."""
 
     steps: Sequence[int]
     rows: Sequence[ScoreRow]
@@ -48,7 +48,7 @@ class ScoreTable:
 
 @dataclass(frozen=True)
 class Setting:
-    """A key of the config with its value, and the default it stands in for."""
+    """Hold a key of the config with its value, and the default it stands in for."""
 
     key: str
     value: str
@@ -60,12 +60,12 @@ def score_table(validation_log: ValidationLog) -> ScoreTable:
 
     The columns are the base, the best step and the last.
     """
-    entries = _told(validation_log)
+    entries = _chosen(validation_log)
     rows = [*_quality_rows(entries), *_measure_rows(entries), *_loss_rows(entries)]
     return ScoreTable([entry.step for entry in entries], rows, _encoders(validation_log), _among_photos(validation_log))
 
 
-def _told(validation_log: ValidationLog) -> list[ValidationRecord]:
+def _chosen(validation_log: ValidationLog) -> list[ValidationRecord]:
     """Return the validations in the table, each once: the base, the best and the last."""
     chosen = [
         *validation_log.entries[:1],

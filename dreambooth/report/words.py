@@ -21,7 +21,7 @@ NOTICEABLE = 0.005  # differences that two decimals do not show are not worth a 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which step is kept and why: a sentence in two halves, and the validations that it weighs."""
+    """Say which step is kept and why, in a sentence of two halves, with the validations that it weighs."""
 
     headline: str
     reason: str

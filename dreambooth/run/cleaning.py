@@ -48,7 +48,7 @@ class Dispensable:
 class Cleaning:
     """Hold what a run has come to, in words, and what it can do without."""
 
-    told: str
+    progress: str
     found: list[Dispensable]
     is_finished: bool
 
@@ -76,10 +76,10 @@ def plan_cleaning(run: RunFolder, config: Config, takes_all: bool) -> Cleaning:
         return Cleaning("no state yet", [*leftovers(run)], is_finished=False)
     validation_log = ValidationLog(run.scores, last_step=state.step)
     is_done = is_finished(run, state, config, validation_log)
-    told = f"finished at step {state.step}" if is_done else f"at step {state.step} of {config.train.max_steps}"
+    progress = f"finished at step {state.step}" if is_done else f"at step {state.step} of {config.train.max_steps}"
     if takes_all and not is_done:
         raise UserError(
-            f"--all: {escaped(run.path)} has not finished ({told}), and goes on from its states; let it finish, or "
+            f"--all: {escaped(run.path)} has not finished ({progress}), and goes on from its states; let it finish, or "
             "remove the whole folder"
         )
     found = [*leftovers(run)]
@@ -87,7 +87,7 @@ def plan_cleaning(run: RunFolder, config: Config, takes_all: bool) -> Cleaning:
         found += all_states(run)
     elif state.path == run.state:  # else that one is damaged, and the run goes on from the one before
         found += idle_states(run, state.step, validation_log if is_done else None)
-    return Cleaning(told, [each for each in found if each.path.exists()], is_done)
+    return Cleaning(progress, [each for each in found if each.path.exists()], is_done)
 
 
 def leftovers(run: RunFolder) -> Iterator[Dispensable]:

@@ -14,7 +14,7 @@ from dreambooth.run.provenance import provenance
 
 
 class RunFolder:
-    """Names the files and folders of a run: <run.dir>/<run.name>."""
+    """Name the files and folders of a run: <run.dir>/<run.name>."""
 
     def __init__(self, config: Config) -> None:
         self.path = Path(config.run.dir) / config.run.name

@@ -11,7 +11,7 @@ from dreambooth.run.folder import RunFolder
 
 
 class RunLock:
-    """Holds a run's folder for this process, as far as there is one already; of several processes the first does."""
+    """Hold a run's folder for this process, as far as there is one already; of several processes the first does."""
 
     def __init__(self, run: RunFolder) -> None:
         self.run = run

@@ -52,10 +52,10 @@ def found_state(run: RunFolder, config: Config, accepted_changes: Collection[str
     changes = [each for each in changed_settings(run, config, state) if each.key not in accepted_changes]
     if changes:
         possible = [each.key for each in changes if ACCEPTABLE_CHANGES.fullmatch(each.key)]
-        purpose = f", or accept the changes ({' '.join(f'--override {key}' for key in possible)})"
+        offer = f", or accept the changes ({' '.join(f'--override {key}' for key in possible)})"
         raise UserError(
             f"{run.path}: this run was started with other settings; set them back, choose another run.name, "
-            f"or start again with run.resume=never{purpose if possible else ''}:\n  " + "\n  ".join(map(str, changes))
+            f"or start again with run.resume=never{offer if possible else ''}:\n  " + "\n  ".join(map(str, changes))
         )
     return state
 
@@ -140,23 +140,25 @@ def is_finished(run: RunFolder, state: FoundState, config: Config, validation_lo
 
 
 def check_fingerprints(
-    state: FoundState | None, identity: InputFingerprints, config: Config, accepted_changes: Collection[str] = ()
+    state: FoundState | None, fingerprints: InputFingerprints, config: Config, accepted_changes: Collection[str] = ()
 ) -> None:
     """Raise UserError if the inputs of a run, beside its config, are no longer what they were."""
-    for key, change in changed_inputs(state, identity, config):
+    for key, change in changed_inputs(state, fingerprints, config):
         is_acceptable = ACCEPTABLE_CHANGES.fullmatch(key) is not None
         if key not in accepted_changes or not is_acceptable:
-            purpose = f", accept the change (--override {key})" if is_acceptable else ""
+            offer = f", accept the change (--override {key})" if is_acceptable else ""
             raise UserError(
-                f"{change} (since this run was started); restore what was there, choose another run.name{purpose}, "
+                f"{change} (since this run was started); restore what was there, choose another run.name{offer}, "
                 "or start again with run.resume=never"
             )
 
 
-def changed_inputs(state: FoundState | None, identity: InputFingerprints, config: Config) -> Iterator[tuple[str, str]]:
+def changed_inputs(
+    state: FoundState | None, fingerprints: InputFingerprints, config: Config
+) -> Iterator[tuple[str, str]]:
     """Yield each input whose fingerprint changed: the key of its setting, and what changed, of images which ones."""
     before, keys = {} if state is None else state.entry.identity, keys_by_name(config)
-    for name, now in identity.items():
+    for name, now in fingerprints.items():
         if change := describe_change(before.get(name, now), now):
             yield keys[name], f"{name}: {change}"
 

@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases: they watch a run, and what befalls them is told and no more.
+"""TensorBoard and Weights & Biases: they watch a run, and their failures are logged and end nothing.
 
 Lightning is not given them: where one of its own calls to a logger fails, training ends.
 """
@@ -35,7 +35,7 @@ class RunLogger(Protocol):
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Show numbers by their log names."""
 
-    def show(self, sheet: Image.Image, prompts: Sequence[str], step: int) -> None:
+    def show(self, grid: Image.Image, prompts: Sequence[str], step: int) -> None:
         """Show a grid with a row for each prompt."""
 
     def close(self, is_done: bool) -> None:
@@ -61,10 +61,10 @@ class Loggers:
         for key, logger in [*self._open.items()]:
             self._try(key, partial(logger.log, metrics, step))
 
-    def show(self, sheet: Image.Image, prompts: Sequence[str], step: int) -> None:
+    def show(self, grid: Image.Image, prompts: Sequence[str], step: int) -> None:
         """Pass on a grid with a row for each prompt."""
         for key, logger in [*self._open.items()]:
-            self._try(key, partial(logger.show, sheet, prompts, step))
+            self._try(key, partial(logger.show, grid, prompts, step))
 
     def close(self, is_done: bool) -> None:
         """Close the loggers. is_done: whether the run has come to its end."""

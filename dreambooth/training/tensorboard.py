@@ -39,8 +39,8 @@ class TensorBoard:
             _describe(found, "scalars", DataClass.DATA_CLASS_SCALAR, describe(name))
             self._write(found, step)
 
-    def show(self, sheet: Image.Image, prompts: Sequence[str], step: int) -> None:
-        found = summary.image(GRID, np.asarray(sheet), dataformats="HWC")
+    def show(self, grid: Image.Image, prompts: Sequence[str], step: int) -> None:
+        found = summary.image(GRID, np.asarray(grid), dataformats="HWC")
         rows = "\n".join(f"{number}. {prompt}" for number, prompt in enumerate(prompts, start=1))
         caption = f"Always from the same noise. Rows, from above:\n\n{rows}"
         _describe(found, "images", DataClass.DATA_CLASS_BLOB_SEQUENCE, caption)

@@ -1,4 +1,4 @@
-"""Looking at a run while it trains: a grid, its scores, the best weights, and when to stop. It changes no weight.
+"""Validation while a run trains: a grid, its scores, the best weights, and when to stop. It changes no weight.
 
 A validation happens after the state of its step has been saved, and its line in the validation log is written last; so
 one that a kill left undone is done again, to the same numbers, when the run goes on from that state.
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ValidationInputs:
-    """Make what a validation looks at, always from the same noise.
+    """Make the images and the loss of a validation, always from the same noise.
 
     prompts: a row each. sample: images of them with the live weights. loss: of the live weights at fixed noise and
     timesteps. score: None where nothing to measure with is at hand. base: images of the untouched base; None where
@@ -43,7 +43,7 @@ class ValidationInputs:
 
 
 class Validate(StepCallback):
-    """Validates at step 0 (the untouched base) and every so many steps.
+    """Validate at step 0 (the untouched base) and every so many steps.
 
     best: where the best weights go; None keeps none. patience: validations without a better one before the run ends.
     stop_drift: with a drift above it the text encoders stay as they are; None: never.
@@ -51,7 +51,7 @@ class Validate(StepCallback):
 
     def __init__(
         self,
-        looks: ValidationInputs,
+        inputs: ValidationInputs,
         every_steps: int,
         samples: Path,
         validation_log: ValidationLog,
@@ -61,7 +61,7 @@ class Validate(StepCallback):
         patience: int,
         stop_drift: float | None = None,
     ) -> None:
-        self.looks = looks
+        self.inputs = inputs
         self.every_steps = every_steps
         self.samples = samples
         self.validation_log = validation_log
@@ -88,20 +88,20 @@ class Validate(StepCallback):
         if trainer.strategy.broadcast(self.validation_log.has(step)):
             module.take_deciles()
         else:
-            self._look(trainer, module, step)
+            self._validate(trainer, module, step)
 
     def on_step_end(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
         if step % self.every_steps == 0 and not trainer.should_stop:
-            self._look(trainer, module, step)
+            self._validate(trainer, module, step)
 
-    def _look(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
+    def _validate(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
         """Validate, and end the run where that has not helped for too long.
 
-        One process looks and the others wait. Where each has only a part of the weights all draw, and one looks.
+        One process samples and measures, and the others wait. Where each has a part of the weights, all sample.
         """
         started, deciles = time.monotonic(), module.take_deciles()
         with module.average.applied():
-            entry = self._validate(trainer, module, step)
+            entry = self._sample_and_measure(trainer, module, step)
             self._keep(trainer, module, entry)
         if entry is not None:
             self._record(entry, deciles)
@@ -121,11 +121,11 @@ class Validate(StepCallback):
                 f"drift is above {self.stop_drift}: the text encoder stays as it is (optim.text_encoder_stop_drift)"
             )
 
-    def _validate(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> ValidationRecord | None:
-        """Draw and measure; None in the processes that do not look."""
+    def _sample_and_measure(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> ValidationRecord | None:
+        """Sample and measure; None in the processes that do not measure."""
         if not (trainer.is_global_zero or module.is_sharded):
             return None
-        rows, loss = self.looks.sample(), self.looks.loss()
+        rows, loss = self.inputs.sample(), self.inputs.loss()
         if not trainer.is_global_zero:
             return None
         self._write_grid(rows, self._grid_path(step), f"step {step}")
@@ -133,25 +133,25 @@ class Validate(StepCallback):
 
     def _record(self, entry: ValidationRecord, deciles: dict[str, float]) -> None:
         """Log, and last of all write the line in the validation log."""
-        step, figures = entry.step, {**entry.metrics(), **deciles}
-        self.metrics.write(step, figures)
-        with Image.open(self._grid_path(step)) as sheet:
-            self.loggers.log(figures, step)
-            self.loggers.show(sheet, self.looks.prompts, step)
+        step, metrics = entry.step, {**entry.metrics(), **deciles}
+        self.metrics.write(step, metrics)
+        with Image.open(self._grid_path(step)) as grid:
+            self.loggers.log(metrics, step)
+            self.loggers.show(grid, self.inputs.prompts, step)
         self.validation_log.add(entry)
-        tell_scores(
-            entry, self.validation_log, self.looks.score.means_of_subjects(entry.scores) if self.looks.score else {}
+        log_scores(
+            entry, self.validation_log, self.inputs.score.means_of_subjects(entry.scores) if self.inputs.score else {}
         )
 
     def _write_grid(self, rows: ImageRows, path: Path, heading: str) -> None:
-        titled = [GridRow(prompt, row) for prompt, row in zip(self.looks.prompts, rows, strict=True)]
+        titled = [GridRow(prompt, row) for prompt, row in zip(self.inputs.prompts, rows, strict=True)]
         write_grid(path, draw_grid(titled, heading))
 
     def _grid_path(self, step: int) -> Path:
         return self.samples / f"step-{step:06d}.png"
 
     def _measure(self, rows: ImageRows, loss: float, step: int) -> ValidationRecord:
-        score = self.looks.score
+        score = self.inputs.score
         if score is None:
             return ValidationRecord(step, loss, {})
         base = self._base_rows(rows, step)
@@ -167,17 +167,17 @@ class Validate(StepCallback):
 
         The grid is that of step 0 or, after method.start, one of its own.
         """
-        path = self._grid_path(0) if self.looks.base is None else self.samples / "base.png"
+        path = self._grid_path(0) if self.inputs.base is None else self.samples / "base.png"
         if step == 0:
-            if self.looks.base is None:
+            if self.inputs.base is None:
                 return None
-            self._write_grid(self.looks.base(), path, "the untouched base")
+            self._write_grid(self.inputs.base(), path, "the untouched base")
         if not path.is_file():
             return None
-        with Image.open(path) as sheet:
-            pictures = cut(sheet, rows[0][0].width)
+        with Image.open(path) as grid:
+            images = cut(grid, rows[0][0].width)
         columns = len(rows[0])
-        return [pictures[first : first + columns] for first in range(0, len(pictures), columns)]
+        return [images[first : first + columns] for first in range(0, len(images), columns)]
 
     def _keep(self, trainer: pl.Trainer, module: DreamBoothModule, entry: ValidationRecord | None) -> None:
         """Save the weights if this is now the step to keep."""
@@ -199,10 +199,10 @@ def restore_best(module: DreamBoothModule, path: Path) -> int:
     return int(weights["global_step"])
 
 
-def tell_scores(
+def log_scores(
     entry: ValidationRecord, validation_log: ValidationLog, of_subjects: Mapping[str, Sequence[float]]
 ) -> None:
-    """Print a line: the scores, with each one's of several subjects, and whether this is the best step so far."""
+    """Log a line: the scores, with each one's of several subjects, and whether this is the best step so far."""
     means = []
     for name, value in entry.metrics().items():
         measure = name.removeprefix("eval/")

@@ -24,9 +24,9 @@ class WeightsAndBiases:
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self._logger.log_metrics(dict(metrics), step=step)
 
-    def show(self, sheet: Image.Image, prompts: Sequence[str], step: int) -> None:
+    def show(self, grid: Image.Image, prompts: Sequence[str], step: int) -> None:
         rows = "; ".join(f"{number}. {prompt}" for number, prompt in enumerate(prompts, start=1))
-        self._logger.log_image(GRID, [sheet], step=step, caption=[f"step {step}, rows from above: {rows}"])
+        self._logger.log_image(GRID, [grid], step=step, caption=[f"step {step}, rows from above: {rows}"])
 
     def close(self, is_done: bool) -> None:
         """End the run, which makes W&B write what it still holds."""
