@@ -130,6 +130,15 @@ def test_a_room_imports_only_from_lower_rooms(path):
     )
 
 
+def test_no_room_takes_a_name_of_the_package_itself():
+    """It stands on the api, the highest room but one."""
+    for path in SOURCES:
+        own = [each for each in names_in(path) if each.startswith("dreambooth.") and not modules_in({each})]
+        assert not own, (
+            f"{name(path)} imports {', '.join(own)}: name the module that has it, such as dreambooth.version"
+        )
+
+
 def test_the_core_never_imports_the_toy_world():
     wrong = [name(path) for path in SOURCES if any(each.split(".")[0] == "toyworld" for each in names_in(path))]
     assert not wrong, f"{', '.join(wrong)}: the toy world stands beside the core, which must work without it."

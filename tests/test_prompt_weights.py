@@ -16,8 +16,8 @@ from dreambooth.generation.loading import load_model
 from dreambooth.generation.options import ImageOptions
 from dreambooth.generation.prompt_reading import WEIGHTED, as_typed, encoder, find_encoding
 from dreambooth.generation.request import PLAIN, GeneratedImage, read_recipe
+from dreambooth.generation.weight_syntax import parse_weights
 from dreambooth.generation.wildcards import Wildcards
-from dreambooth.prompt_weights import parse_weights
 
 LONG = "a photo of a dog " + "on the beach in the evening sun " * 5  # the tiny base reads 32 tokens at once
 

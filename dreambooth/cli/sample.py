@@ -240,8 +240,8 @@ def check_options(ref: "ModelRef", wanted: "list[ImageOptions]", wildcards: "Wil
     from dreambooth.generation.additions import learned_by
     from dreambooth.generation.location import fill, find_card, find_vae_scale_factor
     from dreambooth.generation.settings import check_size
+    from dreambooth.generation.weight_syntax import parse_weights as check_weights
     from dreambooth.generation.wildcards import example, texts
-    from dreambooth.prompt_weights import parse_weights as check_weights
 
     card, factor = find_card(ref.name), find_vae_scale_factor(ref)
     subjects = (() if card is None else card.subjects) + learned_by(ref.loras)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dreambooth import __version__
 from dreambooth.generation.options import ImageOptions, with_options
+from dreambooth.version import __version__
 
 PARAMETERS = "parameters"  # the PNG's text chunk
 USER_COMMENT = 0x9286  # the EXIF tag of JPEG and WebP

@@ -8,7 +8,8 @@ from dreambooth.families import Conditioning, Family
 from dreambooth.families.protocols import ReadsWeights
 from dreambooth.generation.request import PLAIN, ImageRequest
 from dreambooth.generation.sampler import Encode
-from dreambooth.prompt_weights import Blend, parse_weights
+from dreambooth.generation.weight_syntax import parse_weights
+from dreambooth.prompt_weights import Blend
 
 WEIGHTED = "weighted"
 ESCAPED = re.compile(r"\\([()\[\]])")
