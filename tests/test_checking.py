@@ -61,8 +61,8 @@ def test_what_is_no_error_is_a_warning_with_its_remedy(config_file: Path, pictur
     assert findings.exit_code == 0
     told = "\n".join(f"{finding.about}: {finding.text}" for finding in findings if finding.level == "warning")
     for part in (
-        "pictures: smaller than data.resolution (128)",
-        "pictures: (nearly) the same image twice",
+        "images: smaller than data.resolution (128)",
+        "images: (nearly) the same image twice",
         "0.png and again.png",
         "prompts: subject.identifier 'rumpelstilz' is",
         "prompts: validate.prompts",
