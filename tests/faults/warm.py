@@ -10,6 +10,7 @@ that is written (`die_in_write`), and to have limits such as RLIMIT_FSIZE.
 """
 
 import contextlib
+import gc
 import json
 import os
 import resource
@@ -125,6 +126,8 @@ def serve() -> None:
     import dreambooth.generation.images
     import dreambooth.report  # noqa: F401
 
+    gc.collect()
+    gc.freeze()  # else each child's collector walks over a million imported objects, and copies their pages
     print("ready", flush=True)
     for line in iter(sys.stdin.readline, ""):
         order = json.loads(line)
