@@ -303,9 +303,9 @@ def test_the_fixed_loss_of_several_shapes_is_the_mean_of_every_sample_by_itself(
 def test_a_run_on_several_shapes_looks_at_squares_and_tells_its_buckets(
     config_file: Path, shapes: Path, warm: Warm
 ) -> None:
-    """With a worker, an adapter, crops and pictures that are not trained on."""
+    """With an adapter, crops and pictures that are not trained on."""
     settings = (*BUCKETED, f"subject.images={shapes}", f"validate.images={shapes}", "validate.every_steps=4")
-    more = ("train.max_steps=8", "method.name=lora", "data.num_workers=1", "data.crop=random", "data.flip=true")
+    more = ("train.max_steps=8", "method.name=lora", "data.crop=random", "data.flip=true")
     told = in_own_process(warm, config_file, "run", *settings, *more)[1]
     said = config_file.with_name("run.log").read_text()
     assert "buckets (and images in each): 80x48 (1), 64x64 (1), 48x80 (2)" in said

@@ -273,7 +273,12 @@ def latents_of(run: RunFolder) -> Tensor:
     return sample_latents(model.family, [model.fill("a photo of {subject}")], start, SamplerSettings(2, 2.0))
 
 
-@pytest.mark.parametrize("method", METHODS)
+QUICK = ("full", "lora", "textual_inversion")  # what the others write is sampled by tests/test_formats.py too
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in METHODS]
+)
 def test_a_run_of_every_method_is_sampled_from_its_own_files(method: str, config_file: Path, tmp_path: Path) -> None:
     """It has learned something, and another folder with the same files gives the same picture."""
     run = run_with(config_file, method)
@@ -372,8 +377,13 @@ def test_a_start_predicts_from_the_first_step_what_its_files_do(
         assert torch.equal(prediction(frozen_base(family)), prediction(load_family(str(tiny_base))))
 
 
-@pytest.mark.parametrize("xl", [False, True], ids=["1.x", "xl"])
-@pytest.mark.parametrize("changes", [{}, {"alpha": 3.0}, {"rslora": True}])
+KOHYA_QUICK = (({}, False), ({"alpha": 3.0}, True))
+KOHYA_SLOW = (({}, True), ({"alpha": 3.0}, False), ({"rslora": True}, False), ({"rslora": True}, True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "xl"), [*KOHYA_QUICK, *(pytest.param(*cell, marks=pytest.mark.slow) for cell in KOHYA_SLOW)]
+)
 def test_kohyas_file_and_diffusers_file_start_the_same(
     xl: bool, changes: dict[str, Any], tiny_base: Path, tiny_xl_base: Path, tmp_path: Path
 ) -> None:
@@ -483,7 +493,7 @@ def test_what_cannot_be_a_start_is_told(
     assert not run.path.with_name("second").exists()
 
 
-@pytest.mark.parametrize("method", ["lora", "pivotal"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("pivotal", marks=pytest.mark.slow)])
 def test_a_run_goes_on_from_another_runs_result(method: str, config_file: Path) -> None:
     """At step 0 it draws what the other drew at its end, and it ends elsewhere."""
     quick = ["validate.keep_best=false", "validate.every_steps=2", "prior.source=teacher"]

@@ -188,6 +188,7 @@ def test_within_backward_nothing_that_is_not_finite_reaches_a_saved_state(config
     assert all(bool(weight.isfinite().all()) for weight in weights(run).values())
 
 
+@pytest.mark.slow
 def test_loader_workers_change_nothing(plain: Trained, config_file: Path, warm: Warm) -> None:
     assert_same(plain[0], in_own_process(warm, config_file, "workers", "data.num_workers=2")[0])
 

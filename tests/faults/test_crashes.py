@@ -72,9 +72,8 @@ def elsewhere(run: RunFolder) -> str:
     return next(folder for folder in ("/dev/shm", "/tmp", "/") if os.stat(folder).st_dev != here)
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)], ids=lambda number: number.name
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_second_signal_ends_it_at_once_and_nothing_is_lost(
     config_file: Path, warm: Warm, whole: RunFolder, number: signal.Signals
 ) -> None:
