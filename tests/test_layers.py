@@ -47,7 +47,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("run",),
     ("build",),
     ("preflight",),
-    ("engine",),
+    ("engine", "step_models"),
     ("report", "evaluation"),
     ("api",),
     ("cli",),

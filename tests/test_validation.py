@@ -12,11 +12,15 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+from dreambooth.cli import main
 from dreambooth.config import Config, load_config
 from dreambooth.engine import train
 from dreambooth.errors import ModelError, UserError
+from dreambooth.generation.location import find_card, steps_of
+from dreambooth.generation.request import read_recipe
 from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.run.folder import RunFolder
+from dreambooth.step_models import model_at_step
 
 ROOT = Path(__file__).parent.parent
 ENCODERS = ROOT / "checkpoints" / "toyworld-encoders"
@@ -50,7 +54,13 @@ def quick_demo(runs: Path, base: Path, *overrides: str) -> Config:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, shipped_base: Path) -> RunFolder:
     """A run of 24 steps with 5 validations, left in peace; no test changes it."""
-    config = quick_demo(tmp_path_factory.mktemp("runs"), shipped_base, "run.name=whole", "train.keep_states=true")
+    config = quick_demo(
+        tmp_path_factory.mktemp("runs"),
+        shipped_base,
+        "run.name=whole",
+        "train.keep_states=true",
+        "validate.keep_weights=true",
+    )
     assert train(config) == 0
     return RunFolder(config)
 
@@ -230,3 +240,32 @@ def test_a_stop_on_drift_needs_something_that_measures_it(config: Config) -> Non
     with pytest.raises(UserError, match=r"optim\.text_encoder_stop_drift=0\.1: there is nothing to measure"):
         train(config)
     assert not RunFolder(config).path.exists()
+
+
+def test_the_model_of_every_validation_can_be_made_of_the_weights_that_are_kept(finished: RunFolder) -> None:
+    """And those of the step that was kept are the result, which nothing is made for."""
+    card = find_card(str(finished.path))
+    assert card is not None
+    assert sorted(steps_of(finished.path)) == [6, 12, 18, 24]
+    assert model_at_step(finished.path, card.step) == finished.path
+    other = 6 if card.step != 6 else 12
+    model = model_at_step(finished.path, other)
+    assert model == finished.steps / f"{other:06d}"
+    made = UNet2DConditionModel.from_pretrained(model, subfolder="unet").state_dict()
+    kept = torch.load(finished.steps / f"{other:06d}.ckpt", weights_only=True)["state_dict"]
+    name = next(name for name in made if name.endswith("to_q.weight"))
+    assert any(torch.equal(made[name], weight.to(made[name].dtype)) for own, weight in kept.items() if name in own)
+    assert not torch.equal(made[name], exported(finished)[name])
+    again = find_card(str(model))
+    assert again is not None
+    assert (again.step, again.subjects) == (other, card.subjects)
+    with pytest.raises(UserError, match=r"step 7: .*whole has no weights of this step; it has those of 6, 12, 18, 24"):
+        model_at_step(finished.path, 7)
+
+
+def test_a_grid_over_steps_shows_each_and_names_the_model_in_its_recipe(finished: RunFolder, tmp_path: Path) -> None:
+    grid = ["--steps", "1", "--grid", "step=6,24", "--out", str(tmp_path)]
+    assert main(["sample", str(finished.path), "a photo of {subject}", *grid]) == 0
+    recipes = [read_recipe(path) for path in sorted(tmp_path.glob("0*.png"))]
+    assert len({recipe["weights"] for recipe in recipes}) == 2
+    assert any(str(recipe["model"]).endswith("steps/000006") for recipe in recipes)

@@ -29,7 +29,7 @@ LOG_BYTES = 2**26  # metrics, TensorBoard's files, configs, report
 
 @dataclass(frozen=True)
 class DiskNeed:
-    """Hold the bytes of a run's files, by what they are for. state: one of them.
+    """Hold the bytes of a run's files, by what they are for. state: one of them. steps: the weights of all validations.
 
     num_states: between two saves; there is one more while a state is written. num_kept: once the run has finished.
     """
@@ -39,6 +39,7 @@ class DiskNeed:
     model: int
     latents: int
     samples: int
+    steps: int = 0
     logs: int = LOG_BYTES
     num_states: int = 2
     num_kept: int = 1
@@ -60,7 +61,8 @@ class DiskNeed:
         return self._with_others(kept)
 
     def _with_others(self, sizes: dict[str, int]) -> dict[str, int]:
-        named = {**sizes, "class latents": self.latents, "images": self.samples, "logs": self.logs}
+        named = {**sizes, "class latents": self.latents, "images": self.samples}
+        named |= {"weights of validations": self.steps, "logs": self.logs}
         return {name: size for name, size in named.items() if size}
 
     def __str__(self) -> str:
@@ -95,6 +97,7 @@ def disk_need(family: Family, config: Config) -> DiskNeed:
         samples=grid_bytes(config),
         num_states=num_states,
         num_kept=num_states if config.train.keep_states else 1,
+        steps=num_validations(config) * (num_trained * 4 + names + FILE_BYTES) if config.validate.keep_weights else 0,
     )
 
 

@@ -63,7 +63,7 @@ def make_callbacks(
         around.append(
             Validate(
                 inputs, validate.every_steps, run.samples, validation_log, metrics, loggers, best, validate.patience,
-                config.optim.text_encoder_stop_drift,
+                config.optim.text_encoder_stop_drift, run.steps if validate.keep_weights else None,
             )
         )  # fmt: skip
     if on_progress is not None:

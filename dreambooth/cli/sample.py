@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreambooth.cli import loading_libraries
+from dreambooth.cli.grids import add_grid_arguments, run_grid
 from dreambooth.cli.image_options import add_image_arguments, find_images
 from dreambooth.cli.progress import SamplingBar
 from dreambooth.cli.sampling import add_loading_arguments, add_sampling_arguments, check_arguments, parse_size
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", help="where the images go (default outputs/<name of the model>)")
     _add_additions(parser)
     add_image_arguments(parser)
+    add_grid_arguments(parser)
     add_loading_arguments(parser)
 
 
@@ -120,6 +122,7 @@ def _add_additions(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from dreambooth.disk import check_writable, translate_write_errors
+    from dreambooth.generation.before_loading import check_model, check_options
     from dreambooth.generation.location import default_folder
     from dreambooth.generation.request import request_of
 
@@ -128,7 +131,10 @@ def run(args: argparse.Namespace) -> int:
     theirs = None if recipe else find_infotext(args)
     wanted = [theirs] if theirs else [] if recipe else find_options(args)
     ref = find_model(args, recipe)
+    check_model(ref)
     images, styles = find_images(args, None if recipe is None else request_of(recipe).images, ref)
+    if args.grid:
+        return run_grid(args, ref, wanted, find_wildcards(args), images, styles)
     wanted = [styles.apply(each) for each in wanted]
     check_options(ref, wanted, find_wildcards(args))
     folder = Path(args.out or default_folder(ref.name))
@@ -214,10 +220,9 @@ def find_model(args: argparse.Namespace, recipe: dict[str, Any] | None) -> "Mode
     """Return the model that is asked for: by the options or, with --from-image, as the recipe has it.
 
     Of the latter MODEL, --base, --vae, --lora and --embedding go over the recipe's, where they lie elsewhere now.
-    Raises ModelError for a file that is not there, before anything heavy is loaded.
+    Raises UserError.
     """
-    from dreambooth.generation.additions import check_additions, parse_embedding, parse_lora
-    from dreambooth.generation.location import check_is_there, check_path
+    from dreambooth.generation.additions import parse_embedding, parse_lora
     from dreambooth.generation.request import ModelRef, request_of
 
     loras = tuple(map(parse_lora, args.lora))
@@ -227,28 +232,4 @@ def find_model(args: argparse.Namespace, recipe: dict[str, Any] | None) -> "Mode
         ref = replace(ref, name=args.model or ref.name, base=args.base or ref.base, vae=args.vae or ref.vae)
     else:
         ref = ModelRef(args.model, args.base, args.config, args.revision, args.variant, args.dtype, args.vae)
-    ref = replace(ref, loras=loras or ref.loras, embeddings=embeddings or ref.embeddings)
-    check_is_there(ref.name)
-    if ref.vae is not None:
-        check_path(ref.vae, "--vae")
-    check_additions(ref.loras, ref.embeddings)
-    return ref
-
-
-def check_options(ref: "ModelRef", wanted: "list[ImageOptions]", wildcards: "Wildcards") -> None:
-    """Raise UserError for a size that does not fit the model, and for a prompt that cannot be filled in or read."""
-    from dreambooth.generation.additions import learned_by
-    from dreambooth.generation.location import fill, find_card, find_vae_scale_factor
-    from dreambooth.generation.settings import check_size
-    from dreambooth.generation.weight_syntax import parse_weights as check_weights
-    from dreambooth.generation.wildcards import example, texts
-
-    card, factor = find_card(ref.name), find_vae_scale_factor(ref)
-    subjects = (() if card is None else card.subjects) + learned_by(ref.loras)
-    for options in wanted:
-        if options.size is not None and factor is not None:
-            check_size(factor, options.size)
-    for template in dict.fromkeys(text for each in wanted for text in (each.prompt, each.negative_prompt)):
-        for text in texts(template, wildcards):
-            fill(text, ref.name, subjects)
-        check_weights(fill(example(template, wildcards), ref.name, subjects))
+    return replace(ref, loras=loras or ref.loras, embeddings=embeddings or ref.embeddings)

@@ -354,6 +354,9 @@ class ValidateConfig:
         True,
         "export the last step that is not clearly worse than the best by its scores; false: the last step",
     )
+    keep_weights: bool = setting(
+        False, "also keep the weights of each validation, in steps/ of the run, for `sample --grid step=80,160`"
+    )
     patience: int = setting(5, "validations without improvement before the run ends; 0: never", minimum=0)
 
 
@@ -396,6 +399,7 @@ MAY_CHANGE = (
     "model.export_dtype",
     "validate.every_steps",
     "validate.keep_best",
+    "validate.keep_weights",
     "validate.patience",
 )
 MAY_CHANGE_SECTIONS = ("log",)

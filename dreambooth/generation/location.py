@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dreambooth.generation.request import ModelRef
 
 RUNS = Path("checkpoints")  # where runs lie by default
+RESULT = "model"  # of a run
 MARKS = ("config.yaml", "model_index.json", "dreambooth.json")  # of a run, a pipeline, an adapter
 NUM_LISTED = 8
 BUILTIN_SCALE_FACTOR = 8
@@ -49,6 +50,41 @@ def file_behind(path: Path) -> Path:
 def find_card(model: str) -> ExportCard | None:
     """Return what a run or model folder says of its subject; None for a plain base. Raises ModelError as above."""
     return subject_info.find_card(model_folder(model))
+
+
+def steps_of(run: Path) -> dict[int, str]:
+    """Return where a run's folder has weights, by optimizer step: its result, those of validations, its states.
+
+    Raises ModelError for a run without a result.
+    """
+    found: dict[int, str] = {}
+    for manifest in sorted((run / "state").glob("*.json")):
+        state = manifest.with_suffix(".ckpt")
+        if state.is_file() and (step := _newest_step(manifest)) is not None:
+            found[step] = str(state.relative_to(run))
+    found |= {int(path.stem): str(path.relative_to(run)) for path in (run / "steps").glob("[0-9]*.ckpt")}
+    card = find_card(str(run))
+    return found if card is None else {**found, card.step: RESULT}
+
+
+def _newest_step(manifest: Path) -> int | None:
+    """Return the step that a state's manifest names first; None where it cannot be read."""
+    try:
+        return int(json.loads(manifest.read_bytes())[0]["step"])
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        return None
+
+
+def source_of_step(run: Path, step: int) -> str:
+    """Return where a run has the weights of a step, as `steps_of` names it. Raises UserError where it has none."""
+    steps = steps_of(run)
+    if step not in steps:
+        there = f"it has those of {', '.join(map(str, sorted(steps)))}" if steps else "it is no run"
+        raise UserError(
+            f"step {step}: {escaped(run)} has no weights of this step; {there}. validate.keep_weights=true keeps those "
+            "of each validation"
+        )
+    return steps[step]
 
 
 def find_vae_scale_factor(ref: "ModelRef") -> int | None:

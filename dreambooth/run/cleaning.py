@@ -8,9 +8,10 @@ and, if the best step came earlier, best.ckpt.
 
 import logging
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dreambooth import files
 from dreambooth.checkpointing import AtomicCheckpointIO, FoundState, manifest_path
@@ -112,6 +113,7 @@ def all_states(run: RunFolder) -> Iterator[Dispensable]:
     yield Dispensable(run.state, "the last state: without it the run cannot be made longer")
     yield Dispensable(run.previous, "the state before the last one")
     yield Dispensable(run.best, "the best step's weights, which model/ has in its number format")
+    yield Dispensable(run.steps, "the weights of validations, for a grid of steps")
     if not run.prior.is_symlink():  # that may be other runs' too
         yield Dispensable(run.prior, "class images as latents")
 
@@ -142,7 +144,12 @@ def restore_best_file(run: RunFolder, state: FoundState, validation_log: Validat
     if best is None or best.step != state.step or run.best.is_file():
         return
     saved = AtomicCheckpointIO(found=state).load_checkpoint(state.path)
-    weights = {name.removeprefix("trained."): weight for name, weight in saved["state_dict"].items()}
-    if "average" in saved:  # what validations look at, in the same order
-        weights = dict(zip(weights, saved["average"]["shadow_params"], strict=True))
-    AtomicCheckpointIO().save_checkpoint({"global_step": state.step, "state_dict": weights}, run.best)
+    AtomicCheckpointIO().save_checkpoint({"global_step": state.step, "state_dict": weights_of(saved)}, run.best)
+
+
+def weights_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the weights that validations look at in a state, or in a file of weights alone."""
+    weights = {name.removeprefix("trained."): weight for name, weight in checkpoint["state_dict"].items()}
+    if "average" in checkpoint:  # in the same order
+        return dict(zip(weights, checkpoint["average"]["shadow_params"], strict=True))
+    return weights

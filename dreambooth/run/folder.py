@@ -26,6 +26,7 @@ class RunFolder:
             self.path / "state" / "removed.json"
         )  # what last.json was, once `clean --all` has taken the states
         self.lock = self.path / "state" / "lock"
+        self.steps = self.path / "steps"  # the weights of validations, where they are kept, and models made of them
         self.model = self.path / "model"
         self.samples = self.path / "samples"
         self.logs = self.path / "logs"

@@ -45,8 +45,9 @@ class ValidationInputs:
 class Validate(StepCallback):
     """Validate at step 0 (the untouched base) and every so many steps.
 
-    best: where the best weights go; None keeps none. patience: validations without a better one before the run ends.
-    stop_drift: with a drift above it the text encoders stay as they are; None: never.
+    best: where the best weights go; None keeps none. steps: the folder for those of each validation; None keeps none.
+    patience: validations without a better one before the run ends. stop_drift: with a drift above it the text encoders
+    stay as they are; None: never.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Validate(StepCallback):
         best: Path | None,
         patience: int,
         stop_drift: float | None = None,
+        steps: Path | None = None,
     ) -> None:
         self.inputs = inputs
         self.every_steps = every_steps
@@ -70,6 +72,7 @@ class Validate(StepCallback):
         self.best = best
         self.patience = patience
         self.stop_drift = stop_drift
+        self.steps = steps
         self.seconds = 0.0  # that validations have taken in this process
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -180,12 +183,19 @@ class Validate(StepCallback):
         return [images[first : first + columns] for first in range(0, len(images), columns)]
 
     def _keep(self, trainer: pl.Trainer, module: DreamBoothModule, entry: ValidationRecord | None) -> None:
-        """Save the weights if this is now the step to keep."""
-        if self.best is None or not trainer.strategy.broadcast(entry is not None and self._is_best(entry)):
+        """Save the weights if this is now the step to keep, or if those of every validation are kept."""
+        files = trainer.strategy.broadcast([] if entry is None else self._files_for(entry))
+        if not files:
             return
         weights = {name: whole(weight) for name, weight in module.trained_state().items()}
-        if entry is not None:
-            AtomicCheckpointIO().save_checkpoint({"global_step": entry.step, "state_dict": weights}, self.best)
+        for file in files if entry is not None else ():
+            file.parent.mkdir(exist_ok=True)
+            AtomicCheckpointIO().save_checkpoint({"global_step": trainer.global_step, "state_dict": weights}, file)
+
+    def _files_for(self, entry: ValidationRecord) -> list[Path]:
+        """Return the files that the weights of a validation go to."""
+        best = [self.best] if self.best is not None and self._is_best(entry) else []
+        return best + ([self.steps / f"{entry.step:06d}.ckpt"] if self.steps is not None and entry.step else [])
 
     def _is_best(self, entry: ValidationRecord) -> bool:
         entries = [*self.validation_log.entries, entry]

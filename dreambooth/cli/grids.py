@@ -1,0 +1,97 @@
+"""`sample --grid AXIS=V1,V2,...`: one image for each combination of values, on one sheet and on a page that filters."""
+
+import argparse
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dreambooth.cli import loading_libraries
+from dreambooth.cli.progress import SamplingBar
+from dreambooth.errors import UserError
+
+if TYPE_CHECKING:
+    from dreambooth.generation.axes import Axis, Cell
+    from dreambooth.generation.from_images import FromImages
+    from dreambooth.generation.loading import Model
+    from dreambooth.generation.options import ImageOptions
+    from dreambooth.generation.request import ModelRef
+    from dreambooth.generation.style import Styles
+    from dreambooth.generation.wildcards import Wildcards
+
+logger = logging.getLogger(__name__)
+
+
+def add_grid_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--grid",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="AXIS=V1,V2,...",
+        help="one image for each combination of values of up to three axes: columns, rows, blocks (or x=AXIS:V1,V2, "
+        "y=, z=). AXIS is an option of an image (prompt, seed, guidance_scale ...) or of a model (model, step, lora, "
+        "lora_weight ...). Writes grid.png and grid.html; the same command again makes what is missing",
+    )
+
+
+def run_grid(
+    args: argparse.Namespace,
+    ref: "ModelRef",
+    wanted: "list[ImageOptions]",
+    wildcards: "Wildcards",
+    images: "FromImages",
+    styles: "Styles",
+) -> int:
+    """Make the grid of the command line, and return the exit code. wanted: prompts; several become an axis."""
+    from dreambooth.disk import check_writable, translate_write_errors
+    from dreambooth.generation.axes import cells_of, folder_name
+    from dreambooth.generation.location import default_folder
+
+    if args.from_image or args.vary:
+        raise UserError("--grid: not together with --from-image or --vary; name MODEL and PROMPT")
+    axes = find_axes(args.grid, wanted)
+    cells = [replace(cell, options=styles.apply(cell.options)) for cell in cells_of(axes, ref, wanted[0])]
+    check_cells(cells, wildcards)
+    folder = Path(args.out) if args.out else default_folder(ref.name) / folder_name(cells, images)
+    check_writable(folder, "--out")
+    with loading_libraries():
+        from dreambooth.generation.grid_run import Grid, make_grid
+        from dreambooth.generation.model_pool import ModelPool
+        from dreambooth.step_models import model_at_step
+
+    pool, grid = ModelPool(args.device), Grid(axes, cells, folder, images)
+
+    def load(ref: "ModelRef", step: int | None) -> "Model":
+        return pool(ref if step is None else replace(ref, name=str(model_at_step(Path(ref.name), step))))
+
+    logger.info(grid.size_in_words)
+    with SamplingBar() as bar, translate_write_errors(folder, "--out"):
+        for path in make_grid(grid, load, wildcards, args.batch_size, bar):
+            bar.print(path)
+    return 0
+
+
+def find_axes(texts: list[str], wanted: "list[ImageOptions]") -> "list[Axis]":
+    """Return the axes, with one for the prompts where several were typed. Raises UserError."""
+    from dreambooth.generation.axes import MAX_AXES, Axis, parse_axes
+
+    axes = parse_axes(texts)
+    prompts = tuple(dict.fromkeys(options.prompt for options in wanted))
+    if len(prompts) == 1:
+        return axes
+    if any(axis.name == "prompt" for axis in axes) or len(axes) == MAX_AXES:
+        raise UserError(f"--grid: {len(prompts)} prompts need an axis of their own; name one PROMPT, or one axis less")
+    return [*axes, Axis(len(axes), "prompt", prompts)]
+
+
+def check_cells(cells: "list[Cell]", wildcards: "Wildcards") -> None:
+    """Raise UserError or ModelError for a cell that cannot be made, as far as that is known before loading."""
+    from dreambooth.generation.before_loading import check_model, check_options
+
+    by_model: dict[ModelRef, list[ImageOptions]] = {}
+    for cell in cells:
+        by_model.setdefault(cell.ref, []).append(cell.options)
+    for ref, options in by_model.items():
+        check_model(ref)
+        check_options(ref, options, wildcards)

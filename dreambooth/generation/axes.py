@@ -1,0 +1,133 @@
+"""The axes of a grid, and its cells: one image for each combination of values. Nothing heavy is imported here.
+
+guidance_scale=3,5,7        the columns; a second axis is the rows, a third one blocks of rows
+y=seed:0,1,2                the same with a place: x columns, y rows, z blocks
+prompt="a dog, asleep",a cat          commas within quotes
+"""
+
+import csv
+import difflib
+import hashlib
+import itertools
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from dreambooth.errors import UserError
+from dreambooth.generation.additions import parse_lora
+from dreambooth.generation.from_images import FromImages, as_json
+from dreambooth.generation.location import source_of_step
+from dreambooth.generation.options import PARSERS, ImageOptions, with_options
+from dreambooth.generation.request import ModelRef
+
+PLACES = "xyz"
+MAX_AXES = 3
+WRITTEN = re.compile(r"(?:([xyz])=)?([A-Za-z][\w-]*)[=:](.*)", re.DOTALL)
+NONE = "none"  # the value of `lora` for no LoRA
+LAST = ("lora_weight", "step")  # say something of the LoRA or the run that another axis may name
+OF_IMAGES = tuple(name for name in PARSERS if name != "num_images")
+OF_MODELS = ("model", *(each.name for each in fields(ModelRef) if each.name not in ("name", "loras", "embeddings")))
+KNOWN = (*OF_IMAGES, *OF_MODELS, "step", "lora", "lora_weight")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Hold an axis. place: 0 for columns, 1 for rows, 2 for blocks. values: as they were typed."""
+
+    place: int
+    name: str
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Hold one image of a grid. values: by axis, in the order of places. step: of the run; None: its result."""
+
+    values: tuple[str, ...]
+    ref: ModelRef
+    options: ImageOptions
+    step: int | None = None
+
+
+def parse_axes(texts: Sequence[str]) -> list[Axis]:
+    """Return the axes in the order of their places. Raises UserError for one that is none, and for too many."""
+    found: dict[int, Axis] = {}
+    for text in texts:
+        axis = _parse(text, next((place for place in range(len(texts)) if place not in found), 0))
+        if axis.place in found or any(axis.name == other.name for other in found.values()):
+            raise UserError(f"--grid {text}: there is an axis of this name or place already")
+        found[axis.place] = axis
+    if len(found) > MAX_AXES:
+        raise UserError(f"--grid: {len(found)} axes; {MAX_AXES} at most")
+    return [found[place] for place in sorted(found)]
+
+
+def _parse(text: str, place: int) -> Axis:
+    match = WRITTEN.fullmatch(text)
+    if match is None:
+        raise UserError(f"--grid {text}: write AXIS=V1,V2,..., for example guidance_scale=3,5,7")
+    name = match[2].replace("-", "_")
+    if name not in KNOWN:
+        near = difflib.get_close_matches(name, KNOWN, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"--grid {text}: unknown axis {name}; {hint}Known are {', '.join(KNOWN)}")
+    values = [value.strip() for value in next(csv.reader([match[3]], skipinitialspace=True), [])]
+    if not values or not all(values):
+        raise UserError(f"--grid {text}: a value is missing; write AXIS=V1,V2,...")
+    if len(set(values)) < len(values):
+        raise UserError(f"--grid {text}: a value is named twice")
+    return Axis(PLACES.index(match[1]) if match[1] else place, name, tuple(values))
+
+
+def cells_of(axes: Sequence[Axis], ref: ModelRef, options: ImageOptions) -> list[Cell]:
+    """Return the cells, block by block, row by row. Raises UserError for a value that its axis cannot take."""
+    found = []
+    for backwards in itertools.product(*(axis.values for axis in reversed(axes))):
+        values = backwards[::-1]
+        cell = Cell(values, ref, replace(options, num_images=1))
+        named = sorted(zip(axes, values, strict=True), key=lambda each: each[0].name in LAST)
+        for axis, value in named:
+            cell = _with_value(cell, axis.name, value)
+        found.append(cell)
+    return found
+
+
+def _with_value(cell: Cell, name: str, value: str) -> Cell:
+    """Return a cell with the value of one axis. Raises UserError."""
+    if name in OF_IMAGES:
+        return replace(cell, options=with_options(cell.options, {name: value}))
+    if name in OF_MODELS:
+        changes: dict[str, Any] = {"name" if name == "model" else name: value}
+        return replace(cell, ref=replace(cell.ref, **changes))
+    if name == "step":
+        if not value.isdecimal():
+            raise UserError(f"--grid step={value}: must be a whole number, an optimizer step of the run")
+        source_of_step(Path(cell.ref.name), int(value))
+        return replace(cell, step=int(value))
+    if name == "lora":
+        added = () if value == NONE else (parse_lora(value),)
+        return replace(cell, ref=replace(cell.ref, loras=(*cell.ref.loras, *added)))
+    return replace(cell, ref=_with_weight(cell.ref, value))
+
+
+def _with_weight(ref: ModelRef, value: str) -> ModelRef:
+    """Return a model whose LoRAs all have this weight."""
+    try:
+        weight = float(value)
+    except ValueError:
+        weight = math.nan
+    if not math.isfinite(weight):
+        raise UserError(f"--grid lora_weight={value}: must be a number")
+    if not ref.loras:
+        raise UserError("--grid lora_weight: there is no LoRA; name one with --lora FILE")
+    return replace(ref, loras=tuple(replace(each, weight=weight) for each in ref.loras))
+
+
+def folder_name(cells: Sequence[Cell], images: FromImages) -> str:
+    """Return a name for these very cells, under which the same command finds them again."""
+    text = json.dumps([[asdict(cell) for cell in cells], as_json(images)], sort_keys=True)
+    return f"grid-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

@@ -1,0 +1,33 @@
+"""What can be known of a model and of prompts for it before anything heavy is loaded: mistakes are reported at once."""
+
+from collections.abc import Iterable
+
+from dreambooth.generation.additions import check_additions, learned_by
+from dreambooth.generation.location import check_is_there, check_path, fill, find_card, find_vae_scale_factor
+from dreambooth.generation.options import ImageOptions
+from dreambooth.generation.request import ModelRef
+from dreambooth.generation.settings import check_size
+from dreambooth.generation.weight_syntax import parse_weights
+from dreambooth.generation.wildcards import Wildcards, example, texts
+
+
+def check_model(ref: ModelRef) -> None:
+    """Raise ModelError or UserError for a model, or what is laid over it, that is not there or of another kind."""
+    check_is_there(ref.name)
+    if ref.vae is not None:
+        check_path(ref.vae, "--vae")
+    check_additions(ref.loras, ref.embeddings)
+
+
+def check_options(ref: ModelRef, wanted: Iterable[ImageOptions], wildcards: Wildcards) -> None:
+    """Raise UserError for a size that does not fit the model, and for a prompt that cannot be filled in or read."""
+    wanted = list(wanted)
+    card, factor = find_card(ref.name), find_vae_scale_factor(ref)
+    subjects = (() if card is None else card.subjects) + learned_by(ref.loras)
+    for options in wanted:
+        if options.size is not None and factor is not None:
+            check_size(factor, options.size)
+    for template in dict.fromkeys(text for each in wanted for text in (each.prompt, each.negative_prompt)):
+        for text in texts(template, wildcards):
+            fill(text, ref.name, subjects)
+        parse_weights(fill(example(template, wildcards), ref.name, subjects))

@@ -1,0 +1,173 @@
+"""Grids: which images they have, that a cell is what `sample` makes, that only what is missing is made."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from dreambooth.cli import main
+from dreambooth.errors import UserError
+from dreambooth.families import load_family
+from dreambooth.generation.additions import LoraRef
+from dreambooth.generation.axes import cells_of, parse_axes
+from dreambooth.generation.loading import load_model
+from dreambooth.generation.model_pool import ModelPool
+from dreambooth.generation.options import ImageOptions
+from dreambooth.generation.request import ModelRef, read_recipe
+from dreambooth.methods.lora_files import module_names
+
+QUICK = ["--steps", "1", "--size", "64x64"]
+DOG = ImageOptions("a dog")
+
+
+@pytest.fixture(scope="module")
+def loras(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two LoRAs of other modules, one of which both have."""
+    folder = tmp_path_factory.mktemp("loras")
+    unet = load_family(str(tiny_base)).denoiser
+    names = [name for name, module in unet.named_modules() if name.endswith(("to_q", "to_k"))]
+    generator = torch.Generator().manual_seed(0)
+    for number, own in enumerate((names[:3], names[2:])):
+        tensors = {}
+        for name in own:
+            weight = unet.get_parameter(f"{name}.weight")
+            tensors[f"unet.{name}.lora_A.weight"] = torch.randn(2, weight.shape[1], generator=generator)
+            tensors[f"unet.{name}.lora_B.weight"] = torch.randn(weight.shape[0], 2, generator=generator)
+        save_file(tensors, folder / f"{number}.safetensors")
+    return sorted(folder.iterdir())
+
+
+def test_axes_take_their_places_in_order_or_by_name() -> None:
+    axes = parse_axes(["guidance_scale=3,5", "y=seed:0,1", 'prompt="a dog, asleep",a cat'])
+    assert [(axis.place, axis.name, axis.values) for axis in axes] == [
+        (0, "guidance_scale", ("3", "5")),
+        (1, "seed", ("0", "1")),
+        (2, "prompt", ("a dog, asleep", "a cat")),
+    ]
+    turned = parse_axes(["y=guidance-scale:3,5", "x=seed:0"])
+    assert [axis.name for axis in turned] == ["seed", "guidance_scale"]
+
+
+def test_there_is_a_cell_for_each_combination_column_by_column() -> None:
+    cells = cells_of(parse_axes(["guidance_scale=3,5", "seed=0,1,2"]), ModelRef("m"), DOG)
+    assert [cell.values for cell in cells] == [("3", "0"), ("5", "0"), ("3", "1"), ("5", "1"), ("3", "2"), ("5", "2")]
+    assert cells[3].options == ImageOptions("a dog", 1, 1, guidance_scale=5.0)
+
+
+def test_axes_of_models_say_which_model_is_loaded_and_how() -> None:
+    ref = ModelRef("m", loras=(LoraRef("a.safetensors"),))
+    axes = parse_axes(["lora_weight=0.5,1", "lora=none,b.safetensors:0.2", "model=m,n"])
+    cells = cells_of(axes, ref, DOG)
+    assert [cell.ref.name for cell in cells] == ["m"] * 4 + ["n"] * 4
+    assert cells[0].ref.loras == (LoraRef("a.safetensors", 0.5),)
+    assert cells[2].ref.loras == (LoraRef("a.safetensors", 0.5), LoraRef("b.safetensors", 0.5)), "one weight for all"
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["guidance=3"], "unknown axis guidance; did you mean guidance_scale"),
+        (["seed"], "write AXIS=V1,V2"),
+        (["seed=1,,2"], "a value is missing"),
+        (["seed=1,1"], "named twice"),
+        (["seed=1", "seed=2"], "an axis of this name or place already"),
+        (["seed=x"], "seed=x: must be a number"),
+        (["steps=0"], "steps=0: must be from 1 to 1000"),
+        (["lora_weight=1"], "there is no LoRA; name one"),
+        (["step=last"], "step=last: must be a whole number"),
+        (["step=80"], "step 80: m has no weights of this step; it is no run"),
+        (["seed=1", "steps=1", "scheduler=ddim", "size=64x64"], "4 axes; 3 at most"),
+    ],
+)
+def test_an_axis_that_is_none_is_refused_by_name(texts: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        cells_of(parse_axes(texts), ModelRef("m"), DOG)
+
+
+def test_a_grid_of_one_cell_is_what_sample_makes(tiny_base: Path, tmp_path: Path) -> None:
+    command = ["sample", str(tiny_base), "a {dog|cat}", *QUICK, "--num-images", "1", "--guidance-scale", "3"]
+    assert main([*command, "--seed", "4", "--out", str(tmp_path / "plain")]) == 0
+    assert main([*command, "--grid", "seed=4", "--out", str(tmp_path / "grid")]) == 0
+    (plain,) = (tmp_path / "plain").iterdir()
+    assert (tmp_path / "grid" / "000-seed-4.png").read_bytes() == plain.read_bytes()
+
+
+def test_a_repeated_grid_makes_what_is_missing_and_nothing_else(
+    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = ["--grid", "guidance_scale=1,4", "y=seed:0,1", "--out", str(tmp_path)]
+    command = ["sample", str(tiny_base), "a dog", "a cat", *QUICK, *grid]
+    assert main(command) == 0
+    told = capsys.readouterr()
+    assert "grid: 2 x 2 x 2 = 8 images, 0 of them are there already" in told.err
+    made = sorted(tmp_path.glob("0*.png"))
+    assert [path.name for path in made[:2]] == [
+        "000-guidance-scale-1-seed-0-prompt-a-dog.png",
+        "001-guidance-scale-4-seed-0-prompt-a-dog.png",
+    ]
+    before = {path: path.read_bytes() for path in made}
+    times = {path: path.stat().st_mtime_ns for path in made[:-1]}
+    made[-1].unlink()
+    assert main(command) == 0
+    assert "7 of them are there already" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in made} == before
+    assert {path: path.stat().st_mtime_ns for path in made[:-1]} == times
+
+    sheet = Image.open(tmp_path / "grid.png")
+    assert sheet.width >= 2 * 64
+    assert sheet.height >= 4 * 64
+    page = (tmp_path / "grid.html").read_text()
+    assert page.count("<figure") == 8
+    assert page.count('type="checkbox"') == 6
+    assert "a cat" in page
+    assert "http" not in page
+
+    assert main([*command, "--steps", "2"]) == 2
+    assert "made otherwise: num_inference_steps 1 -> 2" in capsys.readouterr().err
+
+
+def test_a_cell_that_cannot_be_made_is_reported_before_any_is(
+    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["sample", str(tiny_base), "a dog", "--out", str(tmp_path / "out"), "--grid"]
+    for axis, message in (
+        ("size=64x64,60x64", "multiples of 8"),
+        (f"model={tiny_base},./nowhere", "./nowhere: there is no such folder"),
+        ("prompt=a dog,a (cat:x)", "the weight 'x' is no number"),
+        ("lora=no.safetensors", "no.safetensors: there is no such file"),
+    ):
+        assert main([*command, axis]) in (2, 3)
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_loras_are_switched_without_loading_the_base_again(tiny_base: Path, loras: list[Path]) -> None:
+    """To the bits of a model that is loaded with them."""
+    pool = ModelPool("cpu")
+    refs = [
+        ModelRef(str(tiny_base), loras=tuple(LoraRef(str(path), weight) for path, weight in laid))
+        for laid in ([(loras[0], 1.0), (loras[1], 0.5)], [(loras[0], 0.3)], [(loras[1], 2.0)])
+    ]
+    first = pool(refs[0])
+    for ref in refs:
+        switched, fresh = pool(ref), load_model(ref, "cpu")
+        assert switched.family is first.family
+        assert switched.ref == fresh.ref
+        ours, theirs = switched.family.denoiser.state_dict(), fresh.family.denoiser.state_dict()
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    plain = pool(ModelRef(str(tiny_base)))
+    assert plain.family is not first.family, "a plain model is loaded as it is"
+    assert len(module_names(plain.family)) > 0
+
+
+def test_the_recipe_of_a_cell_makes_it_again(tiny_base: Path, loras: list[Path], tmp_path: Path) -> None:
+    grid = ["--grid", "lora_weight=0.2,1", "--lora", str(loras[0]), "--out", str(tmp_path / "a")]
+    assert main(["sample", str(tiny_base), "a dog", *QUICK, *grid]) == 0
+    cell = tmp_path / "a" / "001-lora-weight-1.png"
+    assert json.loads(json.dumps(read_recipe(cell)["loras"]))[0]["weight"] == 1.0
+    assert main(["sample", "--from-image", str(cell), "--out", str(tmp_path / "b")]) == 0
+    (again,) = (tmp_path / "b").iterdir()
+    assert again.read_bytes() == cell.read_bytes()
