@@ -18,6 +18,7 @@ from dreambooth.config import Config, field_of, load_config
 from dreambooth.disk import check_writable, translate_write_errors
 from dreambooth.errors import DreamBoothError, UserError
 from dreambooth.evaluation.encoders import AUTO
+from dreambooth.evaluation.image_scores import ImageScore, make_image_scorer
 from dreambooth.evaluation.request import EvaluationRequest
 from dreambooth.evaluation.run import Evaluation, evaluate
 from dreambooth.exporting.to_format import export
@@ -197,6 +198,7 @@ class Model:
         size: tuple[int, int] | None = None,
         batch_size: int = 4,
         wildcards: str | Path = FOLDER,
+        attention_maps: bool = False,
         on_progress: OnProgress | None = None,
         *,
         init_image: str | Path | Image.Image | None = None,
@@ -215,8 +217,8 @@ class Model:
         prompts: one, several, or a `Path` to a file of them, as `sample --prompts` takes it. {subject} in a prompt
         stands for what the model has learned, {red|blue} and __colours__ are drawn by the seed. One with options of its
         own is a mapping: {"prompt": ..., "seed": 3}. size: (width, height), pixels. What is None is as the run sampled
-        its validation images. wildcards: the folder with colours.txt. on_progress: called with a `Progress` after each
-        sampler step.
+        its validation images. wildcards: the folder with colours.txt. attention_maps: give each image `attention`, a
+        sheet that shows where each word acted. on_progress: called with a `Progress` after each sampler step.
 
         init_image: a file or PIL image to start from. strength: how much of it is new, 0 to 1 (None: 0.75; 1 where it
         is expanded). mask: redraw its white only. expand: pixels added left, above, right and below, and drawn.
@@ -240,7 +242,17 @@ class Model:
         )
         wanted = [drawn.apply(each) for each in _options_of(prompts, usual)]
         requests = make_requests(self._loaded, wanted, Wildcards((Path(wildcards),)), images)
-        return list(generate(self._loaded, requests, batch_size, on_progress))
+        return list(generate(self._loaded, requests, batch_size, on_progress, attention_maps))
+
+    def score(self, images: Sequence[GeneratedImage], photos: str | Path | None = None) -> list[ImageScore]:
+        """Score images as a validation does: `likeness` to the photos, fidelity to the `prompt`, and their product.
+
+        photos: folder of the subject's; None: those that the run learned from. Raises UserError where there is nothing
+        to measure with.
+        """
+        device = loading.pick_device(self._device).type
+        scorer = make_image_scorer(self.name, self.subjects, device, None if photos is None else Path(photos))
+        return scorer(images, [image.recipe for image in images])
 
     def reproduce(self, image: Image.Image | str | Path) -> GeneratedImage:
         """Generate an image again by its recipe: the same but for rounding, at most one level of 255.

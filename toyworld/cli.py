@@ -58,6 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     outcome.add_argument("--photos", type=Path, default=Path("data/robot"), help="the subject's (default: %(default)s)")
     outcome.add_argument("--poster", type=Path, help="write photos and samples of the first model to this file")
 
+    attention = commands.add_parser("attention", help="measure where a result's words act, against the truth mask")
+    attention.add_argument("models", type=Path, nargs="+", metavar="MODEL", help="run folders")
+    attention.add_argument("--class", dest="class_noun", default="robot", help="of the subject (default: %(default)s)")
+    attention.add_argument("--seed", type=int, default=DEMO_SEED, help="of the subject (default: %(default)s)")
+    attention.add_argument("--num-images", type=int, default=24, help="renderings of it (default: %(default)s)")
+
     encoders = commands.add_parser("encoders", help="train the metric encoders and measure them; run again to resume")
     encoders.add_argument("--minutes", type=float, default=40.0, help="of both in equal parts (default: %(default)s)")
     encoders.add_argument("--only", choices=ENCODERS, help="train this one, for its part of the minutes")
@@ -80,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
         "export": _export,
         "evaluate": _evaluate,
         "outcome": _outcome,
+        "attention": _attention,
         "encoders": _encoders,
     }
     actions[args.toyworld_command](args)
@@ -147,6 +154,19 @@ def _outcome(args: argparse.Namespace) -> None:
         photos = [load_image(path) for path in list_images(args.photos)]
         outcome.poster(photos, next(iter(models.values()))).save(args.poster)
         print(args.poster)
+
+
+def _attention(args: argparse.Namespace) -> None:
+    from dreambooth.generation.loading import load_model
+    from toyworld import attention, world
+
+    if args.num_images < 1:
+        raise UserError(f"--num-images {args.num_images}: must be at least 1")
+    spec = world.subject(args.class_noun, args.seed)
+    for folder in args.models:
+        found = attention.measure(load_model(str(folder), "cpu"), spec, args.num_images)
+        words = ", ".join(f"{word!r} {value:.2f}" for word, value in found.by_word.items())
+        print(f"{folder}: mean IoU with the object's mask: {words}; of the whole image {found.whole_image:.2f}")
 
 
 def _encoders(args: argparse.Namespace) -> None:

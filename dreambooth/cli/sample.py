@@ -10,6 +10,7 @@ from dreambooth.cli import loading_libraries
 from dreambooth.cli.grids import add_grid_arguments, run_grid
 from dreambooth.cli.image_options import add_image_arguments, find_images
 from dreambooth.cli.progress import SamplingBar
+from dreambooth.cli.results import add_result_arguments, check_result_arguments, make_scorer, show_scores
 from dreambooth.cli.sampling import add_loading_arguments, add_sampling_arguments, check_arguments, parse_size
 from dreambooth.errors import UserError, escaped
 from dreambooth.generation.wildcards import FOLDER
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_additions(parser)
     add_image_arguments(parser)
     add_grid_arguments(parser)
+    add_result_arguments(parser)
     add_loading_arguments(parser)
 
 
@@ -127,6 +129,7 @@ def run(args: argparse.Namespace) -> int:
     from dreambooth.generation.request import request_of
 
     check_arguments(args)
+    check_result_arguments(args)
     recipe = find_recipe(args)
     theirs = None if recipe else find_infotext(args)
     wanted = [theirs] if theirs else [] if recipe else find_options(args)
@@ -150,10 +153,16 @@ def run(args: argparse.Namespace) -> int:
         requests = make_requests(model, wanted, find_wildcards(args), images)
     if args.vary:
         requests = vary(requests[0], args.num_images, args.seed, args.variation_strength)
+    scorer = make_scorer(args, model)
     check_writable(folder, "--out", sum(each.height * each.width * BYTES_A_PIXEL for each in requests))
     with SamplingBar() as bar, translate_write_errors(folder, "--out"):
-        for path in write(generate(model, requests, args.batch_size, bar), folder, columns=args.num_images):
+        made = generate(model, requests, args.batch_size, bar, args.attention_maps)
+        paths = []
+        for path in write(made, folder, columns=args.num_images):
+            paths.append(path)
             bar.print(path)
+        if scorer is not None:
+            show_scores(scorer, paths, [options.num_images for options in wanted], args.best)
     return 0
 
 

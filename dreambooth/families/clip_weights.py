@@ -65,11 +65,11 @@ def encode(side: ReadsText, prompts: Sequence[Blend]) -> Conditioning:
 
 def num_parts_of(side: ReadsText, blend: Blend) -> int:
     """Return in how many parts a prompt is read. Raises UserError for a word that is longer than a part."""
-    return max(len(_split(side, prompt.text)) for prompt in blend.prompts)
+    return max(len(spans_of(side, prompt.text)) for prompt in blend.prompts)
 
 
-def _split(side: ReadsText, text: str) -> list[tuple[int, int]]:
-    """Return start and end of each part of a text."""
+def spans_of(side: ReadsText, text: str) -> list[tuple[int, int]]:
+    """Return start and end of each part that a text is read in. Raises UserError for a word that fits none."""
     spans, start = [], 0
     while True:
         kept, dropped = side.truncate(text[start:])
@@ -86,7 +86,7 @@ def _encode_all(side: ReadsText, prompts: Sequence[WeightedPrompt], num_parts: i
     texts: list[str] = []
     weights: list[list[float]] = []
     for prompt in prompts:
-        spans = _split(side, prompt.text)
+        spans = spans_of(side, prompt.text)
         texts += [prompt.text[start:end] for start, end in spans]
         weights += [_token_weights(side, prompt, span) for span in spans]
         num_empty = num_parts - len(spans)

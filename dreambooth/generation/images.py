@@ -14,6 +14,7 @@ from PIL import Image
 from dreambooth.data.images import to_images
 from dreambooth.errors import UserError
 from dreambooth.families import fingerprint
+from dreambooth.generation.attention_maps import AttentionRecorder, draw_attention, word_maps
 from dreambooth.generation.canvas import natural_size
 from dreambooth.generation.from_images import FromImages
 from dreambooth.generation.grid import labelled_grid
@@ -130,9 +131,16 @@ def check_can_sample(model: Model, size: tuple[int, int], settings: SamplerSetti
 
 
 def generate(
-    model: Model, requests: Sequence[ImageRequest], batch_size: int, on_progress: OnProgress | None = None
+    model: Model,
+    requests: Sequence[ImageRequest],
+    batch_size: int,
+    on_progress: OnProgress | None = None,
+    attention_maps: bool = False,
 ) -> Iterator[GeneratedImage]:
-    """Yield one image for each request, in order. Neighbours of one size and settings are sampled in one batch."""
+    """Yield one image for each request, in order. Neighbours of one size and settings are sampled in one batch.
+
+    attention_maps: also draw where each word of the prompt acted.
+    """
     weights, done = fingerprint(model.family), 0
     before: ImageRequest | None = None
     for batch in _batches(model, requests, batch_size):
@@ -144,9 +152,19 @@ def generate(
             if on_progress is not None:
                 on_progress(Progress(done, len(requests), step, num_steps, size))
 
-        for request, image in zip(batch, _sample(model, batch, prepared, report), strict=True):
+        with _recorder(model, batch) if attention_maps else contextlib.nullcontext() as recorder:
+            images = _sample(model, batch, prepared, report)
+        for row, (request, image) in enumerate(zip(batch, images, strict=True)):
             done += 1
-            yield GeneratedImage.from_image(image, make_recipe(request, weights))
+            made = GeneratedImage.from_image(image, make_recipe(request, weights))
+            if recorder is not None:
+                made.attention = draw_attention(made, word_maps(model.family, request, recorder.maps[row]))
+            yield made
+
+
+def _recorder(model: Model, batch: Sequence[ImageRequest]) -> AttentionRecorder:
+    _, height, width = model.family.latent_shape(batch[0].height, batch[0].width)
+    return AttentionRecorder(model.family.denoiser, len(batch), (height, width))
 
 
 def _images_of(request: ImageRequest) -> tuple[Hashable, ...]:
@@ -183,6 +201,8 @@ def write(made: Iterable[GeneratedImage], folder: str | Path, columns: int) -> I
         with taken_number(folder) as number:
             name = "-".join(filter(None, [f"{number:05d}", slug(str(image.recipe.get("prompt", "")))]))
             path = write_png(folder / f"{name}.png", image, image.recipe)
+            if image.attention is not None:
+                write_png(folder / f"attention-{number:05d}.png", image.attention)
         images.append(image)
         numbers.append(number)
         yield path

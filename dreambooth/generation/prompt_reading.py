@@ -57,6 +57,13 @@ def num_parts(family: Family, request: ImageRequest) -> int:
     return max(family.num_parts(parse_weights(prompt)) for prompt in (request.prompt, request.settings.negative_prompt))
 
 
+def text_of(family: Family, request: ImageRequest) -> str:
+    """Return what a model reads of a request's prompt, without weights; of a blend the first of its prompts."""
+    if request.text_encoding == PLAIN:
+        return family.truncate(request.prompt)[0]
+    return parse_weights(request.prompt).prompts[0].text
+
+
 def encoder(family: Family, text_encoding: str) -> Encode | None:
     """Return what encodes prompts in this way; None: the family's own, as in training. Raises UserError."""
     if text_encoding == PLAIN:

@@ -145,9 +145,13 @@ def recipe_changes(own: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[st
 
 
 class GeneratedImage(Image.Image):
-    """A PIL image with the recipe that makes it again, which its PNG keeps."""
+    """A PIL image with the recipe that makes it again, which its PNG keeps.
+
+    attention: where asked for, a sheet that shows where each word of the prompt acted.
+    """
 
     recipe: dict[str, Any]
+    attention: Image.Image | None = None
 
     @classmethod
     def from_image(cls, image: Image.Image, recipe: dict[str, Any]) -> "GeneratedImage":
