@@ -142,6 +142,13 @@ def load(
     return Model(loading.load_model(ref, device), device)
 
 
+def _controls_of(
+    controls: Sequence[str | ControlRef], models: Mapping[str, str | Path] | None
+) -> tuple[ControlRef, ...]:
+    """Return controls as requests have them. models: folder or hub id of a ControlNet by kind."""
+    return make_controls(controls, {kind: str(each) for kind, each in (models or {}).items()})
+
+
 def _recipe_of(image: Image.Image | str | Path) -> dict[str, Any]:
     """Return the recipe of an image, or of an image's file. Raises UserError where there is none."""
     if not isinstance(image, Image.Image):
@@ -211,6 +218,9 @@ class Model:
         control_models: Mapping[str, str | Path] | None = None,
         styles: Sequence[str | Path | Image.Image] = (),
         ip_adapter: str | Path | None = None,
+        upscale: float | None = None,
+        upscale_strength: float | None = None,
+        detail: float | None = None,
     ) -> list[GeneratedImage]:
         """Generate `num_images` images a prompt; image i of each is made from seed + i alone.
 
@@ -226,6 +236,8 @@ class Model:
         mask at the model's own size. controls: "KIND=IMAGE[:WEIGHT[:START-END]]" each, as with --control, or
         `control_of_image`. control_models: folder or hub id of a ControlNet by kind. styles: names of the list, or an
         image (IMAGE:WEIGHT, or a PIL image); ip_adapter: a file that reads that image in the place of shared attention.
+        upscale: redraw it so many times as wide and high, upscale_strength of it (None: .3). detail: redraw so much of
+        the subject at the model's own resolution.
 
         Returns PIL images in the order of the prompts. Each has its `recipe`, which its PNG keeps: `image.save(...)`,
         then `sample.py --from-image` or `reproduce`. Raises UserError.
@@ -233,13 +245,11 @@ class Model:
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size}: must be at least 1")
         height_width = None if size is None else (size[1], size[0])
-        usual = ImageOptions("", num_images, seed, negative_prompt, steps, guidance_scale, scheduler, height_width)
+        sampled = (steps, guidance_scale, scheduler, height_width)
+        usual = ImageOptions("", num_images, seed, negative_prompt, *sampled, upscale, upscale_strength, detail)
         drawn = make_styles(styles, None if ip_adapter is None else str(ip_adapter))
-        images = FromImages(
-            make_init_image(init_image, strength, mask, expand, feather, only_masked),
-            make_controls(controls, {kind: str(each) for kind, each in (control_models or {}).items()}),
-            drawn.reference,
-        )
+        init = make_init_image(init_image, strength, mask, expand, feather, only_masked)
+        images = FromImages(init, _controls_of(controls, control_models), drawn.reference)
         wanted = [drawn.apply(each) for each in _options_of(prompts, usual)]
         requests = make_requests(self._loaded, wanted, Wildcards((Path(wildcards),)), images)
         return list(generate(self._loaded, requests, batch_size, on_progress, attention_maps))

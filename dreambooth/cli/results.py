@@ -1,4 +1,4 @@
-"""What `sample` tells of its images: scores and the best of them, and where each word of the prompt acted."""
+"""What `sample` does with an image once it is made: larger, refined, scored, and shown where each word acted."""
 
 import argparse
 import json
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dreambooth.errors import UserError
+from dreambooth.generation.refinement import USUAL_DETAIL
 
 if TYPE_CHECKING:
     from dreambooth.evaluation.image_scores import ImageScore, ImageScorer
@@ -20,6 +21,20 @@ logger = logging.getLogger(__name__)
 
 
 def add_result_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--upscale", type=float, metavar="F", help="make the image F times as wide and high, and redraw it in tiles"
+    )
+    parser.add_argument(
+        "--upscale-strength", type=float, metavar="S", help="how much of it is redrawn: 0 nothing, 1 all (default 0.3)"
+    )
+    parser.add_argument(
+        "--detail",
+        nargs="?",
+        type=float,
+        const=USUAL_DETAIL,
+        metavar="S",
+        help="find the subject, redraw S of it (default 0.4) at the model's own resolution, and paste it back",
+    )
     parser.add_argument(
         "--score",
         nargs="?",

@@ -154,7 +154,7 @@ def run(args: argparse.Namespace) -> int:
     if args.vary:
         requests = vary(requests[0], args.num_images, args.seed, args.variation_strength)
     scorer = make_scorer(args, model)
-    check_writable(folder, "--out", sum(each.height * each.width * BYTES_A_PIXEL for each in requests))
+    check_writable(folder, "--out", sum(each.num_pixels * BYTES_A_PIXEL for each in requests))
     with SamplingBar() as bar, translate_write_errors(folder, "--out"):
         made = generate(model, requests, args.batch_size, bar, args.attention_maps)
         paths = []
@@ -180,6 +180,9 @@ def find_options(args: argparse.Namespace) -> "list[ImageOptions]":
         guidance_scale=args.guidance_scale,
         scheduler=args.scheduler,
         size=None if args.size is None else parse_size(args.size),
+        upscale=args.upscale,
+        upscale_strength=args.upscale_strength,
+        detail=args.detail,
     )
     typed = [replace(usual, prompt=prompt) for prompt in args.prompts]
     return typed + (read_prompt_file(Path(args.prompt_file), usual) if args.prompt_file else [])

@@ -54,7 +54,7 @@ def natural_size(init: InitImage, resolution: int, multiple: int) -> tuple[int, 
     Of a part that is redrawn alone, that part's shape at that resolution.
     """
     image, mask = _expanded(init)
-    box = _box_around(mask) if init.only_masked and mask is not None else None
+    box = box_around(mask) if init.only_masked and mask is not None else None
     if box is not None:
         return fitted_size((box[2] - box[0], box[3] - box[1]), resolution, multiple)
     return image.size if is_usual(image.size, resolution, multiple) else fitted_size(image.size, resolution, multiple)
@@ -68,14 +68,20 @@ def make_canvas(init: InitImage, size: tuple[int, int]) -> Canvas:
     image, mask = _expanded(init)
     if mask is None:
         return Canvas(resize_and_crop(image, size))
-    box = _box_around(mask) if init.only_masked else None
+    box = box_around(mask) if init.only_masked else None
     if box is None:
         cut = resize_and_crop(mask, size)
         return Canvas(resize_and_crop(image, size), feathered(cut, init.feather))
-    whole_mask = feathered(mask, init.feather)
-    resample = Image.Resampling.LANCZOS
-    part, part_mask = image.resize(size, resample, box=box), whole_mask.resize(size, Image.Resampling.BOX, box=box)
-    return Canvas(part, part_mask, image, whole_mask, box)
+    return cut_out(image, feathered(mask, init.feather), box, size)
+
+
+def cut_out(image: Image.Image, mask: Image.Image, box: Box, size: tuple[int, int]) -> Canvas:
+    """Return the canvas of a part of an image, resampled to the size that is generated, (width, height)."""
+    part, part_mask = (
+        each.resize(size, resample, box=box)
+        for each, resample in ((image, Image.Resampling.LANCZOS), (mask, Image.Resampling.BOX))
+    )
+    return Canvas(part, part_mask, image, mask, box)
 
 
 def _expanded(init: InitImage) -> tuple[Image.Image, Image.Image | None]:
@@ -133,7 +139,7 @@ def redrawn_pixels(mask: Image.Image) -> Tensor:
     return _levels(mask) > 0
 
 
-def _box_around(mask: Image.Image) -> Box | None:
+def box_around(mask: Image.Image) -> Box | None:
     """Return the part of an image to redraw for a mask, with a margin; no more than twice as long as wide.
 
     None for a mask without any white.

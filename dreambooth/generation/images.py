@@ -23,6 +23,8 @@ from dreambooth.generation.init_image import InitImage
 from dreambooth.generation.loading import Model
 from dreambooth.generation.options import ImageOptions
 from dreambooth.generation.prompt_reading import as_typed, encoder, find_encoding, num_parts
+from dreambooth.generation.refine import check_refinement, refine
+from dreambooth.generation.refinement import refinement_of
 from dreambooth.generation.request import (
     PLAIN,
     GeneratedImage,
@@ -85,6 +87,8 @@ def make_requests(
     sampled = [(replace(each.settings, negative_prompt=""), (each.height, each.width)) for each in requests]
     for settings, size in dict.fromkeys(sampled):
         check_can_sample(model, size, settings)
+    for request in requests:
+        check_refinement(model, request)
     _warn_of_prompts(model, requests)
     return requests
 
@@ -97,7 +101,9 @@ def _request(
     prompt, negative = (as_typed(model.family, model.fill(draw(each, seed, wildcards))) for each in templates)
     settings = sampler_settings(model.card, options.steps, options.guidance_scale, options.scheduler, negative)
     size = options.size or usual_size
-    return ImageRequest(model.ref, prompt, seed, *size, settings, find_encoding(model.family, (prompt, negative)))
+    encoding = find_encoding(model.family, (prompt, negative))
+    refinement = refinement_of(options.upscale, options.upscale_strength, options.detail)
+    return ImageRequest(model.ref, prompt, seed, *size, settings, encoding, refinement=refinement)
 
 
 def _warn_of_prompts(model: Model, requests: Sequence[ImageRequest]) -> None:
@@ -152,13 +158,15 @@ def generate(
             if on_progress is not None:
                 on_progress(Progress(done, len(requests), step, num_steps, size))
 
-        with _recorder(model, batch) if attention_maps else contextlib.nullcontext() as recorder:
+        has_detail = batch[0].refinement is not None and batch[0].refinement.detail > 0
+        with _recorder(model, batch) if attention_maps or has_detail else contextlib.nullcontext() as recorder:
             images = _sample(model, batch, prepared, report)
         for row, (request, image) in enumerate(zip(batch, images, strict=True)):
+            maps = {} if recorder is None else word_maps(model.family, request, recorder.maps[row])
             done += 1
-            made = GeneratedImage.from_image(image, make_recipe(request, weights))
-            if recorder is not None:
-                made.attention = draw_attention(made, word_maps(model.family, request, recorder.maps[row]))
+            made = GeneratedImage.from_image(refine(model, request, image, maps, report), make_recipe(request, weights))
+            if attention_maps:
+                made.attention = draw_attention(made, maps)
             yield made
 
 
@@ -191,7 +199,8 @@ def _batches(model: Model, requests: Sequence[ImageRequest], batch_size: int) ->
 
 def _kind(model: Model, request: ImageRequest) -> tuple[Hashable, ...]:
     """Return what the images of one batch have in common."""
-    return *_images_of(request), request.settings, request.text_encoding, num_parts(model.family, request)
+    own = (request.settings, request.text_encoding, request.refinement)
+    return *_images_of(request), *own, num_parts(model.family, request)
 
 
 def write(made: Iterable[GeneratedImage], folder: str | Path, columns: int) -> Iterator[Path]:

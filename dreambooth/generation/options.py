@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from dreambooth.errors import UserError
+from dreambooth.generation.refinement import refinement_of
 from dreambooth.generation.settings import problem_of
 
 SETTINGS = {"steps": "num_inference_steps", "guidance_scale": "guidance_scale", "scheduler": "scheduler"}
@@ -19,7 +20,8 @@ SETTINGS = {"steps": "num_inference_steps", "guidance_scale": "guidance_scale", 
 class ImageOptions:
     """Hold a prompt, as it was typed, and its options. None: as the run sampled its own images.
 
-    prompt: with {subject} and wildcards. seed: image i is made from seed + i. size: (height, width), pixels.
+    prompt: with {subject} and wildcards. seed: image i is made from seed + i. size: (height, width), pixels. upscale,
+    upscale_strength, detail: as `Refinement` has them; None: none.
     """
 
     prompt: str
@@ -30,6 +32,9 @@ class ImageOptions:
     guidance_scale: float | None = None
     scheduler: str | None = None
     size: tuple[int, int] | None = None
+    upscale: float | None = None
+    upscale_strength: float | None = None
+    detail: float | None = None
 
     def __post_init__(self) -> None:
         if self.num_images < 1:
@@ -40,6 +45,9 @@ class ImageOptions:
             value = getattr(self, name)
             if value is not None and (problem := problem_of(field, value)) is not None:
                 raise UserError(f"{name}={value}: {problem}")
+        if self.upscale_strength is not None and self.upscale is None:
+            raise UserError(f"upscale_strength={self.upscale_strength}: needs upscale, the factor")
+        refinement_of(self.upscale, self.upscale_strength, self.detail)
 
 
 def with_options(options: ImageOptions, changes: Mapping[str, Any]) -> ImageOptions:
@@ -101,5 +109,8 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
     "guidance_scale": _number,
     "scheduler": _text,
     "size": parse_size,
+    "upscale": _number,
+    "upscale_strength": _number,
+    "detail": _number,
 }
 assert set(PARSERS) == {each.name for each in fields(ImageOptions)}

@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from dreambooth.errors import UserError, escaped, first_line
 from dreambooth.files import atomic_file
-from dreambooth.generation import from_images, variation
+from dreambooth.generation import from_images, refinement, variation
 from dreambooth.generation.additions import EmbeddingRef, LoraRef, as_json, embeddings_of, loras_of
 from dreambooth.generation.from_images import FromImages
 from dreambooth.generation.infotext import (
@@ -27,6 +27,7 @@ from dreambooth.generation.infotext import (
     user_comment,
     write_infotext,
 )
+from dreambooth.generation.refinement import Refinement
 from dreambooth.generation.settings import SamplerSettings
 from dreambooth.generation.variation import Variation
 from dreambooth.home_folder import with_home, without_home
@@ -65,7 +66,7 @@ class ImageRequest:
 
     prompt: as the model gets it, with nothing left to fill in. height, width: pixels. text_encoding: how prompts are
     read: plain, as in training, or weighted (`prompt_reading`). variations: of this seed's noise, one after another.
-    images: what it takes from others.
+    images: what it takes from others. refinement: what is done to it once it is made; height and width are before.
     """
 
     model: ModelRef
@@ -77,6 +78,13 @@ class ImageRequest:
     text_encoding: str = PLAIN
     variations: tuple[Variation, ...] = ()
     images: FromImages = FromImages()
+    refinement: Refinement | None = None
+
+    @property
+    def num_pixels(self) -> int:
+        """Return how many pixels the image has in the end, about."""
+        factor = 1.0 if self.refinement is None else self.refinement.factor
+        return round(self.height * self.width * factor**2)
 
 
 def make_recipe(request: ImageRequest, weights: str) -> dict[str, Any]:
@@ -89,6 +97,7 @@ def make_recipe(request: ImageRequest, weights: str) -> dict[str, Any]:
     recipe |= from_images.as_json(request.images)
     recipe |= {"text_encoding": request.text_encoding} if request.text_encoding != PLAIN else {}
     recipe |= {"variations": variation.as_json(request.variations)} if request.variations else {}
+    recipe |= {} if request.refinement is None else {"refinement": refinement.as_json(request.refinement)}
     recipe |= {key: without_home(str(recipe[key])) for key in PATHS if recipe[key] is not None}
     return recipe | {package: version(package) for package in PACKAGES}
 
@@ -114,6 +123,7 @@ def request_of(recipe: Mapping[str, Any]) -> ImageRequest:
             str(recipe.get("text_encoding", PLAIN)),
             variation.variations_of(recipe.get("variations", ())),
             from_images.from_images_of(recipe),
+            refinement.from_json(recipe.get("refinement")),
         )
     except UserError:
         raise

@@ -1,0 +1,107 @@
+"""Larger images: tiles leave no seam and change nothing where there is one; a recipe makes the same image again."""
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dreambooth.api import Model
+from dreambooth.cli import main
+from dreambooth.errors import UserError
+from dreambooth.families import Family
+from dreambooth.generation.loading import load_model
+from dreambooth.generation.options import ImageOptions, with_options
+from dreambooth.generation.request import GeneratedImage
+from dreambooth.generation.tiles import in_tiles, tile_starts, with_tiles
+from dreambooth.subject_info import LearnedSubject
+
+
+@pytest.mark.parametrize(("length", "starts"), [(8, [0]), (12, [0, 4]), (16, [0, 4, 8]), (17, [0, 3, 6, 9])])
+def test_tiles_cover_a_side_and_overlap_by_half(length: int, starts: list[int]) -> None:
+    found = tile_starts(length, 8)
+    assert found == starts
+    assert all(later - earlier <= 4 for earlier, later in itertools.pairwise(found))
+    assert found[-1] + 8 >= length
+
+
+def test_a_prediction_that_is_the_same_in_each_tile_comes_out_as_it_is() -> None:
+    """Whatever the weights of the window: a sum of parts that add up to 1."""
+    noisy = torch.randn(2, 4, 20, 12)
+    torch.testing.assert_close(in_tiles(lambda part: 2 * part, noisy, 8), 2 * noisy)
+
+
+@torch.no_grad()
+def test_one_tile_is_the_whole_to_the_bit_and_the_family_itself_is_left_alone(family: Family) -> None:
+    t, conditioning = torch.full((1,), 300), family.encode_prompts(["a dog"])
+    small, large = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 16, 16)
+    expected = family.predict(small, t, conditioning)
+    tiled = with_tiles(family, 8)
+    assert torch.equal(tiled.predict(small, t, conditioning), expected)
+    assert tiled.denoiser is family.denoiser
+    assert not torch.equal(tiled.predict(large, t, conditioning), family.predict(large, t, conditioning))
+
+
+@torch.no_grad()
+def test_there_is_no_seam_where_tiles_begin(family: Family) -> None:
+    """The step from one latent to the next is no larger there than elsewhere."""
+    t, conditioning = torch.full((1,), 300), family.encode_prompts(["a dog"])
+    smooth = torch.linspace(-1, 1, 24).expand(1, 4, 24, 24).contiguous()
+    made = with_tiles(family, 8).predict(smooth, t, conditioning)
+    steps = (made.diff(dim=-1)).abs().mean((0, 1, 2))
+    borders = [start - 1 for start in tile_starts(24, 8)[1:]]
+    elsewhere = torch.tensor([step for at, step in enumerate(steps.tolist()) if at not in borders])
+    assert float(steps[borders].max()) <= 1.5 * float(elsewhere.max())
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"upscale": 0.5}, r"upscale=0\.5: must be from 1 to 8"),
+        ({"upscale": 9}, "must be from 1 to 8"),
+        ({"upscale": 2, "upscale_strength": 2}, r"upscale_strength=2\.0: must be from 0 to 1"),
+        ({"upscale_strength": 0.2}, "needs upscale, the factor"),
+        ({"detail": -1}, "detail=-1.0: must be from 0 to 1"),
+    ],
+)
+def test_a_refinement_out_of_its_range_is_refused(values: dict[str, float], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        with_options(ImageOptions("a dog"), values)
+
+
+def test_a_larger_image_has_detail_of_its_own_and_with_strength_zero_is_the_image_resampled(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    model = Model(load_model(str(tiny_base), "cpu"), "cpu")
+
+    def made(**options: float) -> GeneratedImage:
+        return model.generate([{"prompt": "a dog", "steps": 2, **options}], num_images=1)[0]
+
+    plain, resampled, larger = made(), made(upscale=2, upscale_strength=0), made(upscale=2)
+    assert larger.size == resampled.size == (128, 128)
+    assert resampled.tobytes() == plain.resize((128, 128), Image.Resampling.LANCZOS).tobytes()
+    assert larger.tobytes() != resampled.tobytes()
+    larger.save(tmp_path / "larger.png")
+    assert main(["sample", "--from-image", str(tmp_path / "larger.png"), "--out", str(tmp_path / "again")]) == 0
+    (again,) = (tmp_path / "again").iterdir()
+    assert again.read_bytes() == (tmp_path / "larger.png").read_bytes()
+    assert larger.recipe["refinement"] == {"factor": 2.0, "strength": 0.3, "detail": 0.0}
+    assert "refinement" not in plain.recipe
+
+
+def test_detail_redraws_the_subject_and_leaves_what_is_far_from_it(shipped_base: Path) -> None:
+    """On the embedded base, with a colour in the place of an identifier."""
+    robot = LearnedSubject("red", "robot", "a photo of {subject}", "a photo of a {class}")
+    model = Model(replace(load_model(str(shipped_base), "cpu"), subjects=(robot,)), "cpu")
+    prompt = {"prompt": "a photo of a {subject} in the snow", "steps": 4, "guidance_scale": 3.0}
+    (plain,) = model.generate([prompt], num_images=1)
+    (refined,) = model.generate([{**prompt, "detail": 0.5}], num_images=1)
+    one, other = (np.asarray(image, int) for image in (plain, refined))
+    is_changed = abs(one - other).max(-1) > 0
+    assert 0.05 < is_changed.mean() < 0.95
+    assert not is_changed[:4, :4].any(), "a corner of the sky"
+    with pytest.raises(UserError, match="names no subject that this model knows"):
+        model.generate([{"prompt": "a photo of a dog", "detail": 0.5}], num_images=1)
