@@ -25,8 +25,17 @@ from dreambooth.generation.options import ImageOptions
 from dreambooth.generation.request import read_recipe
 from dreambooth.generation.sampler import make_scheduler, noise_from_seeds, sample_latents
 from dreambooth.generation.settings import SamplerSettings
-from dreambooth.generation.style import NamedStyle, Styles, make_styles, read_styles
+from dreambooth.generation.style import (
+    NamedStyle,
+    Styles,
+    check_reference,
+    make_styles,
+    read_styles,
+    style_of,
+    weighted,
+)
 from dreambooth.generation.style_reference import prepare_style
+from dreambooth.generation.weight_syntax import parse_weights
 from dreambooth.generation.wildcards import Wildcards
 
 SHAPE = (4, 8, 8)
@@ -190,6 +199,21 @@ def test_an_ip_adapter_gives_the_latents_of_diffusers_own_pipeline(
     assert torch.equal(plain, sample_latents(model.family, prompts, start, SETTINGS)), "the model is as it was"
 
 
+def test_an_ip_adapter_stands_in_the_recipe_with_its_hash(
+    tiny_base: Path, adapter: Path, photo: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = dreambooth.load(tiny_base, device="cpu")
+    own = tmp_path / adapter.name
+    own.write_bytes(adapter.read_bytes())
+    (tmp_path / "image_encoder").symlink_to(adapter.parent / "image_encoder")
+    (image,) = model.generate("a dog", num_images=1, steps=2, styles=[f"{photo}:0.5"], ip_adapter=own)
+    assert np.array_equal(np.asarray(image), np.asarray(model.reproduce(image)))
+    assert "another file" not in caplog.text
+    own.write_bytes(adapter.read_bytes() + b" ")
+    assert check_reference(style_of(image.recipe["style"])).adapter_sha256 != image.recipe["style"]["adapter_sha256"]
+    assert "another file than the image was made with" in caplog.text
+
+
 # named styles
 
 
@@ -216,6 +240,23 @@ def test_a_named_style_goes_around_the_prompt_and_its_settings_give_way(
     assert Styles((NamedStyle("bare"),)).apply(plain) == plain
 
 
+def test_the_words_of_a_named_style_have_its_weight() -> None:
+    style = NamedStyle("mine", "drawing of {prompt}, in ink ", "photo", steps=9)
+    weak = weighted(style, 0.5)
+    assert weak.prompt == "(drawing of:0.5) {prompt}(, in ink:0.5) "
+    assert (weak.negative, weak.steps) == ("(photo:0.5)", 9)
+    fragments = parse_weights(weak.prompt.replace("{prompt}", "a dog")).prompts[0].fragments
+    assert [(each.text.strip(), each.weight) for each in fragments if each.text.strip()] == [
+        ("drawing of", 0.5),
+        ("a dog", 1.0),
+        (", in ink", 0.5),
+    ]
+    assert weighted(style, 1) == style
+    plain = ImageOptions("a dog")
+    assert Styles((weighted(style, 0),)).apply(plain) == plain
+    assert weighted(NamedStyle("bare"), 0.5) == NamedStyle("bare")
+
+
 def test_a_recipe_of_styles_makes_its_picture_again_with_the_same_bits(
     tiny_base: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -238,7 +279,8 @@ def test_a_recipe_of_styles_makes_its_picture_again_with_the_same_bits(
     ("options", "code", "named"),
     [
         (["--style", "watercolor"], 2, "--style watercolor: neither an image nor a style; did you mean watercolour?"),
-        (["--style", "ink:0.5"], 2, "a weight is for an image; the style 'ink' is words in the prompt"),
+        (["--style", "ink:9"], 2, "--style ink:9: weight=9.0: must be from 0 to 3"),
+        (["--style", "ink:much"], 2, "the weight 'much' is no number; write ink:0.5, say"),
         (["--style", "{folder}/none.png"], 2, "--style {folder}/none.png: there is no such file"),
         (["--style", "{photo}:9"], 2, "weight=9.0: must be from 0 to 3"),
         (["--style", "{photo}:much"], 2, "the weight 'much' is no number"),

@@ -58,7 +58,7 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME_OR_IMAGE[:WEIGHT]",
         action="append",
         default=[],
-        help="draw in a style of the list (repeatable), or in that of an image; WEIGHT scales the latter (default 1)",
+        help="draw in a style of the list (repeatable), or in that of an image; WEIGHT scales it (default 1)",
     )
     group.add_argument(
         "--ip-adapter",

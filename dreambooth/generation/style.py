@@ -4,6 +4,7 @@ What can be known of either is reported here, before anything heavy is loaded.
 """
 
 import difflib
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,8 @@ from dreambooth.subject_info import read_header
 
 if TYPE_CHECKING:
     from PIL import Image
+
+logger = logging.getLogger(__name__)
 
 SHIPPED = Path(__file__).with_name("styles.yaml")
 OWN = "styles.yaml"  # of the user's, in the folder of the command or the one of settings
@@ -49,16 +52,16 @@ class NamedStyle:
 class StyleRef:
     """Hold an image whose style is taken. weight: 0 is none, 1 as much of it as of the image itself.
 
-    adapter: folder, file or hub id of an IP-Adapter; None: attention is shared with the image.
+    adapter: file of an IP-Adapter, with its hash once it has been read; None: attention is shared with the image.
     """
 
     image: ImageRef
     weight: float = 1.0
     adapter: str | None = None
+    adapter_sha256: str | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight <= MAX_WEIGHT:
-            raise UserError(f"--style {self.image.name}: weight={self.weight}: must be from 0 to {MAX_WEIGHT:g}")
+        check_weight(self.weight, self.image.name)
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def _in_style(options: ImageOptions, style: NamedStyle) -> ImageOptions:
 
 
 def make_styles(styles: Sequence["str | Path | Image.Image"], adapter: str | None = None) -> Styles:
-    """Return styles as they are typed: NAME or IMAGE[:WEIGHT] each; a program may give a PIL image.
+    """Return styles as they are typed: NAME[:WEIGHT] or IMAGE[:WEIGHT] each; a program may give a PIL image.
 
     adapter: an IP-Adapter for the image. Raises UserError for a name that no list has, an image that cannot be read, or
     more than one image.
@@ -108,9 +111,19 @@ def make_styles(styles: Sequence["str | Path | Image.Image"], adapter: str | Non
 
 
 def check_reference(ref: StyleRef) -> StyleRef:
-    """Return the ref with the hash of its image. Raises UserError for one that cannot be read."""
+    """Return the ref with the hashes of its files, after a warning where a recipe recorded others.
+
+    Raises UserError for an image that cannot be read.
+    """
     read_image(ref.image, "--style")
-    return replace(ref, image=with_digest(ref.image))
+    own = None
+    if ref.adapter is not None and Path(ref.adapter).expanduser().is_file():
+        own = with_digest(ImageRef(ref.adapter)).sha256
+        if ref.adapter_sha256 not in (None, own):
+            logger.warning(
+                f"{escaped(ref.adapter)}: another file than the image was made with; this will be another image"
+            )
+    return replace(ref, image=with_digest(ref.image), adapter_sha256=own)
 
 
 def check_adapter(ref: StyleRef | None, unet_config: Mapping[str, Any] | None) -> None:
@@ -139,13 +152,40 @@ def _as_image(text: str) -> StyleRef | None:
         return StyleRef(ImageRef(text))
     file, colon, weight = text.rpartition(":")
     if colon and _is_image(file):
-        try:
-            return StyleRef(ImageRef(file), float(weight))
-        except ValueError as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"--style {text}: the weight {weight!r} is no number; write IMAGE:WEIGHT") from error
+        return StyleRef(ImageRef(file), _weight(weight, text, f"{file}:0.5"))
     return StyleRef(ImageRef(text)) if _is_image(text) else None
+
+
+def _weight(text: str, whole: str, example: str) -> float:
+    """Return a weight. Raises UserError for what is no number, or too large."""
+    try:
+        weight = float(text)
+    except ValueError as error:
+        raise UserError(f"--style {whole}: the weight {text!r} is no number; write {example}, say") from error
+    check_weight(weight, whole)
+    return weight
+
+
+def check_weight(weight: float, whole: str) -> None:
+    """Raise UserError for the weight of a style that is out of range."""
+    if not 0 <= weight <= MAX_WEIGHT:
+        raise UserError(f"--style {whole}: weight={weight}: must be from 0 to {MAX_WEIGHT:g}")
+
+
+def weighted(style: NamedStyle, weight: float) -> NamedStyle:
+    """Return a style whose words have a weight that `weight_syntax` reads; 1 leaves them plain, 0 leaves them out."""
+    if weight == 1:
+        return style
+    if weight == 0:
+        return NamedStyle(style.name)
+    before, after = (_weighted(text, weight) for text in style.prompt.split(PROMPT))
+    return replace(style, prompt=f"{before}{PROMPT}{after}", negative=_weighted(style.negative, weight))
+
+
+def _weighted(text: str, weight: float) -> str:
+    """Return words with a weight, and the blanks around them as they are."""
+    words = text.strip()
+    return text.replace(words, f"({words}:{weight:g})", 1) if words else text
 
 
 def _is_image(text: str) -> bool:
@@ -153,15 +193,16 @@ def _is_image(text: str) -> bool:
     return path.is_file() or path.suffix.lower() in IMAGE_SUFFIXES or len(path.parts) > 1
 
 
-def _find(name: str, known: Mapping[str, NamedStyle]) -> NamedStyle:
-    if name in known:
-        return known[name]
-    before = name.partition(":")[0]
-    if before in known:
-        raise UserError(f"--style {name}: a weight is for an image; the style {before!r} is words in the prompt")
-    near = difflib.get_close_matches(name.lower(), known, n=1)
+def _find(text: str, known: Mapping[str, NamedStyle]) -> NamedStyle:
+    """Return the style of NAME[:WEIGHT]. Raises UserError for a name that no list has, or a weight that is none."""
+    name, colon, weight = text.rpartition(":")
+    if text not in known and colon and name in known:
+        return weighted(known[name], _weight(weight, text, f"{name}:0.5"))
+    if text in known:
+        return known[text]
+    near = difflib.get_close_matches(text.lower(), known, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    raise UserError(f"--style {escaped(name)}: neither an image nor a style; {hint}known are {', '.join(known)}")
+    raise UserError(f"--style {escaped(text)}: neither an image nor a style; {hint}known are {', '.join(known)}")
 
 
 # -------------------------------------------------------------------------------- lists
@@ -230,12 +271,15 @@ def as_json(ref: StyleRef | None) -> dict[str, Any] | None:
     if ref is None:
         return None
     adapter = None if ref.adapter is None else without_home(ref.adapter)
-    return {**ref_as_json(ref.image), "weight": ref.weight, "adapter": adapter}
+    digests = {"adapter": adapter, "adapter_sha256": ref.adapter_sha256}
+    return {**ref_as_json(ref.image), "weight": ref.weight, **digests}
 
 
 def style_of(found: Mapping[str, Any] | None) -> StyleRef | None:
     """Return the image of a recipe. Raises KeyError or TypeError for what `as_json` has not written."""
     if found is None:
         return None
-    adapter = found["adapter"]
-    return StyleRef(ref_of(found), float(found["weight"]), None if adapter is None else with_home(str(adapter)))
+    adapter, sha256 = found["adapter"], found["adapter_sha256"]
+    if adapter is None:
+        return StyleRef(ref_of(found), float(found["weight"]))
+    return StyleRef(ref_of(found), float(found["weight"]), with_home(str(adapter)), sha256 and str(sha256))
