@@ -2,7 +2,8 @@
 
 Latent diffusion (Rombach et al. 2022, arXiv 2112.10752) with v-prediction (Salimans and Ho 2022, arXiv 2202.00512) and
 a schedule that ends in pure noise (Lin et al. 2024, arXiv 2305.08891). What made a tiny model learn well in minutes:
-captions that say much, calm scenes, the loss weighted up where the object is, timesteps drawn around the middle.
+captions that say much, calm scenes, the loss weighted up where the object is (it covers a fifth of the image but has
+nearly all of its information), timesteps drawn around the middle.
 
 Shapes: B batch, C latent channels, h/w latent height and width, L tokens, T text width.
 """
@@ -25,15 +26,13 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from toyworld.canvas import SIZE
 from toyworld.dataset import Dataset, load_or_make_dataset
-from toyworld.latents import CHANNELS, PATCH
+from toyworld.editions import Edition
+from toyworld.latents import PATCH
 from toyworld.tokenizer import MAX_LENGTH, build_tokenizer
-from toyworld.training import Plan, fit, rank_and_world
+from toyworld.training import Budget, Plan, fit, rank_and_world
 
 TEXT_WIDTH = 128
 CAPTION_DROPOUT = 0.1
-# An object covers a fifth of the image but has nearly all of its information: each of its latent positions has weight
-# 1 + OBJECT_WEIGHT.
-OBJECT_WEIGHT = 3.0
 TIMESTEP_SHIFT = -0.2  # t / 1000 = sigmoid(normal + shift): mid-noise, slightly to the clean side
 SCHEDULE = {
     "num_train_timesteps": 1000,
@@ -53,7 +52,8 @@ class BaseSettings:
     """Hold the settings of one training of the base."""
 
     folder: Path  # working folder: data set and state
-    minutes: float
+    edition: Edition
+    budget: Budget = Budget()
     num_samples: int = 100_000  # in the training set
     batch_size: int = 64  # over all processes
     peak_lr: float = 1.5e-3
@@ -64,18 +64,18 @@ class BaseSettings:
     seed: int = 0
 
 
-def build_unet() -> UNet2DConditionModel:
+def build_unet(edition: Edition) -> UNet2DConditionModel:
     """Return an untrained denoiser whose residual branches start at zero (it then trains much faster)."""
     unet = UNet2DConditionModel(
         sample_size=SIZE // PATCH,
-        in_channels=CHANNELS,
-        out_channels=CHANNELS,
+        in_channels=edition.latent_channels,
+        out_channels=edition.latent_channels,
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        block_out_channels=(128, 128),
+        block_out_channels=edition.unet_widths,
         layers_per_block=1,
         cross_attention_dim=TEXT_WIDTH,
-        attention_head_dim=(4, 4),  # in effect the number of heads, of 32 channels each
+        attention_head_dim=(4, 4),  # in effect the number of heads
         norm_num_groups=16,
     )
     with torch.no_grad():
@@ -87,13 +87,13 @@ def build_unet() -> UNet2DConditionModel:
     return unet
 
 
-def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """Return an untrained causal CLIP text transformer of two layers."""
+def build_text_encoder(tokenizer: CLIPTokenizer, num_layers: int) -> CLIPTextModel:
+    """Return an untrained causal CLIP text transformer."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=TEXT_WIDTH,
         intermediate_size=4 * TEXT_WIDTH,
-        num_hidden_layers=2,
+        num_hidden_layers=num_layers,
         num_attention_heads=4,
         max_position_embeddings=MAX_LENGTH,
         projection_dim=TEXT_WIDTH,
@@ -117,7 +117,7 @@ class BaseTask:
         self.unet, self.text_encoder = modules["unet"], modules["text_encoder"]
         self.dataset, self.settings = dataset, settings
         self.noise_schedule = DDPMScheduler(**SCHEDULE)
-        tokenizer = build_tokenizer()
+        tokenizer = build_tokenizer(settings.edition.vocabulary())
         self.no_caption_L = torch.tensor(tokenizer("", padding="max_length").input_ids)
         self.precision = torch.bfloat16 if bfloat16_is_faster(settings.device) else torch.float32
 
@@ -126,14 +126,19 @@ class BaseTask:
         rank, num_processes = rank_and_world()
         size = self.settings.batch_size // num_processes
         generator = torch.Generator().manual_seed(self.settings.seed + 7919 * (step * num_processes + rank))
-        latents, mask, tokens = self.dataset.batch(torch.randint(len(self.dataset), (size,), generator=generator))
+        indices = torch.randint(len(self.dataset), (size,), generator=generator)
+        which = None
+        if self.dataset.tokens.ndim == 3:  # a set made when there was one caption an image has no such dimension
+            which = torch.randint(self.dataset.tokens.shape[1], (size,), generator=generator)
+        latents, masks, tokens = self.dataset.batch(indices, which)
         tokens[torch.rand(size, generator=generator) < CAPTION_DROPOUT] = self.no_caption_L
         t_over_T = torch.sigmoid(torch.randn(size, generator=generator) + TIMESTEP_SHIFT)
         t = (t_over_T * SCHEDULE["num_train_timesteps"]).long()  # type: ignore[operator]
         noise = torch.randn(latents.shape, generator=generator)
         noisy = self.noise_schedule.add_noise(latents, noise, t)
         target = self.noise_schedule.get_velocity(latents, noise, t)
-        weight = 1 + OBJECT_WEIGHT * mask
+        more = torch.tensor(self.settings.edition.mask_weights)[:, None, None]
+        weight = 1 + (more * masks).sum(1, keepdim=True)
         return self._loss(noisy, t, tokens, target, weight / weight.mean())
 
     def _loss(
@@ -173,7 +178,9 @@ def build_modules(settings: BaseSettings) -> nn.ModuleDict:
     """Return text encoder and denoiser, with random weights or with those in `settings.init_from`."""
     torch.manual_seed(settings.seed)
     if settings.init_from is None:
-        return nn.ModuleDict({"text_encoder": build_text_encoder(build_tokenizer()), "unet": build_unet()})
+        tokenizer = build_tokenizer(settings.edition.vocabulary())
+        text_encoder = build_text_encoder(tokenizer, settings.edition.text_layers)
+        return nn.ModuleDict({"text_encoder": text_encoder, "unet": build_unet(settings.edition)})
     unet = UNet2DConditionModel.from_pretrained(settings.init_from, subfolder="unet").float()
     unet.set_attn_processor(AttnProcessor())
     text_encoder = CLIPTextModel.from_pretrained(settings.init_from, subfolder="text_encoder").float()
@@ -182,8 +189,9 @@ def build_modules(settings: BaseSettings) -> nn.ModuleDict:
 
 def train_base(settings: BaseSettings) -> None:
     """Train, or resume training, the base; its state is in `settings.folder`/base.pt."""
-    load_or_make_dataset(settings.folder, settings.num_samples)
     num_processes = settings.num_processes if settings.device == "cpu" else 1
+    num_renderers = settings.num_processes if settings.device == "cpu" else os.cpu_count() or 1
+    load_or_make_dataset(settings.folder, settings.edition, settings.num_samples, num_renderers)
     if num_processes == 1:
         _train(settings)
         return
@@ -201,8 +209,8 @@ def _worker(rank: int, num_processes: int, port: int, settings: BaseSettings) ->
 
 def _train(settings: BaseSettings) -> None:
     modules = build_modules(settings).to(settings.device)
-    task = BaseTask(modules, load_or_make_dataset(settings.folder, settings.num_samples), settings)
-    plan = Plan("base", settings.minutes, settings.peak_lr, settings.muon_lr, "unet.")
+    task = BaseTask(modules, load_or_make_dataset(settings.folder, settings.edition, settings.num_samples), settings)
+    plan = Plan("base", settings.budget, settings.peak_lr, settings.muon_lr, "unet.")
     fit(modules, task, plan, settings.folder / "base.pt")
 
 

@@ -8,10 +8,13 @@ from pathlib import Path
 from dreambooth.errors import UserError
 
 SHIPPED = Path("checkpoints/toyworld")
+SECOND_BASE = Path("checkpoints/toyworld-second")
 DEMO_SEED = 21  # of the robot in data/robot
 STAGES = ("decoder", "encoder", "judge", "base")
 # Each stage's fraction of --minutes; the base, which everything waits for, takes most.
+MINUTES = 120.0  # of the first edition's training
 MINUTES_FRACTION = {"decoder": 0.2, "encoder": 0.05, "judge": 0.08, "base": 0.67}
+EDITIONS = ("first", "second")  # of the world; the shipped base is of the first
 ENCODERS = ("clip", "vit")
 SHIPPED_ENCODERS = Path("checkpoints/toyworld-encoders")
 
@@ -22,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     render = commands.add_parser("render", help="write a contact sheet of the toy world")
     render.add_argument("--seed", type=int, default=0, help="of the first image (default: %(default)s)")
     render.add_argument("--count", type=int, default=96, help="number of images (default: %(default)s)")
+    _add_edition(render)
     render.add_argument("--out", type=Path, default=Path("toyworld.png"), help="file to write (default: %(default)s)")
 
     subject = commands.add_parser("subject", help="write photos of one subject that no training image shows")
@@ -34,15 +38,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     subject.add_argument("--out", type=Path, required=True, help="folder for 00.png, 01.png, ...")
 
     train = commands.add_parser("train", help="train the embedded base from scratch; run again to resume")
-    train.add_argument("--minutes", type=float, default=120.0, help="of all stages together (default: %(default)s)")
+    _add_edition(train)
+    train.add_argument(
+        "--minutes", type=float, help=f"of all stages together (default: {MINUTES:g}; second edition: steps instead)"
+    )
     train.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     train.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="default: all of them")
     train.add_argument("--init-from", type=Path, help="initialize denoiser and text encoder from this pipeline folder")
     train.add_argument("--batch-size", type=int, default=64, help="of the denoiser (default: %(default)s)")
-    train.add_argument("--num-samples", type=int, default=100_000, help="in the training set (default: %(default)s)")
+    train.add_argument(
+        "--processes", type=int, default=2, help="of the denoiser and its data set, on a CPU (default: %(default)s)"
+    )
+    train.add_argument("--num-samples", type=int, help="in the training set (default: 100000)")
     _add_folders(train)
 
     export = commands.add_parser("export", help="write the base with its weights so far; works beside `train`")
+    _add_edition(export)
     _add_folders(export)
 
     evaluate = commands.add_parser("evaluate", help="sample the base and judge the images by the renderer's truth")
@@ -72,9 +83,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     encoders.add_argument("--measure-only", action="store_true", help="measure the encoders in the --out folder")
 
 
+def _add_edition(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--edition", choices=EDITIONS, default="first", help="of the world (default: %(default)s)")
+
+
 def _add_folders(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--work", type=Path, default=Path(f"{SHIPPED}.work"), help="states (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=SHIPPED, help="pipeline folder to write (default: %(default)s)")
+    parser.add_argument("--work", type=Path, help=f"states (default: {SHIPPED}.work or {SECOND_BASE}.work, by edition)")
+    parser.add_argument("--out", type=Path, help=f"pipeline to write (default: {SHIPPED} or {SECOND_BASE}, by edition)")
+
+
+def _folders(args: argparse.Namespace) -> tuple[Path, Path]:
+    """Return the folder of the states and that of the pipeline."""
+    out = SHIPPED if args.edition == "first" else SECOND_BASE
+    return args.work or Path(f"{out}.work"), args.out or out
 
 
 def run(args: argparse.Namespace) -> int:
@@ -95,8 +116,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _render(args: argparse.Namespace) -> None:
     from toyworld import world
+    from toyworld.editions import EDITIONS as BY_NAME
 
-    images = [world.render(*world.sample(seed)[:2]) for seed in range(args.seed, args.seed + args.count)]
+    images = [BY_NAME[args.edition].image(seed) for seed in range(args.seed, args.seed + args.count)]
     world.contact_sheet(images, columns=12).save(args.out)
     print(args.out)
 
@@ -112,26 +134,48 @@ def _subject(args: argparse.Namespace) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
+    from toyworld.base import BaseSettings
+    from toyworld.editions import EDITIONS as BY_NAME
     from toyworld.stages import train_stages
+    from toyworld.training import Budget
 
-    minutes = {stage: MINUTES_FRACTION[stage] * args.minutes for stage in STAGES if stage in args.stages}
-    train_stages(minutes, args.work, args.device, args.batch_size, args.num_samples, args.init_from)
+    edition = BY_NAME[args.edition]
+    if edition.steps is not None and args.minutes is None:
+        budgets = {stage: Budget(steps=edition.steps[stage]) for stage in STAGES}
+    else:
+        minutes = MINUTES if args.minutes is None else args.minutes
+        budgets = {stage: Budget(MINUTES_FRACTION[stage] * minutes) for stage in STAGES}
+    settings = BaseSettings(
+        _folders(args)[0],
+        edition,
+        num_samples=args.num_samples or edition.num_samples,
+        batch_size=args.batch_size,
+        device=args.device,
+        num_processes=args.processes,
+        init_from=args.init_from,
+    )
+    train_stages({stage: budgets[stage] for stage in STAGES if stage in args.stages}, settings)
     _export(args)
 
 
 def _export(args: argparse.Namespace) -> None:
+    from toyworld.editions import EDITIONS as BY_NAME
     from toyworld.export import export
 
-    export(args.work, args.out)
-    print(args.out)
+    work, out = _folders(args)
+    export(work, out, BY_NAME[args.edition])
+    print(out)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
     if args.per_class < 3:
         raise UserError(f"--per-class {args.per_class}: at least 3; only then do prompts name colour and pattern")
+    from toyworld.editions import FIRST, edition_of
     from toyworld.evaluate import measure, refresh_model_card, table
+    from toyworld.second.evaluate import measure as measure_second
 
-    text = table(measure(args.model, args.per_class, args.sheet))
+    measure_edition = measure if edition_of(args.model / "judge") is FIRST else measure_second
+    text = table(measure_edition(args.model, args.per_class, args.sheet))
     refresh_model_card(args.model / "README.md", text)
     print(text)
 

@@ -1,29 +1,35 @@
-"""The denoiser's training set: latents, object masks and caption tokens of the first N samples, made once on disk.
+"""The denoiser's training set: latents, masks and caption tokens of the first N samples, made once on disk.
 
-Files in a folder: codec.safetensors, latents.npy (float16 [N, C, h, w]), masks.npy (float16 [N, 1, h, w], the object's
-fraction of each latent position), tokens.npy (int16 [N, 32]). They are memory-mapped, so several processes share them.
+Files in a folder: codec.safetensors, latents.npy (float16 [N, C, h, w]), masks.npy (float16 [N, M, h, w], each mask's
+fraction of each latent position), tokens.npy (int16 [N, K, 32], K captions of each image). They are memory-mapped, so
+several processes share them.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import random
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from transformers import CLIPTokenizer
 
-from toyworld import world
-from toyworld.latents import LinearCodec, fit_codec, to_pixels
+from dreambooth.errors import UserError
+from dreambooth.files import atomic_file
+from toyworld.editions import EDITIONS, Edition
+from toyworld.latents import PATCH, LinearCodec, fit_codec, to_pixels
 from toyworld.tokenizer import build_tokenizer
 
 NUM_CODEC_IMAGES = 4000
 CHUNK = 1000
 # Seeds from here on belong to samples that the denoiser never trains on, such as those that the codec is fitted to.
 FRESH_SEEDS = 1_000_000_000
+Chunk = tuple[np.ndarray, np.ndarray, list[tuple[str, ...]]]  # images, masks and captions of some samples
 
 
 @dataclass(frozen=True)
@@ -37,57 +43,93 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.latents)
 
-    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return latents [B, C, h, w] and masks [B, 1, h, w] as float32, and tokens [B, 32]."""
+    def batch(self, indices: Tensor, which_caption: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return latents [B, C, h, w] and masks [B, M, h, w] as float32, and tokens [B, 32] of a caption each."""
         rows = indices.numpy()
         latents, masks, tokens = self.latents[rows], self.masks[rows], self.tokens[rows]
+        if which_caption is not None:
+            tokens = tokens[np.arange(len(rows)), which_caption.numpy()]
         return torch.from_numpy(latents).float(), torch.from_numpy(masks).float(), torch.from_numpy(tokens).long()
 
 
-def render_batch(seeds: range) -> Tensor:
-    """Return the images of the training samples with these seeds, [B, 3, 64, 64] in -1..1."""
-    return to_pixels([world.render(*world.sample(seed)[:2]) for seed in seeds])
+def random_pixels(edition: Edition, rng: random.Random, num: int) -> Tensor:
+    """Return images of any things in any scenes, [B, 3, 64, 64] in -1..1.
 
-
-def random_pixels(rng: random.Random, num: int) -> Tensor:
-    """Return images of any objects in any scenes, [B, 3, 64, 64] in -1..1.
-
-    Held-out objects are among them: what an autoencoder has seen gives the denoiser no advantage on them.
+    Held-out ones are among them: what an autoencoder has seen gives the denoiser no advantage on them.
     """
-    return to_pixels([world.render(world.random_spec(rng), world.random_scene(rng)) for _ in range(num)])
+    return to_pixels([edition.any_image(rng) for _ in range(num)])
 
 
-def load_or_make_codec(folder: Path) -> LinearCodec:
+def load_or_make_codec(folder: Path, edition: Edition) -> LinearCodec:
     """Return the linear codec that defines the latents, fitting and saving it on first use."""
     path = folder / "codec.safetensors"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        fit_codec(render_batch(range(FRESH_SEEDS, FRESH_SEEDS + NUM_CODEC_IMAGES))).save(path)
-    return LinearCodec.load(path)
+        seeds = range(FRESH_SEEDS, FRESH_SEEDS + NUM_CODEC_IMAGES)
+        fit_codec(to_pixels([edition.image(seed) for seed in seeds]), edition.latent_channels).save(path)
+    codec = LinearCodec.load(path)
+    if codec.num_channels != edition.latent_channels:
+        raise UserError(
+            f"{path} has {codec.num_channels} channels, the {edition.name} edition {edition.latent_channels}"
+        )
+    return codec
 
 
-def load_or_make_dataset(folder: Path, num_samples: int) -> Dataset:
-    """Return the training set, rendering it on first use (about 1,200 samples a second)."""
+def load_or_make_dataset(folder: Path, edition: Edition, num_samples: int, num_processes: int = 1) -> Dataset:
+    """Return the training set, rendering it on first use (about 700 samples a second and process)."""
     done = folder / f"dataset-{num_samples}.done"
     if not done.is_file():
-        _make(folder, num_samples)
+        _make(folder, edition, num_samples, num_processes)
         done.touch()
     arrays = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("latents", "masks", "tokens"))
     return Dataset(*arrays)
 
 
-def _make(folder: Path, num_samples: int) -> None:
-    parts = list(_chunks(load_or_make_codec(folder), num_samples))
-    for name, arrays in zip(("latents", "masks", "tokens"), zip(*parts, strict=True), strict=True):
-        np.save(folder / f"{name}.npy", np.concatenate(arrays))
+def _make(folder: Path, edition: Edition, num_samples: int, num_processes: int) -> None:
+    """Write the arrays in the seeds' order. Chunks that an interrupted call has left are not made again."""
+    codec, tokenizer = load_or_make_codec(folder, edition), build_tokenizer(edition.vocabulary())
+    parts = folder / f"dataset-{num_samples}"
+    parts.mkdir(exist_ok=True)
+    chunks = [(edition.name, start, min(start + CHUNK, num_samples)) for start in range(0, num_samples, CHUNK)]
+    missing = [chunk for chunk in chunks if not _path(parts, chunk).is_file()]
+    for chunk, rendered in zip(missing, _rendered(missing, num_processes), strict=True):
+        with atomic_file(_path(parts, chunk)) as file:
+            encoded = _encode_chunk(rendered, codec, tokenizer)
+            np.savez(file, latents=encoded[0], masks=encoded[1], tokens=encoded[2])
+    for name in ("latents", "masks", "tokens"):
+        np.save(folder / f"{name}.npy", np.concatenate([np.load(_path(parts, chunk))[name] for chunk in chunks]))
+    shutil.rmtree(parts)
 
 
-def _chunks(codec: LinearCodec, num_samples: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    tokenizer = build_tokenizer()
-    for start in range(0, num_samples, CHUNK):
-        samples = [world.sample(seed) for seed in range(start, min(start + CHUNK, num_samples))]
-        pixels = to_pixels([world.render(spec, scene) for spec, scene, _ in samples])
-        masks = np.stack([np.asarray(world.object_mask(spec, scene)) for spec, scene, _ in samples])
-        small = F.avg_pool2d(torch.from_numpy(masks).float().div(255)[:, None], codec.patch)
-        tokens = tokenizer([text for *_, text in samples], padding="max_length").input_ids
-        yield codec.encode(pixels).half().numpy(), small.half().numpy(), np.array(tokens, dtype=np.int16)
+def _path(parts: Path, chunk: tuple[str, int, int]) -> Path:
+    return parts / f"{chunk[1]}.npz"
+
+
+def _rendered(chunks: list[tuple[str, int, int]], num_processes: int) -> Iterator[Chunk]:
+    if num_processes == 1 or not chunks:
+        yield from map(_render_chunk, chunks)
+        return
+    # Forked beside torch's threads a process may hang, hence "spawn".
+    with multiprocessing.get_context("spawn").Pool(num_processes) as pool:
+        yield from pool.imap(_render_chunk, chunks)
+
+
+def _render_chunk(chunk: tuple[str, int, int]) -> Chunk:
+    """Return images [n, 64, 64, 3], masks [n, M, h, w] and captions of the samples of an edition from start to end."""
+    name, start, end = chunk
+    samples = [EDITIONS[name].sample(seed) for seed in range(start, end)]
+    masks = np.stack([sample.masks for sample in samples])
+    n, m, height, width = masks.shape
+    small = masks.reshape(n, m, height // PATCH, PATCH, width // PATCH, PATCH).mean((3, 5))
+    images = np.stack([np.asarray(sample.image) for sample in samples])
+    return images, small.astype(np.float16), [sample.captions for sample in samples]
+
+
+def _encode_chunk(chunk: Chunk, codec: LinearCodec, tokenizer: CLIPTokenizer) -> tuple[np.ndarray, ...]:
+    """Return latents [n, C, h, w], masks [n, M, h, w] and tokens [n, K, 32] of some samples."""
+    images, masks, captions = chunk
+    pixels_BCHW = torch.from_numpy(images).permute(0, 3, 1, 2).float().div(127.5).sub(1.0)
+    flat = [text for texts in captions for text in texts]
+    tokens = np.array(tokenizer(flat, padding="max_length").input_ids, dtype=np.int16)
+    latents = codec.encode(pixels_BCHW).half().numpy()
+    return latents, masks, tokens.reshape(len(captions), -1, tokens.shape[-1])

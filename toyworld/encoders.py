@@ -26,7 +26,7 @@ from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
 from toyworld import encoder_batches as batches
 from toyworld.judge import HEADS
 from toyworld.tokenizer import MAX_LENGTH, build_tokenizer
-from toyworld.training import Plan, fit, load_average
+from toyworld.training import Budget, Plan, fit, load_average
 from toyworld.world import PATTERNS, SIZE
 
 NAMES = ("clip", "vit")
@@ -221,7 +221,7 @@ def train(name: str, minutes: float, vae: Any, work: Path, num_objects: int = 48
     student = build_student(name)
     prefix = "model.vision_model.encoder." if name == "clip" else "model.layers."
     plan = Plan(
-        name, minutes, peak_lr=1.5e-3, muon_lr=0.02, muon_prefix=prefix, decay_fraction=0.6, ema_decay=0.995,
+        name, Budget(minutes), peak_lr=1.5e-3, muon_lr=0.02, muon_prefix=prefix, decay_fraction=0.6, ema_decay=0.995,
         weight_decay=1e-2,
     )  # fmt: skip
     fit(student, loss_of_step(name, student, vae, num_objects), plan, work / f"{name}.pt")

@@ -12,41 +12,48 @@ from torch import nn
 from dreambooth.errors import UserError
 from dreambooth.exporting.pipeline import save_pipeline
 from toyworld.base import BaseSettings, build_modules, sampling_scheduler
+from toyworld.editions import FIRST, Edition
 from toyworld.judge import Judge, JudgeNet
+from toyworld.second.judge import Judge as SecondJudge
+from toyworld.second.judge import JudgeNet as SecondJudgeNet
 from toyworld.tokenizer import build_tokenizer
 from toyworld.training import load_average
 from toyworld.vae import build_vae
 
 
-def trained_vae(work: Path) -> AutoencoderKL:
+def trained_vae(work: Path, edition: Edition) -> AutoencoderKL:
     """Return the autoencoder with the averaged weights of its training so far; parts not begun are untrained."""
-    vae = build_vae()
+    vae = build_vae(edition)
     assert vae.post_quant_conv is not None
     load_average(nn.ModuleDict({"post_quant_conv": vae.post_quant_conv, "decoder": vae.decoder}), work / "decoder.pt")
     load_average(nn.ModuleDict({"encoder": vae.encoder}), work / "encoder.pt")
     return vae.eval()
 
 
-def trained_judge(work: Path) -> Judge:
+def trained_judge(work: Path, edition: Edition) -> Judge | SecondJudge:
     """Return the judge with the averaged weights of its training so far."""
-    net = JudgeNet()
-    load_average(net, work / "judge.pt")
-    return Judge(net)
+    if edition is FIRST:
+        net = JudgeNet()
+        load_average(net, work / "judge.pt")
+        return Judge(net)
+    second_net = SecondJudgeNet()
+    load_average(second_net, work / "judge.pt")
+    return SecondJudge(second_net)
 
 
-def trained_pipeline(work: Path) -> StableDiffusionPipeline:
+def trained_pipeline(work: Path, edition: Edition) -> StableDiffusionPipeline:
     """Return the base with the averaged weights of its training so far, in float32.
 
     Raises UserError if training has not begun.
     """
     if not (work / "base.pt").is_file():
         raise UserError(f"nothing to export in {work}: base.pt is missing; `toyworld train` makes it")
-    modules = build_modules(BaseSettings(folder=work, minutes=0.0))
+    modules = build_modules(BaseSettings(work, edition))
     load_average(modules, work / "base.pt")
     return StableDiffusionPipeline(
-        vae=trained_vae(work),
+        vae=trained_vae(work, edition),
         text_encoder=modules["text_encoder"].eval(),
-        tokenizer=build_tokenizer(),
+        tokenizer=build_tokenizer(edition.vocabulary()),
         unet=modules["unet"].eval(),
         scheduler=sampling_scheduler(),
         safety_checker=None,
@@ -55,9 +62,9 @@ def trained_pipeline(work: Path) -> StableDiffusionPipeline:
     )
 
 
-def export(work: Path, out: Path) -> None:
+def export(work: Path, out: Path, edition: Edition) -> None:
     """Write the pipeline folder and the judge beside it; every float is stored in 16 bits."""
-    pipeline: Any = trained_pipeline(work)
+    pipeline: Any = trained_pipeline(work, edition)
     save_pipeline(pipeline.to(torch.float16), out)
     if (work / "judge.pt").is_file():
-        trained_judge(work).save(out / "judge")
+        trained_judge(work, edition).save(out / "judge")

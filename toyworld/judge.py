@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from dreambooth.errors import UserError
 from toyworld import world
 from toyworld.latents import to_pixels
-from toyworld.training import Plan, fit
+from toyworld.training import Budget, Plan, fit
 
 HEADS: dict[str, tuple[str, ...]] = {
     "class_noun": world.CLASSES,
@@ -186,7 +186,7 @@ def judge_loss(net: JudgeNet, pixels_BCHW: Tensor, truth: dict[str, Tensor]) -> 
     return loss + F.cross_entropy(similarity, partner)
 
 
-def train_judge(minutes: float, soften: Sequence[Callable[[Tensor], Tensor]], folder: Path) -> Judge:
+def train_judge(budget: Budget, soften: Sequence[Callable[[Tensor], Tensor]], folder: Path) -> Judge:
     """Train a judge, or resume; its state is in `folder`/judge.pt.
 
     soften: ways to make pixels [B, 3, H, W] look as if a model had drawn them (a VAE's round trip, say). Half of the
@@ -205,7 +205,7 @@ def train_judge(minutes: float, soften: Sequence[Callable[[Tensor], Tensor]], fo
         return judge_loss(net, augment(pixels, rng), truth)
 
     plan = Plan(
-        "judge", minutes, peak_lr=2e-3, muon_lr=0.02, muon_prefix="body.", decay_fraction=0.8, ema_decay=0.99,
+        "judge", budget, peak_lr=2e-3, muon_lr=0.02, muon_prefix="body.", decay_fraction=0.8, ema_decay=0.99,
         weight_decay=1e-2,
     )  # fmt: skip
     fit(net, loss_at, plan, folder / "judge.pt")

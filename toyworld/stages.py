@@ -1,8 +1,9 @@
-"""The stages of training the embedded base; each is resumable, and skipped once its minutes are spent."""
+"""The stages of training an embedded base; each is resumable, and skipped once its budget is spent."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,46 +11,36 @@ from torch import Tensor
 
 from toyworld.base import BaseSettings, train_base
 from toyworld.dataset import load_or_make_codec
+from toyworld.editions import FIRST, Edition
 from toyworld.export import trained_vae
 from toyworld.judge import train_judge
 from toyworld.latents import LinearCodec
-from toyworld.vae import SCALING_FACTOR, build_vae, train_decoder, train_encoder
+from toyworld.second.judge import train_judge as train_second_judge
+from toyworld.training import Budget
+from toyworld.vae import SCALING_FACTOR, train_decoder, train_encoder
 
 
-def train_stages(
-    minutes: dict[str, float],
-    work: Path,
-    device: str,
-    batch_size: int,
-    num_samples: int,
-    init_from: Path | None,
-) -> None:
-    """Run the stages named in `minutes`, each for that long, in the order in which they build on each other."""
-    codec = load_or_make_codec(work)
-    if "decoder" in minutes:
-        train_decoder(build_vae(), codec, minutes["decoder"], work, device)
-    if "encoder" in minutes:
-        train_encoder(build_vae(), codec, minutes["encoder"], work, device)
-    if "judge" in minutes:
-        train_judge(minutes["judge"], softeners(codec, work), work)
-    if "base" in minutes:
-        settings = BaseSettings(
-            work,
-            minutes["base"],
-            num_samples=num_samples,
-            batch_size=batch_size,
-            device=device,
-            init_from=init_from,
-        )
-        train_base(settings)
+def train_stages(budgets: dict[str, Budget], settings: BaseSettings) -> None:
+    """Run the stages named in `budgets`, each for that long, in the order in which they build on each other."""
+    work, edition, device = settings.folder, settings.edition, settings.device
+    codec = load_or_make_codec(work, edition)
+    if "decoder" in budgets:
+        train_decoder(edition, codec, budgets["decoder"], work, device)
+    if "encoder" in budgets:
+        train_encoder(edition, codec, budgets["encoder"], work, device)
+    if "judge" in budgets:
+        train = train_judge if edition is FIRST else train_second_judge
+        train(budgets["judge"], softeners(edition, codec, work), work)
+    if "base" in budgets:
+        train_base(replace(settings, budget=budgets["base"]))
 
 
-def softeners(codec: LinearCodec, work: Path) -> list[Callable[[Tensor], Tensor]]:
+def softeners(edition: Edition, codec: LinearCodec, work: Path) -> list[Callable[[Tensor], Tensor]]:
     """Return functions that make renders look drawn by a model.
 
     They add noise to the latents, and decode them linearly or by the autoencoder.
     """
-    vae = trained_vae(work)
+    vae = trained_vae(work, edition)
 
     def linear(pixels_BCHW: Tensor) -> Tensor:
         return codec.decode(_disturbed(codec, pixels_BCHW)).clamp(-1, 1)

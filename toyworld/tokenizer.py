@@ -12,12 +12,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toyworld.captions import vocabulary
+from toyworld import captions
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
-MAX_LENGTH = 32  # tokens, begin and end included; the longest caption takes 19
+MAX_LENGTH = 32  # tokens, begin and end included; the longest caption takes 30
 RARE_WORDS = ("sks", "ohwx", "xyz", "zwx", "olis", "ukj", "phl", "qwv", "vtq", "krz", "mjx", "bnf")
 # Words that users write though no caption does; one token each keeps prompts short.
 COMMON_WORDS = ("my", "his", "her", "toy", "small", "big", "in", "front", "next", "to", "wearing", "hat", "red", "new")
@@ -48,12 +48,15 @@ def _merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:
     return merged
 
 
-def build_tokenizer() -> CLIPTokenizer:
-    """Return the tokenizer of the embedded base; the same on every call."""
+def build_tokenizer(vocabulary: set[str] | None = None) -> CLIPTokenizer:
+    """Return a tokenizer that has each word of `vocabulary` (None: the shipped base's) as one token.
+
+    The same on every call.
+    """
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import CLIPTokenizer
 
-    words = sorted(vocabulary() | set(RARE_WORDS) | set(COMMON_WORDS))
+    words = sorted((captions.vocabulary() if vocabulary is None else vocabulary) | set(RARE_WORDS) | set(COMMON_WORDS))
     merges = learn_merges(words)
     letters = sorted(ByteLevel.alphabet())
     pieces = [*letters, *(letter + END_OF_WORD for letter in letters), *("".join(pair) for pair in merges), BEGIN, END]

@@ -1,7 +1,8 @@
 """One resumable training loop for everything that is trained here: denoiser, decoder, encoder and judge.
 
-Its budget is minutes, not steps, so that it takes as long on any machine. The learning rate warms up, stays, and falls
-to nearly zero over the last part of the time. That fall brings the largest visible gain, so a budget is never just cut.
+Its budget is minutes, so that it takes as long on any machine, or steps, so that it comes to the same on any machine.
+The learning rate warms up, stays, and falls to nearly zero over the last part of the budget. That fall brings the
+largest visible gain, so a budget is never just cut.
 With several processes (gloo, one thread each: twice as fast on two cores as one process with two threads) gradients are
 averaged, and rank 0 measures the time and saves the state.
 """
@@ -27,15 +28,29 @@ LOG_EVERY_STEPS = 100
 
 
 @dataclass(frozen=True)
+class Budget:
+    """Hold how long a training lasts: minutes of wall time, or optimizer steps."""
+
+    minutes: float = 0.0
+    steps: int = 0  # 0: the minutes decide
+
+    def spent(self, step: int, seconds: float) -> float:
+        """Return the fraction that is spent after so many steps and seconds: 1 or more at the end."""
+        if self.steps:
+            return step / self.steps
+        return seconds / (60 * self.minutes) if self.minutes > 0 else 1.0
+
+
+@dataclass(frozen=True)
 class Plan:
     """Hold the settings of one module's training."""
 
     name: str
-    minutes: float  # of wall time, over all resumptions together
+    budget: Budget  # over all resumptions together
     peak_lr: float  # of AdamW
     muon_lr: float = 0.0  # of Muon, which takes the hidden layers' matrices; 0: AdamW takes everything
     muon_prefix: str = ""  # names of the parameters that may go to Muon begin so
-    decay_fraction: float = 0.3  # of the time, at the end, over which the learning rate falls
+    decay_fraction: float = 0.3  # of the budget, at the end, over which the learning rate falls
     warmup_steps: int = 100
     ema_decay: float = 0.999  # of the weights that are kept; half-life some 700 steps
     betas: tuple[float, float] = (0.9, 0.99)
@@ -45,7 +60,7 @@ class Plan:
 
 
 def lr_factor(plan: Plan, step: int, spent: float) -> float:
-    """Return the factor on the peak learning rate, at a step and a fraction `spent` of the time (0 to 1)."""
+    """Return the factor on the peak learning rate, at a step and a fraction `spent` of the budget (0 to 1)."""
     warm = min(1.0, (step + 1) / plan.warmup_steps)
     left = min(1.0, (1.0 - spent) / plan.decay_fraction) if plan.decay_fraction > 0 else 1.0
     return warm * max(MIN_LR_FACTOR, left)
@@ -183,24 +198,24 @@ def _average_gradients(parameters: list[nn.Parameter]) -> None:
 
 
 def fit(module: nn.Module, loss_at: Callable[[int], Tensor], plan: Plan, state_path: Path) -> None:
-    """Train until the plan's minutes are spent, from the saved state if there is one; then `module` holds the average.
+    """Train until the plan's budget is spent, from the saved state if there is one; then `module` holds the average.
 
     loss_at(step) computes the loss of one batch; whatever it draws at random must follow from the step (and the rank),
     so that a resumed training goes on as it would have.
     """
     run = Run(module, plan, state_path)
     run.restore()
-    budget = 60 * plan.minutes
     started = time.monotonic() - run.seconds
     saved_at, losses = run.seconds, []
     module.train()
     while True:
         run.seconds = _time_of_rank_zero(time.monotonic() - started)
-        if run.seconds >= budget:
+        spent = plan.budget.spent(run.step, run.seconds)
+        if spent >= 1:
             break
         loss = loss_at(run.step)
         losses.append(loss.item())
-        run.update(loss, lr_factor(plan, run.step, run.seconds / budget))
+        run.update(loss, lr_factor(plan, run.step, spent))
         if run.step % LOG_EVERY_STEPS == 0 and rank_and_world()[0] == 0:
             _log(plan.name, run, losses)
         if run.seconds - saved_at > plan.save_every_seconds:

@@ -13,14 +13,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from PIL import Image
 from torch import Tensor, nn
 
-from toyworld import world
 from toyworld.canvas import SIZE
 from toyworld.dataset import random_pixels
-from toyworld.latents import CHANNELS, PATCH, LinearCodec, to_pixels
-from toyworld.training import Plan, fit
+from toyworld.editions import FIRST, Edition
+from toyworld.latents import PATCH, LinearCodec, to_pixels
+from toyworld.training import Budget, Plan, fit
 
 # The autoencoder's own latents are twice as large as the denoiser's. Every Stable Diffusion has a factor other than 1,
 # so code that forgets it fails here too.
@@ -30,9 +29,9 @@ LATENT_NOISE = 0.15  # at most, of latents of standard deviation 1: errors that 
 BATCH_SIZE = 8
 
 
-def build_vae() -> AutoencoderKL:
+def build_vae(edition: Edition) -> AutoencoderKL:
     """Return an untrained autoencoder whose residual branches start at zero."""
-    channels = (24, 48, 64, 96)
+    channels = edition.vae_widths
     assert 2 ** (len(channels) - 1) == PATCH
     vae = AutoencoderKL(
         in_channels=3,
@@ -41,7 +40,7 @@ def build_vae() -> AutoencoderKL:
         up_block_types=("UpDecoderBlock2D",) * len(channels),
         block_out_channels=channels,
         layers_per_block=1,
-        latent_channels=CHANNELS,
+        latent_channels=edition.latent_channels,
         norm_num_groups=8,
         sample_size=SIZE,
         mid_block_add_attention=False,
@@ -60,10 +59,11 @@ def _fix_posterior(vae: AutoencoderKL) -> None:
     assert vae.quant_conv is not None
     assert vae.quant_conv.bias is not None
     weight, bias = vae.quant_conv.weight, vae.quant_conv.bias
+    channels = len(bias) // 2
     weight.zero_()
-    weight[:CHANNELS, :CHANNELS, 0, 0] = torch.eye(CHANNELS)
+    weight[:channels, :channels, 0, 0] = torch.eye(channels)
     bias.zero_()
-    bias[CHANNELS:] = POSTERIOR_LOG_VARIANCE
+    bias[channels:] = POSTERIOR_LOG_VARIANCE
     vae.quant_conv.requires_grad_(False)
 
 
@@ -82,35 +82,48 @@ def decoder_loss(decoded_BCHW: Tensor, pixels_BCHW: Tensor) -> Tensor:
     return absolute + 4 * squared + 0.5 * sum(((a - b).abs().mean() for a, b in edges), torch.zeros(()))
 
 
-def train_decoder(vae: AutoencoderKL, codec: LinearCodec, minutes: float, folder: Path, device: str = "cpu") -> None:
-    """Train the decoder of `vae` on the codec's latents; its state is in `folder`/decoder.pt."""
+def train_decoder(edition: Edition, codec: LinearCodec, budget: Budget, folder: Path, device: str = "cpu") -> None:
+    """Train the decoder of an autoencoder on the codec's latents; its state is in `folder`/decoder.pt."""
+    vae = build_vae(edition)
     assert vae.post_quant_conv is not None
     vae.to(device)
     trained = nn.ModuleDict({"post_quant_conv": vae.post_quant_conv, "decoder": vae.decoder})
 
     def loss_at(step: int) -> Tensor:
         torch.manual_seed(step)
-        pixels = random_pixels(random.Random(f"decoder {step}"), BATCH_SIZE)
+        pixels = random_pixels(edition, random.Random(f"decoder {step}"), BATCH_SIZE)
         latents = codec.encode(pixels)
         noise = LATENT_NOISE * torch.rand(len(pixels), 1, 1, 1) * torch.randn_like(latents)
         decoded = vae.decode(((latents + noise) / SCALING_FACTOR).to(device)).sample
         return decoder_loss(decoded, pixels.to(device))
 
-    plan = Plan("decoder", minutes, peak_lr=2e-3, decay_fraction=0.6, ema_decay=0.998, betas=(0.9, 0.98))
-    fit(trained, loss_at, plan, folder / "decoder.pt")
+    fit(trained, loss_at, _plan("decoder", edition, budget, decay_fraction=0.6), folder / "decoder.pt")
 
 
-def train_encoder(vae: AutoencoderKL, codec: LinearCodec, minutes: float, folder: Path, device: str = "cpu") -> None:
-    """Train the encoder of `vae` to produce the codec's latents; its state is in `folder`/encoder.pt."""
-    vae.to(device)
+def train_encoder(edition: Edition, codec: LinearCodec, budget: Budget, folder: Path, device: str = "cpu") -> None:
+    """Train the encoder of an autoencoder to produce the codec's latents; its state is in `folder`/encoder.pt."""
+    vae = build_vae(edition).to(device)
 
     def loss_at(step: int) -> Tensor:
-        pixels = random_pixels(random.Random(f"encoder {step}"), BATCH_SIZE)
+        pixels = random_pixels(edition, random.Random(f"encoder {step}"), BATCH_SIZE)
         mean = vae.encode(pixels.to(device)).latent_dist.mean
         return F.mse_loss(mean * SCALING_FACTOR, codec.encode(pixels).to(device))
 
-    plan = Plan("encoder", minutes, peak_lr=2e-3, decay_fraction=0.8, ema_decay=0.998, betas=(0.9, 0.98))
-    fit(nn.ModuleDict({"encoder": vae.encoder}), loss_at, plan, folder / "encoder.pt")
+    trained = nn.ModuleDict({"encoder": vae.encoder})
+    fit(trained, loss_at, _plan("encoder", edition, budget, decay_fraction=0.8), folder / "encoder.pt")
+
+
+def _plan(half: str, edition: Edition, budget: Budget, decay_fraction: float) -> Plan:
+    return Plan(
+        half,
+        budget,
+        peak_lr=2e-3,
+        muon_lr=edition.vae_muon_lr,
+        muon_prefix=f"{half}.",
+        decay_fraction=decay_fraction,
+        ema_decay=0.998,
+        betas=(0.9, 0.98),
+    )
 
 
 @torch.no_grad()
@@ -125,12 +138,7 @@ def psnr(first_BCHW: Tensor, second_BCHW: Tensor) -> float:
     return sum(10 * math.log10(4 / error) for error in errors.tolist()) / len(errors)
 
 
-def fresh_pixels(num: int, seed: int = 0) -> Tensor:
-    """Return images that no training saw, of objects in held-out colours, [B, 3, 64, 64] in -1..1."""
+def fresh_pixels(num: int, seed: int = 0, edition: Edition = FIRST) -> Tensor:
+    """Return images that no training saw, of things in held-out colours, [B, 3, 64, 64] in -1..1."""
     rng = random.Random(f"fresh {seed}")
-    images: list[Image.Image] = []
-    while len(images) < num:
-        spec = world.random_spec(rng)
-        if world.is_held_out(spec):
-            images.append(world.render(spec, world.random_scene(rng)))
-    return to_pixels(images)
+    return to_pixels([edition.unseen_image(rng) for _ in range(num)])

@@ -58,26 +58,35 @@ class Scene:
 
 def is_held_out(spec: Spec) -> bool:
     """Return whether training must not see this class in these two colours (decided by a hash, one pair in eight)."""
-    key = f"{spec.class_noun} {spec.main} {spec.second}"
-    return hashlib.sha256(key.encode()).digest()[0] % HELD_OUT_ONE_IN == 0
+    return is_held_out_pair(spec.class_noun, spec.main, spec.second)
+
+
+def is_held_out_pair(class_noun: str, main: str, second: str) -> bool:
+    """Return whether training must not see this class in these two colours."""
+    return hashlib.sha256(f"{class_noun} {main} {second}".encode()).digest()[0] % HELD_OUT_ONE_IN == 0
 
 
 def random_spec(rng: random.Random, class_noun: str | None = None) -> Spec:
     """Return any object (held-out ones too), of `class_noun` if given. Raises UserError for an unknown class."""
     if class_noun is not None and class_noun not in CLASSES:
         raise UserError(f"class {class_noun!r} is not in the toy world; it has {', '.join(CLASSES)}")
-    noun = class_noun or rng.choice(CLASSES)
+    return Spec(class_noun or rng.choice(CLASSES), *random_colours(rng), *random_details(rng))
+
+
+def random_colours(rng: random.Random) -> tuple[str, str, str]:
+    """Return main, second and accent colour, which can be told apart."""
     main = rng.choice(COLOUR_NAMES)
     second = rng.choice([name for name in COLOUR_NAMES if contrast(name, main) > MIN_CONTRAST / 2])
     accent = rng.choice([name for name in COLOUR_NAMES if contrast(name, main) > MIN_CONTRAST and name != second])
-    return Spec(
-        class_noun=noun,
-        main=main,
-        second=second,
-        accent=accent,
-        pattern=rng.choice(PATTERNS),
-        proportions=tuple(rng.random() for _ in range(NUM_PROPORTIONS)),
-        accessories=tuple(rng.randrange(3) for _ in range(NUM_ACCESSORIES)),
+    return main, second, accent
+
+
+def random_details(rng: random.Random) -> tuple[str, tuple[float, ...], tuple[int, ...]]:
+    """Return pattern, proportions and accessories."""
+    return (
+        rng.choice(PATTERNS),
+        tuple(rng.random() for _ in range(NUM_PROPORTIONS)),
+        tuple(rng.randrange(3) for _ in range(NUM_ACCESSORIES)),
     )
 
 

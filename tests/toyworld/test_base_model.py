@@ -247,7 +247,7 @@ def test_every_caption_fits(tokenizer):
 
 def test_linear_latents_have_unit_deviation_and_their_best_inverse():
     pixels = to_pixels([world.render(*world.sample(seed)[:2]) for seed in range(300)])
-    codec = fit_codec(pixels, patch=4, channels=8)
+    codec = fit_codec(pixels, channels=8, patch=4)
     latents = codec.encode(pixels)
     assert latents.shape == (300, 8, 16, 16)
     assert latents.std().item() == pytest.approx(1.0, abs=0.02)
@@ -264,11 +264,11 @@ def test_pictures_survive_the_way_to_pixels_and_back():
 
 
 def tiny_plan(seconds: float):
-    from toyworld.training import Plan
+    from toyworld.training import Budget, Plan
 
     return Plan(
         "test",
-        minutes=seconds / 60,
+        Budget(minutes=seconds / 60),
         peak_lr=0.05,
         muon_lr=0.02,
         muon_prefix="unet.",
@@ -321,9 +321,9 @@ def test_a_gradient_that_is_not_finite_stops_training_and_leaves_the_state_as_it
 
 
 def test_the_learning_rate_warms_up_stays_and_falls():
-    from toyworld.training import Plan, lr_factor
+    from toyworld.training import Budget, Plan, lr_factor
 
-    plan = Plan("test", minutes=1.0, peak_lr=1.0, decay_fraction=0.3, warmup_steps=10)
+    plan = Plan("test", Budget(minutes=1.0), peak_lr=1.0, decay_fraction=0.3, warmup_steps=10)
     assert lr_factor(plan, step=0, spent=0.0) == pytest.approx(0.1)
     assert lr_factor(plan, step=500, spent=0.7) == pytest.approx(1.0)
     assert lr_factor(plan, step=900, spent=0.85) == pytest.approx(0.5)
