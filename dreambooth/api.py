@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from dreambooth import engine
-from dreambooth.config import Config, field_of, load_config
+from dreambooth.config import Config, as_overrides, load_config
 from dreambooth.disk import check_writable, translate_write_errors
 from dreambooth.errors import DreamBoothError, UserError
 from dreambooth.evaluation.encoders import AUTO
@@ -77,7 +77,7 @@ def train(
     May be called in any thread; in the main one Ctrl-C stops as well. Raises UserError, ModelError, NonFiniteError.
     """
     if not isinstance(config, Config):
-        config = load_config(config, [*_as_overrides(overrides)])
+        config = load_config(config, as_overrides(overrides) if isinstance(overrides, Mapping) else overrides)
     elif overrides:
         raise UserError("overrides: are for a config file; change the Config itself")
     last = TrainProgress(0, config.train.max_steps)
@@ -95,18 +95,6 @@ def train(
         return Run(run, is_finished=False, step=last.step)
     _write_report(run)
     return Run(run, is_finished=True, step=card.last_step or card.step)
-
-
-def _as_overrides(overrides: Mapping[str, Any] | Sequence[str]) -> list[str]:
-    """Return overrides as the command line has them."""
-    if not isinstance(overrides, Mapping):
-        return list(overrides)
-    found = []
-    for key, value in overrides.items():
-        field = field_of(key)
-        is_text = isinstance(value, str | Path) and field is not None and field.type is str
-        found.append(f"{key}={value if is_text else json.dumps(value, default=str)}")
-    return found
 
 
 def _write_report(run: Path) -> None:

@@ -57,7 +57,7 @@ from dreambooth.run.resume import (
     started_config,
 )
 from dreambooth.training import callbacks
-from dreambooth.training.loggers import Loggers
+from dreambooth.training.loggers import Loggers, RunResult
 from dreambooth.training.module import DreamBoothModule
 from dreambooth.training.optimizer import rate_note
 from dreambooth.training.profiling import StepProfiler
@@ -73,11 +73,13 @@ def train(
     profile: bool = False,
     accepted_changes: Collection[str] = (),
     on_progress: OnTrainProgress | None = None,
+    shared: build.SharedInputs | None = None,
 ) -> int:
     """Train, or go on training, and export. Returns the exit code: 0, or 128 + signal when told to stop.
 
     profile: print at the end where the time of a step went. accepted_changes: config keys whose changed values are
     accepted on resume. on_progress: called after each step; False stops as SIGINT does.
+    shared: inputs that other runs of this process have as well; None: there are none.
 
     Raises UserError, ModelError or NonFiniteError; nothing that was there before is lost.
     """
@@ -88,7 +90,9 @@ def train(
     with translate_errors(run, config), RunLock(run) as run_lock:
         state = found_state(run, config, accepted_changes)
         validation_log = ValidationLog(run.scores, last_step=-1 if state is None else state.step)
-        session = Session(run, config, run_lock, validation_log, state, accepted_changes)
+        session = Session(
+            run, config, run_lock, validation_log, state, accepted_changes, shared or build.SharedInputs()
+        )
         if state is not None and session.is_finished and not moved_paths(run, config, state):
             return report_finished(session, state)
         check_goes_on(run, state, session.is_finished)
@@ -109,7 +113,7 @@ def check_names(config: Config) -> None:
 class Session:
     """Hold one session of a run: its folder and settings, and the state that it goes on from (None: from step 0).
 
-    accepted_changes: config keys whose changed values are accepted on resume.
+    accepted_changes: config keys whose changed values are accepted on resume. shared: inputs that other runs have too.
     """
 
     run: RunFolder
@@ -118,6 +122,7 @@ class Session:
     validation_log: ValidationLog
     state: FoundState | None
     accepted_changes: Collection[str]
+    shared: build.SharedInputs
 
     @property
     def is_finished(self) -> bool:
@@ -129,7 +134,7 @@ def resume_or_start(session: Session, profile: bool, on_progress: OnTrainProgres
     """Train from the state found, or from step 0, and export the model; returns the exit code."""
     run, config, state = session.run, session.config, session.state
     set_up_process(config)
-    inputs = load_inputs(config, session.validation_log)
+    inputs = load_inputs(config, session.validation_log, session.shared)
     check_fingerprints(state, inputs.fingerprints, config, session.accepted_changes)
     if state is not None and session.is_finished:
         return report_finished(session, state)  # only its paths have changed
@@ -146,19 +151,20 @@ def resume_or_start(session: Session, profile: bool, on_progress: OnTrainProgres
     loader = build.make_loader(latents, config, trainer)
 
     announce(run, config, state)
-    with (
-        record_session(run.sessions, trainer, 0 if state is None else state.step),
-        closing_loggers(loggers),
-        unguarded_end(trainer),
-        own_numbers_first(module),
-    ):
-        trainer.fit(module, loader, ckpt_path=None if state is None else str(state.path))
-    log_profile(trainer)
-    if saving.signal_number:
-        return report_stopped(trainer, saving.signal_number)
-    if trainer.is_global_zero:
-        whole = put_together(run, config) if module.is_sharded else module
-        finish(run, config, whole, session.validation_log, trainer.global_step, inputs.base_fingerprint)
+    with closing_loggers(loggers):
+        with (
+            record_session(run.sessions, trainer, 0 if state is None else state.step),
+            unguarded_end(trainer),
+            own_numbers_first(module),
+        ):
+            trainer.fit(module, loader, ckpt_path=None if state is None else str(state.path))
+        log_profile(trainer)
+        if saving.signal_number:
+            return report_stopped(trainer, saving.signal_number)
+        if trainer.is_global_zero:
+            whole = put_together(run, config) if module.is_sharded else module
+            result = finish(run, config, whole, session.validation_log, trainer.global_step, inputs.base_fingerprint)
+            loggers.conclude(result)
     return 0
 
 
@@ -176,14 +182,15 @@ class Inputs:
         return str(self.fingerprints["base model"])
 
 
-def load_inputs(config: Config, validation_log: ValidationLog) -> Inputs:
+def load_inputs(config: Config, validation_log: ValidationLog, shared: build.SharedInputs) -> Inputs:
     """Load photos and captions, the encoders that score, and the base model."""
     subject_data = build.load_subject_data(config)
-    scorer = build.make_scorer(config, validation_log, subject_data.photos)
-    family = build.load_base(config)
+    scorer = build.make_scorer(config, validation_log, subject_data.photos, shared.load_encoders)
+    family = shared.load_base(config)
     encoders = None if scorer is None else scorer.encoders
+    base = shared.base_fingerprints(family, config)
     fingerprints = input_fingerprints(
-        family, subject_data.photos, subject_data.captions, subject_data.start, encoders, config
+        base, subject_data.photos, subject_data.captions, subject_data.start, encoders, config
     )
     build.check_samplers(family, config)
     return Inputs(subject_data, scorer, family, fingerprints)
@@ -203,11 +210,16 @@ def prepare(
         build.check_disk(run, family, config)
     move(family, build.pick_device(config))  # after attach, which casts frozen weights: less to move
     text_trains = any(name.startswith("text_encoder") for name in trained)
-    build.cache_prompts(family, captions, config, text_trains)
-    images = build.encode_subjects(family, inputs.subject_data, config, randomness)
-    unseen_images = build.encode_validation_images(family, config, randomness) or images
-    open_run(session, inputs.fingerprints)
-    prior, teacher = build.make_prior(family, images, captions, run.prior, config, randomness, inputs.base_fingerprint)
+    shared, fingerprints = session.shared, inputs.fingerprints
+    build.cache_prompts(family, captions, config, text_trains, shared.prompt_encoder(family, config, fingerprints))
+    encoder = shared.image_encoder(family, fingerprints)
+    images = build.encode_subjects(family, inputs.subject_data, config, randomness, encoder)
+    unseen_images = build.encode_validation_images(family, config, randomness, encoder) or images
+    open_run(session, fingerprints)
+    latents = shared.class_latents(run.prior)
+    prior, teacher = build.make_prior(
+        family, images, captions, latents, config, randomness, inputs.base_fingerprint, shared.folder is not None
+    )
     build.save_memory(family, config, text_trains)
     module = DreamBoothModule(
         family, trained, build.loss_settings(config), prior, build.optim_settings(config), randomness,
@@ -293,8 +305,8 @@ def keep_freed_memory() -> None:
 
 def finish(
     run: RunFolder, config: Config, module: DreamBoothModule, validation_log: ValidationLog, last_step: int, base: str
-) -> None:
-    """Export the weights to keep, and say where they are. base: fingerprint of the base model."""
+) -> RunResult:
+    """Export the weights to keep, say where they are, and return them. base: fingerprint of the base model."""
     module.average.replace_weights()
     step = take_best(run, config, module, validation_log, last_step)
     scores = next((entry.metrics() for entry in validation_log.entries if entry.step == step), None)
@@ -306,6 +318,7 @@ def finish(
     if (activation := activation_hint()) is not None:
         print(f"activate the environment once: {activation}")
     print(f"try: {command_line('sample', str(run.path))} {examples(len(config.subjects))}")
+    return RunResult(step, scores or {}, run.model, run.config)
 
 
 def put_together(run: RunFolder, config: Config) -> DreamBoothModule:

@@ -107,8 +107,12 @@ def test_killed_twice_and_run_again_equals_a_run_that_was_never_killed(uninterru
 
 @pytest.mark.parametrize(
     ("number", "workers"),
-    [pytest.param(signal.SIGINT, 0, marks=pytest.mark.slow), (signal.SIGTERM, 1)],
-    ids=["SIGINT", "SIGTERM"],
+    [
+        pytest.param(signal.SIGINT, 0, marks=pytest.mark.slow),
+        (signal.SIGTERM, 1),
+        pytest.param(signal.SIGUSR1, 1, marks=pytest.mark.slow),
+    ],
+    ids=["SIGINT", "SIGTERM", "SIGUSR1"],
 )
 def test_told_to_stop_it_saves_after_the_step_and_exits_with_128_plus_the_signal(
     uninterrupted: Path, warm: Warm, number: signal.Signals, workers: int

@@ -49,6 +49,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("preflight",),
     ("engine", "step_models"),
     ("report", "evaluation"),
+    ("sweep",),
     ("api",),
     ("cli",),
     ("__main__", "train.py", "sample.py"),

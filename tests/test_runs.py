@@ -280,7 +280,8 @@ def test_tensorboard_has_the_settings_as_text_and_in_the_table_of_hyperparameter
     assert start.hparams["optim.lr"].number_value == 1e-3
     experiment = hparams.parse_experiment_plugin_data(content_of(watched, hparams.EXPERIMENT_TAG))
     results = {metric.name.tag for metric in experiment.metric_infos}
-    assert results >= {"eval/loss", "train/loss"}
+    assert results >= {"best/quality", "eval/loss", "train/loss"}
+    assert watched.Scalars("best/step")[-1].value == 8
     end = hparams.parse_session_end_info_plugin_data(content_of(watched, hparams.SESSION_END_INFO_TAG))
     assert end.status == api_pb2.STATUS_SUCCESS
     assert [path.name for path in Path(watched.path).iterdir() if path.is_dir()] == []
@@ -290,15 +291,30 @@ def content_of(events: EventAccumulator, tag: str) -> bytes:
     return bytes(events.SummaryMetadata(tag).plugin_data.content)
 
 
+def records_of(path: Path) -> bytes:
+    """Return what a W&B file holds, its records joined: it cuts them at blocks of 32 KiB, as LevelDB's log does."""
+    data, position, joined = path.read_bytes(), 7, b""
+    while position + 7 <= len(data):
+        if (left := 2**15 - position % 2**15) < 7:
+            position += left
+            continue
+        length = int.from_bytes(data[position + 4 : position + 6], "little")
+        joined += data[position + 7 : position + 7 + length]
+        position += 7 + length
+    return joined
+
+
 @pytest.mark.usefixtures("weights_and_biases")
 def test_weights_and_biases_logs_offline(config_file: Path) -> None:
-    config = load_config(config_file, ["log.wandb=true", "train.max_steps=4"])
+    config = load_config(config_file, ["log.wandb=true", "log.wandb_model=true", "train.max_steps=4"])
     assert train(config) == 0
     files = list((RunFolder(config).logs / "wandb").glob("offline-run-*/*.wandb"))
     assert len(files) == 1
+    # Numbers, the scores of the kept step in the run's summary, and the artifact that was asked for.
+    expected = (b"train/loss_prior", b"best/loss", b"diffusion_pytorch_model.safetensors")
     deadline = time.monotonic() + 60  # W&B's own process writes the file, and ends the run a moment before that
-    while b"train/loss_prior" not in files[0].read_bytes():
-        assert time.monotonic() < deadline, files[0].read_bytes()
+    while not all(each in records_of(files[0]) for each in expected):
+        assert time.monotonic() < deadline, records_of(files[0])
         time.sleep(0.05)
 
 

@@ -36,6 +36,7 @@ from dreambooth.build.prompts import (
     wording_warnings,
 )
 from dreambooth.build.samplers import check_samplers, prior_sampler, validation_sampler
+from dreambooth.build.shared import SharedInputs
 from dreambooth.build.subjects import (
     SubjectData,
     buckets_of,
@@ -55,6 +56,7 @@ from dreambooth.build.validation_inputs import (
 
 __all__ = [
     "DiskNeed",
+    "SharedInputs",
     "SubjectData",
     "apply_schedule",
     "buckets_of",

@@ -15,9 +15,8 @@ from dreambooth.build.validation_inputs import num_validations
 from dreambooth.config import Config
 from dreambooth.disk import size_in_words
 from dreambooth.errors import UserError
-from dreambooth.exporting.formats import HAVE_KOHYA_NAMES
 from dreambooth.families import Family
-from dreambooth.methods import find_facts
+from dreambooth.methods import HAVE_KOHYA_NAMES, find_facts
 from dreambooth.run.folder import RunFolder
 from dreambooth.training.optimizer import MOMENT_BYTES
 

@@ -38,11 +38,13 @@ def make_prior(
     config: Config,
     randomness: Randomness,
     base: str,
+    is_shared: bool = False,
 ) -> tuple[Prior | None, Predict | None]:
     """Return the source of class latents (None: no prior) and the teacher of their targets (None: the true noise).
 
     captions: of each subject's images. folder: for class latents that are generated. base: fingerprint of the base,
-    which is taken from `family`: call this before anything trains.
+    which is taken from `family`: call this before anything trains. is_shared: whether other runs make class latents in
+    `folder` as well.
     """
     prior, class_prompts = config.prior, class_prompts_of(captions, config)
     if prior.source == "none":
@@ -54,7 +56,7 @@ def make_prior(
     shapes = shapes_of(subject)
     if prior.source != "teacher":
         return make_generated_prior(
-            family, None, in_turn(class_prompts), shapes, folder, config, randomness, base
+            family, None, in_turn(class_prompts), shapes, folder, config, randomness, base, is_shared
         ), None
     frozen = untouched_base(family, config)
     teacher = make_teacher(frozen)
@@ -62,7 +64,7 @@ def make_prior(
         captioned = Captions([*chain(*class_prompts)], randomness)
         return ImagePrior(LatentDataset(subject, captioned, randomness, "prior")), teacher
     return make_generated_prior(
-        family, frozen, in_turn(class_prompts), shapes, folder, config, randomness, base
+        family, frozen, in_turn(class_prompts), shapes, folder, config, randomness, base, is_shared
     ), teacher
 
 
@@ -88,6 +90,7 @@ def make_generated_prior(
     config: Config,
     randomness: Randomness,
     base: str,
+    is_shared: bool = False,
 ) -> GeneratedPrior:
     """Make a prior that the frozen base generates while training runs; with prior.source=ahead before the first step.
 
@@ -103,7 +106,8 @@ def make_generated_prior(
         num_images=prior.num_images, block_size=prior.batch_size, **vae_fingerprint(family, config),
     )  # fmt: skip
     num_samples = num_samples_of_run(config)
-    made = GeneratedPrior(None, prior.num_images, prior.batch_size, folder / name, prompts, num_samples)
+    common = (prior.num_images, prior.batch_size, folder / name, prompts, num_samples, is_shared)
+    made = GeneratedPrior(None, *common)
     if made.is_complete:
         return made
     sampled_with = frozen or untouched_base(family, config)
@@ -114,7 +118,7 @@ def make_generated_prior(
         with torch.autocast(pick_device(config).type, enabled=False):  # called within a training step
             return sampler.sample_latents(sampled_with, [prompts[i % len(prompts)] for i in indices], start, settings)
 
-    return GeneratedPrior(make, prior.num_images, prior.batch_size, folder / name, prompts, num_samples)
+    return GeneratedPrior(make, *common)
 
 
 def vae_fingerprint(family: Family, config: Config) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import difflib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 
 import torch
@@ -11,7 +11,7 @@ from dreambooth.config import Config, subject_key
 from dreambooth.data.captions import read_captions, without_subjects
 from dreambooth.data.image_folder import ImageFolder
 from dreambooth.errors import UserError, escaped
-from dreambooth.families import Family
+from dreambooth.families import Conditioning, Family
 from dreambooth.generation import sampler
 from dreambooth.methods import find_facts
 from dreambooth.prompt_words import foreign_syntax_warning, has_words
@@ -20,10 +20,17 @@ from dreambooth.prompts import Prompt, expand, fill_prompt, template_problem
 logger = logging.getLogger(__name__)
 
 
-def cache_prompts(family: Family, captions: list[list[str]], config: Config, text_trains: bool) -> None:
+def cache_prompts(
+    family: Family,
+    captions: list[list[str]],
+    config: Config,
+    text_trains: bool,
+    encode: Callable[[str], Conditioning] | None = None,
+) -> None:
     """Encode every prompt of the run: into the cache or, where the text encoders train, to fail early.
 
-    captions: of each subject's images. Raises UserError, and warns, as `wording_warnings` does.
+    captions: of each subject's images. encode: encodes a prompt for the cache; None: the text encoders do. Raises
+    UserError, and warns, as `wording_warnings` does.
     """
     for warning in wording_warnings(family, captions, config):
         logger.warning(warning)
@@ -33,7 +40,7 @@ def cache_prompts(family: Family, captions: list[list[str]], config: Config, tex
             for prompt in prompts:
                 family.encode_prompts([prompt])
     else:
-        family.cache_prompts(prompts)
+        family.cache_prompts(prompts, encode)
 
 
 def wording_warnings(family: Family, captions: list[list[str]], config: Config) -> Iterator[str]:

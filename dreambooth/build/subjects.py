@@ -18,7 +18,7 @@ from dreambooth.data.captions import METADATA, files_beside
 from dreambooth.data.image_files import load_image, load_mask, transparency_mask
 from dreambooth.data.image_folder import ImageFolder, open_folder
 from dreambooth.data.images import is_upscaled
-from dreambooth.data.latents import EncodedImage, encode_image_files
+from dreambooth.data.latents import EncodedImage, Encoder, encode_image_files
 from dreambooth.data.near_duplicates import ImageInfo, inspect_image, near_duplicates
 from dreambooth.errors import UserError, escaped
 from dreambooth.families import Family
@@ -108,15 +108,17 @@ def log_buckets(images: list[EncodedImage]) -> None:
     logger.info(f"buckets (and images in each): {listed}")
 
 
-def encode_subjects(family: Family, data: SubjectData, config: Config, randomness: Randomness) -> list[EncodedImage]:
-    """Encode the images of all subjects in order, and warn of their sizes."""
+def encode_subjects(
+    family: Family, data: SubjectData, config: Config, randomness: Randomness, encoder: Encoder | None = None
+) -> list[EncodedImage]:
+    """Encode the images of all subjects in order, and warn of their sizes. encoder: as in `encode`."""
     paths = [*chain(*data.photos)]
     for note in data.notes:
         logger.info(f"note: {note}")
     for warning in image_warnings([*map(inspect_image, paths)], buckets_of(family, config), config.data.resolution):
         logger.warning(warning)
     subjects = [number for number, own in enumerate(data.photos) for _ in own]
-    images = encode(family, paths, config, randomness, data.masks, subjects)
+    images = encode(family, paths, config, randomness, data.masks, subjects, encoder)
     if config.data.buckets:
         log_buckets(images)
     return images
@@ -129,12 +131,16 @@ def encode(
     randomness: Randomness,
     masks: list[Image.Image] | None = None,
     subjects: Sequence[int] | None = None,
+    encoder: Encoder | None = None,
 ) -> list[EncodedImage]:
-    """Encode images as the settings say. subjects: the number of the one that each shows; None: the first."""
+    """Encode images as the settings say. subjects: the number of the one that each shows; None: the first.
+
+    encoder: encodes pixels, or knows what the family makes of them; None: the family encodes.
+    """
     data = config.data
     return encode_image_files(
         paths,
-        family.encode_images,
+        encoder or family.encode_images,
         buckets=buckets_of(family, config),
         num_crops=data.num_crops if data.crop == "random" else 1,
         flip=data.flip,

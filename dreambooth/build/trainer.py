@@ -12,13 +12,13 @@ from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, Str
 
 from dreambooth.build.networks import pick_device, pick_precision
 from dreambooth.checkpointing import AtomicCheckpointIO, FoundState, InputFingerprints
-from dreambooth.config import Config, to_dict
+from dreambooth.config import Config, deciding_settings, to_dict
 from dreambooth.data.latents import LatentDataset, ResumableBatchSampler
 from dreambooth.data.loader import BatchLoader
 from dreambooth.distributed import this_process
-from dreambooth.exporting.history import deciding_settings
 from dreambooth.files import write_text
 from dreambooth.home_folder import hide_home
+from dreambooth.methods import find_facts
 from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.run.folder import RunFolder
 from dreambooth.training import callbacks
@@ -141,7 +141,7 @@ def make_loggers(run: RunFolder, config: Config, state: FoundState | None) -> Lo
         from dreambooth.training.weights_and_biases import WeightsAndBiases
 
         number, project = wandb_id(run, state), config.log.wandb_project
-        return WeightsAndBiases(config.run.name, run.logs, project, number, settings)
+        return WeightsAndBiases(config.run.name, run.logs, project, number, settings, config.log.wandb_model)
 
     requested = {"log.tensorboard": config.log.tensorboard, "log.wandb": config.log.wandb}
     makers: dict[str, Callable[[], RunLogger]] = {"log.tensorboard": tensorboard, "log.wandb": wandb}
@@ -150,7 +150,8 @@ def make_loggers(run: RunFolder, config: Config, state: FoundState | None) -> Lo
 
 def logged_settings(config: Config) -> dict[str, Any]:
     """Return the settings that distinguish runs, by key, as loggers show them."""
-    deciding = {"model.base": config.model.base, **deciding_settings(to_dict(config))}
+    lr = find_facts(config.method.name).lr
+    deciding = {"model.base": config.model.base, **deciding_settings(to_dict(config), lr)}
     return {key: hide_home(value) if isinstance(value, str) else value for key, value in deciding.items()}
 
 
@@ -172,5 +173,6 @@ def quiet_lightning() -> None:
         ".*Consider setting `persistent_workers=True`.*",
         ".*`isinstance.treespec, LeafSpec.`.*",
         ".*exists and is not empty.*",
+        ".*`srun` command is available.*",  # a run or a cell of one process needs no srun
     ):
         warnings.filterwarnings("ignore", message)

@@ -1,7 +1,7 @@
 """The inputs of validations: images from fixed seeds, the scorer of them, and the loss of fixed samples."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from PIL import Image
@@ -14,7 +14,7 @@ from dreambooth.config import Config
 from dreambooth.data.image_files import load_image
 from dreambooth.data.image_folder import list_images
 from dreambooth.data.images import to_images
-from dreambooth.data.latents import EncodedImage, Sample, by_subject
+from dreambooth.data.latents import EncodedImage, Encoder, Sample, by_subject
 from dreambooth.distributed import is_first
 from dreambooth.errors import UserError
 from dreambooth.families import Family
@@ -30,24 +30,32 @@ from dreambooth.training.objective import fixed_loss
 from dreambooth.training.validation import ValidationInputs
 
 logger = logging.getLogger(__name__)
+LoadEncoders = Callable[[str | None, str | None, str, bool], Encoders]  # DINO, CLIP, device, whether LPIPS too
 
 AUTO_ENCODERS = {"dino": "facebook/dino-vits16", "clip": "openai/clip-vit-base-patch32"}  # those of the paper
 NUM_FIXED_LOSSES = 20  # (noise, timestep) pairs of eval/loss: two in each tenth of the timesteps
 
 
-def encode_validation_images(family: Family, config: Config, randomness: Randomness) -> list[EncodedImage] | None:
-    """Encode the images of validate.images, which are not trained on; None where there are none."""
+def encode_validation_images(
+    family: Family, config: Config, randomness: Randomness, encoder: Encoder | None = None
+) -> list[EncodedImage] | None:
+    """Encode the images of validate.images, which are not trained on; None where there are none.
+
+    encoder: encodes pixels; None: the family does.
+    """
     if config.validate.images is None:
         return None
-    return encode(family, list_images(config.validate.images), config, randomness)
+    return encode(family, list_images(config.validate.images), config, randomness, encoder=encoder)
 
 
-def make_scorer(config: Config, validation_log: ValidationLog, photos: list[list[Path]]) -> ValidationScorer | None:
+def make_scorer(
+    config: Config, validation_log: ValidationLog, photos: list[list[Path]], load: LoadEncoders = load_encoders
+) -> ValidationScorer | None:
     """Make the scorer of validation images; None for a run without validations, or without encoders to measure with.
 
-    photos: of each subject.
+    photos: of each subject. load: loads encoders, or has them.
     """
-    if not config.validate.every_steps or (encoders := find_encoders(config, validation_log)) is None:
+    if not config.validate.every_steps or (encoders := find_encoders(config, validation_log, load)) is None:
         if config.optim.text_encoder_stop_drift is not None:
             raise UserError(
                 f"optim.text_encoder_stop_drift={config.optim.text_encoder_stop_drift}: there is nothing to measure "
@@ -58,7 +66,7 @@ def make_scorer(config: Config, validation_log: ValidationLog, photos: list[list
     return ValidationScorer(subjects, validation_prompts(config))
 
 
-def find_encoders(config: Config, validation_log: ValidationLog) -> Encoders | None:
+def find_encoders(config: Config, validation_log: ValidationLog, load: LoadEncoders = load_encoders) -> Encoders | None:
     """Load the encoders that validate.dino and validate.clip name; a resumed run measures with those it began with.
 
     Raises ModelError for one that is named and cannot be loaded; what `auto` does not find is reported and left out.
@@ -72,7 +80,7 @@ def find_encoders(config: Config, validation_log: ValidationLog) -> Encoders | N
     names = {part: _auto_encoder(part) if name == "auto" else name for part, name in names.items()}
     if names["dino"] is None and names["clip"] is None:
         return None
-    return load_encoders(names["dino"], names["clip"], device, lpips=True)
+    return load(names["dino"], names["clip"], device, True)
 
 
 def _auto_encoder(part: str) -> str | None:

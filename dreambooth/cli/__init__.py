@@ -22,6 +22,7 @@ from dreambooth.version import __version__
 COMMANDS = {
     "new": ("dreambooth.cli.new", "write a commented config for a folder of photos, and show the crops"),
     "train": ("dreambooth.cli.train", "learn a subject; the same command again goes on where it was interrupted"),
+    "sweep": ("dreambooth.cli.sweep", "many runs from one file: subjects, settings, seeds; resumable, one table"),
     "check": ("dreambooth.cli.check", "what can be known of a run before it starts: findings with remedies"),
     "sample": ("dreambooth.cli.sample", "make images with a learned (or any) model"),
     "export": ("dreambooth.cli.export", "a result as a pipeline, a single file, a LoRA or a word for other tools"),
@@ -34,7 +35,7 @@ COMMANDS = {
 }
 EXIT_CODES = (
     "exit codes: 0 done; 1 a bug; 2 a mistake in config, image or prompt; 3 the model or the network; 4 non-finite \
-numbers; 130 / 143 after SIGINT / SIGTERM, with the state saved"
+numbers; 130 / 143 / 138 after SIGINT / SIGTERM / SIGUSR1, with the state saved"
 )
 
 

@@ -4,16 +4,27 @@ OmegaConf merges the YAML file with `section.key=value` overrides. All mistakes 
 with the key, the value and what is allowed. Nothing here imports torch.
 """
 
+from dreambooth.config.deciding import deciding_settings
 from dreambooth.config.fields import Config, SubjectConfig
 from dreambooth.config.keys import config_fields, default_of, describe_config, field_of, subject_key
-from dreambooth.config.reading import PROVENANCE, Change, flatten, load_config, restricted_changes, to_dict
+from dreambooth.config.reading import (
+    PROVENANCE,
+    Change,
+    as_overrides,
+    flatten,
+    load_config,
+    restricted_changes,
+    to_dict,
+)
 
 __all__ = [
     "PROVENANCE",
     "Change",
     "Config",
     "SubjectConfig",
+    "as_overrides",
     "config_fields",
+    "deciding_settings",
     "default_of",
     "describe_config",
     "field_of",

@@ -367,6 +367,9 @@ class LogConfig:
     every_steps: int = setting(1, "optimizer steps between entries of metrics.csv and the loggers", minimum=1)
     tensorboard: bool = setting(True, "write TensorBoard files")
     wandb: bool = setting(False, "log to Weights & Biases (extra 'wandb'); WANDB_MODE=offline works")
+    wandb_model: bool = setting(
+        False, "with log.wandb: upload model/ and config.yaml as an artifact when the run has finished"
+    )
     wandb_project: str = setting("dreambooth", "project on Weights & Biases")
 
 

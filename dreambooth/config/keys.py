@@ -71,7 +71,7 @@ def type_name(kind: Any) -> str:
     if isinstance(kind, types.UnionType):
         return " or ".join("null" if part is type(None) else type_name(part) for part in typing.get_args(kind))
     if typing.get_origin(kind) is list:
-        return "list of texts"
+        return "list of texts" if str in typing.get_args(kind) else "list of whole numbers"
     return {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}[kind.__name__]
 
 

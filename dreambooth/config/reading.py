@@ -1,6 +1,7 @@
 """Read a YAML file and `section.key=value` overrides into a checked config, and write one back."""
 
 import dataclasses
+import json
 import re
 import typing
 from pathlib import Path
@@ -51,6 +52,16 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Confi
     if problems:
         raise UserError(_listed(path, problems))
     return config
+
+
+def as_overrides(values: typing.Mapping[str, Any]) -> list[str]:
+    """Return values by key as `section.key=value` each, which `load_config` reads back as they are."""
+    found = []
+    for key, value in values.items():
+        item = field_of(key)
+        is_text = isinstance(value, str | Path) and item is not None and item.type is str
+        found.append(f"{key}={value if is_text else json.dumps(value, default=str)}")
+    return found
 
 
 def _read_yaml(path: Path) -> tuple[dict[str, Any], list[str]]:

@@ -23,8 +23,11 @@ MAX_SHOWN = 100  # characters of a value in a message
 def problem_of(key: str, value: Any) -> str | None:
     """Return what is wrong with one setting by itself, None where nothing is."""
     item = field_of(key)
-    if item is None:
-        return _unknown_key(key)
+    return _unknown_key(key) if item is None else problem_with(key, item, value)
+
+
+def problem_with(key: str, item: dataclasses.Field[Any], value: Any) -> str | None:
+    """Return what is wrong with the value of a field, whose `type` is resolved, None where nothing is."""
     kind = item.type
     for each in value if isinstance(value, list) else [value]:
         if _is_text(kind) and isinstance(each, (bool, int, float)):
@@ -40,17 +43,16 @@ def problem_of(key: str, value: Any) -> str | None:
     if isinstance(value, int) and abs(value) > MAX_INT:
         return f"{key}: {cut(value)} is too large"
     try:
-        merged: Any = OmegaConf.merge(_alone(ENTRY.sub("subject", key)), {"value": value})
+        merged: Any = OmegaConf.merge(_alone(typing.cast(Any, kind)), {"value": value})
     except OmegaConfBaseException:
         return f"{key}: {cut(value)} is not allowed; expected {type_name(kind)}{_nearest(value, kind)}"
     return _range_problem(key, item, value if isinstance(value, (int, float)) else merged["value"])
 
 
 @functools.cache
-def _alone(key: str) -> Any:
+def _alone(kind: Any) -> Any:
     """Return a structured config of one field of this type; filling its whole section takes twenty times as long."""
-    item = config_fields()[key]
-    return OmegaConf.structured(dataclasses.make_dataclass("Alone", [("value", item.type, field(default=MISSING))]))
+    return OmegaConf.structured(dataclasses.make_dataclass("Alone", [("value", kind, field(default=MISSING))]))
 
 
 def _unknown_key(key: str) -> str:

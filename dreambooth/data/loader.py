@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 
 from dreambooth.data.latents import LatentDataset, ResumableBatchSampler, Sample
 
-INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+# What ends a run with its state saved: Ctrl-C, the system, and a cluster whose time limit comes near (not on Windows).
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
 
 
 class BatchLoader(DataLoader[Sample]):
@@ -39,7 +40,7 @@ class BatchLoader(DataLoader[Sample]):
 
 @contextlib.contextmanager
 def interrupts_wait() -> Iterator[None]:
-    """Hold back SIGINT and SIGTERM in this block; the processes that it starts never get them.
+    """Hold back the signals of INTERRUPTS in this block; the processes that it starts never get them.
 
     Windows cannot: there a worker ignores them once it has started.
     """

@@ -63,7 +63,7 @@ def subjects_of_dataset(folder: Path, names: Sequence[str] | None, class_noun: s
             f"--class-noun: {class_noun!r} for {len(chosen)} subjects at once; write {folder / OWN_LIST} with "
             f"'classes: {{{chosen[0]}: {class_noun}}}', or name one of --subjects"
         )
-    classes, live = _read_lists(folder)
+    classes, live = read_lists(folder)
     found = [
         Subject(name, tuple(list_images(folder / name)), classes.get(name), name in live if name in classes else None)
         for name in chosen
@@ -79,7 +79,7 @@ def _check_names(names: Sequence[str], known: Sequence[str], folder: Path) -> No
         raise UserError(f"--subjects: {folder} has no {', '.join(wrong)}; {hint}")
 
 
-def _read_lists(folder: Path) -> tuple[dict[str, str], set[str]]:
+def read_lists(folder: Path) -> tuple[dict[str, str], set[str]]:
     """Return each subject's class, and the names of live subjects; both empty where the data set has no list."""
     if (folder / OWN_LIST).is_file():
         return _read_own_list(folder / OWN_LIST)

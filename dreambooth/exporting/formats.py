@@ -13,7 +13,7 @@ from dreambooth.errors import UserError
 from dreambooth.exporting import adapter, original, pipeline, word
 from dreambooth.exporting.tools import ExportedFiles
 from dreambooth.families import Family
-from dreambooth.methods import adapters, find_facts
+from dreambooth.methods import HAVE_A_LORA, HAVE_FACTORS, HAVE_KOHYA_NAMES, adapters, find_facts
 from dreambooth.subject_info import ExportCard
 
 __all__ = ["FORMATS", "Format", "find_format", "write_as"]
@@ -38,9 +38,6 @@ class Format:
         return self.methods is None or method in (*self.methods, *self.extracted)
 
 
-HAVE_A_LORA = ("lora", "pivotal")
-HAVE_FACTORS = ("loha", "lokr")  # which kohya's names hold as LyCORIS writes them
-HAVE_KOHYA_NAMES = (*HAVE_A_LORA, *HAVE_FACTORS)
 WHOLE_MATRICES = ("full", "custom_diffusion")
 FORMATS: dict[str, Format] = {
     "diffusers": Format(pipeline.write),

@@ -6,16 +6,12 @@ from typing import Any
 
 import yaml
 
-from dreambooth.config import default_of, field_of, flatten
+from dreambooth.config import deciding_settings
 from dreambooth.methods import find_facts
 from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.metrics.verdict import Verdict
 from dreambooth.prompts import expand
 from dreambooth.subject_info import ExportCard
-
-# Sections whose settings decide the weights, and keys that are listed even where they have their default.
-SECTIONS = ("data", "prior", "method", "optim", "loss", "train")
-ALWAYS = ("run.seed", "method.name", "prior.source", "prior.weight", "optim.lr", "train.max_steps", "train.batch_size")
 
 
 @dataclass(frozen=True)
@@ -47,25 +43,9 @@ def read_history(model: Path, card: ExportCard) -> History:
     entries = validation_log.entries
     return History(
         name=run.name,
-        settings=deciding_settings(config),
+        settings=deciding_settings(config, find_facts(config["method"]["name"]).lr),
         grid=grid if grid.is_file() else None,
         prompts=[prompt.filled for prompt in expand(config["validate"]["prompts"], card.subjects)],
         measured_by=(entries[0].measured_by or {}) if entries else {},
         verdict=validation_log.verdict_on(card.step) if entries else None,
     )
-
-
-def deciding_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Return what decides the weights and differs from its default, by key of a run's config.yaml.
-
-    Keys of ALWAYS are there in any case; the learning rate is that of the method where the config leaves it open.
-    """
-    settings = {
-        key: value
-        for key, value in flatten(config).items()
-        if key in ALWAYS
-        or (key.split(".")[0] in SECTIONS and value != (default_of(key) if field_of(key) is not None else None))
-    }
-    if settings["optim.lr"] is None:
-        settings["optim.lr"] = find_facts(config["method"]["name"]).lr
-    return settings

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from dreambooth.exporting import adapter, formats
+from dreambooth.exporting import adapter
 from dreambooth.exporting.names import weights_file
 from dreambooth.exporting.pipeline import save_pipeline
 from dreambooth.families import Family
 from dreambooth.files import atomic_folder
-from dreambooth.methods import find_method
+from dreambooth.methods import HAVE_KOHYA_NAMES, find_method
 from dreambooth.methods.adapters import cast_trained
 from dreambooth.subject_info import SubjectInfo, write_card
 
@@ -26,7 +26,7 @@ def export_model(family: Family, card: SubjectInfo, folder: Path, dtype: str) ->
     """
     with atomic_folder(folder) as beside:
         _write_weights(family, card.method, beside, getattr(torch, dtype))
-        if card.method in formats.HAVE_KOHYA_NAMES and not adapter.has_dora(family):
+        if card.method in HAVE_KOHYA_NAMES and not adapter.has_dora(family):
             adapter.write_kohya_file(family, card, beside / weights_file(folder.absolute().parent.name))
         write_card(card, beside)
 

@@ -1,7 +1,7 @@
 """Prompts that are encoded once and kept, so that frozen text encoders can be freed."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -32,6 +32,7 @@ class PromptCache(ABC):
         return known.to(dtype=next(self.denoiser.parameters()).dtype)
 
     @torch.no_grad()
-    def cache_prompts(self, prompts: Iterable[str]) -> None:
-        """Encode each prompt by itself."""
-        self.prompt_cache = {prompt: self.run_text_encoders([prompt]) for prompt in dict.fromkeys(prompts)}
+    def cache_prompts(self, prompts: Iterable[str], encode: Callable[[str], Conditioning] | None = None) -> None:
+        """Encode each prompt by itself, by `encode` or else by the text encoders."""
+        encode = encode or (lambda prompt: self.run_text_encoders([prompt]))
+        self.prompt_cache = {prompt: encode(prompt) for prompt in dict.fromkeys(prompts)}

@@ -5,7 +5,7 @@ knows whether the denoiser is a UNet or a transformer, or which fields its condi
 Shapes: B batch, C channels, H/W height and width (pixels or latents).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
@@ -55,8 +55,11 @@ class TextSide(Protocol):
         """Encode each prompt; of one longer than the tokenizer's limit, as much as is read of it."""
         ...
 
-    def cache_prompts(self, prompts: Iterable[str]) -> None:
-        """Let `encode_prompts` answer for these prompts, and no others, without the text encoders."""
+    def cache_prompts(self, prompts: Iterable[str], encode: Callable[[str], Conditioning] | None = None) -> None:
+        """Let `encode_prompts` answer for these prompts, and no others, without the text encoders.
+
+        encode: encodes one prompt, or knows what the text encoders make of it; None: they encode.
+        """
         ...
 
     @property

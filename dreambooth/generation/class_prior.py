@@ -10,12 +10,14 @@ Shapes: B batch, C channels, H/W latent height and width.
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -27,6 +29,7 @@ from dreambooth.files import atomic_file
 
 # Noisy latents [B, C, H, W], timesteps [B], prompts -> prediction [B, C, H, W].
 Predict = Callable[[Tensor, Tensor, Sequence[str]], Tensor]
+WAIT_S = 0.2  # between two looks at a block that another process makes
 MakeLatents = Callable[[list[int]], Tensor]  # indices of class images, a block -> their latents [B, C, H, W]
 
 
@@ -76,7 +79,7 @@ class GeneratedPrior:
     """Serve `num_images` class images in turn, made in blocks of `block_size` when first needed, kept in `folder`.
 
     class_prompts: used in turn as well, image i is of prompt i modulo their number. num_samples: of the whole run,
-    which needs no more images; None: not known.
+    which needs no more images; None: not known. is_shared: whether other runs make images in `folder` as well.
     """
 
     def __init__(
@@ -87,7 +90,9 @@ class GeneratedPrior:
         folder: Path,
         class_prompts: Sequence[str],
         num_samples: int | None = None,
+        is_shared: bool = False,
     ) -> None:
+        self.is_shared = is_shared
         self.class_prompts = class_prompts
         self._make = make
         self._blocks: dict[int, Tensor] = {}
@@ -141,7 +146,8 @@ class GeneratedPrior:
         following = [(block + ahead) % self.num_blocks for ahead in range(self.num_blocks)]
         missing = [each for each in following if each not in self._made][: self._work.world_size]
         if self._work.rank < len(missing):
-            self._write(missing[self._work.rank])
+            own = missing[self._work.rank]
+            self._write_together(own) if self.is_shared else self._write(own)
         self._work.barrier()
         self._made.update(missing)
         if self.is_complete:
@@ -151,6 +157,26 @@ class GeneratedPrior:
         if block not in self._blocks:
             self._blocks[block] = load_file(self._path(block))["latents"]
         return self._blocks[block]
+
+    def _write_together(self, block: int) -> None:
+        """Write a block, unless another run has; while one makes it, make the next block that nobody makes."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        following = [(block + ahead) % self.num_blocks for ahead in range(self.num_blocks)]
+        while not is_whole(self._path(block)):
+            if not any(map(self._write_alone, following)):
+                time.sleep(WAIT_S)
+
+    def _write_alone(self, block: int) -> bool:
+        """Write a block that is missing and that no other process is making; return whether it was one."""
+        if is_whole(self._path(block)):
+            return False
+        try:
+            with FileLock(self.folder / f"{block:05d}.lock", blocking=False):
+                if not is_whole(self._path(block)):
+                    self._write(block)
+                return True
+        except Timeout:
+            return False
 
     def _write(self, block: int) -> None:
         assert self._make is not None, "a block is missing, but no function to make it was given"

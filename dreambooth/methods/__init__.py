@@ -38,6 +38,12 @@ FACTS = {
 }
 
 
+# Methods whose results are a LoRA, and those that kohya's names hold as LyCORIS writes them.
+HAVE_A_LORA = ("lora", "pivotal")
+HAVE_FACTORS = ("loha", "lokr")
+HAVE_KOHYA_NAMES = (*HAVE_A_LORA, *HAVE_FACTORS)
+
+
 def find_facts(name: str) -> Facts:
     """Return the facts of a method. Raises UserError for an unknown one."""
     if name not in FACTS:

@@ -43,6 +43,11 @@ def find_metric(name: str) -> Metric:
         return Metric("Loss by timestep", f"in tenth {decile[1]} of the timesteps, 0 has least noise", "↓")
     if (group := GROUP_LR.fullmatch(name)) is not None:
         return Metric("Learning rate", f"of the weights of {group[1]}")
+    if name == "best/step":
+        return Metric("Kept step", "the step whose weights are in model/")
+    if name.startswith("best/"):
+        known = find_metric(name.replace("best/", "eval/"))
+        return Metric(f"{known.title} of the kept step", known.meaning, known.better)
     return METRICS.get(name, Metric(name, ""))
 
 

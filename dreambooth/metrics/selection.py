@@ -164,6 +164,11 @@ def factor_errors(scores: Scores, anchors: Anchors) -> dict[str, float]:
     return {name: factor(name) for name in ("fidelity", "prompt_fidelity", "prior_preservation")}
 
 
+def quality_error(scores: Scores, anchors: Anchors) -> float:
+    """Return the standard error of a validation's quality, from the spread over its images."""
+    return jackknife(lambda without: quality(means_of(_without(scores, *without)), anchors).value, scores)
+
+
 def jackknife(value_without: Callable[[LeftOut], float], scores: Scores) -> float:
     """Return the standard error of a value that is computed from images, by leaving out one image at a time.
 

@@ -34,8 +34,20 @@ LOCATIONS = {
 IMAGES = re.compile(r"subject(?:s\[(\d+)\])?\.images")
 
 
+def base_fingerprints(family: Family, weights: bool = True) -> InputFingerprints:
+    """Return the fingerprints of an untouched base: of its weights, and of its noise schedule."""
+    schedule: InputFingerprints = {"noise schedule": _digest_schedule(family)}
+    if not weights:
+        return schedule
+    return {
+        "base model": fingerprint(family),
+        "autoencoder": digest_weights([family.vae.state_dict()]),
+        **schedule,
+    }
+
+
 def input_fingerprints(
-    family: Family,
+    base: InputFingerprints,
     photos: list[list[Path]],
     captions: list[list[str]],
     start: Path | None,
@@ -44,13 +56,10 @@ def input_fingerprints(
 ) -> InputFingerprints:
     """Return fingerprints of what the run depends on besides its config; of images one each, by name.
 
-    photos, captions: of each subject. start: the file or folder that method.start names. encoders: of validations.
+    base: `base_fingerprints`. photos, captions: of each subject. start: the file or folder that method.start names.
+    encoders: of validations.
     """
-    found: InputFingerprints = {
-        "base model": fingerprint(family),
-        "autoencoder": digest_weights([family.vae.state_dict()]),
-        "noise schedule": _digest_schedule(family),
-    }
+    found = dict(base)
     for number, own in enumerate(photos):
         found[images_name(number)] = digests(own)
     if config.data.captions:

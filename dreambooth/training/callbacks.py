@@ -16,6 +16,7 @@ from typing import Any, cast
 import pytorch_lightning as pl
 import torch
 
+from dreambooth.data.loader import INTERRUPTS
 from dreambooth.distributed import WorkShare
 from dreambooth.files import whole_lines, write_text
 from dreambooth.generation.class_prior import GeneratedPrior
@@ -91,7 +92,7 @@ class TakeSettings(pl.Callback):
 
 
 class SaveState(StepCallback):
-    """Save the full state periodically and at the end; on SIGINT or SIGTERM save after the step and stop.
+    """Save the full state periodically and at the end; on a signal of `INTERRUPTS` save after the step and stop.
 
     every_steps: periods in steps, one of them of validations, which need a saved state (0: none).
     `signal_number` is afterwards the signal that stopped the run, 0 for none; a signal to one process stops all.
@@ -106,7 +107,7 @@ class SaveState(StepCallback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         is_main = threading.current_thread() is threading.main_thread()
-        for number in (signal.SIGINT, signal.SIGTERM) if is_main else ():
+        for number in INTERRUPTS if is_main else ():
             self._handlers[number] = signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 from PIL import Image
@@ -29,6 +30,25 @@ class RunSettings:
     deciding: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class RunResult:
+    """Hold what a finished run has come to. step: that is kept; metrics: of its validation, by log name.
+
+    model: the folder of the weights. config: the run's config.yaml.
+    """
+
+    step: int
+    metrics: Mapping[str, float]
+    model: Path
+    config: Path
+
+    @property
+    def best(self) -> dict[str, float]:
+        """Return the kept step and its scores: best/step, best/quality ..."""
+        scores = {name.replace("eval/", "best/"): value for name, value in self.metrics.items()}
+        return {"best/step": float(self.step), **scores}
+
+
 class RunLogger(Protocol):
     """Show a run somewhere, once it is open."""
 
@@ -37,6 +57,9 @@ class RunLogger(Protocol):
 
     def show(self, grid: Image.Image, prompts: Sequence[str], step: int) -> None:
         """Show a grid with a row for each prompt."""
+
+    def conclude(self, result: RunResult) -> None:
+        """Show the scores of the step that is kept, and whatever of the model was asked for."""
 
     def close(self, is_done: bool) -> None:
         """Close the logger. is_done: whether the run has come to its end."""
@@ -65,6 +88,11 @@ class Loggers:
         """Pass on a grid with a row for each prompt."""
         for key, logger in [*self._open.items()]:
             self._try(key, partial(logger.show, grid, prompts, step))
+
+    def conclude(self, result: RunResult) -> None:
+        """Pass on what a finished run has come to."""
+        for key, logger in [*self._open.items()]:
+            self._try(key, partial(logger.conclude, result))
 
     def close(self, is_done: bool) -> None:
         """Close the loggers. is_done: whether the run has come to its end."""

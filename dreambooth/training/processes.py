@@ -1,6 +1,7 @@
 """A run's processes for Lightning: this one's rank, and the address where they connect. Nothing is guessed."""
 
 import os
+import signal
 
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment, find_free_network_port
@@ -47,7 +48,7 @@ class SlurmStep(SLURMEnvironment):
     def __init__(self) -> None:
         ClusterEnvironment.__init__(self)  # SLURM's own would judge by the allocation, and hint at srun
         self.auto_requeue = False
-        self.requeue_signal = None
+        self.requeue_signal = getattr(signal, "SIGUSR1", None)  # Lightning asks for one, and then does not use it
 
     def world_size(self) -> int:
         return int(os.environ["SLURM_STEP_NUM_TASKS"])

@@ -14,9 +14,14 @@ from tensorboard.compat.proto.summary_pb2 import DataClass
 from torch.utils.tensorboard import SummaryWriter, summary
 
 from dreambooth.metrics.log_names import describe
-from dreambooth.training.loggers import GRID, RunSettings
+from dreambooth.training.loggers import GRID, RunResult, RunSettings
 
-HPARAM_METRICS = ("eval/quality", "eval/loss", "train/loss")  # the columns of results beside those of settings
+HPARAM_METRICS = (
+    "best/quality",
+    "eval/quality",
+    "eval/loss",
+    "train/loss",
+)  # columns of results
 
 
 class TensorBoard:
@@ -45,6 +50,9 @@ class TensorBoard:
         caption = f"Always from the same noise. Rows, from above:\n\n{rows}"
         _describe(found, "images", DataClass.DATA_CLASS_BLOB_SEQUENCE, caption)
         self._write(found, step)
+
+    def conclude(self, result: RunResult) -> None:
+        self.log(result.best, self._step)
 
     def close(self, is_done: bool) -> None:
         """Mark the run in the HParams table as finished, if it is."""

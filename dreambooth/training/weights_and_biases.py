@@ -7,13 +7,19 @@ from typing import Any
 from PIL import Image
 from pytorch_lightning.loggers import WandbLogger
 
-from dreambooth.training.loggers import GRID, RunSettings
+from dreambooth.training.loggers import GRID, RunResult, RunSettings
 
 
 class WeightsAndBiases:
-    """Show a run on Weights & Biases, begun or gone on with. number: W&B's name for it."""
+    """Show a run on Weights & Biases, begun or gone on with. number: W&B's name for it.
 
-    def __init__(self, name: str, folder: Path, project: str, number: str, settings: RunSettings) -> None:
+    with_model: also upload the model when the run has finished.
+    """
+
+    def __init__(
+        self, name: str, folder: Path, project: str, number: str, settings: RunSettings, with_model: bool = False
+    ) -> None:
+        self._with_model = with_model
         self._logger = WandbLogger(name, folder, project=project, id=number, resume="allow")
         self._run.config.update(dict(settings.deciding), allow_val_change=True)  # asking for the run connects
 
@@ -27,6 +33,18 @@ class WeightsAndBiases:
     def show(self, grid: Image.Image, prompts: Sequence[str], step: int) -> None:
         rows = "; ".join(f"{number}. {prompt}" for number, prompt in enumerate(prompts, start=1))
         self._logger.log_image(GRID, [grid], step=step, caption=[f"step {step}, rows from above: {rows}"])
+
+    def conclude(self, result: RunResult) -> None:
+        """Put the best scores into the run's summary, and where asked for upload model and config."""
+        self._run.summary.update(result.best)
+        if not self._with_model:
+            return
+        import wandb
+
+        artifact = wandb.Artifact(f"model-{self._run.id}", type="model", metadata=result.best)
+        artifact.add_dir(str(result.model))
+        artifact.add_file(str(result.config))
+        self._run.log_artifact(artifact)
 
     def close(self, is_done: bool) -> None:
         """End the run, which makes W&B write what it still holds."""

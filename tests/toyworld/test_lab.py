@@ -1,13 +1,6 @@
 """The laboratory: its experiments, what is run again and what is not, and what its metrics mean."""
 
-import math
-import os
 import random
-import re
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +18,6 @@ from toyworld.lab import cli, measure, plan, plots, report, tables
 from toyworld.lab.experiments import EXPERIMENTS, SUBJECTS, WORD_AND_LORA, Hypothesis, Variant
 from toyworld.lab.metrics import METRICS, fraction_of_range
 from toyworld.lab.plan import Trial, Workspace
-from toyworld.lab.pool import run_tasks
 from toyworld.lab.runs import run_trial
 from toyworld.lab.store import Store
 from toyworld.outcome import UNSEEN_PLACES, places_of
@@ -340,62 +332,6 @@ def test_the_report_replaces_its_own_section_and_nothing_else(workspace: Workspa
     assert text.startswith("# Results\n\nBefore.\n")
     assert text.count("## The laboratory") == 1
     assert EXPERIMENTS["images"].title not in text, "an experiment without results has no place there"
-
-
-# ------------------------------------------------------------------------------------------------ processes
-
-
-def test_a_task_that_fails_is_reported_and_the_others_are_done(tmp_path: Path):
-    done = {one.task: one for one in run_tasks([4.0, -1.0, 9.0, -4.0, 16.0], math.sqrt, 2, tmp_path)}
-    assert {task: one.result for task, one in done.items()} == {4.0: 2.0, -1.0: None, 9.0: 3.0, -4.0: None, 16.0: 4.0}
-    assert "ValueError" in done[-1.0].error
-
-
-def test_a_worker_that_dies_without_a_word_takes_its_task_alone(tmp_path: Path):
-    done = list(run_tasks([3, 4], os._exit, 1, tmp_path))
-    assert [one.error.split(":")[0] for one in done] == ["exit code 3", "exit code 4"]
-
-
-def test_no_task_is_started_when_the_time_is_over(tmp_path: Path):
-    answers = iter([True, True, False, False, False])
-    done = list(run_tasks([1.0, 4.0, 9.0, 16.0], math.sqrt, 1, tmp_path, lambda: next(answers)))
-    assert [one.result for one in done] == [1.0, 2.0]
-
-
-ORPHANS = """
-import math, multiprocessing, pathlib, sys, time
-from toyworld.lab.pool import run_tasks
-if __name__ == "__main__":
-    tasks = run_tasks([1.0, 4.0], math.sqrt, 2, pathlib.Path(sys.argv[1]))
-    next(tasks)
-    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
-    time.sleep(60)
-"""
-
-
-def test_workers_end_when_their_parent_is_killed(tmp_path: Path):
-    (tmp_path / "parent.py").write_text(ORPHANS)
-    command = [sys.executable, str(tmp_path / "parent.py"), str(tmp_path)]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    ) as parent:
-        assert parent.stdout is not None
-        workers = [int(number) for number in parent.stdout.readline().split()]
-        parent.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 20
-    while any(_is_alive(number) for number in workers) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert len(workers) == 2
-    assert not any(_is_alive(number) for number in workers)
-
-
-def _is_alive(pid: int) -> bool:
-    """Whether it still runs; a zombie that nobody has buried does not."""
-    status = Path(f"/proc/{pid}/status")
-    try:
-        return re.search(r"State:\s+[ZX]", status.read_text()) is None
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 # ------------------------------------------------------------------------------------------------ measuring

@@ -109,13 +109,14 @@ def run_trials(
     workspace: Workspace, store: Store, trials: Sequence[Trial], num_workers: int, minutes: float | None
 ) -> int:
     """Run trials and store each as it is done. Returns how many failed."""
-    from toyworld.lab.pool import run_tasks
+    from dreambooth.sweep.pool import ONE_THREAD, run_tasks
     from toyworld.lab.runs import run_trial
 
     start, failed = time.monotonic(), 0
     all_costs, done_costs = sum(trial.cost for trial in trials), 0.0
     may_start = functools.partial(_is_time_left, start, minutes)
-    tasks = run_tasks(trials, functools.partial(run_trial, workspace), num_workers, workspace.work / "logs", may_start)
+    handle, logs = functools.partial(run_trial, workspace), workspace.work / "logs"
+    tasks = run_tasks(trials, handle, [ONE_THREAD] * num_workers, logs, may_start)
     with contextlib.closing(tasks):
         for number, done in enumerate(tasks, start=1):
             done_costs += done.task.cost

@@ -1,0 +1,82 @@
+"""A sweep's results as one HTML file in the look of a run's report: images side by side, nothing fetched, no script."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+from PIL.Image import Image
+
+from dreambooth.errors import UserError
+from dreambooth.hints import command_line
+from dreambooth.prompts import expand
+from dreambooth.report import page as run_page
+from dreambooth.report import words
+from dreambooth.report.samples import Samples
+from dreambooth.sweep.results import CellResult, Results, best_overrides, quality_text, summary
+
+FOLDER = Path(__file__).parent
+MAX_IMAGES = 600  # cells that are shown with an image; each takes some 20 KB
+IMAGE_SIDE = 256  # pixels
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Hold a cell with its image: of the first prompt with the subject, at the kept step, always of the same seed."""
+
+    result: CellResult
+    image: Image | None
+    prompt: str
+
+
+def render(results: Results) -> str:
+    """Return the page as HTML; the same results give the same bytes."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([FOLDER, run_page.FOLDER]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"fitted": run_page.fitted, "data_uri": run_page.data_uri, "duration": words.duration}
+    environment.filters |= {"quality": quality_text}
+    shown = [shown_cell(results, each) for each in results.cells[:MAX_IMAGES]]
+    overrides = best_overrides(results)
+    command = command_line("train", results.sweep.options.config, *overrides) if results.best is not None else ""
+    return environment.get_template("sweep.html").render(
+        sweep=results,
+        name=results.sweep.options.name,
+        summary=summary(results),
+        rows=_by_subject(shown),
+        num_left_out=len(results.cells) - len(shown),
+        command=command,
+        most=IMAGE_SIDE,
+        small=run_page.SMALL,
+    )
+
+
+def _by_subject(shown: Sequence[Shown]) -> dict[str, list[Shown]]:
+    """Return the cells of each subject, in the order of their quality."""
+    rows: dict[str, list[Shown]] = {}
+    for each in sorted(shown, key=lambda one: one.result.cell.subject_name):
+        rows.setdefault(each.result.cell.subject_name, []).append(each)
+    return rows
+
+
+def shown_cell(results: Results, result: CellResult) -> Shown:
+    """Return a cell with its image; without one where it has no grid yet, or its files cannot be read."""
+    folder, frozen = result.status.folder, results.sweep.folder / "config.yaml"
+    if not (folder / "samples").is_dir():
+        return Shown(result, None, "")
+    try:
+        config = results.sweep.config_of(result.cell, frozen if frozen.is_file() else None)
+        prompts = expand(config.validate.prompts, config.subjects)
+        samples = Samples(folder / "samples", len(prompts), config.validate.num_images, config.data.resolution)
+        number = next((number for number, prompt in enumerate(prompts) if prompt.kind == "subject"), None)
+        steps = samples.steps()
+        if number is None or not steps:
+            return Shown(result, None, "")
+        step = result.status.kept_step if result.status.kept_step in steps else steps[-1]
+        return Shown(result, samples.rows(step)[number][0], prompts[number].filled)
+    except UserError:
+        return Shown(result, None, "")
