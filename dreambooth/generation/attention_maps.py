@@ -70,7 +70,9 @@ class AttentionRecorder:
 
     @torch.no_grad()
     def _record(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden_BSD, text_BND = (each[-self._num_images :] for each in (args[0], kwargs["encoder_hidden_states"]))
+        text = kwargs["encoder_hidden_states"]
+        text = text[0] if isinstance(text, tuple) else text  # an IP-Adapter's image stands behind the text
+        hidden_BSD, text_BND = args[0][-self._num_images :], text[-self._num_images :]
         query, key = (
             layer.head_to_batch_dim(project(each))
             for project, each in ((layer.to_q, hidden_BSD), (layer.to_k, text_BND))
