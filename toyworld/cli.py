@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from dreambooth.errors import UserError
 
@@ -69,11 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     outcome.add_argument("--photos", type=Path, default=Path("data/robot"), help="the subject's (default: %(default)s)")
     outcome.add_argument("--poster", type=Path, help="write photos and samples of the first model to this file")
 
-    attention = commands.add_parser("attention", help="measure where a result's words act, against the truth mask")
-    attention.add_argument("models", type=Path, nargs="+", metavar="MODEL", help="run folders")
-    attention.add_argument("--class", dest="class_noun", default="robot", help="of the subject (default: %(default)s)")
-    attention.add_argument("--seed", type=int, default=DEMO_SEED, help="of the subject (default: %(default)s)")
-    attention.add_argument("--num-images", type=int, default=24, help="renderings of it (default: %(default)s)")
+    _add_attention(commands)
 
     encoders = commands.add_parser("encoders", help="train the metric encoders and measure them; run again to resume")
     encoders.add_argument("--minutes", type=float, default=40.0, help="of both in equal parts (default: %(default)s)")
@@ -85,6 +82,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_edition(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--edition", choices=EDITIONS, default="first", help="of the world (default: %(default)s)")
+
+
+def _add_attention(commands: Any) -> None:
+    attention = commands.add_parser("attention", help="measure where a result's words act, against the truth mask")
+    attention.add_argument("models", type=Path, nargs="+", metavar="MODEL", help="run folders")
+    attention.add_argument("--class", dest="class_noun", default="robot", help="of the subject (default: %(default)s)")
+    attention.add_argument("--seed", type=int, default=DEMO_SEED, help="of the subject (default: %(default)s)")
+    attention.add_argument("--num-images", type=int, default=24, help="renderings of it (default: %(default)s)")
 
 
 def _add_folders(parser: argparse.ArgumentParser) -> None:
