@@ -29,8 +29,11 @@ def train_stages(budgets: dict[str, Budget], settings: BaseSettings) -> None:
     if "encoder" in budgets:
         train_encoder(edition, codec, budgets["encoder"], work, device)
     if "judge" in budgets:
-        train = train_judge if edition is FIRST else train_second_judge
-        train(budgets["judge"], softeners(edition, codec, work), work)
+        soften = softeners(edition, codec, work)
+        if edition is FIRST:
+            train_judge(budgets["judge"], soften, work)
+        else:
+            train_second_judge(budgets["judge"], soften, work, device)
     if "base" in budgets:
         train_base(replace(settings, budget=budgets["base"]))
 

@@ -93,7 +93,7 @@ def agreement(verdict: Verdict, asked: Sequence[Question]) -> dict[str, float]:
             for name, answer in question.named.items():
                 rights.setdefault(name, []).append(verdict.answer(i, nouns[0], name) == answer)
             continue
-        both = set(nouns) <= set(seen)
+        both = set(nouns) == set(seen[:2])
         pairs = zip(nouns, question.colours, strict=True)
         coloured = all(verdict.answer(i, noun, "main") == colour for noun, colour in pairs)
         rights.setdefault("both", []).append(both)

@@ -211,6 +211,12 @@ class Truth:
     answers: dict[str, Tensor]  # by question, [B, K]
     subject_B: Tensor  # the number of the class of the thing that two pictures share
 
+    def to(self, device: str) -> Truth:
+        """Return the same on another device."""
+        answers = {name: numbers.to(device) for name, numbers in self.answers.items()}
+        place, present, stand = (each.to(device) for each in (self.place_B, self.present_BK, self.stand_BK3))
+        return Truth(place, present, stand, answers, self.subject_B.to(device))
+
 
 def answers_of(thing: Thing) -> dict[str, int]:
     """Return the number of the right answer to each question, NOT_ASKED where a thing has no such part."""
@@ -299,20 +305,23 @@ def judge_loss(net: JudgeNet, pixels_BCHW: Tensor, truth: Truth) -> Tensor:
         asked = truth.answers[name] != NOT_ASKED
         if asked.any():
             loss = loss + F.cross_entropy(read.answers[name][asked], truth.answers[name][asked])
-    embedding = read.embedding[torch.arange(len(pixels_BCHW)), truth.subject_B]
+    number = torch.arange(len(pixels_BCHW), device=pixels_BCHW.device)
+    embedding = read.embedding[number, truth.subject_B]
     similarity = embedding @ embedding.T / TEMPERATURE
-    similarity = similarity.masked_fill(torch.eye(len(similarity), dtype=torch.bool), -1e4)
-    return loss + F.cross_entropy(similarity, torch.arange(len(similarity)) ^ 1)
+    similarity = similarity.masked_fill(number == number[:, None], -1e4)
+    return loss + F.cross_entropy(similarity, number ^ 1)
 
 
-def train_judge(budget: Budget, soften: Sequence[Callable[[Tensor], Tensor]], folder: Path) -> Judge:
+def train_judge(
+    budget: Budget, soften: Sequence[Callable[[Tensor], Tensor]], folder: Path, device: str = "cpu"
+) -> Judge:
     """Train a judge, or resume; its state is in `folder`/judge.pt.
 
     soften: ways to make pixels [B, 3, H, W] look as if a model had drawn them (a VAE's round trip, say). Half of the
     batches go through one of them; all go through `augment`.
     """
     torch.manual_seed(0)
-    net = JudgeNet()
+    net = JudgeNet().to(device)
 
     def loss_at(step: int) -> Tensor:
         torch.manual_seed(step)
@@ -322,14 +331,14 @@ def train_judge(budget: Budget, soften: Sequence[Callable[[Tensor], Tensor]], fo
         if rng.random() < P_SOFTENED:
             with torch.no_grad():
                 pixels = rng.choice(soften)(pixels)
-        return judge_loss(net, augment(pixels, rng), truth_of(pictures))
+        return judge_loss(net, augment(pixels, rng).to(device), truth_of(pictures).to(device))
 
     plan = Plan(
         "judge", budget, peak_lr=2e-3, muon_lr=0.02, muon_prefix="body.", decay_fraction=0.8, ema_decay=0.99,
         weight_decay=1e-2,
     )  # fmt: skip
     fit(net, loss_at, plan, folder / "judge.pt")
-    return Judge(net)
+    return Judge(net.cpu())
 
 
 @torch.no_grad()
