@@ -211,11 +211,13 @@ def prepare(
     move(family, build.pick_device(config))  # after attach, which casts frozen weights: less to move
     text_trains = any(name.startswith("text_encoder") for name in trained)
     shared, fingerprints = session.shared, inputs.fingerprints
-    build.cache_prompts(family, captions, config, text_trains, shared.prompt_encoder(family, config, fingerprints))
+    build.check_wording(family, captions, config)
     encoder = shared.image_encoder(family, fingerprints)
     images = build.encode_subjects(family, inputs.subject_data, config, randomness, encoder)
     unseen_images = build.encode_validation_images(family, config, randomness, encoder) or images
     open_run(session, fingerprints)
+    encode = shared.prompt_encoder(family, config, fingerprints)
+    build.cache_prompts(family, captions, config, text_trains, encode, shared.prompts(run.prompts))
     latents = shared.class_latents(run.prior)
     prior, teacher = build.make_prior(
         family, images, captions, latents, config, randomness, inputs.base_fingerprint, shared.folder is not None

@@ -1,4 +1,4 @@
-"""The noise schedule: each timestep's amounts of image and noise, the prediction target, and how often it is drawn.
+"""The noise schedule: each timestep's amounts of image and noise, and the target of the prediction.
 
     noisy = alpha * x0 + sigma * noise
 
@@ -9,13 +9,14 @@ Tables are float32 whatever the training precision: in bfloat16 sigma at the fir
 timesteps, B batch, C channels, H/W latent height and width.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from dreambooth.timesteps import UNIFORM, Size, TimestepDensity
 
 TARGETS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "epsilon": lambda x0, noise, alpha, sigma: noise,
@@ -27,31 +28,23 @@ X0_FROM: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "v_prediction": lambda prediction, noisy, alpha, sigma: alpha * noisy - sigma * prediction,
     "flow": lambda prediction, noisy, alpha, sigma: (noisy - sigma * prediction) / (alpha + sigma),
 }
-# Draw one of T timesteps to train on.
-DENSITIES: dict[str, Callable[[np.random.Generator, int], int]] = {
-    "uniform": lambda generator, num_timesteps: int(generator.integers(num_timesteps)),
-    # Esser et al. 2024, arXiv 2403.03206, eq. 19 with m = 0, s = 1: mostly the middle, where predicting is hardest.
-    "logit_normal": lambda generator, num_timesteps: int(num_timesteps / (1 + math.exp(-generator.standard_normal()))),
-}
 
 
 @dataclass(frozen=True)
 class Schedule:
     """Hold the coefficients by timestep, float32 [T].
 
-    prediction: 'epsilon', 'v_prediction' or 'flow'. density: of training timesteps, a name in `DENSITIES`.
+    prediction: 'epsilon', 'v_prediction' or 'flow'. density: how often each timestep is trained on.
     """
 
     alpha_T: Tensor
     sigma_T: Tensor
     prediction: str
-    density: str = "uniform"
+    density: TimestepDensity = UNIFORM
 
     def __post_init__(self) -> None:
         if self.prediction not in TARGETS:
             raise ValueError(f"prediction type {self.prediction!r} is not known; one of {', '.join(TARGETS)}")
-        if self.density not in DENSITIES:
-            raise ValueError(f"density {self.density!r} is not known; one of {', '.join(DENSITIES)}")
 
     @classmethod
     def from_alphas_cumprod(cls, alphas_cumprod_T: Tensor, prediction: str) -> "Schedule":
@@ -60,14 +53,13 @@ class Schedule:
         return cls(alphas_cumprod_T.sqrt(), (1 - alphas_cumprod_T).sqrt(), prediction)
 
     @classmethod
-    def flow(cls, num_timesteps: int = 1000, shift: float = 1.0, density: str = "uniform") -> "Schedule":
-        """Make the schedule of straight paths: sigma from 1 / T to 1, alpha = 1 - sigma.
+    def flow(cls, num_timesteps: int = 1000, density: TimestepDensity = UNIFORM) -> "Schedule":
+        """Make the schedule of straight paths: sigma evenly from 1 / T to 1, alpha = 1 - sigma.
 
-        shift moves timesteps to the noisy side, as larger images need it (Esser et al. 2024, arXiv 2403.03206):
-        sigma' = shift * sigma / (1 + (shift - 1) * sigma). 1 leaves them, 3 is Stable Diffusion 3's.
+        A sampler's shift is not in it: that says which of these timesteps are used, and the density's how often each is
+        trained on.
         """
         sigma_T = torch.arange(1, num_timesteps + 1, dtype=torch.float32) / num_timesteps
-        sigma_T = shift * sigma_T / (1 + (shift - 1) * sigma_T)
         return cls(1 - sigma_T, sigma_T, "flow", density)
 
     @property
@@ -79,9 +71,9 @@ class Schedule:
         """Copy the tables to a device, so that looking up a timestep needs no synchronisation."""
         return replace(self, alpha_T=self.alpha_T.to(device), sigma_T=self.sigma_T.to(device))
 
-    def draw_timestep(self, generator: np.random.Generator) -> int:
-        """Draw a timestep to train on."""
-        return DENSITIES[self.density](generator, self.num_timesteps)
+    def draw_timestep(self, generator: np.random.Generator, size: Size) -> int:
+        """Draw a timestep to train on, for latents of this size (height, width)."""
+        return self.density.draw(generator, self.num_timesteps, size)
 
     def network_time(self, t_B: Tensor) -> Tensor:
         """Return the network's input for timesteps: for DDPM the timesteps themselves, for flow 1000 sigma."""

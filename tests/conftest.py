@@ -75,6 +75,20 @@ def tiny_xl_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_z_image_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tiny import make_tiny_z_image_base
+
+    return make_tiny_z_image_base(tmp_path_factory.mktemp("base") / "z_image")
+
+
+@pytest.fixture(scope="session")
+def tiny_flux2_klein_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tiny import make_tiny_flux2_klein_base
+
+    return make_tiny_flux2_klein_base(tmp_path_factory.mktemp("base") / "flux2_klein")
+
+
+@pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny import make_tiny_base
 

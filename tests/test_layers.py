@@ -24,6 +24,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
         "files",
         "home_folder",
         "randomness",
+        "timesteps",
         "schedules",
         "losses",
         "distributed",

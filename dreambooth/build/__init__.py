@@ -30,6 +30,7 @@ from dreambooth.build.prior import in_turn, make_generated_prior, make_prior, nu
 from dreambooth.build.prompts import (
     cache_prompts,
     captions_of,
+    check_wording,
     class_prompts_of,
     subject_prompt,
     validation_prompts,
@@ -67,6 +68,7 @@ __all__ = [
     "check_disk",
     "check_optimizer",
     "check_samplers",
+    "check_wording",
     "checkpoint_activations",
     "class_prompts_of",
     "compute_dtype",

@@ -20,7 +20,10 @@ logger = logging.getLogger(__name__)
 
 
 def method_settings(config: Config, family: Family, randomness: Randomness) -> MethodSettings:
+    """Return the settings of the method. Raises UserError for those of a text encoder that the base keeps frozen."""
     method, subjects = config.method, config.subjects
+    if not family.text_encoders:
+        check_without_text_encoders(config)
     return MethodSettings(
         train_text_encoder=method.train_text_encoder,
         rank=method.rank,
@@ -37,6 +40,18 @@ def method_settings(config: Config, family: Family, randomness: Randomness) -> M
         start=find_start(config),
         seed=randomness.torch_seed("method"),
     )
+
+
+def check_without_text_encoders(config: Config) -> None:
+    """Raise UserError for settings that a base whose text encoder never trains cannot follow."""
+    if find_facts(config.method.name).adds_tokens:
+        raise UserError(
+            f"method.name={config.method.name}: learns a new word through the text encoder, and this base's stays "
+            "frozen; use lora, loha, lokr or full"
+        )
+    for name in ("text_encoder_lr", "identifier_lr", "text_encoder_stop_step", "text_encoder_stop_drift"):
+        if (value := getattr(config.optim, name)) is not None:
+            raise UserError(f"optim.{name}={value:g}: this base's text encoder stays frozen; set it to null")
 
 
 def find_start(config: Config) -> Path | None:

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
@@ -12,6 +13,7 @@ from dreambooth.families import Family, ModelSource, evaluation_mode, frozen_cop
 from dreambooth.families.protocols import InpaintingDenoiser
 from dreambooth.methods import find_facts
 from dreambooth.methods.adapters import frozen_base
+from dreambooth.timesteps import TimestepDensity
 
 
 def pick_device(config: Config) -> torch.device:
@@ -66,18 +68,44 @@ def check_can_train(family: Family, base: str) -> None:
 
 
 def apply_schedule(family: Family, config: Config) -> None:
-    """Apply loss.zero_terminal_snr (Lin et al. 2023, arXiv 2305.08891, algorithm 1), to sampling too.
+    """Apply loss.timesteps and, to sampling too, loss.zero_terminal_snr (Lin et al. 2023, arXiv 2305.08891).
 
-    Raises UserError for a base that predicts the noise, which says nothing about x0 where all is noise.
+    Raises UserError for a base that predicts the noise, which says nothing about x0 where all is noise, and for flow
+    matching, whose last timestep is pure noise already.
     """
-    if not config.loss.zero_terminal_snr:
-        return
-    if family.schedule.prediction == "epsilon":
+    if config.loss.zero_terminal_snr:
+        check_terminal_snr(family.schedule.prediction)
+        family.set_scheduler({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"})
+    family.schedule = replace(family.schedule, density=timestep_density(family, config))
+
+
+def check_terminal_snr(prediction: str) -> None:
+    if prediction == "epsilon":
         raise UserError(
             "loss.zero_terminal_snr=true: this base predicts the noise, from which nothing can be learned where all "
             "is noise; use a base that predicts v, or loss.noise_offset"
         )
-    family.set_scheduler({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"})
+    if prediction == "flow":
+        raise UserError(
+            "loss.zero_terminal_snr=true: this base is of flow matching, whose last timestep is pure noise already; "
+            "set it to false"
+        )
+
+
+def timestep_density(family: Family, config: Config) -> TimestepDensity:
+    """Return how often each timestep is trained on. Raises UserError for a shift that the base does not have."""
+    loss, shift = config.loss, config.loss.timestep_shift
+    if loss.timesteps == "base":
+        return family.schedule.density
+    if loss.timesteps == "shifted":
+        if shift is None and family.sampler_shift == 1:
+            raise UserError(
+                "loss.timesteps=shifted: this base's sampler shifts no timesteps; set loss.timestep_shift to a number"
+            )
+        return TimestepDensity(shift=family.sampler_shift if shift is None else shift)
+    mean = 0.0 if loss.timestep_mean is None else loss.timestep_mean
+    std = 1.0 if loss.timestep_std is None else loss.timestep_std
+    return TimestepDensity(loss.timesteps, mean, std, 1.0 if shift is None else shift)
 
 
 def untouched_base(family: Family, config: Config) -> Family:

@@ -4,6 +4,7 @@ import difflib
 import logging
 from collections.abc import Callable, Iterator
 from itertools import chain
+from pathlib import Path
 
 import torch
 
@@ -20,27 +21,32 @@ from dreambooth.prompts import Prompt, expand, fill_prompt, template_problem
 logger = logging.getLogger(__name__)
 
 
+def check_wording(family: Family, captions: list[list[str]], config: Config) -> None:
+    """Raise UserError, and warn, as `wording_warnings` does."""
+    for warning in wording_warnings(family, captions, config):
+        logger.warning(warning)
+
+
 def cache_prompts(
     family: Family,
     captions: list[list[str]],
     config: Config,
     text_trains: bool,
-    encode: Callable[[str], Conditioning] | None = None,
+    encode: Callable[[str], Conditioning] | None,
+    folder: Path,
 ) -> None:
     """Encode every prompt of the run: into the cache or, where the text encoders train, to fail early.
 
-    captions: of each subject's images. encode: encodes a prompt for the cache; None: the text encoders do. Raises
-    UserError, and warns, as `wording_warnings` does.
+    captions: of each subject's images. encode: encodes a prompt for the cache; None: the text encoders do. folder: for
+    prompts that text encoders which never train have encoded.
     """
-    for warning in wording_warnings(family, captions, config):
-        logger.warning(warning)
     prompts = dict.fromkeys(["", *texts_of(config), *chain(*captions), *chain(*class_prompts_of(captions, config))])
     if text_trains or config.data.shuffle_captions:
         with torch.no_grad():
             for prompt in prompts:
                 family.encode_prompts([prompt])
     else:
-        family.cache_prompts(prompts, encode)
+        family.cache_prompts(prompts, encode, folder)
 
 
 def wording_warnings(family: Family, captions: list[list[str]], config: Config) -> Iterator[str]:
@@ -79,7 +85,7 @@ def identifier_warnings(family: Family, key: str, identifier: str) -> Iterator[s
 
 
 def _spelled(family: Family, ids: list[int]) -> list[str]:
-    return [str(token).removesuffix("</w>") for token in family.tokenizer.convert_ids_to_tokens(ids)]
+    return [str(token).removesuffix("</w>").removeprefix("Ġ") for token in family.tokenizer.convert_ids_to_tokens(ids)]
 
 
 def identifier_last(caption: str, identifier: str) -> str:

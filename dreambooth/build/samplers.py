@@ -3,7 +3,7 @@
 from dreambooth.config import Config
 from dreambooth.errors import UserError
 from dreambooth.families import Family
-from dreambooth.generation.sampler import steps_problem
+from dreambooth.generation.sampler import check_sampler
 from dreambooth.generation.settings import SamplerSettings
 
 
@@ -35,5 +35,12 @@ def check_samplers(family: Family, config: Config) -> None:
     if prior.source in ("stream", "ahead") or (prior.source == "teacher" and prior.teacher_latents == "class"):
         used["prior"] = prior_sampler(config)
     for section, settings in used.items():
-        if (problem := steps_problem(family, settings)) is not None:
-            raise UserError(f"{section}.num_inference_steps={settings.num_inference_steps}: {problem}")
+        if settings.guidance_scale < family.guidance.none:
+            raise UserError(
+                f"{section}.guidance_scale={settings.guidance_scale:g}: must be at least {family.guidance.none:g}, "
+                "which is no guidance of this base"
+            )
+        try:
+            check_sampler(family, settings)
+        except UserError as error:
+            raise UserError(f"{section}.{error}") from error

@@ -67,6 +67,10 @@ class SharedInputs:
         """Return the folder for class latents. own: the run's, where nothing is shared."""
         return own if self.folder is None else self.folder / "class-latents"
 
+    def prompts(self, own: Path) -> Path:
+        """Return the folder for prompts of text encoders that never train. own: the run's, where nothing is shared."""
+        return own if self.folder is None else self.folder / "embeddings"
+
     def image_encoder(self, family: Family, fingerprints: InputFingerprints) -> Encoder:
         """Return what encodes images to latents, or looks them up where the same pixels have been encoded."""
         if self.folder is None:
@@ -91,9 +95,10 @@ class SharedInputs:
     ) -> Callable[[str], Conditioning] | None:
         """Return what encodes a prompt by frozen text encoders, or looks it up; None: nothing is shared.
 
-        A run with method.start may begin with other text encoders than the base's, and shares no embeddings.
+        A run with method.start may begin with other text encoders than the base's, and shares no embeddings. Text
+        encoders that never train keep their own (`prompts`).
         """
-        if self.folder is None or config.method.start is not None:
+        if self.folder is None or config.method.start is not None or not family.text_encoders:
             return None
         base, device = fingerprints["base model"], _device_name(family)
         first = next(family.text_encoders[0].parameters())

@@ -12,14 +12,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="NAME",
         help="diffusers: a pipeline folder; single-file: one .safetensors in the original layout (both with adapters "
-        "merged); lora: as diffusers and peft name it; kohya: as AUTOMATIC1111, SD.Next and ComfyUI name it; "
-        "embedding: a learned word",
+        "merged); lora: as diffusers and peft name it; kohya: as AUTOMATIC1111 and SD.Next name it; "
+        "comfyui: as ComfyUI does, of SD and SDXL the same; embedding: a learned word",
     )
     parser.add_argument(
         "--rank",
         type=int,
         metavar="R",
-        help="for lora and kohya of a run whose method has no LoRA, such as full: extract one of this rank",
+        help="for lora, kohya and comfyui of a run whose method has no LoRA, such as full: extract one of this rank",
     )
     parser.add_argument("--out", metavar="DIR", help="a new folder (default <RUN>/exports/<NAME>, replaced)")
     parser.add_argument(

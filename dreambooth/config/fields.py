@@ -48,7 +48,7 @@ class ModelConfig:
     """The model to personalise."""
 
     base: str = setting(MISSING, "diffusers folder, hub id or single .safetensors file")
-    family: str = setting("auto", "model family: sd or sdxl; auto reads it from the base")
+    family: str = setting("auto", "model family: sd, sdxl, z_image or flux2_klein; auto reads it from the base")
     config: str | None = setting(
         None,
         "for a single file: folder or hub id with its configs and tokenizer, or a built-in one: sd1, sd1-v, sd2, "
@@ -142,7 +142,12 @@ class PriorConfig:
     weight: float = setting(1.0, "lambda: weight of the prior's loss relative to the subject's", minimum=0)
     folder: str | None = setting(None, "folder of class images for prior.source=folder")
     num_inference_steps: int = setting(20, "sampler steps per class image", minimum=1)
-    guidance_scale: float = setting(7.5, "classifier-free guidance scale of the class images; 1 is none", minimum=1)
+    guidance_scale: float = setting(
+        7.5,
+        "classifier-free guidance scale of the class images, as the base's own pipeline counts it; none is 1, of "
+        "z_image 0",
+        minimum=0,
+    )
     guidance_min_noise: float = setting(
         0.0,
         "sampler steps below this fraction of the noise schedule run without guidance; 0.3 generates class images in "
@@ -164,7 +169,9 @@ class MethodConfig:
         "denoiser; custom_diffusion: the keys and values of the denoiser's cross-attention",
     )
     train_text_encoder: bool = setting(
-        True, "full, lora, loha, lokr: train the text encoder too; better subject fidelity, more memory"
+        True,
+        "full, lora, loha, lokr: train the text encoder too; better subject fidelity, more memory; those of "
+        "flow matching stay frozen",
     )
     rank: int = setting(
         16, "lora, loha, lokr, pivotal: rank of the matrices; a higher one learns more, in a larger file", minimum=1
@@ -263,6 +270,27 @@ class LossConfig:
     input_perturbation: float = setting(
         0.0, "scale of extra noise in the network's input alone, e.g. 0.1; against exposure bias", minimum=0
     )
+    timesteps: Literal["base", "uniform", "logit_normal", "sigmoid", "shifted"] = setting(
+        "base",
+        "how often each timestep is trained on; base: as the base was (sd, sdxl: uniform; z_image: logit_normal, "
+        "shifted by the image's size; flux2_klein: shifted); logit_normal, sigmoid: mostly the middle; shifted: "
+        "uniform, moved towards noise",
+    )
+    timestep_mean: float | None = setting(
+        None, "mean of the timestep's logit with loss.timesteps=logit_normal; above 0 trains more on noise; null: 0"
+    )
+    timestep_std: float | None = setting(
+        None,
+        "standard deviation of the timestep's logit with logit_normal and sigmoid; above 1 trains more on both ends; "
+        "null: 1",
+        above=0,
+    )
+    timestep_shift: float | None = setting(
+        None,
+        "moves the timesteps of logit_normal, sigmoid and shifted towards noise: 3 makes a half of the way to noise "
+        "three quarters; null: 1, of shifted as the base's sampler does for the image's size",
+        above=0,
+    )
     zero_terminal_snr: bool = setting(
         False, "rescale the noise schedule so that the last timestep is pure noise; for bases that predict v"
     )
@@ -335,7 +363,11 @@ class ValidateConfig:
     )
     num_images: int = setting(4, "images per prompt", minimum=1)
     num_inference_steps: int = setting(25, "sampler steps per image", minimum=1)
-    guidance_scale: float = setting(7.5, "classifier-free guidance scale; 1 is none", minimum=1)
+    guidance_scale: float = setting(
+        7.5,
+        "classifier-free guidance scale, as the base's own pipeline counts it; none is 1, of z_image 0",
+        minimum=0,
+    )
     scheduler: str = setting("ddim", "sampler, named as in sample.py --scheduler")
     dino: str | None = setting(
         "auto",

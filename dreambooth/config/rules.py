@@ -40,6 +40,7 @@ def joint_problems(config: Config) -> typing.Iterator[str]:
         yield f"method.start: {config.method.name} starts from model.base; set it to null"
     if config.validate.every_steps and not config.validate.prompts:
         yield "validate.prompts: empty; name one, or set validate.every_steps to 0"
+    yield from _timestep_problems(config)
     if optim.warmup_steps >= config.train.max_steps:
         yield f"optim.warmup_steps: {optim.warmup_steps} must be below train.max_steps ({config.train.max_steps})"
     if config.train.ema_decay >= 1:
@@ -68,6 +69,22 @@ def _name_problem(name: str) -> str | None:
     if not is_short or name == ".." or not name.isprintable() or set(name) & set('/\\:*?"<>|'):
         return "must name a folder: short, on one line, without / and the like"
     return None
+
+
+def _timestep_problems(config: Config) -> typing.Iterator[str]:
+    """Yield the settings of timesteps that loss.timesteps does not read."""
+    loss = config.loss
+    for name, read_by in (
+        ("timestep_mean", ("logit_normal",)),
+        ("timestep_std", ("logit_normal", "sigmoid")),
+        ("timestep_shift", ("logit_normal", "sigmoid", "shifted")),
+    ):
+        value = getattr(loss, name)
+        if value is not None and loss.timesteps not in read_by:
+            yield (
+                f"loss.{name}: {value:g}, but loss.timesteps is {loss.timesteps}, which does not read it; set it to "
+                f"null, or loss.timesteps to {' or '.join(read_by)}"
+            )
 
 
 def _in_backward_problems(config: Config) -> typing.Iterator[str]:

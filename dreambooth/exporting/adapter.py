@@ -2,10 +2,11 @@
 
 diffusers and peft name a LoRA's tensors by module; kohya's scripts, AUTOMATIC1111, SD.Next and ComfyUI by the module's
 name with underscores behind "lora_unet_" and "lora_te_", with an alpha beside each, which they divide by the rank.
-LyCORIS names LoHa and LoKr in the same way.
+LyCORIS names LoHa and LoKr in the same way. Of a transformer ComfyUI takes the name with its points behind
+"diffusion_model."; the one with underscores it skips without an error.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from dreambooth.methods import adapter_files, adapters
 from dreambooth.subject_info import ExportCard, SubjectInfo, write_card
 
 KOHYA_FILE = "kohya.safetensors"  # the name of earlier versions
+ModuleName = Callable[[str, Any, str, bool], str]  # network's name and itself, module's name, whether of XL -> prefix
 
 
 def write_lora(family: Family, card: ExportCard, folder: Path, name: str) -> None:
@@ -38,17 +40,26 @@ def write_lora(family: Family, card: ExportCard, folder: Path, name: str) -> Non
 def write_kohya(family: Family, card: ExportCard, folder: Path, name: str) -> None:
     """Write one file in kohya's layout, a learned word beside it, and the subject's card."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_kohya_file(family, card, folder / weights_file(name))
+    write_file(family, card, folder / weights_file(name), kohya_name)
     link_old_name(folder, weights_file(name), KOHYA_FILE)
     word.write_beside(family, card, folder, name)
     write_card(card, folder)
 
 
-def write_kohya_file(family: Family, card: SubjectInfo, path: Path) -> None:
+def write_comfyui(family: Family, card: ExportCard, folder: Path, name: str) -> None:
+    """Write one file under the names that ComfyUI takes whole, a learned word beside it, and the subject's card."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_file(family, card, folder / weights_file(name), comfyui_name)
+    word.write_beside(family, card, folder, name)
+    write_card(card, folder)
+
+
+def write_file(family: Family, card: SubjectInfo, path: Path, module_name: ModuleName) -> None:
+    """Write every adapter into one file, its modules named as `module_name` names them."""
     metadata = (
         file_metadata(family, card, "sd-scripts", "lora") | kohya_version(family) | adapter_files.stated_alpha(family)
     )
-    save_file(kohya_state(family), path, metadata=metadata)
+    save_file(named_state(family, module_name), path, metadata=metadata)
 
 
 def has_dora(family: Family) -> bool:
@@ -58,14 +69,19 @@ def has_dora(family: Family) -> bool:
 
 
 def kohya_state(family: Family) -> dict[str, Tensor]:
-    """Return every adapted module's matrices, alpha and, for DoRA, dora_scale by kohya's and LyCORIS' names."""
+    """Return every adapted module's tensors by kohya's and LyCORIS' names."""
+    return named_state(family, kohya_name)
+
+
+def named_state(family: Family, module_name: ModuleName) -> dict[str, Tensor]:
+    """Return every adapted module's matrices, alpha and, for DoRA, dora_scale, as LyCORIS names these."""
     parts = adapters.adapted_components(family)
     is_xl = len(family.text_encoders) > 1
     state: dict[str, Tensor] = {}
     for part_name, part in parts.items():
         for name, layer in part.named_modules():
             if isinstance(layer, LoraLayer | LycorisLayer):
-                prefix = kohya_name(part_name, part, name, is_xl)
+                prefix = module_name(part_name, part, name, is_xl)
                 own = _lora_state(layer) if isinstance(layer, LoraLayer) else _lycoris_state(layer)
                 state |= {f"{prefix}.{key}": tensor.detach().contiguous() for key, tensor in own.items()}
     return state
@@ -73,10 +89,19 @@ def kohya_state(family: Family) -> dict[str, Tensor]:
 
 def kohya_name(part_name: str, part: Any, name: str, is_xl: bool) -> str:
     """Return a module's name; of XL the denoiser's have their original ones, as kohya's scripts write them."""
+    if part_name == "transformer":
+        return f"lora_unet_{name.replace('.', '_')}"
     if part_name == "unet":
         return f"lora_unet_{(original_unet_name(part, name) if is_xl else name).replace('.', '_')}"
     number = {"text_encoder": "1", "text_encoder_2": "2"}[part_name] if is_xl else ""
     return f"lora_te{number}_text_model_{name.removeprefix('text_model.').replace('.', '_')}"
+
+
+def comfyui_name(part_name: str, part: Any, name: str, is_xl: bool) -> str:
+    """Return a module's name as ComfyUI's `model_lora_keys_unet` knows it; of a UNet that is kohya's."""
+    if part_name == "transformer":
+        return f"diffusion_model.{name}"
+    return kohya_name(part_name, part, name, is_xl)
 
 
 def _lora_state(layer: LoraLayer) -> dict[str, Tensor]:

@@ -39,11 +39,13 @@ class Format:
 
 
 WHOLE_MATRICES = ("full", "custom_diffusion")
+NAMED_BY_MODULE = ("kohya", "comfyui")  # the formats that name tensors as kohya's scripts or ComfyUI name modules
 FORMATS: dict[str, Format] = {
     "diffusers": Format(pipeline.write),
     "single-file": Format(original.write),
     "lora": Format(adapter.write_lora, HAVE_A_LORA, (*HAVE_FACTORS, *WHOLE_MATRICES)),
     "kohya": Format(adapter.write_kohya, HAVE_KOHYA_NAMES, WHOLE_MATRICES),
+    "comfyui": Format(adapter.write_comfyui, HAVE_KOHYA_NAMES, WHOLE_MATRICES),
     "embedding": Format(word.write, ("textual_inversion", "pivotal")),
 }
 
@@ -55,8 +57,16 @@ def write_as(form: Format, family: Family, card: ExportCard, folder: Path, name:
     """
     if form.methods is None:
         adapters.merge(family)
-    family.pipeline().to(dtype=getattr(torch, dtype))
+    for part in (*family.components().values(), family.vae):
+        part.to(dtype=getattr(torch, dtype))
     form.write(family, card, folder, name)
+
+
+def check_layout(form: str, family: Family) -> None:
+    """Raise UserError for a format that the files of a family are not written in."""
+    written = [name for name in FORMATS if name in ("diffusers", "lora", *family.layouts)]
+    if form not in written:
+        raise UserError(f"--format: {form} is not written for a {family.architecture}; use one of {', '.join(written)}")
 
 
 def files_of(form: str, family: Family, card: ExportCard, name: str) -> ExportedFiles:
@@ -65,9 +75,10 @@ def files_of(form: str, family: Family, card: ExportCard, name: str) -> Exported
         form,
         name,
         card,
+        denoiser=next(name for name, part in family.components().items() if part is family.denoiser),
         has_words=form != "diffusers" and find_facts(card.method).adds_tokens,
-        has_dora=form in ("lora", "kohya") and adapter.has_dora(family),
-        factors={"loha": "LoHa", "lokr": "LoKr"}.get(card.method) if form == "kohya" else None,
+        has_dora=form in ("lora", *NAMED_BY_MODULE) and adapter.has_dora(family),
+        factors={"loha": "LoHa", "lokr": "LoKr"}.get(card.method) if form in NAMED_BY_MODULE else None,
     )
 
 

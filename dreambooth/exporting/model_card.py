@@ -25,9 +25,10 @@ KINDS = {
     "single-file": "A text-to-image model in the original layout",
     "lora": "A LoRA",
     "kohya": "A LoRA in kohya's layout",
+    "comfyui": "A LoRA in ComfyUI's layout",
     "embedding": "A learned word",
 }
-TAGS = {"lora": ["lora"], "kohya": ["lora"], "embedding": ["textual_inversion"]}
+TAGS = {"lora": ["lora"], "kohya": ["lora"], "comfyui": ["lora"], "embedding": ["textual_inversion"]}
 
 
 def write(

@@ -26,15 +26,19 @@ def export_model(family: Family, card: SubjectInfo, folder: Path, dtype: str) ->
     """
     with atomic_folder(folder) as beside:
         _write_weights(family, card.method, beside, getattr(torch, dtype))
-        if card.method in HAVE_KOHYA_NAMES and not adapter.has_dora(family):
-            adapter.write_kohya_file(family, card, beside / weights_file(folder.absolute().parent.name))
+        is_read = card.method in HAVE_KOHYA_NAMES and "comfyui" in family.layouts
+        if is_read and not adapter.has_dora(family):
+            path = beside / weights_file(folder.absolute().parent.name)
+            adapter.write_file(family, card, path, adapter.comfyui_name)
         write_card(card, beside)
 
 
 def _write_weights(family: Family, method: str, folder: Path, dtype: torch.dtype) -> None:
     save = find_method(method).save
     if save is None:
-        save_pipeline(family.pipeline().to(dtype=dtype), folder)
+        for part in (*family.components().values(), family.vae):
+            part.to(dtype)
+        save_pipeline(family.pipeline(), folder)
     else:
         cast_trained(family, dtype)
         save(family, folder)

@@ -7,7 +7,7 @@ from pathlib import Path
 from dreambooth.disk import check_writable, translate_write_errors
 from dreambooth.errors import UserError
 from dreambooth.exporting import extraction, model_card
-from dreambooth.exporting.formats import files_of, find_format, write_as
+from dreambooth.exporting.formats import check_layout, files_of, find_format, write_as
 from dreambooth.exporting.history import read_history
 from dreambooth.exporting.tools import ExportedFiles
 from dreambooth.exporting.verify import expected_model
@@ -35,9 +35,9 @@ def export(
 ) -> Path:
     """Write a result in another tool's format, with a model card, and return the folder.
 
-    model: run folder, or the model/ of one. format: diffusers, single-file, lora, kohya or embedding. out: a new
-    folder; None: <model>/exports/<format>, which is replaced. dtype: of the weights. rank: of a LoRA to extract where
-    the method has none. base: where an adapter's base is now, if elsewhere. repo_id: for the card, where it is going.
+    model: run folder, or the model/ of one. format: a name in `FORMATS`. out: a new folder; None:
+    <model>/exports/<format>, which is replaced. dtype: of the weights. rank: of a LoRA to extract where the method has
+    none. base: where an adapter's base is now, if elsewhere. repo_id: for the card, where it is going.
     verify: read what was written as other programs do, and write nothing where it is not the trained model.
     Raises UserError, ModelError.
     """
@@ -51,6 +51,7 @@ def export(
     history = read_history(Path(model), card)
     card = replace(card, settings=history.settings or None)
     family, card = _learned(model, card, rank, None if base is None else str(base))
+    check_layout(format, family)
     with translate_write_errors(folder, "--out"), atomic_folder(folder) as beside:
         files = files_of(format, family, card, history.name)
         warn_of_dora(files)
@@ -65,7 +66,7 @@ def export(
 
 def warn_of_dora(files: ExportedFiles) -> None:
     """Warn that other programs do not all read a DoRA in kohya's names as it was trained."""
-    if files.form == "kohya" and files.has_dora:
+    if files.form in ("kohya", "comfyui") and files.has_dora:
         logger.warning(
             "a DoRA in kohya's names is exact in SD.Next alone: ComfyUI comes close, AUTOMATIC1111 applies it wrongly, "
             "sd-scripts and diffusers drop its magnitudes, all without an error; use --format single-file"

@@ -16,7 +16,8 @@ class ExportedFiles:
     """Hold the names of an export's files.
 
     form: of `formats.FORMATS`. name: that of the run. has_words: there are learned words beside the weights, or alone.
-    has_dora: the LoRA has magnitudes. factors: "LoHa" or "LoKr" where it is one of these.
+    has_dora: the LoRA has magnitudes. factors: "LoHa" or "LoKr" where it is one of these. denoiser: its name in the
+    pipeline, "unet" or "transformer".
     """
 
     form: str
@@ -25,6 +26,7 @@ class ExportedFiles:
     has_words: bool = False
     has_dora: bool = False
     factors: str | None = None
+    denoiser: str = "unet"
 
     @property
     def weights(self) -> str:
@@ -40,7 +42,7 @@ class ExportedFiles:
     @property
     def loads_in_diffusers(self) -> bool:
         """Return whether diffusers reads it right: of kohya's names it drops magnitudes, and LyCORIS' it refuses."""
-        return self.form != "kohya" or not (self.has_dora or self.factors)
+        return self.form not in ("kohya", "comfyui") or not (self.has_dora or self.factors)
 
     def prompt(self, words: Sequence[str] | None = None) -> str:
         """Return the first subject's own prompt. words: replace its identifiers, for programs that need others."""
@@ -51,7 +53,10 @@ class ExportedFiles:
 
 
 def instructions(files: ExportedFiles) -> Iterator[tuple[str, str]]:
-    """Yield the name of a program and what to do there."""
+    """Yield the name of a program and what to do there. Of a transformer it is known of ComfyUI alone."""
+    if files.denoiser == "transformer":
+        yield "ComfyUI", f"{_comfyui_transformer(files)} Prompt: `{files.prompt()}`."
+        return
     stems = [Path(file).stem for file in files.words.values()]
     comfy = files.prompt([f"embedding:{stem}" for stem in stems] or None)
     plain = files.prompt(stems or None)
@@ -62,7 +67,7 @@ def instructions(files: ExportedFiles) -> Iterator[tuple[str, str]]:
 
 
 def _with_lora(files: ExportedFiles, prompt: str) -> str:
-    return f"{prompt} <lora:{files.name}:1>" if files.form in ("lora", "kohya") else prompt
+    return f"{prompt} <lora:{files.name}:1>" if files.form in ("lora", "kohya", "comfyui") else prompt
 
 
 def _beside(files: ExportedFiles, folder: str) -> str:
@@ -84,10 +89,19 @@ def _comfyui(files: ExportedFiles) -> str:
         return "It reads no folders: export with `--format single-file`."
     if files.form == "lora":
         return f"It applies a part of these names only, without an error: export with `--format kohya`.{words}"
-    if files.form == "kohya" and files.has_dora:
+    if files.form in ("kohya", "comfyui") and files.has_dora:
         return f"This DoRA comes out a little different there: {MERGED} does not.{words}"
-    folders = {"single-file": "models/checkpoints", "kohya": "models/loras"}
+    folders = {"single-file": "models/checkpoints", "kohya": "models/loras", "comfyui": "models/loras"}
     return _copied(files, folders, words)
+
+
+def _comfyui_transformer(files: ExportedFiles) -> str:
+    if files.form == "diffusers":
+        return "It reads no folders: export the adapter with `--format comfyui`."
+    if files.form == "kohya":
+        return "It skips these names without an error: export with `--format comfyui`."
+    different = " A DoRA comes out a little different there." if files.has_dora else ""
+    return f"`{files.weights}` to `models/loras`.{different}"
 
 
 def _a1111(files: ExportedFiles) -> str:
@@ -96,21 +110,21 @@ def _a1111(files: ExportedFiles) -> str:
         return "It reads no folders: export with `--format single-file`."
     if files.form == "lora":
         return f"Export with `--format kohya`, whose names it knows.{words}"
-    if files.form == "kohya" and files.has_dora:
+    if files.form in ("kohya", "comfyui") and files.has_dora:
         return f"It applies this DoRA wrongly, without an error: take {MERGED} instead.{words}"
-    folders = {"single-file": "models/Stable-diffusion", "kohya": "models/Lora"}
+    folders = {"single-file": "models/Stable-diffusion", "kohya": "models/Lora", "comfyui": "models/Lora"}
     return _copied(files, folders, words)
 
 
 def _sdnext(files: ExportedFiles) -> str:
     words = _beside(files, "models/embeddings")
     folders = {"diffusers": "models/Diffusers", "single-file": "models/Stable-diffusion"}
-    folders |= {"lora": "models/Lora", "kohya": "models/Lora"}
+    folders |= {"lora": "models/Lora", "kohya": "models/Lora", "comfyui": "models/Lora"}
     return _copied(files, folders, words)
 
 
 def _invokeai(files: ExportedFiles) -> str:
     several = f" Of several vectors `{files.name}_emb*_invokeai.safetensors`." if files.has_words else ""
-    if files.form == "kohya" and files.has_dora:
+    if files.form in ("kohya", "comfyui") and files.has_dora:
         return f"Take {MERGED} instead.{several}"
     return f"Import it in the model manager.{several}"

@@ -76,7 +76,7 @@ def read_independently(folder: Path, files: ExportedFiles, base: ModelSource) ->
         pipeline = load_family(whole_model(path, base)).pipeline()
     else:
         family = load_family(base)
-        if files.form == "kohya":
+        if files.form in ("kohya", "comfyui"):
             lora_files.apply(family, path)
         pipeline = family.pipeline()
         if files.form == "lora":
@@ -127,17 +127,16 @@ def relative_difference(ours: Tensor, theirs: Tensor) -> float:
 
 def image_difference(expected: Family, read: Any, files: ExportedFiles) -> float:
     prompt = fill_prompt(files.card.subjects[0].prompt, files.card.subjects)
-    ours, theirs = (draw(pipeline, prompt) for pipeline in (expected.pipeline(), read))
+    side = LATENTS * expected.vae_scale_factor
+    noise_BCHW = torch.randn(1, *expected.latent_shape(side, side), generator=torch.Generator().manual_seed(0))
+    ours, theirs = (draw(pipeline, prompt, noise_BCHW, side) for pipeline in (expected.pipeline(), read))
     return float((ours - theirs).norm() / ours.norm())
 
 
-def draw(pipeline: Any, prompt: str) -> Tensor:
-    """Return the latents of a small image from noise that is always the same."""
-    generator = torch.Generator().manual_seed(0)
-    channels, side = pipeline.unet.config.in_channels, LATENTS * pipeline.vae_scale_factor
-    latents = torch.randn(1, channels, LATENTS, LATENTS, generator=generator)
+def draw(pipeline: Any, prompt: str, latents: Tensor, side: int) -> Tensor:
+    """Return the latents of a small image from this noise. side: pixels."""
     pipeline.set_progress_bar_config(disable=True)
     return pipeline(
-        prompt, latents=latents, height=side, width=side, num_inference_steps=NUM_STEPS, guidance_scale=GUIDANCE_SCALE,
-        output_type="latent",
+        prompt=prompt, latents=latents, height=side, width=side, num_inference_steps=NUM_STEPS,
+        guidance_scale=GUIDANCE_SCALE, output_type="latent",
     ).images  # fmt: skip

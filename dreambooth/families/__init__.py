@@ -21,7 +21,7 @@ from dreambooth.errors import ModelError, UserError
 for library in (diffusers, transformers):  # no bars for every file, no notes on torchvision
     library.utils.logging.set_verbosity_error()
     library.utils.logging.disable_progress_bar()
-from dreambooth.families import sd, sdxl  # noqa: E402
+from dreambooth.families import flux2_klein, sd, sdxl, z_image  # noqa: E402
 from dreambooth.families.conditioning import Conditioning  # noqa: E402
 from dreambooth.families.inspection import read_index  # noqa: E402
 from dreambooth.families.loading import is_small  # noqa: E402
@@ -59,6 +59,8 @@ FAMILIES = {
     "sdxl": FamilyRow(
         ("StableDiffusionXLPipeline", "StableDiffusionXLInpaintPipeline"), sdxl.load, sdxl.load_single_file
     ),
+    "z_image": FamilyRow(("ZImagePipeline",), z_image.load, z_image.load_single_file),
+    "flux2_klein": FamilyRow(("Flux2KleinPipeline",), flux2_klein.load, flux2_klein.load_single_file),
 }
 
 
@@ -115,8 +117,7 @@ def move(family: Family, device: torch.device) -> None:
 
 def components(family: Family) -> dict[str, torch.nn.Module]:
     """Return the denoiser and the text encoders by their names in the pipeline's folder: "unet", "text_encoder" ..."""
-    own = (family.denoiser, *family.text_encoders)
-    return {name: part for name, part in family.pipeline().components.items() if any(part is each for each in own)}
+    return family.components()
 
 
 @contextlib.contextmanager
@@ -150,9 +151,10 @@ def _is_shared(part: object, family: Family) -> bool:
 def fingerprint(family: Family) -> str:
     """Return the SHA-256 over every weight of the denoiser and the text encoders, hexadecimal.
 
-    It tells which base model this is.
+    It tells which base model this is. A text encoder that is not loaded is told by its files.
     """
-    return digest_weights(part.state_dict() for part in (family.denoiser, *family.text_encoders))
+    weights = digest_weights(part.state_dict() for part in (family.denoiser, *family.text_encoders))
+    return hashlib.sha256((weights + family.text_digest).encode()).hexdigest() if family.text_digest else weights
 
 
 def digest_weights(state_dicts: Iterable[Mapping[str, torch.Tensor]]) -> str:

@@ -23,6 +23,10 @@ class KLCodec:
         """Return the number of pixels for each latent along a side: 8 for Stable Diffusion."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
+    @property
+    def size_step(self) -> int:
+        return self.vae_scale_factor
+
     @torch.no_grad()
     def encode_images(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Return the VAE's moments as the denoiser expects them."""
@@ -41,6 +45,8 @@ class KLCodec:
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         factor = self.vae_scale_factor
         for side in (height, width):
-            if side % factor or side <= 0:
-                raise UserError(f"an image side of {side} pixels does not fit this model; use a multiple of {factor}")
+            if side % self.size_step or side <= 0:
+                raise UserError(
+                    f"an image side of {side} pixels does not fit this model; use a multiple of {self.size_step}"
+                )
         return self.vae.config.latent_channels, height // factor, width // factor

@@ -31,6 +31,9 @@ class ClipTokens:
     def tokenize(self, text: str) -> list[int]:
         return token_ids(self.tokenizer, text)
 
+    def count_tokens(self, prompt: str) -> int:
+        return len(self.tokenize(prompt)) + 2
+
     def truncate(self, prompt: str) -> tuple[str, str]:
         return truncate(self.tokenizer, prompt)
 

@@ -70,6 +70,14 @@ def reason(folder: Path, error: Exception) -> str:
     return "; ".join(_flaws(folder)) or first_line(error).partition(". If you want to instead")[0]
 
 
+def check_weights(folder: Path) -> None:
+    """Raise ModelError for a folder that is not there, or has a damaged file or no weights, without loading them."""
+    if flaws := "; ".join(_flaws(folder)):
+        raise ModelError(f"{folder}: cannot be loaded: {flaws}")
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(f"{folder}: cannot be loaded: it has no weights (.safetensors)")
+
+
 def _flaws(folder: Path) -> Iterator[str]:
     paths = sorted(folder.glob("*")) if folder.is_dir() else []
     if not paths:

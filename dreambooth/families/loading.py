@@ -62,10 +62,10 @@ def make_blank(model_class: Any, folder: Path) -> Any:
         return model_class.from_config(model_class.load_config(folder)).eval()
 
 
-def load_tokenizer(base: Path, subfolder: str) -> CLIPTokenizer:
-    """Load CLIP's tokenizer. Raises ModelError."""
+def load_tokenizer(base: Path, subfolder: str, tokenizer_class: Any = CLIPTokenizer) -> Any:
+    """Load a tokenizer, CLIP's where no class is named. Raises ModelError."""
     try:
-        return CLIPTokenizer.from_pretrained(base, subfolder=subfolder)
+        return tokenizer_class.from_pretrained(base, subfolder=subfolder)
     except LOADING_ERRORS as error:
         raise ModelError(
             f"{base / subfolder}: tokenizer cannot be loaded: {reason(base / subfolder, error)}"

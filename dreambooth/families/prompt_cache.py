@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -31,8 +32,26 @@ class PromptCache(ABC):
         known = Conditioning.cat([self.prompt_cache[prompt] for prompt in prompts])
         return known.to(dtype=next(self.denoiser.parameters()).dtype)
 
+    @property
+    def text_digest(self) -> str:
+        return ""
+
+    def num_text_weights(self) -> int:
+        return 0
+
+    def cache_blank_prompts(self, prompts: list[str]) -> None:  # noqa: B027 - most families have nothing to do
+        """Do nothing: text encoders that may train are run."""
+
     @torch.no_grad()
-    def cache_prompts(self, prompts: Iterable[str], encode: Callable[[str], Conditioning] | None = None) -> None:
-        """Encode each prompt by itself, by `encode` or else by the text encoders."""
+    def cache_prompts(
+        self,
+        prompts: Iterable[str],
+        encode: Callable[[str], Conditioning] | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        """Encode each prompt by itself, by `encode` or else by the text encoders.
+
+        Nothing is kept in the folder, as what text encoders know may change.
+        """
         encode = encode or (lambda prompt: self.run_text_encoders([prompt]))
         self.prompt_cache = {prompt: encode(prompt) for prompt in dict.fromkeys(prompts)}

@@ -7,14 +7,17 @@ Shapes: B batch, C channels, H/W height and width (pixels or latents).
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from dreambooth.families.conditioning import Conditioning
+from dreambooth.families.guidance import Guidance
 from dreambooth.prompt_weights import Blend
 from dreambooth.schedules import Schedule
+from dreambooth.timesteps import Shift, Size
 
 
 class LatentCodec(Protocol):
@@ -36,6 +39,11 @@ class LatentCodec(Protocol):
         """Return the pixels of scaled latents, in about [-1, 1], [B, 3, H, W]."""
         ...
 
+    @property
+    def size_step(self) -> int:
+        """Return the pixels that image sides must be a multiple of."""
+        ...
+
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Return (C, H, W) of an image's latents. Raises UserError for a size in pixels that does not fit."""
         ...
@@ -48,18 +56,43 @@ class TextSide(Protocol):
 
     @property
     def text_encoders(self) -> list[nn.Module]:
-        """Return all text encoders; a method may train them."""
+        """Return the text encoders that a method may train."""
         ...
 
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
         """Encode each prompt; of one longer than the tokenizer's limit, as much as is read of it."""
         ...
 
-    def cache_prompts(self, prompts: Iterable[str], encode: Callable[[str], Conditioning] | None = None) -> None:
+    def cache_prompts(
+        self,
+        prompts: Iterable[str],
+        encode: Callable[[str], Conditioning] | None = None,
+        folder: Path | None = None,
+    ) -> None:
         """Let `encode_prompts` answer for these prompts, and no others, without the text encoders.
 
-        encode: encodes one prompt, or knows what the text encoders make of it; None: they encode.
+        encode: encodes one prompt, or knows what the text encoders make of it; None: they encode. folder: where text
+        encoders that never train keep what they have encoded, for the next time.
         """
+        ...
+
+    def cache_blank_prompts(self, prompts: list[str]) -> None:
+        """Let `encode_prompts` answer with tensors of the right shapes, where text encoders never train.
+
+        What a step takes can then be planned without loading them.
+        """
+        ...
+
+    @property
+    def text_digest(self) -> str:
+        """Return the SHA-256 of text encoders that never train, and so are not among `text_encoders`; empty for none.
+
+        They are loaded only where a prompt is to be encoded.
+        """
+        ...
+
+    def num_text_weights(self) -> int:
+        """Return how many weights those text encoders have."""
         ...
 
     @property
@@ -69,6 +102,10 @@ class TextSide(Protocol):
 
     def tokenize(self, text: str) -> list[int]:
         """Return the token ids of a text, without start and end."""
+        ...
+
+    def count_tokens(self, prompt: str) -> int:
+        """Return how many tokens a whole prompt has, start and end included."""
         ...
 
     def truncate(self, prompt: str) -> tuple[str, str]:
@@ -110,6 +147,11 @@ class Denoiser(Protocol):
     @property
     def denoiser(self) -> nn.Module:
         """Return the UNet or transformer."""
+        ...
+
+    @property
+    def guidance(self) -> Guidance:
+        """Return how its predictions with and without a prompt are combined."""
         ...
 
     @property
@@ -187,15 +229,38 @@ class NoiseProcess(Protocol):
     """Hold the noise schedule and the settings of the base's sampler."""
 
     schedule: Schedule  # add_noise, target, training timesteps
-    scheduler_config: dict[str, Any]  # of the base's own sampler; any diffusers scheduler can be made from it
+    scheduler_config: dict[str, Any]  # of the base's own sampler
 
     def set_scheduler(self, changes: dict[str, Any]) -> None:
         """Change settings of the base's sampler, and the schedule with them."""
         ...
 
+    def sampler_config(self, size: Size, num_steps: int) -> dict[str, Any]:
+        """Return the settings of a sampler of any class, for latents of this size (height, width) in so many steps."""
+        ...
+
+    @property
+    def sampler_shift(self) -> Shift:
+        """Return how the base's sampler moves its timesteps towards noise; 1: not at all."""
+        ...
+
 
 class Family(LatentCodec, TextSide, Denoiser, NoiseProcess, Protocol):
     """A text-to-image diffusion model."""
+
+    @property
+    def architecture(self) -> str:
+        """Return its name in Stability AI's Model Metadata Standard, as metadata of files state it."""
+        ...
+
+    @property
+    def layouts(self) -> tuple[str, ...]:
+        """Return the export formats that there are for it beside diffusers' own, by name."""
+        ...
+
+    def components(self) -> dict[str, nn.Module]:
+        """Return denoiser and text encoders that may train, by their names in the pipeline: "unet", "text_encoder"."""
+        ...
 
     def pipeline(self) -> DiffusionPipeline:
         """Return the same live networks as a diffusers pipeline, for export."""

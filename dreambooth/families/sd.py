@@ -56,6 +56,14 @@ class StableDiffusion(UNetFamily, clip.ClipTokens, ClipWeights):
     def size_conditioning(self, size_crop_B6: Tensor) -> Conditioning:
         return Conditioning({})
 
+    @property
+    def architecture(self) -> str:
+        """Return the name of 1.x or 2.x: 2.x has an OpenCLIP encoder with plain GELU, and for 768 pixels predicts v."""
+        if self.text_encoder.config.hidden_act == "quick_gelu":
+            return "stable-diffusion-v1"
+        predicts_v = self.schedule.prediction == "v_prediction"
+        return "stable-diffusion-v2-768-v" if predicts_v else "stable-diffusion-v2-512"
+
     def add_word(self, word: str, num_vectors: int, initializer_token: str) -> list[list[int]]:
         return [clip.add_word(self.tokenizer, self.text_encoder, word, num_vectors, initializer_token)]
 

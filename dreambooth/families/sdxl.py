@@ -6,7 +6,7 @@ Shapes: B batch, C channels, H/W latent height and width, N tokens, D width of b
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
@@ -33,6 +33,8 @@ from dreambooth.families.vae import load_vae
 @dataclass
 class StableDiffusionXL(UNetFamily, clip.ClipTokens, ClipWeights):
     """The networks of a Stable Diffusion XL base behind the `Family` protocol."""
+
+    architecture: ClassVar[str] = "stable-diffusion-xl-v1-base"
 
     text_encoder: CLIPTextModel
     text_encoder_2: CLIPTextModelWithProjection

@@ -7,12 +7,12 @@ Shapes: B batch, C channels, H/W height and width (pixels or latents).
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import diffusers
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
@@ -20,12 +20,14 @@ from dreambooth.errors import ModelError, first_line
 from dreambooth.families.autoencoder import KLCodec
 from dreambooth.families.conditioning import Conditioning
 from dreambooth.families.control import residuals_of, run_control
+from dreambooth.families.guidance import FROM_UNCONDITIONAL, Guidance
 from dreambooth.families.inspection import LOADING_ERRORS
 from dreambooth.families.ip_adapter import IPAdapter
 from dreambooth.families.loading import is_small
 from dreambooth.families.prompt_cache import PromptCache
 from dreambooth.families.shared_attention import shared_attention
 from dreambooth.schedules import Schedule
+from dreambooth.timesteps import Shift, Size
 
 # Ends of the names of modules: in the UNet, and in CLIP's text encoder.
 TARGET_GROUPS = {
@@ -39,6 +41,9 @@ TARGET_GROUPS = {
 @dataclass
 class UNetFamily(KLCodec, PromptCache):
     """Hold VAE, UNet and schedule; the subclass encodes prompts."""
+
+    guidance: ClassVar[Guidance] = FROM_UNCONDITIONAL
+    layouts: ClassVar[tuple[str, ...]] = ("single-file", "kohya", "comfyui", "embedding")
 
     unet: UNet2DConditionModel
     scheduler_config: dict[str, Any]
@@ -64,8 +69,26 @@ class UNetFamily(KLCodec, PromptCache):
         return getattr(diffusers, self.scheduler_config["_class_name"]).from_config(self.scheduler_config)
 
     @property
+    def sampler_shift(self) -> Shift:
+        return 1.0
+
+    def sampler_config(self, size: Size, num_steps: int) -> dict[str, Any]:
+        return {key: value for key, value in self.scheduler_config.items() if not key.startswith("_")}
+
+    @property
     def denoiser(self) -> nn.Module:
         return self.unet
+
+    def components(self) -> dict[str, nn.Module]:
+        own = (self.unet, *self.text_encoders)
+        return {name: part for name, part in self.pipeline().components.items() if any(part is each for each in own)}
+
+    @property
+    def text_encoders(self) -> list[nn.Module]:
+        raise NotImplementedError
+
+    def pipeline(self) -> DiffusionPipeline:
+        raise NotImplementedError
 
     @property
     def resolution(self) -> int:

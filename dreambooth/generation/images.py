@@ -12,7 +12,6 @@ from typing import Any
 from PIL import Image
 
 from dreambooth.data.images import to_images
-from dreambooth.errors import UserError
 from dreambooth.families import fingerprint
 from dreambooth.generation.attention_maps import AttentionRecorder, draw_attention, word_maps
 from dreambooth.generation.canvas import natural_size
@@ -34,7 +33,7 @@ from dreambooth.generation.request import (
     request_of,
     write_png,
 )
-from dreambooth.generation.sampler import OnStep, cut_warning, sample_pixels, steps_problem
+from dreambooth.generation.sampler import OnStep, check_sampler, cut_warning, sample_pixels
 from dreambooth.generation.settings import SamplerSettings, check_size, sampler_settings
 from dreambooth.generation.variation import NoiseSeed, Variation
 from dreambooth.generation.wildcards import Wildcards, draw
@@ -131,9 +130,8 @@ def default_size(model: Model, init: InitImage | None) -> tuple[int, int]:
 
 def check_can_sample(model: Model, size: tuple[int, int], settings: SamplerSettings) -> None:
     """Raise UserError for a size or a number of sampler steps that the model cannot do."""
-    check_size(model.family.vae_scale_factor, size)
-    if (problem := steps_problem(model.family, settings)) is not None:
-        raise UserError(f"num_inference_steps={settings.num_inference_steps}: {problem}")
+    check_size(model.family.size_step, size)
+    check_sampler(model.family, settings)
 
 
 def generate(

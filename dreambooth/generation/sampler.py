@@ -16,9 +16,10 @@ from torch import Tensor
 
 from dreambooth.errors import UserError
 from dreambooth.families import Conditioning, Family
+from dreambooth.families.guidance import FROM_UNCONDITIONAL, Guidance
 from dreambooth.generation.image_inputs import ImageInputs
 from dreambooth.generation.init_latents import unmasked_conditioning
-from dreambooth.generation.settings import SCHEDULERS, SamplerSettings
+from dreambooth.generation.settings import FLOW_SCHEDULERS, SCHEDULERS, SamplerSettings
 from dreambooth.generation.variation import NoiseSeed
 from dreambooth.prompt_words import has_words
 from dreambooth.randomness import Randomness
@@ -76,20 +77,24 @@ def interpolate_noise(one: Tensor, other: Tensor, part: float) -> Tensor:
 
 
 def guided(
-    predict: Callable[[Tensor, Conditioning], Tensor], noisy_BCHW: Tensor, conditioning: Conditioning, scale: float
+    predict: Callable[[Tensor, Conditioning], Tensor],
+    noisy_BCHW: Tensor,
+    conditioning: Conditioning,
+    scale: float,
+    guidance: Guidance = FROM_UNCONDITIONAL,
 ) -> Tensor:
     """Apply classifier-free guidance, both halves in one forward pass (Ho & Salimans 2022, arXiv 2207.12598, eq. 6):
 
-        prediction = uncond + scale * (cond - uncond)
+        prediction = uncond + scale * (cond - uncond)        or as the family's `guidance` counts it
 
-    scale 1 is the conditional prediction itself, for which no second half is computed; 0 is the unconditional one.
+    scale `guidance.none` is the conditional prediction itself, for which no second half is computed.
 
-    conditioning: of 2B samples, the unconditional half first; of scale 1 the B conditional ones alone.
+    conditioning: of 2B samples, the unconditional half first; without guidance the B conditional ones alone.
     """
-    if scale == 1:
+    if scale == guidance.none:
         return predict(noisy_BCHW, conditioning)
     uncond, cond = predict(torch.cat([noisy_BCHW, noisy_BCHW]), conditioning).chunk(2)
-    return uncond + scale * (cond - uncond)
+    return guidance.combine(uncond, cond, scale)
 
 
 def cut_warning(family: Family, name: str, prompt: str, identifiers: Iterable[str] = ()) -> str | None:
@@ -100,7 +105,7 @@ def cut_warning(family: Family, name: str, prompt: str, identifiers: Iterable[st
     kept, dropped = family.truncate(prompt)
     if not dropped:
         return None
-    num_tokens = len(family.tokenize(prompt)) + 2
+    num_tokens = family.count_tokens(prompt)
     length = f"{name} has {num_tokens} tokens with start and end; this model reads {family.max_tokens}"
     for identifier in identifiers:
         if has_words(prompt, identifier) and not has_words(kept, identifier):
@@ -140,29 +145,30 @@ def _denoise(
     inputs: ImageInputs,
 ) -> Tensor:
     init, device = inputs.init, next(family.denoiser.parameters()).device
-    conditioning = _guidance_conditioning(encode, prompts, settings)
+    conditioning = _guidance_conditioning(encode, prompts, settings, family.guidance)
     conditioning |= _image_conditioning(family, inputs, start.noise_BCHW, len(conditioning), len(prompts))
-    scheduler = make_scheduler(family, settings.scheduler)
+    height, width = start.noise_BCHW.shape[-2:]
+    scheduler = make_scheduler(family, settings.scheduler, (height, width), settings.num_inference_steps)
     set_timesteps(scheduler, settings.num_inference_steps, device)
     timesteps_T = timesteps_from(scheduler, 0 if init is None else init.first_step(settings.num_inference_steps))
     dtype = next(family.denoiser.parameters()).dtype
 
     noise_BCHW = start.noise_BCHW.to(device)
     if init is None:
-        latents_BCHW = noise_BCHW * scheduler.init_noise_sigma
+        latents_BCHW = noise_BCHW * initial_sigma(scheduler)
     else:
         latents_BCHW = init.begin(scheduler, timesteps_T, noise_BCHW)
     for number, t in enumerate(timesteps_T, start=1):
         is_guided = t >= settings.guidance_min_noise * family.schedule.num_timesteps
-        scale = settings.guidance_scale if is_guided else 1.0
+        scale = settings.guidance_scale if is_guided else family.guidance.none
 
         def predict(noisy_BCHW: Tensor, conditioning: Conditioning, t: Tensor = t, number: int = number) -> Tensor:
             step = (scheduler, timesteps_T, number - 1)
             return inputs.predict(family, noisy_BCHW.to(dtype), t.expand(len(noisy_BCHW)), conditioning, step).float()
 
-        noisy_BCHW = scheduler.scale_model_input(latents_BCHW, t)
+        noisy_BCHW = scaled_input(scheduler, latents_BCHW, t)
         used = conditioning if is_guided else conditioning.select(range(-len(prompts), 0))
-        prediction_BCHW = guided(predict, noisy_BCHW, used, scale)
+        prediction_BCHW = guided(predict, noisy_BCHW, used, scale, family.guidance)
         options = _step_options(scheduler, start.generators, number)
         latents_BCHW = scheduler.step(prediction_BCHW, t, latents_BCHW, **options).prev_sample
         if init is not None:
@@ -193,26 +199,57 @@ def _image_conditioning(
     return fields if inputs.style is None else fields | inputs.style.fields(num_samples - num_images, num_images)
 
 
-def _guidance_conditioning(encode: Encode, prompts: list[str], settings: SamplerSettings) -> Conditioning:
+def _guidance_conditioning(
+    encode: Encode, prompts: list[str], settings: SamplerSettings, guidance: Guidance
+) -> Conditioning:
     """Return the prompts' conditioning, after that of the negative prompt where guidance needs one."""
-    if settings.guidance_scale == 1:
+    if settings.guidance_scale == guidance.none:
         return encode(prompts)
     return encode([settings.negative_prompt] * len(prompts) + prompts)
 
 
-def make_scheduler(family: Family, name: str) -> Any:
-    """Make a fresh diffusers scheduler by name, with the base's own noise schedule and kind of prediction."""
-    class_name, options = SCHEDULERS[name]
-    config = {key: value for key, value in family.scheduler_config.items() if not key.startswith("_")}
-    return getattr(diffusers, class_name).from_config(config, **options)
+def schedulers_of(family: Family) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Return the samplers that there are for a family, by name."""
+    return FLOW_SCHEDULERS if family.schedule.prediction == "flow" else SCHEDULERS
+
+
+def make_scheduler(
+    family: Family, name: str, size: tuple[int, int] | None = None, num_inference_steps: int = 50
+) -> Any:
+    """Make a fresh diffusers scheduler by name, with the base's own noise schedule and kind of prediction.
+
+    size: (height, width) of the latents, by which some families shift the timesteps; None: that of the base.
+    num_inference_steps: the same; others may be set afterwards.
+    """
+    class_name, options = schedulers_of(family)[name]
+    if size is None:
+        _, *size_HW = family.latent_shape(family.resolution, family.resolution)
+        size = (size_HW[0], size_HW[1])
+    return getattr(diffusers, class_name).from_config(family.sampler_config(size, num_inference_steps), **options)
+
+
+def initial_sigma(scheduler: Any) -> float | Tensor:
+    """Return by what the first noise is multiplied; the samplers of flow matching begin with it as it is."""
+    return getattr(scheduler, "init_noise_sigma", 1.0)
+
+
+def scaled_input(scheduler: Any, latents_BCHW: Tensor, t: Tensor) -> Tensor:
+    """Return the latents as the network is to see them, where the sampler counts otherwise."""
+    scale = getattr(scheduler, "scale_model_input", None)
+    return latents_BCHW if scale is None else scale(latents_BCHW, t)
 
 
 def set_timesteps(scheduler: Any, num_inference_steps: int, device: torch.device | None = None) -> None:
     """Set the timesteps of a fresh scheduler, and let it begin with the first of them.
 
-    By itself it searches the first timestep among all, and takes the second of two equal ones, as Karras' have.
+    By itself it searches the first timestep among all, and takes the second of two equal ones, as Karras' have. The
+    Euler of flow matching gets even steps from sigma 1 to 1 / steps, as the families' own pipelines have them.
     """
-    scheduler.set_timesteps(num_inference_steps, device=device)
+    if isinstance(scheduler, diffusers.FlowMatchEulerDiscreteScheduler):
+        sigmas = torch.linspace(1.0, 1 / num_inference_steps, num_inference_steps).tolist()
+        scheduler.set_timesteps(sigmas=sigmas, device=device)
+    else:
+        scheduler.set_timesteps(num_inference_steps, device=device)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)
 
@@ -231,6 +268,15 @@ def timesteps_from(scheduler: Any, first: int) -> Tensor:
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(begin)
     return scheduler.timesteps[begin:]
+
+
+def check_sampler(family: Family, settings: SamplerSettings) -> None:
+    """Raise UserError, which begins with the field's name, for a sampler that this base cannot be sampled with."""
+    known, name = schedulers_of(family), settings.scheduler
+    if name not in known:
+        raise UserError(f"scheduler={name}: is not for a base of flow matching; use one of {', '.join(known)}")
+    if (problem := steps_problem(family, settings)) is not None:
+        raise UserError(f"num_inference_steps={settings.num_inference_steps}: {problem}")
 
 
 def steps_problem(family: Family, settings: SamplerSettings) -> str | None:
@@ -256,9 +302,9 @@ def _can_take(family: Family, settings: SamplerSettings) -> bool:
     generators = [torch.Generator().manual_seed(0)]
     try:
         set_timesteps(scheduler, settings.num_inference_steps)
-        latent_1111 = latent_1111 * scheduler.init_noise_sigma
+        latent_1111 = latent_1111 * initial_sigma(scheduler)
         for t in scheduler.timesteps:
-            prediction_1111 = 0.5 * torch.ones_like(scheduler.scale_model_input(latent_1111, t))
+            prediction_1111 = 0.5 * torch.ones_like(scaled_input(scheduler, latent_1111, t))
             options = _step_options(scheduler, generators)
             latent_1111 = scheduler.step(prediction_1111, t, latent_1111, **options).prev_sample
     except SAMPLER_ERRORS:

@@ -29,6 +29,18 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "heun": ("HeunDiscreteScheduler", {}),
     "heun-karras": ("HeunDiscreteScheduler", KARRAS),
 }
+# The same names on flow matching. DDIM's step is Euler's where paths are straight; a sampler that is not here has no
+# form for them in diffusers.
+FLOW_EULER = "FlowMatchEulerDiscreteScheduler"
+FLOW_SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": (FLOW_EULER, {}),
+    "euler": (FLOW_EULER, {}),
+    "euler-a": (FLOW_EULER, {"stochastic_sampling": True}),
+    "dpm++": (DPM, {"algorithm_type": "dpmsolver++"}),
+    "dpm++-sde": (DPM, {"algorithm_type": "sde-dpmsolver++"}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "heun": ("FlowMatchHeunDiscreteScheduler", {}),
+}
 # Names in other programs, in lower case and without the words of IGNORED; diffusers' classes are added below.
 OTHER_NAMES = {"plms": "pndm", "euler-ancestral": "euler-a", "dpmsolver++": "dpm++", "dpm": "dpm++"}
 for short_name, (class_name, _) in SCHEDULERS.items():
@@ -39,7 +51,9 @@ MAX_STEPS = 1000  # as many timesteps as the bases have been trained on; no samp
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """Hold how images are sampled. guidance_scale 1 is no guidance; a step is one call of the scheduler.
+    """Hold how images are sampled. A step is one call of the scheduler.
+
+    guidance_scale: as the family counts it (`Guidance`); none is 1, of some families 0.
 
     guidance_min_noise: steps at less noise, as a part of the schedule, are not guided, which halves what they compute.
     Guidance matters at middle noise (Kynkäänniemi et al. 2024, arXiv 2404.07724); 0 guides all, .3 some two thirds.
@@ -66,7 +80,7 @@ def problem_of(field: str, value: Any) -> str | None:
     if field == "num_inference_steps" and not 1 <= value <= MAX_STEPS:
         return f"must be from 1 to {MAX_STEPS}; 20 to 50 is usual"
     if field == "guidance_scale" and not (value >= 0 and math.isfinite(value)):
-        return "must be a finite number from 0 on; 1 is no guidance, 4 to 10 is usual"
+        return "must be a finite number from 0 on; 1 is no guidance (of z_image 0), 4 to 10 is usual"
     return None
 
 

@@ -10,6 +10,7 @@ lokr   W + C (x) (B A), a Kronecker product    Yeh et al. 2023, arXiv 2309.14859
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import Any, cast
 
 import torch
@@ -137,7 +138,8 @@ def adaptable(part: nn.Module, ends: tuple[str, ...] | None) -> list[str]:
 
 
 def ends_in(name: str, ends: tuple[str, ...]) -> bool:
-    return any(name == end or name.endswith(f".{end}") for end in ends)
+    """Return whether a name ends in one of these, by whole parts; * stands for any number of a list's."""
+    return any(fnmatchcase(f".{name}", f"*.{end}") for end in ends)
 
 
 # -------------------------------------------------------------------------------- the frozen base

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dreambooth.errors import ModelError, first_line
+from dreambooth.errors import ModelError, UserError, first_line
 from dreambooth.families import Family, components
 from dreambooth.methods import adapters
 from dreambooth.methods.base import MethodSettings
@@ -22,10 +22,19 @@ READERS = ("attn2.to_k", "attn2.to_v")  # attn2 attends to the prompt, attn1 to 
 
 
 def attach(family: Family, settings: MethodSettings) -> dict[str, nn.Module]:
-    """Freeze the family, and put trainable float32 copies over `READERS` of the denoiser."""
+    """Freeze the family, and put trainable float32 copies over `READERS` of the denoiser.
+
+    Raises UserError for a denoiser that has none.
+    """
     adapters.freeze(family, settings.base_dtype)
     denoiser = family.denoiser
-    for name in [name for name, _ in denoiser.named_modules() if name.endswith(READERS)]:
+    readers = [name for name, _ in denoiser.named_modules() if name.endswith(READERS)]
+    if not readers:
+        raise UserError(
+            "method.name=custom_diffusion: trains the cross-attention of a UNet, which this base has not; use lora, "
+            "lokr or full"
+        )
+    for name in readers:
         wrapper = ModulesToSaveWrapper(denoiser.get_submodule(name), adapters.ADAPTER)
         wrapper.set_adapter(adapters.ADAPTER)
         denoiser.set_submodule(name, wrapper)

@@ -106,8 +106,8 @@ def check_settings(
 ) -> None:
     """Raise UserError where settings contradict the files, naming the key, its value and what the files have."""
     files = settings.start
-    in_text = any(name != "unet" for name in started)
-    if in_text != any(name != "unet" for name in own):
+    in_text = any(name.startswith("text_encoder") for name in started)
+    if in_text != any(name.startswith("text_encoder") for name in own):
         raise UserError(
             f"method.train_text_encoder: {str(not in_text).lower()}, but {files} adapts "
             f"{'a' if in_text else 'no'} text encoder; set it to {str(in_text).lower()}"

@@ -117,7 +117,7 @@ def _with_core(core: Tensor, a: Tensor, b: Tensor) -> Tensor:
 # -------------------------------------------------------------------------------- reading
 
 
-PARTS = ("unet", "text_encoder", "text_encoder_2")
+PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
 Changes = dict[str, dict[str, Change]]  # by the network's name in the pipeline, then by the module's name in it
 
 
@@ -175,9 +175,29 @@ def module_names(family: Family) -> dict[str, tuple[str, str]]:
         originals = original_modules(part) if part_name == "unet" else {}
         for name, module in part.named_modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
-                aliases = text_names(part_name, name) if part_name != "unet" else unet_names(name, originals)
-                named |= dict.fromkeys(aliases, (part_name, name))
+                named |= dict.fromkeys(aliases(part_name, name, originals), (part_name, name))
     return named
+
+
+def aliases(part_name: str, name: str, originals: dict[str, str]) -> Iterator[str]:
+    """Yield the names that files have for a module. originals: `original_modules` of a UNet."""
+    if part_name == "unet":
+        yield from unet_names(name, originals)
+    elif part_name == "transformer":
+        yield from transformer_names(name)
+    else:
+        yield from text_names(part_name, name)
+
+
+def transformer_names(name: str) -> Iterator[str]:
+    """Yield the names that files have for a module of a transformer: of diffusers, ComfyUI, kohya's scripts, LyCORIS.
+
+    Some write the output of attention without the list that it is in diffusers.
+    """
+    for each in dict.fromkeys((name, name.replace(".to_out.0", ".out"))):
+        underscored = each.replace(".", "_")
+        yield from (each, f"transformer.{each}", f"diffusion_model.{each}")
+        yield from (f"lora_unet_{underscored}", f"lycoris_{underscored}")
 
 
 def unet_names(name: str, originals: dict[str, str]) -> Iterator[str]:

@@ -48,7 +48,7 @@ FLOPS = {  # by operation: torch's own counts of matrix products and convolution
 
 @dataclass(frozen=True)
 class Need:
-    """Hold the bytes needed, by purpose. Of `step` and `validation` only the larger counts."""
+    """Hold the bytes needed, by purpose. Of `step`, `validation` and `prompts` only the largest counts."""
 
     trained: int
     moments: int
@@ -58,11 +58,12 @@ class Need:
     scores: int
     step: int
     validation: int
+    prompts: int = 0
 
     @property
     def total(self) -> int:
-        resting = sum(getattr(self, each.name) for each in fields(self)) - self.step - self.validation
-        return resting + max(self.step, self.validation)
+        in_turn = (self.step, self.validation, self.prompts)
+        return sum(getattr(self, each.name) for each in fields(self)) - sum(in_turn) + max(in_turn)
 
 
 WORDS = {
@@ -74,6 +75,7 @@ WORDS = {
     "scores": "encoders of the scores",
     "step": "within a step: gradients, activations",
     "validation": "within a validation: sampling, decoding",
+    "prompts": "before the first step: the frozen text encoder, which encodes the prompts",
 }
 
 
@@ -110,6 +112,7 @@ class Planner:
         trained = self.method.attach(
             self.family, build.method_settings(config, self.family, Randomness(config.run.seed))
         )
+        self.family.cache_blank_prompts(["", build.subject_prompt(config, 0)])
         if self.mode is not None and self.shapes is not None:
             with self.mode:
                 for network in self.networks:
@@ -139,6 +142,7 @@ class Planner:
             scores=num_bytes(weights_of(self.encoders)) if config.validate.every_steps else 0,
             step=self.step(config).peak,
             validation=self.validation(config).peak if config.validate.every_steps else 0,
+            prompts=self.family.num_text_weights() * build.compute_dtype(config, self.family).itemsize,
         )
 
     def step(self, config: Config) -> Work:
@@ -243,7 +247,8 @@ class Planner:
 
     def num_predictions(self, config: Config) -> int:
         """Return for how many images at a time a validation asks the denoiser."""
-        return config.prior.batch_size * (1 if config.validate.guidance_scale == 1 else 2)
+        is_guided = config.validate.guidance_scale != self.family.guidance.none
+        return config.prior.batch_size * (2 if is_guided else 1)
 
     def predict_once(self, config: Config, conditioning: Conditioning) -> Tensor:
         """Make latents of a batch of images, take one step of a sampler with them, and return them as they were."""
@@ -253,7 +258,7 @@ class Planner:
         def predict(noisy_BCHW: Tensor, conditioning: Conditioning) -> Tensor:
             return self.family.predict(noisy_BCHW, torch.full((len(noisy_BCHW),), 500), conditioning)
 
-        guided(predict, latents_BCHW, conditioning, config.validate.guidance_scale)
+        guided(predict, latents_BCHW, conditioning, config.validate.guidance_scale, self.family.guidance)
         return latents_BCHW
 
 

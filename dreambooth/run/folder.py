@@ -34,6 +34,7 @@ class RunFolder:
         self.scores = self.logs / "scores.jsonl"
         self.sessions = self.logs / "sessions.jsonl"
         self.prior = self.path / "prior"
+        self.prompts = self.path / "prompts"  # encoded, where the base's text encoder never trains
 
     @property
     def folders(self) -> tuple[Path, ...]:
@@ -96,7 +97,10 @@ def remove_half_written(run: RunFolder) -> None:
 def own_folders(run: RunFolder) -> list[Path]:
     """Return the folders that the run alone writes to: class latents behind a link may be others' too."""
     prior = [run.prior, *run.prior.glob("*")]
-    return [folder for folder in (*run.folders, *prior[1:]) if not (run.prior.is_symlink() and folder in prior)]
+    prompts = [run.prompts] if run.prompts.is_dir() else []
+    return [
+        folder for folder in (*run.folders, *prompts, *prior[1:]) if not (run.prior.is_symlink() and folder in prior)
+    ]
 
 
 def _accepted_before(run: RunFolder) -> list[str]:

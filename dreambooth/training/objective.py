@@ -104,9 +104,10 @@ def encode_batch(family: Family, batch: Batch) -> Conditioning:
 
 def draw(batch: Batch, schedule: Schedule, randomness: Randomness, settings: LossSettings) -> Draws:
     """Draw timesteps and noise, on the CPU. Class samples draw their own: a prior changes nothing for the subject."""
+    height, width = batch.latents_BCHW.shape[-2:]
     t_B = torch.tensor(
         [
-            schedule.draw_timestep(randomness.generator(f"{source}/timestep", index))
+            schedule.draw_timestep(randomness.generator(f"{source}/timestep", index), (height, width))
             for source, index in zip(batch.sources, batch.sample_indices, strict=True)
         ]
     )

@@ -1,0 +1,155 @@
+"""Text encoders that never train: loaded when a prompt is to be encoded that is not kept, and let go afterwards.
+
+A prompt's conditioning is a pure function of the encoder's files, the tokenizer's, the prompt and the number format. It
+is kept as a small file under a fingerprint of these, so that a run that goes on loads no text encoder at all.
+Shapes: N tokens, D width of the text encoder.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
+
+from dreambooth.families.conditioning import Conditioning
+from dreambooth.families.inspection import check_weights
+from dreambooth.families.loading import check_finite, load_part, make_blank
+from dreambooth.families.prompt_cache import PromptCache
+from dreambooth.families.source import ModelSource
+from dreambooth.files import atomic_file
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class LazyTextEncoder:
+    """Hold a text encoder's place: its folders, and how it is loaded.
+
+    load: reads it in a dtype. make_blank: makes it without numbers (torch's meta device). folders: with its files and
+    the tokenizer's.
+    """
+
+    load: Callable[[torch.dtype], Any]
+    make_blank: Callable[[], nn.Module]
+    folders: tuple[Path, ...]
+    module: Any = field(default=None, init=False)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LazyTextEncoder":
+        return self  # it never changes
+
+    def get(self, dtype: torch.dtype, device: torch.device) -> Any:
+        """Return the text encoder, loaded if need be."""
+        if self.module is None:
+            self.module = self.load(dtype).requires_grad_(False).eval()
+        return self.module.to(device, dtype)
+
+    def release(self) -> None:
+        """Let go of the weights."""
+        self.module = None
+
+    @cached_property
+    def digest(self) -> str:
+        """Return the SHA-256 over the files of the encoder and the tokenizer, hexadecimal."""
+        digest = hashlib.sha256()
+        for path in (path for folder in self.folders for path in sorted(folder.iterdir())):
+            if path.suffix in (".safetensors", ".json", ".jinja", ".txt"):
+                with path.open("rb") as file:
+                    content = hashlib.file_digest(file, "sha256").digest()
+                digest.update(hashlib.sha256(path.name.encode()).digest() + content)
+        return digest.hexdigest()
+
+    def num_weights(self) -> int:
+        return sum(weight.numel() for weight in self.make_blank().parameters())
+
+
+def lazy_text_encoder(model_class: Any, folder: Path, source: ModelSource) -> LazyTextEncoder:
+    """Return the text encoder of a pipeline, not loaded yet. Raises ModelError for missing or damaged files."""
+    own = folder / "text_encoder"
+    check_weights(own)
+    return LazyTextEncoder(
+        partial(_load, model_class, folder, source),
+        partial(make_blank, model_class, own),
+        (own, folder / "tokenizer"),
+    )
+
+
+def _load(model_class: Any, folder: Path, source: ModelSource, dtype: torch.dtype) -> Any:
+    """Load a text encoder. Raises ModelError for incomplete or non-finite weights."""
+    text_encoder = load_part(model_class, folder, "text_encoder", source, dtype)
+    check_finite(text_encoder=text_encoder)
+    return text_encoder
+
+
+@dataclass
+class FrozenText(PromptCache):
+    """The part of a `TextSide` whose text encoder never trains; the subclass says how a prompt is encoded."""
+
+    text_encoder: LazyTextEncoder
+
+    @property
+    def text_encoders(self) -> list[nn.Module]:
+        """Return none: a method trains what is here."""
+        return []
+
+    @property
+    def text_digest(self) -> str:
+        return self.text_encoder.digest
+
+    def num_text_weights(self) -> int:
+        return self.text_encoder.num_weights()
+
+    @torch.no_grad()
+    def cache_prompts(
+        self,
+        prompts: Iterable[str],
+        encode: Callable[[str], Conditioning] | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        """Encode each prompt by itself, or read it from a folder of earlier ones; then let go of the text encoder."""
+        weight = next(self.denoiser.parameters())
+        paths = {
+            prompt: None if folder is None else folder / f"{self._address(prompt, weight.dtype)}.safetensors"
+            for prompt in prompts
+        }
+        found = {prompt: kept for prompt, path in paths.items() if (kept := read_conditioning(path)) is not None}
+        missing = [prompt for prompt in paths if prompt not in found]
+        if missing:
+            logger.info(f"encoding {len(missing)} prompts with the frozen text encoder")
+        for prompt in missing:
+            found[prompt] = self.run_text_encoders([prompt]) if encode is None else encode(prompt)
+            write_conditioning(found[prompt], paths[prompt])
+        self.prompt_cache = {prompt: conditioning.to(weight.device) for prompt, conditioning in found.items()}
+        self.text_encoder.release()
+
+    def _address(self, prompt: str, dtype: torch.dtype) -> str:
+        """Return a name for all that a prompt's conditioning depends on, 32 hexadecimal digits."""
+        text = "\0".join((type(self).__name__, self.text_digest, str(dtype), prompt))
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def write_conditioning(conditioning: Conditioning, path: Path | None) -> None:
+    """Write the conditioning of one prompt; nowhere where there is no path."""
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fields = {name: conditioning[name].cpu().contiguous() for name in conditioning}
+    with atomic_file(path) as file:
+        file.write(save(fields))
+
+
+def read_conditioning(path: Path | None) -> Conditioning | None:
+    """Read the conditioning of one prompt; None where there is none, or a damaged one, which is made again."""
+    if path is None or not path.is_file():
+        return None
+    try:
+        return Conditioning(load_file(path))
+    except (OSError, SafetensorError) as error:
+        logger.warning(f"{path}: cannot be read ({error}); the prompt is encoded again")
+        return None

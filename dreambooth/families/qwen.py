@@ -1,0 +1,80 @@
+"""The text side of families with Qwen's tokenizer: prompts stand within a chat template, as one message of the user.
+
+Its vocabulary is in the order of the merges, and so of how often a piece was met; 100256 of 151643 entries are those of
+a tokenizer of mostly English text, the others are of further languages. There "robot" has id 12305 and "backpack"
+33136, while "sks" is two tokens. A word within a sentence is another token than the same word alone: it has the blank
+before it.
+"""
+
+import bisect
+import re
+from typing import Any, ClassVar
+
+from dreambooth.errors import ModelError, UserError
+
+NUM_BYTE_PIECES = 256
+QWEN_SIZE = 151643  # entries, without the special tokens
+COMMON = 50000  # ids below it are words that everybody uses
+BLANK = "Ġ"  # as byte-level BPE writes the blank before a word
+
+
+class QwenTokens:
+    """The methods of a `TextSide` that only ask Qwen's tokenizer."""
+
+    THINKING: ClassVar[bool] = True  # whether the template leaves room for the model's thoughts
+
+    tokenizer: Any
+
+    @property
+    def max_tokens(self) -> int:
+        return 512
+
+    def with_template(self, prompt: str) -> str:
+        """Return the text that the text encoder reads for a prompt: a message and the beginning of its answer."""
+        message = [{"role": "user", "content": prompt}]
+        return self.tokenizer.apply_chat_template(
+            message, tokenize=False, add_generation_prompt=True, enable_thinking=self.THINKING
+        )
+
+    def tokenize(self, text: str) -> list[int]:
+        """Return the token ids of words as they stand within a sentence."""
+        return self.tokenizer(f" {text.strip()}", add_special_tokens=False).input_ids
+
+    def count_tokens(self, prompt: str) -> int:
+        return len(self.tokenizer(self.with_template(prompt), add_special_tokens=False).input_ids)
+
+    def truncate(self, prompt: str) -> tuple[str, str]:
+        if self.count_tokens(prompt) <= self.max_tokens:
+            return prompt, ""
+        ends = [match.end() for match in re.finditer(r"\S+", prompt)]
+        num_words = bisect.bisect_right(ends, self.max_tokens, key=lambda end: self.count_tokens(prompt[:end]))
+        kept = prompt[: ends[num_words - 1]] if num_words else ""
+        return kept, prompt[len(kept) :].strip()
+
+    def rare_words(self) -> list[str]:
+        rare = [entry for entry in self.tokenizer.get_vocab().items() if not self.is_common_token(entry[1])]
+        by_id = sorted(rare, key=lambda entry: -entry[1])
+        words = [
+            match[1] for token, _ in by_id if (match := re.fullmatch(rf"{BLANK}([b-df-hj-np-tv-xz]{{3,4}})", token))
+        ]
+        return [word for word in words if "xx" not in word]  # what is met on the web's other side
+
+    def is_common_token(self, token_id: int) -> bool:
+        return len(self.tokenizer) > QWEN_SIZE // 2 and token_id < COMMON
+
+    def add_word(self, word: str, num_vectors: int, initializer_token: str) -> list[list[int]]:
+        raise UserError(
+            "method.name: a new word is learned through the text encoder, and this family's stays frozen; use lora, "
+            "loha, lokr or full"
+        )
+
+
+def check_tokenizer(tokenizer: Any, num_embeddings: int) -> None:
+    """Raise ModelError for a tokenizer that lacks its vocabulary or template, or is too large for the text encoder."""
+    if not NUM_BYTE_PIECES <= len(tokenizer) <= num_embeddings:
+        raise ModelError(
+            f"tokenizer has {len(tokenizer)} entries, the text encoder {num_embeddings} (text_encoder/config.json: "
+            "vocab_size): the tokenizer folder is incomplete or of another model"
+        )
+    if not tokenizer.chat_template:
+        raise ModelError("tokenizer: has no chat template (chat_template.jinja), in which prompts of this family stand")

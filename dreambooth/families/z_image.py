@@ -1,0 +1,159 @@
+"""Z-Image: one stream of image and text tokens through a transformer, a Qwen3 text encoder, the VAE of FLUX.1.
+
+Z-Image Team 2025, arXiv 2511.22699. The network counts time from noise to image, and predicts the way back: time and
+output are turned round here.
+Shapes: B batch, C channels, H/W latent height and width, N tokens, D width of the text encoder.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from diffusers import ZImagePipeline, ZImageTransformer2DModel
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast, Qwen3Model
+
+from dreambooth.errors import ModelError, UserError
+from dreambooth.families import qwen
+from dreambooth.families.autoencoder import KLCodec
+from dreambooth.families.conditioning import Conditioning
+from dreambooth.families.flow import FlowProcess
+from dreambooth.families.frozen_text import FrozenText, lazy_text_encoder
+from dreambooth.families.guidance import BEYOND_CONDITIONAL, Guidance
+from dreambooth.families.inspection import read_json
+from dreambooth.families.loading import check_finite, load_part, load_scheduler_config, load_tokenizer
+from dreambooth.families.single_file import Header
+from dreambooth.families.source import ModelSource
+from dreambooth.families.vae import load_vae
+from dreambooth.timesteps import ShiftBySize, TimestepDensity
+
+logger = logging.getLogger(__name__)
+
+# Ends of the names of modules. The refiners, which see image or text alone, are left out, as peers leave them out.
+TARGET_GROUPS = {
+    "attention": tuple(f"layers.*.attention.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")),
+    "feed-forward": tuple(f"layers.*.feed_forward.{name}" for name in ("w1", "w2", "w3")),
+    "modulation": ("layers.*.adaLN_modulation.0",),
+}
+
+
+@dataclass
+class ZImage(FlowProcess, KLCodec, FrozenText, qwen.QwenTokens):
+    """The networks of a Z-Image base behind the `Family` protocol."""
+
+    # Section 4.3 of the report: logit-normal as in Stable Diffusion 3, shifted by size as in FLUX.1.
+    TRAINED_WITH: ClassVar[TimestepDensity] = TimestepDensity("logit_normal", shift=ShiftBySize())
+    guidance: ClassVar[Guidance] = BEYOND_CONDITIONAL
+    architecture: ClassVar[str] = "z-image"
+    layouts: ClassVar[tuple[str, ...]] = ("kohya", "comfyui")
+
+    transformer: ZImageTransformer2DModel
+    tokenizer: PreTrainedTokenizerFast
+
+    def __post_init__(self) -> None:
+        if self.vae.config.latent_channels != self.transformer.config.in_channels:
+            raise ModelError(
+                f"vae/config.json: latent_channels is {self.vae.config.latent_channels}, transformer/config.json: "
+                f"in_channels is {self.transformer.config.in_channels}: they must agree"
+            )
+        self.vae.requires_grad_(False).eval()
+        rope = self.transformer.rope_embedder  # else the first call makes these tables, in a plan ones without numbers
+        rope.freqs_cis = rope.precompute_freqs_cis(rope.axes_dims, rope.axes_lens, rope.theta)
+        self.set_scheduler({})
+        check_finite(transformer=self.transformer, vae=self.vae)
+
+    @property
+    def denoiser(self) -> nn.Module:
+        return self.transformer
+
+    @property
+    def resolution(self) -> int:
+        return self.vae.config.sample_size
+
+    @property
+    def size_step(self) -> int:
+        """Return 16 pixels: the VAE's 8, and 2 latents a token."""
+        return self.PATCH * self.vae_scale_factor
+
+    @property
+    def size_multiple(self) -> int:
+        return self.size_step
+
+    @property
+    def target_groups(self) -> Mapping[str, tuple[str, ...]]:
+        return TARGET_GROUPS
+
+    def components(self) -> dict[str, nn.Module]:
+        return {"transformer": self.transformer}
+
+    def run_text_encoders(self, prompts: list[str]) -> Conditioning:
+        """Return the last hidden states but one, each prompt's own number of tokens, [B, N, D]."""
+        weight = next(self.transformer.parameters())
+        text_encoder = self.text_encoder.get(weight.dtype, weight.device)
+        rows = []
+        for prompt in prompts:
+            text = self.with_template(self.truncate(prompt)[0])
+            ids_1N = self.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids.to(weight.device)
+            rows.append(text_encoder(ids_1N, output_hidden_states=True).hidden_states[-2][0])
+        return Conditioning.from_rows(prompt=rows)
+
+    def cache_blank_prompts(self, prompts: list[str]) -> None:
+        width = self.transformer.config.cap_feat_dim
+        blank = {prompt: torch.zeros(min(self.count_tokens(prompt), self.max_tokens), width) for prompt in prompts}
+        self.prompt_cache = {prompt: Conditioning.from_rows(prompt=[row]) for prompt, row in blank.items()}
+
+    def size_conditioning(self, size_crop_B6: Tensor) -> Conditioning:
+        return Conditioning({})
+
+    def predict(self, noisy_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning) -> Tensor:
+        """Predict noise - x0. Each image is a tensor of its own, [C, 1, H, W], as one frame of a film."""
+        images = list(noisy_BCHW.unsqueeze(2).unbind())
+        time_B = (1000 - t_B) / 1000
+        found = self.transformer(images, time_B, conditioning.rows("prompt"), return_dict=False)[0]
+        return -torch.stack(found).squeeze(2)
+
+    def pipeline(self) -> ZImagePipeline:
+        weight = next(self.transformer.parameters())
+        return ZImagePipeline(
+            scheduler=self.scheduler(),
+            vae=self.vae,
+            text_encoder=self.text_encoder.get(weight.dtype, weight.device),
+            tokenizer=self.tokenizer,
+            transformer=self.transformer,
+        )
+
+
+def load(folder: Path, source: ModelSource) -> ZImage:
+    """Load a pipeline folder, one part at a time; the text encoder only when a prompt is to be encoded.
+
+    Raises ModelError for missing, incomplete or non-finite weights. Warns of a distilled model.
+    """
+    if "turbo" in f"{source.base}/{folder.name}".lower():
+        logger.warning(
+            f"model.base={source.base}: a distilled model, which loses its few steps when it is trained; train the "
+            "base (Tongyi-MAI/Z-Image), and sample its LoRA on the distilled one"
+        )
+    text_encoder = lazy_text_encoder(Qwen3Model, folder, source)
+    config = read_json(folder / "text_encoder" / "config.json")
+    transformer = load_part(ZImageTransformer2DModel, folder, "transformer", source)
+    if (width := transformer.config.cap_feat_dim) != config.get("hidden_size"):
+        raise ModelError(
+            f"{folder}: transformer/config.json: cap_feat_dim is {width}, text_encoder/config.json: hidden_size is "
+            f"{config.get('hidden_size')}: they must agree"
+        )
+    tokenizer = load_tokenizer(folder, "tokenizer", PreTrainedTokenizerFast)
+    qwen.check_tokenizer(tokenizer, config.get("vocab_size", 0))
+    return ZImage(
+        vae=load_vae(folder, source, "sd1"),
+        transformer=transformer,
+        scheduler_config=load_scheduler_config(folder),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+    )
+
+
+def load_single_file(header: Header, source: ModelSource) -> ZImage:
+    raise UserError(f"model.base={header.path}: Z-Image is loaded from a pipeline's folder or a hub id; name one")
