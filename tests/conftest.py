@@ -89,6 +89,13 @@ def tiny_flux2_klein_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_qwen_image_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tiny import make_tiny_qwen_image_base
+
+    return make_tiny_qwen_image_base(tmp_path_factory.mktemp("base") / "qwen_image")
+
+
+@pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny import make_tiny_base
 

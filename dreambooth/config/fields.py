@@ -48,7 +48,9 @@ class ModelConfig:
     """The model to personalise."""
 
     base: str = setting(MISSING, "diffusers folder, hub id or single .safetensors file")
-    family: str = setting("auto", "model family: sd, sdxl, z_image or flux2_klein; auto reads it from the base")
+    family: str = setting(
+        "auto", "model family: sd, sdxl, z_image, qwen_image or flux2_klein; auto reads it from the base"
+    )
     config: str | None = setting(
         None,
         "for a single file: folder or hub id with its configs and tokenizer, or a built-in one: sd1, sd1-v, sd2, "
@@ -272,9 +274,9 @@ class LossConfig:
     )
     timesteps: Literal["base", "uniform", "logit_normal", "sigmoid", "shifted"] = setting(
         "base",
-        "how often each timestep is trained on; base: as the base was (sd, sdxl: uniform; z_image: logit_normal, "
-        "shifted by the image's size; flux2_klein: shifted); logit_normal, sigmoid: mostly the middle; shifted: "
-        "uniform, moved towards noise",
+        "how often each timestep is trained on; base: as the base was (sd, sdxl: uniform; z_image, qwen_image: "
+        "logit_normal, shifted by the image's size; flux2_klein: shifted); logit_normal, sigmoid: mostly the middle; "
+        "shifted: uniform, moved towards noise",
     )
     timestep_mean: float | None = setting(
         None, "mean of the timestep's logit with loss.timesteps=logit_normal; above 0 trains more on noise; null: 0"

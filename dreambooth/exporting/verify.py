@@ -129,14 +129,14 @@ def image_difference(expected: Family, read: Any, files: ExportedFiles) -> float
     prompt = fill_prompt(files.card.subjects[0].prompt, files.card.subjects)
     side = LATENTS * expected.vae_scale_factor
     noise_BCHW = torch.randn(1, *expected.latent_shape(side, side), generator=torch.Generator().manual_seed(0))
-    ours, theirs = (draw(pipeline, prompt, noise_BCHW, side) for pipeline in (expected.pipeline(), read))
+    arguments = expected.pipeline_arguments(noise_BCHW, GUIDANCE_SCALE)
+    ours, theirs = (draw(pipeline, prompt, arguments, side) for pipeline in (expected.pipeline(), read))
     return float((ours - theirs).norm() / ours.norm())
 
 
-def draw(pipeline: Any, prompt: str, latents: Tensor, side: int) -> Tensor:
-    """Return the latents of a small image from this noise. side: pixels."""
+def draw(pipeline: Any, prompt: str, arguments: dict[str, Any], side: int) -> Tensor:
+    """Return the latents of a small image. arguments: `Family.pipeline_arguments`. side: pixels."""
     pipeline.set_progress_bar_config(disable=True)
     return pipeline(
-        prompt=prompt, latents=latents, height=side, width=side, num_inference_steps=NUM_STEPS,
-        guidance_scale=GUIDANCE_SCALE, output_type="latent",
-    ).images  # fmt: skip
+        prompt=[prompt], height=side, width=side, num_inference_steps=NUM_STEPS, output_type="latent", **arguments
+    ).images

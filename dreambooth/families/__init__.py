@@ -21,7 +21,7 @@ from dreambooth.errors import ModelError, UserError
 for library in (diffusers, transformers):  # no bars for every file, no notes on torchvision
     library.utils.logging.set_verbosity_error()
     library.utils.logging.disable_progress_bar()
-from dreambooth.families import flux2_klein, sd, sdxl, z_image  # noqa: E402
+from dreambooth.families import flux2_klein, qwen_image, sd, sdxl, z_image  # noqa: E402
 from dreambooth.families.conditioning import Conditioning  # noqa: E402
 from dreambooth.families.inspection import read_index  # noqa: E402
 from dreambooth.families.loading import is_small  # noqa: E402
@@ -60,6 +60,7 @@ FAMILIES = {
         ("StableDiffusionXLPipeline", "StableDiffusionXLInpaintPipeline"), sdxl.load, sdxl.load_single_file
     ),
     "z_image": FamilyRow(("ZImagePipeline",), z_image.load, z_image.load_single_file),
+    "qwen_image": FamilyRow(("QwenImagePipeline",), qwen_image.load, qwen_image.load_single_file),
     "flux2_klein": FamilyRow(("Flux2KleinPipeline",), flux2_klein.load, flux2_klein.load_single_file),
 }
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import diffusers
+from torch import Tensor
 
 from dreambooth.errors import ModelError, first_line
 from dreambooth.families.inspection import LOADING_ERRORS
@@ -35,10 +36,15 @@ class FlowProcess:
         if not name.startswith("FlowMatch"):
             raise ModelError(f"{SCHEDULER_FILE}: _class_name: {name} is not of flow matching, as this family is")
         try:
-            self.schedule = Schedule.flow(self.scheduler().config.num_train_timesteps, self.TRAINED_WITH)
+            self.schedule = Schedule.flow(self.scheduler().config.num_train_timesteps, self.trained_density)
             shift_at(self.sampler_shift, (8, 8))
         except LOADING_ERRORS as error:
             raise ModelError(f"{SCHEDULER_FILE}: cannot be used: {first_line(error)}") from error
+
+    @property
+    def trained_density(self) -> TimestepDensity:
+        """Return how often the base was trained on each timestep."""
+        return self.TRAINED_WITH
 
     def scheduler(self) -> Any:
         """Make the base's own sampler."""
@@ -56,6 +62,9 @@ class FlowProcess:
     def shift_for(self, num_steps: int) -> Shift:
         """Return the sampler's shift in so many steps; of most families the number of steps does not count."""
         return self.sampler_shift
+
+    def pipeline_arguments(self, noise_BCHW: Tensor, guidance_scale: float) -> dict[str, Any]:
+        return {"latents": noise_BCHW, "guidance_scale": guidance_scale}
 
     def sampler_config(self, size: Size, num_steps: int) -> dict[str, Any]:
         """Return the settings with the shift for latents of this size as a number, by the names of all samplers."""

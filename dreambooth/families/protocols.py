@@ -262,6 +262,10 @@ class Family(LatentCodec, TextSide, Denoiser, NoiseProcess, Protocol):
         """Return denoiser and text encoders that may train, by their names in the pipeline: "unet", "text_encoder"."""
         ...
 
+    def pipeline_arguments(self, noise_BCHW: Tensor, guidance_scale: float) -> dict[str, Any]:
+        """Return the arguments by which its pipeline starts from this noise, and is guided so."""
+        ...
+
     def pipeline(self) -> DiffusionPipeline:
         """Return the same live networks as a diffusers pipeline, for export."""
         ...

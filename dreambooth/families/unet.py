@@ -83,6 +83,9 @@ class UNetFamily(KLCodec, PromptCache):
         own = (self.unet, *self.text_encoders)
         return {name: part for name, part in self.pipeline().components.items() if any(part is each for each in own)}
 
+    def pipeline_arguments(self, noise_BCHW: Tensor, guidance_scale: float) -> dict[str, Any]:
+        return {"latents": noise_BCHW, "guidance_scale": guidance_scale}
+
     @property
     def text_encoders(self) -> list[nn.Module]:
         raise NotImplementedError

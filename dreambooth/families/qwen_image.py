@@ -1,0 +1,259 @@
+"""Qwen-Image: a transformer of double blocks, a Qwen2.5-VL text encoder, a VAE of films.
+
+Wu et al. 2025, arXiv 2508.02324. An image is a film of one frame. Latents are standardised by mean and standard
+deviation of each channel; the transformer reads them in patches of 2 x 2.
+Shapes: B batch, C channels, H/W latent height and width, N tokens, D width of the text encoder.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLQwenImage, QwenImagePipeline, QwenImageTransformer2DModel
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
+
+from dreambooth.errors import ModelError, UserError
+from dreambooth.families import qwen
+from dreambooth.families.conditioning import Conditioning
+from dreambooth.families.flow import FlowProcess
+from dreambooth.families.frozen_text import FrozenText, lazy_text_encoder
+from dreambooth.families.guidance import Guidance
+from dreambooth.families.inspection import read_json
+from dreambooth.families.loading import check_finite, load_part, load_scheduler_config, load_tokenizer
+from dreambooth.families.single_file import Header
+from dreambooth.families.source import ModelSource
+from dreambooth.timesteps import TimestepDensity
+
+PATCH = 2  # latents a token, along a side
+TEMPLATE = (  # of the pipeline's own code, as is the number of its tokens that are dropped
+    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
+    "relationships of the objects and background:<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+)
+NUM_DROPPED = 34
+BLOCK = "transformer_blocks.*"
+TARGET_GROUPS = {
+    "attention": (
+        *(f"{BLOCK}.attn.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")),
+        *(f"{BLOCK}.attn.{name}" for name in ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")),
+    ),
+    "feed-forward": tuple(
+        f"{BLOCK}.{part}.net.{layer}" for part in ("img_mlp", "txt_mlp") for layer in ("0.proj", "2")
+    ),
+    "modulation": (f"{BLOCK}.img_mod.1", f"{BLOCK}.txt_mod.1"),
+}
+
+
+def rescaled(uncond_BCHW: Tensor, cond_BCHW: Tensor, scale: float) -> Tensor:
+    """Apply guidance, and give each token the length that its conditional prediction has."""
+    guided_BCHW = uncond_BCHW + scale * (cond_BCHW - uncond_BCHW)
+    longer = token_length(cond_BCHW) / token_length(guided_BCHW)
+    return guided_BCHW * longer
+
+
+def token_length(latents_BCHW: Tensor) -> Tensor:
+    """Return the length of each token's vector at its four positions, [B, 1, H, W]."""
+    length = F.pixel_unshuffle(latents_BCHW, PATCH).norm(dim=1, keepdim=True)
+    return length.repeat_interleave(PATCH, dim=-1).repeat_interleave(PATCH, dim=-2)
+
+
+@dataclass
+class QwenImageCodec:
+    """An `AutoencoderKLQwenImage` behind the `LatentCodec` protocol."""
+
+    vae: AutoencoderKLQwenImage
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Return the number of pixels for each latent along a side: 8."""
+        return 2 ** len(self.vae.temperal_downsample)
+
+    @property
+    def size_step(self) -> int:
+        return PATCH * self.vae_scale_factor
+
+    @property
+    def _mean_std(self) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of the channels, [1, C, 1, 1]."""
+        config = self.vae.config
+        mean, std = (torch.tensor(each, device=self.vae.device) for each in (config.latents_mean, config.latents_std))
+        return mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
+
+    @torch.no_grad()
+    def encode_images(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of the latents as the denoiser expects them."""
+        film = pixels_BCHW.to(self.vae.device, self.vae.dtype).unsqueeze(2)
+        moments = self.vae.encode(film).latent_dist
+        mean_1C11, std_1C11 = self._mean_std
+        return (moments.mean.squeeze(2) - mean_1C11) / std_1C11, moments.std.squeeze(2) / std_1C11
+
+    @torch.no_grad()
+    def decode_latents(self, latents_BCHW: Tensor) -> Tensor:
+        """Invert `encode_images`, as far as the VAE goes."""
+        mean_1C11, std_1C11 = self._mean_std
+        z_BCHW = latents_BCHW.to(self.vae.device, self.vae.dtype) * std_1C11 + mean_1C11
+        return self.vae.decode(z_BCHW.unsqueeze(2)).sample.squeeze(2)
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        for side in (height, width):
+            if side % self.size_step or side <= 0:
+                raise UserError(
+                    f"an image side of {side} pixels does not fit this model; use a multiple of {self.size_step}"
+                )
+        return self.vae.config.z_dim, height // self.vae_scale_factor, width // self.vae_scale_factor
+
+
+def pack(latents_BCHW: Tensor) -> Tensor:
+    """Return the tokens of latents, row by row, [B, H/2 * W/2, 4 C]."""
+    return F.pixel_unshuffle(latents_BCHW, PATCH).flatten(2).transpose(1, 2)
+
+
+def unpack(tokens_BNC: Tensor, height: int, width: int) -> Tensor:
+    """Invert `pack`. height, width: of the latents."""
+    patches = tokens_BNC.transpose(1, 2).unflatten(2, (height // PATCH, width // PATCH))
+    return F.pixel_shuffle(patches, PATCH)
+
+
+@dataclass
+class QwenImage(FlowProcess, QwenImageCodec, FrozenText, qwen.QwenTokens):
+    """The networks of a Qwen-Image base behind the `Family` protocol."""
+
+    # The report: logit-normal. It names no shift; the sampler's grows with the image, and so does it here.
+    guidance: ClassVar[Guidance] = Guidance(1.0, rescaled)
+    architecture: ClassVar[str] = "qwen-image"
+    layouts: ClassVar[tuple[str, ...]] = ("kohya", "comfyui")
+
+    transformer: QwenImageTransformer2DModel
+    tokenizer: PreTrainedTokenizerFast
+
+    def __post_init__(self) -> None:
+        if 4 * self.vae.config.z_dim != self.transformer.config.in_channels:
+            raise ModelError(
+                f"vae/config.json: z_dim is {self.vae.config.z_dim}, transformer/config.json: in_channels is "
+                f"{self.transformer.config.in_channels}, which must be four times as many"
+            )
+        self.vae.requires_grad_(False).eval()
+        self.set_scheduler({})
+        check_finite(transformer=self.transformer, vae=self.vae)
+
+    @property
+    def trained_density(self) -> TimestepDensity:
+        return TimestepDensity("logit_normal", shift=self.sampler_shift)
+
+    @property
+    def max_tokens(self) -> int:
+        return 1024
+
+    def with_template(self, prompt: str) -> str:
+        return TEMPLATE.format(prompt)
+
+    def count_tokens(self, prompt: str) -> int:
+        return super().count_tokens(prompt) - NUM_DROPPED
+
+    @property
+    def denoiser(self) -> nn.Module:
+        return self.transformer
+
+    @property
+    def resolution(self) -> int:
+        """Return 1024 pixels; the VAE's config says nothing of it."""
+        return 1024
+
+    @property
+    def size_multiple(self) -> int:
+        return self.size_step
+
+    @property
+    def target_groups(self) -> Mapping[str, tuple[str, ...]]:
+        return TARGET_GROUPS
+
+    def components(self) -> dict[str, nn.Module]:
+        return {"transformer": self.transformer}
+
+    def run_text_encoders(self, prompts: list[str]) -> Conditioning:
+        """Return the last hidden states behind the template's beginning, each prompt's own number, [B, N, D]."""
+        weight = next(self.transformer.parameters())
+        text_encoder = self.text_encoder.get(weight.dtype, weight.device)
+        rows = []
+        for prompt in prompts:
+            text = self.with_template(self.truncate(prompt)[0])
+            ids_1N = self.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids.to(weight.device)
+            states_1ND = text_encoder.model(input_ids=ids_1N, attention_mask=torch.ones_like(ids_1N)).last_hidden_state
+            rows.append(states_1ND[0, NUM_DROPPED:])
+        return Conditioning.from_rows(prompt=rows)
+
+    def cache_blank_prompts(self, prompts: list[str]) -> None:
+        width = self.transformer.config.joint_attention_dim
+        blank = {prompt: torch.zeros(self.count_tokens(prompt), width) for prompt in prompts}
+        self.prompt_cache = {prompt: Conditioning.from_rows(prompt=[row]) for prompt, row in blank.items()}
+
+    def size_conditioning(self, size_crop_B6: Tensor) -> Conditioning:
+        return Conditioning({})
+
+    def predict(self, noisy_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning) -> Tensor:
+        """Predict noise - x0."""
+        height, width = noisy_BCHW.shape[-2:]
+        mask_BN = conditioning.mask("prompt")
+        found_BNC = self.transformer(
+            hidden_states=pack(noisy_BCHW),
+            encoder_hidden_states=conditioning["prompt"],
+            encoder_hidden_states_mask=mask_BN.long() if conditioning.lengths else None,
+            timestep=t_B / 1000,
+            img_shapes=[[(1, height // PATCH, width // PATCH)]] * len(noisy_BCHW),
+            guidance=None,
+            return_dict=False,
+        )[0]
+        return unpack(found_BNC, height, width)
+
+    def pipeline_arguments(self, noise_BCHW: Tensor, guidance_scale: float) -> dict[str, Any]:
+        return {
+            "latents": pack(noise_BCHW),
+            "true_cfg_scale": guidance_scale,
+            "negative_prompt": [""] * len(noise_BCHW),
+        }
+
+    def pipeline(self) -> QwenImagePipeline:
+        weight = next(self.transformer.parameters())
+        return QwenImagePipeline(
+            scheduler=self.scheduler(),
+            vae=self.vae,
+            text_encoder=self.text_encoder.get(weight.dtype, weight.device),
+            tokenizer=self.tokenizer,
+            transformer=self.transformer,
+        )
+
+
+def load(folder: Path, source: ModelSource) -> QwenImage:
+    """Load a pipeline folder, one part at a time; the text encoder only when a prompt is to be encoded.
+
+    Raises ModelError for missing, incomplete or non-finite weights, and for a model with guidance distilled into it.
+    """
+    if source.vae is not None:
+        raise UserError(f"model.vae={source.vae}: this family has a VAE of its own kind; set it to null")
+    text_encoder = lazy_text_encoder(Qwen2_5_VLForConditionalGeneration, folder, source)
+    config = read_json(folder / "text_encoder" / "config.json")
+    config = config.get("text_config", config)
+    transformer = load_part(QwenImageTransformer2DModel, folder, "transformer", source)
+    if transformer.config.guidance_embeds:
+        raise ModelError(f"{folder}: guidance is distilled into this model (guidance_embeds); train the base model")
+    if (width := transformer.config.joint_attention_dim) != config.get("hidden_size"):
+        raise ModelError(
+            f"{folder}: transformer/config.json: joint_attention_dim is {width}, text_encoder/config.json: hidden_size "
+            f"is {config.get('hidden_size')}: they must agree"
+        )
+    tokenizer = load_tokenizer(folder, "tokenizer", PreTrainedTokenizerFast)
+    qwen.check_tokenizer(tokenizer, config.get("vocab_size", 0))
+    return QwenImage(
+        vae=load_part(AutoencoderKLQwenImage, folder, "vae", source, torch.float32),
+        transformer=transformer,
+        scheduler_config=load_scheduler_config(folder),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+    )
+
+
+def load_single_file(header: Header, source: ModelSource) -> QwenImage:
+    raise UserError(f"model.base={header.path}: Qwen-Image is loaded from a pipeline's folder or a hub id; name one")
