@@ -1,11 +1,12 @@
 """Refine an image once it is made: redraw it larger, in tiles, and redraw its subject at the model's own resolution.
 
-The subject is found by where its words acted (`attention_maps`). Both are image to image with the image's own prompt,
-seed and settings.
+The subject is found by where its words acted (`attention_maps`). Both are image to image with the image's own seed and
+settings; tiles have no prompt.
 Shapes: H/W latent height and width.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from dreambooth.generation.init_image import fitted_size
 from dreambooth.generation.init_latents import encode_canvas
 from dreambooth.generation.loading import Model
 from dreambooth.generation.prompt_reading import encoder
-from dreambooth.generation.request import ImageRequest
+from dreambooth.generation.request import PLAIN, ImageRequest
 from dreambooth.generation.sampler import OnStep, sample_pixels
 from dreambooth.generation.tiles import with_tiles
 from dreambooth.generation.variation import NoiseSeed
@@ -53,13 +54,22 @@ def refine(
     if refinement.factor > 1:
         size = refinement.size(image.size, model.family.vae_scale_factor)
         image = image.resize(size, Image.Resampling.LANCZOS)
-        side = model.resolution // model.family.vae_scale_factor
-        image = _redrawn(with_tiles(model.family, side), model, request, Canvas(image), refinement.strength, on_step)
+        tiled = with_tiles(model.family, model.resolution // model.family.vae_scale_factor)
+        image = _redrawn(tiled, model, without_prompt(request), Canvas(image), refinement.strength, on_step)
     own = [map_HW for word, map_HW in maps.items() if word.lower() in _subject_words(model, request)]
     if refinement.detail > 0 and own:
         canvas = _subject_canvas(model, image, torch.stack(own).mean(0))
         image = _redrawn(model.family, model, request, canvas, refinement.detail, on_step)
     return image
+
+
+def without_prompt(request: ImageRequest) -> ImageRequest:
+    """Return a request without a prompt and guidance: a tile shows a part, and would draw all that the prompt names.
+
+    With its prompt the toy world's robot, twice as large, came out as nine robots at a strength of .3.
+    """
+    settings = replace(request.settings, guidance_scale=1.0, negative_prompt="")
+    return replace(request, prompt="", settings=settings, text_encoding=PLAIN)
 
 
 def _redrawn(
