@@ -24,6 +24,7 @@ from dreambooth.families.sd import StableDiffusion
 from dreambooth.generation.canvas import Canvas, feathered, make_canvas, natural_size
 from dreambooth.generation.from_images import FromImages
 from dreambooth.generation.image_inputs import ImageInputs
+from dreambooth.generation.image_refs import ImageRef
 from dreambooth.generation.images import generate, make_requests
 from dreambooth.generation.init_image import InitImage, fitted_size, init_image, parse_margins
 from dreambooth.generation.init_latents import InitLatents, encode_canvas, noised
@@ -32,6 +33,7 @@ from dreambooth.generation.options import ImageOptions
 from dreambooth.generation.request import read_recipe, request_of
 from dreambooth.generation.sampler import make_scheduler, noise_from_seeds, sample_latents, timesteps_from
 from dreambooth.generation.settings import SCHEDULERS, SamplerSettings
+from dreambooth.generation.style import StyleRef
 from dreambooth.generation.wildcards import Wildcards
 
 SHAPE = (4, 8, 8)
@@ -136,6 +138,26 @@ def test_latents_that_are_not_redrawn_come_back_exactly(model: Model, scheduler:
     )
     assert torch.equal(got[..., 4:], x0_1CHW[..., 4:].expand(2, -1, -1, -1))
     assert not torch.equal(got[..., :4], x0_1CHW[..., :4].expand(2, -1, -1, -1))
+
+
+@pytest.mark.parametrize("base", ["tiny_z_image_base", "tiny_flux2_klein_base"])
+def test_families_of_flow_matching_keep_what_is_not_redrawn(
+    base: str, photo: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    model = load_model(str(request.getfixturevalue(base)), "cpu")
+    mask = write_mask(tmp_path / "mask.png", (0, 0, 32, 64))
+    options = ImageOptions("a dog", 1, 7, steps=2, size=(64, 64))
+
+    def drawn(init: InitImage | None) -> np.ndarray:
+        (image,) = generate(model, make_requests(model, [options], Wildcards(), FromImages(init)), 1)
+        return levels(image)
+
+    got, original = drawn(init_image(str(photo), 0.5, str(mask), feather=0)), levels(Image.open(photo))
+    assert np.array_equal(got[:, 32:], original[:, 32:])
+    assert not np.array_equal(got[:, :32], original[:, :32])
+    assert np.array_equal(drawn(init_image(str(photo), 1.0)), drawn(None))
+    with pytest.raises(UserError, match="of a family whose attention cannot be shared"):
+        make_requests(model, [options], Wildcards(), FromImages(style=StyleRef(ImageRef(str(photo)))))
 
 
 def test_samplers_of_flow_matching_have_the_noise_of_their_step() -> None:
