@@ -1,6 +1,12 @@
 """Sweeps: what a sweep file means, that a cell is the run it would be alone, and what goes on after a stop."""
 
+import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -328,3 +334,39 @@ def test_what_a_sweep_takes_is_told_first_and_nothing_is_written(
     assert time.startswith("time: at most ")
     assert disk.startswith("disk: ")
     assert not sweep.folder.exists()
+
+
+@pytest.mark.slow
+def test_the_command_goes_on_after_a_worker_and_then_the_command_itself_were_killed(
+    two_cells: Sweep, tmp_path: Path
+) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(two_cells.path.read_text().replace(f"dir: {two_cells.options.dir}", f"dir: {tmp_path}"))
+    command = [sys.executable, "-m", "dreambooth", "sweep", str(path), "--workers", "1"]
+    running = tmp_path / "s" / "running"
+    with open(tmp_path / "log", "a") as log, subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log) as parent:
+        first = pid_in(running, tmp_path / "log")
+        os.kill(first, signal.SIGKILL)
+        second = pid_in(running, tmp_path / "log", other_than=first)
+        parent.kill()
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{second}").exists() and time.monotonic() < deadline:  # it saves, and ends with its parent
+        time.sleep(0.1)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "2 cells: 2 finished." in done.stdout
+    assert "it is tried again" in (tmp_path / "log").read_text()
+    for name in names(two_cells):
+        assert_same_run(tmp_path / "s" / "runs" / name, two_cells.runs / name)
+
+
+def pid_in(running: Path, log: Path, other_than: int = 0) -> int:
+    """Return the process that trains a cell, as soon as there is one other than this."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        for path in running.glob("*.json"):
+            pid = int(json.loads(path.read_text())["pid"])
+            if pid != other_than:
+                return pid
+        time.sleep(0.02)
+    raise AssertionError(log.read_text())
