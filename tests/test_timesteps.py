@@ -51,7 +51,7 @@ def logit_normal_below(mean: float, std: float, shift: float) -> Callable[[np.nd
         (TimestepDensity("logit_normal", 0.3, 0.8, 2.2), logit_normal_below(0.3, 0.8, 2.2)),
         (TimestepDensity("sigmoid", std=0.7, shift=2.0), logit_normal_below(0, 0.7, 2)),
     ],
-    ids=str,
+    ids=["uniform", "shifted", "shifted by size", "logit-normal", "its mean and width", "and shift", "sigmoid"],
 )
 def test_the_drawn_density_is_that_of_the_closed_form(
     density: TimestepDensity, below: Callable[[np.ndarray], np.ndarray]
