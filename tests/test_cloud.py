@@ -4,7 +4,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -37,16 +36,10 @@ def test_the_task_runs_a_command_of_this_program() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
-def test_skypilot_reads_the_task_by_its_own_schema(tmp_path: Path) -> None:
-    """In an environment of its own, half a gigabyte; `SKYPILOT_PYTHON` names one that is there."""
-    python = os.environ.get("SKYPILOT_PYTHON")
-    if python is None:
-        subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "sky")], check=True)
-        python = str(tmp_path / "sky" / "bin" / "python")
-        installed = subprocess.run([python, "-m", "pip", "install", "-q", "skypilot"], capture_output=True, text=True)
-        if installed.returncode:
-            pytest.skip(f"SkyPilot cannot be installed here: {installed.stderr.strip().splitlines()[-1]}")
+@pytest.mark.skipif("SKYPILOT_PYTHON" not in os.environ, reason="SKYPILOT_PYTHON names no Python that has SkyPilot")
+def test_skypilot_reads_the_task_by_its_own_schema() -> None:
+    """SkyPilot asks for half a gigabyte and packages of its own, so it lives in an environment beside this one's."""
+    python = os.environ["SKYPILOT_PYTHON"]
     done = subprocess.run([python, "-c", CHECK, str(TASK)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "file_mounts" in done.stdout
