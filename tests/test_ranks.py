@@ -145,7 +145,7 @@ def assert_equal_but_for_rounding(first: RunFolder, second: RunFolder) -> None:
 def test_torchrun_and_lightnings_own_launcher_start_the_same_run_and_end_with_a_killed_process(
     pair: RunFolder, config_file: Path, tmp_path: Path
 ) -> None:
-    """What the tests beside this one start by a fork, with the environment that torchrun gives."""
+    """The tests beside this one fork such processes, with the environment that torchrun gives."""
     line = command(config_file, "launched", starter=TORCHRUN)
     done = subprocess.run(line, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""What a training has to know of an edition of the world: its images, its words, the size of its networks.
+"""List what a training has to know of an edition of the world: its images, its words, the size of its networks.
 
 The first edition shows one thing in each image; the shipped weights were trained on it, and it stays until others ship.
 The second shows up to three, with more to tell in the same 64 pixels: hence more latent channels, a wider denoiser.

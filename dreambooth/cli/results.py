@@ -1,4 +1,4 @@
-"""What `sample` does with an image once it is made: larger, refined, scored, and shown where each word acted."""
+"""Finish an image that `sample` has made: enlarge, refine and score it, and show where each word acted."""
 
 import argparse
 import json

@@ -7,14 +7,32 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import diffusers
-from torch import Tensor
+from torch import Tensor, nn
 
 from dreambooth.errors import ModelError, first_line
+from dreambooth.families.conditioning import Conditioning
 from dreambooth.families.inspection import LOADING_ERRORS
 from dreambooth.schedules import Schedule
 from dreambooth.timesteps import UNIFORM, Shift, ShiftBySize, Size, TimestepDensity, shift_at
 
 SCHEDULER_FILE = "scheduler/scheduler_config.json"
+
+
+class OneTransformer:
+    """The members that families share whose denoiser is one transformer, the only network that trains."""
+
+    transformer: nn.Module
+
+    @property
+    def denoiser(self) -> nn.Module:
+        return self.transformer
+
+    def components(self) -> dict[str, nn.Module]:
+        return {"transformer": self.transformer}
+
+    def size_conditioning(self, size_crop_B6: Tensor) -> Conditioning:
+        """Return none: these transformers are not told of sizes and crops."""
+        return Conditioning({})
 
 
 @dataclass

@@ -15,13 +15,13 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline, Flux2Transformer2DModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from dreambooth.errors import ModelError, UserError
 from dreambooth.families import qwen
 from dreambooth.families.conditioning import Conditioning
-from dreambooth.families.flow import FlowProcess
+from dreambooth.families.flow import FlowProcess, OneTransformer
 from dreambooth.families.frozen_text import FrozenText, lazy_text_encoder
 from dreambooth.families.guidance import FROM_UNCONDITIONAL, Guidance
 from dreambooth.families.inspection import read_json
@@ -110,7 +110,7 @@ class Flux2Codec:
 
 
 @dataclass
-class Flux2Klein(FlowProcess, Flux2Codec, FrozenText, qwen.QwenTokens):
+class Flux2Klein(OneTransformer, FlowProcess, Flux2Codec, FrozenText, qwen.QwenTokens):
     """The networks of a FLUX.2 Klein base behind the `Family` protocol."""
 
     # Not published: peers train where the sampler steps.
@@ -142,10 +142,6 @@ class Flux2Klein(FlowProcess, Flux2Codec, FrozenText, qwen.QwenTokens):
         return EmpiricalShift(num_steps)
 
     @property
-    def denoiser(self) -> nn.Module:
-        return self.transformer
-
-    @property
     def resolution(self) -> int:
         return self.vae.config.sample_size
 
@@ -156,9 +152,6 @@ class Flux2Klein(FlowProcess, Flux2Codec, FrozenText, qwen.QwenTokens):
     @property
     def target_groups(self) -> Mapping[str, tuple[str, ...]]:
         return TARGET_GROUPS
-
-    def components(self) -> dict[str, nn.Module]:
-        return {"transformer": self.transformer}
 
     def run_text_encoders(self, prompts: list[str]) -> Conditioning:
         """Return three layers' hidden states, joined, of prompts padded to 512 tokens, [B, N, D].
@@ -179,9 +172,6 @@ class Flux2Klein(FlowProcess, Flux2Codec, FrozenText, qwen.QwenTokens):
     def cache_blank_prompts(self, prompts: list[str]) -> None:
         blank = torch.zeros(1, self.max_tokens, self.transformer.config.joint_attention_dim)
         self.prompt_cache = {prompt: Conditioning({"prompt": blank}) for prompt in prompts}
-
-    def size_conditioning(self, size_crop_B6: Tensor) -> Conditioning:
-        return Conditioning({})
 
     def predict(self, noisy_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning) -> Tensor:
         """Predict noise - x0. Tokens are positions, row by row; each has four coordinates, a prompt's its number."""

@@ -13,13 +13,13 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLQwenImage, QwenImagePipeline, QwenImageTransformer2DModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
 from dreambooth.errors import ModelError, UserError
 from dreambooth.families import qwen
 from dreambooth.families.conditioning import Conditioning
-from dreambooth.families.flow import FlowProcess
+from dreambooth.families.flow import FlowProcess, OneTransformer
 from dreambooth.families.frozen_text import FrozenText, lazy_text_encoder
 from dreambooth.families.guidance import Guidance
 from dreambooth.families.inspection import read_json
@@ -118,7 +118,7 @@ def unpack(tokens_BNC: Tensor, height: int, width: int) -> Tensor:
 
 
 @dataclass
-class QwenImage(FlowProcess, QwenImageCodec, FrozenText, qwen.QwenTokens):
+class QwenImage(OneTransformer, FlowProcess, QwenImageCodec, FrozenText, qwen.QwenTokens):
     """The networks of a Qwen-Image base behind the `Family` protocol."""
 
     # The report: logit-normal. It names no shift; the sampler's grows with the image, and so does it here.
@@ -154,10 +154,6 @@ class QwenImage(FlowProcess, QwenImageCodec, FrozenText, qwen.QwenTokens):
         return super().count_tokens(prompt) - NUM_DROPPED
 
     @property
-    def denoiser(self) -> nn.Module:
-        return self.transformer
-
-    @property
     def resolution(self) -> int:
         """Return 1024 pixels; the VAE's config says nothing of it."""
         return 1024
@@ -169,9 +165,6 @@ class QwenImage(FlowProcess, QwenImageCodec, FrozenText, qwen.QwenTokens):
     @property
     def target_groups(self) -> Mapping[str, tuple[str, ...]]:
         return TARGET_GROUPS
-
-    def components(self) -> dict[str, nn.Module]:
-        return {"transformer": self.transformer}
 
     def run_text_encoders(self, prompts: list[str]) -> Conditioning:
         """Return the last hidden states behind the template's beginning, each prompt's own number, [B, N, D]."""
@@ -189,9 +182,6 @@ class QwenImage(FlowProcess, QwenImageCodec, FrozenText, qwen.QwenTokens):
         width = self.transformer.config.joint_attention_dim
         blank = {prompt: torch.zeros(self.count_tokens(prompt), width) for prompt in prompts}
         self.prompt_cache = {prompt: Conditioning.from_rows(prompt=[row]) for prompt, row in blank.items()}
-
-    def size_conditioning(self, size_crop_B6: Tensor) -> Conditioning:
-        return Conditioning({})
 
     def predict(self, noisy_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning) -> Tensor:
         """Predict noise - x0."""

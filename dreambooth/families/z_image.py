@@ -13,14 +13,14 @@ from typing import ClassVar
 
 import torch
 from diffusers import ZImagePipeline, ZImageTransformer2DModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Model
 
 from dreambooth.errors import ModelError, UserError
 from dreambooth.families import qwen
 from dreambooth.families.autoencoder import KLCodec
 from dreambooth.families.conditioning import Conditioning
-from dreambooth.families.flow import FlowProcess
+from dreambooth.families.flow import FlowProcess, OneTransformer
 from dreambooth.families.frozen_text import FrozenText, lazy_text_encoder
 from dreambooth.families.guidance import BEYOND_CONDITIONAL, Guidance
 from dreambooth.families.inspection import read_json
@@ -41,7 +41,7 @@ TARGET_GROUPS = {
 
 
 @dataclass
-class ZImage(FlowProcess, KLCodec, FrozenText, qwen.QwenTokens):
+class ZImage(OneTransformer, FlowProcess, KLCodec, FrozenText, qwen.QwenTokens):
     """The networks of a Z-Image base behind the `Family` protocol."""
 
     # Section 4.3 of the report: logit-normal as in Stable Diffusion 3, shifted by size as in FLUX.1.
@@ -66,10 +66,6 @@ class ZImage(FlowProcess, KLCodec, FrozenText, qwen.QwenTokens):
         check_finite(transformer=self.transformer, vae=self.vae)
 
     @property
-    def denoiser(self) -> nn.Module:
-        return self.transformer
-
-    @property
     def resolution(self) -> int:
         return self.vae.config.sample_size
 
@@ -86,9 +82,6 @@ class ZImage(FlowProcess, KLCodec, FrozenText, qwen.QwenTokens):
     def target_groups(self) -> Mapping[str, tuple[str, ...]]:
         return TARGET_GROUPS
 
-    def components(self) -> dict[str, nn.Module]:
-        return {"transformer": self.transformer}
-
     def run_text_encoders(self, prompts: list[str]) -> Conditioning:
         """Return the last hidden states but one, each prompt's own number of tokens, [B, N, D]."""
         weight = next(self.transformer.parameters())
@@ -104,9 +97,6 @@ class ZImage(FlowProcess, KLCodec, FrozenText, qwen.QwenTokens):
         width = self.transformer.config.cap_feat_dim
         blank = {prompt: torch.zeros(min(self.count_tokens(prompt), self.max_tokens), width) for prompt in prompts}
         self.prompt_cache = {prompt: Conditioning.from_rows(prompt=[row]) for prompt, row in blank.items()}
-
-    def size_conditioning(self, size_crop_B6: Tensor) -> Conditioning:
-        return Conditioning({})
 
     def predict(self, noisy_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning) -> Tensor:
         """Predict noise - x0. Each image is a tensor of its own, [C, 1, H, W], as one frame of a film."""

@@ -1,4 +1,4 @@
-"""What can be known of a model and of prompts for it before anything heavy is loaded: mistakes are reported at once."""
+"""Report mistakes in a model and in prompts for it at once, before anything heavy is loaded."""
 
 from collections.abc import Iterable
 

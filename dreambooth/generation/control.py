@@ -1,4 +1,4 @@
-"""What an image is held to (`--control KIND=IMAGE[:WEIGHT[:START-END]]`): edges, depth, a pose, or any map.
+"""Describe what an image is held to (`--control KIND=IMAGE[:WEIGHT[:START-END]]`): edges, depth, a pose, or any map.
 
 Zhang et al. 2023, "Adding Conditional Control to Text-to-Image Diffusion Models" (arXiv 2302.05543). A control is a
 ControlNet and a map that it reads. What can be known of both is reported here, before anything heavy is loaded.

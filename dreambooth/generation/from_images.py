@@ -1,4 +1,4 @@
-"""What a request takes from images: one to start from, controls, a style. Nothing heavy is imported here."""
+"""Hold what a request takes from images: one to start from, controls, a style. Nothing heavy is imported here."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What steers a sampling beside its prompts, made ready for the sampler: an image to start from, controls, a style."""
+"""Make what steers a sampling beside its prompts ready for the sampler: a start image, controls, a style."""
 
 import contextlib
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What a user asks of the images of one prompt, however it was typed: as options, a line of a file, or in Python.
+"""Hold what a user asks of the images of one prompt, however it was typed: as options, a line of a file, or in Python.
 
 `make_requests` turns it into requests, with the model's own values for what is not given. Nothing heavy is imported.
 """

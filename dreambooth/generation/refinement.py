@@ -1,4 +1,4 @@
-"""What is done to an image once it is made: made larger, and its subject redrawn. Nothing heavy is imported here."""
+"""Describe how an image is refined: made larger, and its subject redrawn. Nothing heavy is imported here."""
 
 import math
 from collections.abc import Mapping

@@ -31,7 +31,7 @@ Step = tuple[Any, Tensor, int]  # the scheduler, the timesteps that are taken, a
 
 
 class Style(Protocol):
-    """What takes an image's style while a batch is sampled."""
+    """Hold what takes an image's style while a batch is sampled."""
 
     def applied(self, family: Family) -> contextlib.AbstractContextManager[None]:
         """Change the family's denoiser while the block runs."""

@@ -1,4 +1,4 @@
-"""What came of a sweep's cells: each one's quality and scores, and their means by setting and by subject."""
+"""Collect the results of a sweep's cells: quality and scores of each, and their means by setting and by subject."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

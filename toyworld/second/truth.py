@@ -1,4 +1,4 @@
-"""What the renderer knows of a picture: box, mask and parts of each thing, and the outlines."""
+"""Hold what the renderer knows of a picture: box, mask and parts of each thing, and the outlines."""
 
 from __future__ import annotations
 
