@@ -22,18 +22,18 @@ from dreambooth.evaluation.image_scores import ImageScore, make_image_scorer
 from dreambooth.evaluation.request import EvaluationRequest
 from dreambooth.evaluation.run import Evaluation, evaluate
 from dreambooth.exporting.to_format import export
-from dreambooth.generation import loading
-from dreambooth.generation.additions import parse_embedding, parse_lora
-from dreambooth.generation.control import ControlRef, make_controls
-from dreambooth.generation.from_images import FromImages
 from dreambooth.generation.images import OnProgress, Progress, generate, make_requests, reproduce, vary
-from dreambooth.generation.init_image import init_image as make_init_image
-from dreambooth.generation.location import find_card
+from dreambooth.generation.inputs.control import ControlRef, make_controls
+from dreambooth.generation.inputs.from_images import FromImages
+from dreambooth.generation.inputs.init_image import init_image as make_init_image
+from dreambooth.generation.inputs.style import make_styles
+from dreambooth.generation.models import loading
+from dreambooth.generation.models.additions import parse_embedding, parse_lora
+from dreambooth.generation.models.location import find_card
 from dreambooth.generation.options import ImageOptions, with_options
-from dreambooth.generation.prompt_file import read_prompt_file
+from dreambooth.generation.prompting.prompt_file import read_prompt_file
+from dreambooth.generation.prompting.wildcards import FOLDER, Wildcards
 from dreambooth.generation.request import RECIPE, GeneratedImage, ModelRef, read_recipe
-from dreambooth.generation.style import make_styles
-from dreambooth.generation.wildcards import FOLDER, Wildcards
 from dreambooth.report import build as build_report
 from dreambooth.run.folder import RunFolder
 from dreambooth.subject_info import LearnedSubject

@@ -7,7 +7,7 @@ from dreambooth import build
 from dreambooth.checkpointing import AtomicCheckpointIO
 from dreambooth.exporting.result import export_model
 from dreambooth.families import fingerprint
-from dreambooth.generation.location import RESULT, source_of_step
+from dreambooth.generation.models.location import RESULT, source_of_step
 from dreambooth.methods import find_method
 from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.randomness import Randomness

@@ -18,7 +18,7 @@ from dreambooth.errors import UserError
 from dreambooth.evaluation.image_scores import ImageScore, ImageScorer, ranked
 from dreambooth.families import Family
 from dreambooth.generation.attention_maps import AttentionRecorder, overlay, word_maps
-from dreambooth.generation.loading import load_model
+from dreambooth.generation.models.loading import load_model
 from dreambooth.generation.request import GeneratedImage, ImageRequest, ModelRef
 from dreambooth.generation.sampler import noise_from_seeds, sample_latents
 from dreambooth.generation.settings import SamplerSettings

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from dreambooth.cli import sampling
 from dreambooth.disk import check_writable, translate_write_errors
 from dreambooth.errors import ModelError, UserError
-from dreambooth.generation.base_path import find_path
-from dreambooth.generation.base_source import base_source
-from dreambooth.generation.location import check_is_there
+from dreambooth.generation.models.base_path import find_path
+from dreambooth.generation.models.base_source import base_source
+from dreambooth.generation.models.location import check_is_there
 from dreambooth.hints import command_line, missing_environment
 from dreambooth.subject_info import LearnedSubject, SubjectInfo
 

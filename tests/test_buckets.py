@@ -24,7 +24,7 @@ from dreambooth.data.latents import EncodedImage, LatentDataset, Sample
 from dreambooth.errors import UserError
 from dreambooth.families import Family, fingerprint, load_family
 from dreambooth.generation.class_prior import ImagePrior, prior_fingerprint
-from dreambooth.generation.grid import cut
+from dreambooth.generation.grids.grid import cut
 from dreambooth.losses import mean_over_image, squared_error
 from dreambooth.randomness import Randomness
 from dreambooth.run.folder import RunFolder

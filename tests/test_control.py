@@ -16,19 +16,19 @@ from dreambooth.errors import UserError
 from dreambooth.families import load_family
 from dreambooth.families.sd import StableDiffusion
 from dreambooth.families.unet import UNetFamily
-from dreambooth.generation.canny import canny
-from dreambooth.generation.control import ControlRef, make_controls, parse_control
-from dreambooth.generation.controls import attach_controls, make_map, prepare_controls
-from dreambooth.generation.from_images import FromImages
-from dreambooth.generation.image_inputs import ImageInputs
-from dreambooth.generation.image_refs import ImageRef
 from dreambooth.generation.images import generate, make_requests
-from dreambooth.generation.loading import Model, load_model
+from dreambooth.generation.inputs.canny import canny
+from dreambooth.generation.inputs.control import ControlRef, make_controls, parse_control
+from dreambooth.generation.inputs.controls import attach_controls, make_map, prepare_controls
+from dreambooth.generation.inputs.from_images import FromImages
+from dreambooth.generation.inputs.image_inputs import ImageInputs
+from dreambooth.generation.inputs.image_refs import ImageRef
+from dreambooth.generation.models.loading import Model, load_model
 from dreambooth.generation.options import ImageOptions
+from dreambooth.generation.prompting.wildcards import Wildcards
 from dreambooth.generation.request import read_recipe, request_of
 from dreambooth.generation.sampler import make_scheduler, noise_from_seeds, sample_latents
 from dreambooth.generation.settings import SamplerSettings
-from dreambooth.generation.wildcards import Wildcards
 
 SHAPE = (4, 8, 8)
 SETTINGS = SamplerSettings(4, 3.0)

@@ -17,7 +17,7 @@ from dreambooth.errors import ModelError, UserError
 from dreambooth.exporting.extraction import extract, load_base, low_rank
 from dreambooth.families import Family, components, fingerprint, load_family
 from dreambooth.families.unet import TARGET_GROUPS
-from dreambooth.generation.loading import load_model
+from dreambooth.generation.models.loading import load_model
 from dreambooth.methods import textual_inversion
 from dreambooth.methods.adapter_files import LORA_FILE
 from dreambooth.methods.adapters import adaptable

@@ -20,7 +20,7 @@ from dreambooth.exporting.original import original_state
 from dreambooth.families import Family, ModelSource, fingerprint, frozen_copy, load_family
 from dreambooth.families.builtin_configs import make_tokenizer
 from dreambooth.families.clip import check_tokenizer, is_common_token, rare_words, token_ids, truncate
-from dreambooth.generation.loading import load_model
+from dreambooth.generation.models.loading import load_model
 
 ROOT = Path(__file__).parent.parent
 

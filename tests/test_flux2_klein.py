@@ -16,7 +16,7 @@ from dreambooth.engine import train
 from dreambooth.errors import ModelError, UserError
 from dreambooth.families import Family, ModelSource, load_family
 from dreambooth.families.flux2_klein import EmpiricalShift
-from dreambooth.generation.loading import load_model
+from dreambooth.generation.models.loading import load_model
 from dreambooth.generation.sampler import noise_from_seeds, sample_latents
 from dreambooth.generation.settings import SamplerSettings
 from dreambooth.preflight.memory_plan import Planner

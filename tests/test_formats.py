@@ -28,7 +28,7 @@ from dreambooth.exporting.original import MODEL_FILE, original_state, original_u
 from dreambooth.families import Family, ModelSource, components, fingerprint, load_family
 from dreambooth.families.single_file import read_header
 from dreambooth.families.unet import TARGET_GROUPS
-from dreambooth.generation.loading import load_model
+from dreambooth.generation.models.loading import load_model
 from dreambooth.methods import FACTS, adapters
 from dreambooth.methods.adapter_files import LORA_FILE
 from dreambooth.methods.adapters import adaptable

@@ -8,7 +8,7 @@ from PIL import Image
 
 from dreambooth.data.images import grid
 from dreambooth.errors import UserError
-from dreambooth.generation.grid import CELLS, GridRow, cut, draw_grid, write_grid
+from dreambooth.generation.grids.grid import CELLS, GridRow, cut, draw_grid, write_grid
 
 SIDE = 24
 PROMPTS = ("a dog", "a photo of sks dog in the snow, from far away, in the light of the evening sun")

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from dreambooth.cli import main
 from dreambooth.errors import UserError
 from dreambooth.families import load_family
-from dreambooth.generation.additions import LoraRef
-from dreambooth.generation.axes import cells_of, parse_axes
-from dreambooth.generation.loading import load_model
-from dreambooth.generation.model_pool import ModelPool
+from dreambooth.generation.grids.axes import cells_of, parse_axes
+from dreambooth.generation.models.additions import LoraRef
+from dreambooth.generation.models.loading import load_model
+from dreambooth.generation.models.model_pool import ModelPool
 from dreambooth.generation.options import ImageOptions
 from dreambooth.generation.request import ModelRef, read_recipe
 from dreambooth.methods.lora_files import module_names

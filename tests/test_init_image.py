@@ -21,20 +21,20 @@ from dreambooth.errors import ModelError, UserError
 from dreambooth.exporting.original import original_state
 from dreambooth.families import Conditioning, ModelSource, fingerprint, load_family
 from dreambooth.families.sd import StableDiffusion
-from dreambooth.generation.canvas import Canvas, feathered, make_canvas, natural_size
-from dreambooth.generation.from_images import FromImages
-from dreambooth.generation.image_inputs import ImageInputs
-from dreambooth.generation.image_refs import ImageRef
 from dreambooth.generation.images import generate, make_requests
-from dreambooth.generation.init_image import InitImage, fitted_size, init_image, parse_margins
-from dreambooth.generation.init_latents import InitLatents, encode_canvas, noised
-from dreambooth.generation.loading import Model, load_model
+from dreambooth.generation.inputs.canvas import Canvas, feathered, make_canvas, natural_size
+from dreambooth.generation.inputs.from_images import FromImages
+from dreambooth.generation.inputs.image_inputs import ImageInputs
+from dreambooth.generation.inputs.image_refs import ImageRef
+from dreambooth.generation.inputs.init_image import InitImage, fitted_size, init_image, parse_margins
+from dreambooth.generation.inputs.init_latents import InitLatents, encode_canvas, noised
+from dreambooth.generation.inputs.style import StyleRef
+from dreambooth.generation.models.loading import Model, load_model
 from dreambooth.generation.options import ImageOptions
+from dreambooth.generation.prompting.wildcards import Wildcards
 from dreambooth.generation.request import read_recipe, request_of
 from dreambooth.generation.sampler import make_scheduler, noise_from_seeds, sample_latents, timesteps_from
 from dreambooth.generation.settings import SCHEDULERS, SamplerSettings
-from dreambooth.generation.style import StyleRef
-from dreambooth.generation.wildcards import Wildcards
 
 SHAPE = (4, 8, 8)
 SETTINGS = SamplerSettings(4, 3.0)

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from dreambooth.errors import ModelError, UserError
-from dreambooth.generation.map_models import BODY, _body, depth_map, draw_skeletons, people_in, pose_map
+from dreambooth.generation.inputs.map_models import BODY, _body, depth_map, draw_skeletons, people_in, pose_map
 
 
 @pytest.fixture(scope="module")

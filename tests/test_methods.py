@@ -17,8 +17,8 @@ from dreambooth.engine import train
 from dreambooth.errors import ModelError, UserError
 from dreambooth.exporting.adapter import kohya_state
 from dreambooth.families import Family, evaluation_mode, load_family
-from dreambooth.generation.grid import cut
-from dreambooth.generation.loading import load_model
+from dreambooth.generation.grids.grid import cut
+from dreambooth.generation.models.loading import load_model
 from dreambooth.generation.request import ModelRef
 from dreambooth.generation.sampler import noise_from_seeds, sample_latents
 from dreambooth.generation.settings import SamplerSettings

@@ -12,12 +12,12 @@ from dreambooth.errors import UserError
 from dreambooth.families import Family, load_family
 from dreambooth.families.protocols import ReadsWeights
 from dreambooth.generation.images import generate, make_requests
-from dreambooth.generation.loading import load_model
+from dreambooth.generation.models.loading import load_model
 from dreambooth.generation.options import ImageOptions
-from dreambooth.generation.prompt_reading import WEIGHTED, as_typed, encoder, find_encoding
+from dreambooth.generation.prompting.prompt_reading import WEIGHTED, as_typed, encoder, find_encoding
+from dreambooth.generation.prompting.weight_syntax import parse_weights
+from dreambooth.generation.prompting.wildcards import Wildcards
 from dreambooth.generation.request import PLAIN, GeneratedImage, read_recipe
-from dreambooth.generation.weight_syntax import parse_weights
-from dreambooth.generation.wildcards import Wildcards
 
 LONG = "a photo of a dog " + "on the beach in the evening sun " * 5  # the tiny base reads 32 tokens at once
 

@@ -12,10 +12,11 @@ from PIL import Image
 
 from dreambooth.cli import main
 from dreambooth.errors import UserError
-from dreambooth.generation.additions import EmbeddingRef, LoraRef
 from dreambooth.generation.images import generate, make_requests, slug, taken_number, write
-from dreambooth.generation.loading import load_model
+from dreambooth.generation.models.additions import EmbeddingRef, LoraRef
+from dreambooth.generation.models.loading import load_model
 from dreambooth.generation.options import ImageOptions
+from dreambooth.generation.prompting.wildcards import Wildcards
 from dreambooth.generation.request import (
     PATHS,
     GeneratedImage,
@@ -27,7 +28,6 @@ from dreambooth.generation.request import (
     request_of,
 )
 from dreambooth.generation.settings import SamplerSettings
-from dreambooth.generation.wildcards import Wildcards
 
 ROOT = Path(__file__).parents[1]
 OLD = ROOT / "tests" / "data" / "recipes"  # images of version 0.1.0 at b855b13, by the embedded base

@@ -19,7 +19,7 @@ from dreambooth.config import load_config
 from dreambooth.data.images import grid
 from dreambooth.engine import train
 from dreambooth.errors import UserError
-from dreambooth.generation.grid import GridRow, draw_grid, write_grid
+from dreambooth.generation.grids.grid import GridRow, draw_grid, write_grid
 from dreambooth.metrics.selection import Anchors, Quality
 from dreambooth.metrics.validation_log import ValidationLog, ValidationRecord
 from dreambooth.metrics.verdict import TRAIN_LONGER, Verdict

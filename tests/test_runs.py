@@ -22,7 +22,7 @@ from dreambooth.config import Config, load_config
 from dreambooth.engine import train
 from dreambooth.errors import ModelError, UserError
 from dreambooth.families import load_family
-from dreambooth.generation.grid import cut
+from dreambooth.generation.grids.grid import cut
 from dreambooth.run.folder import RunFolder
 from dreambooth.training.callbacks import MetricsFile
 

@@ -13,7 +13,7 @@ from dreambooth.data.latents import encode_image_files, size_crop_of
 from dreambooth.engine import train
 from dreambooth.errors import ModelError
 from dreambooth.families import Family, load_family
-from dreambooth.generation.loading import load_model
+from dreambooth.generation.models.loading import load_model
 from dreambooth.generation.sampler import noise_from_seeds, sample_latents
 from dreambooth.generation.settings import SamplerSettings
 from dreambooth.methods import FACTS

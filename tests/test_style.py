@@ -17,16 +17,11 @@ from dreambooth.cli import main
 from dreambooth.errors import UserError
 from dreambooth.families.shared_attention import SharedAttention, adain, shared_attention
 from dreambooth.families.unet import UNetFamily
-from dreambooth.generation.from_images import FromImages
-from dreambooth.generation.image_inputs import ImageInputs
-from dreambooth.generation.image_refs import ImageRef
 from dreambooth.generation.images import generate, make_requests
-from dreambooth.generation.loading import Model, load_model
-from dreambooth.generation.options import ImageOptions
-from dreambooth.generation.request import read_recipe
-from dreambooth.generation.sampler import make_scheduler, noise_from_seeds, sample_latents
-from dreambooth.generation.settings import SamplerSettings
-from dreambooth.generation.style import (
+from dreambooth.generation.inputs.from_images import FromImages
+from dreambooth.generation.inputs.image_inputs import ImageInputs
+from dreambooth.generation.inputs.image_refs import ImageRef
+from dreambooth.generation.inputs.style import (
     NamedStyle,
     StyleRef,
     Styles,
@@ -36,9 +31,14 @@ from dreambooth.generation.style import (
     style_of,
     weighted,
 )
-from dreambooth.generation.style_reference import prepare_style
-from dreambooth.generation.weight_syntax import parse_weights
-from dreambooth.generation.wildcards import Wildcards
+from dreambooth.generation.inputs.style_reference import prepare_style
+from dreambooth.generation.models.loading import Model, load_model
+from dreambooth.generation.options import ImageOptions
+from dreambooth.generation.prompting.weight_syntax import parse_weights
+from dreambooth.generation.prompting.wildcards import Wildcards
+from dreambooth.generation.request import read_recipe
+from dreambooth.generation.sampler import make_scheduler, noise_from_seeds, sample_latents
+from dreambooth.generation.settings import SamplerSettings
 
 SHAPE = (4, 8, 8)
 SETTINGS = SamplerSettings(4, 3.0)

@@ -29,8 +29,8 @@ from dreambooth.engine import train
 from dreambooth.errors import ModelError, UserError
 from dreambooth.evaluation.models import learned_by
 from dreambooth.families import Family, load_family
-from dreambooth.generation.grid import cut
-from dreambooth.generation.loading import load_model
+from dreambooth.generation.grids.grid import cut
+from dreambooth.generation.models.loading import load_model
 from dreambooth.generation.request import read_recipe
 from dreambooth.methods.base import MethodSettings
 from dreambooth.methods.table import METHODS

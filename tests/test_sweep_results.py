@@ -14,7 +14,7 @@ from dreambooth.checkpointing import AtomicCheckpointIO
 from dreambooth.cli import main
 from dreambooth.config import load_config
 from dreambooth.errors import UserError
-from dreambooth.generation.grid import GridRow, draw_grid, write_grid
+from dreambooth.generation.grids.grid import GridRow, draw_grid, write_grid
 from dreambooth.metrics import selection
 from dreambooth.metrics.selection import Anchors
 from dreambooth.metrics.validation_log import ValidationLog, ValidationRecord

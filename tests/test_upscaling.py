@@ -13,10 +13,10 @@ from dreambooth.api import Model
 from dreambooth.cli import main
 from dreambooth.errors import UserError
 from dreambooth.families import Family
-from dreambooth.generation.loading import load_model
+from dreambooth.generation.models.loading import load_model
 from dreambooth.generation.options import ImageOptions, with_options
+from dreambooth.generation.refining.tiles import in_tiles, tile_starts, with_tiles
 from dreambooth.generation.request import GeneratedImage
-from dreambooth.generation.tiles import in_tiles, tile_starts, with_tiles
 from dreambooth.subject_info import LearnedSubject
 
 

@@ -16,7 +16,7 @@ from dreambooth.cli import main
 from dreambooth.config import Config, load_config
 from dreambooth.engine import train
 from dreambooth.errors import ModelError, UserError
-from dreambooth.generation.location import find_card, steps_of
+from dreambooth.generation.models.location import find_card, steps_of
 from dreambooth.generation.request import read_recipe
 from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.run.folder import RunFolder

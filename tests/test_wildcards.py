@@ -8,11 +8,11 @@ import pytest
 from dreambooth.api import Model
 from dreambooth.cli import main
 from dreambooth.errors import UserError
-from dreambooth.generation.loading import load_model
+from dreambooth.generation.models.loading import load_model
 from dreambooth.generation.options import ImageOptions, with_options
-from dreambooth.generation.prompt_file import read_prompt_file
+from dreambooth.generation.prompting.prompt_file import read_prompt_file
+from dreambooth.generation.prompting.wildcards import Wildcards, draw, texts
 from dreambooth.generation.request import read_recipe
-from dreambooth.generation.wildcards import Wildcards, draw, texts
 
 USUAL = ImageOptions("", num_images=2, seed=5)
 

@@ -22,7 +22,7 @@ from dreambooth.config import Config, load_config
 from dreambooth.engine import train
 from dreambooth.errors import ModelError, UserError
 from dreambooth.families import Family, load_family
-from dreambooth.generation.loading import load_model
+from dreambooth.generation.models.loading import load_model
 from dreambooth.generation.sampler import make_scheduler, noise_from_seeds, sample_latents, set_timesteps
 from dreambooth.generation.settings import FLOW_SCHEDULERS, SamplerSettings
 from dreambooth.preflight.memory_plan import Planner

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dreambooth.data.images import to_tensor
 from dreambooth.generation.attention_maps import AttentionRecorder, word_maps
-from dreambooth.generation.loading import Model
+from dreambooth.generation.models.loading import Model
 from dreambooth.generation.request import ImageRequest
 from dreambooth.generation.settings import SamplerSettings
 from dreambooth.randomness import Randomness

@@ -188,7 +188,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 def _outcome(args: argparse.Namespace) -> None:
     from dreambooth.data.image_files import load_image
     from dreambooth.data.image_folder import list_images
-    from dreambooth.generation.loading import load_model
+    from dreambooth.generation.models.loading import load_model
     from toyworld import outcome, world
     from toyworld.judge import Judge
 
@@ -206,7 +206,7 @@ def _outcome(args: argparse.Namespace) -> None:
 
 
 def _attention(args: argparse.Namespace) -> None:
-    from dreambooth.generation.loading import load_model
+    from dreambooth.generation.models.loading import load_model
     from toyworld import attention, world
 
     if args.num_images < 1:

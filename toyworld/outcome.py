@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from dreambooth.data.images import to_images
-from dreambooth.generation.loading import Model
+from dreambooth.generation.models.loading import Model
 from dreambooth.generation.sampler import sample_pixels
 from dreambooth.generation.settings import SamplerSettings
 from toyworld import world

@@ -7,7 +7,7 @@ from dreambooth.build.networks import compute_dtype
 from dreambooth.config import Config
 from dreambooth.errors import UserError
 from dreambooth.families import Family
-from dreambooth.generation.location import model_folder
+from dreambooth.generation.models.location import model_folder
 from dreambooth.home_folder import with_home, without_home
 from dreambooth.methods import find_facts
 from dreambooth.methods.base import MethodSettings

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from dreambooth.cli import loading_libraries
 from dreambooth.disk import size_in_words
-from dreambooth.generation.location import check_is_there
+from dreambooth.generation.models.location import check_is_there
 
 if TYPE_CHECKING:
     from dreambooth.run.cleaning import Cleaning

@@ -11,13 +11,13 @@ from dreambooth.cli.progress import SamplingBar
 from dreambooth.errors import UserError
 
 if TYPE_CHECKING:
-    from dreambooth.generation.axes import Axis, Cell
-    from dreambooth.generation.from_images import FromImages
-    from dreambooth.generation.loading import Model
+    from dreambooth.generation.grids.axes import Axis, Cell
+    from dreambooth.generation.inputs.from_images import FromImages
+    from dreambooth.generation.inputs.style import Styles
+    from dreambooth.generation.models.loading import Model
     from dreambooth.generation.options import ImageOptions
+    from dreambooth.generation.prompting.wildcards import Wildcards
     from dreambooth.generation.request import ModelRef
-    from dreambooth.generation.style import Styles
-    from dreambooth.generation.wildcards import Wildcards
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +45,8 @@ def run_grid(
 ) -> int:
     """Make the grid of the command line, and return the exit code. wanted: prompts; several become an axis."""
     from dreambooth.disk import check_writable, translate_write_errors
-    from dreambooth.generation.axes import cells_of, folder_name
-    from dreambooth.generation.location import default_folder
+    from dreambooth.generation.grids.axes import cells_of, folder_name
+    from dreambooth.generation.models.location import default_folder
 
     if args.from_image or args.vary:
         raise UserError("--grid: not together with --from-image or --vary; name MODEL and PROMPT")
@@ -56,8 +56,8 @@ def run_grid(
     folder = Path(args.out) if args.out else default_folder(ref.name) / folder_name(cells, images)
     check_writable(folder, "--out")
     with loading_libraries():
-        from dreambooth.generation.grid_run import Grid, make_grid
-        from dreambooth.generation.model_pool import ModelPool
+        from dreambooth.generation.grids.grid_run import Grid, make_grid
+        from dreambooth.generation.models.model_pool import ModelPool
         from dreambooth.step_models import model_at_step
 
     pool, grid = ModelPool(args.device), Grid(axes, cells, folder, images)
@@ -74,7 +74,7 @@ def run_grid(
 
 def find_axes(texts: list[str], wanted: "list[ImageOptions]") -> "list[Axis]":
     """Return the axes, with one for the prompts where several were typed. Raises UserError."""
-    from dreambooth.generation.axes import MAX_AXES, Axis, parse_axes
+    from dreambooth.generation.grids.axes import MAX_AXES, Axis, parse_axes
 
     axes = parse_axes(texts)
     prompts = tuple(dict.fromkeys(options.prompt for options in wanted))

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from dreambooth.errors import UserError
 
 if TYPE_CHECKING:
-    from dreambooth.generation.control import ControlRef
-    from dreambooth.generation.from_images import FromImages
-    from dreambooth.generation.init_image import InitImage
-    from dreambooth.generation.style import StyleRef, Styles
+    from dreambooth.generation.inputs.control import ControlRef
+    from dreambooth.generation.inputs.from_images import FromImages
+    from dreambooth.generation.inputs.init_image import InitImage
+    from dreambooth.generation.inputs.style import StyleRef, Styles
 
 
 def add_image_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +69,7 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _init_image(args: argparse.Namespace) -> "InitImage | None":
     """Return the image to start from, by the options. Raises UserError."""
-    from dreambooth.generation.init_image import init_image, parse_margins
+    from dreambooth.generation.inputs.init_image import init_image, parse_margins
 
     margins = None if args.expand is None else parse_margins(args.expand)
     return init_image(args.init_image, args.strength, args.mask, margins, args.feather, args.only_masked)
@@ -77,7 +77,7 @@ def _init_image(args: argparse.Namespace) -> "InitImage | None":
 
 def _recorded_init_image(args: argparse.Namespace, recorded: "InitImage | None") -> "InitImage | None":
     """Return the image to start from that a recipe has recorded, in files that --init-image and --mask name now."""
-    from dreambooth.generation.init_image import checked
+    from dreambooth.generation.inputs.init_image import checked
 
     if recorded is None:
         if args.init_image is not None or args.mask is not None:
@@ -91,14 +91,14 @@ def _recorded_init_image(args: argparse.Namespace, recorded: "InitImage | None")
 
 def _controls(args: argparse.Namespace, recorded: "tuple[ControlRef, ...]") -> "tuple[ControlRef, ...]":
     """Return the controls, by the options or as a recipe has recorded them. Raises UserError."""
-    from dreambooth.generation.control import make_controls, parse_networks
+    from dreambooth.generation.inputs.control import make_controls, parse_networks
 
     return make_controls(args.control or recorded, parse_networks(args.control_model))
 
 
 def _recorded_style(args: argparse.Namespace, recorded: "StyleRef | None") -> "StyleRef | None":
     """Return the style of an image that a recipe has recorded, in files that --style and --ip-adapter name now."""
-    from dreambooth.generation.style import check_reference, make_styles
+    from dreambooth.generation.inputs.style import check_reference, make_styles
 
     if recorded is None:
         return None
@@ -114,10 +114,10 @@ def find_images(args: argparse.Namespace, recorded: "FromImages | None", ref: An
     Raises UserError for a file that cannot be read or does not fit, and for a style that no list has; ModelError for a
     ControlNet or an IP-Adapter that is not there or does not fit the model.
     """
-    from dreambooth.generation.control import check_controls
-    from dreambooth.generation.from_images import FromImages
-    from dreambooth.generation.location import find_unet_config
-    from dreambooth.generation.style import Styles, check_adapter, make_styles
+    from dreambooth.generation.inputs.control import check_controls
+    from dreambooth.generation.inputs.from_images import FromImages
+    from dreambooth.generation.inputs.style import Styles, check_adapter, make_styles
+    from dreambooth.generation.models.location import find_unet_config
 
     if recorded is None:
         styles = make_styles(args.style, args.ip_adapter)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dreambooth.errors import UserError
-from dreambooth.generation.refinement import USUAL_DETAIL
+from dreambooth.generation.refining.refinement import USUAL_DETAIL
 
 if TYPE_CHECKING:
     from dreambooth.evaluation.image_scores import ImageScore, ImageScorer
-    from dreambooth.generation.loading import Model
+    from dreambooth.generation.models.loading import Model
 
 AUTO = "auto"
 SCORES = "scores.jsonl"  # beside the images
@@ -73,7 +73,7 @@ def make_scorer(args: argparse.Namespace, model: "Model") -> "ImageScorer | None
     if args.score is None:
         return None
     from dreambooth.evaluation.image_scores import make_image_scorer
-    from dreambooth.generation.loading import pick_device
+    from dreambooth.generation.models.loading import pick_device
 
     photos = None if args.score == AUTO else Path(args.score)
     return make_image_scorer(model.name, model.subjects, pick_device(args.device).type, photos)

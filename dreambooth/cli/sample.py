@@ -13,12 +13,12 @@ from dreambooth.cli.progress import SamplingBar
 from dreambooth.cli.results import add_result_arguments, check_result_arguments, make_scorer, show_scores
 from dreambooth.cli.sampling import add_loading_arguments, add_sampling_arguments, check_arguments, parse_size
 from dreambooth.errors import UserError, escaped
-from dreambooth.generation.wildcards import FOLDER
+from dreambooth.generation.prompting.wildcards import FOLDER
 
 if TYPE_CHECKING:
     from dreambooth.generation.options import ImageOptions
+    from dreambooth.generation.prompting.wildcards import Wildcards
     from dreambooth.generation.request import ModelRef
-    from dreambooth.generation.wildcards import Wildcards
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ def _add_additions(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from dreambooth.disk import check_writable, translate_write_errors
     from dreambooth.generation.before_loading import check_model, check_options
-    from dreambooth.generation.location import default_folder
+    from dreambooth.generation.models.location import default_folder
     from dreambooth.generation.request import request_of
 
     check_arguments(args)
@@ -144,7 +144,7 @@ def run(args: argparse.Namespace) -> int:
     check_writable(folder, "--out")
     with loading_libraries():
         from dreambooth.generation.images import generate, make_requests, reproduce, vary, write
-        from dreambooth.generation.loading import load_model
+        from dreambooth.generation.models.loading import load_model
 
     model = load_model(ref, args.device)
     if recipe:
@@ -169,7 +169,7 @@ def run(args: argparse.Namespace) -> int:
 def find_options(args: argparse.Namespace) -> "list[ImageOptions]":
     """Return the prompts of the command line, then those of --prompts, with their options. Raises UserError."""
     from dreambooth.generation.options import ImageOptions
-    from dreambooth.generation.prompt_file import read_prompt_file
+    from dreambooth.generation.prompting.prompt_file import read_prompt_file
 
     usual = ImageOptions(
         prompt="",
@@ -190,7 +190,7 @@ def find_options(args: argparse.Namespace) -> "list[ImageOptions]":
 
 def find_wildcards(args: argparse.Namespace) -> "Wildcards":
     """Return where wildcard files are looked for."""
-    from dreambooth.generation.wildcards import Wildcards
+    from dreambooth.generation.prompting.wildcards import Wildcards
 
     beside = [Path(args.prompt_file).parent] if args.prompt_file else []
     return Wildcards([Path(args.wildcards or FOLDER), *beside])
@@ -234,7 +234,7 @@ def find_model(args: argparse.Namespace, recipe: dict[str, Any] | None) -> "Mode
     Of the latter MODEL, --base, --vae, --lora and --embedding go over the recipe's, where they lie elsewhere now.
     Raises UserError.
     """
-    from dreambooth.generation.additions import parse_embedding, parse_lora
+    from dreambooth.generation.models.additions import parse_embedding, parse_lora
     from dreambooth.generation.request import ModelRef, request_of
 
     loras = tuple(map(parse_lora, args.lora))

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dreambooth.errors import ModelError, UserError
-from dreambooth.generation.base_path import find_path
-from dreambooth.generation.location import model_folder
+from dreambooth.generation.models.base_path import find_path
+from dreambooth.generation.models.location import model_folder
 from dreambooth.metrics.encoders import is_available
 from dreambooth.metrics.subject import Encoders, load_encoders
 from dreambooth.metrics.validation_log import ValidationLog

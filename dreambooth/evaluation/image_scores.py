@@ -13,9 +13,9 @@ from dreambooth.data.image_files import load_image
 from dreambooth.data.image_folder import list_images
 from dreambooth.errors import UserError
 from dreambooth.evaluation.encoders import find_encoders
-from dreambooth.generation.base_path import find_path
-from dreambooth.generation.location import model_folder
-from dreambooth.generation.weight_syntax import parse_weights
+from dreambooth.generation.models.base_path import find_path
+from dreambooth.generation.models.location import model_folder
+from dreambooth.generation.prompting.weight_syntax import parse_weights
 from dreambooth.metrics.scores import prompt_similarity
 from dreambooth.metrics.subject import Encoders, SubjectScorer
 from dreambooth.prompt_words import has_words

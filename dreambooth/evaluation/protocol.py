@@ -21,7 +21,7 @@ from dreambooth.evaluation.prompts import SEEDS_A_PROMPT
 from dreambooth.evaluation.subjects import Subject
 from dreambooth.families import fingerprint
 from dreambooth.generation.images import OnProgress, Progress, check_can_sample, generate
-from dreambooth.generation.loading import Model
+from dreambooth.generation.models.loading import Model
 from dreambooth.generation.request import ImageRequest, make_recipe, read_recipe, recipe_changes, write_png
 from dreambooth.generation.sampler import cut_warning
 from dreambooth.generation.settings import SamplerSettings

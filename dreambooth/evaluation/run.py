@@ -25,7 +25,7 @@ from dreambooth.evaluation.scoring import Scored, ignored_clip_t, real_scores, s
 from dreambooth.evaluation.subjects import Subject, subjects_of
 from dreambooth.evaluation.verdicts import verdicts
 from dreambooth.generation.images import OnProgress, Progress
-from dreambooth.generation.loading import Model, pick_device
+from dreambooth.generation.models.loading import Model, pick_device
 from dreambooth.generation.settings import sampler_settings
 from dreambooth.metrics.subject import Encoders
 from dreambooth.prompt_words import foreign_syntax_warning

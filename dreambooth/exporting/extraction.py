@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dreambooth.errors import ModelError, UserError
 from dreambooth.families import Family, components, fingerprint, load_family
-from dreambooth.generation.base_source import base_source
+from dreambooth.generation.models.base_source import base_source
 from dreambooth.methods import adapters, textual_inversion
 from dreambooth.subject_info import ExportCard, LearnedSubject
 

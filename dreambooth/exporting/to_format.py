@@ -14,9 +14,9 @@ from dreambooth.exporting.verify import expected_model
 from dreambooth.exporting.verify import verify as verify_export
 from dreambooth.families import Family
 from dreambooth.files import atomic_folder
-from dreambooth.generation import loading
-from dreambooth.generation.base_source import base_source
-from dreambooth.generation.location import check_is_there, find_card, model_folder
+from dreambooth.generation.models import loading
+from dreambooth.generation.models.base_source import base_source
+from dreambooth.generation.models.location import check_is_there, find_card, model_folder
 from dreambooth.generation.request import ModelRef
 from dreambooth.subject_info import ExportCard
 

@@ -20,7 +20,7 @@ from dreambooth.errors import ModelError, first_line
 from dreambooth.exporting.tools import ExportedFiles
 from dreambooth.families import Family, ModelSource, components, load_family
 from dreambooth.families.inspection import LOADING_ERRORS
-from dreambooth.generation.reading import whole_model
+from dreambooth.generation.models.reading import whole_model
 from dreambooth.methods import adapters, lora_files
 from dreambooth.methods.textual_inversion import vectors
 from dreambooth.prompts import fill_prompt

@@ -25,8 +25,8 @@ from torch import Tensor
 from dreambooth.errors import UserError
 from dreambooth.families import Family
 from dreambooth.families.clip_weights import spans_of
-from dreambooth.generation.grid import GridRow, draw_grid
-from dreambooth.generation.prompt_reading import text_of
+from dreambooth.generation.grids.grid import GridRow, draw_grid
+from dreambooth.generation.prompting.prompt_reading import text_of
 from dreambooth.generation.request import GeneratedImage, ImageRequest
 
 PUNCTUATION = ".,;:!?\"'"

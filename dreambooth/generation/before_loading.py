@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable
 
-from dreambooth.generation.additions import check_additions, learned_by
-from dreambooth.generation.location import check_is_there, check_path, fill, find_card, find_vae_scale_factor
+from dreambooth.generation.models.additions import check_additions, learned_by
+from dreambooth.generation.models.location import check_is_there, check_path, fill, find_card, find_vae_scale_factor
 from dreambooth.generation.options import ImageOptions
+from dreambooth.generation.prompting.weight_syntax import parse_weights
+from dreambooth.generation.prompting.wildcards import Wildcards, example, texts
 from dreambooth.generation.request import ModelRef
 from dreambooth.generation.settings import check_size
-from dreambooth.generation.weight_syntax import parse_weights
-from dreambooth.generation.wildcards import Wildcards, example, texts
 
 
 def check_model(ref: ModelRef) -> None:

@@ -14,16 +14,17 @@ from PIL import Image
 from dreambooth.data.images import to_images
 from dreambooth.families import fingerprint
 from dreambooth.generation.attention_maps import AttentionRecorder, draw_attention, word_maps
-from dreambooth.generation.canvas import natural_size
-from dreambooth.generation.from_images import FromImages
-from dreambooth.generation.grid import labelled_grid
-from dreambooth.generation.image_inputs import Prepared, attached, prepare
-from dreambooth.generation.init_image import InitImage
-from dreambooth.generation.loading import Model
+from dreambooth.generation.grids.grid import labelled_grid
+from dreambooth.generation.inputs.canvas import natural_size
+from dreambooth.generation.inputs.from_images import FromImages
+from dreambooth.generation.inputs.image_inputs import Prepared, attached, prepare
+from dreambooth.generation.inputs.init_image import InitImage
+from dreambooth.generation.models.loading import Model
 from dreambooth.generation.options import ImageOptions
-from dreambooth.generation.prompt_reading import as_typed, encoder, find_encoding, num_parts
-from dreambooth.generation.refine import check_refinement, refine
-from dreambooth.generation.refinement import refinement_of
+from dreambooth.generation.prompting.prompt_reading import as_typed, encoder, find_encoding, num_parts
+from dreambooth.generation.prompting.wildcards import Wildcards, draw
+from dreambooth.generation.refining.refine import check_refinement, refine
+from dreambooth.generation.refining.refinement import refinement_of
 from dreambooth.generation.request import (
     PLAIN,
     GeneratedImage,
@@ -36,7 +37,6 @@ from dreambooth.generation.request import (
 from dreambooth.generation.sampler import OnStep, check_sampler, cut_warning, sample_pixels
 from dreambooth.generation.settings import SamplerSettings, check_size, sampler_settings
 from dreambooth.generation.variation import NoiseSeed, Variation
-from dreambooth.generation.wildcards import Wildcards, draw
 from dreambooth.prompt_words import foreign_syntax_warning, has_words
 
 NUMBERED = re.compile(r"(\d+)(?:-.*)?\.png")  # 00003.png, 00003-a-photo-of-sks-dog.png

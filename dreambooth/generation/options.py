@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from dreambooth.errors import UserError
-from dreambooth.generation.refinement import refinement_of
+from dreambooth.generation.refining.refinement import refinement_of
 from dreambooth.generation.settings import problem_of
 
 SETTINGS = {"steps": "num_inference_steps", "guidance_scale": "guidance_scale", "scheduler": "scheduler"}

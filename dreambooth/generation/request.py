@@ -16,9 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from dreambooth.errors import UserError, escaped, first_line
 from dreambooth.files import atomic_file
-from dreambooth.generation import from_images, refinement, variation
-from dreambooth.generation.additions import EmbeddingRef, LoraRef, as_json, embeddings_of, loras_of
-from dreambooth.generation.from_images import FromImages
+from dreambooth.generation import variation
 from dreambooth.generation.infotext import (
     PARAMETERS,
     USER_COMMENT,
@@ -27,7 +25,11 @@ from dreambooth.generation.infotext import (
     user_comment,
     write_infotext,
 )
-from dreambooth.generation.refinement import Refinement
+from dreambooth.generation.inputs import from_images
+from dreambooth.generation.inputs.from_images import FromImages
+from dreambooth.generation.models.additions import EmbeddingRef, LoraRef, as_json, embeddings_of, loras_of
+from dreambooth.generation.refining import refinement
+from dreambooth.generation.refining.refinement import Refinement
 from dreambooth.generation.settings import SamplerSettings
 from dreambooth.generation.variation import Variation
 from dreambooth.home_folder import with_home, without_home

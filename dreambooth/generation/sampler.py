@@ -17,8 +17,8 @@ from torch import Tensor
 from dreambooth.errors import UserError
 from dreambooth.families import Conditioning, Family
 from dreambooth.families.guidance import FROM_UNCONDITIONAL, Guidance
-from dreambooth.generation.image_inputs import ImageInputs
-from dreambooth.generation.init_latents import unmasked_conditioning
+from dreambooth.generation.inputs.image_inputs import ImageInputs
+from dreambooth.generation.inputs.init_latents import unmasked_conditioning
 from dreambooth.generation.settings import FLOW_SCHEDULERS, SCHEDULERS, SamplerSettings
 from dreambooth.generation.variation import NoiseSeed
 from dreambooth.prompt_words import has_words

@@ -5,7 +5,7 @@ import os
 from dreambooth.config import Config, subject_key
 from dreambooth.data.image_folder import list_images
 from dreambooth.errors import UserError, escaped
-from dreambooth.generation.location import check_path
+from dreambooth.generation.models.location import check_path
 from dreambooth.generation.settings import SamplerSettings
 from dreambooth.methods import find_facts
 

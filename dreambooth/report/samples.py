@@ -9,7 +9,7 @@ from PIL import Image
 
 from dreambooth.data.image_files import load_image
 from dreambooth.errors import UserError
-from dreambooth.generation.grid import PADDING, cell_boxes, cut
+from dreambooth.generation.grids.grid import PADDING, cell_boxes, cut
 
 
 @dataclass(frozen=True)

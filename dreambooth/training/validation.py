@@ -15,7 +15,7 @@ from PIL import Image
 
 from dreambooth.checkpointing import AtomicCheckpointIO
 from dreambooth.distributed import whole
-from dreambooth.generation.grid import GridRow, cut, draw_grid, write_grid
+from dreambooth.generation.grids.grid import GridRow, cut, draw_grid, write_grid
 from dreambooth.metrics import selection
 from dreambooth.metrics.validation_log import ValidationLog, ValidationRecord
 from dreambooth.metrics.validation_scores import ImageRows, ValidationScorer

@@ -7,7 +7,7 @@ import pytest
 
 from dreambooth.config import load_config
 from dreambooth.engine import train
-from dreambooth.generation.loading import load_model
+from dreambooth.generation.models.loading import load_model
 from dreambooth.run.folder import RunFolder
 from toyworld import world
 from toyworld.cli import DEMO_SEED

@@ -22,7 +22,7 @@ from dreambooth.config import Config, load_config
 from dreambooth.families import fingerprint, load_family
 from dreambooth.files import atomic_file, write_text
 from dreambooth.generation.class_prior import GeneratedPrior
-from dreambooth.generation.loading import Model, load_model
+from dreambooth.generation.models.loading import Model, load_model
 from dreambooth.randomness import Randomness
 from dreambooth.run.folder import RunFolder
 from toyworld import outcome, world

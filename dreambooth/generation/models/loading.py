@@ -10,7 +10,7 @@ import torch
 
 from dreambooth.errors import ModelError, UserError
 from dreambooth.families import Family, ModelSource, load_family, move
-from dreambooth.generation.additions import (
+from dreambooth.generation.models.additions import (
     EmbeddingRef,
     LoraRef,
     check_additions,
@@ -19,9 +19,9 @@ from dreambooth.generation.additions import (
     lora_file,
     words_beside,
 )
-from dreambooth.generation.base_source import base_source
-from dreambooth.generation.location import check_is_there, fill, model_folder
-from dreambooth.generation.reading import load_result
+from dreambooth.generation.models.base_source import base_source
+from dreambooth.generation.models.location import check_is_there, fill, model_folder
+from dreambooth.generation.models.reading import load_result
 from dreambooth.generation.request import ModelRef
 from dreambooth.methods import adapters, embedding_files, lora_files
 from dreambooth.subject_info import ExportCard, LearnedSubject, SubjectInfo, find_card

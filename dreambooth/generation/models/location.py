@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dreambooth import subject_info
 from dreambooth.errors import ModelError, UserError, escaped
-from dreambooth.generation.base_path import find_path
+from dreambooth.generation.models.base_path import find_path
 from dreambooth.prompts import check_template, fill_prompt, has_field
 from dreambooth.subject_info import ExportCard, LearnedSubject, read_header
 

@@ -10,14 +10,14 @@ from PIL import Image
 
 from dreambooth.errors import UserError
 from dreambooth.families import fingerprint
-from dreambooth.generation.axes import Axis, Cell
-from dreambooth.generation.from_images import FromImages
-from dreambooth.generation.grid import GridRow, draw_grid
-from dreambooth.generation.grid_page import render_page
+from dreambooth.generation.grids.axes import Axis, Cell
+from dreambooth.generation.grids.grid import GridRow, draw_grid
+from dreambooth.generation.grids.grid_page import render_page
 from dreambooth.generation.images import OnProgress, Progress, generate, make_requests, slug
-from dreambooth.generation.loading import Model
+from dreambooth.generation.inputs.from_images import FromImages
+from dreambooth.generation.models.loading import Model
+from dreambooth.generation.prompting.wildcards import Wildcards
 from dreambooth.generation.request import ModelRef, make_recipe, read_recipe, recipe_changes, write_png
-from dreambooth.generation.wildcards import Wildcards
 
 SHEET, PAGE = "grid.png", "grid.html"
 MAX_SHEET = 10_000  # pixels along a side of grid.png; larger cells are shown smaller

@@ -8,13 +8,13 @@ from PIL import Image
 from torch import Tensor
 
 from dreambooth.families import Conditioning, Family
-from dreambooth.generation.canvas import Canvas, make_canvas
-from dreambooth.generation.controls import Control, attach_controls, control_fields, prepare_controls
-from dreambooth.generation.from_images import FromImages, checked
-from dreambooth.generation.init_latents import InitLatents, encode_canvas
-from dreambooth.generation.loading import Model
+from dreambooth.generation.inputs.canvas import Canvas, make_canvas
+from dreambooth.generation.inputs.controls import Control, attach_controls, control_fields, prepare_controls
+from dreambooth.generation.inputs.from_images import FromImages, checked
+from dreambooth.generation.inputs.init_latents import InitLatents, encode_canvas
+from dreambooth.generation.inputs.style_reference import Step, Style, check_style, prepare_style
+from dreambooth.generation.models.loading import Model
 from dreambooth.generation.request import ImageRequest
-from dreambooth.generation.style_reference import Step, Style, check_style, prepare_style
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from dreambooth.errors import ModelError, first_line
 from dreambooth.families import Family, ModelSource, load_family
 from dreambooth.families.single_file import UNET, read_header
-from dreambooth.generation.location import file_behind
+from dreambooth.generation.models.location import file_behind
 from dreambooth.methods import embedding_files, find_facts, find_method, lora_files
 from dreambooth.subject_info import ExportCard
 

@@ -17,11 +17,11 @@ from dreambooth.errors import ModelError, UserError, escaped
 from dreambooth.families import Conditioning, Family, digest_weights
 from dreambooth.families.control import added, load_control
 from dreambooth.families.protocols import ControlledDenoiser
-from dreambooth.generation.canny import canny
-from dreambooth.generation.control import PUBLISHED, ControlRef, misfit
-from dreambooth.generation.image_refs import read_image
-from dreambooth.generation.loading import Model
-from dreambooth.generation.map_models import depth_map, pose_map
+from dreambooth.generation.inputs.canny import canny
+from dreambooth.generation.inputs.control import PUBLISHED, ControlRef, misfit
+from dreambooth.generation.inputs.image_refs import read_image
+from dreambooth.generation.inputs.map_models import depth_map, pose_map
+from dreambooth.generation.models.loading import Model
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.errors import ModelError, UserError, escaped
-from dreambooth.generation.image_refs import ImageRef, image_ref, read_image, ref_as_json, ref_of, with_digest
+from dreambooth.generation.inputs.image_refs import ImageRef, image_ref, read_image, ref_as_json, ref_of, with_digest
 from dreambooth.home_folder import with_home, without_home
 
 KINDS = ("canny", "depth", "pose")  # whose maps are made from a photo

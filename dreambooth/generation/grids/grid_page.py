@@ -6,7 +6,7 @@ from pathlib import Path
 import jinja2
 
 from dreambooth.files import write_text
-from dreambooth.generation.axes import Axis, Cell
+from dreambooth.generation.grids.axes import Axis, Cell
 from dreambooth.generation.request import read_recipe
 
 TEMPLATE = "grid_page.html"

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dreambooth.errors import UserError
 from dreambooth.families import Conditioning, Family
 from dreambooth.families.protocols import ReadsWeights
+from dreambooth.generation.prompting.weight_syntax import parse_weights
 from dreambooth.generation.request import PLAIN, ImageRequest
 from dreambooth.generation.sampler import Encode
-from dreambooth.generation.weight_syntax import parse_weights
 from dreambooth.prompt_weights import Blend
 
 WEIGHTED = "weighted"

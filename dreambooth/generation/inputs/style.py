@@ -16,7 +16,7 @@ import yaml
 
 from dreambooth.errors import ModelError, UserError, escaped, first_line
 from dreambooth.files import read_text
-from dreambooth.generation.image_refs import ImageRef, image_ref, read_image, ref_as_json, ref_of, with_digest
+from dreambooth.generation.inputs.image_refs import ImageRef, image_ref, read_image, ref_as_json, ref_of, with_digest
 from dreambooth.generation.options import SETTINGS, ImageOptions
 from dreambooth.generation.settings import problem_of
 from dreambooth.home_folder import with_home, without_home

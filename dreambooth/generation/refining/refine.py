@@ -17,15 +17,15 @@ from dreambooth.data.images import to_images
 from dreambooth.errors import UserError
 from dreambooth.families import Family
 from dreambooth.families.protocols import InpaintingDenoiser
-from dreambooth.generation.canvas import Canvas, box_around, cut_out, feathered
-from dreambooth.generation.image_inputs import ImageInputs
-from dreambooth.generation.init_image import fitted_size
-from dreambooth.generation.init_latents import encode_canvas
-from dreambooth.generation.loading import Model
-from dreambooth.generation.prompt_reading import encoder
+from dreambooth.generation.inputs.canvas import Canvas, box_around, cut_out, feathered
+from dreambooth.generation.inputs.image_inputs import ImageInputs
+from dreambooth.generation.inputs.init_image import fitted_size
+from dreambooth.generation.inputs.init_latents import encode_canvas
+from dreambooth.generation.models.loading import Model
+from dreambooth.generation.prompting.prompt_reading import encoder
+from dreambooth.generation.refining.tiles import with_tiles
 from dreambooth.generation.request import PLAIN, ImageRequest
 from dreambooth.generation.sampler import OnStep, sample_pixels
-from dreambooth.generation.tiles import with_tiles
 from dreambooth.generation.variation import NoiseSeed
 from dreambooth.prompt_words import has_words
 

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from dreambooth.generation.additions import check_additions, learned_by, lora_file, words_beside
-from dreambooth.generation.loading import Model, checked_digest, load_model, pick_device
+from dreambooth.generation.models.additions import check_additions, learned_by, lora_file, words_beside
+from dreambooth.generation.models.loading import Model, checked_digest, load_model, pick_device
 from dreambooth.generation.request import ModelRef
 from dreambooth.methods import adapters
 from dreambooth.methods.lora_switch import LoraSwitch

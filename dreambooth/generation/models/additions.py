@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.errors import ModelError, UserError, escaped
-from dreambooth.generation.location import file_behind, find_card, kind_of_file, model_folder, suggestions
+from dreambooth.generation.models.location import file_behind, find_card, kind_of_file, model_folder, suggestions
 from dreambooth.home_folder import with_home, without_home
 from dreambooth.methods import find_facts
 from dreambooth.subject_info import LearnedSubject

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.errors import UserError
-from dreambooth.generation.additions import parse_lora
-from dreambooth.generation.from_images import FromImages, as_json
-from dreambooth.generation.location import source_of_step
+from dreambooth.generation.inputs.from_images import FromImages, as_json
+from dreambooth.generation.models.additions import parse_lora
+from dreambooth.generation.models.location import source_of_step
 from dreambooth.generation.options import PARSERS, ImageOptions, with_options
 from dreambooth.generation.request import ModelRef
 

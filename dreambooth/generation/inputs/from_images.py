@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dreambooth.generation import control, init_image, style
-from dreambooth.generation.control import ControlRef
-from dreambooth.generation.init_image import InitImage
-from dreambooth.generation.style import StyleRef
+from dreambooth.generation.inputs import control, init_image, style
+from dreambooth.generation.inputs.control import ControlRef
+from dreambooth.generation.inputs.init_image import InitImage
+from dreambooth.generation.inputs.style import StyleRef
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from dreambooth.data.images import to_tensor
 from dreambooth.families import Conditioning, Family
 from dreambooth.families.protocols import InpaintingDenoiser
-from dreambooth.generation.canvas import Canvas, redrawn_latents, redrawn_pixels
+from dreambooth.generation.inputs.canvas import Canvas, redrawn_latents, redrawn_pixels
 
 
 @dataclass(frozen=True)

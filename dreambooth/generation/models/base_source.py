@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dreambooth.errors import ModelError
 from dreambooth.families import ModelSource
-from dreambooth.generation.base_path import find_path
+from dreambooth.generation.models.base_path import find_path
 from dreambooth.subject_info import SubjectInfo
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreambooth.errors import UserError
-from dreambooth.generation.image_refs import ImageRef, image_ref, read_image, ref_as_json, ref_of, with_digest
+from dreambooth.generation.inputs.image_refs import ImageRef, image_ref, read_image, ref_as_json, ref_of, with_digest
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -19,10 +19,10 @@ from dreambooth.errors import UserError
 from dreambooth.families import Conditioning, Family
 from dreambooth.families.ip_adapter import IPAdapter, load_ip_adapter
 from dreambooth.families.protocols import StyledDenoiser
-from dreambooth.generation.image_refs import read_image
-from dreambooth.generation.init_latents import noised
-from dreambooth.generation.loading import Model
-from dreambooth.generation.style import StyleRef
+from dreambooth.generation.inputs.image_refs import read_image
+from dreambooth.generation.inputs.init_latents import noised
+from dreambooth.generation.inputs.style import StyleRef
+from dreambooth.generation.models.loading import Model
 from dreambooth.randomness import Randomness
 
 CHOICE = "style"  # the name of the reference's noise

@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from dreambooth.data.images import resize_and_crop
-from dreambooth.generation.image_refs import read_image
-from dreambooth.generation.init_image import InitImage, Margins, fitted_size, is_usual
+from dreambooth.generation.inputs.image_refs import read_image
+from dreambooth.generation.inputs.init_image import InitImage, Margins, fitted_size, is_usual
 
 MARGIN_PART = 4  # around a mask that is redrawn alone, this part of its longer side is shown to the model as well
 MIN_MARGIN = 16  # pixels

@@ -1,0 +1,1 @@
+"""Grids of images: their axes, their cells, and how they are shown."""

@@ -1,0 +1,1 @@
+"""Images that steer a sampling: one to start from, controls, a style."""

@@ -1,0 +1,1 @@
+"""Prompts before they are encoded: weights, wildcards, files of many."""

@@ -1,0 +1,1 @@
+"""Images once they are made: drawn larger, and their subject redrawn."""
