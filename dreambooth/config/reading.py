@@ -1,6 +1,7 @@
 """Read a YAML file and `section.key=value` overrides into a checked config, and write one back."""
 
 import dataclasses
+import functools
 import json
 import re
 import typing
@@ -163,14 +164,19 @@ def _build(settings: dict[str, Any], path: str | Path) -> Config:
         sections = {
             name: _structured(kind, nested[name]) for name, kind in section_classes().items() if name != "subject"
         }
-        made = typing.cast(dict[str, Any], OmegaConf.to_object(OmegaConf.create({**sections, "subjects": entries})))
     except OmegaConfBaseException as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
-    return Config(**made)
+    return Config(**sections, subjects=entries)
 
 
 def _structured(kind: type, values: dict[str, Any]) -> typing.Any:
-    return OmegaConf.merge(OmegaConf.structured(kind), values)
+    """Return a section with its values; the types are checked by OmegaConf."""
+    return OmegaConf.to_object(OmegaConf.merge(_defaults(kind), values))
+
+
+@functools.cache
+def _defaults(kind: type) -> typing.Any:
+    return OmegaConf.structured(kind)
 
 
 def _listed(path: str | Path, problems: list[str]) -> str:
