@@ -1,4 +1,4 @@
-"""Prompts in pieces with their weights, and blends of them; `generation/prompting/weight_syntax.py` reads them from text."""
+"""Prompts in pieces with their weights, and blends of them; `prompting/weight_syntax.py` reads them from text."""
 
 from dataclasses import dataclass
 
