@@ -81,7 +81,7 @@ damages = st.one_of(
 
 
 def damaged(content: bytes, damage: tuple[str, Any], other: bytes) -> bytes:
-    """What a bad disk, a torn download or a malicious hand makes of a file; `other` is where a splice comes from."""
+    """Return what a bad disk, a torn download or a malicious hand makes of a file; spliced from `other`."""
     kind, how = damage
     data = bytearray(content or b"\0")
     if kind in ("flip", "header"):
@@ -329,7 +329,7 @@ def lora_file(base: Path, folder: Path) -> bytes:
 
 
 def try_lora_header(content: bytes) -> bool:
-    """What a file says before its weights are read."""
+    """Try what a file says before its weights are read."""
     with tempfile.TemporaryDirectory() as folder, bounded():
         path = Path(folder) / "start.safetensors"
         path.write_bytes(content)
@@ -455,7 +455,7 @@ def _try_settings(settings: dict[str, Any]) -> bool:
 
 
 def fuzz(kind: Kind, examples: int, seed: int | None = None) -> tuple[int, int]:
-    """How many inputs were tried, and how many of them taken. seed None: always the same ones.
+    """Return how many inputs were tried, and how many of them taken. seed None: always the same ones.
 
     Raises what the first input raises that breaks a promise, made as small as can be.
     """

@@ -44,7 +44,7 @@ def weights_of(family: Family) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def loras(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> dict[str, Path]:
-    """What one LoRA looks like in the files of several tools, and files that are none of this base."""
+    """Write one LoRA as it looks in the files of several tools, and files that are none of this base."""
     folder = tmp_path_factory.mktemp("loras")
     family = trained(tiny_base, "lora")
     save_file(kohya_state(family), folder / "kohya.safetensors")
@@ -105,7 +105,7 @@ def test_an_embedding_is_a_file_and_a_word() -> None:
 
 @pytest.fixture(scope="module")
 def weights(tiny_base: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Those of the base, and with the whole LoRA in them."""
+    """Return the weights of the base, and those with the whole LoRA in them."""
     merged = trained(tiny_base, "lora")
     adapters.merge(merged)
     return weights_of(load_family(str(tiny_base))), weights_of(merged)

@@ -184,7 +184,7 @@ class KeepGradients(pl.Callback):
 def gradients(
     module: DreamBoothModule, samples: list[Sample], batch_size: int
 ) -> tuple[dict[str, torch.Tensor], float]:
-    """Of one step over these samples in batches, and its loss."""
+    """Return the gradients of one step over these samples in batches, and its loss."""
     kept = KeepGradients()
     trainer = pl.Trainer(
         max_steps=1, accumulate_grad_batches=len(samples) // batch_size, callbacks=[kept], accelerator="cpu",

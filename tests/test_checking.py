@@ -20,7 +20,7 @@ from dreambooth.run.folder import RunFolder
 
 
 def by_subject(findings: Findings, level: str) -> dict[str, str]:
-    """What was said of each thing at this level."""
+    """Return what was said of each thing at this level."""
     return {finding.about: finding.text for finding in findings if finding.level == level}
 
 

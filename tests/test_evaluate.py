@@ -504,7 +504,7 @@ def test_a_picture_from_elsewhere_is_not_taken_for_one_of_ours(place: Path, tmp_
 
 
 def interrupt_once(condition: Callable[[], bool], give_up: threading.Event) -> None:
-    """What Ctrl-C does, as soon as the condition holds; once more where Python drops it, as it may in a destructor."""
+    """Do what Ctrl-C does, as soon as the condition holds; again where Python drops it, as in a destructor."""
     while not give_up.wait(0.01):
         if condition():
             os.kill(os.getpid(), signal.SIGINT)

@@ -139,7 +139,7 @@ def drawn(pipeline: Any, prompt: str) -> Tensor:
 
 
 def read(pipeline: Any, prompt: str) -> Tensor:
-    """What the text encoders make of it."""
+    """Return what the text encoders make of it."""
     return pipeline.encode_prompt(prompt, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)[0]
 
 

@@ -21,7 +21,7 @@ CODE = "from pathlib import Path\nPath({canary!r}).touch()\nclass Evil: pass\n"
 
 
 class Payload:
-    """Whoever unpickles it makes the canary."""
+    """Make the canary when unpickled."""
 
     def __init__(self, canary: Path) -> None:
         self.canary = canary

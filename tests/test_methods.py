@@ -119,7 +119,7 @@ def test_before_anything_is_learned_an_adapter_changes_no_bit(name: str, family:
 
 
 def test_the_untouched_base_lies_beneath_every_adapter(adapted: tuple[str, Family], tiny_base: Path) -> None:
-    """Of a prompt without the new word, which the base does not know."""
+    """Asked with a prompt without the new word, which the base does not know."""
     name, family = adapted
     base = prediction(load_family(str(tiny_base)))
     learned = prediction(family)

@@ -36,7 +36,7 @@ TEXTS = ["a photo of a dog", "a robot on the beach", "a red and blue striped tea
 
 
 def make_vit(folder: Path) -> Path:
-    """What DINO is: a ViT; here tiny, with random weights."""
+    """Write what DINO is: a ViT; here tiny, with random weights."""
     torch.manual_seed(0)
     ViTModel(ViTConfig(**VISION), add_pooling_layer=False).save_pretrained(folder)
     ViTImageProcessor(size=SQUARE).save_pretrained(folder)

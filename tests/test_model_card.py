@@ -151,7 +151,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
-    """What HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE=0 say; the client has read its environment already."""
+    """Say what HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE=0 would; the client has read its environment already."""
     handler = type("Answers", (Hub,), {"received": [], "refuses": None})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()

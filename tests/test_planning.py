@@ -145,7 +145,7 @@ def test_the_command_tells_what_fits_and_writes_nothing(config_file: Path, capsy
 
 
 def test_what_saves_nothing_is_not_advised_until_it_does(config_file: Path) -> None:
-    """Of pictures this small there is most in a step when backward is done: gradients, and no activations any more."""
+    """A step of pictures this small holds most when backward is done: gradients, and no activations any more."""
     config = config_of(config_file, "full", "validate.every_steps=0", "data.resolution=16", "prior.source=none")
     advised = [change.split("=")[0] for change, _, _ in with_savings(planner_of(config), config)]
     assert advised == ["as configured", "+ optim.name", "+ optim.in_backward", "+ train.gradient_checkpointing"]

@@ -34,7 +34,7 @@ def test_draws_have_the_distribution_that_they_promise() -> None:
 
 
 def places_of_step(step: int, batch_size: int, accumulate: int, world_size: int) -> list[list[int]]:
-    """What each device sees in one optimizer step."""
+    """Return what each device sees in one optimizer step."""
     seen = []
     for rank in range(world_size):
         position = (step * accumulate, rank, world_size)

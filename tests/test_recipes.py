@@ -111,7 +111,7 @@ def test_an_image_of_an_earlier_version_is_made_again(
 
 
 def test_only_one_module_knows_how_a_recipe_is_written() -> None:
-    """Whatever writes a PNG's text, or reads one, goes through generation/request.py."""
+    """Every writer and reader of a PNG's text goes through generation/request.py."""
     for path in sorted((ROOT / "dreambooth").rglob("*.py")):
         if path.name == "request.py":
             continue

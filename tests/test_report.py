@@ -135,7 +135,7 @@ def write_config(folder: Path, pictures: Path) -> None:
 
 
 def seen_in(page: str) -> str:
-    """What a reader sees: no tags, no style, white space as one blank."""
+    """Return what a reader sees: no tags, no style, white space as one blank."""
     page = re.sub(r"<style>.*?</style>|</?(b|code|small|span|strong)\b[^>]*>", "", page, flags=re.DOTALL)
     return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", page)).split())
 

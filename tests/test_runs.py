@@ -244,7 +244,7 @@ def test_a_prior_of_another_prompt_is_never_reused(config_file: Path) -> None:
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, pictures: Path) -> EventAccumulator:
-    """What TensorBoard has of the quick run."""
+    """Return what TensorBoard has of the quick run."""
     folder = tmp_path_factory.mktemp("watched")
     path = folder / "config.yaml"
     path.write_text(CONFIG.format(runs=folder, base=tiny_base, pictures=pictures))
@@ -273,7 +273,7 @@ def test_tensorboard_explains_every_number_and_captions_the_images(watched: Even
 
 
 def test_tensorboard_has_the_settings_as_text_and_in_the_table_of_hyperparameters(watched: EventAccumulator) -> None:
-    """Of the run itself: a second one in a folder below would show up beside it."""
+    """Look at the run itself: a second one in a folder below would show up beside it."""
     (text,) = watched.Tensors("config/text_summary")
     assert "    max_steps: 8" in text.tensor_proto.string_val[0].decode()
     start = hparams.parse_session_start_info_plugin_data(content_of(watched, hparams.SESSION_START_INFO_TAG))

@@ -61,7 +61,7 @@ def test_a_single_file_is_the_same_model_as_its_folder(single_file: Path, tiny_b
 def test_clip_may_lack_the_level_that_transformers_has_taken_out(
     base_name: str, dtype: torch.dtype, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """Of its names in 1.x and of the first encoder's in XL, as tools write them that save the class as it is."""
+    """Names of 1.x and of the first encoder in XL lack it, as tools write them that save the class as it is."""
     base = str(request.getfixturevalue(base_name))
     state = original_state(load_family(base))
     flat = {name.replace(".transformer.text_model.", ".transformer."): tensor for name, tensor in state.items()}
@@ -74,7 +74,7 @@ def test_clip_may_lack_the_level_that_transformers_has_taken_out(
 def test_the_sampler_of_a_single_file_is_that_of_its_config_and_can_be_changed(
     single_file: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
-    """Of what the config leaves open too: published ones are short."""
+    """That holds for what the config leaves open too: published ones are short."""
     folder = Path(shutil.copytree(tiny_base, tmp_path / "short"))
     path = folder / "scheduler" / "scheduler_config.json"
     short = {"_class_name": "DDIMScheduler", "beta_schedule": "scaled_linear", "clip_sample": False, "steps_offset": 1}

@@ -154,7 +154,7 @@ def test_neighbours_in_a_batch_do_not_change_a_styled_image(model: Model, photo:
 
 
 def test_style_and_image_to_image_join(tiny_xl_base: Path, photo: Path) -> None:
-    """Of XL too, whose conditioning has more fields."""
+    """They do with XL too, whose conditioning has more fields."""
     model = dreambooth.load(tiny_xl_base, device="cpu")
     options = {"num_images": 1, "steps": 3, "init_image": photo, "strength": 0.7}
     (image,) = model.generate("a dog", styles=[photo], **options)

@@ -82,14 +82,14 @@ def first_line(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, pictur
 
 
 def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
-    """Of what runs the same kernels: every bit."""
+    """Compare every bit, as what runs the same kernels has to agree."""
     assert first.keys() == second.keys()
     for name, value in first.items():
         torch.testing.assert_close(value, second[name], msg=lambda text, name=name: f"{name}: {text}", atol=0, rtol=0)
 
 
 def assert_same_but_for_rounding(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
-    """Of two ways to the same gradients, at rates of 1e-3 and less: a tensor differs by 1e-5 in the mean.
+    """Compare two ways to the same gradients, at rates of 1e-3 and less: a tensor differs by 1e-5 in the mean.
 
     Adam makes steps of up to the rate of a gradient that is rounding alone. So are those of `k_proj.bias`, which moves
     no attention, and of single elements elsewhere.

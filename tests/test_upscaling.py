@@ -29,7 +29,7 @@ def test_tiles_cover_a_side_and_overlap_by_half(length: int, starts: list[int]) 
 
 
 def test_a_prediction_that_is_the_same_in_each_tile_comes_out_as_it_is() -> None:
-    """Whatever the weights of the window: a sum of parts that add up to 1."""
+    """The weights of the window do not matter: a sum of parts that add up to 1."""
     noisy = torch.randn(2, 4, 20, 12)
     torch.testing.assert_close(in_tiles(lambda part: 2 * part, noisy, 8), 2 * noisy)
 

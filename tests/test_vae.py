@@ -54,7 +54,7 @@ def decoded(family: Family) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def images(other: dict[str, Path], tiny_base: Path) -> dict[str, torch.Tensor]:
-    """What the VAE of the base and the other one make of the same latents."""
+    """Return what the VAE of the base and the other one make of the same latents."""
     return {"own": decoded(load_family(str(tiny_base))), "other": decoded(load_family(str(other["pipeline"])))}
 
 

@@ -83,7 +83,7 @@ class SubjectConfig:
 
 @dataclass
 class DataConfig:
-    """How images are read: size, crop, captions, masks."""
+    """Say how images are read: size, crop, captions, masks."""
 
     resolution: int = setting(
         512, "side of the square training images, pixels, a multiple of 8", minimum=8, maximum=16384, multiple=8

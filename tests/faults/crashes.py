@@ -65,7 +65,7 @@ def assert_equal(one: Any, two: Any, name: str) -> None:
 
 
 def assert_whole(run: RunFolder) -> None:
-    """Whatever a tool could load at this moment is whole: the model, the states, the class pictures."""
+    """Assert that all that a tool could load at this moment is whole: the model, the states, the class pictures."""
     if run.model.exists():
         DiffusionPipeline.from_pretrained(run.model)
         assert (run.model / "dreambooth.json").is_file()

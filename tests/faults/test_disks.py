@@ -85,7 +85,7 @@ def fill(folder: Path) -> Path:
 def test_a_disk_that_fills_while_training_ends_the_run_with_a_line_and_it_goes_on_with_room(
     config_file: Path, small_disk: Path, tmp_path: Path, warm: Warm
 ) -> None:
-    """Whatever is written first, figures or a state: the states are whole, and nothing half made is left."""
+    """Figures or a state may be written first: the states are whole, and nothing half made is left."""
     line = ["train", str(config_file), *SHORT, f"run.dir={small_disk}", "validate.every_steps=0"]
     run = RunFolder(load_config(config_file, [f"run.dir={small_disk}"]))
     warm.start([*line, "train.max_steps=1000"], tmp_path / "log")
@@ -186,7 +186,7 @@ def test_a_run_whose_folder_vanishes_ends_with_a_line_and_does_not_bring_back_ha
 def test_a_second_run_in_a_folder_is_refused_and_the_lock_dies_with_its_owner(
     config_file: Path, tmp_path: Path, warm: Warm
 ) -> None:
-    """However it dies; workers that outlive it for a moment do not hold the lock."""
+    """Workers that outlive it for a moment do not hold the lock, however it dies."""
     more = ["train.max_steps=500", "prior.source=none", "data.num_workers=1", "validate.every_steps=0"]
     config = load_config(config_file, more)
     run = RunFolder(config)

@@ -58,7 +58,7 @@ def test_a_learning_rate_changed_on_purpose_is_taken_and_told(
 
 
 def test_a_number_format_changed_on_purpose_is_taken(config_file: Path) -> None:
-    """What one reaches for when numbers went non-finite."""
+    """One reaches for it when numbers went non-finite."""
     train(load_config(config_file, FIRST))
     changed = load_config(config_file, [*LONGER, "train.precision=bf16-mixed", "train.batch_size=1"])
     assert train(changed, accepted_changes=("train.precision", "train.batch_size")) == 0

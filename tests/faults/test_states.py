@@ -116,7 +116,7 @@ def test_a_damaged_state_does_not_drive_out_the_whole_one_before_it(saved: tuple
 def test_too_small_a_disk_is_told_before_a_byte_is_written(
     saved: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What is asked of the disk is real; only its answer is made smaller."""
+    """The question to the disk is real; only its answer is made smaller."""
     last, previous = saved
     usage = shutil.disk_usage(last.parent)
     free = {"bytes": 1000}

@@ -173,7 +173,7 @@ def become(order: Mapping[str, Any]) -> None:
 
 
 def address_space() -> int:
-    """What this process has of it already, bytes."""
+    """Return how much of it this process has already, in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
