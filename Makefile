@@ -17,7 +17,7 @@ DEMO   := checkpoints/toyworld-robot
 TEST   := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-cpus test-busy lint format constraints clean
+.PHONY: help demo studio test test-slow test-cpus test-busy lint format constraints clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ demo: $(VENV)/.installed  ## teach the embedded base model the toy robot, then p
 	    "a photo of {subject} in the desert" "a photo of {subject} at night" \
 	    --num-images 4 --out $(DEMO)/pictures
 	@echo "The pictures are in $(DEMO)/pictures"
+
+studio: $(VENV)/.installed-studio  ## a page on this machine: drop photos, train, generate (http://127.0.0.1:7870)
+	$(BIN)/python -m dreambooth studio
 
 test: $(VENV)/.installed-dev  ## the tests, ten minutes on two cores
 	$(TEST) $(PYTEST)
@@ -68,9 +71,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(call install,.)
 	@touch $@
 
+$(VENV)/.installed-studio: pyproject.toml constraints.txt | $(BIN)/python
+	$(call install,.[studio])
+	@touch $(VENV)/.installed $@
+
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(call install,.[dev])
-	@touch $(VENV)/.installed $@
+	@touch $(VENV)/.installed $(VENV)/.installed-studio $@
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

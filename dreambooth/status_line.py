@@ -4,6 +4,7 @@ What is printed meanwhile stands above the bar: `console` takes the line away, p
 """
 
 import contextlib
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,9 @@ MIN_BAR, MAX_BAR = 6, 30  # characters of the bar
 SECONDS_BETWEEN_BARS = 0.1
 SECONDS_BETWEEN_LINES = (5.0, 60.0)  # at first, and of a task that takes hours
 LINES = 50  # of a task, once its lines come less often
+
+PROGRESS_LINE = re.compile(r"^(\w[\w ]*?) +(\d{1,3})% (.*)$", re.MULTILINE)  # of `progress_line`
+TIME_LEFT = re.compile(r"(?:(\d+):)?(\d+):(\d\d) left")
 
 ERASE = "\r\x1b[K"
 
@@ -126,6 +130,23 @@ def progress_line(task: str, fraction: float, parts: Sequence[str]) -> str:
 
 def _head(task: str, fraction: float) -> str:
     return f"{task} {int(100 * fraction):3}%"
+
+
+def read_progress_line(text: str) -> tuple[str, float, str, float | None] | None:
+    """Return task, fraction, the rest and the seconds left from the last line of progress in a log; None without one.
+
+    The inverse of `progress_line`, for whoever watches a command by what it has said.
+    """
+    lines = list(PROGRESS_LINE.finditer(text))
+    if not lines:
+        return None
+    found = lines[-1]
+    left = TIME_LEFT.search(found[3])
+    seconds = None
+    if left is not None:
+        hours, minutes, rest = (int(part or 0) for part in left.groups())
+        seconds = 3600.0 * hours + 60 * minutes + rest
+    return found[1], int(found[2]) / 100, found[3], seconds
 
 
 def clock(seconds: float) -> str:

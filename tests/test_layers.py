@@ -50,7 +50,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("preflight",),
     ("engine", "step_models"),
     ("report", "evaluation"),
-    ("sweep",),
+    ("sweep", "studio"),
     ("api",),
     ("cli",),
     ("__main__", "train.py", "sample.py"),

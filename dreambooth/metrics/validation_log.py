@@ -13,7 +13,6 @@ from dreambooth.errors import UserError
 from dreambooth.files import whole_lines, write_text
 from dreambooth.metrics import selection
 from dreambooth.metrics.selection import Anchors, Quality
-from dreambooth.metrics.subject import Scores
 from dreambooth.metrics.verdict import Verdict, judge
 
 # Names in the file, which stay as earlier versions wrote them, and the fields of `Quality`.
@@ -26,7 +25,7 @@ class ValidationRecord:
 
     step: int
     loss: float
-    scores: Scores
+    scores: dict[str, list[float]]  # one number per image
     quality: Quality | None = None
     anchors: Anchors | None = None
     measured_by: dict[str, str] | None = None

@@ -1,0 +1,55 @@
+"""Events: what changes, as Server-Sent Events, for who does not want to poll."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter, HTTPException, Request
+from fastapi.responses import StreamingResponse
+
+from dreambooth.studio.state import Studio, StudioOf
+
+router = APIRouter(tags=["events"])
+PERIOD_S = 0.5  # between two looks
+QUIET_S = 15.0  # after which a comment keeps the connection open
+MAX_STREAMS = 100
+HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+
+@router.get("/events", summary="Follow what changes", response_class=StreamingResponse)
+async def events(request: Request, studio: StudioOf, job: int | None = None) -> StreamingResponse:
+    """Send an event `job` with the whole job whenever one changes, `gone` with its number when one is removed.
+
+    At first each job is sent as it is. job: only this one.
+    """
+    streams: set[Request] = request.app.state.streams
+    if len(streams) >= MAX_STREAMS:
+        raise HTTPException(503, f"{MAX_STREAMS} streams are open; poll /jobs instead")
+    return StreamingResponse(_follow(request, studio, job, streams), media_type="text/event-stream", headers=HEADERS)
+
+
+async def _follow(request: Request, studio: Studio, only: int | None, streams: set[Request]) -> AsyncIterator[str]:
+    known: dict[int, str] = {}
+    quiet = 0.0
+    streams.add(request)
+    try:
+        yield "retry: 2000\n\n"
+        while not await request.is_disconnected() and not request.app.state.is_closing.is_set():
+            views = await asyncio.to_thread(studio.board.views)
+            texts = {view["id"]: json.dumps(view) for view in reversed(views) if only in (None, view["id"])}
+            changed = [_event("job", text) for number, text in texts.items() if known.get(number) != text]
+            changed += [_event("gone", json.dumps({"id": number})) for number in known.keys() - texts.keys()]
+            known, quiet = texts, 0.0 if changed else quiet + PERIOD_S
+            if changed:
+                yield "".join(changed)
+            elif quiet >= QUIET_S:
+                quiet = 0.0
+                yield ": still here\n\n"
+            await asyncio.sleep(PERIOD_S)
+    finally:
+        streams.discard(request)
+
+
+def _event(name: str, data: Any) -> str:
+    return f"event: {name}\ndata: {data}\n\n"

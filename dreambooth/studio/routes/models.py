@@ -1,0 +1,85 @@
+"""Models: what there is to begin a training from, or to make images with."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter
+
+from dreambooth.errors import DreamBoothError
+from dreambooth.generation.location import kind_of_file, model_folder
+from dreambooth.studio import pictures
+from dreambooth.studio.jobs import STATES
+from dreambooth.studio.state import StudioOf
+from dreambooth.studio.workspace import Workspace, is_name
+from dreambooth.subject_info import SubjectInfo, find_card
+from dreambooth.version import __version__
+
+router = APIRouter()
+HUB_BASES = (  # that `new` has settings for, with the pixels they were trained at
+    ("stable-diffusion-v1-5/stable-diffusion-v1-5", 512),
+    ("stabilityai/stable-diffusion-xl-base-1.0", 1024),
+)
+
+
+@router.get("/models", tags=["models"], summary="List models")
+def models(studio: StudioOf) -> dict[str, list[dict[str, Any]]]:
+    """Return runs with a result, pipelines and files in checkpoints/ and models/, and bases that the hub has."""
+    hub = [{"model": name, "kind": "hub", "resolution": side} for name, side in HUB_BASES]
+    return {"models": list(_local(studio.workspace)), "hub": hub}
+
+
+@router.get("/status", tags=["status"], summary="Look at the studio itself")
+def status(studio: StudioOf) -> dict[str, Any]:
+    """Return version, devices, numbers of jobs by state, and what is free on the disk."""
+    counts = dict.fromkeys(STATES, 0)
+    for view in studio.board.views():
+        counts[view["state"]] += 1
+    disk = shutil.disk_usage(studio.workspace.root)
+    return {
+        "version": __version__,
+        "workspace": studio.workspace.root.name,
+        "devices": studio.worker.devices,
+        "jobs": counts,
+        "disk_free": disk.free,
+        "disk_total": disk.total,
+    }
+
+
+def _local(workspace: Workspace) -> Iterator[dict[str, Any]]:
+    for folder in (workspace.runs, workspace.models):
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if is_name(path.name) and (found := _about(path)) is not None:
+                yield {"model": workspace.relative(path), **found}
+
+
+def _about(path: Path) -> dict[str, Any] | None:
+    """Return what a file or folder is; None for one that is no model."""
+    try:
+        if path.is_file():
+            kind = kind_of_file(path)
+            return None if kind is None else {"kind": kind, "bytes": path.stat().st_size, **_card(find_card(path))}
+        if (path / "model_index.json").is_file() and not (path / "config.yaml").is_file():
+            return {"kind": "pipeline", "bytes": pictures.num_bytes(path), **_pipeline(path), **_card(find_card(path))}
+        if (card := find_card(model_folder(str(path)))) is not None:
+            return {"kind": "run", "bytes": pictures.num_bytes(path), **_card(card)}
+    except DreamBoothError:  # it is not finished, or damaged; its run says so
+        return None
+    return None
+
+
+def _card(card: SubjectInfo | None) -> dict[str, Any]:
+    if card is None:
+        return {"subjects": []}
+    subjects = [f"{each.identifier} {each.class_noun}" for each in card.subjects]
+    about = {"resolution": card.resolution, "step": card.step, "method": card.method, "base": card.base}
+    return {**about, "subjects": subjects, "scores": card.scores}
+
+
+def _pipeline(path: Path) -> dict[str, Any]:
+    try:
+        return {"resolution": 8 * int(json.loads((path / "unet" / "config.json").read_bytes())["sample_size"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}

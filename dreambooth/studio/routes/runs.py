@@ -1,0 +1,162 @@
+"""Runs: what a run was asked, what it logs, what it draws, and the disk it takes."""
+
+import csv
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from fastapi.responses import FileResponse, PlainTextResponse
+
+from dreambooth.errors import UserError, escaped
+from dreambooth.files import whole_lines
+from dreambooth.metrics.validation_log import ValidationLog
+from dreambooth.studio import pictures, trash
+from dreambooth.studio.jobs import OPEN
+from dreambooth.studio.problems import ConflictError, MissingError, RequestError
+from dreambooth.studio.progress import last_step, newest_images, read_config
+from dreambooth.studio.state import Studio, StudioOf
+from dreambooth.studio.workspace import Workspace, is_name
+from dreambooth.subject_info import read_card
+
+router = APIRouter(prefix="/runs", tags=["runs"])
+MAX_POINTS = 2000  # lines of metrics.csv in one answer
+
+
+@router.get("", summary="List runs")
+def index(studio: StudioOf) -> list[dict[str, Any]]:
+    """Return the runs in checkpoints/, the one that was written to last first."""
+    return [_brief(studio, folder) for folder in _runs(studio.workspace)]
+
+
+@router.get("/{run}", summary="Look at a run")
+def show(studio: StudioOf, run: str) -> dict[str, Any]:
+    """Return a run with its config, its validations, its sample grids and the step to keep."""
+    folder = _run(studio.workspace, run)
+    samples = [studio.workspace.relative(path) for path in reversed(newest_images(folder / "samples"))]
+    about = {"config": read_config(folder), "samples": samples, "has_report": (folder / "report.html").is_file()}
+    return {**_brief(studio, folder), **about, "scores": _scores(folder)}
+
+
+@router.get("/{run}/config", summary="Get a run's config", response_class=PlainTextResponse)
+def config(studio: StudioOf, run: str) -> PlainTextResponse:
+    """Return config.yaml as it is."""
+    path = _run(studio.workspace, run) / "config.yaml"
+    return PlainTextResponse(path.read_text(encoding="utf-8"), media_type="text/yaml")
+
+
+@router.get("/{run}/scores", summary="Get a run's validations")
+def scores(studio: StudioOf, run: str) -> list[dict[str, Any]]:
+    """Return each validation: step, loss and mean scores by log name."""
+    return _scores(_run(studio.workspace, run))
+
+
+@router.get("/{run}/metrics", summary="Get what a run logs at each step")
+def metrics(
+    studio: StudioOf, run: str, after: int = 0, limit: Annotated[int, Query(ge=1, le=MAX_POINTS)] = MAX_POINTS
+) -> dict[str, Any]:
+    """Return the lines of metrics.csv behind a step; where there are more than `limit`, evenly spread ones.
+
+    `columns` are the names; `rows` has a list of numbers a step, null where nothing was logged.
+    """
+    rows = list(csv.reader(whole_lines(_run(studio.workspace, run) / "logs" / "metrics.csv")))
+    header, rows = (rows[0], rows[1:]) if rows else ([], [])
+    rows = [row for row in rows if int(row[0]) > after]
+    if len(rows) > limit:
+        rows = [rows[number * (len(rows) - 1) // max(1, limit - 1)] for number in range(limit)]
+    return {"columns": header, "rows": [[float(value) if value else None for value in row] for row in rows]}
+
+
+@router.get("/{run}/disk", summary="Get the disk that a run takes")
+def disk(studio: StudioOf, run: str) -> dict[str, int]:
+    """Return bytes by part of the run's folder, and in all."""
+    folder = _run(studio.workspace, run)
+    parts = {path.name: pictures.num_bytes(path) for path in sorted(folder.iterdir()) if path.is_dir()}
+    return {**parts, "total": pictures.num_bytes(folder)}
+
+
+@router.get("/{run}/report", summary="Get a run's report", response_class=FileResponse)
+def report(studio: StudioOf, run: str) -> FileResponse:
+    """Return report.html, which a run has once it is finished."""
+    path = _run(studio.workspace, run) / "report.html"
+    if not path.is_file():
+        raise MissingError(f"{escaped(run)}: has no report yet; it is written when the run is finished")
+    return FileResponse(path, media_type="text/html")
+
+
+@router.delete("/{run}", summary="Delete a run")
+def delete(studio: StudioOf, run: str, confirm: str = "") -> dict[str, str]:
+    """Move a run to the trash. confirm: its name once more."""
+    folder = _run(studio.workspace, run)
+    if confirm != run:
+        raise RequestError(f"confirm={escaped(confirm)}: write the run's name, {escaped(run)}, to delete it")
+    if job := _job_of(studio, folder):
+        raise ConflictError(f"{escaped(run)}: job {job} writes there; cancel it first")
+    return {"undo": trash.throw_away(studio.workspace, folder)}
+
+
+def _runs(workspace: Workspace) -> list[Path]:
+    if not workspace.runs.is_dir():
+        return []
+    found = [path for path in workspace.runs.iterdir() if is_name(path.name) and (path / "config.yaml").is_file()]
+    return sorted(found, key=_changed, reverse=True)
+
+
+def _changed(folder: Path) -> float:
+    """Return when a run was last written to."""
+    return max(path.stat().st_mtime for path in (folder, folder / "logs", folder / "state") if path.is_dir())
+
+
+def _run(workspace: Workspace, name: str) -> Path:
+    folder = workspace.find_in(workspace.runs, name)
+    if not (folder / "config.yaml").is_file():
+        raise MissingError(f"{escaped(name)}: there is no such run")
+    return folder
+
+
+def _brief(studio: Studio, folder: Path) -> dict[str, Any]:
+    """Return what a list of runs shows of one."""
+    card = read_card(folder / "model")
+    log = _log(folder)
+    step, max_steps, values = last_step(folder)
+    last = log.entries[-1].step if log is not None and log.entries else 0
+    best = log.best if log is not None else None
+    samples = newest_images(folder / "samples")
+    return {
+        "name": folder.name,
+        "folder": studio.workspace.relative(folder),
+        "step": max(step, last),
+        "max_steps": max_steps,
+        "loss": values.get("train/loss"),
+        "is_finished": card is not None and (card.last_step or card.step) >= max_steps,
+        "has_model": card is not None,
+        "model_step": None if card is None else card.step,
+        "best_step": None if best is None else best.step,
+        "quality": None if best is None or best.quality is None else best.quality.value,
+        "verdict": None if log is None or not log.entries else str(log.verdict_on(None if card is None else card.step)),
+        "subjects": [] if card is None else [f"{each.identifier} {each.class_noun}" for each in card.subjects],
+        "cover": studio.workspace.relative(samples[0]) if samples else None,
+        "job": _job_of(studio, folder),
+        "changed": _changed(folder),
+    }
+
+
+def _job_of(studio: Studio, folder: Path) -> int | None:
+    """Return the open job that writes to a run."""
+    name = studio.workspace.relative(folder)
+    return next((job.id for job in studio.store.find(OPEN) if f"{job.output}/".startswith(f"{name}/")), None)
+
+
+def _log(folder: Path) -> ValidationLog | None:
+    try:
+        return ValidationLog(folder / "logs" / "scores.jsonl")
+    except UserError:
+        return None  # damaged: the rest of the run is shown
+
+
+def _scores(folder: Path) -> list[dict[str, Any]]:
+    log = _log(folder)
+    best = None if log is None else log.best
+    return [
+        {"step": each.step, "is_best": best is not None and each.step == best.step, **each.metrics()}
+        for each in ([] if log is None else log.entries)
+    ]

@@ -1,0 +1,251 @@
+"""Subjects: folders of photos in data/, with captions and masks beside the photos."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import FileResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.datastructures import UploadFile
+
+from dreambooth.data.captions import files_beside, is_caption_file
+from dreambooth.errors import escaped
+from dreambooth.files import read_text, write_text
+from dreambooth.studio import pictures, trash
+from dreambooth.studio.problems import ConflictError, MissingError, RequestError, TooLargeError
+from dreambooth.studio.state import StudioOf
+from dreambooth.studio.workspace import Workspace, check_new_name, is_name
+
+router = APIRouter(prefix="/subjects", tags=["subjects"])
+MASKS = "-masks"  # data/dog-masks beside data/dog, as `new` looks for them
+UPLOAD_FORM = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {"files": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+                }
+            }
+        },
+    }
+}
+
+
+class NewSubject(BaseModel):
+    """Name a new subject."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"name": "my-dog"}]})
+
+    name: str = Field(min_length=1, max_length=100)
+
+
+class Caption(BaseModel):
+    """Hold the caption of a photo; empty: none."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"text": "a photo of {subject} on a sofa"}]}
+    )
+
+    text: str = Field(max_length=2000)
+
+
+@router.get("", summary="List subjects")
+def index(studio: StudioOf) -> list[dict[str, Any]]:
+    """Return the folders of photos, by name."""
+    return [_brief(studio.workspace, folder) for folder in _folders(studio.workspace)]
+
+
+@router.post("", status_code=201, summary="Make a subject")
+def create(studio: StudioOf, new: NewSubject) -> dict[str, Any]:
+    """Make a folder for photos."""
+    folder = studio.workspace.photos / check_new_name(new.name, "name")
+    if folder.exists():
+        raise ConflictError(f"name={escaped(new.name)}: this subject is there already")
+    folder.mkdir(parents=True)
+    return _brief(studio.workspace, folder)
+
+
+@router.get("/{subject}", summary="Look at a subject")
+def show(studio: StudioOf, subject: str) -> dict[str, Any]:
+    """Return a subject's photos with size, caption and mask."""
+    folder = _folder(studio.workspace, subject)
+    photos = _photos(folder)
+    captions = files_beside(photos, [path for path in folder.iterdir() if is_caption_file(path, _names(photos))])
+    found = []
+    for path in photos:
+        text = " ".join(read_text(captions[path]).split()) if path in captions else ""
+        found.append(
+            {
+                "name": path.name,
+                "image": studio.workspace.relative(path),
+                "bytes": path.stat().st_size,
+                "size": pictures.size_of(path),
+                "caption": text,
+                "has_mask": _mask(folder, path) is not None,
+            }
+        )
+    return {**_brief(studio.workspace, folder), "photos": found}
+
+
+@router.delete("/{subject}", summary="Delete a subject")
+def delete(studio: StudioOf, subject: str) -> dict[str, str]:
+    """Move a subject's photos to the trash; `undo` is the name to bring them back by."""
+    folder = _folder(studio.workspace, subject)
+    if any(job.request.get("subject") == subject for job in studio.store.find(("queued", "running"))):
+        raise ConflictError(f"{escaped(subject)}: a job needs these photos; cancel it first")
+    masks = folder.with_name(f"{folder.name}{MASKS}")
+    return {"undo": trash.throw_away(studio.workspace, folder, *([masks] if masks.is_dir() else []))}
+
+
+@router.post("/{subject}/photos", status_code=201, summary="Upload photos", openapi_extra=UPLOAD_FORM)
+async def upload(studio: StudioOf, subject: str, request: Request) -> dict[str, Any]:
+    """Add photos, as the fields `files` of a form; those that cannot be used are in `refused` with the reason."""
+    folder = await run_in_threadpool(_folder, studio.workspace, subject)
+    stored: list[str] = []
+    refused: list[dict[str, str]] = []
+    async with request.form(max_files=pictures.MAX_FILES, max_fields=10) as form:
+        files = [each for each in form.getlist("files") if isinstance(each, UploadFile)]
+        if not files:
+            raise RequestError("files: send one or more images as fields of this name")
+        if sum(each.size or 0 for each in files) > pictures.MAX_TOTAL:
+            raise TooLargeError(f"files: {pictures.MAX_TOTAL} bytes at most in one upload")
+        for each in files:
+            name = Path((each.filename or "photo").replace("\\", "/")).name.lstrip(".-") or "photo"
+            content = await each.read()
+            try:
+                check_new_name(name, "file")
+                stored.append((await run_in_threadpool(pictures.store_upload, folder, name, content)).name)
+            except RequestError as error:
+                refused.append({"name": escaped(name), "reason": str(error)})
+    if not stored:
+        raise RequestError("; ".join(each["reason"] for each in refused))
+    return {"stored": stored, "refused": refused}
+
+
+@router.get("/{subject}/photos/{photo}", summary="Get a photo", response_class=FileResponse)
+def photo(studio: StudioOf, subject: str, photo: str) -> FileResponse:
+    """Return a photo's file."""
+    return FileResponse(_photo(studio.workspace, subject, photo))
+
+
+@router.get("/{subject}/photos/{photo}/thumbnail", summary="Get a small photo", response_class=FileResponse)
+def photo_thumbnail(
+    studio: StudioOf, subject: str, photo: str, side: Annotated[int, Query(ge=32, le=2048)] = 256
+) -> FileResponse:
+    """Return a photo at most `side` pixels wide and high, as WebP."""
+    return FileResponse(pictures.thumbnail(studio.workspace, _photo(studio.workspace, subject, photo), side))
+
+
+@router.delete("/{subject}/photos/{photo}", summary="Delete a photo")
+def delete_photo(studio: StudioOf, subject: str, photo: str) -> dict[str, str]:
+    """Move a photo, with its caption and mask, to the trash."""
+    path = _photo(studio.workspace, subject, photo)
+    beside = [*_captions(path), *filter(None, [_mask(path.parent, path)])]
+    return {"undo": trash.throw_away(studio.workspace, path, *beside)}
+
+
+@router.put("/{subject}/photos/{photo}/caption", summary="Write a caption")
+def caption(studio: StudioOf, subject: str, photo: str, new: Caption) -> dict[str, str]:
+    """Write a photo's caption into a .txt beside it; an empty one removes it."""
+    path = _photo(studio.workspace, subject, photo)
+    text = " ".join(new.text.split())
+    for old in _captions(path):
+        old.unlink()
+    if text:
+        write_text(path.with_suffix(".txt"), text + "\n")
+    return {"text": text}
+
+
+@router.put("/{subject}/photos/{photo}/mask", summary="Set a mask")
+async def set_mask(studio: StudioOf, subject: str, photo: str, request: Request) -> dict[str, str]:
+    """Write a photo's mask, an image as the request's body: white is the subject. It goes to data/<subject>-masks."""
+    path = await run_in_threadpool(_photo, studio.workspace, subject, photo)
+    content = await request.body()
+    return await run_in_threadpool(_store_mask, path, content)
+
+
+@router.get("/{subject}/photos/{photo}/mask", summary="Get a mask", response_class=FileResponse)
+def mask(studio: StudioOf, subject: str, photo: str) -> FileResponse:
+    """Return a photo's mask."""
+    path = _photo(studio.workspace, subject, photo)
+    found = _mask(path.parent, path)
+    if found is None:
+        raise MissingError(f"{escaped(photo)}: has no mask")
+    return FileResponse(found)
+
+
+@router.delete("/{subject}/photos/{photo}/mask", summary="Delete a mask")
+def delete_mask(studio: StudioOf, subject: str, photo: str) -> dict[str, str]:
+    """Move a photo's mask to the trash."""
+    path = _photo(studio.workspace, subject, photo)
+    found = _mask(path.parent, path)
+    if found is None:
+        raise MissingError(f"{escaped(photo)}: has no mask")
+    return {"undo": trash.throw_away(studio.workspace, found)}
+
+
+def _store_mask(photo: Path, content: bytes) -> dict[str, str]:
+    folder = photo.parent.with_name(f"{photo.parent.name}{MASKS}")
+    folder.mkdir(exist_ok=True)
+    made = pictures.store_upload(folder, f".{photo.stem}.png", content)
+    size, own = pictures.size_of(made), pictures.size_of(photo)
+    if size != own:
+        made.unlink()
+        raise RequestError(f"mask: {size} pixels, and the photo {own}; make it as large as the photo")
+    for old in filter(None, [_mask(photo.parent, photo)]):
+        old.unlink()
+    place = folder / f"{photo.stem}{made.suffix}"
+    made.replace(place)
+    return {"name": place.name}
+
+
+def _folders(workspace: Workspace) -> Iterator[Path]:
+    if workspace.photos.is_dir():
+        for path in sorted(workspace.photos.iterdir()):
+            if path.is_dir() and is_name(path.name) and not path.name.endswith(MASKS):
+                yield path
+
+
+def _brief(workspace: Workspace, folder: Path) -> dict[str, Any]:
+    photos = _photos(folder)
+    cover = workspace.relative(photos[0]) if photos else None
+    return {"name": folder.name, "folder": workspace.relative(folder), "num_photos": len(photos), "cover": cover}
+
+
+def _folder(workspace: Workspace, subject: str) -> Path:
+    folder = workspace.find_in(workspace.photos, subject)
+    if not folder.is_dir():
+        raise MissingError(f"{escaped(subject)}: there is no such subject")
+    return folder
+
+
+def _photos(folder: Path) -> list[Path]:
+    return sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in pictures.IMAGE_SUFFIXES and is_name(path.name)
+    )
+
+
+def _photo(workspace: Workspace, subject: str, photo: str) -> Path:
+    path = workspace.find_in(_folder(workspace, subject), photo)
+    if not pictures.is_image(path):
+        raise MissingError(f"{escaped(photo)}: there is no such photo of {escaped(subject)}")
+    return path
+
+
+def _names(photos: list[Path]) -> set[str]:
+    return {name for path in photos for name in (path.name, path.stem)}
+
+
+def _captions(photo: Path) -> list[Path]:
+    beside = (photo.parent / f"{name}{suffix}" for name in (photo.stem, photo.name) for suffix in (".txt", ".caption"))
+    return [path for path in beside if path.is_file()]
+
+
+def _mask(folder: Path, photo: Path) -> Path | None:
+    masks = folder.with_name(f"{folder.name}{MASKS}")
+    beside = (masks / f"{photo.stem}{suffix}" for suffix in pictures.IMAGE_SUFFIXES)
+    return next((path for path in beside if path.is_file()), None)

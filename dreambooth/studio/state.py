@@ -1,0 +1,84 @@
+"""What the routes share: the workspace, the queue, the worker, and a view of all jobs that many clients poll."""
+
+import shlex
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+
+from dreambooth.studio.gallery import Gallery
+from dreambooth.studio.jobs import Job, JobStore
+from dreambooth.studio.progress import JobProgress, progress_of
+from dreambooth.studio.worker import Worker
+from dreambooth.studio.workspace import Workspace
+
+FRESH_S = 0.25  # for how long a view of the jobs is given to everybody who asks
+NUM_RECENT = 200  # jobs in it
+
+View = dict[str, Any]
+
+
+@dataclass
+class Board:
+    """Hold the newest jobs as clients see them; made at most four times a second, however many ask."""
+
+    workspace: Workspace
+    store: JobStore
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _made_at: float = 0.0
+    _views: list[View] = field(default_factory=list)
+    _ended: dict[tuple[int, int, str], JobProgress] = field(default_factory=dict)
+
+    def views(self) -> list[View]:
+        """Return the newest jobs, newest first, with their progress."""
+        with self._lock:
+            if time.monotonic() - self._made_at > FRESH_S:
+                self._views = [self.view(job) for job in self.store.find(limit=NUM_RECENT)]
+                self._made_at = time.monotonic()
+            return self._views
+
+    def view(self, job: Job) -> View:
+        """Return one job as clients see it."""
+        return {**_public(job), "progress": asdict(self._progress(job))}
+
+    def _progress(self, job: Job) -> JobProgress:
+        """Return how far a job is; of one that is over it is read once."""
+        if job.state in ("queued", "running"):
+            return progress_of(self.workspace, job)
+        key = (job.id, job.attempts, job.state)
+        if key not in self._ended:
+            self._ended[key] = progress_of(self.workspace, job)
+        return self._ended[key]
+
+
+@dataclass
+class Studio:
+    """Hold a studio that runs."""
+
+    workspace: Workspace
+    store: JobStore
+    worker: Worker
+    board: Board
+    gallery: Gallery
+
+
+def _public(job: Job) -> View:
+    values = asdict(job)
+    del values["commands"], values["asked_at"], values["deaths"]
+    return {**values, "commands": [as_typed(each.argv) for each in job.commands]}
+
+
+def as_typed(argv: Sequence[str]) -> str:
+    """Return a command as one types it in a terminal, in the workspace's folder."""
+    return shlex.join(["python", "-m", "dreambooth", *argv])
+
+
+def _studio_of(request: Request) -> Studio:
+    found: Studio = request.app.state.studio
+    return found
+
+
+StudioOf = Annotated[Studio, Depends(_studio_of)]
