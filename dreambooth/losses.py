@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dreambooth.plugins import Table
+
 
 @dataclass(frozen=True)
 class LossParts:
@@ -67,21 +69,23 @@ def prior_preservation(loss_B: Tensor, is_prior_B: Tensor, weight: float) -> Los
 # -------------------------------------------------------------------------------- weightings over timesteps
 
 # Weight of an x0 error at a signal-to-noise ratio: one rule for every prediction type.
-X0_WEIGHTS: dict[str, Callable[[Tensor, float], Tensor]] = {
-    # Hang et al. 2023, arXiv 2303.09556. gamma = 5 is the paper's.
-    "min_snr": lambda snr, gamma: snr.clamp(max=gamma),
-    # Crowson et al. 2024, arXiv 2401.11605: the same without the kink.
-    "soft_min_snr": lambda snr, gamma: snr * gamma / (snr + gamma),
-    # Yu et al. 2023, arXiv 2310.08442: epsilon's loss divided by sqrt(snr), so that all timesteps learn x0.
-    "debiased": lambda snr, gamma: snr.sqrt(),
-}
+X0_WEIGHTS: Table[Callable[[Tensor, float], Tensor]] = Table(
+    "losses",
+    {
+        # Hang et al. 2023, arXiv 2303.09556. gamma = 5 is the paper's.
+        "min_snr": lambda snr, gamma: snr.clamp(max=gamma),
+        # Crowson et al. 2024, arXiv 2401.11605: the same without the kink.
+        "soft_min_snr": lambda snr, gamma: snr * gamma / (snr + gamma),
+        # Yu et al. 2023, arXiv 2310.08442: epsilon's loss divided by sqrt(snr), so that all timesteps learn x0.
+        "debiased": lambda snr, gamma: snr.sqrt(),
+    },
+)
 # Squared error of a prediction over that of the x0 it implies.
 ERROR_OVER_X0: dict[str, Callable[[Tensor], Tensor]] = {
     "epsilon": lambda snr: snr,
     "v_prediction": lambda snr: snr + 1,
     "flow": lambda snr: (snr.sqrt() + 1).square(),
 }
-WEIGHTINGS = ("none", *X0_WEIGHTS)
 
 
 def timestep_weight(snr_B: Tensor, weighting: str, prediction: str, gamma: float = 5.0) -> Tensor:
@@ -99,7 +103,8 @@ def timestep_weight(snr_B: Tensor, weighting: str, prediction: str, gamma: float
     if weighting == "none":
         return torch.ones_like(snr_B)
     if weighting not in X0_WEIGHTS or prediction not in ERROR_OVER_X0:
-        raise ValueError(f"weighting {weighting!r} of {prediction!r}: known are {WEIGHTINGS} of {tuple(ERROR_OVER_X0)}")
+        weightings = ("none", *X0_WEIGHTS)
+        raise ValueError(f"weighting {weighting!r} of {prediction!r}: known are {weightings} of {tuple(ERROR_OVER_X0)}")
     if prediction == "epsilon" and bool((snr_B == 0).any()):
         if weighting == "debiased":
             raise ValueError("debiased weighting of epsilon is infinite where there is no signal; predict v there")

@@ -35,6 +35,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
         "prompt_words",
         "status_line",
         "subject_info",
+        "plugins",
         "checkpointing",
     ),  # the ground
     ("config",),
@@ -66,7 +67,14 @@ FORBIDDEN = (
         for room in ("data", "families", "methods", "metrics", "generation", "training")
     ],
 )
-HEAVY = {"torch", "diffusers", "transformers", "pytorch_lightning", "numpy"}
+HEAVY = {
+    "torch",
+    "diffusers",
+    "transformers",
+    "pytorch_lightning",
+    "numpy",
+    "pluggy",
+}  # pluggy: where there is a plug-in
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "dreambooth"

@@ -4,6 +4,7 @@ import logging
 import uuid
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import pytorch_lightning as pl
@@ -20,10 +21,12 @@ from dreambooth.files import write_text
 from dreambooth.home_folder import hide_home
 from dreambooth.methods import find_facts
 from dreambooth.metrics.validation_log import ValidationLog
+from dreambooth.plugins import active
 from dreambooth.run.folder import RunFolder
 from dreambooth.training import callbacks
 from dreambooth.training.loggers import Loggers, RunLogger, RunSettings
 from dreambooth.training.module import DreamBoothModule
+from dreambooth.training.plugin_logger import HOOKS, PluginLogger
 from dreambooth.training.processes import cluster_environment
 from dreambooth.training.profiling import StepProfiler
 from dreambooth.training.progress import OnTrainProgress, ReportProgress
@@ -145,6 +148,8 @@ def make_loggers(run: RunFolder, config: Config, state: FoundState | None) -> Lo
 
     requested = {"log.tensorboard": config.log.tensorboard, "log.wandb": config.log.wandb}
     makers: dict[str, Callable[[], RunLogger]] = {"log.tensorboard": tensorboard, "log.wandb": wandb}
+    requested["plug-ins"] = active().has(*HOOKS)
+    makers["plug-ins"] = partial(PluginLogger, active(), run.path)
     return Loggers({key: make for key, make in makers.items() if requested[key]})
 
 

@@ -1,7 +1,7 @@
 """The commands: `python -m dreambooth COMMAND`, and what each exit code means.
 
 A command is a module with `add_arguments(parser)` and `run(args) -> int` that imports nothing heavy before it runs, and
-one row in `COMMANDS`.
+one row in `COMMANDS`. Those of plug-ins come after them.
 """
 
 import argparse
@@ -11,15 +11,18 @@ import importlib
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from dreambooth.console import command_output
 from dreambooth.errors import DreamBoothError, UserError
 from dreambooth.hints import missing_environment
+from dreambooth.plugins import Table, active
 from dreambooth.status_line import STATUS_LINE
 from dreambooth.version import __version__
 
-COMMANDS = {
+OWN_COMMANDS: dict[str, tuple[Any, str]] = {
     "new": ("dreambooth.cli.new", "write a commented config for a folder of photos, and show the crops"),
     "train": ("dreambooth.cli.train", "learn a subject; the same command again goes on where it was interrupted"),
     "sweep": ("dreambooth.cli.sweep", "many runs from one file: subjects, settings, seeds; resumable, one table"),
@@ -34,6 +37,7 @@ COMMANDS = {
     "toyworld": ("toyworld.cli", "the embedded base model: render its world, train it, judge it"),
     "lab": ("toyworld.lab.cli", "the paper's ablations on the embedded base; resumable, in parallel"),
 }
+COMMANDS = Table("commands", OWN_COMMANDS)
 EXIT_CODES = (
     "exit codes: 0 done; 1 a bug; 2 a mistake in config, image or prompt; 3 the model or the network; 4 non-finite \
 numbers; 130 / 143 / 138 after SIGINT / SIGTERM / SIGUSR1, with the state saved"
@@ -79,6 +83,9 @@ def _run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
+    except Exception as error:
+        active().blame(error)
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -102,19 +109,35 @@ def loading_libraries() -> Iterator[None]:
 
 def _overview() -> argparse.ArgumentParser:
     prog = "dreambooth" if Path(sys.argv[0]).name == "dreambooth" else "python -m dreambooth"
-    parser = argparse.ArgumentParser(prog=prog, epilog=EXIT_CODES)
+    parser = argparse.ArgumentParser(prog=prog)
     parser.description = "Personalise a text-to-image diffusion model from a few images of a subject."
     parser.add_argument("--version", action="version", version=f"dreambooth {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for name, (_, help_text) in COMMANDS.items():
-        _fill(commands.add_parser(name, help=help_text), name)
+    for name in OWN_COMMANDS:
+        _fill(commands.add_parser(name, help=COMMANDS[name][1]), name)
+    for name in [each for each in COMMANDS if each not in OWN_COMMANDS]:
+        active().try_row("commands", name, partial(_add_foreign, commands, name))
+    parser.epilog = f"{EXIT_CODES}{_plugins_text()}"  # last: one that could not be loaded is not named
     return parser
+
+
+def _add_foreign(commands: Any, name: str) -> None:
+    """Add a plug-in's command, whose arguments are tried first: one that raises leaves the others as they are."""
+    _fill(argparse.ArgumentParser(), name)
+    _fill(commands.add_parser(name, help=COMMANDS[name][1]), name)
 
 
 def _fill(parser: argparse.ArgumentParser, name: str) -> None:
     module, help_text = COMMANDS[name]
-    command = importlib.import_module(module)
+    command = importlib.import_module(module) if isinstance(module, str) else module
     parser.description = parser.description or help_text[0].upper() + help_text[1:] + "."
     parser.epilog = parser.epilog or EXIT_CODES
     command.add_arguments(parser)
+    parser.epilog = f"{parser.epilog}{_plugins_text()}"
     parser.set_defaults(run=command.run)
+
+
+def _plugins_text() -> str:
+    """Return which plug-ins there are, for the end of a help; empty where there is none."""
+    plugins = active().described
+    return f"\n\nplug-ins: {', '.join(plugins)}" if plugins else ""

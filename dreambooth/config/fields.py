@@ -19,13 +19,16 @@ def setting(
     above: float | None = None,
     maximum: float | None = None,
     multiple: int = 1,
+    choices: tuple[str, ...] = (),
+    table: str | None = None,
 ) -> Any:
     """Make a config field from its default, its help text with the unit, and its range.
 
     minimum, maximum: the least and largest value allowed. above: a lower end that is not allowed itself. multiple: of
-    which a value must be one.
+    which a value must be one. choices: all that are allowed, beside the rows that plug-ins add to `table`.
     """
-    metadata = {"text": text, "minimum": minimum, "above": above, "maximum": maximum, "multiple": multiple}
+    limits = {"minimum": minimum, "above": above, "maximum": maximum, "multiple": multiple}
+    metadata = {"text": text, **limits, "choices": choices, "table": table}
     if isinstance(default, tuple):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -255,8 +258,11 @@ class OptimConfig:
 class LossConfig:
     """The loss."""
 
-    weighting: Literal["none", "min_snr", "soft_min_snr", "debiased"] = setting(
-        "none", "weighting of the timesteps; min_snr: low-noise timesteps count less, so that fewer steps are needed"
+    weighting: str = setting(
+        "none",
+        "weighting of the timesteps; min_snr: low-noise timesteps count less, so that fewer steps are needed",
+        choices=("none", "min_snr", "soft_min_snr", "debiased"),
+        table="losses",
     )
     gamma: float = setting(5.0, "signal-to-noise ratio at which min_snr and soft_min_snr cap the weight", above=0)
     huber_c: float | None = setting(

@@ -60,9 +60,14 @@ def describe_config() -> str:
         if key.split(".")[0] != section:
             section = key.split(".")[0]
             lines += ["", f"{section}: {section_classes()[section].__doc__}"]
-        lines.append(f"  {key} ({type_name(item.type)}; {_default_name(item)})")
+        lines.append(f"  {key} ({allowed(item)}; {_default_name(item)})")
         lines.append(f"      {item.metadata['text']}")
     return "\n".join(lines[1:])
+
+
+def allowed(item: dataclasses.Field[Any]) -> str:
+    """Return what a field takes: its choices, or its type."""
+    return " | ".join(item.metadata["choices"]) or type_name(item.type)
 
 
 def type_name(kind: Any) -> str:

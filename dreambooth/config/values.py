@@ -12,9 +12,10 @@ from typing import Any, Literal
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dreambooth.config.keys import ENTRY, config_fields, field_of, section_classes, type_name
+from dreambooth.config.keys import ENTRY, allowed, config_fields, field_of, section_classes, type_name
 from dreambooth.config.synonyms import SYNONYMS
 from dreambooth.errors import escaped
+from dreambooth.plugins import active
 
 MAX_INT = 2**63 - 1
 MAX_SHOWN = 100  # characters of a value in a message
@@ -46,6 +47,8 @@ def problem_with(key: str, item: dataclasses.Field[Any], value: Any) -> str | No
         merged: Any = OmegaConf.merge(_alone(typing.cast(Any, kind)), {"value": value})
     except OmegaConfBaseException:
         return f"{key}: {cut(value)} is not allowed; expected {type_name(kind)}{_nearest(value, kind)}"
+    if item.metadata["choices"] and not _is_choice(item, value):
+        return f"{key}: {cut(value)} is not allowed; expected {allowed(item)}{_near(value, item.metadata['choices'])}"
     return _range_problem(key, item, value if isinstance(value, (int, float)) else merged["value"])
 
 
@@ -116,7 +119,16 @@ def _range_problem(key: str, item: dataclasses.Field[Any], value: Any) -> str | 
 
 def _nearest(value: Any, kind: Any) -> str:
     """Return a hint at the choice that was probably meant."""
-    choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
+    return _near(value, typing.get_args(kind) if typing.get_origin(kind) is Literal else ())
+
+
+def _is_choice(item: dataclasses.Field[Any], value: Any) -> bool:
+    """Return whether a value is one of a field's choices, or the name of a plug-in's row."""
+    choices, table = item.metadata["choices"], item.metadata["table"]
+    return value in choices or (table is not None and value in active().rows(table, choices))
+
+
+def _near(value: Any, choices: typing.Sequence[str]) -> str:
     near = difflib.get_close_matches(str(value)[:MAX_SHOWN], choices, n=1)
     return f"; did you mean {near[0]}?" if near else ""
 

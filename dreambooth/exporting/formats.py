@@ -14,6 +14,7 @@ from dreambooth.exporting import adapter, original, pipeline, word
 from dreambooth.exporting.tools import ExportedFiles
 from dreambooth.families import Family
 from dreambooth.methods import HAVE_A_LORA, HAVE_FACTORS, HAVE_KOHYA_NAMES, adapters, find_facts
+from dreambooth.plugins import Table
 from dreambooth.subject_info import ExportCard
 
 __all__ = ["FORMATS", "Format", "find_format", "write_as"]
@@ -28,11 +29,14 @@ class Format:
     methods: of which results; None: of all, adapters merged into their base.
 
     extracted: of which further methods, as a LoRA that `extraction` makes of what they have changed.
+
+    any_family: whether every family is written so; else those that name the format among their `layouts`.
     """
 
     write: Callable[[Family, ExportCard, Path, str], None]
     methods: tuple[str, ...] | None = None
     extracted: tuple[str, ...] = ()
+    any_family: bool = False
 
     def takes(self, method: str) -> bool:
         return self.methods is None or method in (*self.methods, *self.extracted)
@@ -40,14 +44,17 @@ class Format:
 
 WHOLE_MATRICES = ("full", "custom_diffusion")
 NAMED_BY_MODULE = ("kohya", "comfyui")  # the formats that name tensors as kohya's scripts or ComfyUI name modules
-FORMATS: dict[str, Format] = {
-    "diffusers": Format(pipeline.write),
-    "single-file": Format(original.write),
-    "lora": Format(adapter.write_lora, HAVE_A_LORA, (*HAVE_FACTORS, *WHOLE_MATRICES)),
-    "kohya": Format(adapter.write_kohya, HAVE_KOHYA_NAMES, WHOLE_MATRICES),
-    "comfyui": Format(adapter.write_comfyui, HAVE_KOHYA_NAMES, WHOLE_MATRICES),
-    "embedding": Format(word.write, ("textual_inversion", "pivotal")),
-}
+FORMATS: Table[Format] = Table(
+    "formats",
+    {
+        "diffusers": Format(pipeline.write, any_family=True),
+        "single-file": Format(original.write),
+        "lora": Format(adapter.write_lora, HAVE_A_LORA, (*HAVE_FACTORS, *WHOLE_MATRICES), any_family=True),
+        "kohya": Format(adapter.write_kohya, HAVE_KOHYA_NAMES, WHOLE_MATRICES),
+        "comfyui": Format(adapter.write_comfyui, HAVE_KOHYA_NAMES, WHOLE_MATRICES),
+        "embedding": Format(word.write, ("textual_inversion", "pivotal")),
+    },
+)
 
 
 def write_as(form: Format, family: Family, card: ExportCard, folder: Path, name: str, dtype: str) -> None:
@@ -64,7 +71,7 @@ def write_as(form: Format, family: Family, card: ExportCard, folder: Path, name:
 
 def check_layout(form: str, family: Family) -> None:
     """Raise UserError for a format that the files of a family are not written in."""
-    written = [name for name in FORMATS if name in ("diffusers", "lora", *family.layouts)]
+    written = [name for name, row in FORMATS.items() if row.any_family or name in family.layouts]
     if form not in written:
         raise UserError(f"--format: {form} is not written for a {family.architecture}; use one of {', '.join(written)}")
 

@@ -53,7 +53,7 @@ def write(
         prompt=instance_prompt(card),
         files=files,
         instructions=list(instructions(files)),
-        kind=f"A {files.factors} under LyCORIS' names" if files.factors else KINDS[form],
+        kind=f"A {files.factors} under LyCORIS' names" if files.factors else KINDS.get(form, f"An export as {form}"),
         method=(card.settings or {}).get("method.name", card.method),
         scores=list(describe_scores(card, history)),
         card=card,

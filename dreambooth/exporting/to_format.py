@@ -85,7 +85,7 @@ def export_folder(model: str, format_name: str, out: str | Path | None) -> Path:
 def _learned(model: str, card: ExportCard, rank: int | None, base: str | None) -> tuple[Family, ExportCard]:
     """Return the model and its card; with a rank as a LoRA over its base."""
     untouched = extraction.load_base(card, model_folder(model), base) if rank is not None else None
-    family = loading.load_model(ModelRef(model, base, dtype="float32"), "cpu").family
+    family = loading.load_unchanged(ModelRef(model, base, dtype="float32"), "cpu").family
     if untouched is None or rank is None:
         return family, card
     extracted, kept = extraction.extract(family, untouched, card, rank)

@@ -8,6 +8,7 @@ from dreambooth.exporting.names import weights_file, word_files
 from dreambooth.prompts import fill_prompt
 from dreambooth.subject_info import SubjectInfo
 
+IN_DIFFUSERS = ("diffusers", "single-file", "lora", "kohya", "comfyui", "embedding")  # the others are plug-ins'
 MERGED = "`--format single-file`, which holds the adapter merged into its base,"
 
 
@@ -42,7 +43,8 @@ class ExportedFiles:
     @property
     def loads_in_diffusers(self) -> bool:
         """Return whether diffusers reads it right: of kohya's names it drops magnitudes, and LyCORIS' it refuses."""
-        return self.form not in ("kohya", "comfyui") or not (self.has_dora or self.factors)
+        has_names_of_kohya = self.form in ("kohya", "comfyui")
+        return self.form in IN_DIFFUSERS and not (has_names_of_kohya and (self.has_dora or self.factors))
 
     def prompt(self, words: Sequence[str] | None = None) -> str:
         """Return the first subject's own prompt. words: replace its identifiers, for programs that need others."""
@@ -54,6 +56,9 @@ class ExportedFiles:
 
 def instructions(files: ExportedFiles) -> Iterator[tuple[str, str]]:
     """Yield the name of a program and what to do there. Of a transformer it is known of ComfyUI alone."""
+    if files.form not in IN_DIFFUSERS:
+        yield "The program that its plug-in is for", f"Prompt: `{files.prompt()}`."
+        return
     if files.denoiser == "transformer":
         yield "ComfyUI", f"{_comfyui_transformer(files)} Prompt: `{files.prompt()}`."
         return

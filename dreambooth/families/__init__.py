@@ -29,6 +29,7 @@ from dreambooth.families.location import find_folder  # noqa: E402
 from dreambooth.families.protocols import Family  # noqa: E402
 from dreambooth.families.single_file import Header, read_header  # noqa: E402
 from dreambooth.families.source import QUANTIZERS, ModelSource  # noqa: E402
+from dreambooth.plugins import Table  # noqa: E402
 
 __all__ = [
     "FAMILIES",
@@ -54,15 +55,18 @@ class FamilyRow:
     load_single_file: Callable[[Header, ModelSource], Family]
 
 
-FAMILIES = {
-    "sd": FamilyRow(("StableDiffusionPipeline", "StableDiffusionInpaintPipeline"), sd.load, sd.load_single_file),
-    "sdxl": FamilyRow(
-        ("StableDiffusionXLPipeline", "StableDiffusionXLInpaintPipeline"), sdxl.load, sdxl.load_single_file
-    ),
-    "z_image": FamilyRow(("ZImagePipeline",), z_image.load, z_image.load_single_file),
-    "qwen_image": FamilyRow(("QwenImagePipeline",), qwen_image.load, qwen_image.load_single_file),
-    "flux2_klein": FamilyRow(("Flux2KleinPipeline",), flux2_klein.load, flux2_klein.load_single_file),
-}
+FAMILIES: Table[FamilyRow] = Table(
+    "families",
+    {
+        "sd": FamilyRow(("StableDiffusionPipeline", "StableDiffusionInpaintPipeline"), sd.load, sd.load_single_file),
+        "sdxl": FamilyRow(
+            ("StableDiffusionXLPipeline", "StableDiffusionXLInpaintPipeline"), sdxl.load, sdxl.load_single_file
+        ),
+        "z_image": FamilyRow(("ZImagePipeline",), z_image.load, z_image.load_single_file),
+        "qwen_image": FamilyRow(("QwenImagePipeline",), qwen_image.load, qwen_image.load_single_file),
+        "flux2_klein": FamilyRow(("Flux2KleinPipeline",), flux2_klein.load, flux2_klein.load_single_file),
+    },
+)
 
 
 def load_family(source: ModelSource | str) -> Family:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
 from dreambooth.data.images import to_images
 from dreambooth.families import fingerprint
@@ -17,7 +18,7 @@ from dreambooth.generation.attention_maps import AttentionRecorder, draw_attenti
 from dreambooth.generation.grids.grid import labelled_grid
 from dreambooth.generation.inputs.canvas import natural_size
 from dreambooth.generation.inputs.from_images import FromImages
-from dreambooth.generation.inputs.image_inputs import Prepared, attached, prepare
+from dreambooth.generation.inputs.image_inputs import ChangeLatents, Prepared, attached, prepare
 from dreambooth.generation.inputs.init_image import InitImage
 from dreambooth.generation.models.loading import Model
 from dreambooth.generation.options import ImageOptions
@@ -37,6 +38,7 @@ from dreambooth.generation.request import (
 from dreambooth.generation.sampler import OnStep, check_sampler, cut_warning, sample_pixels
 from dreambooth.generation.settings import SamplerSettings, check_size, sampler_settings
 from dreambooth.generation.variation import NoiseSeed, Variation
+from dreambooth.plugins import active
 from dreambooth.prompt_words import foreign_syntax_warning, has_words
 
 NUMBERED = re.compile(r"(\d+)(?:-.*)?\.png")  # 00003.png, 00003-a-photo-of-sks-dog.png
@@ -83,6 +85,7 @@ def make_requests(
         for options in wanted
         for number in range(options.num_images)
     ]
+    requests = [active().change("change_request", request=request) for request in requests]
     sampled = [(replace(each.settings, negative_prompt=""), (each.height, each.width)) for each in requests]
     for settings, size in dict.fromkeys(sampled):
         check_can_sample(model, size, settings)
@@ -162,9 +165,11 @@ def generate(
         for row, (request, image) in enumerate(zip(batch, images, strict=True)):
             maps = {} if recorder is None else word_maps(model.family, request, recorder.maps[row])
             done += 1
-            made = GeneratedImage.from_image(refine(model, request, image, maps, report), make_recipe(request, weights))
+            image = active().change("change_image", image=refine(model, request, image, maps, report), request=request)
+            made = GeneratedImage.from_image(image, make_recipe(request, weights))
             if attention_maps:
                 made.attention = draw_attention(made, maps)
+            active().tell("after_image", image=made, recipe=made.recipe)
             yield made
 
 
@@ -182,10 +187,24 @@ def _sample(model: Model, batch: Sequence[ImageRequest], prepared: Prepared, on_
     """Return the images of requests that may go into one batch."""
     first, prompts = batch[0], [each.prompt for each in batch]
     seeds = [NoiseSeed(each.seed, each.variations) for each in batch]
-    size, inputs = (first.height, first.width), prepared.inputs
+    size, inputs = (first.height, first.width), replace(prepared.inputs, change=_change_of_plugins(batch))
     encode = encoder(model.family, first.text_encoding)
     pixels = sample_pixels(model.family, prompts, seeds, size, first.settings, len(batch), on_step, encode, inputs)
     return prepared.finish(to_images(next(pixels)))
+
+
+def _change_of_plugins(batch: Sequence[ImageRequest]) -> ChangeLatents | None:
+    """Return what plug-ins do to the latents of a batch after each sampler step; None where they do nothing."""
+    if not active().has("change_latents"):
+        return None
+
+    def change(latents_BCHW: Tensor, step: int, num_steps: int) -> Tensor:
+        changed: Tensor = active().change(
+            "change_latents", latents_BCHW=latents_BCHW, step=step, num_steps=num_steps, requests=batch
+        )
+        return changed
+
+    return change
 
 
 def _batches(model: Model, requests: Sequence[ImageRequest], batch_size: int) -> Iterator[list[ImageRequest]]:
@@ -277,6 +296,7 @@ def reproduce(recipe: Mapping[str, Any], model: Model, images: FromImages | None
     """
     if not has_weights(recipe, fingerprint(model.family)):
         logger.warning(f"{model.name} has other weights now; this will be another image")
+    active().warn_of_missing(recipe.get("plugins", ()))
     request = request_of(recipe)
     request = replace(request, model=model.ref, images=attached(model, images or request.images))
     check_can_sample(model, (request.height, request.width), request.settings)

@@ -33,6 +33,7 @@ from dreambooth.generation.refining.refinement import Refinement
 from dreambooth.generation.settings import SamplerSettings
 from dreambooth.generation.variation import Variation
 from dreambooth.home_folder import with_home, without_home
+from dreambooth.plugins import active
 
 RECIPE = "dreambooth"  # the PNG's text chunk
 PATHS = ("model", "config", "base", "vae")  # of a recipe, in which ~ is the home folder
@@ -101,6 +102,7 @@ def make_recipe(request: ImageRequest, weights: str) -> dict[str, Any]:
     recipe |= {"variations": variation.as_json(request.variations)} if request.variations else {}
     recipe |= {} if request.refinement is None else {"refinement": refinement.as_json(request.refinement)}
     recipe |= {key: without_home(str(recipe[key])) for key in PATHS if recipe[key] is not None}
+    recipe |= {"plugins": active().changing} if active().changing else {}
     return recipe | {package: version(package) for package in PACKAGES}
 
 

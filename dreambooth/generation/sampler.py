@@ -173,6 +173,8 @@ def _denoise(
         latents_BCHW = scheduler.step(prediction_BCHW, t, latents_BCHW, **options).prev_sample
         if init is not None:
             latents_BCHW = init.keep(scheduler, timesteps_T, number, latents_BCHW, noise_BCHW)
+        if inputs.change is not None:
+            latents_BCHW = inputs.change(latents_BCHW, number, len(timesteps_T))
         if on_step is not None:
             on_step(number, len(timesteps_T))
     return latents_BCHW

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dreambooth.errors import UserError
+from dreambooth.plugins import Table
 
 if TYPE_CHECKING:
     from dreambooth.methods.base import Method
@@ -27,15 +28,19 @@ class Facts:
     adds_tokens: bool = False
 
 
-FACTS = {
-    "full": Facts(2e-6, is_adapter=False),
-    "lora": Facts(1e-4),
-    "loha": Facts(1e-4),
-    "lokr": Facts(1e-4),
-    "textual_inversion": Facts(5e-4, adds_tokens=True),
-    "pivotal": Facts(1e-4, adds_tokens=True),
-    "custom_diffusion": Facts(1e-5),
-}
+FACTS: Table[Facts] = Table(
+    "methods",
+    {
+        "full": Facts(2e-6, is_adapter=False),
+        "lora": Facts(1e-4),
+        "loha": Facts(1e-4),
+        "lokr": Facts(1e-4),
+        "textual_inversion": Facts(5e-4, adds_tokens=True),
+        "pivotal": Facts(1e-4, adds_tokens=True),
+        "custom_diffusion": Facts(1e-5),
+    },
+    lambda method: method.facts,
+)
 
 
 # Methods whose results are a LoRA, and those that kohya's names hold as LyCORIS writes them.

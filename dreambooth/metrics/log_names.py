@@ -1,7 +1,11 @@
 """The names in a run's logs and what they mean: one table for TensorBoard, the report and the model card."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+from dreambooth.plugins import Table
 
 DIRECTIONS = {"↑": "More is better.", "↓": "Less is better.", "": ""}
 
@@ -15,6 +19,19 @@ class Metric:
     better: str = ""  # ↑ or ↓; empty: neither
 
 
+@dataclass(frozen=True)
+class Score:
+    """Hold a plug-in's score of validation images: what it means, and how it is measured.
+
+    measure: images of one prompt with the subject, the prompt without identifiers, the subject's photos -> a number for
+    each image.
+    """
+
+    metric: Metric
+    measure: Callable[[list[Any], str, list[Any]], list[float]]
+
+
+SCORES: Table[Score] = Table("scores", {})  # none of its own: `metrics.subject` measures those
 METRICS = {
     "eval/dino": Metric("DINO", "subject prompts: similarity to the photos", "↑"),
     "eval/clip_i": Metric("CLIP-I", "subject prompts: similarity to the photos", "↑"),
@@ -48,6 +65,8 @@ def find_metric(name: str) -> Metric:
     if name.startswith("best/"):
         known = find_metric(name.replace("best/", "eval/"))
         return Metric(f"{known.title} of the kept step", known.meaning, known.better)
+    if name not in METRICS and (score := SCORES.get(name.removeprefix("eval/"))) is not None:
+        return score.metric
     return METRICS.get(name, Metric(name, ""))
 
 

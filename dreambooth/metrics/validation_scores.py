@@ -2,13 +2,16 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from PIL.Image import Image
 
 from dreambooth.metrics import scores
+from dreambooth.metrics.log_names import SCORES, Score
 from dreambooth.metrics.selection import Anchors, means_of
 from dreambooth.metrics.subject import Encoders, Scores, SubjectScorer
+from dreambooth.plugins import active
 from dreambooth.prompts import Kind, Prompt
 
 ImageRows = Sequence[Sequence[Image]]  # a row for each prompt, a column for each seed
@@ -41,7 +44,28 @@ class ValidationScorer:
                 _extend(found, _mean(self.subjects[i].of_class(rows[number], base_row) for i in prompt.subjects))
             elif prompt.kind == "other" and base_row is not None:
                 _extend(found, self.subjects[0].of_other(rows[number], base_row))
+        return found | self._of_plugins(rows)
+
+    def _of_plugins(self, rows: ImageRows) -> Scores:
+        """Score the images of subject prompts as plug-ins do; one that fails is left out."""
+        named = [(prompt, row) for prompt, row in zip(self.prompts, rows, strict=True) if prompt.kind == "subject"]
+        found: Scores = {}
+        for name, score in SCORES.items():
+            numbers = active().try_row("scores", name, partial(self._measured, score, named))
+            if numbers is not None:
+                found[name] = numbers
         return found
+
+    def _measured(self, score: Score, named: Sequence[tuple[Prompt, Sequence[Image]]]) -> list[float]:
+        """Return a plug-in's number of each image. Raises ValueError where it gives more or fewer."""
+        numbers: list[float] = []
+        for prompt, row in named:
+            photos = [photo for i in prompt.subjects for photo in self.subjects[i].photos]
+            own = [float(number) for number in score.measure(list(row), prompt.text, photos)]
+            if len(own) != len(row):
+                raise ValueError(f"{len(own)} numbers for {len(row)} images")
+            numbers += own
+        return numbers
 
     def _of_subjects(self, rows: ImageRows) -> Scores:
         """Score the images of subject prompts; images of the same subjects are measured together."""

@@ -12,26 +12,26 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dreambooth.errors import UserError
+from dreambooth.errors import UserError, first_line
 from dreambooth.generation.inputs.from_images import FromImages, as_json
 from dreambooth.generation.models.additions import parse_lora
 from dreambooth.generation.models.location import source_of_step
 from dreambooth.generation.options import PARSERS, ImageOptions, with_options
 from dreambooth.generation.request import ModelRef
+from dreambooth.plugins import Table, active
 
 PLACES = "xyz"
 MAX_AXES = 3
 WRITTEN = re.compile(r"(?:([xyz])=)?([A-Za-z][\w-]*)[=:](.*)", re.DOTALL)
 NONE = "none"  # the value of `lora` for no LoRA
-LAST = ("lora_weight", "step")  # say something of the LoRA or the run that another axis may name
 OF_IMAGES = tuple(name for name in PARSERS if name != "num_images")
 OF_MODELS = ("model", *(each.name for each in fields(ModelRef) if each.name not in ("name", "loras", "embeddings")))
-KNOWN = (*OF_IMAGES, *OF_MODELS, "step", "lora", "lora_weight")
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,10 @@ def _parse(text: str, place: int) -> Axis:
     if match is None:
         raise UserError(f"--grid {text}: write AXIS=V1,V2,..., for example guidance_scale=3,5,7")
     name = match[2].replace("-", "_")
-    if name not in KNOWN:
-        near = difflib.get_close_matches(name, KNOWN, n=1)
+    if name not in AXES:
+        near = difflib.get_close_matches(name, AXES, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(f"--grid {text}: unknown axis {name}; {hint}Known are {', '.join(KNOWN)}")
+        raise UserError(f"--grid {text}: unknown axis {name}; {hint}Known are {', '.join(AXES)}")
     values = [value.strip() for value in next(csv.reader([match[3]], skipinitialspace=True), [])]
     if not values or not all(values):
         raise UserError(f"--grid {text}: a value is missing; write AXIS=V1,V2,...")
@@ -89,8 +89,8 @@ def cells_of(axes: Sequence[Axis], ref: ModelRef, options: ImageOptions) -> list
     for backwards in itertools.product(*(axis.values for axis in reversed(axes))):
         values = backwards[::-1]
         cell = Cell(values, ref, replace(options, num_images=1))
-        named = sorted(zip(axes, values, strict=True), key=lambda each: each[0].name in LAST)
-        for axis, value in named:
+        order = list(AXES)  # lora_weight and step say something of the LoRA or the run that another axis may name
+        for axis, value in sorted(zip(axes, values, strict=True), key=lambda each: order.index(each[0].name)):
             cell = _with_value(cell, axis.name, value)
         found.append(cell)
     return found
@@ -98,20 +98,39 @@ def cells_of(axes: Sequence[Axis], ref: ModelRef, options: ImageOptions) -> list
 
 def _with_value(cell: Cell, name: str, value: str) -> Cell:
     """Return a cell with the value of one axis. Raises UserError."""
-    if name in OF_IMAGES:
-        return replace(cell, options=with_options(cell.options, {name: value}))
-    if name in OF_MODELS:
-        changes: dict[str, Any] = {"name" if name == "model" else name: value}
-        return replace(cell, ref=replace(cell.ref, **changes))
-    if name == "step":
-        if not value.isdecimal():
-            raise UserError(f"--grid step={value}: must be a whole number, an optimizer step of the run")
-        source_of_step(Path(cell.ref.name), int(value))
-        return replace(cell, step=int(value))
-    if name == "lora":
-        added = () if value == NONE else (parse_lora(value),)
-        return replace(cell, ref=replace(cell.ref, loras=(*cell.ref.loras, *added)))
+    try:
+        return AXES[name](cell, value)
+    except UserError:
+        raise
+    except Exception as error:
+        if name in AXES.own:
+            raise
+        raise UserError(f"--grid {name}={value}: {active().named('axes', name)}: {first_line(error)}") from error
+
+
+def _option_axis(name: str, cell: Cell, value: str) -> Cell:
+    return replace(cell, options=with_options(cell.options, {name: value}))
+
+
+def _model_axis(name: str, cell: Cell, value: str) -> Cell:
+    changes: dict[str, Any] = {"name" if name == "model" else name: value}
+    return replace(cell, ref=replace(cell.ref, **changes))
+
+
+def _lora(cell: Cell, value: str) -> Cell:
+    added = () if value == NONE else (parse_lora(value),)
+    return replace(cell, ref=replace(cell.ref, loras=(*cell.ref.loras, *added)))
+
+
+def _lora_weight(cell: Cell, value: str) -> Cell:
     return replace(cell, ref=_with_weight(cell.ref, value))
+
+
+def _step(cell: Cell, value: str) -> Cell:
+    if not value.isdecimal():
+        raise UserError(f"--grid step={value}: must be a whole number, an optimizer step of the run")
+    source_of_step(Path(cell.ref.name), int(value))
+    return replace(cell, step=int(value))
 
 
 def _with_weight(ref: ModelRef, value: str) -> ModelRef:
@@ -125,6 +144,19 @@ def _with_weight(ref: ModelRef, value: str) -> ModelRef:
     if not ref.loras:
         raise UserError("--grid lora_weight: there is no LoRA; name one with --lora FILE")
     return replace(ref, loras=tuple(replace(each, weight=weight) for each in ref.loras))
+
+
+# Put the value of an axis, as it was typed, into a cell; in this order where there are several.
+AXES: Table[Callable[[Cell, str], Cell]] = Table(
+    "axes",
+    {
+        **{name: partial(_option_axis, name) for name in OF_IMAGES},
+        **{name: partial(_model_axis, name) for name in OF_MODELS},
+        "lora": _lora,
+        "lora_weight": _lora_weight,
+        "step": _step,
+    },
+)
 
 
 def folder_name(cells: Sequence[Cell], images: FromImages) -> str:

@@ -1,7 +1,7 @@
 """Make what steers a sampling beside its prompts ready for the sampler: a start image, controls, a style."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from PIL import Image
@@ -16,14 +16,20 @@ from dreambooth.generation.inputs.style_reference import Step, Style, check_styl
 from dreambooth.generation.models.loading import Model
 from dreambooth.generation.request import ImageRequest
 
+ChangeLatents = Callable[[Tensor, int, int], Tensor]  # latents, sampler steps taken and in all -> latents
+
 
 @dataclass(frozen=True)
 class ImageInputs:
-    """Hold an image to start from as latents, controls, and a style. The same for all images of a batch."""
+    """Hold an image to start from as latents, controls, and a style. The same for all images of a batch.
+
+    change: is done to the latents after each step; None: nothing.
+    """
 
     init: InitLatents | None = None
     controls: tuple[Control, ...] = ()
     style: Style | None = None
+    change: ChangeLatents | None = None
 
     def applied(self, family: Family) -> contextlib.AbstractContextManager[None]:
         """Change the family's denoiser as the style needs it, while the block runs."""

@@ -24,6 +24,7 @@ from dreambooth.generation.models.location import check_is_there, fill, model_fo
 from dreambooth.generation.models.reading import load_result
 from dreambooth.generation.request import ModelRef
 from dreambooth.methods import adapters, embedding_files, lora_files
+from dreambooth.plugins import active
 from dreambooth.subject_info import ExportCard, LearnedSubject, SubjectInfo, find_card
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,12 @@ class Model:
 
 
 def load_model(model: ModelRef | str, device: str = "auto") -> Model:
+    """Load a model as `load_unchanged` does, and let plug-ins change it."""
+    found: Model = active().change("change_model", model=load_unchanged(model, device))
+    return found
+
+
+def load_unchanged(model: ModelRef | str, device: str = "auto") -> Model:
     """Load a run, pipeline or adapter folder, a hub id or a single file, and what is laid over it.
 
     device: auto, cpu or cuda.
