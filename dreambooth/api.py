@@ -15,6 +15,7 @@ from PIL import Image
 
 from dreambooth import engine
 from dreambooth.config import Config, as_overrides, load_config
+from dreambooth.devices import find_device
 from dreambooth.disk import check_writable, translate_write_errors
 from dreambooth.errors import DreamBoothError, UserError
 from dreambooth.evaluation.encoders import AUTO
@@ -119,7 +120,8 @@ def load(
 ) -> "Model":
     """Load whatever `sample.py` takes: a run, pipeline or adapter folder, a hub id, a single .safetensors.
 
-    device: auto, cpu or cuda. dtype: float32, float16, bfloat16; None: float16 on a GPU, else float32. base: of an
+    device: auto, cuda, rocm, xpu, mps or cpu. dtype: float32, float16, bfloat16; None: float16 on a GPU, else float32.
+    base: of an
     adapter, where its base model is elsewhere now. config: for a single file, where its configs and tokenizer lie.
     revision: of a hub id. variant: which of the weights. vae: another VAE in the place of its own. loras:
     FILE or FILE:WEIGHT each, laid over it. embeddings: FILE or FILE:WORD each. Raises ModelError, UserError.
@@ -248,7 +250,7 @@ class Model:
         photos: folder of the subject's; None: those that the run learned from. Raises UserError where there is nothing
         to measure with.
         """
-        device = loading.pick_device(self._device).type
+        device = find_device(self._device).type
         scorer = make_image_scorer(self.name, self.subjects, device, None if photos is None else Path(photos))
         return scorer(images, [image.recipe for image in images])
 

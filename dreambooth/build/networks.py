@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from dreambooth.config import Config
+from dreambooth.devices import check_precision, find_device, kind_of, precision_of_large_models
 from dreambooth.distributed import this_process
 from dreambooth.errors import ModelError, UserError
 from dreambooth.families import Family, ModelSource, evaluation_mode, frozen_copy, is_small, load_family
@@ -18,30 +19,25 @@ from dreambooth.timesteps import TimestepDensity
 
 def pick_device(config: Config) -> torch.device:
     """Return the device to train on. Raises UserError where it, or its precision, is not available."""
-    has_cuda = torch.cuda.is_available()
-    if config.train.device == "cuda" and not has_cuda:
-        raise UserError("train.device=cuda: PyTorch finds no GPU; use cpu or auto")
-    is_cuda = has_cuda and config.train.device != "cpu"
-    device = torch.device("cuda", this_process().local_rank) if is_cuda else torch.device("cpu")
-    if is_cuda and config.train.devices > torch.cuda.device_count():
-        raise UserError(
-            f"train.devices={config.train.devices}: PyTorch finds {torch.cuda.device_count()} GPU(s); use no more"
-        )
-    if config.train.precision == "16-mixed" and device.type == "cpu":
-        raise UserError("train.precision=16-mixed: needs a GPU; on a CPU use bf16-mixed or 32-true")
+    device = find_device(config.train.device, "train.device", to_train=True)
+    if device.type == "cuda":
+        device = torch.device("cuda", this_process().local_rank)
+        if config.train.devices > torch.cuda.device_count():
+            raise UserError(
+                f"train.devices={config.train.devices}: PyTorch finds {torch.cuda.device_count()} GPU(s); use no more"
+            )
+    check_precision(device, config.train.precision)
     return device
 
 
 def pick_precision(config: Config, family: Family) -> str:
-    """Return train.precision; for `auto` 16 bits for a large model on a GPU, bfloat16 where the GPU has it.
+    """Return train.precision; for `auto` as the device has it, but float32 for a small model.
 
-    Else float32: a small model loses more by casts than it gains, and so do most CPUs (not those with AMX).
+    That loses more by casts than it gains.
     """
     if config.train.precision != "auto":
         return config.train.precision
-    if pick_device(config).type == "cpu" or is_small(family.denoiser):
-        return "32-true"
-    return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+    return "32-true" if is_small(family.denoiser) else precision_of_large_models(pick_device(config))
 
 
 def model_source(config: Config) -> ModelSource:
@@ -118,9 +114,9 @@ def untouched_base(family: Family, config: Config) -> Family:
 def save_memory(family: Family, config: Config, text_trains: bool) -> None:
     """Free networks that the run no longer needs, and apply the settings that trade time for memory.
 
-    When training on a GPU the VAE stays on the CPU.
+    Where the device has memory of its own, the VAE stays on the CPU.
     """
-    if pick_device(config).type == "cuda":
+    if kind_of(pick_device(config)).has_own_memory:
         family.vae.to("cpu")
     for network in unused_networks(family, config, text_trains):
         network.to("meta")

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -20,6 +19,7 @@ from dreambooth.build.networks import apply_schedule, load_base, model_source
 from dreambooth.checkpointing import InputFingerprints
 from dreambooth.config import Config
 from dreambooth.data.latents import Encoder
+from dreambooth.devices import device_name
 from dreambooth.families import Conditioning, Family, ModelSource, load_family
 from dreambooth.files import atomic_file
 from dreambooth.metrics.subject import Encoders, load_encoders
@@ -129,4 +129,4 @@ class SharedInputs:
 def _device_name(family: Family) -> str:
     """Return the kind of device that the VAE is on: another kind rounds otherwise."""
     device = next(family.vae.parameters()).device
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return device_name(device)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dreambooth.devices import find_device
 from dreambooth.errors import UserError
 from dreambooth.generation.refining.refinement import USUAL_DETAIL
 
@@ -73,10 +74,9 @@ def make_scorer(args: argparse.Namespace, model: "Model") -> "ImageScorer | None
     if args.score is None:
         return None
     from dreambooth.evaluation.image_scores import make_image_scorer
-    from dreambooth.generation.models.loading import pick_device
 
     photos = None if args.score == AUTO else Path(args.score)
-    return make_image_scorer(model.name, model.subjects, pick_device(args.device).type, photos)
+    return make_image_scorer(model.name, model.subjects, find_device(args.device).type, photos)
 
 
 def show_scores(scorer: "ImageScorer", paths: Sequence[Path], num_images: Sequence[int], best: int | None) -> None:

@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from dreambooth.devices import AUTO, NAMES
 from dreambooth.errors import UserError
 from dreambooth.generation import options
 from dreambooth.generation.settings import SCHEDULERS, problem_of
@@ -55,7 +56,7 @@ def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
         help="another VAE in the place of the model's own, or where a single file has none: folder, hub id or single "
         ".safetensors",
     )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: the GPU if any")
+    parser.add_argument("--device", choices=NAMES, default=AUTO, help="default: the first of these that there is")
     parser.add_argument(
         "--dtype",
         choices=("float32", "float16", "bfloat16"),

@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 from omegaconf import MISSING
 
+from dreambooth.devices import AUTO, NAMES
+
 PATHS = (  # in files with ~ for the home folder, in programs without
     "run.dir", "model.base", "model.config", "model.vae", "subject.images", "data.mask", "prior.folder", "method.start",
     "validate.images", "validate.dino", "validate.clip",
@@ -338,7 +340,9 @@ class TrainConfig:
     )
     gradient_checkpointing: bool = setting(False, "recompute activations in backward: much less memory, a third slower")
     compile: bool = setting(False, "torch.compile the denoiser; slow start, faster steps on a GPU")
-    device: Literal["auto", "cpu", "cuda"] = setting("auto", "device to train on; auto: the GPU where there is one")
+    device: str = setting(
+        AUTO, "device to train on; auto: the GPU of NVIDIA or AMD where there is one, else the CPU", choices=NAMES
+    )
     devices: int = setting(
         1,
         "processes per machine, a GPU each; a step sees batch_size x accumulate x devices x num_nodes images",

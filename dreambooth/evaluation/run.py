@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from dreambooth.devices import find_device
 from dreambooth.evaluation import protocol, rows, tables
 from dreambooth.evaluation.encoders import find_encoders
 from dreambooth.evaluation.models import (
@@ -25,7 +26,7 @@ from dreambooth.evaluation.scoring import Scored, ignored_clip_t, real_scores, s
 from dreambooth.evaluation.subjects import Subject, subjects_of
 from dreambooth.evaluation.verdicts import verdicts
 from dreambooth.generation.images import OnProgress, Progress
-from dreambooth.generation.models.loading import Model, pick_device
+from dreambooth.generation.models.loading import Model
 from dreambooth.generation.settings import sampler_settings
 from dreambooth.metrics.subject import Encoders
 from dreambooth.prompt_words import foreign_syntax_warning
@@ -69,7 +70,7 @@ def evaluate(
             logger.warning(warning)
     cards = read_cards(_models(request, prompts_of), load)
     tasks = [_task(request, subject, prompts, cards) for subject, prompts in prompts_of.items()]
-    encoders = find_encoders(request.dino, request.clip, cards, pick_device(request.device).type, request.lpips)
+    encoders = find_encoders(request.dino, request.clip, cards, find_device(request.device).type, request.lpips)
     sampling = _sampling(request, cards, load)
     images, base = _plan(request, tasks, cards, sampling)
     _make(list({image.path: image for image in [*images, *base]}.values()), load, sampling, on_progress)

@@ -16,6 +16,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DCon
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
+from dreambooth.devices import AUTO, find_device
 from dreambooth.errors import ModelError, first_line
 from dreambooth.families.autoencoder import KLCodec
 from dreambooth.families.conditioning import Conditioning
@@ -153,7 +154,7 @@ def optimize_for_device(unet: UNet2DConditionModel) -> None:
 
     One of Stable Diffusion's size is a tenth slower so, and takes 2.5 GiB more (float32, 256 pixels).
     """
-    if not torch.cuda.is_available() and is_small(unet):
+    if find_device(AUTO, to_train=True).type == "cpu" and is_small(unet):
         unet.set_attn_processor(AttnProcessor())
         unet.to(memory_format=torch.channels_last)
 

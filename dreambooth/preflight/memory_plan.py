@@ -24,6 +24,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flo
 from dreambooth import build
 from dreambooth.config import Config
 from dreambooth.data.latents import Batch, Sample
+from dreambooth.devices import device_name, kind_of, total_bytes
 from dreambooth.disk import GIB
 from dreambooth.families import Conditioning, Family, ModelSource, evaluation_mode, load_family
 from dreambooth.families.builtin_configs import config_folder
@@ -178,7 +179,7 @@ class Planner:
     def _freed_bytes(self, config: Config) -> int:
         """Return the bytes of networks that the run frees, or moves off the GPU, before its first step."""
         freed = build.unused_networks(self.family, config, self.text_trains)
-        if build.pick_device(config).type == "cuda" and self.family.vae not in freed:
+        if kind_of(build.pick_device(config)).has_own_memory and self.family.vae not in freed:
             freed = [*freed, self.family.vae]
         return num_bytes(weight for network in freed for weight in network.parameters())
 
@@ -359,7 +360,6 @@ def is_enough(need: int, memory: int) -> bool:
 
 def device_memory(config: Config) -> tuple[str, int]:
     """Return the device's name, and all the memory that it has, bytes."""
-    if build.pick_device(config).type == "cuda":
-        properties = torch.cuda.get_device_properties(0)
-        return properties.name, properties.total_memory
-    return "this machine", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    device = build.pick_device(config)
+    name = device_name(device) if kind_of(device).has_own_memory else "this machine"
+    return name, total_bytes(device)

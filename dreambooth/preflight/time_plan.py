@@ -20,6 +20,7 @@ from PIL import Image
 from dreambooth import build
 from dreambooth.build.validation_inputs import NUM_FIXED_LOSSES
 from dreambooth.config import Config
+from dreambooth.devices import device_name
 from dreambooth.families import evaluation_mode, is_small
 from dreambooth.preflight.memory_plan import Planner
 
@@ -106,8 +107,8 @@ def time_in_words(planner: Planner, config: Config) -> str:
     """Return how long a run takes, in words; unknown where nothing is known of the device to train on."""
     known = [str(each) for each in durations(planner, config)]
     device = build.pick_device(config)
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        name = device_name(device)
         is_measured = any(each.device.removeprefix("an ") in name for each in MEASURED)
         known = known if known and is_measured else [f"unknown on {name}", *known]
     return "; ".join(known) or "unknown: a step is not timed without the base's weights"

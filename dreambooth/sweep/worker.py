@@ -9,13 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from filelock import FileLock, Timeout
 
 from dreambooth import report
 from dreambooth.build import SharedInputs
 from dreambooth.config import Config
 from dreambooth.console import command_output
+from dreambooth.devices import release_memory
 from dreambooth.errors import DreamBoothError, UserError
 from dreambooth.run.folder import RunFolder
 from dreambooth.sweep.cells import Cell
@@ -60,8 +60,7 @@ def train_cell(sweep: Sweep, train: Train, task: Task) -> Outcome:
     note_failure(sweep, cell, outcome.exit_code, outcome.error)
     running_file(sweep, cell).unlink(missing_ok=True)
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    release_memory()
     return outcome
 
 

@@ -6,8 +6,9 @@ from collections import defaultdict
 from collections.abc import Mapping
 from statistics import median
 
-import torch
 from pytorch_lightning.profilers import Profiler
+
+from dreambooth.devices import AUTO, find_device, synchronize
 
 REST = "Lightning"
 # Part of an action: the first whose text is in the action's name. Other actions count for the part around them.
@@ -39,7 +40,7 @@ class StepProfiler(Profiler):
         self.seconds: list[Mapping[str, float]] = []  # by part, of each batch
         self._batch: dict[str, float] = {}
         self._parts = [REST]
-        self._has_gpu = torch.cuda.is_available()
+        self._device = find_device(AUTO)
         self._since = time.perf_counter()
 
     def start(self, action_name: str) -> None:
@@ -58,8 +59,7 @@ class StepProfiler(Profiler):
             self._parts.pop()
 
     def _charge(self) -> None:
-        if self._has_gpu:
-            torch.cuda.synchronize()
+        synchronize(self._device)
         now = time.perf_counter()
         self._batch[self._parts[-1]] = self._batch.get(self._parts[-1], 0.0) + now - self._since
         self._since = now

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 
+from dreambooth.devices import device_name, peak_bytes
 from dreambooth.distributed import is_first
 from dreambooth.training.validation import Validate
 
@@ -42,11 +42,12 @@ def record_session(path: Path, trainer: pl.Trainer, first_step: int) -> Iterator
 def costs(trainer: pl.Trainer) -> dict[str, Any]:
     """Return time, memory and device of this process so far, and the number of processes."""
     validations = [each for each in trainer.callbacks if isinstance(each, Validate)]  # type: ignore[attr-defined]
-    on_gpu = torch.cuda.is_available() and trainer.strategy.root_device.type == "cuda"
+    device = trainer.strategy.root_device
+    peak = peak_bytes(device)
     return {
         "validation_seconds": round(sum(each.seconds for each in validations), 1),
-        "peak_memory_mib": (torch.cuda.max_memory_allocated() if on_gpu else peak_resident_bytes()) // 2**20,
-        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+        "peak_memory_mib": (peak_resident_bytes() if peak is None else peak) // 2**20,
+        "device": device_name(device),
         "processes": trainer.world_size,
     }
 

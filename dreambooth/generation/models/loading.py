@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from dreambooth.errors import ModelError, UserError
+from dreambooth.devices import find_device, kind_of
+from dreambooth.errors import ModelError
 from dreambooth.families import Family, ModelSource, load_family, move
 from dreambooth.generation.models.additions import (
     EmbeddingRef,
@@ -68,15 +69,15 @@ def load_model(model: ModelRef | str, device: str = "auto") -> Model:
 def load_unchanged(model: ModelRef | str, device: str = "auto") -> Model:
     """Load a run, pipeline or adapter folder, a hub id or a single file, and what is laid over it.
 
-    device: auto, cpu or cuda.
+    device: a name in `devices.DEVICES`, or auto.
 
     Raises ModelError, and UserError for a device, revision or variant that is not there.
     """
     ref = ModelRef(model) if isinstance(model, str) else model
     check_is_there(ref.name)
     check_additions(ref.loras, ref.embeddings)
-    folder, picked = model_folder(ref.name), pick_device(device)
-    ref = replace(ref, dtype=ref.dtype or ("float16" if picked.type == "cuda" else "float32"))
+    folder, picked = model_folder(ref.name), find_device(device)
+    ref = replace(ref, dtype=ref.dtype or kind_of(picked).dtype)
     dtype = getattr(torch, str(ref.dtype))
     card = find_card(folder)
     if card is not None and not (folder / "model_index.json").is_file():
@@ -122,13 +123,6 @@ def checked_digest(path: Path, recorded: str | None) -> str:
     if recorded not in (None, digest):
         logger.warning(f"{path}: another file than the one that the image was made with; this will be another image")
     return digest
-
-
-def pick_device(device: str) -> torch.device:
-    """Return the device of this name; of auto the GPU where there is one. Raises UserError for cuda without a GPU."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: PyTorch finds no GPU; use cpu or auto")
-    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def load_adapted(folder: Path, card: ExportCard, ref: ModelRef) -> Family:

@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 
+from dreambooth.devices import find_device, kind_of
 from dreambooth.generation.models.additions import check_additions, learned_by, lora_file, words_beside
-from dreambooth.generation.models.loading import Model, checked_digest, load_model, pick_device
+from dreambooth.generation.models.loading import Model, checked_digest, load_model
 from dreambooth.generation.request import ModelRef
 from dreambooth.methods import adapters
 from dreambooth.methods.lora_switch import LoraSwitch
@@ -12,7 +13,7 @@ from dreambooth.methods.lora_switch import LoraSwitch
 class ModelPool:
     """Keep the last model: another request for it loads nothing, one for its base with other LoRAs only those.
 
-    device: auto, cpu or cuda. loaded: a model that is in memory already.
+    device: as for `load_model`. loaded: a model that is in memory already.
     """
 
     def __init__(self, device: str, loaded: Model | None = None) -> None:
@@ -60,5 +61,5 @@ class ModelPool:
 
         Not where words were learned with them, and not in half precision, to which loading rounds the sum.
         """
-        is_float32 = ref.dtype == "float32" or (ref.dtype is None and pick_device(self._device).type == "cpu")
+        is_float32 = (ref.dtype or kind_of(find_device(self._device)).dtype) == "float32"
         return bool(ref.loras) and is_float32 and not any(words_beside(lora_file(each)) for each in ref.loras)
