@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from dreambooth.errors import DreamBoothError
-from dreambooth.generation.location import kind_of_file, model_folder
+from dreambooth.generation.models.location import kind_of_file, model_folder
 from dreambooth.studio import pictures
 from dreambooth.studio.jobs import STATES
 from dreambooth.studio.state import StudioOf
