@@ -14,9 +14,10 @@ from PIL import Image, ImageCms, ImageDraw, ImageOps
 
 from dreambooth.build.subjects import folder_notes
 from dreambooth.data import image_files
+from dreambooth.data.buckets import is_upscaled
 from dreambooth.data.image_files import load_image
 from dreambooth.data.image_folder import list_images, open_folder
-from dreambooth.data.images import cells, digest_files, grid, is_upscaled, resize_and_crop, to_images, to_tensor
+from dreambooth.data.images import cells, digest_files, grid, resize_and_crop, to_images, to_tensor
 from dreambooth.data.near_duplicates import MAX_DISTANCE, ImageInfo, inspect_image, near_duplicates
 from dreambooth.errors import NonFiniteError, UserError
 

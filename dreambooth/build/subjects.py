@@ -1,6 +1,5 @@
 """The subjects' images: their files, the sizes they are cut to, and warnings about them."""
 
-import glob
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,12 +12,11 @@ from PIL import Image
 from dreambooth.build.method import find_start
 from dreambooth.build.prompts import captions_of
 from dreambooth.config import Config
-from dreambooth.data.buckets import Size, make_buckets, nearest_bucket
+from dreambooth.data.buckets import Size, is_upscaled, make_buckets, nearest_bucket
 from dreambooth.data.captions import METADATA, files_beside
-from dreambooth.data.image_files import load_image, load_mask, transparency_mask
 from dreambooth.data.image_folder import ImageFolder, open_folder
-from dreambooth.data.images import is_upscaled
 from dreambooth.data.latents import EncodedImage, Encoder, encode_image_files
+from dreambooth.data.masks import mask_of
 from dreambooth.data.near_duplicates import ImageInfo, inspect_image, near_duplicates
 from dreambooth.errors import UserError, escaped
 from dreambooth.families import Family
@@ -147,6 +145,7 @@ def encode(
         randomness=randomness,
         masks=masks,
         subjects=subjects,
+        around_subject=data.crop == "subject",
     )
 
 
@@ -154,21 +153,8 @@ def load_masks(paths: list[Path], config: Config) -> list[Image.Image] | None:
     """Load the mask of each image; None: every pixel counts. Raises UserError for one that is missing or black."""
     if config.data.mask is None:
         return None
-    masks = [transparency_mask(path) if config.data.mask == "alpha" else mask_beside(path, config) for path in paths]
+    masks = [mask_of(path, config.data.mask) for path in paths]
     for path, mask in zip(paths, masks, strict=True):
         if mask.getextrema()[1] == 0:
             raise UserError(f"{escaped(path)}: its mask (data.mask={config.data.mask}) leaves nothing of it")
     return masks
-
-
-def mask_beside(path: Path, config: Config) -> Image.Image:
-    """Load an image's mask from the folder data.mask. Raises UserError for none, several, or one of another size."""
-    found = sorted(Path(str(config.data.mask)).glob(f"{glob.escape(path.stem)}.*"))
-    if len(found) != 1:
-        raise UserError(
-            f"data.mask: {config.data.mask} holds {len(found)} masks named {path.stem}.*, and {path.name} needs one"
-        )
-    mask, size = load_mask(found[0]), load_image(path).size
-    if mask.size != size:
-        raise UserError(f"{found[0]}: {mask.size[0]}x{mask.size[1]} pixels; {path.name} has {size[0]}x{size[1]}")
-    return mask

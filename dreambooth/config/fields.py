@@ -13,6 +13,12 @@ PATHS = (  # in files with ~ for the home folder, in programs without
 )  # fmt: skip
 
 
+AUTOMATIC = (  # may say `auto`: then a rule decides by the base, the method and the photos (`proposal.rules`)
+    "data.resolution", "prior.source", "prior.teacher_latents", "prior.weight", "prior.num_images", "prior.batch_size",
+    "method.rank", "optim.lr", "optim.text_encoder_lr", "optim.identifier_lr", "train.max_steps", "train.batch_size",
+)  # fmt: skip
+
+
 def setting(
     default: Any,
     text: str,
@@ -101,8 +107,11 @@ class DataConfig:
     bucket_step: int = setting(
         64, "step between the sides of the buckets, pixels; a smaller one crops less", minimum=8, multiple=8
     )
-    crop: Literal["center", "random"] = setting(
-        "center", "how to crop an image whose aspect ratio differs from the target"
+    crop: Literal["center", "random", "subject"] = setting(
+        "center",
+        "how to crop an image whose aspect ratio differs from the target; subject: around what data.mask has white, "
+        "never through it, and closer where it is small; where the image is too narrow it is padded, and the padding "
+        "does not count",
     )
     num_crops: int = setting(8, "random crops of each image, encoded once, with data.crop=random", minimum=1)
     flip: bool = setting(False, "also train on mirrored images; leave off where left and right matter (lettering)")

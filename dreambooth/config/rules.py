@@ -47,6 +47,8 @@ def joint_problems(config: Config) -> typing.Iterator[str]:
         yield f"train.ema_decay: {config.train.ema_decay} must be below 1, or nothing is ever learned"
     if config.data.buckets and config.data.resolution % config.data.bucket_step:
         yield f"data.bucket_step: {config.data.bucket_step} must divide data.resolution ({config.data.resolution})"
+    if config.data.crop == "subject" and config.data.mask is None:
+        yield "data.crop: subject is where data.mask is white, and data.mask is null; name a folder of masks, or alpha"
     if config.data.caption_dropout > 1:
         yield f"data.caption_dropout: {config.data.caption_dropout} is too large; at most 1"
     if config.data.unmasked_weight > 1:

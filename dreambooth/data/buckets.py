@@ -49,3 +49,8 @@ def largest_part(size: Size, shape: Size) -> tuple[float, float]:
     if width * shape_height <= height * shape_width:
         return width, width * shape_height / shape_width
     return height * shape_width / shape_height, height
+
+
+def is_upscaled(own: Size, size: Size) -> bool:
+    """Return whether resizing from an image of `own` size to `size` invents detail, a side being too short."""
+    return own[0] < size[0] or own[1] < size[1]

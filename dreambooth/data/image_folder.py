@@ -1,6 +1,6 @@
 """Folders of images as people have them: images, captions beside them, and files that systems leave there."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -41,6 +41,12 @@ def open_folder(folder: str | Path) -> ImageFolder:
     Raises UserError if the folder is missing or has no images, or with the names of everything in it that is neither a
     readable image nor a caption nor a file that the system puts there.
     """
+    found = sort_files(folder)
+    return replace(found, warnings=_checked(found.path, found.images))
+
+
+def sort_files(folder: str | Path) -> ImageFolder:
+    """Sort a folder's files by their names alone. Raises UserError if the folder is missing or has no images."""
     folder = Path(folder)
     files = sorted(_entries(folder))
     system_files = [path.name for path in files if _is_system_file(path.name)]
@@ -50,7 +56,7 @@ def open_folder(folder: str | Path) -> ImageFolder:
     images = [path for path in files if path not in set(captions)]
     if not images:
         raise UserError(f"{escaped(folder)}: the folder has no images. {allowed_formats()}")
-    return ImageFolder(folder, images, captions, system_files, _checked(folder, images))
+    return ImageFolder(folder, images, captions, system_files)
 
 
 def _checked(folder: Path, images: list[Path]) -> dict[str, list[str]]:

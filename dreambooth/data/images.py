@@ -13,13 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dreambooth.data.buckets import Size, largest_part
+from dreambooth.data.buckets import Size
+from dreambooth.data.cuts import centered
 from dreambooth.errors import NonFiniteError, UserError
-
-
-def is_upscaled(own: Size, size: Size) -> bool:
-    """Return whether `resize_and_crop` from an image of `own` size to `size` invents detail, a side being too short."""
-    return own[0] < size[0] or own[1] < size[1]
 
 
 def resize_and_crop(image: Image.Image, size: Size, position_xy: tuple[float, float] = (0.5, 0.5)) -> Image.Image:
@@ -29,13 +25,7 @@ def resize_and_crop(image: Image.Image, size: Size, position_xy: tuple[float, fl
     Ask `is_upscaled` first where too small an image matters.
     """
     assert all(0 <= position <= 1 for position in position_xy), position_xy
-    width, height = largest_part(image.size, size)
-    # Whole source pixels, so that an image that needs no resizing is cut and not resampled.
-    left, top = (
-        min(round(position * room), room)
-        for position, room in zip(position_xy, (image.width - width, image.height - height), strict=True)
-    )
-    return image.resize(size, Image.Resampling.LANCZOS, box=(left, top, left + width, top + height))
+    return centered(image.size, size, position_xy).apply(image)
 
 
 def center_square(image: Image.Image) -> Image.Image:

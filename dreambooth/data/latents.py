@@ -17,14 +17,16 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from dreambooth.data import cuts
 from dreambooth.data.buckets import Size, largest_part, nearest_bucket
 from dreambooth.data.captions import Captions
 from dreambooth.data.image_files import load_image
-from dreambooth.data.images import resize_and_crop, to_tensor
+from dreambooth.data.images import to_tensor
 from dreambooth.randomness import Randomness
 
 Encoder = Callable[[Tensor], tuple[Tensor, Tensor]]  # pixels [B, 3, H, W] in [-1, 1] -> mean and std of scaled latents
 Source = Literal["subject", "prior", "validation"]
+CENTER = [0.5, 0.5]
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class EncodedImage:
     """Hold mean and standard deviation of the latents of every view of an image, float32 [V, C, H, W], on the CPU.
 
     size_crop_V6: how each view was cut out of the image (`size_crop_of`). mask_V1HW: how much each latent position
-    counts, 0 to 1; None: all the same. subject: number of the run's subject that it shows. name: of its file.
+    counts, 0 to 1; None: all the same. inside_V1HW: how much of each latent position shows the image and no padding, 0
+    to 1; None: all of it. subject: number of the run's subject that it shows. name: of its file.
     """
 
     mean_VCHW: Tensor
@@ -41,6 +44,7 @@ class EncodedImage:
     mask_V1HW: Tensor | None = None
     subject: int = 0
     name: str = ""
+    inside_V1HW: Tensor | None = None
 
 
 class Sample(NamedTuple):
@@ -51,6 +55,7 @@ class Sample(NamedTuple):
     size_crop_6: how the image was cut (`size_crop_of`); None: it is whole.
     mask_1HW: how much each latent position counts, 0 to 1; None: all the same.
     name: of the image, for messages.
+    inside_1HW: how much of each latent position shows the image and no padding, 0 to 1; None: all of it.
     """
 
     source: Source
@@ -60,6 +65,7 @@ class Sample(NamedTuple):
     size_crop_6: Tensor | None = None
     mask_1HW: Tensor | None = None
     name: str = ""
+    inside_1HW: Tensor | None = None
 
     @property
     def is_prior(self) -> bool:
@@ -109,17 +115,21 @@ class Batch:
 
 
 def _stack_masks(samples: Sequence[Sample], unmasked_weight: float) -> Tensor | None:
-    """Return how much each latent position counts, [B, 1, H, W]; None where no sample has a mask."""
+    """Return how much each latent position counts, [B, 1, H, W]; None where no sample has a mask. Padding counts 0."""
     if all(sample.mask_1HW is None for sample in samples):
         return None
     everything_1HW = torch.ones_like(samples[0].latents_CHW[:1])
     weights = []
     for sample in samples:
-        if sample.mask_1HW is None:
-            weights.append(everything_1HW)
-        else:
-            weights.append(unmasked_weight + (1 - unmasked_weight) * sample.mask_1HW)
+        mask_1HW = everything_1HW if sample.mask_1HW is None else sample.mask_1HW
+        weights.append(loss_weight(mask_1HW, sample.inside_1HW, unmasked_weight))
     return torch.stack(weights)
+
+
+def loss_weight(mask_1HW: Tensor, inside_1HW: Tensor | None, unmasked_weight: float) -> Tensor:
+    """Return how much each latent position counts: 1 on the subject, `unmasked_weight` beside it, 0 in padding."""
+    weight_1HW = unmasked_weight + (1 - unmasked_weight) * mask_1HW
+    return weight_1HW if inside_1HW is None else weight_1HW * inside_1HW
 
 
 def encode_image_files(
@@ -132,30 +142,48 @@ def encode_image_files(
     randomness: Randomness,
     masks: Sequence[Image.Image] | None = None,
     subjects: Sequence[int] | None = None,
+    around_subject: bool = False,
 ) -> list[EncodedImage]:
     """Encode `num_crops` random crops of each image (1: the centre), and their mirror images if `flip`.
 
     buckets: sizes, of which each image gets the one nearest to its shape. masks: for each image one in grey levels, of
     its size; 255 counts, 0 does not. subjects: the number of the one that each image shows; None: the first.
+    around_subject: one crop, which holds all that the mask has white.
     """
     encoded = []
     for number, path in enumerate(paths):
-        positions = (
-            randomness.generator("crop", number).random((num_crops, 2)).tolist() if num_crops > 1 else [[0.5, 0.5]]
-        )
-        image = load_image(path)
-        size = nearest_bucket(image.size, buckets)
-        mean_VCHW, std_VCHW = encode(_views(image, size, positions, flip))
-        size_crop_V6 = torch.tensor([size_crop_of(image.size, size, position) for position in positions])
-        mask_V1HW = None
-        if masks is not None:
-            mask_VCHW = _views(masks[number].convert("RGB"), size, positions, flip)
-            mask_V1HW = F.adaptive_avg_pool2d((mask_VCHW[:, :1] + 1) / 2, (mean_VCHW.shape[-2], mean_VCHW.shape[-1]))
-        size_crop_V6 = torch.cat([size_crop_V6, size_crop_V6]) if flip else size_crop_V6
+        image, mask = load_image(path), None if masks is None else masks[number]
+        positions = randomness.generator("crop", number).random((num_crops, 2)).tolist() if num_crops > 1 else [CENTER]
+        box = cuts.subject_box(mask) if around_subject and mask is not None else None
+        crops, size_crops = _crops(image.size, buckets, positions, box)
+        mean_VCHW, std_VCHW = encode(_views(image, crops, flip))
+        shape = mean_VCHW.shape[-2], mean_VCHW.shape[-1]
+        mask_V1HW = None if mask is None else _pooled(_views(mask.convert("L"), crops, flip), shape)
+        inside_V1HW = None
+        if (inside := crops[0].inside(image.size)) is not None:  # one crop, around the subject
+            inside_V1HW = _pooled(_views(inside, [cuts.centered(inside.size, inside.size)], flip), shape)
+        size_crop_V6 = torch.tensor(size_crops * 2 if flip else size_crops)
         subject = 0 if subjects is None else subjects[number]
         mean_VCHW, std_VCHW = mean_VCHW.float().cpu(), std_VCHW.float().cpu()
-        encoded.append(EncodedImage(mean_VCHW, std_VCHW, size_crop_V6, mask_V1HW, subject, path.name))
+        encoded.append(EncodedImage(mean_VCHW, std_VCHW, size_crop_V6, mask_V1HW, subject, path.name, inside_V1HW))
     return encoded
+
+
+def _crops(
+    size: Size, buckets: Sequence[Size], positions_xy: list[list[float]], box: cuts.PixelBox | None
+) -> tuple[list[cuts.Cut], list[list[float]]]:
+    """Return the crops of an image and how each is described. box: around the subject; None: at the positions."""
+    if box is not None:
+        crop = cuts.around_subject(size, box, buckets)
+        return [crop], [size_crop_of_window(size, crop)]
+    bucket = nearest_bucket(size, buckets)
+    crops = [cuts.centered(size, bucket, position) for position in positions_xy]
+    return crops, [size_crop_of(size, bucket, position) for position in positions_xy]
+
+
+def _pooled(levels_V3HW: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Return grey images in [-1, 1] as the mean of each latent position, 0 to 1, [V, 1, H, W]."""
+    return F.adaptive_avg_pool2d((levels_V3HW[:, :1] + 1) / 2, shape)
 
 
 def size_crop_of(size: Size, target: Size, position_xy: Sequence[float]) -> list[float]:
@@ -171,10 +199,17 @@ def size_crop_of(size: Size, target: Size, position_xy: Sequence[float]) -> list
     return [size[1], size[0], round(top), round(left), target[1], target[0]]
 
 
-def _views(image: Image.Image, size: Size, positions_xy: list[list[float]], flip: bool) -> Tensor:
+def size_crop_of_window(size: Size, cut: cuts.Cut) -> list[float]:
+    """Describe a cut around the subject as `size_crop_of` does; padding on the left or on top counts as no crop."""
+    window, (width, height) = cut.window, cut.size
+    top, left = window.top * height / window.height, window.left * width / window.width
+    return [size[1], size[0], max(0, round(top)), max(0, round(left)), height, width]
+
+
+def _views(image: Image.Image, crops: Sequence[cuts.Cut], flip: bool) -> Tensor:
     """Return crops of an image in [-1, 1], and their mirror images, [V, 3, H, W]."""
-    crops = [to_tensor(resize_and_crop(image, size, position_xy=(x, y))) for x, y in positions_xy]
-    return torch.stack(crops + [crop.flip(-1) for crop in crops] if flip else crops)
+    views = [to_tensor(crop.apply(image).convert("RGB")) for crop in crops]
+    return torch.stack(views + [view.flip(-1) for view in views] if flip else views)
 
 
 def by_subject(images: Sequence[EncodedImage]) -> list[list[int]]:
@@ -225,6 +260,7 @@ class LatentDataset(Dataset[Sample]):
             size_crop_6=image.size_crop_V6[view],
             mask_1HW=None if image.mask_V1HW is None else image.mask_V1HW[view],
             name=image.name,
+            inside_1HW=None if image.inside_V1HW is None else image.inside_V1HW[view],
         )
 
 

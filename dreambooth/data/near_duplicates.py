@@ -30,7 +30,11 @@ class ImageInfo:
 
 def inspect_image(path: Path) -> ImageInfo:
     """Return an image's facts. Raises UserError as `load_image` does."""
-    image = load_image(path)
+    return info_of(path, load_image(path))
+
+
+def info_of(path: Path, image: Image.Image) -> ImageInfo:
+    """Return the facts of an image that has been loaded from `path`."""
     colours_HWC = np.asarray(image.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX)).astype(np.float32)
     return ImageInfo(path, image.size, num_frames(path), colours_HWC)
 

@@ -48,7 +48,9 @@ class ImagePrior:
         self.dataset = dataset
 
     def samples(self, sample_indices: Sequence[int]) -> list[Sample]:
-        return [self.dataset[index]._replace(size_crop_6=None, mask_1HW=None) for index in sample_indices]
+        return [
+            self.dataset[index]._replace(size_crop_6=None, mask_1HW=None, inside_1HW=None) for index in sample_indices
+        ]
 
 
 def make_teacher(frozen: Family) -> Predict:
