@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from dreambooth import engine
-from dreambooth.config import Config, as_overrides, load_config
+from dreambooth.config import Config, as_overrides
 from dreambooth.devices import find_device
 from dreambooth.disk import check_writable, translate_write_errors
 from dreambooth.errors import DreamBoothError, UserError
@@ -35,6 +35,7 @@ from dreambooth.generation.options import ImageOptions, with_options
 from dreambooth.generation.prompting.prompt_file import read_prompt_file
 from dreambooth.generation.prompting.wildcards import FOLDER, Wildcards
 from dreambooth.generation.request import RECIPE, GeneratedImage, ModelRef, read_recipe
+from dreambooth.proposal.automatic import load_run_config
 from dreambooth.report import build as build_report
 from dreambooth.run.folder import RunFolder
 from dreambooth.subject_info import LearnedSubject
@@ -78,7 +79,7 @@ def train(
     May be called in any thread; in the main one Ctrl-C stops as well. Raises UserError, ModelError, NonFiniteError.
     """
     if not isinstance(config, Config):
-        config = load_config(config, as_overrides(overrides) if isinstance(overrides, Mapping) else overrides)
+        config = load_run_config(config, as_overrides(overrides) if isinstance(overrides, Mapping) else overrides)
     elif overrides:
         raise UserError("overrides: are for a config file; change the Config itself")
     last = TrainProgress(0, config.train.max_steps)

@@ -95,7 +95,7 @@ def test_little_memory_is_met_by_savings_that_say_so(photos, tiny_base):
     [
         (["--identifier", "dog"], "configs/my-dog.yaml: subject.identifier: 'dog' is the class noun itself"),
         (["--memory", "-1"], "--memory: -1.0 is too small"),
-        (["--out", "data/my-dog/0.png/a.yaml"], "cannot be written"),
+        (["--out", "data/my-dog/0.png/a.yaml"], "is a file; name a folder"),
     ],
 )
 def test_a_mistake_is_told_and_nothing_is_written(photos, tiny_base, capsys, options, told):

@@ -3,7 +3,6 @@
 import argparse
 
 from dreambooth.cli import loading_libraries
-from dreambooth.config import load_config
 from dreambooth.errors import UserError
 
 
@@ -15,8 +14,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from dreambooth.proposal.automatic import load_run_config
+
     try:
-        config = load_config(args.config, args.overrides)
+        config = load_run_config(args.config, args.overrides)
     except UserError as error:
         print(row("error", "config", str(error)))
         return error.exit_code

@@ -40,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{out}: is there already; name another file with --out, or remove it")
     with loading_libraries():
         from dreambooth.generation.request import write_png
-        from dreambooth.preflight.new_config import Request, write_new_config
+        from dreambooth.preflight.new_config import write_new_config
+        from dreambooth.proposal.draft import Request
 
     memory = None if args.memory is None else int(args.memory * GIB)
     made = write_new_config(Request(photos, args.class_noun, args.base, args.identifier, out, memory))

@@ -4,7 +4,6 @@ import argparse
 from typing import TYPE_CHECKING
 
 from dreambooth.cli import loading_libraries
-from dreambooth.config import load_config
 from dreambooth.disk import GIB
 
 if TYPE_CHECKING:
@@ -20,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    config = load_config(args.config, args.overrides)
+    from dreambooth.proposal.automatic import load_run_config
+
+    config = load_run_config(args.config, args.overrides)
     with loading_libraries():
         from dreambooth.preflight import memory_plan
         from dreambooth.preflight.costs import costs_of

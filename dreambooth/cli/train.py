@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from dreambooth.cli import loading_libraries
-from dreambooth.config import describe_config, load_config
+from dreambooth.config import describe_config
 from dreambooth.hints import command_line
 
 
@@ -25,8 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from dreambooth.preflight.inputs import check_inputs
+    from dreambooth.proposal.automatic import load_run_config
 
-    config = load_config(args.config, args.overrides)
+    config = load_run_config(args.config, args.overrides)
     check_inputs(config)
     with loading_libraries():
         from dreambooth.distributed import is_first

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from omegaconf import MISSING
 
-from dreambooth.config.fields import Config, SubjectConfig
+from dreambooth.config.fields import AUTOMATIC, Config, SubjectConfig
 
 ENTRY = re.compile(r"^subjects\[(\d+)\]")  # how the keys of the second subject begin: subjects[1]
 
@@ -60,7 +60,8 @@ def describe_config() -> str:
         if key.split(".")[0] != section:
             section = key.split(".")[0]
             lines += ["", f"{section}: {section_classes()[section].__doc__}"]
-        lines.append(f"  {key} ({allowed(item)}; {_default_name(item)})")
+        auto = " or auto" if key in AUTOMATIC else ""
+        lines.append(f"  {key} ({allowed(item)}{auto}; {_default_name(item)})")
         lines.append(f"      {item.metadata['text']}")
     return "\n".join(lines[1:])
 

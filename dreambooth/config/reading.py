@@ -5,6 +5,7 @@ import functools
 import json
 import re
 import typing
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,22 @@ from dreambooth.config import plain_yaml
 from dreambooth.config.fields import MAY_CHANGE, MAY_CHANGE_SECTIONS, PATHS, Config, SubjectConfig
 from dreambooth.config.keys import ENTRY, config_fields, default_of, field_of, section_classes
 from dreambooth.config.rules import joint_problems
-from dreambooth.config.values import as_number, cut, problem_of
+from dreambooth.config.values import as_number, cut, is_automatic, problem_of
 from dreambooth.errors import UserError, escaped
 from dreambooth.home_folder import with_home, without_home
 
 PROVENANCE = "provenance"  # the section that a run adds to its config.yaml; read back, it is ignored
 MAX_REFERENCES = 8  # from one key to the next
 MAX_KEYS = 1000
+Fill = Callable[[Mapping[str, Any]], dict[str, Any]]
 REFERENCE = re.compile(r"\$\{(\w+(?:\[\d+\])?\.\w+)\}")  # to another key: ${subject.class_noun}
 
 
-def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
+def load_config(path: str | Path, overrides: typing.Sequence[str] = (), fill: Fill = lambda settings: {}) -> Config:
     """Read a YAML file, apply `section.key=value` overrides, check everything.
 
-    Raises UserError that lists every mistake, one a line.
+    fill: returns the values of keys that say `auto` (`proposal.automatic`), from those of all keys. Raises UserError
+    that lists every mistake, one a line.
     """
     raw, problems = _read_yaml(Path(path))
     settings, wrong = _flat(raw)
@@ -43,8 +46,11 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Confi
             settings[key] = _override_value(key, text)
     if len(settings) > MAX_KEYS:
         raise UserError(f"{escaped(path)}: {len(settings)} keys are no config; there are {len(config_fields())}")
-    settings = {key: _resolved(settings, key, value) for key, value in settings.items()}
+    filled = settings | fill({key: _resolved(settings, key, value) for key, value in settings.items()})
+    settings = {key: _resolved(filled, key, value) for key, value in filled.items()}
     bad = {key: problem for key, value in settings.items() if (problem := problem_of(key, value))}
+    unfilled = [key for key, value in settings.items() if is_automatic(key, value)]
+    bad |= {key: f"{key}: auto is filled in where a run starts; name a value" for key in unfilled}
     problems += [*bad.values(), *_list_problems(settings), *_missing_keys(settings)]
     good = {key: value for key, value in settings.items() if key not in bad}
     if len(bad) == len(problems) and not any(_missing_keys(good)):  # other errors can be reported as well
@@ -55,7 +61,7 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Confi
     return config
 
 
-def as_overrides(values: typing.Mapping[str, Any]) -> list[str]:
+def as_overrides(values: Mapping[str, Any]) -> list[str]:
     """Return values by key as `section.key=value` each, which `load_config` reads back as they are."""
     found = []
     for key, value in values.items():

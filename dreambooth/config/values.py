@@ -12,6 +12,7 @@ from typing import Any, Literal
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dreambooth.config.fields import AUTOMATIC
 from dreambooth.config.keys import ENTRY, allowed, config_fields, field_of, section_classes, type_name
 from dreambooth.config.synonyms import SYNONYMS
 from dreambooth.errors import escaped
@@ -22,9 +23,16 @@ MAX_SHOWN = 100  # characters of a value in a message
 
 
 def problem_of(key: str, value: Any) -> str | None:
-    """Return what is wrong with one setting by itself, None where nothing is."""
+    """Return what is wrong with one setting by itself, None where nothing is; `auto` is a value of some keys."""
+    if is_automatic(key, value):
+        return None
     item = field_of(key)
     return _unknown_key(key) if item is None else problem_with(key, item, value)
+
+
+def is_automatic(key: str, value: Any) -> bool:
+    """Return whether a setting says `auto`, and a rule is to decide its value."""
+    return key in AUTOMATIC and isinstance(value, str) and value == "auto"
 
 
 def problem_with(key: str, item: dataclasses.Field[Any], value: Any) -> str | None:

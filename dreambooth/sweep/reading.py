@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 
 from omegaconf import MISSING
 
-from dreambooth.config import Config, field_of, load_config, plain_yaml
+from dreambooth.config import Config, field_of, plain_yaml
 from dreambooth.config.keys import type_name
 from dreambooth.config.values import as_number, cut, problem_of, problem_with
 from dreambooth.errors import UserError, escaped
 from dreambooth.home_folder import with_home
+from dreambooth.proposal.automatic import load_run_config
 from dreambooth.sweep.axes import OWN_KEYS, Axis, read_axis
 from dreambooth.sweep.cells import Cell, Point, Subject, Variant, cells_of, grid
 from dreambooth.sweep.fields import SECTIONS, SearchSection, SlurmSection, SweepSection
@@ -79,7 +80,7 @@ class Sweep:
         Raises UserError for settings that no run takes.
         """
         own = [f"run.dir={self.runs}", f"run.name={cell.name}"]
-        return load_config(config or Path(self.options.config), [*cell.overrides, *own])
+        return load_run_config(config or Path(self.options.config), [*cell.overrides, *own])
 
 
 def load_sweep(path: Path) -> Sweep:

@@ -1,0 +1,223 @@
+"""The values of settings by the base, the method and the number of photos, each with its reason and source.
+
+Of the embedded base the values are the laboratory's (benchmarks/RESULTS.md); of real ones they are peers' recipes:
+- diffusers' examples/dreambooth/README.md: all weights of Stable Diffusion at 5e-6 without and 2e-6 with the text
+  encoder, 400 steps without and 800 with a prior of 200 images (200 to 300 work for most), batch 1; LoRA at 1e-4.
+- musubi-tuner's docs/zimage.md and docs/qwen_image.md: LoRA of Z-Image at 1e-4 and rank 32, of Qwen-Image at 5e-5 and
+  rank 16.
+- ai-toolkit's config/examples/train_lora_qwen_image_24gb.yaml: 2000 steps, 500 to 4000 is a good range, batch 1.
+- github.com/stephen37/workshops: FLUX.2 Klein base at 2e-4, rank 32, 800 to 1200 steps.
+None of these was measured here. `automatic` gives a key that says `auto` the value of its rule.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dreambooth.methods import find_facts
+from dreambooth.proposal.facts import BaseFacts
+
+Draft = dict[str, tuple[Any, str]]  # value and reason of each section.key, in the order in which they are written
+Choice = tuple[Any, str]
+
+FEW_PHOTOS = 6  # that the usual number of steps is for
+STEPS_A_PHOTO = 150  # for each further one
+ADAPTERS = ("lora", "loha", "lokr", "pivotal")
+LAB = "the laboratory"
+
+
+@dataclass(frozen=True)
+class Case:
+    """Hold what the rules look at. num_photos: of each subject."""
+
+    base: BaseFacts
+    num_photos: Sequence[int]
+    method: str = "lora"
+    trains_text_encoder: bool = True
+
+
+def resolution(case: Case) -> Choice:
+    return case.base.resolution, "what the base was trained at"
+
+
+def max_steps(case: Case) -> Choice:
+    """Return the steps for each subject, summed: several take turns."""
+    more = sum(STEPS_A_PHOTO * max(0, number - FEW_PHOTOS) for number in case.num_photos)
+    num_subjects = len(case.num_photos)
+    if case.base.is_toy:
+        if case.method == "textual_inversion":
+            return 400 * num_subjects, f"{LAB}: one word learns slowly"
+        return 240 * num_subjects, f"{LAB}: with 120 the likeness is missing, with 480 the prompt's places"
+    usual, source = (800, "diffusers' README") if case.base.family in ("sd", "sdxl") else (1000, "peers: 500 to 4000")
+    reason = f"{source}; {STEPS_A_PHOTO} more for each photo beyond {FEW_PHOTOS}"
+    return usual * num_subjects + more, reason
+
+
+def learning_rate(case: Case) -> Choice:
+    if case.base.is_toy:
+        toy = {
+            "full": (4.0e-4, f"{LAB}: twice as high, and the prompt's places go first"),
+            "pivotal": (4.0e-3, f"{LAB}: with a rank of 14 it reaches what all weights do"),
+            "textual_inversion": (2.0e-2, f"{LAB}: the best of three rates for a word alone"),
+        }
+        own = find_facts(case.method).lr
+        return toy.get(case.method, (own, "the method's default; not measured on this base"))
+    if case.method == "full" and case.base.family in ("sd", "sdxl"):
+        if case.trains_text_encoder:
+            return 2.0e-6, "diffusers' README, with the text encoder"
+        return 5.0e-6, "the paper's and diffusers', without the text encoder"
+    if case.method in ADAPTERS:
+        peers = {
+            "z_image": (1.0e-4, "musubi-tuner's and ai-toolkit's"),
+            "qwen_image": (5.0e-5, "musubi-tuner's"),
+            "flux2_klein": (2.0e-4, "a workshop's for a character, on Klein base 4B"),
+        }
+        return peers.get(case.base.family, (1.0e-4, "diffusers' README: 50 times that of all weights"))
+    return find_facts(case.method).lr, "the method's default"
+
+
+def identifier_rate(case: Case) -> Choice:
+    trains_row = case.method in ("full", "pivotal", "textual_inversion") and case.trains_text_encoder
+    if case.base.is_toy and trains_row and case.method != "textual_inversion":
+        rate = 2.0e-2 if case.method == "pivotal" else 4.0e-3
+        return rate, f"{LAB}: the worst learned subjects gain most; what is the subject's goes into one row"
+    return None, "that of the text encoder: nothing else was measured on such a base"
+
+
+def text_encoder_rate(case: Case) -> Choice:
+    return None, "that of the denoiser: ten times as high loses the prompt's places, says the laboratory"
+
+
+def rank(case: Case) -> Choice:
+    if case.base.is_toy:
+        return 14 if case.method == "pivotal" else 16, f"{LAB}: 4 loses a colour, 64 shows no more"
+    peers = {"z_image": (32, "musubi-tuner's and ai-toolkit's"), "flux2_klein": (32, "a workshop's for a character")}
+    return peers.get(case.base.family, (16, "musubi-tuner's and ai-toolkit's; a file of some MB"))
+
+
+def prior_source(case: Case) -> Choice:
+    if case.method == "textual_inversion":
+        return "none", "the networks stay as they are: there is nothing to keep"
+    if case.base.is_toy:
+        return "teacher", f"{LAB}: the frozen base's own predictions keep the class better than sampled images"
+    if case.base.family == "qwen_image":
+        return "teacher", "no class images: each would take minutes"
+    return "stream", "class images are drawn while training runs"
+
+
+def teacher_latents(case: Case) -> Choice:
+    if case.base.is_toy:
+        return "class", f"{LAB}: on the subject's own the prompt's place is right less often"
+    return "subject", "costs no class images"
+
+
+def prior_weight(case: Case) -> Choice:
+    if case.base.is_toy:
+        return 2, f"{LAB}: 1 lets the class drift half as far again towards the subject"
+    return 1, "the paper's"
+
+
+def num_prior_images(case: Case) -> Choice:
+    if case.base.is_toy:
+        return 64, f"{LAB}: 16, 64 and 256 agree"
+    if case.base.family == "sd":
+        return 200, "diffusers' README: 200 to 300 work for most"
+    return 100, "seconds each at this size"
+
+
+def batch_size(case: Case) -> Choice:
+    if case.base.is_toy:
+        return 4, "so small a network is as fast with four"
+    return 1, "diffusers' and ai-toolkit's; with the class sample the network sees two"
+
+
+def prior_batch_size(case: Case) -> Choice:
+    if case.base.resolution > 512:
+        return 1, "images of this size are large"
+    return 4, "what the first step needs, so it does not wait long"
+
+
+RULES: dict[str, Callable[[Case], Choice]] = {  # of the keys that may say `auto`
+    "data.resolution": resolution,
+    "prior.source": prior_source,
+    "prior.teacher_latents": teacher_latents,
+    "prior.weight": prior_weight,
+    "prior.num_images": num_prior_images,
+    "prior.batch_size": prior_batch_size,
+    "method.rank": rank,
+    "optim.lr": learning_rate,
+    "optim.text_encoder_lr": text_encoder_rate,
+    "optim.identifier_lr": identifier_rate,
+    "train.max_steps": max_steps,
+    "train.batch_size": batch_size,
+}
+
+COMMON: Draft = {
+    "optim.warmup_steps": (20, "Adam's second moments settle before the full rate"),
+    "train.precision": ("bf16-mixed", "the frozen base in 16 bits, what trains in 32"),
+    "train.gradient_checkpointing": (True, "less memory for a third more time"),
+    "train.save_every_steps": (100, "what a kill costs at most"),
+    "validate.every_steps": (200, "samples and scores; the best step is kept"),
+}
+LORA = ("lora", "a file of some MB beside the base; full trains all weights and takes most memory")
+GUIDED: Draft = {
+    "validate.num_images": (2, "seconds each at this size"),
+    "validate.guidance_scale": (4.0, "the default of diffusers' pipeline"),
+    "validate.scheduler": ("euler", "the base's own"),
+}
+CLASS_GUIDED: Draft = {"prior.guidance_scale": (4.0, "the default of diffusers' pipeline")}
+# What belongs to a family beside the rules.
+FIXED: dict[str, Draft] = {
+    "toy": {
+        "method.name": ("full", "all weights: the model is tiny"),
+        "prior.num_inference_steps": (10, "draws what 20 draw, on so small a model"),
+        "prior.guidance_scale": (1, "what the base believes"),
+        "optim.schedule": ("linear", "ends at 0: crisper images than a constant rate"),
+        "train.precision": ("32-true", "on most CPUs faster than 16 bits"),
+        "train.save_every_steps": (80, "with each validation"),
+        "train.num_threads": (1, "so small a network is faster on one core"),
+        "validate.every_steps": (80, "samples and scores; the best step is kept"),
+        "validate.num_images": (6, "a step that looks better on 3 may be so by noise alone"),
+        "validate.scheduler": ("unipc", "needs few steps"),
+        "validate.num_inference_steps": (6, "draws what 20 of ddim draw"),
+        "validate.guidance_scale": (4, "7.5 oversaturates so small a model"),
+    },
+    "sd": {
+        "method.name": LORA,
+        "method.train_text_encoder": (True, "so that the identifier can come to mean something"),
+        **COMMON,
+    },
+    "sdxl": {
+        "method.name": LORA,
+        "method.train_text_encoder": (False, "both are well trained, and large"),
+        **COMMON,
+        "validate.num_images": (2, "seconds each at this size"),
+    },
+    "z_image": {
+        "method.name": LORA,
+        "method.targets": (["attention", "feed-forward"], "as peers: all of the blocks but their modulation"),
+        **CLASS_GUIDED,
+        **COMMON,
+        **GUIDED,
+    },
+    "flux2_klein": {"method.name": LORA, **CLASS_GUIDED, **COMMON, **GUIDED},
+    "qwen_image": {
+        "method.name": LORA,
+        "loss.timesteps": ("shifted", "mostly noise, as peers do"),
+        "loss.timestep_shift": (2.2, "musubi-tuner's; the base's own sampler has 2.0 at this size"),
+        **COMMON,
+        **GUIDED,
+    },
+}
+# Of a draft, those rules whose value differs from the default, or that everyone asks about.
+ALWAYS_SHOWN = ("prior.source", "optim.lr", "train.max_steps", "train.batch_size")
+
+
+def choices(case: Case) -> Draft:
+    """Return the value and reason of every rule."""
+    return {key: rule(case) for key, rule in RULES.items()}
+
+
+def fixed_settings(base: BaseFacts) -> Draft:
+    """Return what belongs to a base's family beside the rules."""
+    return FIXED.get("toy" if base.is_toy else base.family, FIXED["sd"])
