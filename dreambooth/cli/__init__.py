@@ -23,6 +23,7 @@ from dreambooth.status_line import STATUS_LINE
 from dreambooth.version import __version__
 
 OWN_COMMANDS: dict[str, tuple[Any, str]] = {
+    "prepare": ("dreambooth.cli.prepare", "look at a subject's photos: what is wrong with them, before training"),
     "new": ("dreambooth.cli.new", "write a commented config for a folder of photos, and show the crops"),
     "train": ("dreambooth.cli.train", "learn a subject; the same command again goes on where it was interrupted"),
     "sweep": ("dreambooth.cli.sweep", "many runs from one file: subjects, settings, seeds; resumable, one table"),

@@ -1,0 +1,208 @@
+"""Captions of photos: what is wrong with those that the user wrote, and proposals.
+
+A caption should have {subject}, should not say what the subject looks like, which its identifier is to learn, and
+should say where it is. The words are in `caption_rules`.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from PIL import Image
+
+from dreambooth.data.captions import read_captions
+from dreambooth.data.image_folder import ImageFolder
+from dreambooth.errors import UserError
+from dreambooth.prepare import caption_rules as rules
+from dreambooth.prepare.findings import Finding
+from dreambooth.prompt_words import find_words
+from dreambooth.prompts import template_problem
+
+SUBJECT = "{subject}"
+WORD = re.compile(r"\{\w+\}|[^\W\d_]+(?:-[^\W\d_]+)*|\d+|[^\w\s]+")
+MIN_WORDS = 2  # beside the subject's: "a photo of {subject}" says nothing of the place
+EMPTY_WORDS = frozenset(["a", "an", "the", "photo", "picture", "image", "of", "one", "this", "my"])
+Span = tuple[int, int]
+
+
+class Captioner(Protocol):
+    """Describe a photo in words: a model, or a program's own captions."""
+
+    def __call__(self, image: Image.Image, class_noun: str) -> str:
+        """Return what is seen in the photo, in a sentence that names the class."""
+        ...
+
+
+@dataclass(frozen=True)
+class Caption:
+    """Hold a caption as it is, its findings, and what to write instead. leaks: of words that say the subject's looks.
+
+    text: "" where a photo has none. proposed: None where the caption is fine.
+    """
+
+    path: Path
+    text: str
+    findings: list[Finding]
+    leaks: tuple[Span, ...] = ()
+    proposed: str | None = None
+
+
+def captions_of_folder(folder: ImageFolder, class_noun: str, identifier: str | None) -> list[Caption]:
+    """Return each photo's caption with its findings; none where no photo has one."""
+    if not folder.captions:
+        return []
+    found = []
+    for path in folder.images:
+        try:
+            (text,) = read_captions([path], folder.captions)
+        except UserError:
+            advice = "write one, or take the others away: data.captions needs all"
+            found.append(Caption(path, "", [Finding("no caption", "warning", 0, "has no caption", advice)]))
+            continue
+        found.append(lint(path, text, class_noun, identifier))
+    return found if any(caption.text for caption in found) else []
+
+
+def lint(path: Path, text: str, class_noun: str, identifier: str | None = None) -> Caption:
+    """Return a caption with what is wrong with it and what to write instead."""
+    named = with_subject(text, class_noun, identifier)
+    findings, leaks = [], find_leaks(text, class_noun, identifier)
+    if problem := template_problem(text):
+        findings.append(Finding("caption", "error", 1, f"{text!r}: {problem}", "mend it: training refuses it"))
+    elif SUBJECT not in text and (identifier is None or not find_words(text, identifier)):
+        advice = f"write {named!r}"
+        findings.append(Finding("no subject", "error", 0, f"{text!r} has no {SUBJECT}", advice))
+    if leaks:
+        words = ", ".join(repr(text[start:end]) for start, end in leaks)
+        advice = f"leave out what {SUBJECT} is to learn"
+        findings.append(Finding("leak", "warning", len(leaks), f"says what the subject looks like: {words}", advice))
+    proposed = without_leaks(named, class_noun) if not any(one.kind == "caption" for one in findings) else None
+    if proposed is not None and says_nothing(proposed, class_noun):
+        advice = "add where it is, how it stands and in which light: what is not named is learned with the subject"
+        findings.append(Finding("bare", "note", 0, f"{proposed!r} names no place, pose or light", advice))
+    needs_another = any(one.kind in ("no subject", "leak") for one in findings)
+    return Caption(path, text, findings, tuple(leaks), proposed if needs_another else None)
+
+
+def propose(description: str, class_noun: str) -> str:
+    """Return a caption from a captioner's description: {subject} for the class, its looks left out."""
+    return without_leaks(with_subject(description.strip().rstrip("."), class_noun, None), class_noun)
+
+
+def with_subject(text: str, class_noun: str, identifier: str | None) -> str:
+    """Return a caption with {subject} in the place of the identifier or the class noun; in front where there is none.
+
+    "a photo of my brown dog asleep" becomes "a photo of {subject} asleep" by way of `without_leaks`.
+    """
+    if SUBJECT in text:
+        return text
+    for name in (f"{identifier} {class_noun}" if identifier else "", identifier or "", class_noun):
+        spans = find_words(text, name) if name else []
+        if spans:
+            start, end = spans[0]
+            return text[:start] + SUBJECT + text[end:]
+    return f"a photo of {SUBJECT}, {text}" if text else f"a photo of {SUBJECT}"
+
+
+def find_leaks(text: str, class_noun: str, identifier: str | None = None) -> list[Span]:
+    """Return where a caption says what the subject looks like.
+
+    A word of looks leaks before the subject ("a red {subject}"), in a part of its own ("{subject}, fluffy, on grass"),
+    with a mark of the subject ("brown ears") and after a link to it ("{subject} is white"); not with another thing ("on
+    a red sofa", "wearing a red hat").
+    """
+    words = [*WORD.finditer(text)]
+    subjects = [SUBJECT, "{class}", *(name for name in (identifier, class_noun) if name)]
+    spans = [span for name in subjects for span in _spans_of(text, name)]
+    is_subject = [any(start <= word.start() < end for start, end in spans) for word in words]
+    leaks = {*_before(words, is_subject), *_after(words, is_subject), *_own_parts(words, is_subject)}
+    return [words[number].span() for number in sorted(leaks)]
+
+
+def _spans_of(text: str, name: str) -> list[Span]:
+    if name.startswith("{"):
+        return [match.span() for match in re.finditer(re.escape(name), text)]
+    return find_words(text, name)
+
+
+def _before(words: Sequence[re.Match[str]], is_subject: Sequence[bool]) -> Iterator[int]:
+    """Yield the words of looks right before a subject."""
+    for number, own in enumerate(is_subject):
+        place = number - 1
+        while own and place >= 0 and not is_subject[place]:
+            word = words[place][0].lower()
+            if rules.says_looks(word):
+                yield place
+            elif word not in rules.JOINING or word in ("a", "an", "the", "with"):
+                break
+            place -= 1
+
+
+def _after(words: Sequence[re.Match[str]], is_subject: Sequence[bool]) -> Iterator[int]:
+    """Yield the words of looks that a link joins to a subject: "is white", "with brown ears"."""
+    for number, own in enumerate(is_subject):
+        rest = [word[0].lower() for word in words[number + 1 :]]
+        if not own or not rest:
+            continue
+        skipped = 1 if rest[0] in ("that", "which", "who") else 0
+        if rest[skipped : skipped + 1] and rest[skipped] in rules.LINKS:
+            phrase = [*_until_place(rest[skipped + 1 :])]
+            first = number + 1 + skipped + 1
+            yield from (first + offset for offset in _looks_in(phrase, rest[skipped] in ("is", "are", "was")))
+
+
+def _looks_in(phrase: Sequence[str], says_what_it_is: bool) -> Iterator[int]:
+    """Yield the words that say looks in what is linked to a subject; with marks also what is said of these."""
+    last_mark = max((offset for offset, word in enumerate(phrase) if rules.is_mark(word)), default=-1)
+    is_looks = says_what_it_is and all(rules.says_looks(word) or word in rules.JOINING for word in phrase)
+    for offset, word in enumerate(phrase):
+        if word not in rules.JOINING and (offset <= last_mark or is_looks):
+            yield offset
+
+
+def _until_place(words: Sequence[str]) -> Iterator[str]:
+    """Yield the words up to a place, a new part, or what the subject does."""
+    for word in words:
+        if word in rules.PLACES or rules.is_break(word) or (word.endswith("ing") and not rules.is_mark(word)):
+            return
+        yield word
+
+
+def _own_parts(words: Sequence[re.Match[str]], is_subject: Sequence[bool]) -> Iterator[int]:
+    """Yield the words of parts between commas that hold nothing but looks and marks: "brown ears, fluffy"."""
+    part: list[int] = []
+    for number in range(len(words) + 1):
+        if number < len(words) and not rules.is_break(words[number][0]):
+            part.append(number)
+            continue
+        texts = [words[each][0].lower() for each in part]
+        is_own = all(rules.says_looks(word) or rules.is_mark(word) or word in rules.JOINING for word in texts)
+        if is_own and not any(is_subject[each] for each in part):
+            yield from (each for each in part if words[each][0].lower() not in rules.JOINING)
+        part = []
+
+
+def without_leaks(text: str, class_noun: str) -> str:
+    """Return a caption without the words that say what the subject looks like."""
+    leaks = find_leaks(text, class_noun)
+    kept = text
+    for start, end in reversed(leaks):
+        kept = kept[:start] + "\0" + kept[end:]
+    if not leaks:
+        return text
+    gone = r"\0(?:\s*(?:,|and|or|very|a|an|the|-)?\s*\0)*"
+    links = "|".join(sorted(rules.LINKS))
+    kept = re.sub(rf"\s+(?:(?:that|which|who)\s+)?(?:{links})\s+(?:(?:a|an|the|very)\s+)?{gone}", "", kept)
+    kept = re.sub(rf"{gone}\s*", "", kept)
+    kept = re.sub(r"\s*,(?:\s*(?:and\s*)?,)+", ",", kept)
+    kept = re.sub(r"\b(?:an?|the|my|our|one)\s+(?=\{subject\})", "", kept)  # identifiers stand without article
+    return re.sub(r"\s+", " ", kept).strip(" ,")
+
+
+def says_nothing(text: str, class_noun: str) -> bool:
+    """Return whether a caption names nothing beside the subject."""
+    words = [word[0].lower() for word in WORD.finditer(text)]
+    own = {SUBJECT, *class_noun.lower().split(), *EMPTY_WORDS}
+    return sum(word not in own and not rules.is_break(word) for word in words) < MIN_WORDS

@@ -1,0 +1,256 @@
+"""What is wrong with photos of a subject, each finding with its number and what to do. No model is needed.
+
+A finding about one photo is a row of `PHOTO_CHECKS`, one about all of them a row of `FOLDER_CHECKS`. How often each is
+right, and how many faults it sees, is measured by `benchmarks/photo_findings.py`; what was right less than nine times
+in ten is not here.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from dreambooth.data.buckets import Size, is_upscaled, kept_fraction, nearest_bucket
+from dreambooth.data.near_duplicates import ImageInfo, near_duplicates
+from dreambooth.prepare import measures
+from dreambooth.prepare.measures import Box
+
+Severity = Literal["error", "warning", "note"]  # training refuses it; it costs quality; good to know
+
+MAX_BLUR = 0.29  # the sharpest of 30 photographs have .09, the softest .23; blurred by 2 of 512 pixels .31 and more
+MIN_BRIGHTEST = 0.45  # of 1; the darkest photograph has .67, one that got an eighth of its light .39 at most
+MAX_CLIPPED = 0.2  # of the pixels; photographs have .03 at most, in four times the light half of them
+MIN_KEPT = 0.5  # of a photo that its nearest shape of training should keep
+MAX_CUT_OFF = 0.15  # of the subject's side that lies against an edge
+MIN_IN_FRAME = 0.3  # the subject's longer side, of the photo's shorter one
+SAME_COLOURS = 0.65  # overlap of the colours of two backgrounds that are one
+MAX_SAME = 0.75  # of the photos with one background
+ENOUGH = 3  # photos, from which on it is asked what all of them share
+
+
+@dataclass(frozen=True)
+class Photo:
+    """Hold a photo to look at. image: reduced to 1024 pixels a side; info: of the file itself.
+
+    mask: of the size of `image`, white where the subject is; None: not known. cut_out: fraction that is transparent.
+    """
+
+    path: Path
+    image: Image.Image
+    info: ImageInfo
+    mask: Image.Image | None = None
+    cut_out: float = 0.0
+
+    @property
+    def size(self) -> Size:
+        return self.info.size
+
+    @property
+    def content(self) -> Image.Image:
+        """Return the photo within its bars."""
+        return self.image.crop(self.pixels(measures.content_box(self.image)))
+
+    def pixels(self, box: Box) -> tuple[int, int, int, int]:
+        """Return a box in pixels of `image`."""
+        left, top, right, bottom = box
+        width, height = self.image.size
+        return round(left * width), round(top * height), round(right * width), round(bottom * height)
+
+    @property
+    def box(self) -> Box | None:
+        """Return the box around the subject, in fractions of the photo."""
+        return None if self.mask is None else measures.box_of(self.mask)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Hold what training asks of photos. buckets: sizes that photos are cut to, pixels. mask: data.mask, or None."""
+
+    resolution: int
+    buckets: Sequence[Size]
+    mask: str | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Hold what is wrong with a photo, or with all of them.
+
+    number: what was measured; `text` says it with its unit. advice: what to do. box: where it is in the photo. photos:
+    names of the photos that it is about.
+    """
+
+    kind: str
+    severity: Severity
+    number: float
+    text: str
+    advice: str
+    photos: tuple[str, ...] = ()
+    box: Box | None = None
+
+
+def too_small(photo: Photo, needs: Needs) -> Finding | None:
+    """Return a finding where training would enlarge the photo."""
+    target = nearest_bucket(photo.size, needs.buckets)
+    if not is_upscaled(photo.size, target):
+        return None
+    scale = max(target[0] / photo.size[0], target[1] / photo.size[1])
+    text = f"{photo.size[0]} x {photo.size[1]} pixels, enlarged {scale:.2g} times to {target[0]} x {target[1]}"
+    return Finding("small", "warning", scale, text, "its blur is learned: take the original, or lower data.resolution")
+
+
+def blurred(photo: Photo, needs: Needs) -> Finding | None:
+    number = measures.blur(photo.content)
+    if number <= MAX_BLUR:
+        return None
+    text = f"blurred: {number:.2f} where sharp photos have less than {MAX_BLUR}"
+    return Finding("blurred", "warning", number, text, "leave it out, or take a sharper one: blur is learned")
+
+
+def dark(photo: Photo, needs: Needs) -> Finding | None:
+    number = measures.brightest(photo.content)
+    if number >= MIN_BRIGHTEST:
+        return None
+    text = f"dark: 99 of 100 pixels are under {number:.0%} of full brightness"
+    return Finding("dark", "warning", number, text, "take it in more light, or brighten it")
+
+
+def clipped(photo: Photo, needs: Needs) -> Finding | None:
+    number = measures.clipped_fraction(photo.content) if not photo.cut_out else 0.0
+    if number <= MAX_CLIPPED:
+        return None
+    text = f"overexposed: {number:.0%} of the pixels are at the end of their range"
+    return Finding("clipped", "warning", number, text, "take it in less light: what is burnt out is lost")
+
+
+def barred(photo: Photo, needs: Needs) -> Finding | None:
+    left, top, right, bottom = box = measures.content_box(photo.image)
+    number = 1 - (right - left) * (bottom - top)
+    if not number:
+        return None
+    sides = {"left": left, "right": 1 - right, "top": top, "bottom": 1 - bottom}
+    named = " and ".join(f"{side} ({share:.0%})" for side, share in sides.items() if share)
+    return Finding("bars", "warning", number, f"bars of one colour: {named}", "cut them off: they are learned", box=box)
+
+
+def extreme_shape(photo: Photo, needs: Needs) -> Finding | None:
+    shape = nearest_bucket(photo.size, needs.buckets)
+    number = kept_fraction(photo.size, shape)
+    if number >= MIN_KEPT:
+        return None
+    text = f"{photo.size[0]} x {photo.size[1]} pixels: {1 - number:.0%} is cut off for {shape[0]} x {shape[1]}"
+    has_shapes = len(needs.buckets) > 1
+    advice = "cut it yourself, around the subject" if has_shapes else "set data.buckets=true, or cut it yourself"
+    return Finding("shape", "warning", number, text, advice)
+
+
+def transparent(photo: Photo, needs: Needs) -> Finding | None:
+    if not photo.cut_out:
+        return None
+    text = f"{photo.cut_out:.0%} is transparent, which training sees as white"
+    if needs.mask == "alpha":
+        return Finding("transparent", "note", photo.cut_out, text, "data.mask=alpha lets it count less")
+    advice = "set data.mask=alpha if all photos are cut out; else lay it on a background"
+    return Finding("transparent", "warning", photo.cut_out, text, advice)
+
+
+def several_frames(photo: Photo, needs: Needs) -> Finding | None:
+    number = photo.info.num_frames
+    if number < 2:
+        return None
+    return Finding("frames", "note", number, f"{number} images in the file", "the first is used; save the one you mean")
+
+
+def subject_cut_off(photo: Photo, needs: Needs) -> Finding | None:
+    if photo.mask is None:
+        return None
+    number, edge = measures.cut_off(photo.mask)
+    if number <= MAX_CUT_OFF:
+        return None
+    text = f"the subject is cut off: {number:.0%} of its side lies against the {edge} edge"
+    return Finding("cut off", "warning", number, text, "fine in one photo; add some with all of it", box=photo.box)
+
+
+def subject_small(photo: Photo, needs: Needs) -> Finding | None:
+    if photo.box is None:
+        return None
+    number = subject_side(photo.box, photo.size)
+    if number >= MIN_IN_FRAME:
+        return None
+    text = f"the subject is small: its longer side is {number:.0%} of the photo's shorter one"
+    return Finding("far away", "warning", number, text, "set data.crop=subject, or cut closer", box=photo.box)
+
+
+def subject_side(box: Box, size: Size) -> float:
+    """Return the longer side of a box over the shorter side of the photo."""
+    width, height = size
+    return max((box[2] - box[0]) * width, (box[3] - box[1]) * height) / min(size)
+
+
+PHOTO_CHECKS: tuple[Callable[[Photo, Needs], Finding | None], ...] = (
+    too_small,
+    blurred,
+    dark,
+    clipped,
+    barred,
+    extreme_shape,
+    transparent,
+    several_frames,
+    subject_cut_off,
+    subject_small,
+)
+
+
+def duplicates(photos: Sequence[Photo]) -> Iterator[Finding]:
+    """Yield each pair of photos that is (nearly) the same."""
+    for one, other in near_duplicates([photo.info for photo in photos]):
+        text = f"{one.name} and {other.name} are (nearly) the same photo"
+        yield Finding("duplicate", "warning", 2, text, "leave one out: it counts twice", photos=(one.name, other.name))
+
+
+def few_photos(photos: Sequence[Photo]) -> Iterator[Finding]:
+    """Yield a finding where there are fewer than three photos."""
+    if len(photos) < ENOUGH:
+        text = f"{len(photos)} photo{'s' * (len(photos) != 1)}"
+        advice = "take 3 to 10 in several places and from several sides: what all share is learned with the subject"
+        yield Finding("few", "warning", len(photos), text, advice)
+
+
+def one_background(photos: Sequence[Photo]) -> Iterator[Finding]:
+    """Yield a finding where most photos have backgrounds of the same colours."""
+    if len(photos) < ENOUGH:
+        return
+    colours = [_colours(photo) for photo in photos]
+    groups = [
+        [other for other, its in enumerate(colours) if measures.likeness_of_colours(own, its) > SAME_COLOURS]
+        for own in colours
+    ]
+    largest = max(groups, key=len)
+    number = len(largest) / len(photos)
+    if number < MAX_SAME:
+        return
+    text = f"{len(largest)} of {len(photos)} photos have the same background"
+    advice = "take some elsewhere, or set data.mask: a background that all share is learned with the subject"
+    yield Finding("background", "warning", number, text, advice, photos=tuple(photos[i].path.name for i in largest))
+
+
+def _colours(photo: Photo) -> np.ndarray:
+    """Return the colours around the subject, without bars."""
+    inside = photo.pixels(measures.content_box(photo.image))
+    mask = None if photo.mask is None else photo.mask.crop(inside)
+    return measures.background_colours(photo.image.crop(inside), mask)
+
+
+FOLDER_CHECKS: tuple[Callable[[Sequence[Photo]], Iterator[Finding]], ...] = (few_photos, duplicates, one_background)
+
+
+def photo_findings(photo: Photo, needs: Needs) -> list[Finding]:
+    """Return what is wrong with one photo."""
+    return [finding for check in PHOTO_CHECKS if (finding := check(photo, needs)) is not None]
+
+
+def folder_findings(photos: Sequence[Photo]) -> list[Finding]:
+    """Return what is wrong with photos as a whole."""
+    return [finding for check in FOLDER_CHECKS for finding in check(photos)]

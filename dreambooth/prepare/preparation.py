@@ -1,0 +1,153 @@
+"""All that is found out about photos before training, and what is proposed: captions, crops, a word, settings.
+
+`prepare` is for programs too: it takes and returns plain data and writes nothing.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from dreambooth.data.buckets import kept_fraction, make_buckets, nearest_bucket
+from dreambooth.data.cuts import centered
+from dreambooth.data.image_folder import ImageFolder, sort_files
+from dreambooth.data.masks import find_masks
+from dreambooth.data.near_duplicates import ImageInfo
+from dreambooth.errors import ModelError
+from dreambooth.prepare.captions import Caption, Captioner, captions_of_folder, propose
+from dreambooth.prepare.crops import Crops, crops_of
+from dreambooth.prepare.findings import Finding, Needs, Photo, Severity
+from dreambooth.prepare.inspection import Inspection, MaskFinder, inspect_photos, read_photos
+from dreambooth.prepare.tokens import Token, load_text_sides, rank_tokens
+from dreambooth.proposal import draft as drafts
+from dreambooth.proposal.facts import base_facts
+from dreambooth.proposal.rules import Draft
+
+DEFAULT_WORD = "sks"  # where no better one is known
+UNMASKED_WEIGHT = 0.1  # the default of data.unmasked_weight
+
+
+@dataclass(frozen=True)
+class Request:
+    """Hold what the user asks for.
+
+    class_noun: "" where it is not named; then there are no settings. identifier: None for one to be proposed. masks: as
+    data.mask; None: those beside the photos. out: the config's file, which is only named here.
+    """
+
+    photos: Path
+    base: str
+    class_noun: str = ""
+    identifier: str | None = None
+    masks: str | None = None
+    out: Path = Path("config.yaml")
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Hold what was found out about photos, and what is proposed.
+
+    captions: of photos that have one, or get one. crops: of readable photos. draft: settings with their reasons; empty
+    where the class is not known. notes: what could not be found out, and why.
+    """
+
+    request: Request
+    inspection: Inspection
+    captions: list[Caption] = field(default_factory=list)
+    crops: list[Crops] = field(default_factory=list)
+    tokens: list[Token] = field(default_factory=list)
+    draft: Draft = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def num(self) -> dict[Severity, int]:
+        """Return how many findings there are of each severity, on photos and captions."""
+        in_captions = Counter(one.severity for caption in self.captions for one in caption.findings)
+        return {severity: number + in_captions[severity] for severity, number in self.inspection.num.items()}
+
+    @property
+    def identifier(self) -> str:
+        """Return the word that will stand for the subject: the user's, or the best one."""
+        return self.request.identifier or next((token.word for token in self.tokens), DEFAULT_WORD)
+
+
+def prepare(request: Request, find_mask: MaskFinder | None = None, describe: Captioner | None = None) -> Preparation:
+    """Look at a folder of photos. Writes nothing. Raises UserError for a folder that is not there, or has no files.
+
+    find_mask: finds the subject where there are no masks. describe: captions photos that have no caption.
+    """
+    folder = sort_files(request.photos)
+    source = request.masks or find_masks(folder.path, folder.images)
+    photos = read_photos(folder, source, request.class_noun, find_mask)
+    needs = needs_of(request.base, [each.photo.info for each in photos if each.photo is not None], source)
+    inspection = inspect_photos(folder, photos, needs, source)
+    tokens, notes = _tokens(request)
+    found = Preparation(request, inspection, tokens=tokens, notes=notes)
+    captions = captions_of_folder(folder, request.class_noun, request.identifier)
+    if not captions and describe is not None:
+        captions = [described(photo, describe, request.class_noun) for photo in inspection.readable]
+    crops = [crops_of(photo, needs, UNMASKED_WEIGHT) for photo in inspection.readable]
+    found = replace(found, captions=captions, crops=crops)
+    return replace(found, draft=draft_of(found, folder)) if request.class_noun and inspection.readable else found
+
+
+def needs_of(base: str, images: Sequence[ImageInfo], mask: str | None) -> Needs:
+    """Return what a base's resolution asks of photos: buckets where a square would cut much."""
+    facts = base_facts(base)
+    has_buckets = not facts.is_toy and any(kept_fraction(each.size, (1, 1)) < drafts.MIN_KEPT for each in images)
+    buckets = make_buckets(facts.resolution, 64) if has_buckets else [(facts.resolution, facts.resolution)]
+    return Needs(facts.resolution, buckets, mask)
+
+
+def _tokens(request: Request) -> tuple[list[Token], list[str]]:
+    """Return proposed words, and why there are none."""
+    try:
+        return rank_tokens(load_text_sides(request.base, base_facts(request.base).family), request.class_noun), []
+    except ModelError as error:
+        return [], [f"no word is proposed: {error}"]
+
+
+def described(photo: Photo, describe: Captioner, class_noun: str) -> Caption:
+    """Return the caption that is proposed for a photo without one."""
+    finding = Finding("no caption", "note", 0, "has no caption", "write the proposed one beside it with --accept")
+    return Caption(photo.path, "", [finding], proposed=propose(describe(photo.image, class_noun), class_noun))
+
+
+def draft_of(found: Preparation, folder: ImageFolder) -> Draft:
+    """Return the settings to train with, each with its reason."""
+    request, inspection = found.request, found.inspection
+    own = drafts.Request(request.photos, request.class_noun, request.base, found.identifier, request.out)
+    draft = drafts.first_draft(own, folder, [photo.info for photo in inspection.readable])
+    if request.identifier is None and found.tokens:
+        draft["subject.identifier"] = (found.identifier, "rare, and one token to each of the base's tokenizers")
+    if inspection.mask_source is not None:
+        reason = draft.get("data.mask", ("", "white is what counts of a photo"))[1]
+        draft["data.mask"] = (inspection.mask_source, reason)
+        if crop := _crop_reason(inspection):
+            draft["data.crop"] = ("subject", crop)
+    return draft
+
+
+def _crop_reason(inspection: Inspection) -> str:
+    """Return why to cut around the subject; empty where the middle does as well."""
+    num_cut = sum(is_cut_by_middle(photo, inspection.needs) for photo in inspection.readable)
+    num_small = sum(one.kind == "far away" for each in inspection.photos for one in each.findings)
+    parts = [f"the middle would cut the subject in {num_cut} photo{'s' * (num_cut != 1)}"] * bool(num_cut)
+    parts += [f"it is small in {num_small}"] * bool(num_small)
+    return ", ".join(parts)
+
+
+def is_cut_by_middle(photo: Photo, needs: Needs) -> bool:
+    """Return whether data.crop=center would cut a part of the subject away."""
+    if photo.box is None:
+        return False
+    width, height = photo.size
+    left, top, right, bottom = photo.box
+    window = centered(photo.size, nearest_bucket(photo.size, needs.buckets)).window
+    room = 1.0  # pixel, by which a reduced mask may be off
+    return (
+        left * width < window.left - room
+        or top * height < window.top - room
+        or right * width > window.left + window.width + room
+        or bottom * height > window.top + window.height + room
+    )

@@ -1,0 +1,109 @@
+"""Rare words that can stand for a subject: one token in each of the base's tokenizers, the best first.
+
+A word of several tokens brings the meaning of its parts; a common one brings its own. What the base draws of a word is
+looked at only on request, as each takes images.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from dreambooth.errors import ModelError
+from dreambooth.families.builtin_configs import END, make_tokenizer
+from dreambooth.families.clip import ClipTokens
+from dreambooth.families.loading import load_tokenizer
+from dreambooth.families.qwen import QwenTokens
+from dreambooth.home_folder import with_home
+from dreambooth.prompt_words import has_words
+
+NUM_WORDS = 8  # that are proposed
+KNOWN_MEANINGS = frozenset(("sks", "bmw", "nba", "nfl", "mlb", "nyc", "bts", "nhl", "fbi", "dvd", "mtv", "hbo", "bbc"))
+Draw = Callable[[str, int], list[Image.Image]]  # a prompt and a number of images to images, always of the same noise
+Embed = Callable[[Sequence[Image.Image]], Any]  # images to embeddings of length 1, [B, D]
+
+
+@dataclass(frozen=True)
+class Token:
+    """Hold a word that may stand for the subject. token_ids: one for each tokenizer; the higher, the rarer.
+
+    variance: mean distance between images that the base draws of it, 0 to 2; likeness: mean cosine of images of "<word>
+    <class>" to those of the class alone, of the same noise: 1 where the word changes nothing. None: nothing was drawn.
+    """
+
+    word: str
+    token_ids: tuple[int, ...]
+    variance: float | None = None
+    likeness: float | None = None
+    images: tuple[Image.Image, ...] = ()
+
+
+class _Clip(ClipTokens):
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+
+class _Qwen(QwenTokens):
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+
+TextSide = _Clip | _Qwen
+
+
+def load_text_sides(base: str, family: str) -> list[TextSide]:
+    """Return the base's tokenizers: of its folder, else CLIP's own where the family has it. Raises ModelError.
+
+    Other than tokenizers nothing of the base is loaded.
+    """
+    folder = Path(with_home(base))
+    kind: type[TextSide] = _Clip if family in ("sd", "sdxl") else _Qwen
+    parts = sorted(path.name for path in folder.glob("tokenizer*") if path.is_dir())
+    if parts:
+        from transformers import CLIPTokenizer, PreTrainedTokenizerFast
+
+        tokenizer_class = CLIPTokenizer if kind is _Clip else PreTrainedTokenizerFast
+        return [kind(load_tokenizer(folder, part, tokenizer_class)) for part in parts]
+    if kind is _Clip:  # those of all such bases differ in their padding alone
+        return [_Clip(make_tokenizer(END))]
+    raise ModelError(f"{base}: its tokenizer is not here; download the base to have words proposed")
+
+
+def rank_tokens(sides: Sequence[TextSide], class_noun: str, number: int = NUM_WORDS) -> list[Token]:
+    """Return words that are one rare token to each tokenizer, the rarest first.
+
+    Names that many know (bmw, sks, a rifle) are left out, and words of the class noun.
+    """
+    ranks = [{word: place for place, word in enumerate(side.rare_words())} for side in sides]
+    both = [word for word in ranks[0] if all(word in rank for rank in ranks)]
+    found = []
+    for word in sorted(both, key=lambda word: (sum(rank[word] for rank in ranks), word)):
+        ids = [side.tokenize(word) for side in sides]
+        if word not in KNOWN_MEANINGS and all(len(own) == 1 for own in ids) and not has_words(class_noun, word):
+            found.append(Token(word, tuple(own[0] for own in ids)))
+    return found[:number]
+
+
+def draw_tokens(tokens: Sequence[Token], class_noun: str, draw: Draw, embed: Embed, num_images: int = 4) -> list[Token]:
+    """Return the tokens with what the base draws of them, those that mean least first.
+
+    A word that means nothing gives images that differ as much as they can, and changes little beside the class noun:
+    the order is by variance + likeness.
+    """
+    class_BD = embed(draw(f"a photo of a {class_noun}", num_images))
+    drawn = []
+    for token in tokens:
+        images = draw(f"a photo of {token.word}", num_images)
+        alone_BD, beside_BD = embed(images), embed(draw(f"a photo of a {token.word} {class_noun}", num_images))
+        distances = [1 - float((alone_BD[one] * alone_BD[other]).sum()) for one, other in _pairs(num_images)]
+        likeness = float((beside_BD * class_BD).sum(1).mean())
+        variance = sum(distances) / max(1, len(distances))
+        drawn.append(Token(token.word, token.token_ids, variance, likeness, tuple(images)))
+    return sorted(drawn, key=lambda token: -((token.variance or 0) + (token.likeness or 0)))
+
+
+def _pairs(number: int) -> list[tuple[int, int]]:
+    return list(combinations(range(number), 2))

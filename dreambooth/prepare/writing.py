@@ -1,0 +1,64 @@
+"""Write what a preparation proposes: a page, a config, captions and masks. No file that is there is written over."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from dreambooth.disk import check_writable, translate_write_errors
+from dreambooth.errors import UserError, escaped
+from dreambooth.files import atomic_file, write_text
+from dreambooth.prepare.captions import Caption
+from dreambooth.prepare.inspection import Inspection
+from dreambooth.prepare.page import render
+from dreambooth.prepare.preparation import Preparation
+
+PAGE, CONFIG, CAPTIONS = "prepare.html", "config.yaml", "captions"
+
+
+def write_page(found: Preparation, out: Path) -> Path:
+    """Write the page into the folder `out`, and return its path; an older page there is replaced."""
+    check_writable(out, "--out")
+    with translate_write_errors(out, "--out"):
+        write_text(out / PAGE, render(found))
+    return out / PAGE
+
+
+def write_captions(captions: Sequence[Caption], out: Path) -> list[Path]:
+    """Write the proposed captions, and return their files.
+
+    One of a photo without a caption goes beside it, where training reads it. One for a photo that has a caption goes
+    into captions/ of the folder `out`: what the user wrote stays as it is.
+    """
+    written = []
+    for caption in captions:
+        if caption.proposed is not None:
+            name = caption.path.with_suffix(".txt")
+            is_free = not caption.text and not name.exists()
+            path = name if is_free else out / CAPTIONS / name.name
+            with translate_write_errors(path.parent, "--accept"):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_text(path, f"{caption.proposed}\n")
+            written.append(path)
+    return written
+
+
+def write_masks(inspection: Inspection) -> list[Path]:
+    """Write the masks that a finder has found into <photos>-masks beside the photos, and return their files.
+
+    Raises UserError where that folder is there already.
+    """
+    folder = inspection.folder.path.with_name(f"{inspection.folder.path.resolve().name}-masks")
+    masked = [photo for photo in inspection.readable if photo.mask is not None]
+    if inspection.mask_source is not None or not masked:
+        return []
+    if folder.exists():
+        raise UserError(f"{escaped(folder)}: is there already; move it, or leave --accept masks out")
+    written = []
+    for photo in masked:
+        assert photo.mask is not None
+        path = folder / f"{photo.path.stem}.png"
+        with translate_write_errors(folder, "--accept"), atomic_file(path) as file:
+            photo.mask.resize(photo.size, Image.Resampling.BILINEAR).save(file, "PNG")
+        written.append(path)
+    return written
