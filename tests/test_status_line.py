@@ -10,7 +10,7 @@ import pytest
 from dreambooth.cli.progress import SamplingBar
 from dreambooth.console import ConsoleHandler, command_output
 from dreambooth.generation.images import Progress
-from dreambooth.status_line import STATUS_LINE, ProgressDisplay, clock, progress_bar
+from dreambooth.status_line import STATUS_LINE, ProgressDisplay, clock, progress_bar, progress_line, read_progress_line
 
 TRAINING = ["step 1000/12000", "10:02:03 left", "loss 0.1234", "lr 1.0e-04", "12.34 steps/s"]
 
@@ -120,3 +120,13 @@ def test_time_left_and_rate_are_of_what_was_done_here(seconds: list[float]) -> N
 
 def _record(text: str) -> logging.LogRecord:
     return logging.LogRecord("dreambooth", logging.INFO, "", 0, text, (), None)
+
+
+@pytest.mark.parametrize(("seconds", "task"), [(41, "training"), (3723, "class images"), (None, "sampling")])
+def test_a_line_of_progress_is_read_back_from_a_log(seconds: int | None, task: str):
+    parts = ["step 2/10", *([] if seconds is None else [f"{clock(seconds)} left"]), "loss 0.1234"]
+    log = "\n".join(
+        ["loading", progress_line(task, 0.1, ["step 1/10"]), progress_line(task, 0.2, parts), "note: 50% more"]
+    )
+    assert read_progress_line(log) == (task, 0.2, ", ".join(parts), seconds)
+    assert read_progress_line("loading\nmodel: checkpoints/x\n") is None

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dreambooth.cli import studio_job
 from dreambooth.studio import processes
 from dreambooth.studio.jobs import Command, Job, JobStore, NewJob
 from dreambooth.studio.problems import ConflictError, MissingError
@@ -244,6 +245,8 @@ def test_what_ended_while_there_was_no_server_is_known_afterwards(workspace: Wor
 def test_a_job_that_was_killed_with_its_server_goes_on_with_the_next(workspace: Workspace, server: Server):
     made = server.store.add(job("wait", str(workspace.root / "go")))
     os.kill(server.pid(made), signal.SIGKILL)
+    while processes.is_alive(server.worker.folder(made)):
+        time.sleep(0.005)
     (workspace.root / "go").touch()
     after = Server(workspace)
     after.until(lambda: after.state(made) == "done")
@@ -281,3 +284,17 @@ def test_the_lock_of_a_process_keeps_a_second_one_from_starting(workspace: Works
     with pytest.raises(BlockingIOError):
         processes.start(folder, 2, made.commands, workspace.root, {}, ("false",))
     assert json.loads(folder.commands.read_bytes()) == [[["wait", str(workspace.root / "go")], ""]]
+
+
+def test_the_process_of_a_job_runs_its_commands_until_one_fails(workspace: Workspace, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(workspace.root)
+    folder = processes.JobFolder(workspace.jobs / "7")
+    folder.path.mkdir()
+    wrong, unnecessary = ["studio", "--port", "99999"], [["new", "nowhere", "--class", "dog"], "runner.py"]
+    for number, (commands, code) in enumerate(
+        [([unnecessary], 0), ([unnecessary, [wrong, ""]], 2), ([[["studio", "--no-such-option"], ""]], 2)]
+    ):
+        folder.commands.write_text(json.dumps(commands))
+        assert studio_job.run(folder, number) == code
+        assert processes.read_result(folder, number) == code
+    assert folder.pid.read_text() == str(os.getpid())

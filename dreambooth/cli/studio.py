@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         from dreambooth.studio.app import create_app
         from dreambooth.studio.server import StudioServer
     except ModuleNotFoundError as error:
-        if error.name not in ("fastapi", "starlette", "uvicorn", "python_multipart", "fcntl"):
+        if error.name not in ("fastapi", "starlette", "uvicorn", "python_multipart", "fcntl", "resource"):
             raise
         raise UserError(f"studio: needs {error.name}; pip install 'dreambooth[studio]' (Linux or macOS)") from error
     from filelock import FileLock, Timeout
@@ -111,10 +111,10 @@ def find_access(args: argparse.Namespace, workspace: "Workspace") -> "Access":
     from dreambooth.studio.guard import Access
     from dreambooth.studio.token import TokenFile
 
-    hosts = [name.lower() for name in args.allowed_host]
+    hosts = [name.lower() for name in (*args.allowed_host, args.host)]
     if is_own(args.host):
         return Access(hosts=hosts)
     token = TokenFile(workspace.own / "token.json")
     if args.new_token or not token.exists():
         print(f"token: {token.renew()}\nIt is shown this once; --new-token makes another.", flush=True)
-    return Access(token, [*hosts, args.host.lower(), socket.gethostname().lower()])
+    return Access(token, [*hosts, socket.gethostname().lower()])

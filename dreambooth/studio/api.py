@@ -5,7 +5,7 @@ from fastapi.responses import JSONResponse
 
 from dreambooth.errors import DreamBoothError
 from dreambooth.studio.problems import RequestError
-from dreambooth.studio.routes import events, images, jobs, models, runs, subjects
+from dreambooth.studio.routes import docs, events, images, jobs, models, runs, subjects
 
 PREFIX = "/api/v1"
 DESCRIPTION = """From a folder of photos to pictures of that subject, over the same commands and folders as a terminal.
@@ -28,7 +28,7 @@ TAGS = [
 def add_api(app: FastAPI) -> None:
     """Add the routes, and the answers to mistakes."""
     router = APIRouter(prefix=PREFIX)
-    for module in (subjects, jobs, events, runs, images, models):
+    for module in (subjects, jobs, events, runs, images, models, docs):
         router.include_router(module.router)
     app.include_router(router)
     app.add_exception_handler(DreamBoothError, _answer)

@@ -19,6 +19,7 @@ from dreambooth.studio.workspace import Workspace, check_new_name
 
 OWN_KEYS = ("run.name", "run.dir", "run.resume")  # of a training, which the workspace decides
 FREE_TEXT = re.compile(r"subject(s\[\d+\])?\.(identifier|class_noun|prompt|class_prompt)|\w+\.prompts")
+CONFIG = "config.yaml"  # of a run
 WILDCARD_AWAY = re.compile(r"__\S*\.\.\S*__")
 AWAY = re.compile(r"^[/~\\]|^[A-Za-z]:|(^|[/\\])\.\.([/\\]|$)|://|\$\{")  # a text that leads out of the workspace
 
@@ -37,7 +38,7 @@ def _train(workspace: Workspace, request: requests.TrainRequest) -> NewJob:
         name = workspace.find_in(workspace.runs, request.run).name
         config = workspace.relative(workspace.find(f"checkpoints/{name}/config.yaml"))
     elif request.config is not None:
-        config = workspace.relative(workspace.find(request.config))
+        config = _config(workspace, request.config)
         name = check_new_name(request.name or Path(config).stem, "name")
     else:
         name = check_new_name(request.name or str(request.subject), "name")
@@ -50,6 +51,14 @@ def _train(workspace: Workspace, request: requests.TrainRequest) -> NewJob:
     changes = [part for key in request.accepted_changes for part in ("--override", _known_key(key))]
     train = ("train", config, *as_overrides(settings), *changes)
     return _job(request, f"train {name}", (*before, Command(train)), f"checkpoints/{name}")
+
+
+def _config(workspace: Workspace, name: str) -> str:
+    """Return a config file as the command names it. Raises RequestError for a file of another kind."""
+    path = workspace.find(name)
+    if path.suffix not in (".yaml", ".yml") or (not path.is_relative_to(workspace.configs) and path.name != CONFIG):
+        raise RequestError(f"config={escaped(name)}: is no config; name one of configs/, or a run's config.yaml")
+    return workspace.relative(path)
 
 
 def _new_config(workspace: Workspace, request: requests.TrainRequest, config: str) -> tuple[str, ...]:
@@ -164,7 +173,7 @@ def _sample_options(workspace: Workspace, request: requests.GenerateRequest) -> 
             yield f"--{name.replace('_', '-')}"
     yield from _additions(workspace, request)
     for axis in request.grid:
-        if AWAY.search(axis):
+        if any(map(AWAY.search, re.split("[=,:]", axis))):
             raise RequestError(f"grid={escaped(axis)}: leads out of the workspace")
         yield f"--grid={axis}"
 
@@ -215,7 +224,15 @@ def _evaluate(workspace: Workspace, request: requests.EvaluateRequest) -> NewJob
 
 def _prepare(workspace: Workspace, request: requests.PrepareRequest) -> NewJob:
     photos = workspace.relative(workspace.find_in(workspace.photos, request.subject))
-    return _job(request, f"prepare {request.subject}", (Command(("prepare", "--", photos)),), photos)
+    output = f"outputs/job-{NUMBER}"
+    options = [f"--out={output}", *(f"--accept={each}" for each in request.accept)]
+    for name, value in (("class", request.class_noun), ("identifier", request.identifier)):
+        if value is not None:
+            options.append(f"--{name}={value}")
+    if request.base is not None:
+        options.append(f"--base={workspace.model(request.base)}")
+    command = Command(("prepare", *options, "--", photos))
+    return _job(request, f"prepare {request.subject}", (command,), output)
 
 
 def _export(workspace: Workspace, request: requests.ExportRequest) -> NewJob:

@@ -9,12 +9,13 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import urlsplit
 
+from fastapi import HTTPException
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dreambooth.studio.limits import BodyError, LimitedBody, RateLimit
-from dreambooth.studio.pictures import MAX_TOTAL
+from dreambooth.studio.pictures import MAX_BYTES, MAX_TOTAL
 from dreambooth.studio.token import Keys, TokenFile
 
 COOKIE = "dreambooth_studio"
@@ -22,7 +23,8 @@ LOGIN = "/api/v1/login"
 OPEN = ("/login", "/static/", LOGIN)  # what can be had without a token: a page to show it on
 SAFE = ("GET", "HEAD", "OPTIONS")
 MAX_BODY = 2**20  # bytes of a request that brings no image
-UPLOADS = ("/photos", "/mask", "/images")  # how paths end that take images
+UPLOADS = {"photos": MAX_TOTAL, "images": MAX_TOTAL, "mask": MAX_BYTES}  # bytes of forms, by the end of their path
+ONE_IMAGE = "/api/v1/images"  # whose body is one image
 PAUSE_S, MIN_RATE = 20.0, 1024.0  # of a body
 POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'self'; "
@@ -32,6 +34,7 @@ POLICY = (
 REPORT_POLICY = (
     "sandbox allow-scripts; default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 )
+FOREIGN = ("/report", "/page")  # how the paths end of pages that commands have written
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "SAMEORIGIN",
@@ -54,13 +57,8 @@ class Access:
     pause_s: float = PAUSE_S
 
 
-class RefusedError(Exception):
+class RefusedError(HTTPException):
     """Hold the answer to a request that goes no further."""
-
-    def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.headers = headers or {}
 
 
 class Guard:
@@ -97,7 +95,7 @@ class Guard:
             await self._app(scope, body, send_guarded)
         except (RefusedError, BodyError) as refusal:
             if not has_begun:
-                await _answer(send_guarded, refusal.status, str(refusal), getattr(refusal, "headers", {}))
+                await _answer(send_guarded, refusal.status_code, refusal.detail, dict(refusal.headers or {}))
 
     async def _check(self, scope: Scope) -> None:
         headers, client = Headers(scope=scope), _client(scope)
@@ -109,6 +107,8 @@ class Guard:
         if scope["method"] not in SAFE:
             self._check_origin(headers)
         if self._keys is not None and not scope["path"].startswith(OPEN) and not await self._is_known(headers, client):
+            if not scope["path"].startswith("/api/") and "text/html" in headers.get("accept", ""):
+                raise RefusedError(303, "show the token first", {"Location": "/login"})
             raise RefusedError(401, "token: is missing or wrong; send it as `Authorization: Bearer TOKEN`", _CHALLENGE)
 
     def _is_own(self, host: str) -> bool:
@@ -142,10 +142,11 @@ class Guard:
 
     def _limited(self, scope: Scope, receive: Receive) -> LimitedBody:
         """Return a request's body with its limits; one that says it is too large is not received."""
-        max_bytes = MAX_TOTAL if scope["path"].endswith(UPLOADS) else MAX_BODY
+        path = scope["path"]
+        max_bytes = MAX_BYTES if path == ONE_IMAGE else UPLOADS.get(path.rpartition("/")[2], MAX_BODY)
         length = Headers(scope=scope).get("content-length", "0")
         if not length.isdigit() or int(length) > max_bytes:
-            raise RefusedError(413, f"the body is larger than {max_bytes} bytes")
+            raise BodyError(413, f"the body is larger than {max_bytes} bytes")
         return LimitedBody(receive, max_bytes, self._access.pause_s, MIN_RATE)
 
     async def _log_in(self, scope: Scope, receive: LimitedBody, send: Any) -> None:
@@ -169,7 +170,7 @@ def _add_headers(message: Message, path: str) -> None:
     headers = MutableHeaders(scope=message)
     for name, value in HEADERS.items():
         headers.setdefault(name, value)
-    headers.setdefault("Content-Security-Policy", REPORT_POLICY if path.endswith("/report") else POLICY)
+    headers.setdefault("Content-Security-Policy", REPORT_POLICY if path.endswith(FOREIGN) else POLICY)
     if path.startswith("/api/"):
         headers.setdefault("Cache-Control", "no-store")
 
@@ -177,8 +178,6 @@ def _add_headers(message: Message, path: str) -> None:
 async def _answer(send: Any, status: int, detail: str, headers: dict[str, str]) -> None:
     body = json.dumps({"detail": detail}).encode()
     own = {"content-type": "application/json", "content-length": str(len(body)), **headers}
-    if status in (408, 413):
-        own["connection"] = "close"
     pairs = [(name.lower().encode(), value.encode()) for name, value in own.items()]
     await send({"type": "http.response.start", "status": status, "headers": pairs})
     await send({"type": "http.response.body", "body": body})

@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastapi import HTTPException
+
 Receive = Callable[[], Awaitable[Any]]
 MAX_CLIENTS = 10_000  # that are remembered
 
@@ -31,12 +33,11 @@ class RateLimit:
         return 0.0
 
 
-class BodyError(Exception):
-    """Report a body that is too large or too slow. status: of the answer."""
+class BodyError(HTTPException):
+    """Report a body that is too large or too slow; the connection is closed. status: of the answer."""
 
     def __init__(self, status: int, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
+        super().__init__(status, reason, {"Connection": "close"})
 
 
 class LimitedBody:

@@ -3,11 +3,12 @@
 import hashlib
 import io
 import os
+import threading
 from pathlib import Path
 
 from PIL import Image
 
-from dreambooth.data.image_files import load_image, readable_formats
+from dreambooth.data.image_files import check_image, load_image, readable_formats
 from dreambooth.errors import UserError, escaped
 from dreambooth.files import atomic_file
 from dreambooth.studio.problems import RequestError, TooLargeError
@@ -17,6 +18,7 @@ MAX_FILES = 100  # in one upload
 MAX_BYTES = 50 * 2**20  # of one file
 MAX_TOTAL = 500 * 2**20  # bytes of one upload
 MAX_PIXELS = 100_000_000  # of one image: phones do take that many
+DECODING = threading.Semaphore(2)  # images that are decoded at once: one may take 300 MB
 SIDES = (128, 256, 512, 1024)  # of thumbnails, pixels
 SUFFIXES = {"AVIF": ".avif", "BMP": ".bmp", "GIF": ".gif", "HEIF": ".heic", "JPEG": ".jpg", "PNG": ".png"}
 SUFFIXES |= {"PPM": ".ppm", "TIFF": ".tif", "WEBP": ".webp"}
@@ -28,13 +30,18 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and is_name(path.name) and path.is_file()
 
 
+def check_size(name: str, size: int) -> None:
+    """Raise TooLargeError for a file of more bytes than one may have."""
+    if size > MAX_BYTES:
+        raise TooLargeError(f"{escaped(name)}: {size} bytes; {MAX_BYTES} at most")
+
+
 def check_upload(name: str, content: bytes) -> str:
     """Return the suffix that suits an image's content. Raises RequestError for what is none, or too large.
 
     By its content, not by its name, and by its size before a pixel is decoded.
     """
-    if len(content) > MAX_BYTES:
-        raise TooLargeError(f"{escaped(name)}: {len(content)} bytes; {MAX_BYTES} at most")
+    check_size(name, len(content))
     try:
         with Image.open(io.BytesIO(content), formats=readable_formats()) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -62,10 +69,11 @@ def store_upload(folder: Path, name: str, content: bytes) -> Path:
     with atomic_file(path) as file:
         file.write(content)
     try:
-        load_image(path)
+        with DECODING:
+            check_image(path)
     except UserError as error:
         path.unlink()
-        raise RequestError(str(error).replace(str(path), escaped(name))) from error
+        raise RequestError(f"{escaped(name)}: {error}") from error
     return path
 
 
@@ -78,8 +86,9 @@ def thumbnail(workspace: Workspace, path: Path, side: int) -> Path:
     ]
     place = workspace.thumbnails / f"{key}-{side}.webp"
     if not place.is_file():
-        image = load_image(path)
-        image.thumbnail((side, side), Image.Resampling.LANCZOS)
+        with DECODING:
+            image = load_image(path)
+            image.thumbnail((side, side), Image.Resampling.LANCZOS)
         with atomic_file(place) as file:
             image.save(file, format="WEBP", quality=82)
     return place

@@ -1,7 +1,6 @@
 """How far a job is, read from the files that it writes anyway: its log and the folder of its run or images."""
 
 import csv
-import json
 import math
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -86,11 +85,6 @@ def read_config(run: Path) -> dict[str, Any]:
     """Return the config.yaml of a run as plain values; empty where there is none."""
     path = run / "config.yaml"
     return _read_config(path, _version(path))
-
-
-def read_scores(run: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's scores.jsonl, one a validation; a line torn by a kill is left out."""
-    return [json.loads(line) for line in whole_lines(run / "logs" / "scores.jsonl")]
 
 
 def _version(path: Path) -> tuple[int, int]:

@@ -151,12 +151,20 @@ class EvaluateRequest(JobRequest):
 
 
 class PrepareRequest(JobRequest):
-    """Ask for a look at a subject's photos."""
+    """Ask for a look at a subject's photos: findings, captions, masks, crops, a word and settings."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"kind": "prepare", "subject": "robot"}]})
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"kind": "prepare", "subject": "robot", "class_noun": "robot", "base": "checkpoints/toyworld"}]
+        }
+    )
 
     kind: Literal["prepare"]
     subject: Name
+    class_noun: Name | None = Field(None, description="what kind of thing it is; without it no settings are proposed")
+    identifier: Name | None = None
+    base: Name | None = None
+    accept: list[Literal["config", "captions", "masks"]] = Field([], max_length=3, description="what is also written")
 
 
 class ExportRequest(JobRequest):

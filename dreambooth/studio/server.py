@@ -1,6 +1,7 @@
 """The web server: uvicorn, which closes connections that send nothing, and ends its streams when it is told to end."""
 
 import asyncio
+import resource
 from types import FrameType
 
 import h11
@@ -9,7 +10,9 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_S = 20  # seconds in which the head of a request has to arrive
-MAX_CONNECTIONS = 512  # at once; one more is answered with 503
+MAX_CONNECTIONS = 2000  # at once; one more is answered with 503
+NUM_FILES = 4096  # that a process may have open, where the system lets it: each connection is one
+FULL = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 MAX_HEAD = 32 * 1024  # bytes of a request's head
 
 
@@ -20,6 +23,9 @@ class PatientProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            transport.write(FULL)
+            transport.close()
         self.loop.call_later(self.head_s, self._close_if_silent, None, False)
 
     def _close_if_silent(self, cycle: object, has_waited: bool) -> None:
@@ -34,24 +40,28 @@ class PatientProtocol(H11Protocol):
 
 
 class StudioServer(uvicorn.Server):
-    """Serve an application until a signal comes."""
+    """Serve an application until a signal comes. head_s: seconds in which the head of a request has to arrive."""
 
-    def __init__(self, app: FastAPI) -> None:
+    def __init__(self, app: FastAPI, head_s: float = HEAD_S) -> None:
+        protocol = type("Protocol", (PatientProtocol,), {"head_s": head_s})
         config = uvicorn.Config(
             app,
-            http=PatientProtocol,
+            http=protocol,
             ws="none",
             log_level="warning",
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            limit_concurrency=MAX_CONNECTIONS,
             h11_max_incomplete_event_size=MAX_HEAD,
             timeout_keep_alive=15,
             timeout_graceful_shutdown=5,
         )
         super().__init__(config)
         self._app = app
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = NUM_FILES if most == resource.RLIM_INFINITY else min(NUM_FILES, most)
+        if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._app.state.is_closing.set()

@@ -13,6 +13,7 @@ from dreambooth.studio.problems import MissingError, RequestError
 
 MAX_NAME = 100  # letters
 FORBIDDEN = re.compile(r'[/\\:*?"<>|${}]')  # in a new name: what separates, expands or has a meaning in an option
+UPLOADS = ".studio/uploads/"  # the only hidden folder that requests name files in
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 
@@ -55,10 +56,10 @@ class Workspace:
 
         A link that leads out of the workspace's folders leads nowhere; one of these folders may itself be a link.
         """
-        parts = name.split("/")
-        if not all(map(is_name, parts)) and not name.startswith(".studio/uploads/"):
+        is_upload = name.startswith(UPLOADS)
+        path = self.root / name
+        if not all(map(is_name, name.removeprefix(UPLOADS).split("/"))) or (path.parent != self.uploads and is_upload):
             raise MissingError(f"{escaped(name)}: there is nothing of this name in the workspace")
-        path = self.root.joinpath(*parts)
         if not self._is_inside(path) or not path.exists():
             raise MissingError(f"{escaped(name)}: there is nothing of this name in the workspace")
         return path

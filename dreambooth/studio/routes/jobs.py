@@ -4,16 +4,18 @@ import os
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query, Response
+from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from dreambooth.studio.commands import new_job
 from dreambooth.studio.jobs import Kind, State
-from dreambooth.studio.problems import ConflictError
+from dreambooth.studio.problems import ConflictError, MissingError
 from dreambooth.studio.requests import AnyRequest
 from dreambooth.studio.state import StudioOf, View
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 LOG_PART = 64 * 1024  # bytes of a log in one answer
+PAGES = ("prepare.html", "grid.html")
 ENDS: dict[str, State] = {"cancel": "cancelled", "pause": "paused"}  # the state that each way to stop leads to
 
 
@@ -122,6 +124,16 @@ def log(studio: StudioOf, number: int, offset: Annotated[int, Query(ge=0)] = 0) 
         file.seek(min(offset, size))
         text = file.read(LOG_PART)
         return {"text": text.decode(errors="replace"), "offset": file.tell(), "is_all": file.tell() >= size}
+
+
+@router.get("/{number}/page", summary="Get the page that a job has written", response_class=FileResponse)
+def page(studio: StudioOf, number: int) -> FileResponse:
+    """Return the page of a `prepare` or of a `generate` with a grid."""
+    job = studio.store.get(number)
+    for name in PAGES:
+        if (path := studio.workspace.root / job.output / name).is_file():
+            return FileResponse(path, media_type="text/html")
+    raise MissingError(f"job {number}: has written no page")
 
 
 def _stop(studio: StudioOf, number: int, how: str) -> View:

@@ -115,9 +115,10 @@ async def upload(studio: StudioOf, subject: str, request: Request) -> dict[str, 
             raise TooLargeError(f"files: {pictures.MAX_TOTAL} bytes at most in one upload")
         for each in files:
             name = Path((each.filename or "photo").replace("\\", "/")).name.lstrip(".-") or "photo"
-            content = await each.read()
             try:
                 check_new_name(name, "file")
+                pictures.check_size(name, each.size or 0)
+                content = await each.read()
                 stored.append((await run_in_threadpool(pictures.store_upload, folder, name, content)).name)
             except RequestError as error:
                 refused.append({"name": escaped(name), "reason": str(error)})

@@ -1,0 +1,141 @@
+"""A studio whose server and trainings are killed at any moment: real processes, and the same bits in the end."""
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from studio_workspace import ROOT, wait_until
+
+pytestmark = pytest.mark.slow
+SETTINGS: dict[str, Any] = {
+    "train.max_steps": 24, "train.save_every_steps": 4, "validate.every_steps": 8, "validate.num_images": 1,
+    "validate.num_inference_steps": 2, "prior.num_images": 8, "prior.num_inference_steps": 2, "log.tensorboard": False,
+    "train.keep_states": True,
+}  # fmt: skip
+TRAIN = {"kind": "train", "subject": "robot", "class_noun": "robot", "base": "checkpoints/toyworld"}
+
+
+class Studio:
+    """Start and kill the real server in a workspace."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        shutil.copytree(ROOT / "data" / "robot", folder / "data" / "robot")
+        for name in ("toyworld", "toyworld-encoders"):
+            shutil.copytree(ROOT / "checkpoints" / name, folder / "checkpoints" / name)
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "dreambooth", "studio", "--port", "0"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        self.server = subprocess.Popen(
+            command, cwd=self.folder, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+        assert self.server.stdout is not None
+        address = self.server.stdout.readline().split()[1]
+        self.client = httpx.Client(base_url=f"{address}/api/v1", timeout=60)
+        wait_until(self._answers)
+
+    def _answers(self) -> bool:
+        try:
+            return self.client.get("/status").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def kill(self) -> None:
+        self.server.kill()
+        self.server.wait()
+
+    def end(self) -> None:
+        self.server.terminate()
+        self.server.wait()
+
+    def job(self, number: int) -> dict[str, Any]:
+        found: dict[str, Any] = self.client.get(f"/jobs/{number}").json()
+        return found
+
+    def pid(self, number: int) -> int:
+        return int((self.folder / ".studio" / "jobs" / str(number) / "pid").read_text())
+
+    def train(self, name: str) -> int:
+        answer = self.client.post("/jobs", json={**TRAIN, "name": name, "settings": SETTINGS})
+        assert answer.status_code == 201, answer.text
+        return int(answer.json()["id"])
+
+    def until(self, number: int, is_so: Callable[[dict[str, Any]], object], seconds: float = 600) -> dict[str, Any]:
+        wait_until(lambda: is_so(self.job(number)), seconds)
+        return self.job(number)
+
+    def until_done(self, number: int) -> dict[str, Any]:
+        job = self.until(number, lambda each: each["state"] not in ("queued", "running"))
+        assert job["state"] == "done", job["error"]
+        return job
+
+    def until_step(self, number: int, step: int) -> None:
+        self.until(number, lambda job: (job["progress"]["step"] or 0) >= step or job["state"] == "failed")
+
+    def weights(self, run: str) -> str:
+        files = sorted((self.folder / "checkpoints" / run / "model").rglob("*.safetensors"))
+        assert files
+        return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
+def test_killed_at_any_moment_a_training_comes_to_the_same_bits(tmp_path: Path):
+    studio = Studio(tmp_path)
+    undisturbed = studio.train("undisturbed")
+    assert studio.until_done(undisturbed)["attempts"] == 1
+    wanted = studio.weights("undisturbed")
+
+    # The server alone: the training goes on by itself, and is adopted.
+    number = studio.train("server-killed")
+    studio.until_step(number, 6)
+    pid = studio.pid(number)
+    studio.kill()
+    os.kill(pid, 0)
+    studio.start()
+    assert studio.job(number)["state"] == "running"
+    assert studio.pid(number) == pid
+    assert studio.until_done(number)["attempts"] == 1
+    assert studio.weights("server-killed") == wanted
+
+    # The training alone: it goes on from its last state.
+    number = studio.train("job-killed")
+    studio.until_step(number, 10)
+    os.kill(studio.pid(number), signal.SIGKILL)
+    assert studio.until_done(number)["attempts"] == 2
+    assert studio.weights("job-killed") == wanted
+
+    # Both at once, with another job in the queue.
+    number = studio.train("both-killed")
+    images = {"kind": "generate", "model": "checkpoints/job-killed", "prompts": ["{subject}"]}
+    behind = studio.client.post("/jobs", json={**images, "steps": 2, "num_images": 1}).json()["id"]
+    studio.until_step(number, 14)
+    studio.kill()
+    os.kill(studio.pid(number), signal.SIGKILL)
+    studio.start()
+    assert studio.until_done(number)["attempts"] == 2
+    assert studio.weights("both-killed") == wanted
+    done = studio.until_done(behind)
+    assert (done["attempts"], done["progress"]["num_images"]) == (1, 1), "it was not lost, and ran once"
+
+    # Paused in the studio, taken on in a terminal, and known to the studio as finished.
+    number = studio.train("terminal")
+    studio.until_step(number, 6)
+    studio.client.post(f"/jobs/{number}/pause")
+    job = studio.until(number, lambda each: each["state"] != "running")
+    assert (job["state"], job["exit_code"]) == ("paused", 143)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "dreambooth", "train", "checkpoints/terminal/config.yaml"]
+    assert subprocess.run(command, cwd=tmp_path, env=environment).returncode == 0
+    assert studio.weights("terminal") == wanted
+    studio.client.post(f"/jobs/{number}/resume")
+    assert studio.until_done(number)["progress"]["step"] == 24
+    studio.end()
