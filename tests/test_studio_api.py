@@ -223,6 +223,10 @@ def test_a_request_becomes_the_command_that_one_would_type(client: Any, workspac
     generate = {"kind": "generate", "model": "checkpoints/robot", "prompts": ["--help", "it's {subject}"], "seed": 3}
     (command,) = commands_of(client, generate)
     assert command == "sample --seed=3 --out=outputs/job-4 -- checkpoints/robot --help 'it'\"'\"'s {subject}'"
+    prepare = {"kind": "prepare", "subject": "robot", "class_noun": "robot", "accept": ["captions", "masks"]}
+    assert commands_of(client, prepare) == [
+        "prepare --accept captions masks --out=outputs/job-5 --class=robot -- data/robot"
+    ]
     export = {"kind": "export", "run": "robot", "format": "kohya"}
     assert commands_of(client, export) == [
         "export --format=kohya --dtype=float16 --out=checkpoints/robot/exports/kohya -- checkpoints/robot"
@@ -311,6 +315,9 @@ def test_progress_is_read_from_the_log_and_the_folder(client: Any, workspace: Wo
     assert (progress["fraction"], progress["text"]) == (0.42, "image 5/12, 1:00:41 left")
     assert progress["seconds_left"] == 3641
     assert progress["images"] == [f"{generate['output']}/00000.png"]
+    (workspace.root / generate["output"] / "grid.html").write_text("<p>a grid</p>")
+    page = client.get(f"jobs/{generate['id']}/page")
+    assert (page.text, page.headers["content-security-policy"][:7]) == ("<p>a grid</p>", "sandbox")
     train = client.post("jobs", json={"kind": "train", "run": "robot"}).json()["progress"]
     assert (train["step"], train["max_steps"], train["fraction"]) == (8, 8, 1.0)
     assert train["loss"] > 0
@@ -320,7 +327,7 @@ def test_progress_is_read_from_the_log_and_the_folder(client: Any, workspace: Wo
     assert client.get(f"jobs/{generate['id']}/log", params={"offset": log["offset"]}).json()["text"] == ""
 
 
-REQUESTS = ("Train", "Generate", "Evaluate", "Export")
+REQUESTS = ("Train", "Generate", "Evaluate", "Prepare", "Export")
 TRAIN = {"kind": "train", "subject": "robot", "class_noun": "robot", "name": "new"}
 GENERATE = {"kind": "generate", "model": "checkpoints/robot", "prompts": ["x"]}
 

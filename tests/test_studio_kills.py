@@ -2,10 +2,12 @@
 
 import hashlib
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,9 @@ from typing import Any
 import httpx
 import pytest
 from studio_workspace import ROOT, wait_until
+
+from dreambooth.studio.jobs import Command, JobStore, NewJob
+from dreambooth.studio.workspace import Workspace
 
 pytestmark = pytest.mark.slow
 SETTINGS: dict[str, Any] = {
@@ -139,3 +144,57 @@ def test_killed_at_any_moment_a_training_comes_to_the_same_bits(tmp_path: Path):
     studio.client.post(f"/jobs/{number}/resume")
     assert studio.until_done(number)["progress"]["step"] == 24
     studio.end()
+
+
+# A server of a queue and its worker alone, with jobs that say when they begin and end.
+SERVER = """
+import sys, time
+from pathlib import Path
+from dreambooth.studio.jobs import JobStore
+from dreambooth.studio.worker import Worker
+from dreambooth.studio.workspace import Workspace
+workspace = Workspace(Path(sys.argv[1]))
+worker = Worker(workspace, JobStore(workspace.database), ("a", "b"), (sys.executable, "-I", "-S", sys.argv[2]))
+print("up", flush=True)
+while True:
+    worker.tick()
+    time.sleep(0.01)
+"""
+JOB = """
+import json, os, sys, time
+folder, attempt = sys.argv[1:]
+def say(what):
+    with open(os.path.join(folder, "said"), "a") as file:
+        file.write(what + "\\n")
+say("begins")
+time.sleep(0.15)
+say("ends")
+with open(f"{folder}/exit-{attempt}.json.new", "w") as file:
+    json.dump({"exit_code": 0}, file)
+os.replace(f"{folder}/exit-{attempt}.json.new", f"{folder}/exit-{attempt}.json")
+"""
+
+
+def test_no_job_is_lost_and_none_runs_twice_however_often_the_server_is_killed(tmp_path: Path):
+    workspace = Workspace(tmp_path)
+    workspace.prepare()
+    script = tmp_path / "job.py"
+    script.write_text(JOB)
+    store = JobStore(workspace.database)
+    jobs = [store.add(NewJob("train", "x", {}, (Command(("x",)),), f"checkpoints/{number}")) for number in range(60)]
+    delays = random.Random(0)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    kills = 0
+    while any(job.state != "done" for job in store.find()):
+        assert kills < 100
+        command = [sys.executable, "-c", SERVER, str(tmp_path), str(script)]
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as server:
+            assert server.stdout is not None
+            assert server.stdout.readline() == "up\n"
+            time.sleep(delays.uniform(0, 0.6))
+            server.kill()
+        kills += 1
+    said = {job.id: (workspace.jobs / str(job.id) / "said").read_text().split() for job in jobs}
+    print(f"\n{len(jobs)} jobs, the server killed {kills} times")
+    assert set(map(tuple, said.values())) == {("begins", "ends")}
+    assert kills > 5

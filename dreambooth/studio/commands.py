@@ -225,7 +225,8 @@ def _evaluate(workspace: Workspace, request: requests.EvaluateRequest) -> NewJob
 def _prepare(workspace: Workspace, request: requests.PrepareRequest) -> NewJob:
     photos = workspace.relative(workspace.find_in(workspace.photos, request.subject))
     output = f"outputs/job-{NUMBER}"
-    options = [f"--out={output}", *(f"--accept={each}" for each in request.accept)]
+    accepted = ["--accept", *request.accept] if request.accept else []
+    options = [*accepted, f"--out={output}"]
     for name, value in (("class", request.class_noun), ("identifier", request.identifier)):
         if value is not None:
             options.append(f"--{name}={value}")
