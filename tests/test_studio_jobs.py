@@ -277,6 +277,22 @@ def test_a_server_killed_before_it_noted_the_process_starts_no_second_one(worksp
     assert after.attempts(made) == ["1"]
 
 
+def test_images_of_an_attempt_that_was_killed_are_not_there_twice(workspace: Workspace, server: Server):
+    go = str(workspace.root / "go")
+    made = server.store.add(job("wait", go, kind="generate", output="outputs/job-{number}"))
+    grid = server.store.add(job("wait", go, "--grid=seed=1,2", kind="generate", output="outputs/job-{number}"))
+    for each in (made, grid):
+        image = workspace.root / each.output / "00000.png"
+        image.parent.mkdir(parents=True)
+        image.touch()
+        server.store.change(each.id, ("queued",), "cancelled", attempts=1)
+        server.store.queue_again(each.id, ("cancelled",))
+    Path(go).touch()
+    server.until(lambda: all(server.state(each) == "done" for each in (made, grid)))
+    assert not (workspace.root / made.output).exists()
+    assert (workspace.root / grid.output / "00000.png").exists(), "a grid makes what is missing"
+
+
 def test_the_lock_of_a_process_keeps_a_second_one_from_starting(workspace: Workspace, server: Server):
     made = server.store.add(job("wait", str(workspace.root / "go")))
     server.pid(made)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from fastapi import FastAPI
 
-from dreambooth.studio import trash
+from dreambooth.studio import pictures, trash
 from dreambooth.studio.api import DESCRIPTION, PREFIX, TAGS, add_api
 from dreambooth.studio.gallery import Gallery
 from dreambooth.studio.guard import Access, Guard
@@ -58,6 +58,7 @@ async def _living(app: FastAPI) -> AsyncIterator[None]:
     """Run the worker while the application is there. Jobs that run go on without it."""
     studio: Studio = app.state.studio
     trash.empty(studio.workspace)
+    pictures.forget_old_thumbnails(studio.workspace)
     if app.state.starts_jobs:
         studio.worker.start()
     try:

@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import threading
+import time
 from pathlib import Path
 
 from PIL import Image
@@ -18,6 +19,7 @@ MAX_FILES = 100  # in one upload
 MAX_BYTES = 50 * 2**20  # of one file
 MAX_TOTAL = 500 * 2**20  # bytes of one upload
 MAX_PIXELS = 100_000_000  # of one image: phones do take that many
+KEEP_THUMBNAILS_S = 30 * 24 * 3600.0
 DECODING = threading.Semaphore(2)  # images that are decoded at once: one may take 300 MB
 SIDES = (128, 256, 512, 1024)  # of thumbnails, pixels
 SUFFIXES = {"AVIF": ".avif", "BMP": ".bmp", "GIF": ".gif", "HEIF": ".heic", "JPEG": ".jpg", "PNG": ".png"}
@@ -92,6 +94,13 @@ def thumbnail(workspace: Workspace, path: Path, side: int) -> Path:
         with atomic_file(place) as file:
             image.save(file, format="WEBP", quality=82)
     return place
+
+
+def forget_old_thumbnails(workspace: Workspace) -> None:
+    """Remove the thumbnails that were made longer than a month ago; those that are still asked for are made again."""
+    for path in workspace.thumbnails.glob("*.webp"):
+        if time.time() - path.stat().st_mtime > KEEP_THUMBNAILS_S:
+            path.unlink(missing_ok=True)
 
 
 def size_of(path: Path) -> tuple[int, int] | None:

@@ -6,6 +6,7 @@ one before was killed: jobs that still run are adopted, those that were killed g
 
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -102,6 +103,7 @@ class Worker:
 
     def _start(self, job: Job) -> None:
         try:
+            self._clear(job)
             self._children[job.id] = processes.start(
                 self.folder(job),
                 job.attempts,
@@ -115,6 +117,12 @@ class Worker:
             self._store.change(job.id, ("running",), "queued", attempts=job.attempts - 1, device="")
         except OSError as error:
             self._end(job, "failed", None, f"its process could not be started: {error}")
+
+    def _clear(self, job: Job) -> None:
+        """Remove what an attempt before has generated; all other commands go on from what is there."""
+        is_grid = any(part.startswith("--grid=") for each in job.commands for part in each.argv)
+        if job.kind == "generate" and job.attempts > 1 and not is_grid:
+            shutil.rmtree(self._workspace.root / job.output, ignore_errors=True)
 
     def _look_after(self, job: Job) -> None:
         folder, child = self.folder(job), self._children.get(job.id)

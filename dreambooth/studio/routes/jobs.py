@@ -1,6 +1,7 @@
 """Jobs: queue, look, stop, go on, move, and read their log."""
 
 import os
+import shutil
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query, Response
@@ -108,8 +109,10 @@ def change(studio: StudioOf, number: int, changes: Changes) -> View:
 
 @router.delete("/{number}", status_code=204, summary="Remove a job from the list")
 def delete(studio: StudioOf, number: int) -> Response:
-    """Remove a job that is over from the list; what it made stays."""
+    """Remove a job that is over from the list, with its log; what it made stays."""
+    folder = studio.worker.folder(studio.store.get(number))
     studio.store.delete(number)
+    shutil.rmtree(folder.path, ignore_errors=True)
     return Response(status_code=204)
 
 

@@ -138,7 +138,8 @@ def photo_thumbnail(
     studio: StudioOf, subject: str, photo: str, side: Annotated[int, Query(ge=32, le=2048)] = 256
 ) -> FileResponse:
     """Return a photo at most `side` pixels wide and high, as WebP."""
-    return FileResponse(pictures.thumbnail(studio.workspace, _photo(studio.workspace, subject, photo), side))
+    path = pictures.thumbnail(studio.workspace, _photo(studio.workspace, subject, photo), side)
+    return FileResponse(path, headers={"Cache-Control": "private, no-cache"})
 
 
 @router.delete("/{subject}/photos/{photo}", summary="Delete a photo")
