@@ -1,6 +1,6 @@
 """How fast the studio answers while it trains: clients that poll jobs, a run and its images.
 
-    python benchmarks/studio_load.py [--clients 50] [--seconds 30] [--period 0.5]
+    python benchmarks/studio_load.py [--clients 50] [--seconds 30] [--period 1]
 
 Starts the real server in a temporary workspace, queues a training of the toy robot, and has so many clients poll as the
 page does. Prints the median, the 95th and 99th percentile and the longest time to an answer, in milliseconds.
@@ -34,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=30.0, help="of polling, once the training has begun")
-    parser.add_argument("--period", type=float, default=0.5, help="seconds between two requests of a client")
+    parser.add_argument("--period", type=float, default=1.0, help="seconds between two requests of a client")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         workspace = Path(folder)

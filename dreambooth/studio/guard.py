@@ -159,7 +159,8 @@ class Guard:
             raise RefusedError(401, "token: is wrong", _CHALLENGE)
         key = self._keys.open_session()
         cookie = f"{COOKIE}={key}; Path=/; HttpOnly; SameSite=Strict; Max-Age=43200"
-        secure = "; Secure" if scope.get("scheme") == "https" else ""
+        is_encrypted = Headers(scope=scope).get("origin", "").startswith("https:")  # up to the proxy before this server
+        secure = "; Secure" if is_encrypted else ""
         await _answer(send, 200, "logged in", {"Set-Cookie": cookie + secure})
 
 
