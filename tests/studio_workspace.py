@@ -1,6 +1,7 @@
 """A workspace as a studio finds it, of what the repository ships: photos, a base, a recorded run, images."""
 
 import json
+import logging
 import shutil
 import sys
 import threading
@@ -15,6 +16,7 @@ from dreambooth.studio.guard import Access
 from dreambooth.studio.server import StudioServer
 from dreambooth.studio.workspace import Workspace
 
+logging.getLogger("httpx").setLevel(logging.WARNING)  # a line a request, of which there are thousands
 ROOT = Path(__file__).parents[1]
 RECORDED = ROOT / "tests" / "data" / "run-of-0.1"
 SECRET = "a line that nobody may read"  # outside the workspace

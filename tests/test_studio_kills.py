@@ -93,6 +93,7 @@ class Studio:
         return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
+@pytest.mark.timeout(1800)
 def test_killed_at_any_moment_a_training_comes_to_the_same_bits(tmp_path: Path):
     studio = Studio(tmp_path)
     undisturbed = studio.train("undisturbed")
