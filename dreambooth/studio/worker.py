@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import threading
 import time
@@ -96,7 +97,7 @@ class Worker:
         while not self._is_closed:
             try:
                 self.tick()
-            except OSError as error:  # a full disk, say: the jobs go on, and this looks again
+            except (OSError, sqlite3.Error) as error:  # a full disk, say: the jobs go on, and this looks again
                 logger.warning(f"studio: {error}")
             self._wake.wait(PERIOD_S)
             self._wake.clear()
