@@ -1,11 +1,12 @@
 """What tests share. Heavy imports stand in the fixtures: pytest-xdist's first process loads this and runs no test."""
 
+import functools
 import gc
 import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,24 +85,17 @@ def tiny_xl_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_z_image_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tiny import make_tiny_z_image_base
+def flow_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Make a tiny base of a family of flow matching, by the family's name, once."""
+    from tiny_flow import FLOW_BASES
 
-    return make_tiny_z_image_base(tmp_path_factory.mktemp("base") / "z_image")
-
-
-@pytest.fixture(scope="session")
-def tiny_flux2_klein_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tiny import make_tiny_flux2_klein_base
-
-    return make_tiny_flux2_klein_base(tmp_path_factory.mktemp("base") / "flux2_klein")
+    folder = tmp_path_factory.mktemp("flow")
+    return functools.cache(lambda name: FLOW_BASES[name](folder / name))
 
 
 @pytest.fixture(scope="session")
-def tiny_qwen_image_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tiny import make_tiny_qwen_image_base
-
-    return make_tiny_qwen_image_base(tmp_path_factory.mktemp("base") / "qwen_image")
+def tiny_z_image_base(flow_base: Callable[[str], Path]) -> Path:
+    return flow_base("z_image")
 
 
 @pytest.fixture(scope="session")

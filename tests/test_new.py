@@ -1,5 +1,6 @@
 """`new`: the config that it writes for a folder of photos is one that a run can be started from."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -38,6 +39,20 @@ def test_the_config_names_what_was_found_and_check_has_no_error(photos, tiny_bas
     assert (config.run.name, config.subjects[0].images, config.data.resolution) == ("my-dog", "data/my-dog", 64)
     assert Image.open("outputs/my-dog-crops.png").size == (3 * 66 + 2, 66 + 2)
     assert main(["check", "configs/my-dog.yaml"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "guidance"), [("FluxPipeline", 3.5), ("Krea2Pipeline", 4.5), ("ZImagePipeline", 4.0)]
+)
+def test_a_base_of_flow_matching_gets_settings_of_its_kind(photos, tmp_path, pipeline, guidance):
+    """It is known by its index; the rest of it is not there, which costs only the figures."""
+    (tmp_path / "base" / "vae").mkdir(parents=True)
+    (tmp_path / "base" / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
+    (tmp_path / "base" / "vae" / "config.json").write_text(json.dumps({"sample_size": 1024}))
+    assert new(photos, tmp_path / "base") == 0
+    config = load_config("configs/my-dog.yaml")
+    assert (config.validate.guidance_scale, config.validate.scheduler) == (guidance, "euler")
+    assert config.data.resolution == 1024
 
 
 def test_captions_and_cut_outs_are_found(photos):

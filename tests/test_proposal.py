@@ -27,6 +27,9 @@ BASES = {
     "z_image": BaseFacts("z_image", 1024),
     "flux2_klein": BaseFacts("flux2_klein", 1024),
     "qwen_image": BaseFacts("qwen_image", 1024),
+    "krea2": BaseFacts("krea2", 1024),
+    "flux1": BaseFacts("flux1", 1024),
+    "sd3": BaseFacts("sd3", 1024),
 }
 
 
@@ -111,6 +114,9 @@ def test_the_help_says_which_keys_take_auto():
         ("Tongyi-MAI/Z-Image", ("z_image", 1024)),
         ("Qwen/Qwen-Image", ("qwen_image", 1024)),
         ("black-forest-labs/FLUX.2-klein-base-4B", ("flux2_klein", 1024)),
+        ("black-forest-labs/FLUX.1-Krea-dev", ("flux1", 1024)),
+        ("krea/Krea-2-Raw", ("krea2", 1024)),
+        ("stabilityai/stable-diffusion-3.5-medium", ("sd3", 1024)),
     ],
 )
 def test_a_base_is_known_by_its_files_or_its_name(base, facts):

@@ -97,7 +97,7 @@ def test_a_single_file_can_be_trained_and_sampled(single_file: Path, tiny_base: 
 def test_a_file_that_is_no_model_is_told_in_a_line(tiny_base: Path, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"nothing": torch.zeros(1)}, path)
-    with pytest.raises(ModelError, match=r"model\.safetensors: holds no Stable Diffusion model"):
+    with pytest.raises(ModelError, match=r"model\.safetensors: holds no model of a known family"):
         load_family(ModelSource(str(path), config=str(tiny_base)))
     path.write_bytes(b"not safetensors at all")
     with pytest.raises(ModelError, match=r"model\.safetensors: cannot be read"):

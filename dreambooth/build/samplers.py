@@ -40,6 +40,11 @@ def check_samplers(family: Family, config: Config) -> None:
                 f"{section}.guidance_scale={settings.guidance_scale:g}: must be at least {family.guidance.none:g}, "
                 "which is no guidance of this base"
             )
+        if family.guidance.is_input and settings.guidance_min_noise:
+            raise UserError(
+                f"{section}.guidance_min_noise={settings.guidance_min_noise:g}: this base reads the guidance scale "
+                "itself, and no step is cheaper without; set it to 0"
+            )
         try:
             check_sampler(family, settings)
         except UserError as error:

@@ -33,9 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--verify",
-        action="store_true",
-        help="read what was written as other programs do, compare weights and an image with the trained model, and "
-        "write nothing where they differ by more than rounding (needs memory for three models)",
+        action=argparse.BooleanOptionalAction,
+        help="read what was written as other programs do, count the modules that arrive, compare weights and an image "
+        "with the trained model, and write nothing where they differ by more than rounding (default: where the free "
+        "memory holds three models)",
     )
     parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload the folder to this model repository")
     parser.add_argument("--private", action="store_true", help="with --push-to-hub: a new repository is private")

@@ -60,12 +60,14 @@ class ModelConfig:
 
     base: str = setting(MISSING, "diffusers folder, hub id or single .safetensors file")
     family: str = setting(
-        "auto", "model family: sd, sdxl, z_image, qwen_image or flux2_klein; auto reads it from the base"
+        "auto",
+        "model family: sd, sdxl, z_image, qwen_image, flux2_klein, krea2, flux1 or sd3; auto reads it from the base",
     )
     config: str | None = setting(
         None,
         "for a single file: folder or hub id with its configs and tokenizer, or a built-in one: sd1, sd1-v, sd2, "
-        "sd2-v, sdxl, sdxl-v, sdxl-v-ztsnr (v: predicts v); null: read from the file",
+        "sd2-v, sdxl, sdxl-v, sdxl-v-ztsnr (v: predicts v); null: read from the file; for a transformer alone: the "
+        "pipeline with the VAE and text encoders beside it",
     )
     revision: str | None = setting(None, "branch, tag or commit of a hub id; null: its main branch")
     variant: str | None = setting(None, "variant of the weights, such as fp16 or non_ema; null: the files without one")
@@ -161,7 +163,7 @@ class PriorConfig:
     guidance_scale: float = setting(
         7.5,
         "classifier-free guidance scale of the class images, as the base's own pipeline counts it; none is 1, of "
-        "z_image 0",
+        "z_image and krea2 0; flux1 reads it itself",
         minimum=0,
     )
     guidance_min_noise: float = setting(
@@ -291,9 +293,9 @@ class LossConfig:
     )
     timesteps: Literal["base", "uniform", "logit_normal", "sigmoid", "shifted"] = setting(
         "base",
-        "how often each timestep is trained on; base: as the base was (sd, sdxl: uniform; z_image, qwen_image: "
-        "logit_normal, shifted by the image's size; flux2_klein: shifted); logit_normal, sigmoid: mostly the middle; "
-        "shifted: uniform, moved towards noise",
+        "how often each timestep is trained on; base: as the base was (sd, sdxl: uniform; flux2_klein: shifted; other "
+        "families: logit_normal, shifted as their samplers are); logit_normal, sigmoid: mostly the middle; shifted: "
+        "uniform, moved towards noise",
     )
     timestep_mean: float | None = setting(
         None, "mean of the timestep's logit with loss.timesteps=logit_normal; above 0 trains more on noise; null: 0"
@@ -386,7 +388,7 @@ class ValidateConfig:
     num_inference_steps: int = setting(25, "sampler steps per image", minimum=1)
     guidance_scale: float = setting(
         7.5,
-        "classifier-free guidance scale, as the base's own pipeline counts it; none is 1, of z_image 0",
+        "classifier-free guidance scale, as the base's own pipeline counts it; none is 1, of z_image and krea2 0",
         minimum=0,
     )
     scheduler: str = setting("ddim", "sampler, named as in sample.py --scheduler")

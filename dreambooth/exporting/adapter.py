@@ -3,7 +3,8 @@
 diffusers and peft name a LoRA's tensors by module; kohya's scripts, AUTOMATIC1111, SD.Next and ComfyUI by the module's
 name with underscores behind "lora_unet_" and "lora_te_", with an alpha beside each, which they divide by the rank.
 LyCORIS names LoHa and LoKr in the same way. Of a transformer ComfyUI takes the name with its points behind
-"diffusion_model."; the one with underscores it skips without an error.
+"diffusion_model."; the one with underscores it skips without an error. Of some families the
+names are those of the authors' code (`NamedByAuthors`).
 """
 
 from collections.abc import Callable, Mapping
@@ -11,16 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lycoris_utils import LycorisLayer
 from safetensors.torch import save_file
 from torch import Tensor
 
 from dreambooth.exporting import word
+from dreambooth.exporting.joined import joined_loras
 from dreambooth.exporting.metadata import file_metadata, kohya_version
 from dreambooth.exporting.names import link_old_name, weights_file
 from dreambooth.exporting.original import original_unet_name
 from dreambooth.families import Family
+from dreambooth.families.protocols import NamedByAuthors
 from dreambooth.methods import adapter_files, adapters
 from dreambooth.subject_info import ExportCard, SubjectInfo, write_card
 
@@ -40,7 +44,7 @@ def write_lora(family: Family, card: ExportCard, folder: Path, name: str) -> Non
 def write_kohya(family: Family, card: ExportCard, folder: Path, name: str) -> None:
     """Write one file in kohya's layout, a learned word beside it, and the subject's card."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_file(family, card, folder / weights_file(name), kohya_name)
+    write_file(family, card, folder / weights_file(name), kohya_state(family))
     link_old_name(folder, weights_file(name), KOHYA_FILE)
     word.write_beside(family, card, folder, name)
     write_card(card, folder)
@@ -49,17 +53,17 @@ def write_kohya(family: Family, card: ExportCard, folder: Path, name: str) -> No
 def write_comfyui(family: Family, card: ExportCard, folder: Path, name: str) -> None:
     """Write one file under the names that ComfyUI takes whole, a learned word beside it, and the subject's card."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_file(family, card, folder / weights_file(name), comfyui_name)
+    write_file(family, card, folder / weights_file(name), comfyui_state(family))
     word.write_beside(family, card, folder, name)
     write_card(card, folder)
 
 
-def write_file(family: Family, card: SubjectInfo, path: Path, module_name: ModuleName) -> None:
-    """Write every adapter into one file, its modules named as `module_name` names them."""
+def write_file(family: Family, card: SubjectInfo, path: Path, state: dict[str, Tensor]) -> None:
+    """Write every adapter into one file. state: its tensors by the names of the format."""
     metadata = (
         file_metadata(family, card, "sd-scripts", "lora") | kohya_version(family) | adapter_files.stated_alpha(family)
     )
-    save_file(named_state(family, module_name), path, metadata=metadata)
+    save_file(state, path, metadata=metadata)
 
 
 def has_dora(family: Family) -> bool:
@@ -69,8 +73,52 @@ def has_dora(family: Family) -> bool:
 
 
 def kohya_state(family: Family) -> dict[str, Tensor]:
-    """Return every adapted module's tensors by kohya's and LyCORIS' names."""
-    return named_state(family, kohya_name)
+    """Return every adapted module's tensors by kohya's and LyCORIS' names.
+
+    kohya's scripts have the authors' code, and so their names, where diffusers' are others.
+    """
+    if not isinstance(family, NamedByAuthors):
+        return named_state(family, kohya_name)
+    leaves = {"lora_A": "lora_down.weight", "lora_B": "lora_up.weight", "dora_scale": "dora_scale"}
+    state: dict[str, Tensor] = {}
+    for name, own in joined_loras(family, "kohya").items():
+        prefix = f"lora_unet_{name.replace('.', '_')}"
+        state |= {f"{prefix}.{leaves[leaf]}": tensor for leaf, tensor in own.items()}
+        state[f"{prefix}.alpha"] = torch.tensor(float(len(own["lora_A"])))
+    return state
+
+
+def comfyui_state(family: Family) -> dict[str, Tensor]:
+    """Return every adapted module's tensors by the names that ComfyUI takes whole.
+
+    Beside diffusers' and authors' names diffusers takes no alpha, so strengths are in the matrices.
+    """
+    if not isinstance(family, NamedByAuthors):
+        return named_state(family, comfyui_name)
+    if family.comfyui_prefix == "transformer.":
+        if not (parts := adapters.adapted_components(family, LoraConfig)):
+            return named_state(family, lambda part_name, part, name, is_xl: f"transformer.{name}")
+        state = adapter_files.portable_state(parts["transformer"], "transformer")
+        return {f"transformer.{key}": tensor.detach() for key, tensor in map(with_dora_scale, state.items())}
+    return {
+        f"{family.comfyui_prefix}{name}.{leaf}{'' if leaf == 'dora_scale' else '.weight'}": tensor
+        for name, own in joined_loras(family, "comfyui").items()
+        for leaf, tensor in own.items()
+    }
+
+
+def is_for_comfyui(family: Family, form: str) -> bool:
+    """Return whether ComfyUI takes the names that a format has for a transformer's modules, all of them."""
+    if not isinstance(family, NamedByAuthors):
+        return form != "kohya"
+    return form in ("kohya", "comfyui") or (form == "lora" and family.comfyui_prefix == "transformer.")
+
+
+def with_dora_scale(item: tuple[str, Tensor]) -> tuple[str, Tensor]:
+    """Return a tensor of peft's under its name, magnitudes under the one that ComfyUI knows."""
+    name, tensor = item
+    module, found, _ = name.rpartition(".lora_magnitude_vector")
+    return (f"{module}.dora_scale", tensor.reshape(-1, 1).contiguous()) if found else item
 
 
 def named_state(family: Family, module_name: ModuleName) -> dict[str, Tensor]:

@@ -30,7 +30,7 @@ def file_metadata(family: Family, card: SubjectInfo, implementation: str, kind: 
 def kohya_version(family: Family) -> dict[str, str]:
     """Return which model generation a LoRA is for, as kohya's scripts write it; empty for what they do not name."""
     name = family.architecture
-    if not name.startswith("stable-diffusion"):
+    if not name.startswith("stable-diffusion") or name.startswith("stable-diffusion-3"):
         return {}
     if "-xl-" in name:
         return {"ss_base_model_version": "sdxl_base_v1-0", "ss_v2": "False"}

@@ -3,10 +3,12 @@
 What a user must know to prompt it travels along in `dreambooth.json` (`subject_info`).
 """
 
+import logging
 from pathlib import Path
 
 import torch
 
+from dreambooth.errors import UserError
 from dreambooth.exporting import adapter
 from dreambooth.exporting.names import weights_file
 from dreambooth.exporting.pipeline import save_pipeline
@@ -15,6 +17,8 @@ from dreambooth.files import atomic_folder
 from dreambooth.methods import HAVE_KOHYA_NAMES, find_method
 from dreambooth.methods.adapters import cast_trained
 from dreambooth.subject_info import SubjectInfo, write_card
+
+logger = logging.getLogger(__name__)
 
 
 def export_model(family: Family, card: SubjectInfo, folder: Path, dtype: str) -> None:
@@ -29,7 +33,10 @@ def export_model(family: Family, card: SubjectInfo, folder: Path, dtype: str) ->
         is_read = card.method in HAVE_KOHYA_NAMES and "comfyui" in family.layouts
         if is_read and not adapter.has_dora(family):
             path = beside / weights_file(folder.absolute().parent.name)
-            adapter.write_file(family, card, path, adapter.comfyui_name)
+            try:
+                adapter.write_file(family, card, path, adapter.comfyui_state(family))
+            except UserError as error:
+                logger.info(f"no file for ComfyUI beside the result: {error}")
         write_card(card, beside)
 
 

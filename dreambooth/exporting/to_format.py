@@ -1,16 +1,17 @@
 """Write a result in another tool's format, with a model card, checked on request: what `export` does."""
 
 import logging
+import os
 from dataclasses import replace
 from pathlib import Path
 
-from dreambooth.disk import check_writable, translate_write_errors
+from dreambooth.disk import GIB, check_writable, translate_write_errors
 from dreambooth.errors import UserError
 from dreambooth.exporting import extraction, model_card
 from dreambooth.exporting.formats import check_layout, files_of, find_format, write_as
 from dreambooth.exporting.history import read_history
 from dreambooth.exporting.tools import ExportedFiles
-from dreambooth.exporting.verify import expected_model
+from dreambooth.exporting.verify import expected_model, num_adapted
 from dreambooth.exporting.verify import verify as verify_export
 from dreambooth.families import Family
 from dreambooth.files import atomic_folder
@@ -22,6 +23,8 @@ from dreambooth.subject_info import ExportCard
 
 logger = logging.getLogger(__name__)
 
+NUM_MODELS = 3  # the trained one, the written one and one that was read
+
 
 def export(
     model: str | Path,
@@ -31,14 +34,15 @@ def export(
     rank: int | None = None,
     base: str | Path | None = None,
     repo_id: str | None = None,
-    verify: bool = False,
+    verify: bool | None = None,
 ) -> Path:
     """Write a result in another tool's format, with a model card, and return the folder.
 
     model: run folder, or the model/ of one. format: a name in `FORMATS`. out: a new folder; None:
     <model>/exports/<format>, which is replaced. dtype: of the weights. rank: of a LoRA to extract where the method has
     none. base: where an adapter's base is now, if elsewhere. repo_id: for the card, where it is going.
-    verify: read what was written as other programs do, and write nothing where it is not the trained model.
+    verify: read what was written as other programs do, and write nothing where it is not the trained model; None: where
+    the free memory holds three models.
     Raises UserError, ModelError.
     """
     model = str(model)
@@ -55,13 +59,26 @@ def export(
     with translate_write_errors(folder, "--out"), atomic_folder(folder) as beside:
         files = files_of(format, family, card, history.name)
         warn_of_dora(files)
-        expected = expected_model(family) if verify else None
+        expected = expected_model(family) if is_verified(family, verify) else None
         write_as(form, family, card, beside, history.name, dtype)
         if expected is not None:
             source = base_source(card, model_folder(model), None if base is None else str(base))
-            logger.info(f"verified: {verify_export(beside, files, expected, source, dtype)}")
+            adapted = num_adapted(family) if form.methods is not None else 0
+            logger.info(f"verified: {verify_export(beside, files, expected, source, dtype, adapted)}")
         model_card.write(beside, files, family, card, history, repo_id)
     return folder
+
+
+def is_verified(family: Family, asked: bool | None) -> bool:
+    """Return whether an export is compared with the trained model: as asked, else where there is memory for it."""
+    if asked is not None:
+        return asked
+    weights = (weight for part in (*family.components().values(), family.vae) for weight in part.parameters())
+    needed = NUM_MODELS * 4 * (sum(weight.numel() for weight in weights) + family.num_text_weights())
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") if "SC_AVPHYS_PAGES" in os.sysconf_names else 0
+    if needed > free:
+        logger.info(f"not verified: three models take {needed / GIB:.1f} GiB, {free / GIB:.1f} are free (--verify)")
+    return needed <= free
 
 
 def warn_of_dora(files: ExportedFiles) -> None:

@@ -18,7 +18,7 @@ class ExportedFiles:
 
     form: of `formats.FORMATS`. name: that of the run. has_words: there are learned words beside the weights, or alone.
     has_dora: the LoRA has magnitudes. factors: "LoHa" or "LoKr" where it is one of these. denoiser: its name in the
-    pipeline, "unet" or "transformer".
+    pipeline, "unet" or "transformer". is_for_comfyui: ComfyUI takes the names of a transformer's adapter whole.
     """
 
     form: str
@@ -28,6 +28,7 @@ class ExportedFiles:
     has_dora: bool = False
     factors: str | None = None
     denoiser: str = "unet"
+    is_for_comfyui: bool = True
 
     @property
     def weights(self) -> str:
@@ -103,7 +104,7 @@ def _comfyui(files: ExportedFiles) -> str:
 def _comfyui_transformer(files: ExportedFiles) -> str:
     if files.form == "diffusers":
         return "It reads no folders: export the adapter with `--format comfyui`."
-    if files.form == "kohya":
+    if not files.is_for_comfyui:
         return "It skips these names without an error: export with `--format comfyui`."
     different = " A DoRA comes out a little different there." if files.has_dora else ""
     return f"`{files.weights}` to `models/loras`.{different}"

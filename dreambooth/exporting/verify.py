@@ -1,4 +1,4 @@
-"""`export --verify`: the written file, read as other programs read it, is the model that was trained.
+"""`export --verify`, on by default: the written file, read as other programs read it, is the model that was trained.
 
 Every dialect is read by other code than wrote it, by its own rules: pipelines, single files, words and LoRAs of peft's
 names by diffusers, LoRA, LoHa and LoKr of kohya's names by `lora_files`. Compared are the weights as they take effect,
@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from peft.tuners.lora import LoraLayer
+from peft.tuners.lycoris_utils import LycorisLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -35,14 +37,19 @@ NUM_STEPS, GUIDANCE_SCALE = 2, 2.0
 
 @dataclass(frozen=True)
 class Comparison:
-    """Hold the largest differences of weights and of an image, relative as in the limits. worst: that weight's name."""
+    """Hold the largest differences of weights and of an image, relative as in the limits.
+
+    worst: that weight's name. adapted: how many modules an adapter changes, of which none was lost.
+    """
 
     weight: float
     worst: str
     image: float
+    adapted: int = 0
 
     def __str__(self) -> str:
-        return f"largest difference of a weight {self.weight:.1e} ({self.worst}), of an image {self.image:.1e}"
+        arrived = f"all of {self.adapted} adapted modules arrive, " if self.adapted else ""
+        return f"{arrived}largest difference of a weight {self.weight:.1e} ({self.worst}), of an image {self.image:.1e}"
 
 
 def expected_model(family: Family) -> Family:
@@ -53,38 +60,61 @@ def expected_model(family: Family) -> Family:
 
 
 @torch.no_grad()
-def verify(folder: Path, files: ExportedFiles, expected: Family, base: ModelSource, dtype: str) -> Comparison:
-    """Compare an export with the trained model. base: of the run. Raises ModelError where they differ."""
+def verify(
+    folder: Path, files: ExportedFiles, expected: Family, base: ModelSource, dtype: str, adapted: int = 0
+) -> Comparison:
+    """Compare an export with the trained model. base: of the run. Raises ModelError where they differ.
+
+    adapted: how many modules the adapter changes; readers pass over names that they do not know, without an error.
+    """
     try:
-        read = read_independently(folder, files, base)
+        read, arrived = read_independently(folder, files, base)
     except LOADING_ERRORS as error:
         raise ModelError(f"{folder}: cannot be read as {files.form}: {first_line(error)}") from error
+    if files.form != "embedding" and arrived != adapted:
+        raise ModelError(f"{folder}: of {adapted} adapted modules {arrived} arrive: the reader knows the others not")
     weight, worst = max(differences(files, expected, read), default=(0.0, "none"))
     image = 0.0 if files.form == "embedding" else image_difference(expected, read, files)
-    found = Comparison(weight, worst, image)
+    found = Comparison(weight, worst, image, adapted)
     if not (weight <= WEIGHT_LIMITS[dtype] and image <= IMAGE_LIMITS[dtype]):
         raise ModelError(f"{folder}: not the model that was trained: {found}")
     return found
 
 
-def read_independently(folder: Path, files: ExportedFiles, base: ModelSource) -> Any:
-    """Return the files as a diffusers pipeline, adapters merged, read by other code than wrote them."""
-    path = folder / files.weights
+def num_adapted(family: Family) -> int:
+    """Return how many modules an adapter changes: those of a LoRA whose second matrix is not zero, or of LyCORIS."""
+    return sum(
+        bool(layer.lora_B[adapters.ADAPTER].weight.any()) if isinstance(layer, LoraLayer) else 1
+        for layer in adapters.adapted_layers(family)
+        if isinstance(layer, LoraLayer | LycorisLayer)
+    )
+
+
+def read_independently(folder: Path, files: ExportedFiles, base: ModelSource) -> tuple[Any, int]:
+    """Return the files as a diffusers pipeline, read by other code than wrote them, and how many modules are adapted.
+
+    Adapters are merged.
+    """
+    path, arrived = folder / files.weights, 0
     if files.form == "diffusers":
-        return DiffusionPipeline.from_pretrained(folder)
+        return DiffusionPipeline.from_pretrained(folder), 0
     if files.form == "single-file":
         pipeline = load_family(whole_model(path, base)).pipeline()
     else:
         family = load_family(base)
-        if files.form in ("kohya", "comfyui"):
+        is_transformers = files.form == "comfyui" and files.denoiser == "transformer" and files.loads_in_diffusers
+        if files.form in ("kohya", "comfyui") and not is_transformers:
+            changes = lora_files.read_changes(family, path)
+            arrived = sum(change.is_any for own in changes.values() for change in own.values())
             lora_files.apply(family, path)
         pipeline = family.pipeline()
-        if files.form == "lora":
+        if files.form == "lora" or is_transformers:
             pipeline.load_lora_weights(folder, weight_name=files.weights, adapter_name=adapters.ADAPTER)
+            arrived = num_adapted(family)
             adapters.merge(family)
     for word, file in files.words.items():
         load_word(pipeline, word, folder / file)
-    return pipeline
+    return pipeline, arrived
 
 
 def load_word(pipeline: Any, word: str, path: Path) -> None:

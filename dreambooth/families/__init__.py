@@ -21,7 +21,7 @@ from dreambooth.errors import ModelError, UserError
 for library in (diffusers, transformers):  # no bars for every file, no notes on torchvision
     library.utils.logging.set_verbosity_error()
     library.utils.logging.disable_progress_bar()
-from dreambooth.families import flux2_klein, qwen_image, sd, sdxl, z_image  # noqa: E402
+from dreambooth.families import flux1, flux2_klein, krea2, qwen_image, sd, sd3, sdxl, z_image  # noqa: E402
 from dreambooth.families.conditioning import Conditioning  # noqa: E402
 from dreambooth.families.inspection import read_index  # noqa: E402
 from dreambooth.families.loading import is_small  # noqa: E402
@@ -29,6 +29,7 @@ from dreambooth.families.location import find_folder  # noqa: E402
 from dreambooth.families.protocols import Family  # noqa: E402
 from dreambooth.families.single_file import Header, read_header  # noqa: E402
 from dreambooth.families.source import QUANTIZERS, ModelSource  # noqa: E402
+from dreambooth.families.transformer_file import beside  # noqa: E402
 from dreambooth.plugins import Table  # noqa: E402
 
 __all__ = [
@@ -62,9 +63,12 @@ FAMILIES: Table[FamilyRow] = Table(
         "sdxl": FamilyRow(
             ("StableDiffusionXLPipeline", "StableDiffusionXLInpaintPipeline"), sdxl.load, sdxl.load_single_file
         ),
-        "z_image": FamilyRow(("ZImagePipeline",), z_image.load, z_image.load_single_file),
-        "qwen_image": FamilyRow(("QwenImagePipeline",), qwen_image.load, qwen_image.load_single_file),
-        "flux2_klein": FamilyRow(("Flux2KleinPipeline",), flux2_klein.load, flux2_klein.load_single_file),
+        "z_image": FamilyRow(("ZImagePipeline",), z_image.load, beside(z_image.load)),
+        "qwen_image": FamilyRow(("QwenImagePipeline",), qwen_image.load, beside(qwen_image.load)),
+        "krea2": FamilyRow(("Krea2Pipeline",), krea2.load, beside(krea2.load)),
+        "flux1": FamilyRow(("FluxPipeline",), flux1.load, beside(flux1.load)),
+        "sd3": FamilyRow(("StableDiffusion3Pipeline",), sd3.load, beside(sd3.load)),
+        "flux2_klein": FamilyRow(("Flux2KleinPipeline",), flux2_klein.load, beside(flux2_klein.load)),
     },
 )
 

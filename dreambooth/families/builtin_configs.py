@@ -7,17 +7,23 @@ import contextlib
 import gzip
 import json
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizer, T5TokenizerFast
 
 MERGES = Path(__file__).with_name("clip_merges.txt.gz")  # its licence is beside it
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 MAX_TOKENS = 77  # with start and end
+
+CHAT_TEMPLATE = (  # of Qwen's models, as far as one message of the user goes
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 Config = dict[str, Any]
 
@@ -109,11 +115,15 @@ ENDS_IN_NOISE: Config = {"rescale_betas_zero_snr": True, "timestep_spacing": "tr
 
 @dataclass(frozen=True)
 class BuiltinConfig:
-    """Hold a pipeline folder without weights: its index, its parts' configs, and the pad token of each tokenizer."""
+    """Hold a pipeline folder without weights: its index, its parts' configs, and the pad token of each tokenizer.
+
+    stand_ins: of tokenizers that are not shipped, the kind of each (`make_stand_in`).
+    """
 
     pipeline: Config
     parts: dict[str, Config]
     pad_tokens: dict[str, str]
+    stand_ins: dict[str, str] = field(default_factory=dict)
 
 
 SD = {"_class_name": "StableDiffusionPipeline"}
@@ -140,9 +150,9 @@ BUILTIN_CONFIGS = {  # -v: predicts v
 
 
 @contextlib.contextmanager
-def config_folder(name: str) -> Iterator[Path]:
-    """Yield a temporary folder with all of a pipeline folder but the weights. name: a key of `BUILTIN_CONFIGS`."""
-    builtin = BUILTIN_CONFIGS[name]
+def config_folder(name: str, known: Mapping[str, BuiltinConfig] = BUILTIN_CONFIGS) -> Iterator[Path]:
+    """Yield a temporary folder with all of a pipeline folder but the weights. name: a key of `known`."""
+    builtin = known[name]
     index = dict(builtin.pipeline)
     with tempfile.TemporaryDirectory() as created:
         folder = Path(created)
@@ -158,6 +168,10 @@ def config_folder(name: str) -> Iterator[Path]:
         for part, pad in builtin.pad_tokens.items():
             index[part] = ["transformers", "CLIPTokenizer"]
             make_tokenizer(pad).save_pretrained(folder / part)
+        for part, kind in builtin.stand_ins.items():
+            stand_in = make_stand_in(kind)
+            index[part] = ["transformers", type(stand_in).__name__]
+            stand_in.save_pretrained(folder / part)
         (folder / "model_index.json").write_text(json.dumps(index))
         yield folder
 
@@ -172,3 +186,16 @@ def make_tokenizer(pad: str) -> CLIPTokenizer:
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, merges), BEGIN, END]
     vocab = {token: number for number, token in enumerate(tokens)}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS, pad_token=pad)
+
+
+def make_stand_in(kind: str) -> CLIPTokenizer | T5TokenizerFast:
+    """Return a tokenizer in the place of one that is not shipped. kind: "qwen" or "t5".
+
+    It counts some more tokens than that one, and knows no word of its.
+    """
+    if kind == "qwen":
+        tokenizer = make_tokenizer(END)
+        tokenizer.chat_template = CHAT_TEMPLATE
+        return tokenizer
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
+    return T5TokenizerFast(vocab=pieces + [(letter, -3.0) for letter in ascii_lowercase], extra_ids=0)

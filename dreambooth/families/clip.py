@@ -1,6 +1,5 @@
 """The common part of families with CLIP's tokenizer and text encoder. Shapes: B prompts, N tokens."""
 
-import bisect
 import itertools
 import logging
 import re
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dreambooth.errors import ModelError, UserError
+from dreambooth.families.token_limit import split_at_limit
 
 logger = logging.getLogger(__name__)
 
@@ -53,12 +53,7 @@ def tokenize(tokenizer: Any, prompts: list[str]) -> Tensor:
 def truncate(tokenizer: Any, prompt: str) -> tuple[str, str]:
     """Split a prompt into the whole words that fit the tokenizer's length, and the rest, which the model ignores."""
     limit = tokenizer.model_max_length - 2  # start and end
-    if len(token_ids(tokenizer, prompt)) <= limit:
-        return prompt, ""
-    ends = [match.end() for match in re.finditer(r"\S+", prompt)]
-    num_words = bisect.bisect_right(ends, limit, key=lambda end: len(token_ids(tokenizer, prompt[:end])))
-    kept = prompt[: ends[num_words - 1]] if num_words else ""
-    return kept, prompt[len(kept) :].strip()
+    return split_at_limit(prompt, limit, lambda text: len(token_ids(tokenizer, text)))
 
 
 def rare_words(tokenizer: Any) -> list[str]:
@@ -143,15 +138,15 @@ def check_length(tokenizer: Any, text_encoder: Any) -> None:
         )
 
 
-def check_tokenizer(num_entries: int, num_embeddings: int) -> None:
+def check_tokenizer(num_entries: int, num_embeddings: int, part: str = "text_encoder") -> None:
     """Raise ModelError for a tokenizer that lacks its vocabulary or is too large for the text encoder.
 
-    Warns of one that is merely smaller: it works, but the text encoder was hardly trained with it.
+    Warns of one that is merely smaller: it works, but the text encoder was hardly trained with it. part: its folder.
     """
     if num_entries < NUM_BYTE_PIECES or num_entries > num_embeddings:
         raise ModelError(
-            f"tokenizer has {num_entries} entries, the text encoder {num_embeddings} (text_encoder/config.json: "
-            "vocab_size): the tokenizer folder is incomplete or of another model"
+            f"{part.replace('text_encoder', 'tokenizer')} has {num_entries} entries, the text encoder {num_embeddings} "
+            f"({part}/config.json: vocab_size): the tokenizer folder is incomplete or of another model"
         )
     if num_entries < num_embeddings:
         logger.warning(f"tokenizer has {num_entries} entries, the text encoder {num_embeddings}")

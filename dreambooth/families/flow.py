@@ -3,6 +3,7 @@
 Their samplers go from sigma 1 to 0 in steps that a shift moves towards noise: by a number, or by the image's size.
 """
 
+import logging
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,7 +16,17 @@ from dreambooth.families.inspection import LOADING_ERRORS
 from dreambooth.schedules import Schedule
 from dreambooth.timesteps import UNIFORM, Shift, ShiftBySize, Size, TimestepDensity, shift_at
 
+logger = logging.getLogger(__name__)
+
 SCHEDULER_FILE = "scheduler/scheduler_config.json"
+
+
+def warn_of_distilled(base: str, trained_instead: str) -> None:
+    """Warn that a model which was distilled to few steps loses these in training. trained_instead: hub id."""
+    logger.warning(
+        f"model.base={base}: a distilled model, which loses its few steps when it is trained; train the base "
+        f"({trained_instead}), and sample its LoRA on the distilled one"
+    )
 
 
 class OneTransformer:
@@ -42,6 +53,7 @@ class FlowProcess:
     The subclass calls `set_scheduler({})` when it is made, and says how its base was trained.
     """
 
+    even_sigmas: ClassVar[bool] = True
     TRAINED_WITH: ClassVar[TimestepDensity] = UNIFORM
     PATCH: ClassVar[int] = 2  # latents a token, along a side
 

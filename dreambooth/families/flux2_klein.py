@@ -5,7 +5,6 @@ standardised by the VAE's own statistics: 128 channels, 16 pixels a position.
 Shapes: B batch, C channels, H/W latent height and width, N tokens, D width of the conditioning.
 """
 
-import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,18 +18,16 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from dreambooth.errors import ModelError, UserError
-from dreambooth.families import qwen
+from dreambooth.families import flux_names, qwen
 from dreambooth.families.conditioning import Conditioning
-from dreambooth.families.flow import FlowProcess, OneTransformer
+from dreambooth.families.flow import FlowProcess, OneTransformer, warn_of_distilled
 from dreambooth.families.frozen_text import FrozenText, lazy_text_encoder
 from dreambooth.families.guidance import FROM_UNCONDITIONAL, Guidance
 from dreambooth.families.inspection import read_json
 from dreambooth.families.loading import check_finite, load_part, load_scheduler_config, load_tokenizer
-from dreambooth.families.single_file import Header
 from dreambooth.families.source import ModelSource
+from dreambooth.families.transformer_file import load_transformer
 from dreambooth.timesteps import Shift, Size, TimestepDensity
-
-logger = logging.getLogger(__name__)
 
 TEXT_LAYERS = (9, 18, 27)  # whose hidden states are joined, of 36
 USUAL_STEPS = 50  # the pipeline's default; the sampler's shift depends on the number of steps
@@ -118,7 +115,8 @@ class Flux2Klein(OneTransformer, FlowProcess, Flux2Codec, FrozenText, qwen.QwenT
     THINKING: ClassVar[bool] = False
     guidance: ClassVar[Guidance] = FROM_UNCONDITIONAL
     architecture: ClassVar[str] = "flux-2-klein"
-    layouts: ClassVar[tuple[str, ...]] = ()  # no other program was found that takes these names whole
+    layouts: ClassVar[tuple[str, ...]] = ("comfyui",)
+    comfyui_prefix: ClassVar[str] = "diffusion_model."
 
     transformer: Flux2Transformer2DModel
     tokenizer: PreTrainedTokenizerFast
@@ -173,6 +171,10 @@ class Flux2Klein(OneTransformer, FlowProcess, Flux2Codec, FrozenText, qwen.QwenT
         blank = torch.zeros(1, self.max_tokens, self.transformer.config.joint_attention_dim)
         self.prompt_cache = {prompt: Conditioning({"prompt": blank}) for prompt in prompts}
 
+    def original_modules(self) -> dict[str, tuple[str, ...]]:
+        single = ("attn.to_qkv_mlp_proj",), "attn.to_out"
+        return flux_names.block_modules(self.transformer, ("linear_in", "linear_out"), *single)
+
     def predict(self, noisy_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning) -> Tensor:
         """Predict noise - x0. Tokens are positions, row by row; each has four coordinates, a prompt's its number."""
         height, width = noisy_BCHW.shape[-2:]
@@ -210,15 +212,12 @@ def load(folder: Path, source: ModelSource) -> Flux2Klein:
     """
     is_distilled = bool(read_json(folder / "model_index.json").get("is_distilled", False))
     if is_distilled:
-        logger.warning(
-            f"model.base={source.base}: a distilled model, which loses its few steps when it is trained; train the "
-            "base (black-forest-labs/FLUX.2-klein-base-4B), and sample its LoRA on the distilled one"
-        )
+        warn_of_distilled(source.base, "black-forest-labs/FLUX.2-klein-base-4B")
     if source.vae is not None:
         raise UserError(f"model.vae={source.vae}: this family has a VAE of its own kind; set it to null")
     text_encoder = lazy_text_encoder(Qwen3ForCausalLM, folder, source)
     config = read_json(folder / "text_encoder" / "config.json")
-    transformer = load_part(Flux2Transformer2DModel, folder, "transformer", source)
+    transformer = load_transformer(Flux2Transformer2DModel, folder, source)
     joined = len(TEXT_LAYERS) * config.get("hidden_size", 0)
     if (width := transformer.config.joint_attention_dim) != joined:
         raise ModelError(
@@ -240,7 +239,3 @@ def load(folder: Path, source: ModelSource) -> Flux2Klein:
         tokenizer=tokenizer,
         is_distilled=is_distilled,
     )
-
-
-def load_single_file(header: Header, source: ModelSource) -> Flux2Klein:
-    raise UserError(f"model.base={header.path}: FLUX.2 Klein is loaded from a pipeline's folder or a hub id; name one")

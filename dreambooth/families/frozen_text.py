@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
+from dreambooth.errors import UserError
 from dreambooth.families.conditioning import Conditioning
 from dreambooth.families.inspection import check_weights
 from dreambooth.families.loading import check_finite, load_part, make_blank
@@ -65,25 +66,31 @@ class LazyTextEncoder:
                 digest.update(hashlib.sha256(path.name.encode()).digest() + content)
         return digest.hexdigest()
 
+    @cached_property
     def num_weights(self) -> int:
         return sum(weight.numel() for weight in self.make_blank().parameters())
 
 
-def lazy_text_encoder(model_class: Any, folder: Path, source: ModelSource) -> LazyTextEncoder:
-    """Return the text encoder of a pipeline, not loaded yet. Raises ModelError for missing or damaged files."""
-    own = folder / "text_encoder"
-    check_weights(own)
+def lazy_text_encoder(
+    model_class: Any, folder: Path, source: ModelSource, part: str = "text_encoder"
+) -> LazyTextEncoder:
+    """Return a text encoder of a pipeline, not loaded yet. Raises ModelError for missing or damaged files.
+
+    part: its folder; that of its tokenizer has the same number.
+    """
+    if source.has_weights:
+        check_weights(folder / part)
     return LazyTextEncoder(
-        partial(_load, model_class, folder, source),
-        partial(make_blank, model_class, own),
-        (own, folder / "tokenizer"),
+        partial(_load, model_class, folder, source, part),
+        partial(make_blank, model_class, folder / part),
+        (folder / part, folder / part.replace("text_encoder", "tokenizer")),
     )
 
 
-def _load(model_class: Any, folder: Path, source: ModelSource, dtype: torch.dtype) -> Any:
+def _load(model_class: Any, folder: Path, source: ModelSource, part: str, dtype: torch.dtype) -> Any:
     """Load a text encoder. Raises ModelError for incomplete or non-finite weights."""
-    text_encoder = load_part(model_class, folder, "text_encoder", source, dtype)
-    check_finite(text_encoder=text_encoder)
+    text_encoder = load_part(model_class, folder, part, source, dtype)
+    check_finite(**{part: text_encoder})
     return text_encoder
 
 
@@ -94,16 +101,22 @@ class FrozenText(PromptCache):
     text_encoder: LazyTextEncoder
 
     @property
+    def frozen_encoders(self) -> tuple[LazyTextEncoder, ...]:
+        """Return all text encoders, of which a family may have several."""
+        return (self.text_encoder,)
+
+    @property
     def text_encoders(self) -> list[nn.Module]:
         """Return none: a method trains what is here."""
         return []
 
     @property
     def text_digest(self) -> str:
-        return self.text_encoder.digest
+        digests = [each.digest for each in self.frozen_encoders]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
     def num_text_weights(self) -> int:
-        return self.text_encoder.num_weights()
+        return sum(each.num_weights for each in self.frozen_encoders)
 
     @torch.no_grad()
     def cache_prompts(
@@ -126,7 +139,14 @@ class FrozenText(PromptCache):
             found[prompt] = self.run_text_encoders([prompt]) if encode is None else encode(prompt)
             write_conditioning(found[prompt], paths[prompt])
         self.prompt_cache = {prompt: conditioning.to(weight.device) for prompt, conditioning in found.items()}
-        self.text_encoder.release()
+        for each in self.frozen_encoders:
+            each.release()
+
+    def add_word(self, word: str, num_vectors: int, initializer_token: str) -> list[list[int]]:
+        raise UserError(
+            "method.name: a new word is learned through the text encoder, and this family's stays frozen; use lora, "
+            "loha, lokr or full"
+        )
 
     def _address(self, prompt: str, dtype: torch.dtype) -> str:
         """Return a name for all that a prompt's conditioning depends on, 32 hexadecimal digits."""

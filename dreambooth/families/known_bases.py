@@ -1,14 +1,18 @@
 """Hub ids whose networks have the shapes of a built-in config: what can be planned for them needs no download."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
 
+from dreambooth.families.builtin_configs import BUILTIN_CONFIGS, config_folder
+from dreambooth.families.flow_configs import FLOW_CONFIGS
 from dreambooth.families.location import WEIGHTS
 from dreambooth.families.source import ModelSource
 
 # The built-in config of a hub id, by the id in small letters, as the hub takes any. Each is a plain text-to-image
-# pipeline: inpainting models, refiners and distilled ones have other shapes or other noise.
+# pipeline: inpainting models and refiners have other shapes or other noise.
 KNOWN_BASES = {
     "sd1": """
         compvis/stable-diffusion-v1-1 compvis/stable-diffusion-v1-2 compvis/stable-diffusion-v1-3
@@ -33,9 +37,24 @@ KNOWN_BASES = {
         cagliostrolab/animagine-xl-3.0 cagliostrolab/animagine-xl-3.1 cagliostrolab/animagine-xl-4.0
         playgroundai/playground-v2-1024px-aesthetic
     """,
+    "z-image": "tongyi-mai/z-image tongyi-mai/z-image-turbo",
+    "flux2-klein-4b": "black-forest-labs/flux.2-klein-base-4b black-forest-labs/flux.2-klein-4b",
+    "flux2-klein-9b": "black-forest-labs/flux.2-klein-base-9b black-forest-labs/flux.2-klein-9b",
+    "qwen-image": "qwen/qwen-image qwen/qwen-image-2512",
+    "krea2": "krea/krea-2-raw krea/krea-2-turbo",
+    "flux1": "black-forest-labs/flux.1-dev black-forest-labs/flux.1-krea-dev",
+    "sd3.5-medium": "stabilityai/stable-diffusion-3.5-medium",
+    "sd3.5-large": "stabilityai/stable-diffusion-3.5-large stabilityai/stable-diffusion-3.5-large-turbo",
+}
+# Bases distilled to few steps, which they lose when they are trained, and what is trained in their place.
+DISTILLED = {
+    "tongyi-mai/z-image-turbo": "Tongyi-MAI/Z-Image",
+    "black-forest-labs/flux.2-klein-4b": "black-forest-labs/FLUX.2-klein-base-4B",
+    "black-forest-labs/flux.2-klein-9b": "black-forest-labs/FLUX.2-klein-base-9B",
+    "krea/krea-2-turbo": "krea/Krea-2-Raw",
+    "stabilityai/stable-diffusion-3.5-large-turbo": "stabilityai/stable-diffusion-3.5-large",
 }
 CONFIG_OF = {hub_id: name for name, hub_ids in KNOWN_BASES.items() for hub_id in hub_ids.split()}
-NETWORKS = ("unet", "vae", "text_encoder")
 
 
 def built_in_shapes(source: ModelSource) -> str | None:
@@ -44,15 +63,23 @@ def built_in_shapes(source: ModelSource) -> str | None:
     The hub is not asked: here is what a folder or the local cache has.
     """
     name = CONFIG_OF.get(source.base.lower())
-    if name is None or Path(source.base).exists() or _is_in_cache(source):
+    if name is None or Path(source.base).exists() or _is_in_cache(source, name):
         return None
     return name
 
 
-def _is_in_cache(source: ModelSource) -> bool:
-    """Return whether the local cache has the weights of each network."""
+@contextlib.contextmanager
+def shapes_folder(name: str) -> Iterator[Path]:
+    """Yield a temporary folder with all of a pipeline folder but the weights. name: a value of `CONFIG_OF`."""
+    with config_folder(name, BUILTIN_CONFIGS | FLOW_CONFIGS) as folder:
+        yield folder
+
+
+def _is_in_cache(source: ModelSource, name: str) -> bool:
+    """Return whether the local cache has the weights of each network. name: of the built-in config."""
     index = try_to_load_from_cache(source.base, "model_index.json", revision=source.revision)
     if not isinstance(index, str):
         return False
     folder = Path(index).parent
-    return all(any(WEIGHTS.fullmatch(path.name) for path in (folder / part).glob("*")) for part in NETWORKS)
+    networks = [part for part in (BUILTIN_CONFIGS | FLOW_CONFIGS)[name].parts if part != "scheduler"]
+    return all(any(WEIGHTS.fullmatch(path.name) for path in (folder / part).glob("*")) for part in networks)

@@ -8,7 +8,7 @@ Shapes: B batch, C channels, H/W height and width (pixels or latents).
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
@@ -240,8 +240,34 @@ class NoiseProcess(Protocol):
         ...
 
     @property
+    def even_sigmas(self) -> bool:
+        """Return whether its pipeline has the Euler of flow matching step evenly from sigma 1 to 1 / steps.
+
+        Else the sampler spaces its steps itself, down to the last training timestep.
+        """
+        ...
+
+    @property
     def sampler_shift(self) -> Shift:
         """Return how the base's sampler moves its timesteps towards noise; 1: not at all."""
+        ...
+
+
+@runtime_checkable
+class NamedByAuthors(Protocol):
+    """Name the transformer's matrices as its authors do, as files of other programs may; a family need not.
+
+    comfyui_prefix: of a LoRA for ComfyUI: "diffusion_model." before the authors' names, "transformer." before those of
+    diffusers.
+    """
+
+    comfyui_prefix: ClassVar[str]
+
+    @property
+    def denoiser(self) -> nn.Module: ...
+
+    def original_modules(self) -> Mapping[str, tuple[str, ...]]:
+        """Return, by the authors' name of a matrix, the modules of diffusers whose outputs it has one after another."""
         ...
 
 

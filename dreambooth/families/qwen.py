@@ -6,15 +6,20 @@ a tokenizer of mostly English text, the others are of further languages. There "
 before it.
 """
 
-import bisect
 import re
 from typing import Any, ClassVar
 
-from dreambooth.errors import ModelError, UserError
+from dreambooth.errors import ModelError
+from dreambooth.families.token_limit import split_at_limit
 
 NUM_BYTE_PIECES = 256
 QWEN_SIZE = 151643  # entries, without the special tokens
 COMMON = 50000  # ids below it are words that everybody uses
+TEMPLATE = (  # of the code of diffusers' pipelines, as is the number of its tokens that are dropped
+    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
+    "relationships of the objects and background:<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+)
+NUM_DROPPED = 34
 BLANK = "Ġ"  # as byte-level BPE writes the blank before a word
 
 
@@ -44,12 +49,7 @@ class QwenTokens:
         return len(self.tokenizer(self.with_template(prompt), add_special_tokens=False).input_ids)
 
     def truncate(self, prompt: str) -> tuple[str, str]:
-        if self.count_tokens(prompt) <= self.max_tokens:
-            return prompt, ""
-        ends = [match.end() for match in re.finditer(r"\S+", prompt)]
-        num_words = bisect.bisect_right(ends, self.max_tokens, key=lambda end: self.count_tokens(prompt[:end]))
-        kept = prompt[: ends[num_words - 1]] if num_words else ""
-        return kept, prompt[len(kept) :].strip()
+        return split_at_limit(prompt, self.max_tokens, self.count_tokens)
 
     def rare_words(self) -> list[str]:
         rare = [entry for entry in self.tokenizer.get_vocab().items() if not self.is_common_token(entry[1])]
@@ -62,11 +62,15 @@ class QwenTokens:
     def is_common_token(self, token_id: int) -> bool:
         return len(self.tokenizer) > QWEN_SIZE // 2 and token_id < COMMON
 
-    def add_word(self, word: str, num_vectors: int, initializer_token: str) -> list[list[int]]:
-        raise UserError(
-            "method.name: a new word is learned through the text encoder, and this family's stays frozen; use lora, "
-            "loha, lokr or full"
-        )
+
+class TemplateTokens(QwenTokens):
+    """The same where prompts stand in the template of Qwen-Image, whose beginning is dropped once it is encoded."""
+
+    def with_template(self, prompt: str) -> str:
+        return TEMPLATE.format(prompt)
+
+    def count_tokens(self, prompt: str) -> int:
+        return super().count_tokens(prompt) - NUM_DROPPED
 
 
 def check_tokenizer(tokenizer: Any, num_embeddings: int) -> None:

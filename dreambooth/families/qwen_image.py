@@ -18,22 +18,18 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGenera
 
 from dreambooth.errors import ModelError, UserError
 from dreambooth.families import qwen
+from dreambooth.families.autoencoder import QwenImageCodec
 from dreambooth.families.conditioning import Conditioning
 from dreambooth.families.flow import FlowProcess, OneTransformer
 from dreambooth.families.frozen_text import FrozenText, lazy_text_encoder
 from dreambooth.families.guidance import Guidance
 from dreambooth.families.inspection import read_json
 from dreambooth.families.loading import check_finite, load_part, load_scheduler_config, load_tokenizer
-from dreambooth.families.single_file import Header
+from dreambooth.families.patches import PATCH, pack, unpack
 from dreambooth.families.source import ModelSource
+from dreambooth.families.transformer_file import load_transformer
 from dreambooth.timesteps import TimestepDensity
 
-PATCH = 2  # latents a token, along a side
-TEMPLATE = (  # of the pipeline's own code, as is the number of its tokens that are dropped
-    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
-    "relationships of the objects and background:<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
-)
-NUM_DROPPED = 34
 BLOCK = "transformer_blocks.*"
 TARGET_GROUPS = {
     "attention": (
@@ -61,64 +57,7 @@ def token_length(latents_BCHW: Tensor) -> Tensor:
 
 
 @dataclass
-class QwenImageCodec:
-    """An `AutoencoderKLQwenImage` behind the `LatentCodec` protocol."""
-
-    vae: AutoencoderKLQwenImage
-
-    @property
-    def vae_scale_factor(self) -> int:
-        """Return the number of pixels for each latent along a side: 8."""
-        return 2 ** len(self.vae.temperal_downsample)
-
-    @property
-    def size_step(self) -> int:
-        return PATCH * self.vae_scale_factor
-
-    @property
-    def _mean_std(self) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation of the channels, [1, C, 1, 1]."""
-        config = self.vae.config
-        mean, std = (torch.tensor(each, device=self.vae.device) for each in (config.latents_mean, config.latents_std))
-        return mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
-
-    @torch.no_grad()
-    def encode_images(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation of the latents as the denoiser expects them."""
-        film = pixels_BCHW.to(self.vae.device, self.vae.dtype).unsqueeze(2)
-        moments = self.vae.encode(film).latent_dist
-        mean_1C11, std_1C11 = self._mean_std
-        return (moments.mean.squeeze(2) - mean_1C11) / std_1C11, moments.std.squeeze(2) / std_1C11
-
-    @torch.no_grad()
-    def decode_latents(self, latents_BCHW: Tensor) -> Tensor:
-        """Invert `encode_images`, as far as the VAE goes."""
-        mean_1C11, std_1C11 = self._mean_std
-        z_BCHW = latents_BCHW.to(self.vae.device, self.vae.dtype) * std_1C11 + mean_1C11
-        return self.vae.decode(z_BCHW.unsqueeze(2)).sample.squeeze(2)
-
-    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        for side in (height, width):
-            if side % self.size_step or side <= 0:
-                raise UserError(
-                    f"an image side of {side} pixels does not fit this model; use a multiple of {self.size_step}"
-                )
-        return self.vae.config.z_dim, height // self.vae_scale_factor, width // self.vae_scale_factor
-
-
-def pack(latents_BCHW: Tensor) -> Tensor:
-    """Return the tokens of latents, row by row, [B, H/2 * W/2, 4 C]."""
-    return F.pixel_unshuffle(latents_BCHW, PATCH).flatten(2).transpose(1, 2)
-
-
-def unpack(tokens_BNC: Tensor, height: int, width: int) -> Tensor:
-    """Invert `pack`. height, width: of the latents."""
-    patches = tokens_BNC.transpose(1, 2).unflatten(2, (height // PATCH, width // PATCH))
-    return F.pixel_shuffle(patches, PATCH)
-
-
-@dataclass
-class QwenImage(OneTransformer, FlowProcess, QwenImageCodec, FrozenText, qwen.QwenTokens):
+class QwenImage(OneTransformer, FlowProcess, QwenImageCodec, FrozenText, qwen.TemplateTokens):
     """The networks of a Qwen-Image base behind the `Family` protocol."""
 
     # The report: logit-normal. It names no shift; the sampler's grows with the image, and so does it here.
@@ -136,6 +75,9 @@ class QwenImage(OneTransformer, FlowProcess, QwenImageCodec, FrozenText, qwen.Qw
                 f"{self.transformer.config.in_channels}, which must be four times as many"
             )
         self.vae.requires_grad_(False).eval()
+        rope = self.transformer.pos_embed
+        if rope.pos_freqs.is_meta:  # its tables are no weights, and a plan needs their numbers
+            self.transformer.pos_embed = type(rope)(rope.theta, rope.axes_dim, rope.scale_rope)
         self.set_scheduler({})
         check_finite(transformer=self.transformer, vae=self.vae)
 
@@ -146,12 +88,6 @@ class QwenImage(OneTransformer, FlowProcess, QwenImageCodec, FrozenText, qwen.Qw
     @property
     def max_tokens(self) -> int:
         return 1024
-
-    def with_template(self, prompt: str) -> str:
-        return TEMPLATE.format(prompt)
-
-    def count_tokens(self, prompt: str) -> int:
-        return super().count_tokens(prompt) - NUM_DROPPED
 
     @property
     def resolution(self) -> int:
@@ -175,7 +111,7 @@ class QwenImage(OneTransformer, FlowProcess, QwenImageCodec, FrozenText, qwen.Qw
             text = self.with_template(self.truncate(prompt)[0])
             ids_1N = self.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids.to(weight.device)
             states_1ND = text_encoder.model(input_ids=ids_1N, attention_mask=torch.ones_like(ids_1N)).last_hidden_state
-            rows.append(states_1ND[0, NUM_DROPPED:])
+            rows.append(states_1ND[0, qwen.NUM_DROPPED :])
         return Conditioning.from_rows(prompt=rows)
 
     def cache_blank_prompts(self, prompts: list[str]) -> None:
@@ -226,7 +162,7 @@ def load(folder: Path, source: ModelSource) -> QwenImage:
     text_encoder = lazy_text_encoder(Qwen2_5_VLForConditionalGeneration, folder, source)
     config = read_json(folder / "text_encoder" / "config.json")
     config = config.get("text_config", config)
-    transformer = load_part(QwenImageTransformer2DModel, folder, "transformer", source)
+    transformer = load_transformer(QwenImageTransformer2DModel, folder, source)
     if transformer.config.guidance_embeds:
         raise ModelError(f"{folder}: guidance is distilled into this model (guidance_embeds); train the base model")
     if (width := transformer.config.joint_attention_dim) != config.get("hidden_size"):
@@ -243,7 +179,3 @@ def load(folder: Path, source: ModelSource) -> QwenImage:
         text_encoder=text_encoder,
         tokenizer=tokenizer,
     )
-
-
-def load_single_file(header: Header, source: ModelSource) -> QwenImage:
-    raise UserError(f"model.base={header.path}: Qwen-Image is loaded from a pipeline's folder or a hub id; name one")

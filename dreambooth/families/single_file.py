@@ -34,6 +34,18 @@ OTHER_KINDS = {  # a name, or the beginning of one, that only models of other ki
     "edm_vpred.sigma_max": "of the EDM kind (CosXL)",
     "conditioner.embedders.0.model.": "an SDXL refiner",
 }
+TRANSFORMERS = {  # a weight of each family's transformer, by the authors' names and by diffusers'
+    "cap_embedder.0.weight": "z_image",
+    "double_stream_modulation_img.lin.weight": "flux2_klein",
+    "double_stream_modulation_img.linear.weight": "flux2_klein",
+    "transformer_blocks.0.img_mod.1.weight": "qwen_image",
+    "txtfusion.projector.weight": "krea2",
+    "text_fusion.projector.weight": "krea2",
+    "double_blocks.0.img_mod.lin.weight": "flux1",
+    "single_transformer_blocks.0.proj_mlp.weight": "flux1",
+    "joint_blocks.0.x_block.attn.qkv.weight": "sd3",
+    "pos_embed.proj.weight": "sd3",
+}
 # Keys and values by which metadata state the UNet's prediction: kohya's scripts, ComfyUI, Stability's own files.
 PREDICTION_KEYS = ("modelspec.prediction_type", "modelspec.predict_key", "modelspec.architecture")
 PREDICTIONS = {
@@ -55,12 +67,16 @@ class Header:
 
     @property
     def family(self) -> str:
-        """Return 'sdxl' or 'sd'. Raises ModelError for a file of neither."""
+        """Return the family by names that only its networks have. Raises ModelError for a file of none."""
+        plain = {name.removeprefix(UNET) for name in self.shapes}
+        for name, family in TRANSFORMERS.items():
+            if name in plain:
+                return family
         if any(name.startswith("conditioner.embedders.1.") for name in self.shapes):
             return "sdxl"
         if any(name.startswith(UNET) for name in self.shapes):
             return "sd"
-        raise ModelError(f"{self.path}: holds no Stable Diffusion model (no {UNET}*); is it a LoRA?")
+        raise ModelError(f"{self.path}: holds no model of a known family (no {UNET}*); is it a LoRA?")
 
     @property
     def has_vae(self) -> bool:

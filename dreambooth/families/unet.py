@@ -43,6 +43,7 @@ TARGET_GROUPS = {
 class UNetFamily(KLCodec, PromptCache):
     """Hold VAE, UNet and schedule; the subclass encodes prompts."""
 
+    even_sigmas: ClassVar[bool] = False
     guidance: ClassVar[Guidance] = FROM_UNCONDITIONAL
     layouts: ClassVar[tuple[str, ...]] = ("single-file", "kohya", "comfyui", "embedding")
 

@@ -5,7 +5,6 @@ output are turned round here.
 Shapes: B batch, C channels, H/W latent height and width, N tokens, D width of the text encoder.
 """
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,21 +15,19 @@ from diffusers import ZImagePipeline, ZImageTransformer2DModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Model
 
-from dreambooth.errors import ModelError, UserError
+from dreambooth.errors import ModelError
 from dreambooth.families import qwen
 from dreambooth.families.autoencoder import KLCodec
 from dreambooth.families.conditioning import Conditioning
-from dreambooth.families.flow import FlowProcess, OneTransformer
+from dreambooth.families.flow import FlowProcess, OneTransformer, warn_of_distilled
 from dreambooth.families.frozen_text import FrozenText, lazy_text_encoder
 from dreambooth.families.guidance import BEYOND_CONDITIONAL, Guidance
 from dreambooth.families.inspection import read_json
-from dreambooth.families.loading import check_finite, load_part, load_scheduler_config, load_tokenizer
-from dreambooth.families.single_file import Header
+from dreambooth.families.loading import check_finite, load_scheduler_config, load_tokenizer
 from dreambooth.families.source import ModelSource
+from dreambooth.families.transformer_file import load_transformer
 from dreambooth.families.vae import load_vae
 from dreambooth.timesteps import ShiftBySize, TimestepDensity
-
-logger = logging.getLogger(__name__)
 
 # Ends of the names of modules. The refiners, which see image or text alone, are left out, as peers leave them out.
 TARGET_GROUPS = {
@@ -122,13 +119,10 @@ def load(folder: Path, source: ModelSource) -> ZImage:
     Raises ModelError for missing, incomplete or non-finite weights. Warns of a distilled model.
     """
     if "turbo" in f"{source.base}/{folder.name}".lower():
-        logger.warning(
-            f"model.base={source.base}: a distilled model, which loses its few steps when it is trained; train the "
-            "base (Tongyi-MAI/Z-Image), and sample its LoRA on the distilled one"
-        )
+        warn_of_distilled(source.base, "Tongyi-MAI/Z-Image")
     text_encoder = lazy_text_encoder(Qwen3Model, folder, source)
     config = read_json(folder / "text_encoder" / "config.json")
-    transformer = load_part(ZImageTransformer2DModel, folder, "transformer", source)
+    transformer = load_transformer(ZImageTransformer2DModel, folder, source)
     if (width := transformer.config.cap_feat_dim) != config.get("hidden_size"):
         raise ModelError(
             f"{folder}: transformer/config.json: cap_feat_dim is {width}, text_encoder/config.json: hidden_size is "
@@ -143,7 +137,3 @@ def load(folder: Path, source: ModelSource) -> ZImage:
         text_encoder=text_encoder,
         tokenizer=tokenizer,
     )
-
-
-def load_single_file(header: Header, source: ModelSource) -> ZImage:
-    raise UserError(f"model.base={header.path}: Z-Image is loaded from a pipeline's folder or a hub id; name one")

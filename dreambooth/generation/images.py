@@ -35,7 +35,7 @@ from dreambooth.generation.request import (
     request_of,
     write_png,
 )
-from dreambooth.generation.sampler import OnStep, check_sampler, cut_warning, sample_pixels
+from dreambooth.generation.sampler import OnStep, check_negative_prompt, check_sampler, cut_warning, sample_pixels
 from dreambooth.generation.settings import SamplerSettings, check_size, sampler_settings
 from dreambooth.generation.variation import NoiseSeed, Variation
 from dreambooth.plugins import active
@@ -102,6 +102,7 @@ def _request(
     templates = (options.prompt, options.negative_prompt)
     prompt, negative = (as_typed(model.family, model.fill(draw(each, seed, wildcards))) for each in templates)
     settings = sampler_settings(model.card, options.steps, options.guidance_scale, options.scheduler, negative)
+    check_negative_prompt(model.family, settings)
     size = options.size or usual_size
     encoding = find_encoding(model.family, (prompt, negative))
     refinement = refinement_of(options.upscale, options.upscale_strength, options.detail)

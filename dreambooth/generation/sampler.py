@@ -87,11 +87,12 @@ def guided(
 
         prediction = uncond + scale * (cond - uncond)        or as the family's `guidance` counts it
 
-    scale `guidance.none` is the conditional prediction itself, for which no second half is computed.
+    scale `guidance.none` is the conditional prediction itself, for which no second half is computed; nor is it for a
+    network that reads the scale.
 
     conditioning: of 2B samples, the unconditional half first; without guidance the B conditional ones alone.
     """
-    if scale == guidance.none:
+    if not guidance.is_combined(scale):
         return predict(noisy_BCHW, conditioning)
     uncond, cond = predict(torch.cat([noisy_BCHW, noisy_BCHW]), conditioning).chunk(2)
     return guidance.combine(uncond, cond, scale)
@@ -149,7 +150,7 @@ def _denoise(
     conditioning |= _image_conditioning(family, inputs, start.noise_BCHW, len(conditioning), len(prompts))
     height, width = start.noise_BCHW.shape[-2:]
     scheduler = make_scheduler(family, settings.scheduler, (height, width), settings.num_inference_steps)
-    set_timesteps(scheduler, settings.num_inference_steps, device)
+    set_timesteps(scheduler, settings.num_inference_steps, device, family.even_sigmas)
     timesteps_T = timesteps_from(scheduler, 0 if init is None else init.first_step(settings.num_inference_steps))
     dtype = next(family.denoiser.parameters()).dtype
 
@@ -204,8 +205,16 @@ def _image_conditioning(
 def _guidance_conditioning(
     encode: Encode, prompts: list[str], settings: SamplerSettings, guidance: Guidance
 ) -> Conditioning:
-    """Return the prompts' conditioning, after that of the negative prompt where guidance needs one."""
-    if settings.guidance_scale == guidance.none:
+    """Return the prompts' conditioning, after that of the negative prompt where guidance needs one.
+
+    For a network that reads the scale it is a field of theirs.
+    """
+    if guidance.is_input:
+        conditioning = encode(prompts)
+        device = next(conditioning[name].device for name in conditioning)
+        scale_B = torch.full((len(prompts),), settings.guidance_scale, device=device)
+        return conditioning | Conditioning({"guidance": scale_B})
+    if not guidance.is_combined(settings.guidance_scale):
         return encode(prompts)
     return encode([settings.negative_prompt] * len(prompts) + prompts)
 
@@ -241,13 +250,15 @@ def scaled_input(scheduler: Any, latents_BCHW: Tensor, t: Tensor) -> Tensor:
     return latents_BCHW if scale is None else scale(latents_BCHW, t)
 
 
-def set_timesteps(scheduler: Any, num_inference_steps: int, device: torch.device | None = None) -> None:
+def set_timesteps(
+    scheduler: Any, num_inference_steps: int, device: torch.device | None = None, even_sigmas: bool = True
+) -> None:
     """Set the timesteps of a fresh scheduler, and let it begin with the first of them.
 
-    By itself it searches the first timestep among all, and takes the second of two equal ones, as Karras' have. The
-    Euler of flow matching gets even steps from sigma 1 to 1 / steps, as the families' own pipelines have them.
+    By itself it searches the first timestep among all, and takes the second of two equal ones, as Karras' have.
+    even_sigmas: of the family; the Euler of flow matching then gets even steps from sigma 1 to 1 / steps.
     """
-    if isinstance(scheduler, diffusers.FlowMatchEulerDiscreteScheduler):
+    if even_sigmas and isinstance(scheduler, diffusers.FlowMatchEulerDiscreteScheduler):
         sigmas = torch.linspace(1.0, 1 / num_inference_steps, num_inference_steps).tolist()
         scheduler.set_timesteps(sigmas=sigmas, device=device)
     else:
@@ -275,10 +286,20 @@ def timesteps_from(scheduler: Any, first: int) -> Tensor:
 def check_sampler(family: Family, settings: SamplerSettings) -> None:
     """Raise UserError, which begins with the field's name, for a sampler that this base cannot be sampled with."""
     known, name = schedulers_of(family), settings.scheduler
+    check_negative_prompt(family, settings)
     if name not in known:
         raise UserError(f"scheduler={name}: is not for a base of flow matching; use one of {', '.join(known)}")
     if (problem := steps_problem(family, settings)) is not None:
         raise UserError(f"num_inference_steps={settings.num_inference_steps}: {problem}")
+
+
+def check_negative_prompt(family: Family, settings: SamplerSettings) -> None:
+    """Raise UserError, which begins with the field's name, for a negative prompt that this base has no use for."""
+    if family.guidance.is_input and settings.negative_prompt:
+        raise UserError(
+            f"negative_prompt={settings.negative_prompt!r}: this base reads the guidance scale itself, and no second "
+            "prompt; leave it out"
+        )
 
 
 def steps_problem(family: Family, settings: SamplerSettings) -> str | None:
@@ -303,7 +324,7 @@ def _can_take(family: Family, settings: SamplerSettings) -> bool:
     latent_1111 = torch.ones(1, 1, 1, 1)
     generators = [torch.Generator().manual_seed(0)]
     try:
-        set_timesteps(scheduler, settings.num_inference_steps)
+        set_timesteps(scheduler, settings.num_inference_steps, even_sigmas=family.even_sigmas)
         latent_1111 = latent_1111 * initial_sigma(scheduler)
         for t in scheduler.timesteps:
             prediction_1111 = 0.5 * torch.ones_like(scaled_input(scheduler, latent_1111, t))

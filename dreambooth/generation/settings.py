@@ -80,7 +80,7 @@ def problem_of(field: str, value: Any) -> str | None:
     if field == "num_inference_steps" and not 1 <= value <= MAX_STEPS:
         return f"must be from 1 to {MAX_STEPS}; 20 to 50 is usual"
     if field == "guidance_scale" and not (value >= 0 and math.isfinite(value)):
-        return "must be a finite number from 0 on; 1 is no guidance (of z_image 0), 4 to 10 is usual"
+        return "must be a finite number from 0 on; 1 is no guidance (of z_image and krea2 0), 4 to 10 is usual"
     return None
 
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from dreambooth.errors import ModelError
 from dreambooth.families import Family, components
 from dreambooth.families.original_names import original_modules
+from dreambooth.methods import joined_files
 from dreambooth.methods.weight_files import read_weights
 
 # The end of a tensor's name, and which tensor of its module that is.
@@ -67,6 +68,11 @@ class Change:
     rank: int | None
     scale: float = 1.0
     magnitude_O: Tensor | None = None
+
+    @property
+    def is_any(self) -> bool:
+        """Return whether it changes anything: the second matrix of a LoRA may be zero."""
+        return self.kind != "lora" or bool(self.tensors["lora_B"].any())
 
     def applied_to(self, weight: Tensor) -> Tensor:
         """Return the adapted weight of a linear module or a convolution, float32."""
@@ -128,7 +134,7 @@ def read_changes(family: Family, path: Path) -> Changes:
     """
     tensors, metadata = read_weights(path)
     modules = module_names(family)
-    found: dict[tuple[str, str], dict[str, Tensor]] = {}
+    found: dict[tuple[str, tuple[str, ...]], dict[str, Tensor]] = {}
     unknown = set()
     for key, tensor in tensors.items():
         named, leaf = split_name(path, str(key))
@@ -145,8 +151,9 @@ def read_changes(family: Family, path: Path) -> Changes:
         )
     config = peft_config(metadata)
     changes: Changes = {}
-    for (part, module), own in found.items():
-        changes.setdefault(part, {})[module] = make_change(path, f"{part}.{module}", own, config)
+    for (part, members), joined in found.items():
+        for module, own in joined_files.split(path, family, part, members, joined).items():
+            changes.setdefault(part, {})[module] = make_change(path, f"{part}.{module}", own, config)
     check_fit(family, path, changes, trained_on(tensors))
     return changes
 
@@ -168,14 +175,14 @@ def split_name(path: Path, key: str) -> tuple[str, str]:
     raise ModelError(f"{path}: {key} is of no LoRA, LoHa or LoKr; other kinds cannot be read here")
 
 
-def module_names(family: Family) -> dict[str, tuple[str, str]]:
-    """Return (network, module) by every name that files have for it."""
-    named: dict[str, tuple[str, str]] = {}
+def module_names(family: Family) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Return (network, modules) by every name that files have for a module, or for several that are one matrix."""
+    named = {name: ("transformer", members) for name, members in joined_files.authors_names(family).items()}
     for part_name, part in components(family).items():
         originals = original_modules(part) if part_name == "unet" else {}
         for name, module in part.named_modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
-                named |= dict.fromkeys(aliases(part_name, name, originals), (part_name, name))
+                named |= dict.fromkeys(aliases(part_name, name, originals), (part_name, (name,)))
     return named
 
 

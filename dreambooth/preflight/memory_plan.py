@@ -27,8 +27,8 @@ from dreambooth.data.latents import Batch, Sample
 from dreambooth.devices import device_name, kind_of, total_bytes
 from dreambooth.disk import GIB
 from dreambooth.families import Conditioning, Family, ModelSource, evaluation_mode, load_family
-from dreambooth.families.builtin_configs import config_folder
-from dreambooth.families.known_bases import built_in_shapes
+from dreambooth.families.flow import warn_of_distilled
+from dreambooth.families.known_bases import DISTILLED, built_in_shapes, shapes_folder
 from dreambooth.generation.sampler import guided
 from dreambooth.methods import find_method
 from dreambooth.metrics.encoders import ImageEncoder
@@ -105,6 +105,8 @@ class Planner:
         source = build.model_source(config)
         self.shapes = built_in_shapes(source) if fake else None
         self.family = load_family(source) if self.shapes is None else load_shapes(self.shapes)
+        if self.shapes is not None and (trained_instead := DISTILLED.get(source.base.lower())):
+            warn_of_distilled(source.base, trained_instead)
         build.check_can_train(self.family, config.model.base)
         self.method = find_method(config.method.name)
         self.networks: list[Any] = [self.family.denoiser, *self.family.text_encoders, self.family.vae]
@@ -248,7 +250,7 @@ class Planner:
 
     def num_predictions(self, config: Config) -> int:
         """Return for how many images at a time a validation asks the denoiser."""
-        is_guided = config.validate.guidance_scale != self.family.guidance.none
+        is_guided = self.family.guidance.is_combined(config.validate.guidance_scale)
         return config.prior.batch_size * (2 if is_guided else 1)
 
     def predict_once(self, config: Config, conditioning: Conditioning) -> Tensor:
@@ -279,8 +281,10 @@ def num_bytes(weights: Iterable[Tensor]) -> int:
 
 def load_shapes(name: str) -> Family:
     """Make a family of a built-in config's shapes, whose weights have no numbers (torch's meta device)."""
-    with config_folder(name) as folder:
-        return load_family(ModelSource(str(folder), has_weights=False))
+    with shapes_folder(name) as folder:
+        family = load_family(ModelSource(str(folder), has_weights=False))
+        family.num_text_weights()  # counted while the folder is there
+        return family
 
 
 @contextlib.contextmanager

@@ -52,6 +52,7 @@ class _Qwen(QwenTokens):
 
 
 TextSide = _Clip | _Qwen
+T5_PART = {"flux1": "tokenizer_2", "sd3": "tokenizer_3"}  # beside CLIP's, which judge how rare a word is
 
 
 def load_text_sides(base: str, family: str) -> list[TextSide]:
@@ -60,8 +61,10 @@ def load_text_sides(base: str, family: str) -> list[TextSide]:
     Other than tokenizers nothing of the base is loaded.
     """
     folder = Path(with_home(base))
-    kind: type[TextSide] = _Clip if family in ("sd", "sdxl") else _Qwen
-    parts = sorted(path.name for path in folder.glob("tokenizer*") if path.is_dir())
+    kind: type[TextSide] = _Clip if family in ("sd", "sdxl", *T5_PART) else _Qwen
+    parts = sorted(
+        path.name for path in folder.glob("tokenizer*") if path.is_dir() and path.name != T5_PART.get(family)
+    )
     if parts:
         from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 

@@ -15,11 +15,17 @@ FAMILIES = {  # by the pipeline that a folder's model_index.json names
     "ZImagePipeline": "z_image",
     "QwenImagePipeline": "qwen_image",
     "Flux2KleinPipeline": "flux2_klein",
+    "Krea2Pipeline": "krea2",
+    "FluxPipeline": "flux1",
+    "StableDiffusion3Pipeline": "sd3",
 }
 NAMES = (  # of hub ids and files, in small letters, the first that fits; resolution in pixels
     (re.compile(r"z[-_]?image"), "z_image", 1024),
     (re.compile(r"qwen[-_]?image"), "qwen_image", 1024),
     (re.compile(r"flux\.?2|klein"), "flux2_klein", 1024),
+    (re.compile(r"flux"), "flux1", 1024),
+    (re.compile(r"krea"), "krea2", 1024),
+    (re.compile(r"stable-diffusion-3|sd-?3"), "sd3", 1024),
     (re.compile(r"xl"), "sdxl", 1024),
     (re.compile(r"stable-diffusion-2(-1)?$|v2-1_768"), "sd", 768),
 )
@@ -50,7 +56,7 @@ def base_facts(base: str, family: str = "auto") -> BaseFacts:
     default = 1024 if found not in ("sd", named[0]) else named[1]
     if "sample_size" in unet:
         return BaseFacts(found, 8 * int(unet["sample_size"]))
-    is_told = found in ("z_image", "flux2_klein") and isinstance(vae.get("sample_size"), int)
+    is_told = found in ("z_image", "flux2_klein", "flux1", "sd3") and isinstance(vae.get("sample_size"), int)
     return BaseFacts(found, int(vae["sample_size"]) if is_told else default)
 
 

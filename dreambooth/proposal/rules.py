@@ -6,6 +6,8 @@ Of the embedded base the values are the laboratory's (benchmarks/RESULTS.md); of
 - musubi-tuner's docs/zimage.md and docs/qwen_image.md: LoRA of Z-Image at 1e-4 and rank 32, of Qwen-Image at 5e-5 and
   rank 16.
 - ai-toolkit's config/examples/train_lora_qwen_image_24gb.yaml: 2000 steps, 500 to 4000 is a good range, batch 1.
+- ai-toolkit's train_lora_flux_24gb.yaml and train_lora_sd35_large_24gb.yaml: 1e-4, rank 16, 2000 steps.
+- diffusers' examples/dreambooth/README_krea2.md: Krea 2 RAW at 3e-4 to 7e-4, rank 32, 1000 steps, the authors' layers.
 - github.com/stephen37/workshops: FLUX.2 Klein base at 2e-4, rank 32, 800 to 1200 steps.
 None of these was measured here. `automatic` gives a key that says `auto` the value of its rule.
 """
@@ -71,6 +73,9 @@ def learning_rate(case: Case) -> Choice:
             "z_image": (1.0e-4, "musubi-tuner's and ai-toolkit's"),
             "qwen_image": (5.0e-5, "musubi-tuner's"),
             "flux2_klein": (2.0e-4, "a workshop's for a character, on Klein base 4B"),
+            "krea2": (3.0e-4, "its authors', who name 3e-4 to 7e-4"),
+            "flux1": (1.0e-4, "ai-toolkit's"),
+            "sd3": (1.0e-4, "ai-toolkit's for 3.5 large"),
         }
         return peers.get(case.base.family, (1.0e-4, "diffusers' README: 50 times that of all weights"))
     return find_facts(case.method).lr, "the method's default"
@@ -91,7 +96,11 @@ def text_encoder_rate(case: Case) -> Choice:
 def rank(case: Case) -> Choice:
     if case.base.is_toy:
         return 14 if case.method == "pivotal" else 16, f"{LAB}: 4 loses a colour, 64 shows no more"
-    peers = {"z_image": (32, "musubi-tuner's and ai-toolkit's"), "flux2_klein": (32, "a workshop's for a character")}
+    peers = {
+        "z_image": (32, "musubi-tuner's and ai-toolkit's"),
+        "flux2_klein": (32, "a workshop's for a character"),
+        "krea2": (32, "its authors'"),
+    }
     return peers.get(case.base.family, (16, "musubi-tuner's and ai-toolkit's; a file of some MB"))
 
 
@@ -100,7 +109,7 @@ def prior_source(case: Case) -> Choice:
         return "none", "the networks stay as they are: there is nothing to keep"
     if case.base.is_toy:
         return "teacher", f"{LAB}: the frozen base's own predictions keep the class better than sampled images"
-    if case.base.family == "qwen_image":
+    if case.base.family in ("qwen_image", "krea2"):
         return "teacher", "no class images: each would take minutes"
     return "stream", "class images are drawn while training runs"
 
@@ -201,6 +210,25 @@ FIXED: dict[str, Draft] = {
         **GUIDED,
     },
     "flux2_klein": {"method.name": LORA, **CLASS_GUIDED, **COMMON, **GUIDED},
+    "sd3": {"method.name": LORA, **CLASS_GUIDED, **COMMON, **GUIDED},
+    "flux1": {
+        "method.name": LORA,
+        "method.targets": (["attention", "feed-forward"], "those of diffusers' script"),
+        "prior.guidance_scale": (3.5, "an input of the network, which is trained with 1"),
+        **COMMON,
+        **GUIDED,
+        "validate.guidance_scale": (3.5, "the default of diffusers' pipeline"),
+    },
+    "krea2": {
+        "method.name": LORA,
+        "method.targets": (
+            ["to_q", "to_k", "to_v", "to_out.0", "to_gate", "ff.up", "ff.down", "embedding"],
+            "its authors'",
+        ),
+        **COMMON,
+        **GUIDED,
+        "validate.guidance_scale": (4.5, "the default of diffusers' pipeline; 0 is none here"),
+    },
     "qwen_image": {
         "method.name": LORA,
         "loss.timesteps": ("shifted", "mostly noise, as peers do"),
