@@ -13,6 +13,8 @@ from __future__ import annotations
 import os
 import socket
 import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,19 +112,28 @@ def sampling_scheduler() -> DDIMScheduler:
     return DDIMScheduler(set_alpha_to_one=True, **SCHEDULE)
 
 
-class BaseTask:
-    """Compute the loss of one training step; everything random follows from (seed, rank, step)."""
+class DenoiserTask(ABC):
+    """Compute the loss of one training step; everything random follows from (seed, rank, step).
 
-    def __init__(self, modules: nn.ModuleDict, dataset: Dataset, settings: BaseSettings) -> None:
-        self.unet, self.text_encoder = modules["unet"], modules["text_encoder"]
-        self.dataset, self.settings = dataset, settings
-        self.noise_schedule = DDPMScheduler(**SCHEDULE)
-        tokenizer = build_tokenizer(settings.edition.vocabulary())
-        self.no_caption_L = torch.tensor(tokenizer("", padding="max_length").input_ids)
+    The subclass says what is noised how, and what is predicted. no_caption_L: the tokens of an empty caption.
+    """
+
+    def __init__(self, dataset: Dataset, settings: BaseSettings, no_caption_L: Tensor) -> None:
+        self.dataset, self.settings, self.no_caption_L = dataset, settings, no_caption_L
         self.precision = torch.bfloat16 if bfloat16_is_faster(settings.device) else torch.float32
 
+    @abstractmethod
+    def error(self, latents_BChw: Tensor, noise_BChw: Tensor, normal_B: Tensor, tokens_BL: Tensor) -> Tensor:
+        """Return the squared error of each number of the prediction, [B, C, h, w].
+
+        normal_B: of a normal distribution, from which the timesteps follow.
+        """
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.settings.device, self.precision, enabled=self.precision != torch.float32)
+
     def __call__(self, step: int) -> Tensor:
-        """Return the mean squared error of v over one batch, weighted up where the object is."""
+        """Return the mean squared error over one batch, weighted up where the object is."""
         rank, num_processes = rank_and_world()
         size = self.settings.batch_size // num_processes
         generator = torch.Generator().manual_seed(self.settings.seed + 7919 * (step * num_processes + rank))
@@ -132,25 +143,33 @@ class BaseTask:
             which = torch.randint(self.dataset.tokens.shape[1], (size,), generator=generator)
         latents, masks, tokens = self.dataset.batch(indices, which)
         tokens[torch.rand(size, generator=generator) < CAPTION_DROPOUT] = self.no_caption_L
-        t_over_T = torch.sigmoid(torch.randn(size, generator=generator) + TIMESTEP_SHIFT)
-        t = (t_over_T * SCHEDULE["num_train_timesteps"]).long()  # type: ignore[operator]
+        normal = torch.randn(size, generator=generator)
         noise = torch.randn(latents.shape, generator=generator)
-        noisy = self.noise_schedule.add_noise(latents, noise, t)
-        target = self.noise_schedule.get_velocity(latents, noise, t)
         more = torch.tensor(self.settings.edition.mask_weights)[:, None, None]
         weight = 1 + (more * masks).sum(1, keepdim=True)
-        return self._loss(noisy, t, tokens, target, weight / weight.mean())
+        error = self.error(latents, noise, normal, tokens)
+        return (error * (weight / weight.mean()).to(self.settings.device)).mean()
 
-    def _loss(
-        self, noisy_BChw: Tensor, t_B: Tensor, tokens_BL: Tensor, target_BChw: Tensor, weight_B1hw: Tensor
-    ) -> Tensor:
+
+class BaseTask(DenoiserTask):
+    """Train a UNet that predicts v."""
+
+    def __init__(self, modules: nn.ModuleDict, dataset: Dataset, settings: BaseSettings) -> None:
+        tokenizer = build_tokenizer(settings.edition.vocabulary())
+        super().__init__(dataset, settings, torch.tensor(tokenizer("", padding="max_length").input_ids))
+        self.unet, self.text_encoder = modules["unet"], modules["text_encoder"]
+        self.noise_schedule = DDPMScheduler(**SCHEDULE)
+
+    def error(self, latents_BChw: Tensor, noise_BChw: Tensor, normal_B: Tensor, tokens_BL: Tensor) -> Tensor:
+        t_over_T = torch.sigmoid(normal_B + TIMESTEP_SHIFT)
+        t_B = (t_over_T * SCHEDULE["num_train_timesteps"]).long()  # type: ignore[operator]
+        noisy_BChw = self.noise_schedule.add_noise(latents_BChw, noise_BChw, t_B)
+        target_BChw = self.noise_schedule.get_velocity(latents_BChw, noise_BChw, t_B)
         device = self.settings.device
-        noisy_BChw, t_B, tokens_BL = noisy_BChw.to(device), t_B.to(device), tokens_BL.to(device)
-        with torch.autocast(device, self.precision, enabled=self.precision != torch.float32):
-            text_BLT = self.text_encoder(tokens_BL).last_hidden_state
-            predicted = self.unet(noisy_BChw, t_B, text_BLT).sample
-        error = (predicted.float() - target_BChw.to(device)) ** 2
-        return (error * weight_B1hw.to(device)).mean()
+        with self.autocast():
+            text_BLT = self.text_encoder(tokens_BL.to(device)).last_hidden_state
+            predicted = self.unet(noisy_BChw.to(device), t_B.to(device), text_BLT).sample
+        return (predicted.float() - target_BChw.to(device)) ** 2
 
 
 def bfloat16_is_faster(device: str) -> bool:
@@ -187,31 +206,49 @@ def build_modules(settings: BaseSettings) -> nn.ModuleDict:
     return nn.ModuleDict({"text_encoder": text_encoder, "unet": unet})
 
 
-def train_base(settings: BaseSettings) -> None:
-    """Train, or resume training, the base; its state is in `settings.folder`/base.pt."""
+@dataclass(frozen=True)
+class Recipe:
+    """Hold what is trained and how: of a kind of base.
+
+    name: of its state's file. task: (modules, dataset, settings) -> what computes the loss. muon_prefix: of the
+    denoiser's parameters.
+    """
+
+    name: str
+    build_modules: Callable[[BaseSettings], nn.ModuleDict]
+    task: Callable[[nn.ModuleDict, Dataset, BaseSettings], DenoiserTask]
+    muon_prefix: str
+
+
+UNET = Recipe("base", build_modules, BaseTask, "unet.")
+
+
+def train_base(settings: BaseSettings, recipe: Recipe = UNET) -> None:
+    """Train, or resume training, a base; its state is in `settings.folder`, named after the recipe."""
     num_processes = settings.num_processes if settings.device == "cpu" else 1
     num_renderers = settings.num_processes if settings.device == "cpu" else os.cpu_count() or 1
     load_or_make_dataset(settings.folder, settings.edition, settings.num_samples, num_renderers)
     if num_processes == 1:
-        _train(settings)
+        _train(settings, recipe)
         return
     port = _free_port()
-    spawn(_worker, args=(num_processes, port, settings), nprocs=num_processes)
+    spawn(_worker, args=(num_processes, port, settings, recipe), nprocs=num_processes)
 
 
-def _worker(rank: int, num_processes: int, port: int, settings: BaseSettings) -> None:
+def _worker(rank: int, num_processes: int, port: int, settings: BaseSettings, recipe: Recipe) -> None:
     torch.set_num_threads(1)
     os.environ["USE_LIBUV"] = "0"
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=num_processes)
-    _train(settings)
+    _train(settings, recipe)
     dist.destroy_process_group()
 
 
-def _train(settings: BaseSettings) -> None:
-    modules = build_modules(settings).to(settings.device)
-    task = BaseTask(modules, load_or_make_dataset(settings.folder, settings.edition, settings.num_samples), settings)
-    plan = Plan("base", settings.budget, settings.peak_lr, settings.muon_lr, "unet.")
-    fit(modules, task, plan, settings.folder / "base.pt")
+def _train(settings: BaseSettings, recipe: Recipe) -> None:
+    modules = recipe.build_modules(settings).to(settings.device)
+    dataset = load_or_make_dataset(settings.folder, settings.edition, settings.num_samples)
+    task = recipe.task(modules, dataset, settings)
+    plan = Plan(recipe.name, settings.budget, settings.peak_lr, settings.muon_lr, recipe.muon_prefix)
+    fit(modules, task, plan, settings.folder / f"{recipe.name}.pt")
 
 
 def _free_port() -> int:

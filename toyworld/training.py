@@ -100,7 +100,7 @@ class Average:
 
 def hidden_matrices(module: nn.Module, prefix: str) -> list[nn.Parameter]:
     """Return trained weights of at least two dimensions whose names begin with `prefix`, but first and last layers."""
-    ends = ("conv_in.", "conv_out.", "time_embedding.", "body.0.")
+    ends = ("conv_in.", "conv_out.", "time_embedding.", "body.0.", "embedder.", "final_layer.", "pad_token")
     inner = [(n, p) for n, p in module.named_parameters() if n.startswith(prefix) and not any(end in n for end in ends)]
     return [parameter for _, parameter in inner if parameter.requires_grad and parameter.ndim >= 2]
 

@@ -1,0 +1,94 @@
+"""The embedded flow base: its tokenizer knows the world, its recipe trains and goes on, and it is a Z-Image."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dreambooth.cli import main
+from dreambooth.families import load_family
+from toyworld import captions, world
+from toyworld.base import BaseSettings
+from toyworld.dataset import Dataset
+from toyworld.editions import FIRST
+from toyworld.flow_base import FlowTask, build_flow_modules, encode_captions, export_flow, flow_tokens
+from toyworld.flow_tokenizer import MAX_LENGTH, build_flow_tokenizer, with_template
+from toyworld.tokenizer import build_tokenizer
+from toyworld.training import Budget, Plan, fit
+
+SHIPPED = Path(__file__).parents[2] / "checkpoints" / "toyworld"
+MAX_MEGABYTES = 15
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_flow_tokenizer(captions.vocabulary())
+
+
+def some_captions(count):
+    return [world.sample(seed)[2] for seed in range(count)]
+
+
+def test_every_word_of_a_caption_is_a_token_and_the_longest_fits(tokenizer):
+    texts = some_captions(300)
+    for text in texts:
+        ids = tokenizer(f" {text}", add_special_tokens=False).input_ids
+        assert len(ids) == len(text.replace(",", " ,").split())
+        assert tokenizer.decode(ids) == f" {text}"
+    longest = max(texts, key=len)
+    assert len(tokenizer(with_template(tokenizer, longest), add_special_tokens=False).input_ids) < MAX_LENGTH
+    assert len(tokenizer(" sks", add_special_tokens=False).input_ids) == 1
+
+
+def test_the_data_sets_captions_are_the_same_by_this_tokenizer(tokenizer, tmp_path):
+    texts = some_captions(20)
+    theirs = np.array(build_tokenizer()(texts, padding="max_length").input_ids, dtype=np.int16)[:, None]
+    found = flow_tokens(theirs, tokenizer, BaseSettings(tmp_path, FIRST))
+    assert found.shape == (20, 1, MAX_LENGTH)
+    assert np.array_equal(found[:, 0], encode_captions(tokenizer, texts))
+
+
+def a_dataset(count):
+    rng = np.random.default_rng(0)
+    tokens = np.array(build_tokenizer()(some_captions(count), padding="max_length").input_ids, dtype=np.int16)
+    latents = rng.standard_normal((count, FIRST.latent_channels, 8, 8)).astype(np.float16)
+    return Dataset(latents, rng.random((count, 1, 8, 8)).astype(np.float16), tokens[:, None])
+
+
+def trained(folder, *budgets):
+    """Train in goes of so many steps in all; return the state."""
+    folder.mkdir()
+    settings = BaseSettings(folder, FIRST, batch_size=2)
+    for steps in budgets:
+        modules = build_flow_modules(settings)
+        task = FlowTask(modules, a_dataset(4), settings)
+        task.precision = torch.float32
+        plan = Plan("flow", Budget(steps=steps), settings.peak_lr, decay_fraction=0)  # without Muon, in half the time
+        fit(modules, task, plan, folder / "flow.pt")
+    return torch.load(folder / "flow.pt", weights_only=True)
+
+
+def test_a_training_that_was_stopped_goes_on_to_the_same_bits_and_is_a_small_z_image(tmp_path):
+    whole, resumed = trained(tmp_path / "whole", 2), trained(tmp_path / "resumed", 1, 2)
+    assert whole["step"] == resumed["step"] == 2
+    assert all(torch.equal(weight, resumed["module"][name]) for name, weight in whole["module"].items())
+    export_flow(tmp_path / "whole", tmp_path / "base", SHIPPED)
+    size = sum(path.stat().st_size for path in (tmp_path / "base").rglob("*") if path.is_file())
+    assert size / 1e6 < MAX_MEGABYTES
+    family = load_family(str(tmp_path / "base"))
+    assert (type(family).__name__, family.resolution) == ("ZImage", 64)
+    assert family.tokenize("sks") == [family.tokenizer.convert_tokens_to_ids("\u0120sks")]
+    prompt = random.Random(0).choice(some_captions(5))
+    assert torch.isfinite(family.encode_prompts([prompt])["prompt"]).all()
+
+
+@pytest.mark.slow
+def test_the_documented_command_trains_and_goes_on_when_run_again(tmp_path, capsys):
+    folders = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "base"), "--base", str(SHIPPED)]
+    for minutes in ("0.02", "0.04"):
+        command = ["toyworld", "flow", "--minutes", minutes, "--num-samples", "64", "--processes", "1", *folders]
+        assert main(command) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "base")
+    assert torch.load(tmp_path / "work" / "flow.pt", weights_only=True)["step"] > 1

@@ -1,0 +1,183 @@
+"""The embedded flow base: a tiny Z-Image, its text encoder and transformer trained together from scratch.
+
+Rectified flow (Liu et al. 2022, arXiv 2209.03003) between latents and noise, timesteps logit-normal (Esser et al. 2024,
+arXiv 2403.03206, eq. 19). Data, draws, weights where the object is, optimizers and loop are those of the UNet's base.
+Latents and VAE are that base's too: what it calls a latent, this one does.
+
+Shapes: B batch, C latent channels, h/w latent height and width, L tokens, T text width.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
+
+from dreambooth.errors import UserError
+from dreambooth.exporting.pipeline import save_pipeline
+from toyworld.base import BaseSettings, DenoiserTask, Recipe, train_base
+from toyworld.dataset import Dataset, load_or_make_codec
+from toyworld.editions import FIRST, Edition
+from toyworld.flow_tokenizer import MAX_LENGTH, build_flow_tokenizer, with_template
+from toyworld.latents import LinearCodec
+from toyworld.tokenizer import build_tokenizer
+from toyworld.training import load_average
+from toyworld.vae import fresh_pixels
+
+TEXT_WIDTH = 128
+WIDTH, NUM_HEADS, NUM_LAYERS = 160, 5, 6
+SAMPLER_SHIFT = 1.0  # 8 x 8 latents are unrecognisable with as much noise as they have signal
+CARD = Path(__file__).with_name("flow_card.md")
+MAX_CODEC_ERROR = 0.5  # of latents of standard deviation 1; another set of components comes to 1.4
+
+
+def build_transformer(edition: Edition) -> ZImageTransformer2DModel:
+    """Return an untrained transformer."""
+    head = WIDTH // NUM_HEADS
+    transformer = ZImageTransformer2DModel(
+        in_channels=edition.latent_channels,
+        dim=WIDTH,
+        n_layers=NUM_LAYERS,
+        n_refiner_layers=1,
+        n_heads=NUM_HEADS,
+        n_kv_heads=NUM_HEADS,
+        cap_feat_dim=TEXT_WIDTH,
+        axes_dims=[head // 4, head // 8 * 3, head // 8 * 3],
+        axes_lens=[1024, 32, 32],
+    )
+    for token in (transformer.x_pad_token, transformer.cap_pad_token):  # left without numbers by the class
+        nn.init.normal_(token, std=0.02)
+    return transformer
+
+
+def build_flow_text_encoder(tokenizer: PreTrainedTokenizerFast, num_layers: int) -> Qwen3Model:
+    """Return an untrained Qwen3 with one layer more than those that are read: Z-Image reads the last but one."""
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=4 * TEXT_WIDTH,
+        num_hidden_layers=num_layers + 1,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=TEXT_WIDTH // 4,
+        max_position_embeddings=1024,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return Qwen3Model(config)
+
+
+def build_flow_modules(settings: BaseSettings) -> nn.ModuleDict:
+    """Return text encoder and transformer with random weights."""
+    if settings.init_from is not None:
+        raise UserError("--init-from: the flow base is trained from scratch; leave it out")
+    torch.manual_seed(settings.seed)
+    tokenizer = build_flow_tokenizer(settings.edition.vocabulary())
+    text_encoder = build_flow_text_encoder(tokenizer, settings.edition.text_layers)
+    return nn.ModuleDict({"text_encoder": text_encoder, "transformer": build_transformer(settings.edition)})
+
+
+class FlowTask(DenoiserTask):
+    """Train a transformer that predicts noise - x0, as Z-Image counts: its time goes from noise to image."""
+
+    def __init__(self, modules: nn.ModuleDict, dataset: Dataset, settings: BaseSettings) -> None:
+        tokenizer = build_flow_tokenizer(settings.edition.vocabulary())
+        own = replace(dataset, tokens=flow_tokens(dataset.tokens, tokenizer, settings))
+        super().__init__(own, settings, torch.from_numpy(encode_captions(tokenizer, [""])[0]).long())
+        self.transformer, self.text_encoder = modules["transformer"], modules["text_encoder"]
+        self.pad_id = tokenizer.pad_token_id
+
+    def error(self, latents_BChw: Tensor, noise_BChw: Tensor, normal_B: Tensor, tokens_BL: Tensor) -> Tensor:
+        device = self.settings.device
+        sigma_B = torch.sigmoid(normal_B)
+        sigma_B111 = sigma_B[:, None, None, None]
+        noisy_BChw = (1 - sigma_B111) * latents_BChw + sigma_B111 * noise_BChw
+        tokens_BL = tokens_BL.to(device)
+        mask_BL = tokens_BL != self.pad_id
+        with self.autocast():
+            states = self.text_encoder(tokens_BL, attention_mask=mask_BL, output_hidden_states=True).hidden_states
+            prompts = [row[:length] for row, length in zip(states[-2], mask_BL.sum(1).tolist(), strict=True)]
+            images = list(noisy_BChw.to(device).unsqueeze(2).unbind())
+            found = self.transformer(images, 1 - sigma_B.to(device), prompts, return_dict=False)[0]
+        predicted_BChw = -torch.stack(found).squeeze(2).float()
+        return (predicted_BChw - (noise_BChw - latents_BChw).to(device)) ** 2
+
+
+def encode_captions(tokenizer: PreTrainedTokenizerFast, captions: list[str]) -> np.ndarray:
+    """Return the tokens of captions in the template, padded, int16 [n, L]."""
+    texts = [with_template(tokenizer, caption) for caption in captions]
+    read = tokenizer(texts, add_special_tokens=False, padding="max_length", truncation=True)
+    return np.array(read.input_ids, dtype=np.int16)
+
+
+def flow_tokens(tokens: np.ndarray, tokenizer: PreTrainedTokenizerFast, settings: BaseSettings) -> np.ndarray:
+    """Return the data set's captions by this tokenizer, in the same shape but for the number of tokens.
+
+    tokens: int16 [N, K, 32] or [N, 32] of the UNet's tokenizer, which decodes them to the words that they were.
+    """
+    theirs = build_tokenizer(settings.edition.vocabulary())
+    rows, inverse = np.unique(tokens.reshape(-1, tokens.shape[-1]), axis=0, return_inverse=True)
+    captions = theirs.batch_decode(rows, skip_special_tokens=True)
+    return encode_captions(tokenizer, captions)[inverse.reshape(-1)].reshape(*tokens.shape[:-1], MAX_LENGTH)
+
+
+RECIPE = Recipe("flow", build_flow_modules, FlowTask, "transformer.")
+
+
+def train_flow_base(settings: BaseSettings, base: Path) -> None:
+    """Train, or resume training, the flow base; its state is in `settings.folder`/flow.pt.
+
+    base: the embedded base whose VAE draws what the data set's codec calls latents. Raises UserError where it does not.
+    """
+    check_codec(load_flow_vae(base), load_or_make_codec(settings.folder, settings.edition))
+    train_base(settings, RECIPE)
+
+
+@torch.no_grad()
+def check_codec(vae: AutoencoderKL, codec: LinearCodec) -> None:
+    """Raise UserError for a codec whose components are not those that the VAE was trained on."""
+    pixels_BCHW = fresh_pixels(16)
+    own = vae.encode(pixels_BCHW).latent_dist.mean * vae.config.scaling_factor
+    error = float((own - codec.encode(pixels_BCHW)).square().mean().sqrt())
+    if error > MAX_CODEC_ERROR:
+        raise UserError(
+            f"the VAE's latents and the data set's differ by {error:.2f}: their components have other signs on this "
+            "machine; train a VAE here (`toyworld train --stages decoder encoder`) and name it with --base"
+        )
+
+
+def load_flow_vae(base: Path) -> AutoencoderKL:
+    """Return an embedded base's VAE, with the shift that Z-Image's pipeline asks for."""
+    vae: AutoencoderKL = AutoencoderKL.from_pretrained(base, subfolder="vae", dtype=torch.float32)
+    vae.register_to_config(shift_factor=0.0, _name_or_path="")
+    return vae.eval()
+
+
+def trained_flow_pipeline(work: Path, base: Path, edition: Edition = FIRST) -> ZImagePipeline:
+    """Return the flow base with the averaged weights of its training so far. Raises UserError if it has not begun."""
+    if not (work / "flow.pt").is_file():
+        raise UserError(f"nothing to export in {work}: flow.pt is missing; `toyworld flow` makes it")
+    modules: Any = build_flow_modules(BaseSettings(work, edition))
+    load_average(modules, work / "flow.pt")
+    return ZImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=SAMPLER_SHIFT),
+        vae=load_flow_vae(base),
+        text_encoder=modules["text_encoder"].eval(),
+        tokenizer=build_flow_tokenizer(edition.vocabulary()),
+        transformer=modules["transformer"].eval(),
+    )
+
+
+def export_flow(work: Path, out: Path, base: Path) -> None:
+    """Write the pipeline folder, its model card and the judge beside it; every float is stored in 16 bits."""
+    pipeline: Any = trained_flow_pipeline(work, base)
+    save_pipeline(pipeline.to(torch.float16), out)
+    if not (out / "README.md").is_file():
+        shutil.copyfile(CARD, out / "README.md")
+    shutil.copytree(base / "judge", out / "judge", dirs_exist_ok=True)
