@@ -69,7 +69,7 @@ def newest_images(folder: Path) -> list[Path]:
 def last_step(run: Path) -> tuple[int, int, dict[str, float]]:
     """Return the last step of a run, the steps that it is to take, and the newest value of each logged number."""
     metrics = run / "logs" / "metrics.csv"
-    values = dict(_last_values(metrics, _version(metrics)))
+    values = dict(_last_values(metrics, version_of(metrics)))
     step = int(values.pop("step", 0))
     return step, max_steps_of(run), values
 
@@ -84,10 +84,10 @@ def max_steps_of(run: Path) -> int:
 def read_config(run: Path) -> dict[str, Any]:
     """Return the config.yaml of a run as plain values; empty where there is none."""
     path = run / "config.yaml"
-    return _read_config(path, _version(path))
+    return _read_config(path, version_of(path))
 
 
-def _version(path: Path) -> tuple[int, int]:
+def version_of(path: Path) -> tuple[int, int]:
     """Return what changes when a file does: what is read of it is kept until then."""
     try:
         status = path.stat()

@@ -76,7 +76,7 @@ def as_typed(argv: Sequence[str]) -> str:
     return shlex.join(["python", "-m", "dreambooth", *argv])
 
 
-def _studio_of(request: Request) -> Studio:
+async def _studio_of(request: Request) -> Studio:  # not in a thread, which takes longer than this does
     found: Studio = request.app.state.studio
     return found
 

@@ -1,6 +1,8 @@
 """Runs: what a run was asked, what it logs, what it draws, and the disk it takes."""
 
 import csv
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +15,7 @@ from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.studio import pictures, trash
 from dreambooth.studio.jobs import OPEN
 from dreambooth.studio.problems import ConflictError, MissingError, RequestError
-from dreambooth.studio.progress import last_step, newest_images, read_config
+from dreambooth.studio.progress import last_step, newest_images, read_config, version_of
 from dreambooth.studio.state import Studio, StudioOf
 from dreambooth.studio.workspace import Workspace, is_name
 from dreambooth.subject_info import read_card
@@ -34,7 +36,7 @@ def show(studio: StudioOf, run: str) -> dict[str, Any]:
     folder = _run(studio.workspace, run)
     samples = [studio.workspace.relative(path) for path in reversed(newest_images(folder / "samples"))]
     about = {"config": read_config(folder), "samples": samples, "has_report": (folder / "report.html").is_file()}
-    return {**_brief(studio, folder), **about, "scores": _scores(folder)}
+    return {**_brief(studio, folder), **about, "scores": list(_judged_of(folder).scores)}
 
 
 @router.get("/{run}/config", summary="Get a run's config", response_class=PlainTextResponse)
@@ -47,7 +49,7 @@ def config(studio: StudioOf, run: str) -> PlainTextResponse:
 @router.get("/{run}/scores", summary="Get a run's validations")
 def scores(studio: StudioOf, run: str) -> list[dict[str, Any]]:
     """Return each validation: step, loss and mean scores by log name."""
-    return _scores(_run(studio.workspace, run))
+    return list(_judged_of(_run(studio.workspace, run)).scores)
 
 
 @router.get("/{run}/metrics", summary="Get what a run logs at each step")
@@ -116,23 +118,22 @@ def _run(workspace: Workspace, name: str) -> Path:
 def _brief(studio: Studio, folder: Path) -> dict[str, Any]:
     """Return what a list of runs shows of one."""
     card = read_card(folder / "model")
-    log = _log(folder)
+    model_step = None if card is None else card.step
+    judged = _judged_of(folder, model_step)
     step, max_steps, values = last_step(folder)
-    last = log.entries[-1].step if log is not None and log.entries else 0
-    best = log.best if log is not None else None
     samples = newest_images(folder / "samples")
     return {
         "name": folder.name,
         "folder": studio.workspace.relative(folder),
-        "step": max(step, last),
+        "step": max(step, judged.last_step),
         "max_steps": max_steps,
         "loss": values.get("train/loss"),
         "is_finished": card is not None and (card.last_step or card.step) >= max_steps,
         "has_model": card is not None,
-        "model_step": None if card is None else card.step,
-        "best_step": None if best is None else best.step,
-        "quality": None if best is None or best.quality is None else best.quality.value,
-        "verdict": None if log is None or not log.entries else str(log.verdict_on(None if card is None else card.step)),
+        "model_step": model_step,
+        "best_step": judged.best_step,
+        "quality": judged.quality,
+        "verdict": judged.verdict,
         "subjects": [] if card is None else [f"{each.identifier} {each.class_noun}" for each in card.subjects],
         "cover": studio.workspace.relative(samples[0]) if samples else None,
         "job": _job_of(studio, folder),
@@ -146,17 +147,36 @@ def _job_of(studio: Studio, folder: Path) -> int | None:
     return next((job.id for job in studio.store.find(OPEN) if f"{job.output}/".startswith(f"{name}/")), None)
 
 
-def _log(folder: Path) -> ValidationLog | None:
+@dataclass(frozen=True)
+class Judged:
+    """Hold what a run's validations say: the step to keep with its quality, the verdict, each one's mean scores."""
+
+    last_step: int = 0
+    best_step: int | None = None
+    quality: float | None = None
+    verdict: str | None = None
+    scores: tuple[dict[str, Any], ...] = ()
+
+
+def _judged_of(folder: Path, model_step: int | None = None) -> Judged:
+    """Return what the validations of a run say now. model_step: of its model, which the verdict is on."""
+    path = folder / "logs" / "scores.jsonl"
+    return _judged(path, version_of(path), model_step)
+
+
+@lru_cache(maxsize=256)
+def _judged(path: Path, version: tuple[int, int], model_step: int | None) -> Judged:
     try:
-        return ValidationLog(folder / "logs" / "scores.jsonl")
+        log = ValidationLog(path)
     except UserError:
-        return None  # damaged: the rest of the run is shown
-
-
-def _scores(folder: Path) -> list[dict[str, Any]]:
-    log = _log(folder)
-    best = None if log is None else log.best
-    return [
+        return Judged()  # damaged: the rest of the run is shown
+    if not log.entries:
+        return Judged()
+    best = log.best
+    scores = tuple(
         {"step": each.step, "is_best": best is not None and each.step == best.step, **each.metrics()}
-        for each in ([] if log is None else log.entries)
-    ]
+        for each in log.entries
+    )
+    quality = None if best is None or best.quality is None else best.quality.value
+    best_step = None if best is None else best.step
+    return Judged(log.entries[-1].step, best_step, quality, str(log.verdict_on(model_step)), scores)
