@@ -310,7 +310,8 @@ def test_progress_is_read_from_the_log_and_the_folder(client: Any, workspace: Wo
         "loading\nsampling   8% image 1/12\nsampling  42% image 5/12, 1:00:41 left\nnote: x\n"
     )
     (workspace.root / generate["output"]).mkdir()
-    (workspace.root / generate["output"] / "00000.png").write_bytes(png())
+    for name in ("00000.png", "grid-00000.png", "attention-00000.png"):
+        (workspace.root / generate["output"] / name).write_bytes(png())
     progress = client.get(f"jobs/{generate['id']}").json()["progress"]
     assert (progress["fraction"], progress["text"]) == (0.42, "image 5/12, 1:00:41 left")
     assert progress["seconds_left"] == 3641

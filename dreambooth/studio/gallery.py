@@ -120,7 +120,7 @@ class Gallery:
 
     def _take(self, folder: Path, name: str) -> None:
         """Take over the images of one folder."""
-        there = {path.name: path for path in folder.iterdir() if _is_shown(path.name)}
+        there = {path.name: path for path in folder.iterdir() if is_shown(path.name)}
         rows = self._database.execute("SELECT image, changed, is_there FROM images WHERE folder = ?", (name,))
         known = {row["image"].rpartition("/")[2]: row for row in rows}
         for gone in known.keys() - there.keys():
@@ -154,7 +154,8 @@ class Gallery:
         )
 
 
-def _is_shown(name: str) -> bool:
+def is_shown(name: str) -> bool:
+    """Return whether a file is an image that was made from a recipe: no grid, no map of where words acted."""
     return name.lower().endswith(SUFFIXES) and not name.startswith((".", *HIDDEN))
 
 

@@ -10,11 +10,11 @@ from typing import Any
 from dreambooth.config import plain_yaml
 from dreambooth.files import whole_lines
 from dreambooth.status_line import read_progress_line
+from dreambooth.studio.gallery import is_shown
 from dreambooth.studio.jobs import Job
 from dreambooth.studio.processes import JobFolder, tail
 from dreambooth.studio.workspace import Workspace
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 NUM_LATEST = 12  # images that a job's progress names
 
 
@@ -59,10 +59,10 @@ def progress_of(workspace: Workspace, job: Job) -> JobProgress:
 
 
 def newest_images(folder: Path) -> list[Path]:
-    """Return the images in a folder, the newest first."""
+    """Return the images in a folder, the newest first; not those about others, which have no recipe."""
     if not folder.is_dir():
         return []
-    found = [path for path in folder.iterdir() if path.suffix in IMAGE_SUFFIXES and not path.name.startswith(".")]
+    found = [path for path in folder.iterdir() if is_shown(path.name)]
     return sorted(found, key=lambda path: path.name, reverse=True)
 
 
