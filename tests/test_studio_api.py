@@ -289,6 +289,7 @@ def test_jobs_are_moved_changed_and_removed(client: Any):
     assert listed["queue"] == [second, first]
     assert [job["id"] for job in listed["jobs"]] == [second, first]
     client.patch(f"jobs/{first}", json={"priority": 9, "timeout_s": 60})
+    assert client.get(f"jobs/{first}").json()["priority"] == 9, "seen at once"
     assert client.get("jobs").json()["queue"] == [first, second]
     assert client.post(f"jobs/{first}/pause").json()["state"] == "paused"
     assert client.post(f"jobs/{first}/resume").json()["state"] == "queued"

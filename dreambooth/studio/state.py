@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
+from fastapi.concurrency import run_in_threadpool
 
 from dreambooth.studio.gallery import Gallery
 from dreambooth.studio.jobs import Job, JobStore
@@ -27,18 +28,31 @@ class Board:
 
     workspace: Workspace
     store: JobStore
+    queue: list[int] = field(default_factory=list)  # numbers of the queued jobs, as they will start, with the views
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _made_at: float = 0.0
+    _made_at: float = -FRESH_S
     _views: list[View] = field(default_factory=list)
     _ended: dict[tuple[int, int, str], JobProgress] = field(default_factory=dict)
 
     def views(self) -> list[View]:
         """Return the newest jobs, newest first, with their progress."""
         with self._lock:
-            if time.monotonic() - self._made_at > FRESH_S:
+            if not self.is_fresh:
+                made_at = time.monotonic()
+                self.queue = [job.id for job in self.store.queue()]
                 self._views = [self.view(job) for job in self.store.find(limit=NUM_RECENT)]
-                self._made_at = time.monotonic()
+                self._made_at = made_at
             return self._views
+
+    @property
+    def is_fresh(self) -> bool:
+        """Return whether `views` has nothing to read now."""
+        return time.monotonic() - self._made_at < FRESH_S
+
+    def forget(self) -> None:
+        """Have the next one who asks see what was just changed."""
+        with self._lock:
+            self._made_at = -FRESH_S
 
     def view(self, job: Job) -> View:
         """Return one job as clients see it."""
@@ -63,6 +77,13 @@ class Studio:
     worker: Worker
     board: Board
     gallery: Gallery
+
+
+async def recent(studio: Studio) -> list[View]:
+    """Return the newest jobs; in a thread only where there is something to read."""
+    if studio.board.is_fresh:
+        return studio.board.views()
+    return await run_in_threadpool(studio.board.views)
 
 
 def _public(job: Job) -> View:

@@ -5,6 +5,7 @@ import shutil
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,7 +13,7 @@ from dreambooth.studio.commands import new_job
 from dreambooth.studio.jobs import Kind, State
 from dreambooth.studio.problems import ConflictError, MissingError
 from dreambooth.studio.requests import AnyRequest
-from dreambooth.studio.state import StudioOf, View
+from dreambooth.studio.state import Studio, StudioOf, View, recent
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 LOG_PART = 64 * 1024  # bytes of a log in one answer
@@ -42,11 +43,11 @@ def create(studio: StudioOf, request: Annotated[AnyRequest, Body()]) -> View:
     """Queue a job: train, generate, evaluate, prepare or export. It becomes the command of the same name."""
     job = studio.store.add(new_job(studio.workspace, request))
     studio.worker.wake()
-    return studio.board.view(job)
+    return _changed(studio, job.id)
 
 
 @router.get("", summary="List jobs")
-def index(
+async def index(
     studio: StudioOf,
     state: Annotated[list[State], Query()] = [],  # noqa: B006 - FastAPI copies it
     kind: Annotated[list[Kind], Query()] = [],  # noqa: B006
@@ -54,17 +55,17 @@ def index(
     before: int | None = None,
 ) -> dict[str, Any]:
     """Return jobs, the newest first, and the numbers of the queued ones in the order in which they will start."""
-    if before is None and not state and not kind:
-        found = studio.board.views()[:limit]
-    else:
-        found = [studio.board.view(job) for job in studio.store.find(tuple(state), tuple(kind), limit, before)]
-    return {"jobs": found, "queue": [job.id for job in studio.store.queue()]}
+    found = (await recent(studio))[:limit]
+    if before is not None or state or kind:
+        found = await run_in_threadpool(_find, studio, tuple(state), tuple(kind), limit, before)
+    return {"jobs": found, "queue": studio.board.queue}
 
 
 @router.get("/{number}", summary="Look at a job")
-def show(studio: StudioOf, number: int) -> View:
+async def show(studio: StudioOf, number: int) -> View:
     """Return a job with its progress: steps, loss, time left, scores, images."""
-    return studio.board.view(studio.store.get(number))
+    found = next((view for view in await recent(studio) if view["id"] == number), None)
+    return found or await run_in_threadpool(_changed, studio, number)
 
 
 @router.post("/{number}/cancel", summary="Cancel a job")
@@ -94,7 +95,8 @@ def retry(studio: StudioOf, number: int) -> View:
 @router.post("/{number}/move", summary="Reorder the queue")
 def move(studio: StudioOf, number: int, place: Place) -> View:
     """Place a queued job directly before another; it takes over that one's priority."""
-    return studio.board.view(studio.store.move(number, place.before))
+    studio.store.move(number, place.before)
+    return _changed(studio, number)
 
 
 @router.patch("/{number}", summary="Change priority or timeout")
@@ -104,7 +106,9 @@ def change(studio: StudioOf, number: int, changes: Changes) -> View:
     values = changes.model_dump(exclude_unset=True)
     if values.get("priority", 0) is None:
         del values["priority"]
-    return studio.board.view(studio.store.set(number, **values) if values else studio.store.get(number))
+    if values:
+        studio.store.set(number, **values)
+    return _changed(studio, number)
 
 
 @router.delete("/{number}", status_code=204, summary="Remove a job from the list")
@@ -112,6 +116,7 @@ def delete(studio: StudioOf, number: int) -> Response:
     """Remove a job that is over from the list, with its log; what it made stays."""
     folder = studio.worker.folder(studio.store.get(number))
     studio.store.delete(number)
+    studio.board.forget()
     shutil.rmtree(folder.path, ignore_errors=True)
     return Response(status_code=204)
 
@@ -139,6 +144,18 @@ def page(studio: StudioOf, number: int) -> FileResponse:
     raise MissingError(f"job {number}: has written no page")
 
 
+def _find(
+    studio: Studio, states: tuple[State, ...], kinds: tuple[Kind, ...], limit: int, before: int | None
+) -> list[View]:
+    return [studio.board.view(job) for job in studio.store.find(states, kinds, limit, before)]
+
+
+def _changed(studio: Studio, number: int) -> View:
+    """Return a job that was just changed, and have everybody see the change."""
+    studio.board.forget()
+    return studio.board.view(studio.store.get(number))
+
+
 def _stop(studio: StudioOf, number: int, how: str) -> View:
     job = studio.store.get(number)
     if job.state == "queued" or (job.state == "paused" and how == "cancel"):
@@ -150,10 +167,10 @@ def _stop(studio: StudioOf, number: int, how: str) -> View:
     else:
         raise ConflictError(f"job {number}: is {job.state}; there is nothing to stop")
     studio.worker.wake()
-    return studio.board.view(studio.store.get(number))
+    return _changed(studio, number)
 
 
 def _again(studio: StudioOf, number: int, before: tuple[State, ...]) -> View:
-    job = studio.store.queue_again(number, before, deaths=0, error="")
+    studio.store.queue_again(number, before, deaths=0, error="")
     studio.worker.wake()
-    return studio.board.view(job)
+    return _changed(studio, number)
