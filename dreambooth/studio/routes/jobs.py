@@ -64,8 +64,10 @@ async def index(
 @router.get("/{number}", summary="Look at a job")
 async def show(studio: StudioOf, number: int) -> View:
     """Return a job with its progress: steps, loss, time left, scores, images."""
-    found = next((view for view in await recent(studio) if view["id"] == number), None)
-    return found or await run_in_threadpool(_changed, studio, number)
+    for view in await recent(studio):
+        if view["id"] == number:
+            return view
+    return await run_in_threadpool(_view, studio, number)
 
 
 @router.post("/{number}/cancel", summary="Cancel a job")
@@ -150,10 +152,14 @@ def _find(
     return [studio.board.view(job) for job in studio.store.find(states, kinds, limit, before)]
 
 
+def _view(studio: Studio, number: int) -> View:
+    return studio.board.view(studio.store.get(number))
+
+
 def _changed(studio: Studio, number: int) -> View:
     """Return a job that was just changed, and have everybody see the change."""
     studio.board.forget()
-    return studio.board.view(studio.store.get(number))
+    return _view(studio, number)
 
 
 def _stop(studio: StudioOf, number: int, how: str) -> View:
