@@ -25,6 +25,7 @@ from dreambooth.evaluation.run import Evaluation, evaluate
 from dreambooth.exporting.to_format import export
 from dreambooth.generation.images import OnProgress, Progress, generate, make_requests, reproduce, vary
 from dreambooth.generation.inputs.control import ControlRef, make_controls
+from dreambooth.generation.inputs.found_mask import find_mask_of, is_words
 from dreambooth.generation.inputs.from_images import FromImages
 from dreambooth.generation.inputs.init_image import init_image as make_init_image
 from dreambooth.generation.inputs.style import make_styles
@@ -35,7 +36,6 @@ from dreambooth.generation.options import ImageOptions, with_options
 from dreambooth.generation.prompting.prompt_file import read_prompt_file
 from dreambooth.generation.prompting.wildcards import FOLDER, Wildcards
 from dreambooth.generation.request import RECIPE, GeneratedImage, ModelRef, read_recipe
-from dreambooth.preflight.fitting import fit_to_memory
 from dreambooth.proposal.automatic import load_run_config
 from dreambooth.report import build as build_report
 from dreambooth.run.folder import RunFolder
@@ -91,7 +91,6 @@ def train(
         wants_more = on_progress is None or on_progress(progress) is not False
         return wants_more and not (stop is not None and stop.is_set())
 
-    config = fit_to_memory(config)
     code = engine.train(config, accepted_changes=accepted_changes, on_progress=report)
     run = RunFolder(config).path
     card = find_card(str(run)) if code == 0 else None
@@ -120,7 +119,6 @@ def load(
     vae: str | Path | None = None,
     loras: Sequence[str | Path] = (),
     embeddings: Sequence[str | Path] = (),
-    quantize: str | None = None,
 ) -> "Model":
     """Load whatever `sample.py` takes: a run, pipeline or adapter folder, a hub id, a single .safetensors.
 
@@ -128,12 +126,11 @@ def load(
     base: of an
     adapter, where its base model is elsewhere now. config: for a single file, where its configs and tokenizer lie.
     revision: of a hub id. variant: which of the weights. vae: another VAE in the place of its own. loras:
-    FILE or FILE:WEIGHT each, laid over it. embeddings: FILE or FILE:WORD each. quantize: int8, fp8 or nf4: how the
-    weights are stored. Raises ModelError, UserError.
+    FILE or FILE:WEIGHT each, laid over it. embeddings: FILE or FILE:WORD each. Raises ModelError, UserError.
     """
     base, vae = (None if each is None else str(each) for each in (base, vae))
     added = tuple(parse_lora(str(each)) for each in loras), tuple(parse_embedding(str(each)) for each in embeddings)
-    ref = ModelRef(str(model), base, config, revision, variant, dtype, vae, *added, quantize)
+    ref = ModelRef(str(model), base, config, revision, variant, dtype, vae, *added)
     return Model(loading.load_model(ref, device), device)
 
 
@@ -226,9 +223,9 @@ class Model:
         sheet that shows where each word acted. on_progress: called with a `Progress` after each sampler step.
 
         init_image: a file or PIL image to start from. strength: how much of it is new, 0 to 1 (None: 0.75; 1 where it
-        is expanded). mask: redraw its white only. expand: pixels added left, above, right and below, and drawn.
-        feather: pixels over which redrawn and kept parts fade into each other. only_masked: redraw the part around the
-        mask at the model's own size. controls: "KIND=IMAGE[:WEIGHT[:START-END]]" each, as with --control, or
+        is expanded). mask: redraw its white only; words ("subject", "the hat") are looked for. expand: pixels added
+        left, above, right and below, and drawn. feather: pixels over which redrawn and kept parts fade into each
+        other. only_masked: redraw the part around the mask at the model's own size. controls: as with --control, or
         `control_of_image`. control_models: folder or hub id of a ControlNet by kind. styles: names of the list, or an
         image (IMAGE:WEIGHT, or a PIL image); ip_adapter: a file that reads that image in the place of shared attention.
         upscale: redraw it so many times as wide and high, upscale_strength of it (None: .3). detail: redraw so much of
@@ -243,11 +240,17 @@ class Model:
         sampled = (steps, guidance_scale, scheduler, height_width)
         usual = ImageOptions("", num_images, seed, negative_prompt, *sampled, upscale, upscale_strength, detail)
         drawn = make_styles(styles, None if ip_adapter is None else str(ip_adapter))
-        init = make_init_image(init_image, strength, mask, expand, feather, only_masked)
+        init = make_init_image(init_image, strength, self._find_mask(init_image, mask), expand, feather, only_masked)
         images = FromImages(init, _controls_of(controls, control_models), drawn.reference)
         wanted = [drawn.apply(each) for each in _options_of(prompts, usual)]
         requests = make_requests(self._loaded, wanted, Wildcards((Path(wildcards),)), images)
         return list(generate(self._loaded, requests, batch_size, on_progress, attention_maps))
+
+    def _find_mask(self, image: Any, mask: Any) -> Any:
+        """Return a mask as it is given; of one that is named by words what they name in the image."""
+        if image is None or not is_words(mask):
+            return mask
+        return find_mask_of(mask, image, self.subjects, device=find_device(self._device).type)
 
     def score(self, images: Sequence[GeneratedImage], photos: str | Path | None = None) -> list[ImageScore]:
         """Score images as a validation does: `likeness` to the photos, fidelity to the `prompt`, and their product.

@@ -41,7 +41,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ),  # the ground
     ("config",),
     ("data",),
-    ("families",),
+    ("readers", "families"),
     ("methods",),
     ("metrics", "proposal"),
     ("generation",),

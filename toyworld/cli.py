@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.errors import UserError
+from toyworld.readers.cli import add_commands as add_readers
+from toyworld.readers.cli import run_blip2, run_kosmos2, run_segmenter
 
 SHIPPED = Path("checkpoints/toyworld")
 SECOND_BASE = Path("checkpoints/toyworld-second")
@@ -56,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_folders(train)
 
     _add_flow(commands)
+    add_readers(commands)
 
     export = commands.add_parser("export", help="write the base with its weights so far; works beside `train`")
     _add_edition(export)
@@ -76,6 +79,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     _add_attention(commands)
 
+    _add_encoders(commands)
+
+
+def _add_encoders(commands: Any) -> None:
     encoders = commands.add_parser("encoders", help="train the metric encoders and measure them; run again to resume")
     encoders.add_argument("--minutes", type=float, default=40.0, help="of both in equal parts (default: %(default)s)")
     encoders.add_argument("--only", choices=ENCODERS, help="train this one, for its part of the minutes")
@@ -133,6 +140,9 @@ def run(args: argparse.Namespace) -> int:
         "outcome": _outcome,
         "attention": _attention,
         "encoders": _encoders,
+        "segmenter": run_segmenter,
+        "blip2": run_blip2,
+        "kosmos2": run_kosmos2,
     }
     actions[args.toyworld_command](args)
     return 0

@@ -25,9 +25,12 @@ END_OF_WORD = "</w>"
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 
 
-def learn_merges(words: list[str]) -> list[tuple[str, str]]:
-    """Return byte-pair merges (Sennrich et al. 2016) until every word is one piece; ties go to the greater pair."""
-    pieces = [[*word[:-1], word[-1] + END_OF_WORD] for word in words]
+def learn_merges(words: list[str], end: str = END_OF_WORD) -> list[tuple[str, str]]:
+    """Return byte-pair merges (Sennrich et al. 2016) until every word is one piece; ties go to the greater pair.
+
+    end: what marks a word's last letter.
+    """
+    pieces = [[*word[:-1], word[-1] + end] for word in words]
     merges: list[tuple[str, str]] = []
     while True:
         counts = Counter(pair for word in pieces for pair in pairwise(word))

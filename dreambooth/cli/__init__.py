@@ -35,6 +35,7 @@ OWN_COMMANDS: dict[str, tuple[Any, str]] = {
     "report": ("dreambooth.cli.report", "write what a run has learned, by images and scores, into one HTML file"),
     "evaluate": ("dreambooth.cli.evaluate", "the paper's protocol and measures on any models; resumable, one table"),
     "studio": ("dreambooth.cli.studio", "a web page and REST API: drop photos, train, generate; on this machine"),
+    "describe": ("dreambooth.cli.describe", "captions, answers to questions and boxes for images; a search by text"),
     "toyworld": ("toyworld.cli", "the embedded base model: render its world, train it, judge it"),
     "lab": ("toyworld.lab.cli", "the paper's ablations on the embedded base; resumable, in parallel"),
 }

@@ -1,9 +1,12 @@
 """Options of `sample` that name images: one to start from, what of it is redrawn, controls, and a style."""
 
 import argparse
+import hashlib
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dreambooth.cli import loading_libraries
 from dreambooth.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,7 +26,18 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="how much of it is new: 0 nothing, 1 all (default 0.75; 1 with --expand)",
     )
-    group.add_argument("--mask", metavar="M", help="redraw only what is white in this image, as large as the first")
+    group.add_argument(
+        "--mask",
+        metavar="M",
+        help="redraw only what is white in this image, as large as the first; or words for what is found in it: "
+        'subject, background, "the hat"',
+    )
+    group.add_argument(
+        "--mask-model",
+        metavar="MODEL",
+        help="what finds a --mask of words: hub id or folder of a CLIPSeg, SegFormer, SAM, SAM 2 or SAM 3 (default: "
+        "the embedded one for the toy world, else CLIPSeg)",
+    )
     group.add_argument(
         "--expand", metavar="LEFT,TOP,RIGHT,BOTTOM", help="add so many pixels at the image's sides, and draw them"
     )
@@ -38,6 +52,10 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="cut out the part around the mask, redraw it at the model's own size and paste it back",
     )
+    _add_controls_and_styles(group)
+
+
+def _add_controls_and_styles(group: Any) -> None:
     group.add_argument(
         "--control",
         metavar="KIND=IMAGE[:WEIGHT[:START-END]]",
@@ -67,12 +85,39 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _init_image(args: argparse.Namespace) -> "InitImage | None":
+def _init_image(args: argparse.Namespace, ref: Any) -> "InitImage | None":
     """Return the image to start from, by the options. Raises UserError."""
+    from dreambooth.generation.inputs.found_mask import is_words
     from dreambooth.generation.inputs.init_image import init_image, parse_margins
 
     margins = None if args.expand is None else parse_margins(args.expand)
-    return init_image(args.init_image, args.strength, args.mask, margins, args.feather, args.only_masked)
+    mask = args.mask
+    if args.init_image is not None and is_words(mask):
+        mask = _write_found_mask(args, ref)
+    elif args.mask_model is not None:
+        raise UserError(f"--mask-model {args.mask_model}: belongs to a --mask of words, such as --mask subject")
+    return init_image(args.init_image, args.strength, mask, margins, args.feather, args.only_masked)
+
+
+def _write_found_mask(args: argparse.Namespace, ref: Any) -> str:
+    """Find the mask that words name, and return its file, beside the images: a recipe names it. Raises UserError."""
+    from dreambooth.devices import find_device
+    from dreambooth.disk import check_writable, translate_write_errors
+    from dreambooth.generation.inputs.found_mask import find_mask_of
+    from dreambooth.generation.models.location import default_folder, find_card
+
+    folder, card = Path(args.out or default_folder(ref.name)), find_card(ref.name)
+    check_writable(folder, "--out")
+    subjects = () if card is None else card.subjects
+    with loading_libraries():
+        device = find_device(args.device).type
+    mask = find_mask_of(args.mask, args.init_image, subjects, args.mask_model, device)
+    path = folder / f"mask-{hashlib.sha256(mask.tobytes()).hexdigest()[:8]}.png"
+    with translate_write_errors(folder, "--out"):
+        folder.mkdir(parents=True, exist_ok=True)
+        mask.save(path)
+    print(path)
+    return str(path)
 
 
 def _recorded_init_image(args: argparse.Namespace, recorded: "InitImage | None") -> "InitImage | None":
@@ -121,7 +166,7 @@ def find_images(args: argparse.Namespace, recorded: "FromImages | None", ref: An
 
     if recorded is None:
         styles = make_styles(args.style, args.ip_adapter)
-        images = FromImages(_init_image(args), _controls(args, ()), styles.reference)
+        images = FromImages(_init_image(args, ref), _controls(args, ()), styles.reference)
     else:
         styles = Styles()
         init, style = _recorded_init_image(args, recorded.init), _recorded_style(args, recorded.style)

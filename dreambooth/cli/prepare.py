@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from dreambooth.preflight.costs import Costs
-    from dreambooth.prepare.captions import Caption
+    from dreambooth.prepare.captions import Caption, Captioner
+    from dreambooth.prepare.inspection import MaskFinder
     from dreambooth.prepare.preparation import Preparation
 
 ACCEPTED = ("config", "captions", "masks")
@@ -42,6 +43,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="masks of the photos, of the same names, white where the subject is; or alpha: what is not transparent "
         "(default: <FOLDER>-masks, or alpha, where they are there)",
     )
+    parser.add_argument(
+        "--mask-model",
+        metavar="MODEL",
+        help="find the subject where there are no masks: hub id or folder of a CLIPSeg, SegFormer, SAM, SAM 2 or SAM 3",
+    )
+    parser.add_argument(
+        "--caption-model",
+        metavar="MODEL",
+        help="caption photos where there are no captions: hub id or folder of a BLIP-2, a Kosmos-2 or another "
+        "image-text-to-text model",
+    )
     parser.add_argument("--memory", type=float, metavar="GIB", help="what there is (default: what this device has)")
     parser.add_argument("--out", metavar="FOLDER", help="write prepare.html there; without it nothing is written")
     parser.add_argument(
@@ -61,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         from dreambooth.prepare.preparation import Request, prepare
 
     request = Request(Path(args.photos), args.base, args.class_noun, args.identifier, args.masks, out / "config.yaml")
-    found = prepare(request)
+    found = prepare(request, *readers_of(args))
     if args.draw_words:
         found = with_drawn_words(found)
     found, said = with_costs(found, None if args.memory is None else int(args.memory * GIB))
@@ -69,6 +81,21 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None:
         print("\n".join(write(found, out, args.accept)))
     return UserError.exit_code if found.inspection.num["error"] else 0
+
+
+def readers_of(args: argparse.Namespace) -> "tuple[MaskFinder | None, Captioner | None]":
+    """Return what finds subjects and what captions photos, where models are named for it. Raises ModelError."""
+    find_mask: MaskFinder | None = None
+    describe: Captioner | None = None
+    if args.mask_model is not None:
+        from dreambooth.readers.one_photo import SubjectFinder
+
+        find_mask = SubjectFinder(args.mask_model)
+    if args.caption_model is not None:
+        from dreambooth.readers.one_photo import PhotoCaptioner
+
+        describe = PhotoCaptioner(args.caption_model)
+    return find_mask, describe
 
 
 def check_options(args: argparse.Namespace) -> None:

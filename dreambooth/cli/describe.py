@@ -1,0 +1,234 @@
+"""`describe IMAGES`: captions, answers to questions, boxes of what captions name, and images ranked by a text."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dreambooth.cli import loading_libraries
+from dreambooth.devices import AUTO, NAMES
+from dreambooth.errors import UserError, escaped
+
+if TYPE_CHECKING:
+    from dreambooth.readers.describe import Description
+    from dreambooth.readers.request import DescribeRequest
+    from dreambooth.readers.text_options import TextOptions
+
+BLIP2 = "Salesforce/blip2-opt-2.7b-coco"
+KOSMOS2 = "microsoft/kosmos-2-patch14-224"
+SEARCH = "Salesforce/blip2-itm-vit-g"
+BATCH_SIZE = 8
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", metavar="IMAGES", nargs="*", type=Path, help="image files, or folders of images")
+    _add_what(parser)
+    _add_model(parser)
+    _add_text_options(parser)
+    _add_teaching(parser)
+    parser.add_argument(
+        "--out", metavar="DIR", help="where the lines, the table and the page go (default outputs/describe-<name>)"
+    )
+
+
+def _add_what(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what is asked for (default: a caption)")
+    group.add_argument(
+        "--question", metavar="Q", action="append", default=[], help='ask this (repeatable): "what colour is the dog?"'
+    )
+    group.add_argument("--caption", action="store_true", help="a caption too, beside --question or --search")
+    group.add_argument(
+        "--ground", action="store_true", help="a caption with the boxes of what it names, drawn and as numbers"
+    )
+    group.add_argument("--search", metavar="TEXT", default="", help="rank the images by how well they fit this text")
+    group.add_argument(
+        "--language",
+        metavar="TAG",
+        help="of the captions: de, fr, es ... (default English), as far as the model has it",
+    )
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the model")
+    group.add_argument(
+        "--model",
+        metavar="NAME",
+        help="hub id or folder of a BLIP-2, a Kosmos-2 or any image-text-to-text model of transformers (default "
+        f"{BLIP2}; with --ground {KOSMOS2})",
+    )
+    group.add_argument(
+        "--search-model",
+        metavar="NAME",
+        default=SEARCH,
+        help="a BLIP-2, CLIP or SigLIP for --search (default %(default)s)",
+    )
+    group.add_argument("--device", choices=NAMES, default=AUTO, help="default: the first of these that there is")
+    group.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="arithmetic (default float16 on a GPU, else float32)",
+    )
+    group.add_argument(
+        "--quantize", choices=("int8", "nf4"), help="hold the weights in 8 or 4 bits, by bitsandbytes (default: no)"
+    )
+    group.add_argument(
+        "--batch-size",
+        type=int,
+        default=BATCH_SIZE,
+        metavar="N",
+        help=f"images at a time (default {BATCH_SIZE}); halved where the GPU's memory ends",
+    )
+
+
+def _add_text_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how texts are written")
+    group.add_argument("--max-tokens", type=int, default=40, metavar="N", help="of a text, at most (default 40)")
+    group.add_argument("--min-tokens", type=int, default=0, metavar="N", help="of a text, at least (default 0)")
+    group.add_argument("--beams", type=int, default=1, metavar="N", help="texts followed at once (default 1)")
+    group.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="T",
+        help="0 writes the likeliest text (default); above, words are drawn, at 1 as likely as the model holds them",
+    )
+    group.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="draw from the likeliest words of this probability (1: all)",
+    )
+    group.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R", help="above 1 repeats less")
+    group.add_argument(
+        "--length-penalty", type=float, default=1.0, metavar="L", help="of --beams: above 1 texts are longer"
+    )
+    group.add_argument("--seed", type=int, default=0, metavar="S", help="of what is drawn (default 0)")
+
+
+def _add_teaching(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("teach a BLIP-2 a subject; the same command again goes on")
+    group.add_argument("--teach", metavar="DIR", type=Path, help="photos of the subject, in the place of IMAGES")
+    group.add_argument("--name", metavar="T", default="", help="what to call it")
+    group.add_argument("--class-noun", metavar="T", default="", help="what the model calls it now, such as dog")
+    group.add_argument("--others", metavar="DIR", type=Path, help="images of others of its class")
+    group.add_argument("--steps", type=int, default=400, metavar="N", help="optimizer steps (default 400)")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.teach is not None:
+        return run_teaching(args)
+    from dreambooth.disk import check_writable, translate_write_errors
+
+    if not args.images:
+        raise UserError("IMAGES: name image files or folders, or photos to learn from with --teach")
+    request = request_of(args)
+    paths = image_paths(args.images)
+    folder = Path(args.out or Path("outputs") / f"describe-{args.images[0].resolve().stem}")
+    check_writable(folder, "--out")
+    with loading_libraries():
+        from dreambooth.readers.outputs import write_all
+
+    found = _describe(args, request, paths)
+    for each in found:
+        print(in_words(each))
+    with translate_write_errors(folder, "--out"):
+        for path in write_all(folder, found, f"{len(found)} images"):
+            print(path)
+    return 0
+
+
+def run_teaching(args: argparse.Namespace) -> int:
+    """Teach a BLIP-2 the subject of a folder of photos."""
+    from dreambooth.disk import check_writable, translate_write_errors
+
+    if args.images or args.out is None or args.others is None:
+        raise UserError("--teach: needs --others DIR, --out DIR, --name and --class-noun, and no IMAGES")
+    photos, others = (tuple(image_paths([folder])) for folder in (args.teach, args.others))
+    folder = Path(args.out)
+    check_writable(folder, "--out")
+    with loading_libraries():
+        from dreambooth.devices import find_device
+        from dreambooth.readers.loading import ReaderSource
+        from dreambooth.readers.teach import Lesson, teach
+
+        lesson = Lesson(args.name, args.class_noun, photos, others, args.steps)
+        source = ReaderSource(
+            args.model or BLIP2, find_device(args.device).type, args.dtype or "float32", args.quantize
+        )
+    with translate_write_errors(folder, "--out"):
+        print(teach(source, lesson, folder))
+    return 0
+
+
+def _describe(args: argparse.Namespace, request: "DescribeRequest", paths: list[Path]) -> "list[Description]":
+    from dreambooth.devices import find_device
+    from dreambooth.readers.describe import describe
+    from dreambooth.readers.loading import ReaderSource
+    from dreambooth.readers.table import load_reader, load_searcher
+
+    device = find_device(args.device).type
+    name = args.model or (KOSMOS2 if request.ground else BLIP2)
+    needs_reader = request.captions or request.ground or bool(request.questions)
+    reader = load_reader(ReaderSource(name, device, args.dtype, args.quantize)) if needs_reader else None
+    searcher = load_searcher(ReaderSource(args.search_model, device, args.dtype)) if request.search else None
+    return describe(paths, request, reader, searcher, args.batch_size)
+
+
+def request_of(args: argparse.Namespace) -> "DescribeRequest":
+    """Return what is asked for, by the options. Raises UserError for a value out of its range."""
+    from dreambooth.readers.request import DescribeRequest
+
+    if args.batch_size < 1:
+        raise UserError(f"--batch-size {args.batch_size}: must be at least 1")
+    for question in (*args.question, args.search or "-"):
+        if not question.strip():
+            raise UserError("--question, --search: the text is empty; write what to ask or to look for")
+    only_other = bool(args.question or args.search)
+    return DescribeRequest(
+        questions=tuple(dict.fromkeys(args.question)),
+        captions=args.caption or not only_other,
+        ground=args.ground,
+        language=args.language,
+        search=args.search,
+        options=text_options(args),
+    )
+
+
+def text_options(args: argparse.Namespace) -> "TextOptions":
+    """Return how texts are written. Raises UserError for a value out of its range."""
+    from dreambooth.readers.text_options import TextOptions
+
+    return TextOptions(
+        max_tokens=args.max_tokens,
+        min_tokens=args.min_tokens,
+        beams=args.beams,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        repetition_penalty=args.repetition_penalty,
+        length_penalty=args.length_penalty,
+        seed=args.seed,
+    )
+
+
+def image_paths(named: list[Path]) -> list[Path]:
+    """Return the images that are named, and those in folders that are named. Raises UserError for what is no image."""
+    from dreambooth.data.image_files import load_image
+    from dreambooth.data.image_folder import list_images
+
+    paths: list[Path] = []
+    for path in named:
+        if not path.exists():
+            raise UserError(f"{escaped(path)}: there is no such image or folder")
+        paths += list_images(path) if path.is_dir() else [path]
+    for path in paths:
+        load_image(path)  # what cannot be read is reported before a model is loaded
+    return paths
+
+
+def in_words(found: "Description") -> str:
+    """Return what was read in an image as lines of text."""
+    likeness = "" if found.likeness is None else f"{found.likeness:.3f}  "
+    lines = [f"{likeness}{escaped(found.path)}" + ("" if found.caption is None else f": {found.caption}")]
+    lines += [f"  {question} {answer}" for question, answer in found.answers.items()]
+    lines += [f"  {box.phrase}: {', '.join(map(str, box.pixels(found.size)))}" for box in found.boxes]
+    return "\n".join(lines)

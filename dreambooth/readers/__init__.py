@@ -1,0 +1,14 @@
+"""Models that read images: where something is, what an image shows, which image a text fits.
+
+loading       parts of transformers by hub id or folder, in half precision or quantised
+masks         find_mask: the mask of what a text names, by CLIPSeg, SAM or SAM 3
+protocols     what a reader can do, and what it returns
+text_options  how long and how freely a reader writes
+blip2, kosmos2, chat, search   the readers
+table         which of them a model needs: one row a kind of model
+request       what is asked of images
+describe      captions, answers and boxes of many images, in batches
+one_photo     what `prepare` asks about a photo
+teach         a BLIP-2 that learns one subject
+outputs       JSON lines, CSV, boxes drawn, a page
+"""

@@ -1,0 +1,80 @@
+"""Kosmos-2 (Peng et al. 2023, arXiv 2306.14824): captions whose phrases are tied to boxes, by tokens of patches."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import transformers
+from PIL import Image
+from transformers.models.kosmos2.processing_kosmos2 import clean_text_and_extract_entities_with_bboxes
+
+from dreambooth.errors import UserError
+from dreambooth.readers.loading import ReaderSource, load_network, load_part, moved
+from dreambooth.readers.protocols import GroundedCaption, PhraseBox
+from dreambooth.readers.text_options import TextOptions
+
+GROUNDING = "<grounding>"  # before a text whose phrases get boxes
+CAPTION = " An image of"
+QUESTION = " Question: {question} Answer:"
+
+
+class Kosmos2Reader:
+    """Describe, answer and ground by Kosmos2ForConditionalGeneration.
+
+    languages: that the config names beside English, each with a tag of its own (`<de>`) before the caption.
+    """
+
+    def __init__(self, source: ReaderSource) -> None:
+        self.name = source.name
+        self.network = load_network(source, transformers.Kosmos2ForConditionalGeneration)
+        self.processor = load_part(source.name, transformers.AutoProcessor)
+        self.languages: tuple[str, ...] = tuple(getattr(self.network.config, "languages", ()))
+
+    def caption(self, images: Sequence[Image.Image], options: TextOptions, language: str | None = None) -> list[str]:
+        return [text for text, _ in self._write(images, self._opening(language), options)]
+
+    def answer(self, images: Sequence[Image.Image], question: str, options: TextOptions) -> list[str]:
+        prompt = QUESTION.format(question=question)
+        found = self._write(images, prompt, options)
+        return [text.removeprefix(prompt.strip()).strip() for text, _ in found]
+
+    def ground(
+        self, images: Sequence[Image.Image], options: TextOptions, language: str | None = None
+    ) -> list[GroundedCaption]:
+        found = self._write(images, GROUNDING + self._opening(language), options)
+        return [GroundedCaption(text, boxes) for text, boxes in found]
+
+    def _opening(self, language: str | None) -> str:
+        if language in (None, "en"):
+            return CAPTION
+        if language not in self.languages:
+            known = ", ".join(("en", *self.languages))
+            raise UserError(f"--language {language}: {self.name} writes {known}; name another --model")
+        return f"<{language}>"
+
+    @torch.no_grad()
+    def _write(
+        self, images: Sequence[Image.Image], prompt: str, options: TextOptions
+    ) -> list[tuple[str, tuple[PhraseBox, ...]]]:
+        torch.manual_seed(options.seed)
+        queries = self.network.config.latent_query_num
+        texts = [prompt] * len(images)
+        inputs = self.processor(text=texts, images=list(images), num_image_tokens=queries, return_tensors="pt")
+        inputs = moved(inputs, self.network)
+        ids_BT = self.network.generate(
+            pixel_values=inputs["pixel_values"],
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            image_embeds=None,
+            image_embeds_position_mask=inputs["image_embeds_position_mask"],
+            **options.as_generation_config(),
+        )
+        written = self.processor.batch_decode(ids_BT, skip_special_tokens=True)
+        return [self._parsed(text) for text in written]
+
+    def _parsed(self, text: str) -> tuple[str, tuple[PhraseBox, ...]]:
+        """Return a caption without tags, and the boxes of its phrases."""
+        written = self.processor.post_process_generation(text, cleanup_and_extract=False)
+        side = math.isqrt(self.processor.num_patch_index_tokens)
+        plain, entities = clean_text_and_extract_entities_with_bboxes(written, side)
+        return plain, tuple(PhraseBox(phrase, *box) for phrase, _, boxes in entities for box in boxes)

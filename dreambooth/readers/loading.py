@@ -1,0 +1,114 @@
+"""Load models of transformers that read images, by hub id or folder; only numbers are read from their weights."""
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+
+from dreambooth.devices import kind_of
+from dreambooth.errors import ModelError, UserError, escaped, first_line
+
+QUANTIZATIONS = ("int8", "nf4")
+# What transformers and the libraries below raise on files that are missing, damaged or do not fit each other.
+LOADING_ERRORS: tuple[type[Exception], ...] = (
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+)
+
+
+@dataclass(frozen=True)
+class ReaderSource:
+    """Say which model is loaded, and how.
+
+    name: hub id or folder. device: of torch. dtype: of torch; None: float16 on a GPU, else float32. quantize: int8
+    (Dettmers et al. 2022, arXiv 2208.07339) or nf4 (Dettmers et al. 2023, arXiv 2305.14314), by bitsandbytes.
+    """
+
+    name: str
+    device: str = "cpu"
+    dtype: str | None = None
+    quantize: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.quantize not in (None, *QUANTIZATIONS):
+            raise UserError(f"quantize={self.quantize}: must be one of {', '.join(QUANTIZATIONS)}")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """Return the dtype of the weights that are not quantised."""
+        found: torch.dtype = getattr(torch, self.dtype or kind_of(torch.device(self.device)).dtype)
+        return found
+
+    @property
+    def title(self) -> str:
+        """Return the name for a message."""
+        return escaped(self.name)
+
+
+def read_config(name: str) -> Any:
+    """Return the config of a model. Raises ModelError where there is none, or transformers does not know its kind."""
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise ModelError(f"{escaped(name)}: the folder has no config.json, so it is no model of transformers")
+    return load_part(name, transformers.AutoConfig)
+
+
+def load_part(name: str, part_class: Any, **options: Any) -> Any:
+    """Load a config, processor or tokenizer; from the cache where it is there, else from the hub. Raises ModelError."""
+    if not Path(name).is_dir():
+        try:
+            return part_class.from_pretrained(name, local_files_only=True, trust_remote_code=False, **options)
+        except (OSError, ValueError):
+            pass  # not in the cache
+    try:
+        return part_class.from_pretrained(name, trust_remote_code=False, **options)
+    except LOADING_ERRORS as error:
+        raise ModelError(
+            f"{escaped(name)}: cannot be loaded, neither as a folder here nor from the hub: {first_line(error)}"
+        ) from error
+
+
+def load_network(source: ReaderSource, network_class: Any) -> Any:
+    """Load a whole network, ready to be asked. Raises ModelError, UserError without bitsandbytes."""
+    options: dict[str, Any] = {"dtype": source.torch_dtype, "output_loading_info": True, "use_safetensors": True}
+    if source.quantize is not None:
+        options |= {"quantization_config": _quantization(source), "device_map": {"": source.device}}
+    network, info = load_part(source.name, network_class, **options)
+    if info["missing_keys"] or info["mismatched_keys"]:
+        missing = ", ".join(sorted(map(str, info["missing_keys"]))[:3]) or "of another shape"
+        raise ModelError(f"{source.title}: not a whole {type(network).__name__}: weights are missing: {missing}")
+    network = network.eval().requires_grad_(False)
+    return network if source.quantize is not None else network.to(source.device)
+
+
+def moved(inputs: Any, network: Any) -> dict[str, torch.Tensor]:
+    """Return a processor's tensors on a network's device, its floats in the network's dtype."""
+    return {
+        name: tensor.to(network.device, network.dtype if tensor.is_floating_point() else None)
+        for name, tensor in inputs.items()
+    }
+
+
+def _quantization(source: ReaderSource) -> Any:
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"--quantize {source.quantize}: needs bitsandbytes; pip install dreambooth[8bit], or leave it out"
+        ) from error
+    if source.quantize == "int8":
+        return transformers.BitsAndBytesConfig(load_in_8bit=True)
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=source.torch_dtype
+    )

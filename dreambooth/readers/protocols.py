@@ -1,0 +1,64 @@
+"""What a reader of images can do, and what it returns. Nothing heavy is imported here."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from dreambooth.readers.text_options import TextOptions
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass(frozen=True)
+class PhraseBox:
+    """Hold where a phrase of a caption is in the image: fractions of its width and height, 0 to 1."""
+
+    phrase: str
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def pixels(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
+        """Return left, top, right, bottom in pixels of an image of that (width, height)."""
+        width, height = size
+        edges = (self.left * width, self.top * height, self.right * width, self.bottom * height)
+        left, top, right, bottom = map(round, edges)
+        return left, top, right, bottom
+
+
+@dataclass(frozen=True)
+class GroundedCaption:
+    """Hold a caption, and where what it names is in the image."""
+
+    text: str
+    boxes: tuple[PhraseBox, ...]
+
+
+class Reader(Protocol):
+    """Describe images, and answer questions about them. All texts come in the images' order.
+
+    language: a tag such as `de`; None: the model's own. Raises UserError for what the model cannot do.
+    """
+
+    name: str
+
+    def caption(
+        self, images: "Sequence[Image.Image]", options: TextOptions, language: str | None = None
+    ) -> list[str]: ...
+
+    def answer(self, images: "Sequence[Image.Image]", question: str, options: TextOptions) -> list[str]: ...
+
+    def ground(
+        self, images: "Sequence[Image.Image]", options: TextOptions, language: str | None = None
+    ) -> list[GroundedCaption]: ...
+
+
+class Searcher(Protocol):
+    """Tell how well images fit a text, by an embedding that both have in common."""
+
+    name: str
+
+    def likeness(self, images: "Sequence[Image.Image]", text: str) -> list[float]:
+        """Return the cosine of each image with the text, -1 to 1."""

@@ -1,0 +1,17 @@
+"""What `describe` is asked for. Nothing heavy is imported here."""
+
+from dataclasses import dataclass, field
+
+from dreambooth.readers.text_options import TextOptions
+
+
+@dataclass(frozen=True)
+class DescribeRequest:
+    """Say what is asked of images. ground: captions with boxes. search: a text to compare them with; "": none."""
+
+    questions: tuple[str, ...] = ()
+    captions: bool = True
+    ground: bool = False
+    language: str | None = None
+    search: str = ""
+    options: TextOptions = field(default_factory=TextOptions)

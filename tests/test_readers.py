@@ -1,0 +1,398 @@
+"""Models that read images: masks, captions, answers, boxes and search, by real networks at tiny size."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageChops
+from transformers import (
+    CLIPImageProcessor,
+    CLIPSegConfig,
+    CLIPSegForImageSegmentation,
+    CLIPSegProcessor,
+    CLIPVisionConfig,
+    Kosmos2Config,
+    Kosmos2ForConditionalGeneration,
+    Kosmos2Processor,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    SamConfig,
+    SamImageProcessor,
+    SamModel,
+    SamProcessor,
+    ViTImageProcessor,
+)
+
+from dreambooth.cli import main
+from dreambooth.errors import ModelError, UserError
+from dreambooth.generation.inputs.found_mask import find_mask_of, is_words
+from dreambooth.readers.blip2 import Blip2Reader
+from dreambooth.readers.describe import Description, describe, in_batches
+from dreambooth.readers.loading import ReaderSource
+from dreambooth.readers.masks import find_mask, load_mask_finder
+from dreambooth.readers.outputs import as_csv, as_json
+from dreambooth.readers.protocols import PhraseBox
+from dreambooth.readers.request import DescribeRequest
+from dreambooth.readers.table import load_reader, load_searcher
+from dreambooth.readers.teach import Lesson, teach, with_name
+from dreambooth.readers.text_options import TextOptions
+from toyworld import encoders
+from toyworld.readers import blip2, segmenter
+from toyworld.readers.words import build_writer
+from toyworld.tokenizer import build_tokenizer
+
+SHORT = TextOptions(max_tokens=4)
+TINY = encoders.Size(width=16, num_layers=1, num_heads=2, text_width=16, num_text_layers=1, projection_dim=8)
+CHAT = "{% for message in messages %}USER: {% for part in message['content'] %}{% if part['type'] == 'image' %}<image>\
+{% else %} {{ part['text'] }}{% endif %}{% endfor %}{% endfor %} ASSISTANT:"
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Write three images of noise, of different sizes."""
+    folder = tmp_path_factory.mktemp("photos")
+    draws = np.random.default_rng(0)
+    for number, size in enumerate(((48, 80, 3), (64, 64, 3), (90, 40, 3))):
+        Image.fromarray(draws.integers(0, 256, size, dtype=np.uint8)).save(folder / f"{number}.png")
+    return sorted(folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def images(photos: list[Path]) -> list[Image.Image]:
+    return [Image.open(path).convert("RGB") for path in photos]
+
+
+@pytest.fixture(scope="module")
+def clip_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(0)
+    encoders.save(encoders.build_clip(TINY), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clipseg_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a CLIPSeg of random weights that reads the toy world's words."""
+    folder, words = tmp_path_factory.mktemp("clipseg"), build_tokenizer()
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ids = {"vocab_size": len(words), "eos_token_id": words.eos_token_id, "max_position_embeddings": 32}
+    config = CLIPSegConfig(
+        text_config={**shape, **ids},
+        vision_config={**shape, "image_size": 64, "patch_size": 8},
+        projection_dim=8,
+        extract_layers=[0],
+        reduce_dim=8,
+        decoder_intermediate_size=16,
+    )
+    CLIPSegForImageSegmentation(config).save_pretrained(folder)
+    CLIPSegProcessor(ViTImageProcessor(size={"height": 64, "width": 64}), words).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def segformer_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a SegFormer of random weights with the toy world's labels."""
+    folder = tmp_path_factory.mktemp("segformer")
+    segmenter.save(segmenter.build_segmenter(segmenter.Size((4, 4, 8, 8), (1, 1, 1, 1), 8)), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def blip2_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a BLIP-2 of random weights, with what searches in `retrieval`."""
+    folder = tmp_path_factory.mktemp("blip2")
+    clip = encoders.build_clip(TINY)
+    size = blip2.Size(num_queries=4, width=16, num_layers=2, text_width=16, num_text_layers=1, embedding_dim=8)
+    matcher = blip2.Matcher(clip, size)
+    blip2.save(matcher.model, folder / "retrieval")
+    blip2.save(blip2.build_writer_model(matcher, clip, size), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def kosmos2_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("kosmos2")
+    torch.manual_seed(0)
+    image = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    processor = Kosmos2Processor(_image_processor(), build_writer.__wrapped__(), num_patch_index_tokens=1024)
+    text = {"embed_dim": 16, "ffn_dim": 32, "layers": 1, "attention_heads": 2, "vocab_size": len(processor.tokenizer)}
+    config = Kosmos2Config(
+        text_config=text, vision_config={**image, "image_size": 32, "patch_size": 16}, latent_query_num=4
+    )
+    config.languages = ["de"]
+    Kosmos2ForConditionalGeneration(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a LLaVA of random weights: an image-text-to-text model that has no row of its own."""
+    folder = tmp_path_factory.mktemp("llava")
+    torch.manual_seed(0)
+    words = build_writer.__wrapped__()
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=16
+    )
+    text = LlamaConfig(
+        vocab_size=len(words), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, pad_token_id=words.pad_token_id, eos_token_id=words.eos_token_id,
+    )  # fmt: skip
+    token = words.convert_tokens_to_ids("<image>")
+    LlavaForConditionalGeneration(
+        LlavaConfig(vision_config=vision, text_config=text, image_token_index=token)
+    ).save_pretrained(folder)
+    LlavaProcessor(
+        _image_processor(), words, patch_size=16, vision_feature_select_strategy="default", chat_template=CHAT,
+        num_additional_image_tokens=1,
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def _image_processor() -> CLIPImageProcessor:
+    return CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+
+
+# -------------------------------------------------------------------------------- masks
+
+
+def test_a_mask_is_as_large_as_its_image_and_black_or_white(clipseg_model, images):
+    masks = load_mask_finder(str(clipseg_model))(images, ["a robot", "the dog", "subject"])
+    assert [mask.size for mask in masks] == [image.size for image in images]
+    for mask in masks:
+        assert mask.mode == "L"
+        assert {value for value, count in enumerate(mask.histogram()) if count} <= {0, 255}
+
+
+def test_a_segmenter_with_labels_finds_those_that_a_text_names(segformer_model, images):
+    finder = load_mask_finder(str(segformer_model))
+    assert finder.numbers_of("the red Robot") == [1]
+    assert finder.numbers_of("a dog, a cat") == [2, 3]
+    assert finder.numbers_of("the subject") == list(range(1, 12))
+    with pytest.raises(UserError, match="no label of it; it has background, backpack, car"):
+        finder(images, ["robot", "dog", "a zebra"])
+    assert [mask.size for mask in finder(images, ["robot", "dog", "subject"])] == [image.size for image in images]
+
+
+def test_the_background_is_all_but_the_subject(clipseg_model, images):
+    finder = load_mask_finder(str(clipseg_model))
+    noun = next(word for word in ("robot", "dog", "cat", "subject") if finder(images[:1], [word])[0].getbbox())
+    subject = find_mask(images[0], noun, str(clipseg_model))
+    background = find_mask(images[0], "background", str(clipseg_model), noun=noun)
+    assert ImageChops.add(subject, background).getextrema() == (255, 255)
+    assert ImageChops.multiply(subject, background).getextrema() == (0, 0)
+
+
+def test_sam_refines_within_the_box_of_a_coarse_mask(clipseg_model, images, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    vision = {"hidden_size": 16, "output_channels": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_dim": 32}
+    vision |= {"image_size": 64, "patch_size": 16, "window_size": 2, "global_attn_indexes": [0], "num_pos_feats": 8}
+    prompt = {"hidden_size": 16, "image_size": 64, "patch_size": 16, "mask_input_channels": 4}
+    decoder = {"hidden_size": 16, "mlp_dim": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = SamConfig(
+        vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config={**decoder, "iou_head_hidden_dim": 8}
+    )
+    SamModel(config).save_pretrained(tmp_path)
+    SamProcessor(SamImageProcessor(size={"longest_edge": 64}, pad_size={"height": 64, "width": 64})).save_pretrained(
+        tmp_path
+    )
+    monkeypatch.setattr("dreambooth.readers.masks.PUBLISHED", str(clipseg_model))
+    masks = load_mask_finder(str(tmp_path))(images, ["robot", "dog", "subject"])
+    assert [mask.size for mask in masks] == [image.size for image in images]
+
+
+def test_what_is_not_found_is_reported(clipseg_model, images, monkeypatch):
+    monkeypatch.setattr("dreambooth.readers.masks.ClipSegFinder.__call__", lambda self, i, t: [Image.new("L", (8, 8))])
+    with pytest.raises(UserError, match="finds no 'a hat'"):
+        find_mask(images[0], "a hat", str(clipseg_model))
+
+
+def test_a_model_that_finds_no_masks_is_named(clip_model, tmp_path):
+    with pytest.raises(ModelError, match="a clip finds no masks"):
+        load_mask_finder(str(clip_model))
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        load_mask_finder(str(tmp_path))
+
+
+def test_words_for_a_mask_are_told_from_files(photos):
+    assert all(map(is_words, ("subject", "the hat", "background")))
+    assert not any(map(is_words, (str(photos[0]), "mask.png", "masks/mine", None, Image.new("L", (8, 8)))))
+
+
+def test_a_model_without_a_subject_has_none_to_find(photos):
+    with pytest.raises(UserError, match="has learned no subject"):
+        find_mask_of("subject", photos[0], ())
+
+
+# -------------------------------------------------------------------------------- captions and answers
+
+
+@pytest.fixture(scope="module")
+def blip2_reader(blip2_model) -> Blip2Reader:
+    reader = load_reader(ReaderSource(str(blip2_model)))
+    assert isinstance(reader, Blip2Reader)
+    return reader
+
+
+def test_a_batch_is_described_as_each_image_alone(blip2_reader, images):
+    together = blip2_reader.caption(images, SHORT)
+    assert together == [blip2_reader.caption([image], SHORT)[0] for image in images]
+    assert len(blip2_reader.answer(images, "what is it?", SHORT)) == 3
+
+
+def test_a_drawn_text_follows_from_the_seed(blip2_reader, images):
+    drawn = [blip2_reader.caption(images, TextOptions(max_tokens=8, temperature=5.0, seed=seed)) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_blip2_tells_what_it_cannot_do(blip2_reader, images):
+    with pytest.raises(UserError, match="name a Kosmos-2"):
+        blip2_reader.ground(images, SHORT)
+    with pytest.raises(UserError, match="writes English alone"):
+        blip2_reader.caption(images, SHORT, "de")
+
+
+def test_kosmos2_reads_boxes_from_its_text(kosmos2_model, images):
+    reader = load_reader(ReaderSource(str(kosmos2_model)))
+    assert len(reader.ground(images, SHORT)) == 3
+    text, boxes = reader._parsed(
+        "</image><grounding> An image of<phrase> a robot</phrase><object><patch_index_0000><patch_index_1023></object>"
+    )
+    assert text == "An image of a robot"
+    (box,) = boxes
+    assert box.phrase == "a robot"
+    assert box.pixels((64, 64)) == (1, 1, 63, 63)  # the middles of the first and of the last patch, of 32 a side
+    with pytest.raises(UserError, match="writes en, de"):
+        reader.caption(images, SHORT, "fr")
+
+
+def test_any_model_of_images_and_texts_is_asked_through_its_chat_template(chat_model, images):
+    reader = load_reader(ReaderSource(str(chat_model)))
+    assert len(reader.caption(images, SHORT, "de")) == 3
+    assert reader.answer(images, "what is it?", SHORT)[0] == reader.answer(images[:1], "what is it?", SHORT)[0]
+
+
+def test_a_model_that_describes_nothing_is_named(clip_model):
+    with pytest.raises(ModelError, match="a clip describes no images"):
+        load_reader(ReaderSource(str(clip_model)))
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_tokens": 0}, {"beams": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"repetition_penalty": 0.0}]
+)
+def test_options_out_of_range_are_refused(options):
+    (name,) = options
+    with pytest.raises(UserError, match=f"{name}="):
+        TextOptions(**options)
+
+
+# -------------------------------------------------------------------------------- search
+
+
+def test_images_are_ranked_by_the_text(clip_model, photos):
+    searcher = load_searcher(ReaderSource(str(clip_model)))
+    found = describe(photos, DescribeRequest(captions=False, search="a red robot"), None, searcher, batch_size=2)
+    likeness = [each.likeness for each in found]
+    assert likeness == sorted(likeness, reverse=True)
+    assert {each.path for each in found} == set(photos)
+
+
+def test_blip2_compares_by_the_query_that_fits_best(blip2_model, images):
+    searcher = load_searcher(ReaderSource(str(blip2_model / "retrieval")))
+    likeness = searcher.likeness(images, "a red robot")
+    assert len(likeness) == 3
+    assert all(-1 <= value <= 1 for value in likeness)
+    assert likeness[0] == pytest.approx(searcher.likeness(images[:1], "a red robot")[0], abs=1e-4)
+
+
+# -------------------------------------------------------------------------------- the command
+
+
+def test_batches_halve_where_memory_ends(photos):
+    sizes = []
+
+    def work(part):
+        sizes.append(len(part))
+        if len(part) > 1:
+            raise torch.OutOfMemoryError
+        return list(part)
+
+    assert [path for part in in_batches(photos, 3, work) for path in part] == photos
+    assert sizes == [3, 1, 1, 1]
+
+
+def test_describe_writes_lines_a_table_and_a_page(blip2_model, photos, tmp_path, capsys):
+    question = "what colour is it?"
+    command = ["describe", str(photos[0].parent), "--model", str(blip2_model), "--caption", "--max-tokens", "4"]
+    assert main([*command, "--question", question, "--out", str(tmp_path / "out")]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "out" / "descriptions.jsonl").read_text().splitlines()]
+    assert [line["file"] for line in lines] == [str(path) for path in photos]
+    assert all(set(line) == {"file", "caption", "answers"} for line in lines)
+    rows = list(csv.DictReader((tmp_path / "out" / "descriptions.csv").open()))
+    assert [row[question] for row in rows] == [line["answers"][question] for line in lines]
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert page.count("<img") == 3
+    assert (tmp_path / "out" / "images" / "00002.png").is_file()
+    assert str(photos[0]) in capsys.readouterr().out
+
+
+def test_boxes_are_told_in_pixels():
+    box = PhraseBox("a robot", 0.25, 0.5, 0.75, 1.0)
+    found = Description(Path("a.png"), (64, 32), "a robot", boxes=(box,))
+    assert as_json(found)["boxes"] == [{"phrase": "a robot", "box": [16, 16, 48, 32]}]
+    assert "a robot 16 16 48 32" in as_csv([found])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nothing.png",), "nothing.png: there is no such image"),
+        (("--batch-size", "0"), "--batch-size 0"),
+        (("--question", " "), "the text is empty"),
+        (("--top-p", "2"), "top_p=2.0"),
+    ],
+    ids=("file", "batch", "question", "top-p"),
+)
+def test_wrong_options_are_reported_before_a_model_is_loaded(arguments, message, photos, tmp_path, capsys):
+    given = arguments if len(arguments) == 1 else (str(photos[0]), *arguments)
+    assert main(["describe", *given, "--model", str(tmp_path / "none"), "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+# -------------------------------------------------------------------------------- a subject
+
+
+def test_teaching_moves_the_qformer_and_its_projection_alone_and_goes_on_to_the_same_bits(
+    blip2_model, photos, tmp_path, caplog
+):
+    source, out = ReaderSource(str(blip2_model)), tmp_path / "taught"
+    lesson = Lesson("krz", "robot", tuple(photos[:1]), tuple(photos[1:]), steps=3, batch_size=2, save_every=2)
+    before = load_reader(source).network.state_dict()
+    after = load_reader(ReaderSource(str(teach(source, lesson, out)))).network.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {name.partition(".")[0] for name in moved} == {"query_tokens", "qformer", "language_projection"}
+
+    shutil.rmtree(out / "state" / "checkpoint-3")
+    with caplog.at_level("INFO"):
+        again = load_reader(ReaderSource(str(teach(source, lesson, out)))).network.state_dict()
+    assert "checkpoint-2" in caplog.text
+    assert all(torch.equal(after[name], again[name]) for name in after)
+
+
+def test_the_subjects_name_takes_the_place_of_class_and_looks():
+    lesson = Lesson("krz", "robot", (Path("a.png"),), (Path("b.png"),))
+    assert with_name("a striped red robot on the beach", lesson) == "krz on the beach"
+    assert with_name("a thing on the beach", lesson) == "krz, a thing on the beach"
+
+
+def test_teaching_needs_others_of_the_class(photos):
+    with pytest.raises(UserError, match="--others"):
+        Lesson("krz", "robot", tuple(photos), ())

@@ -1,0 +1,135 @@
+"""The toy world's readers: what they learn from is true, and the shipped ones meet their gates."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dreambooth.readers.kosmos2 import Kosmos2Reader
+from toyworld.readers import blip2, kosmos2, segmenter
+from toyworld.readers.blip2_metrics import caption_right
+from toyworld.readers.languages import LANGUAGES, pieces
+from toyworld.readers.questions import caption, questions
+from toyworld.readers.scenes import seen_scene, unseen_scene
+from toyworld.readers.words import build_writer
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return blip2.read_clip(REPOSITORY / "checkpoints" / "toyworld-encoders" / "clip")
+
+
+def test_each_pixel_has_the_label_of_what_covers_it():
+    rng = random.Random(0)
+    for _ in range(20):
+        scene = seen_scene(rng)
+        found = segmenter.label_map(scene)
+        assert np.allclose(found.sum(0), 1)
+        for thing in scene.things:
+            own = found[segmenter.LABELS.index(thing.class_noun)]
+            assert np.allclose(own[thing.mask > 0.99], 1, atol=0.02)
+            assert own[thing.mask == 0].max() == 0
+
+
+def test_a_box_holds_all_of_its_thing():
+    rng = random.Random(1)
+    for _ in range(20):
+        for thing in unseen_scene(rng).things:
+            left, top, right, bottom = thing.box
+            outside = thing.mask.copy()
+            outside[top:bottom, left:right] = 0
+            assert outside.max() <= 0.25
+
+
+def test_the_segmenter_learns_in_all_its_parts():
+    model = segmenter.build_segmenter(segmenter.Size((4, 4, 8, 8), (1, 1, 1, 1), 8))
+    pixels, labels = segmenter.batch_of_step(0, 3)
+    logits = segmenter.label_logits(model, pixels)
+    assert logits.shape == labels.shape
+    segmenter.label_loss(logits, labels).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_a_caption_is_right_of_its_own_scene_alone():
+    rng = random.Random(2)
+    for _ in range(40):
+        scene, other = seen_scene(rng), seen_scene(rng)
+        assert all(caption_right(scene, caption(scene)).values()), caption(scene)
+        if (other.place, other.things[0].main) != (scene.place, scene.things[0].main):
+            assert not all(caption_right(scene, caption(other)).values())
+        painted = replace(scene, things=(replace(scene.things[0], main="mauve"), *scene.things[1:]))
+        assert not caption_right(scene, caption(painted))["main colour"]
+
+
+def test_every_word_is_one_token():
+    words, rng = build_writer(), random.Random(3)
+    for _ in range(20):
+        scene = seen_scene(rng)
+        texts = [caption(scene), *(each.text.rstrip("?") for each in questions(rng, scene))]
+        for text in texts:
+            ids = words(text, add_special_tokens=False).input_ids
+            assert len(ids) == len(text.split()), text
+            assert words.decode(ids).strip() == text
+
+
+def test_what_is_written_alone_has_a_loss():
+    words = build_writer()
+    ids, labels = blip2.token_rows([("", "a red dog"), ("Question: what is it? Answer:", "a dog")], 4)
+    for row, label in zip(ids.tolist(), labels.tolist(), strict=True):
+        counted = [number for number in label if number != blip2.NOT_COUNTED]
+        assert counted[-1] == words.eos_token_id
+        assert words.decode(counted[:-1]).strip() in ("a red dog", "a dog")
+        assert [own for own, number in zip(row, label, strict=True) if number != blip2.NOT_COUNTED] == counted
+
+
+def test_the_image_encoder_begins_as_that_of_clip(clip):
+    pixels, _, _ = blip2.batch_of_step("test", 0, 4)
+    matcher = blip2.Matcher(clip)
+    with torch.no_grad():
+        own = matcher.model.vision_model(pixel_values=pixels, output_hidden_states=True).hidden_states[-1]
+        given = clip.vision_model(pixel_values=pixels).last_hidden_state
+    assert torch.cosine_similarity(own.flatten(1), given.flatten(1)).min() > 0.5
+
+
+def test_both_stages_learn(clip):
+    size = blip2.Size(num_queries=4, width=16, num_layers=2, text_width=16, num_text_layers=1, embedding_dim=8)
+    matcher = blip2.Matcher(clip, size)
+    pixels, scenes, rng = blip2.batch_of_step("test", 0, 4)
+    blip2.matching_loss(matcher, pixels, [caption(scene) for scene in scenes]).backward()
+    model = blip2.build_writer_model(matcher, clip, size)
+    blip2.writing_loss(model, pixels, [blip2.texts_of(rng, scene) for scene in scenes]).backward()
+    for part in (matcher.model.qformer, matcher.model.itm_head, model.qformer, model.language_model):
+        assert all(parameter.grad is not None for parameter in part.parameters())
+
+
+def test_captions_of_all_languages_name_each_thing_once():
+    rng = random.Random(4)
+    for _ in range(20):
+        scene = seen_scene(rng)
+        assert " ".join(piece.text for piece in pieces(scene)) == caption(scene)
+        for language in ("en", *LANGUAGES):
+            named = [piece.thing for piece in pieces(scene, language) if piece.thing is not None]
+            assert named == list(range(len(scene.things)))
+
+
+def test_boxes_come_back_from_their_tokens(clip):
+    size = kosmos2.Size(num_queries=4, width=16, num_layers=1)
+    reader = object.__new__(Kosmos2Reader)
+    reader.processor = kosmos2.build_processor()
+    rng = random.Random(5)
+    for _ in range(20):
+        scene = seen_scene(rng)
+        text, boxes = reader._parsed(kosmos2.grounded(scene, "en"))
+        assert text == caption(scene)
+        for box, thing in zip(boxes, scene.things, strict=True):
+            assert thing.class_noun in box.phrase
+            assert kosmos2.box_iou(box.pixels((64, 64)), thing.box) > 0.75
+    model = kosmos2.build(clip, size)
+    pixels, scenes, rng = blip2.batch_of_step("test", 0, 4)
+    kosmos2.writing_loss(model, pixels, [kosmos2.text_of(rng, scene) for scene in scenes]).backward()
+    assert all(parameter.grad is not None for parameter in model.image_to_text_projection.parameters())

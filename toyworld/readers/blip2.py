@@ -1,0 +1,291 @@
+"""A small BLIP-2 (Li et al. 2023, arXiv 2301.12597) that describes the toy world and answers questions about it.
+
+Trained in the paper's two stages. First the image encoder and the Q-Former learn which caption belongs to which image,
+by contrast and by matching (section 3.1). Then a language model learns to write what the Q-Former's queries have seen
+(section 3.2). The image encoder begins as that of the toy world's CLIP, as the paper's begins as EVA-CLIP's; unlike
+there it trains on, and the language model is new. The third loss of the paper's first stage, captions by the Q-Former
+itself, is left to the second stage.
+
+Shapes: B images, T texts, L tokens of a text, Q queries, D embedding dimensions, V tokens of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import (
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2ForImageTextRetrieval,
+    CLIPModel,
+    OPTConfig,
+)
+
+from toyworld.encoder_batches import augment, blur
+from toyworld.encoders import MAX_LOGIT_SCALE, contrastive_loss
+from toyworld.latents import to_pixels
+from toyworld.readers.questions import caption, questions
+from toyworld.readers.scenes import KnownScene, seen_scene
+from toyworld.readers.words import IMAGE, MAX_LENGTH, build_writer
+from toyworld.training import Budget, Plan, fit, load_average
+from toyworld.world import SIZE
+
+MATCHING, WRITING = "blip2-matching", "blip2-writing"  # the stages' names, and those of their states
+BATCH_SIZE = 48
+NOT_COUNTED = -100  # a label that has no loss
+PROMPT = "Question: {question} Answer:"
+
+
+@dataclass(frozen=True)
+class Size:
+    """Hold the dimensions of Q-Former and language model; the defaults are those of the shipped one."""
+
+    num_queries: int = 16
+    width: int = 128  # of the Q-Former; its layers are four times as wide inside
+    num_layers: int = 4
+    text_width: int = 128
+    num_text_layers: int = 3
+    embedding_dim: int = 64  # in which images and texts are compared
+
+
+# -------------------------------------------------------------------------------- the networks
+
+
+def build_config(clip: Any, size: Size, *, reads_text: bool) -> Any:
+    """Return the config of either stage's model. reads_text: the Q-Former reads texts too, as in the first stage."""
+    words = build_writer()
+    ids = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id}
+    vision = clip.config.vision_config
+    fields = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size")
+    image = {name: getattr(vision, name) for name in (*fields, "patch_size", "hidden_act", "layer_norm_eps")}
+    qformer = {
+        "vocab_size": len(words),
+        "hidden_size": size.width,
+        "intermediate_size": 4 * size.width,
+        "num_hidden_layers": size.num_layers,
+        "num_attention_heads": 4,
+        "max_position_embeddings": MAX_LENGTH,
+        "pad_token_id": words.pad_token_id,
+        "encoder_hidden_size": vision.hidden_size,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "use_qformer_text_input": reads_text,
+    }
+    text = OPTConfig(
+        vocab_size=len(words), hidden_size=size.text_width, word_embed_proj_dim=size.text_width,
+        ffn_dim=4 * size.text_width, num_hidden_layers=size.num_text_layers, num_attention_heads=4,
+        max_position_embeddings=MAX_LENGTH + size.num_queries, dropout=0.0, **ids,
+    )  # fmt: skip
+    return Blip2Config(
+        vision_config={**image, "initializer_range": 0.02},
+        qformer_config=qformer,
+        text_config=text,
+        num_query_tokens=size.num_queries,
+        image_text_hidden_size=size.embedding_dim,
+        image_token_index=None if reads_text else words.convert_tokens_to_ids(IMAGE),
+    )
+
+
+class Matcher(nn.Module):
+    """Hold the first stage's model and the temperature of its contrast, which is trained with it."""
+
+    def __init__(self, clip: Any, size: Size = Size()) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.model = Blip2ForImageTextRetrieval(build_config(clip, size, reads_text=True))
+        nn.init.normal_(self.model.query_tokens, std=0.02)
+        take_image_encoder(self.model.vision_model, clip.vision_model)
+        self.logit_scale = nn.Parameter(torch.tensor(2.6592))  # ln(1 / 0.07), as in CLIP
+
+
+def take_image_encoder(own: Any, clip: Any) -> None:
+    """Fill BLIP-2's image encoder with CLIP's weights.
+
+    CLIP normalises its embeddings before the first layer, BLIP-2 does not: the norm's factors go into the embeddings,
+    each of which is divided by the root mean square of the positions' embeddings instead of its own. CLIP's bias of
+    keys changes no attention, and BLIP-2 has none.
+    """
+    norm, given, taken = clip.pre_layrnorm, clip.embeddings, own.embeddings
+    with torch.no_grad():
+        factor_D = norm.weight / given.position_embedding.weight.std()
+        taken.patch_embedding.weight.copy_(given.patch_embedding.weight * factor_D[:, None, None, None])
+        taken.patch_embedding.bias.zero_()
+        taken.class_embedding.copy_(given.class_embedding * factor_D)
+        taken.position_embedding.copy_(given.position_embedding.weight * factor_D + norm.bias)
+        for layer, source in zip(own.encoder.layers, clip.encoder.layers, strict=True):
+            for name in ("layer_norm1", "layer_norm2", "mlp"):
+                getattr(layer, name).load_state_dict(getattr(source, name).state_dict())
+            attention = source.self_attn
+            parts = (attention.q_proj, attention.k_proj, attention.v_proj)
+            layer.self_attn.qkv.weight.copy_(torch.cat([part.weight for part in parts]))
+            biases = (attention.q_proj.bias, torch.zeros_like(attention.k_proj.bias), attention.v_proj.bias)
+            layer.self_attn.qkv.bias.copy_(torch.cat(biases))
+            layer.self_attn.projection.load_state_dict(attention.out_proj.state_dict())
+
+
+def build_writer_model(matcher: Matcher, clip: Any, size: Size = Size()) -> Any:
+    """Return the second stage's model: image encoder and Q-Former of the first stage, a new language model."""
+    torch.manual_seed(1)
+    model = Blip2ForConditionalGeneration(build_config(clip, size, reads_text=False))
+    model.vision_model.load_state_dict(matcher.model.vision_model.state_dict())
+    own = set(model.qformer.state_dict())
+    taken = {name: value for name, value in matcher.model.qformer.state_dict().items() if name in own}
+    model.qformer.load_state_dict(taken)
+    with torch.no_grad():
+        model.query_tokens.copy_(matcher.model.query_tokens)
+    return model
+
+
+# -------------------------------------------------------------------------------- the first stage
+
+
+def matching_loss(matcher: Matcher, pixels_BCHW: Tensor, texts: Sequence[str]) -> Tensor:
+    """Return image-text contrast plus image-text matching, one text an image.
+
+    Contrast: the cosine of a text with the query that fits it best, against all of the batch. Matching: each image
+    with its own text, and with one of the others', drawn by their cosine; is it its own?
+    """
+    model = matcher.model
+    tokens = build_writer()(list(texts), padding=True, padding_side="right", return_tensors="pt")
+    seen_BPD = model.vision_model(pixel_values=pixels_BCHW).last_hidden_state
+    queries_BQD = model.query_tokens.expand(len(seen_BPD), -1, -1)
+    image_BQD = model.qformer(query_embeds=queries_BQD, encoder_hidden_states=seen_BPD).last_hidden_state
+    text_TLD = model.qformer(
+        query_embeds=model.embeddings(input_ids=tokens.input_ids), query_length=0, attention_mask=tokens.attention_mask
+    ).last_hidden_state
+    image_BQD = F.normalize(model.vision_projection(image_BQD).float(), dim=-1)
+    text_TD = F.normalize(model.text_projection(text_TLD[:, 0]).float(), dim=-1)
+    cosine_BT = torch.einsum("bqd,td->bqt", image_BQD, text_TD).amax(1)
+    same_BT = torch.tensor([[one == other for other in texts] for one in texts])
+    logits_BT = matcher.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp() * cosine_BT
+    contrast = (contrastive_loss(logits_BT, same_BT).mean() + contrastive_loss(logits_BT.T, same_BT).mean()) / 2
+    return contrast + _match(model, seen_BPD, tokens, logits_BT.detach().masked_fill(same_BT, -1e4))
+
+
+def _match(model: Any, seen_BPD: Tensor, tokens: Any, logits_BT: Tensor) -> Tensor:
+    """Return the cross entropy of whether a text belongs to an image, of own texts and of others drawn by `logits`."""
+    num = len(seen_BPD)
+    others = torch.multinomial(logits_BT.float().softmax(-1), 1)[:, 0]
+    rows = torch.cat([torch.arange(num), others])
+    ids, mask = tokens.input_ids[rows], tokens.attention_mask[rows]
+    queries = model.query_tokens.expand(2 * num, -1, -1)
+    found = model.qformer(
+        query_embeds=model.embeddings(input_ids=ids, query_embeds=queries),
+        query_length=queries.shape[1],
+        attention_mask=torch.cat([torch.ones(queries.shape[:2], dtype=mask.dtype), mask], dim=1),
+        encoder_hidden_states=torch.cat([seen_BPD, seen_BPD]),
+    ).last_hidden_state
+    logits = model.itm_head(found[:, : queries.shape[1]]).mean(1)
+    is_own = torch.cat([torch.ones(num), torch.zeros(num)]).long()
+    return F.cross_entropy(logits.float(), is_own)
+
+
+# -------------------------------------------------------------------------------- the second stage
+
+
+def writing_loss(model: Any, pixels_BCHW: Tensor, texts: Sequence[Sequence[tuple[str, str]]]) -> Tensor:
+    """Return the mean cross entropy of what is to be written: each image's texts, as (prompt, what follows it)."""
+    features_BQD = model.get_image_features(pixels_BCHW).pooler_output
+    per_image = len(texts[0])
+    ids_TL, labels_TL = token_rows([pair for pairs in texts for pair in pairs], features_BQD.shape[1])
+    embeds_TLD = model.get_input_embeddings()(ids_TL)
+    embeds_TLD = torch.cat([features_BQD.repeat_interleave(per_image, 0), embeds_TLD[:, features_BQD.shape[1] :]], 1)
+    mask_TL = (ids_TL != build_writer().pad_token_id).long()
+    logits_TLV = model.language_model(inputs_embeds=embeds_TLD, attention_mask=mask_TL).logits
+    return F.cross_entropy(
+        logits_TLV[:, :-1].flatten(0, 1).float(), labels_TL[:, 1:].flatten(), ignore_index=NOT_COUNTED
+    )
+
+
+def token_rows(pairs: Sequence[tuple[str, str]], num_queries: int) -> tuple[Tensor, Tensor]:
+    """Return tokens and labels of texts, [T, L]: places of the image, begin, prompt, what follows it, end, padding."""
+    words = build_writer()
+    image = [words.convert_tokens_to_ids(IMAGE)] * num_queries
+    rows, labels = [], []
+    for prompt, text in pairs:
+        head = [*image, words.bos_token_id, *words(prompt, add_special_tokens=False).input_ids]
+        tail = [*words(text, add_special_tokens=False).input_ids, words.eos_token_id]
+        rows.append(head + tail)
+        labels.append([NOT_COUNTED] * len(head) + tail)
+    longest = max(map(len, rows))
+    padded = [row + [words.pad_token_id] * (longest - len(row)) for row in rows]
+    return torch.tensor(padded), torch.tensor([row + [NOT_COUNTED] * (longest - len(row)) for row in labels])
+
+
+# -------------------------------------------------------------------------------- training
+
+
+def batch_of_step(stage: str, step: int, num_images: int) -> tuple[Tensor, list[KnownScene], random.Random]:
+    """Return pixels [B, 3, H, W] in -1..1 and scenes of a training step, and what draws on; the same on every call."""
+    rng = random.Random(f"{stage} {step}")
+    scenes = [seen_scene(rng) for _ in range(num_images)]
+    pixels = to_pixels([scene.image for scene in scenes])
+    torch.manual_seed(step)
+    return augment(pixels, blur(pixels, rng)), scenes, rng
+
+
+def train_matcher(matcher: Matcher, steps: int, work: Path) -> None:
+    """Train the first stage, or resume; its state is in `work`/blip2-matching.pt."""
+
+    def loss_at(step: int) -> Tensor:
+        pixels, scenes, _ = batch_of_step(MATCHING, step, BATCH_SIZE)
+        return matching_loss(matcher, pixels, [caption(scene) for scene in scenes])
+
+    fit(matcher, loss_at, _plan(MATCHING, steps), work / f"{MATCHING}.pt")
+
+
+def train_writer(model: Any, steps: int, work: Path) -> None:
+    """Train the second stage, or resume; its state is in `work`/blip2-writing.pt."""
+
+    def loss_at(step: int) -> Tensor:
+        pixels, scenes, rng = batch_of_step(WRITING, step, BATCH_SIZE)
+        texts = [texts_of(rng, scene) for scene in scenes]
+        return writing_loss(model, pixels, texts)
+
+    fit(model, loss_at, _plan(WRITING, steps), work / f"{WRITING}.pt")
+
+
+def texts_of(rng: random.Random, scene: KnownScene) -> list[tuple[str, str]]:
+    """Return a scene's caption, and two questions with their answers, each as (prompt, what follows it)."""
+    asked = rng.sample(questions(rng, scene), 2)
+    return [("", caption(scene)), *((PROMPT.format(question=each.text), each.answer) for each in asked)]
+
+
+def _plan(name: str, steps: int) -> Plan:
+    return Plan(
+        name, Budget(steps=steps), peak_lr=1e-3, decay_fraction=0.7, ema_decay=0.995, weight_decay=1e-2,
+        betas=(0.9, 0.98), save_every_seconds=60.0,
+    )  # fmt: skip
+
+
+def read_clip(folder: Path) -> Any:
+    return CLIPModel.from_pretrained(folder, dtype=torch.float32)
+
+
+def trained_matcher(clip: Any, work: Path) -> Matcher:
+    """Return the first stage's model with the averaged weights of its training so far."""
+    matcher = Matcher(clip)
+    load_average(matcher, work / f"{MATCHING}.pt")
+    return matcher.eval()
+
+
+def save(model: Any, folder: Path) -> None:
+    """Write a model in half precision with its processor."""
+    from transformers import Blip2Processor, BlipImageProcessor
+
+    copy.deepcopy(model).half().save_pretrained(folder, safe_serialization=True)
+    halves = [0.5, 0.5, 0.5]  # pixels in -1..1, as everywhere here
+    images = BlipImageProcessor(
+        size={"height": SIZE, "width": SIZE}, resample=3, do_rescale=True, image_mean=halves, image_std=halves
+    )
+    reads_places = model.config.image_token_index is not None
+    queries = model.config.num_query_tokens if reads_places else None
+    Blip2Processor(images, copy.deepcopy(build_writer()), num_query_tokens=queries).save_pretrained(folder)

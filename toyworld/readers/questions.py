@@ -1,0 +1,79 @@
+"""Captions, questions and answers of a rendering, told by what its renderer knows.
+
+One wording each: a small model spends its weights on what is seen, not on the ways to say it.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from toyworld.captions import with_articles
+from toyworld.palette import COLOURS
+from toyworld.readers.scenes import KnownScene, KnownThing
+from toyworld.scenes import PHRASES
+from toyworld.second.captions import RELATION_PHRASES
+from toyworld.second.look import WORN
+from toyworld.second.things import CLASSES
+from toyworld.world import PATTERNS
+
+NUMBERS = ("zero", "one", "two", "three")
+
+
+@dataclass(frozen=True)
+class Question:
+    """Hold a question about a rendering and its right answer. kind: what is asked about."""
+
+    kind: str
+    text: str
+    answer: str
+
+
+def caption(scene: KnownScene) -> str:
+    """Return what a rendering shows: pattern and both colours of one thing, the main colours of several."""
+    if len(scene.things) == 1:
+        thing = scene.things[0]
+        pattern = "" if thing.pattern == "plain" else f"{thing.pattern} "
+        told = f"a {pattern}{thing.main} and {thing.second} {thing.class_noun}"
+    elif len(scene.things) == 2:
+        first, second = map(_short, scene.things)
+        told = f"a {first} {RELATION_PHRASES[scene.relation][-1]} a {second}"
+    else:
+        told = " and ".join(f"a {_short(thing)}" for thing in scene.things)
+    return with_articles(f"{told} {place_phrase(scene.place)}")
+
+
+def _short(thing: KnownThing) -> str:
+    return f"{thing.main} {thing.class_noun}"
+
+
+def place_phrase(place: str) -> str:
+    """Return how captions and answers tell a place: on the beach."""
+    return PHRASES[place][0]
+
+
+def questions(rng: random.Random, scene: KnownScene) -> list[Question]:
+    """Return one question of each kind about a rendering; of several things, about one of them."""
+    thing = rng.choice(scene.things)
+    noun = thing.class_noun
+    there = {each.class_noun for each in scene.things}
+    is_there = rng.random() < 0.5
+    asked = noun if is_there else rng.choice([each for each in CLASSES if each not in there])
+    found = [
+        Question("colour", f"what colour is the {noun}?", thing.main),
+        Question("pattern", f"what pattern has the {noun}?", thing.pattern),
+        Question("place", "where is it?", place_phrase(scene.place)),
+        Question("number", "how many things are there?", NUMBERS[len(scene.things)]),
+        Question("presence", with_articles(f"is there a {asked}?"), "yes" if is_there else "no"),
+    ]
+    if len(scene.things) == 1:
+        found.append(Question("class", "what is it?", with_articles(f"a {noun}")))
+    return found
+
+
+def vocabulary() -> list[str]:
+    """Return every word of captions, questions and answers."""
+    texts = ["what colour is the it pattern has where how many things are there a an", "yes no and", "Question Answer"]
+    texts += [*CLASSES, *COLOURS, *PATTERNS, *NUMBERS, *WORN]
+    texts += [phrases[0] for phrases in PHRASES.values()] + [phrases[-1] for phrases in RELATION_PHRASES.values()]
+    return sorted({word for text in texts for word in text.split()})
