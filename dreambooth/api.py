@@ -36,6 +36,7 @@ from dreambooth.generation.options import ImageOptions, with_options
 from dreambooth.generation.prompting.prompt_file import read_prompt_file
 from dreambooth.generation.prompting.wildcards import FOLDER, Wildcards
 from dreambooth.generation.request import RECIPE, GeneratedImage, ModelRef, read_recipe
+from dreambooth.preflight.fitting import fit_to_memory
 from dreambooth.proposal.automatic import load_run_config
 from dreambooth.report import build as build_report
 from dreambooth.run.folder import RunFolder
@@ -91,6 +92,7 @@ def train(
         wants_more = on_progress is None or on_progress(progress) is not False
         return wants_more and not (stop is not None and stop.is_set())
 
+    config = fit_to_memory(config)
     code = engine.train(config, accepted_changes=accepted_changes, on_progress=report)
     run = RunFolder(config).path
     card = find_card(str(run)) if code == 0 else None
@@ -119,6 +121,7 @@ def load(
     vae: str | Path | None = None,
     loras: Sequence[str | Path] = (),
     embeddings: Sequence[str | Path] = (),
+    quantize: str | None = None,
 ) -> "Model":
     """Load whatever `sample.py` takes: a run, pipeline or adapter folder, a hub id, a single .safetensors.
 
@@ -126,11 +129,12 @@ def load(
     base: of an
     adapter, where its base model is elsewhere now. config: for a single file, where its configs and tokenizer lie.
     revision: of a hub id. variant: which of the weights. vae: another VAE in the place of its own. loras:
-    FILE or FILE:WEIGHT each, laid over it. embeddings: FILE or FILE:WORD each. Raises ModelError, UserError.
+    FILE or FILE:WEIGHT each, laid over it. embeddings: FILE or FILE:WORD each. quantize: int8, fp8 or nf4: how the
+    weights are stored. Raises ModelError, UserError.
     """
     base, vae = (None if each is None else str(each) for each in (base, vae))
     added = tuple(parse_lora(str(each)) for each in loras), tuple(parse_embedding(str(each)) for each in embeddings)
-    ref = ModelRef(str(model), base, config, revision, variant, dtype, vae, *added)
+    ref = ModelRef(str(model), base, config, revision, variant, dtype, vae, *added, quantize)
     return Model(loading.load_model(ref, device), device)
 
 

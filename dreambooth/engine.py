@@ -107,6 +107,7 @@ def check_names(config: Config) -> None:
     build.validation_sampler(config)
     build.pick_device(config)
     build.check_optimizer(config)
+    build.check_quantization(config)
 
 
 @dataclass(frozen=True)
@@ -204,10 +205,11 @@ def prepare(
     Returns the module, the photos' latents with their captions, and what validation measures.
     """
     run, config, family, captions = session.run, session.config, inputs.family, inputs.subject_data.captions
-    build.warn_of_other_base(inputs.subject_data.start, inputs.base_fingerprint)
+    build.warn_of_other_base(inputs.subject_data.start, inputs.base_fingerprint, config)
     trained = find_method(config.method.name).attach(family, build.method_settings(config, family, randomness))
     if is_first():
         build.check_disk(run, family, config)
+    build.keep_off_device(family, config)
     move(family, build.pick_device(config))  # after attach, which casts frozen weights: less to move
     text_trains = any(name.startswith("text_encoder") for name in trained)
     shared, fingerprints = session.shared, inputs.fingerprints

@@ -18,7 +18,7 @@ from dreambooth.errors import UserError
 from dreambooth.families import Family
 from dreambooth.methods import HAVE_KOHYA_NAMES, find_facts
 from dreambooth.run.folder import RunFolder
-from dreambooth.training.optimizer import MOMENT_BYTES
+from dreambooth.training.optimizers import OPTIMIZERS
 
 EXPORT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 TENSOR_BYTES = 300  # a tensor's name and place in a file
@@ -87,7 +87,8 @@ def disk_need(family: Family, config: Config) -> DiskNeed:
     num_states = 1 + config.train.keep_previous
     return DiskNeed(
         # Adam has three tensors for each weight: two moments, and the number of its steps.
-        state=num_trained * (4 + MOMENT_BYTES[config.optim.name] + 4 * num_averages)
+        state=num_trained * (4 + 4 * num_averages)
+        + sum(map(OPTIMIZERS[config.optim.name].state_bytes, trained))
         + (4 + num_averages) * names
         + FILE_BYTES,
         best=num_trained * 4 + names + FILE_BYTES if keeps_best else 0,

@@ -9,12 +9,13 @@ from dreambooth.errors import UserError
 from dreambooth.families import Family
 from dreambooth.generation.models.location import model_folder
 from dreambooth.home_folder import with_home, without_home
-from dreambooth.methods import find_facts
+from dreambooth.methods import default_lr, find_facts
 from dreambooth.methods.base import MethodSettings
 from dreambooth.randomness import Randomness
 from dreambooth.subject_info import LearnedSubject, SubjectInfo, card_in_file, read_card
 from dreambooth.training.objective import LossSettings
-from dreambooth.training.optimizer import OptimSettings, import_bitsandbytes
+from dreambooth.training.optimizer import OptimSettings
+from dreambooth.training.optimizers import import_package
 
 logger = logging.getLogger(__name__)
 
@@ -83,9 +84,12 @@ def find_start_card(start: Path) -> SubjectInfo | None:
     return card_in_file(start) if start.is_file() else read_card(start)
 
 
-def warn_of_other_base(start: Path | None, base: str) -> None:
-    """Warn if method.start was trained on another base; with the same shapes that may be intended."""
-    card = None if start is None else find_start_card(start)
+def warn_of_other_base(start: Path | None, base: str, config: Config) -> None:
+    """Warn if method.start was trained on another base; with the same shapes that may be intended.
+
+    base: its fingerprint, which says nothing where its weights are quantized.
+    """
+    card = None if start is None or config.model.quantize != "none" else find_start_card(start)
     if card is not None and card.base_fingerprint not in (None, base):
         logger.warning(
             f"method.start={start}: was trained on another base ({card.base}); on this one it is another model"
@@ -107,7 +111,7 @@ def loss_settings(config: Config) -> LossSettings:
 
 def optim_settings(config: Config) -> OptimSettings:
     optim = config.optim
-    lr = find_facts(config.method.name).lr if optim.lr is None else optim.lr
+    lr = default_lr(config.method.name, optim.name) if optim.lr is None else optim.lr
     return OptimSettings(
         name=optim.name,
         in_backward=optim.in_backward,
@@ -125,8 +129,7 @@ def optim_settings(config: Config) -> OptimSettings:
 
 def check_optimizer(config: Config) -> None:
     """Raise UserError for an optimizer that is not installed."""
-    if config.optim.name == "adamw8bit":
-        import_bitsandbytes()
+    import_package(config.optim.name)
 
 
 def subject_card(
@@ -148,6 +151,7 @@ def subject_card(
         base_revision=config.model.revision,
         base_variant=config.model.variant,
         base_vae=config.model.vae and without_home(config.model.vae),
-        base_fingerprint=base_fingerprint,
+        # That of quantized weights is no other program's, nor that of the base which the result is laid over.
+        base_fingerprint=base_fingerprint if config.model.quantize == "none" else None,
         scores=scores,
     )

@@ -11,7 +11,9 @@ from dreambooth.devices import check_precision, find_device, kind_of, precision_
 from dreambooth.distributed import this_process
 from dreambooth.errors import ModelError, UserError
 from dreambooth.families import Family, ModelSource, evaluation_mode, frozen_copy, is_small, load_family
+from dreambooth.families.offload import offload
 from dreambooth.families.protocols import InpaintingDenoiser
+from dreambooth.families.quantization import check_quantizer
 from dreambooth.methods import find_facts
 from dreambooth.methods.adapters import frozen_base
 from dreambooth.timesteps import TimestepDensity
@@ -41,9 +43,18 @@ def pick_precision(config: Config, family: Family) -> str:
 
 
 def model_source(config: Config) -> ModelSource:
-    """Return the base that a run starts from, in float32, in which weights train."""
+    """Return the base that a run starts from, in float32, in which weights train, or quantized."""
     model = config.model
-    return ModelSource(model.base, model.family, model.config, model.revision, model.variant, vae=model.vae)
+    quantize = None if model.quantize == "none" else model.quantize
+    return ModelSource(
+        model.base, model.family, model.config, model.revision, model.variant, quantize=quantize, vae=model.vae
+    )
+
+
+def check_quantization(config: Config) -> None:
+    """Raise UserError for a quantization whose package is missing, or that the device has not."""
+    if config.model.quantize != "none":
+        check_quantizer(config.model.quantize, pick_device(config))
 
 
 def load_base(config: Config) -> Family:
@@ -123,6 +134,12 @@ def save_memory(family: Family, config: Config, text_trains: bool) -> None:
     checkpoint_activations(family, config.train.gradient_checkpointing)
     if config.train.compile:
         family.denoiser.compile()
+
+
+def keep_off_device(family: Family, config: Config) -> None:
+    """Apply train.offload, once it is known which weights train, and before anything moves to the device."""
+    if config.train.offload != "none":
+        offload(family, config.train.offload, pick_device(config))
 
 
 def unused_networks(family: Family, config: Config, text_trains: bool) -> list[torch.nn.Module]:

@@ -19,7 +19,7 @@ from dreambooth.data.loader import BatchLoader
 from dreambooth.distributed import this_process
 from dreambooth.files import write_text
 from dreambooth.home_folder import hide_home
-from dreambooth.methods import find_facts
+from dreambooth.methods import default_lr
 from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.plugins import active
 from dreambooth.run.folder import RunFolder
@@ -128,7 +128,11 @@ def make_strategy(config: Config, module: DreamBoothModule) -> Strategy | str:
     if config.train.strategy == "fsdp":
         return ModelParallelStrategy(world_size, tensor_parallel_size=1, save_distributed_checkpoint=False)
     has_unread = "text_encoder_1" in module.trained
-    return DDPStrategy(find_unused_parameters=has_unread, gradient_as_bucket_view=True)
+    return DDPStrategy(
+        find_unused_parameters=has_unread,
+        gradient_as_bucket_view=True,
+        broadcast_buffers=False,  # none of them changes, and those of quantized layers have gigabytes
+    )
 
 
 def make_loggers(run: RunFolder, config: Config, state: FoundState | None) -> Loggers:
@@ -155,7 +159,7 @@ def make_loggers(run: RunFolder, config: Config, state: FoundState | None) -> Lo
 
 def logged_settings(config: Config) -> dict[str, Any]:
     """Return the settings that distinguish runs, by key, as loggers show them."""
-    lr = find_facts(config.method.name).lr
+    lr = default_lr(config.method.name, config.optim.name)
     deciding = {"model.base": config.model.base, **deciding_settings(to_dict(config), lr)}
     return {key: hide_home(value) if isinstance(value, str) else value for key, value in deciding.items()}
 

@@ -121,6 +121,8 @@ def request_of(args: argparse.Namespace) -> "EvaluationRequest":
         seed=args.seed,
         size=size,
         batch_size=args.batch_size,
-        options=ModelRef("", None, args.config, args.revision, args.variant, args.dtype, args.vae),
+        options=ModelRef(
+            "", None, args.config, args.revision, args.variant, args.dtype, args.vae, quantize=args.quantize
+        ),
         device=args.device,
     )

@@ -11,7 +11,13 @@ from dreambooth.cli.grids import add_grid_arguments, run_grid
 from dreambooth.cli.image_options import add_image_arguments, find_images
 from dreambooth.cli.progress import SamplingBar
 from dreambooth.cli.results import add_result_arguments, check_result_arguments, make_scorer, show_scores
-from dreambooth.cli.sampling import add_loading_arguments, add_sampling_arguments, check_arguments, parse_size
+from dreambooth.cli.sampling import (
+    add_loading_arguments,
+    add_memory_arguments,
+    add_sampling_arguments,
+    check_arguments,
+    parse_size,
+)
 from dreambooth.errors import UserError, escaped
 from dreambooth.generation.prompting.wildcards import FOLDER
 
@@ -35,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_grid_arguments(parser)
     add_result_arguments(parser)
     add_loading_arguments(parser)
+    add_memory_arguments(parser)
 
 
 def _add_prompts(parser: argparse.ArgumentParser) -> None:
@@ -144,9 +151,12 @@ def run(args: argparse.Namespace) -> int:
     check_writable(folder, "--out")
     with loading_libraries():
         from dreambooth.generation.images import generate, make_requests, reproduce, vary, write
+        from dreambooth.generation.memory import slice_attention
         from dreambooth.generation.models.loading import load_model
 
-    model = load_model(ref, args.device)
+    model = load_model(ref, args.device, args.offload)
+    if args.attention_slices:
+        slice_attention(model.family)
     if recipe:
         requests = [reproduce(recipe, model, images)]
     else:
@@ -156,7 +166,7 @@ def run(args: argparse.Namespace) -> int:
     scorer = make_scorer(args, model)
     check_writable(folder, "--out", sum(each.num_pixels * BYTES_A_PIXEL for each in requests))
     with SamplingBar() as bar, translate_write_errors(folder, "--out"):
-        made = generate(model, requests, args.batch_size, bar, args.attention_maps)
+        made = generate(model, requests, args.batch_size, bar, args.attention_maps, args.decoding)
         paths = []
         for path in write(made, folder, columns=args.num_images):
             paths.append(path)
@@ -244,4 +254,5 @@ def find_model(args: argparse.Namespace, recipe: dict[str, Any] | None) -> "Mode
         ref = replace(ref, name=args.model or ref.name, base=args.base or ref.base, vae=args.vae or ref.vae)
     else:
         ref = ModelRef(args.model, args.base, args.config, args.revision, args.variant, args.dtype, args.vae)
+        ref = replace(ref, quantize=args.quantize)
     return replace(ref, loras=loras or ref.loras, embeddings=embeddings or ref.embeddings)

@@ -62,6 +62,31 @@ def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("float32", "float16", "bfloat16"),
         help="arithmetic (default float16 on a GPU, else float32)",
     )
+    parser.add_argument(
+        "--quantize",
+        choices=("int8", "fp8", "nf4"),
+        help="store the weights in 8 or 4 bits, which takes less memory and is slower (default: as --dtype)",
+    )
+
+
+def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options by which sampling takes less memory; auto: as what is free on a GPU needs it."""
+    parser.add_argument(
+        "--offload",
+        choices=("auto", "none", "parts", "blocks"),
+        default="auto",
+        help="which networks wait in main memory until they compute: parts in turns, or blocks of the denoiser "
+        "(default auto: as what is free on a GPU needs it)",
+    )
+    parser.add_argument(
+        "--decoding",
+        choices=("auto", "whole", "slices", "tiles"),
+        default="auto",
+        help="decode the images of a batch together, one by one, or in tiles that overlap (default auto)",
+    )
+    parser.add_argument(
+        "--attention-slices", action="store_true", help="compute attention a part of the heads at a time; for UNets"
+    )
 
 
 def check_arguments(args: argparse.Namespace) -> tuple[int, int] | None:

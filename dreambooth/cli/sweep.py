@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dreambooth.cli import loading_libraries
+from dreambooth.errors import UserError
 from dreambooth.sweep import Sweep, load_sweep
 from dreambooth.sweep.reading import describe_sections
 
@@ -73,9 +74,11 @@ def _executor(sweep: Sweep, place: str, num_workers: int | None) -> "tuple[Execu
     from dreambooth import engine
     from dreambooth.sweep import local, search, slurm
 
+    train = sweep.config_of(search.planned_cells(sweep)[0]).train
+    if train.memory == "auto":
+        raise UserError("train.memory=auto: is for a run of its own; in a sweep name the settings that `plan` lists")
     if place == "slurm":
         slurm.check(sweep)
         return lambda own, tasks: slurm.run_on_slurm(own, engine.train, tasks), sweep.slurm.parallel
-    train = sweep.config_of(search.planned_cells(sweep)[0]).train
     workers = local.environments(num_workers, train.device, train.num_threads)
     return lambda own, tasks: local.run_here(own, engine.train, tasks, workers), len(workers)

@@ -32,8 +32,10 @@ def run(args: argparse.Namespace) -> int:
     with loading_libraries():
         from dreambooth.distributed import is_first
         from dreambooth.engine import train
+        from dreambooth.preflight.fitting import fit_to_memory
         from dreambooth.run.folder import RunFolder
 
+    config = fit_to_memory(config)
     code = train(config, args.profile, args.accepted_changes)
     if code == 0 and is_first():
         write_report(RunFolder(config).path)

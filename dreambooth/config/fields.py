@@ -76,6 +76,11 @@ class ModelConfig:
         "another VAE in the place of the base's own, or where a single file has none: folder, hub id or single "
         ".safetensors; null: the base's own",
     )
+    quantize: Literal["none", "int8", "fp8", "nf4"] = setting(
+        "none",
+        "how the weights that do not train are stored, in the networks and the text encoders, for methods that train "
+        "others beside them; int8, fp8: a byte each; nf4: .56 bytes each (extra 'quantize')",
+    )
     export_dtype: Literal["float32", "float16", "bfloat16"] = setting(
         "float32", "number format of the weights in model/; float16 halves the folder"
     )
@@ -223,17 +228,18 @@ class MethodConfig:
 
 @dataclass
 class OptimConfig:
-    """AdamW and its learning rate."""
+    """The optimizer and its learning rate."""
 
-    name: Literal["adamw", "adamw8bit"] = setting(
+    name: Literal["adamw", "adamw8bit", "adafactor", "prodigy", "schedulefree"] = setting(
         "adamw",
         "adamw8bit: moments in 8 bits, which saves 6 bytes per trained weight; for GPUs (extra '8bit'), many times "
-        "slower on a CPU",
+        "slower on a CPU; adafactor: next to no moments; prodigy: estimates the learning rate itself; schedulefree: "
+        "averages the weights instead of a falling rate (both: extra 'optimizers')",
     )
     lr: float | None = setting(
         None,
         "learning rate of the denoiser; null: the method's default: 2e-6 for full, 1e-5 for custom_diffusion, "
-        "5e-4 for textual_inversion, else 1e-4",
+        "5e-4 for textual_inversion, else 1e-4; with schedulefree twice that, with prodigy 1, a factor of its own rate",
         above=0,
     )
     text_encoder_lr: float | None = setting(None, "learning rate of the text encoder; null: optim.lr", above=0)
@@ -256,9 +262,11 @@ class OptimConfig:
         "constant", "learning rate after the warm-up; cosine and linear fall to 0 at train.max_steps"
     )
     warmup_steps: int = setting(0, "optimizer steps of linear warm-up to the full learning rate", minimum=0)
-    weight_decay: float = setting(1e-2, "AdamW's decoupled weight decay", minimum=0)
-    beta1: float = setting(0.9, "AdamW's decay rate of the mean gradient", minimum=0)
-    beta2: float = setting(0.999, "AdamW's decay rate of the mean squared gradient", minimum=0)
+    weight_decay: float = setting(1e-2, "decoupled weight decay", minimum=0)
+    beta1: float = setting(0.9, "decay rate of the mean gradient; adafactor keeps none", minimum=0)
+    beta2: float = setting(
+        0.999, "decay rate of the mean squared gradient; that of adafactor rises with the steps", minimum=0
+    )
     max_grad_norm: float = setting(1.0, "clip the gradient norm to this; 0: no clipping", minimum=0)
     in_backward: bool = setting(
         False,
@@ -350,6 +358,17 @@ class TrainConfig:
         minimum=0,
     )
     gradient_checkpointing: bool = setting(False, "recompute activations in backward: much less memory, a third slower")
+    memory: Literal["manual", "auto"] = setting(
+        "manual",
+        "auto: when the run begins, apply the first set of what saves memory with which it fits the device, as `plan` "
+        "lists it, and write that to config.yaml; manual: take the settings as they are",
+    )
+    offload: Literal["none", "parts", "blocks"] = setting(
+        "none",
+        "which frozen weights stay in main memory until they compute, to the same bits; parts: denoiser and VAE take "
+        "turns on the device; blocks: so do the denoiser's blocks, the next one's weights on their way meanwhile (with "
+        "train.gradient_checkpointing); slower",
+    )
     compile: bool = setting(False, "torch.compile the denoiser; slow start, faster steps on a GPU")
     device: str = setting(
         AUTO, "device to train on; auto: the GPU of NVIDIA or AMD where there is one, else the CPU", choices=NAMES
@@ -445,8 +464,9 @@ class Config:
     log: LogConfig = field(default_factory=LogConfig)
 
 
-# What may change when a run is resumed: its length, and how often it is saved, validated and logged.
+# What may change when a run is resumed: its length, how often it is saved, validated and logged, what changes no bit.
 MAY_CHANGE = (
+    "train.offload",
     "train.max_steps",
     "train.save_every_steps",
     "train.keep_previous",

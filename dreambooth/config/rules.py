@@ -3,6 +3,7 @@
 import itertools
 import re
 import typing
+from typing import Any
 
 from dreambooth.config.fields import Config, SubjectConfig
 from dreambooth.config.keys import subject_key
@@ -53,6 +54,14 @@ def joint_problems(config: Config) -> typing.Iterator[str]:
         yield f"data.caption_dropout: {config.data.caption_dropout} is too large; at most 1"
     if config.data.unmasked_weight > 1:
         yield f"data.unmasked_weight: {config.data.unmasked_weight} is too large; at most 1"
+    if config.model.quantize != "none" and config.method.name in ("full", "custom_diffusion"):
+        yield (
+            f"model.quantize: {config.method.name} trains the base's own weights, which {config.model.quantize} cannot "
+            "hold; set it to none, or method.name to lora, loha, lokr, pivotal or textual_inversion"
+        )
+    yield from _optimizer_problems(config)
+    if config.train.offload != "none":
+        yield from _offload_problems(config)
     if config.optim.in_backward:
         yield from _in_backward_problems(config)
     if config.train.strategy == "fsdp":
@@ -87,6 +96,54 @@ def _timestep_problems(config: Config) -> typing.Iterator[str]:
                 f"loss.{name}: {value:g}, but loss.timesteps is {loss.timesteps}, which does not read it; set it to "
                 f"null, or loss.timesteps to {' or '.join(read_by)}"
             )
+
+
+def _optimizer_problems(config: Config) -> typing.Iterator[str]:
+    """Yield the settings that the optimizer does not take, each with the value that it takes."""
+    optim, train = config.optim, config.train
+    one_rate = "takes one learning rate for all weights together"
+    no_stop = "moves weights whose learning rate is 0, too"
+    taken: dict[str, tuple[tuple[str, Any, Any, str], ...]] = {
+        "adafactor": (
+            ("optim.beta1", optim.beta1, 0.9, "keeps no mean gradient"),
+            ("optim.beta2", optim.beta2, 0.999, "has a decay rate of its own"),
+        ),
+        "prodigy": (
+            ("optim.text_encoder_lr", optim.text_encoder_lr, None, one_rate),
+            ("optim.identifier_lr", optim.identifier_lr, None, one_rate),
+            ("optim.text_encoder_stop_step", optim.text_encoder_stop_step, None, no_stop),
+            ("optim.text_encoder_stop_drift", optim.text_encoder_stop_drift, None, no_stop),
+            ("optim.in_backward", optim.in_backward, False, "takes the gradients of all weights together"),
+        ),
+        "schedulefree": (
+            ("optim.schedule", optim.schedule, "constant", "averages the weights instead of a falling rate"),
+            ("train.ema_decay", train.ema_decay, 0, "averages the weights itself"),
+            ("optim.text_encoder_stop_step", optim.text_encoder_stop_step, None, no_stop),
+            ("optim.text_encoder_stop_drift", optim.text_encoder_stop_drift, None, no_stop),
+            ("optim.in_backward", optim.in_backward, False, "counts its steps for all weights together"),
+        ),
+    }
+    for key, value, allowed, reason in taken.get(optim.name, ()):
+        if value != allowed:
+            yield f"{key}: {value}, but {optim.name} {reason}; set it to {'null' if allowed is None else allowed}"
+    if optim.name == "schedulefree" and optim.beta1 == 0:
+        yield "optim.beta1: 0, but schedulefree divides by it; use 0.9"
+
+
+def _offload_problems(config: Config) -> typing.Iterator[str]:
+    """Yield the settings with which frozen weights cannot stay in main memory."""
+    train = config.train
+    if config.method.name == "full":
+        yield "train.offload: full trains all weights, which stay on the device; set it to none"
+    if train.compile:
+        yield "train.compile: a compiled network knows no weights that come and go; set it to false"
+    if train.devices * train.num_nodes > 1:
+        yield "train.offload: is for one process; set it to none, or train.devices and train.num_nodes to 1"
+    if train.offload == "blocks" and not train.gradient_checkpointing:
+        yield (
+            "train.offload: blocks, without train.gradient_checkpointing backward keeps the weights of all blocks on "
+            "the device; set that to true"
+        )
 
 
 def _in_backward_problems(config: Config) -> typing.Iterator[str]:

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from dreambooth.config import deciding_settings
-from dreambooth.methods import find_facts
+from dreambooth.methods import default_lr
 from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.metrics.verdict import Verdict
 from dreambooth.prompts import expand
@@ -43,7 +43,7 @@ def read_history(model: Path, card: ExportCard) -> History:
     entries = validation_log.entries
     return History(
         name=run.name,
-        settings=deciding_settings(config, find_facts(config["method"]["name"]).lr),
+        settings=deciding_settings(config, default_lr(config["method"]["name"], config["optim"].get("name", "adamw"))),
         grid=grid if grid.is_file() else None,
         prompts=[prompt.filled for prompt in expand(config["validate"]["prompts"], card.subjects)],
         measured_by=(entries[0].measured_by or {}) if entries else {},

@@ -27,8 +27,9 @@ from dreambooth.families.inspection import read_index  # noqa: E402
 from dreambooth.families.loading import is_small  # noqa: E402
 from dreambooth.families.location import find_folder  # noqa: E402
 from dreambooth.families.protocols import Family  # noqa: E402
+from dreambooth.families.quantization import check_quantizer, quantize  # noqa: E402
 from dreambooth.families.single_file import Header, read_header  # noqa: E402
-from dreambooth.families.source import QUANTIZERS, ModelSource  # noqa: E402
+from dreambooth.families.source import ModelSource  # noqa: E402
 from dreambooth.families.transformer_file import beside  # noqa: E402
 from dreambooth.plugins import Table  # noqa: E402
 
@@ -83,9 +84,16 @@ def load_family(source: ModelSource | str) -> Family:
         source = ModelSource(source)
     if source.family != "auto" and source.family not in FAMILIES:
         raise UserError(f"model.family={source.family}: unknown family; use auto or one of {', '.join(FAMILIES)}")
-    if source.quantize is not None and source.quantize not in QUANTIZERS:
-        known = f"use null or one of {', '.join(QUANTIZERS)}" if QUANTIZERS else "leave it out, none is supported yet"
-        raise UserError(f"model.quantize={source.quantize}: unknown quantization; {known}")
+    if source.quantize is None:
+        return _load(source)
+    check_quantizer(source.quantize, torch.device("cpu"))
+    family = _load(source)
+    for part in (family.denoiser, *family.text_encoders):  # those that were not while they were loaded
+        quantize(part, source.quantize)
+    return family
+
+
+def _load(source: ModelSource) -> Family:
     path = Path(os.path.expanduser(source.base))
     if os.path.isfile(path):
         return _load_single_file(path, source)

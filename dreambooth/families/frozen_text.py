@@ -23,6 +23,7 @@ from dreambooth.families.conditioning import Conditioning
 from dreambooth.families.inspection import check_weights
 from dreambooth.families.loading import check_finite, load_part, make_blank
 from dreambooth.families.prompt_cache import PromptCache
+from dreambooth.families.quantization import num_weights, quantize, stored_tensors
 from dreambooth.families.source import ModelSource
 from dreambooth.files import atomic_file
 
@@ -34,12 +35,13 @@ class LazyTextEncoder:
     """Hold a text encoder's place: its folders, and how it is loaded.
 
     load: reads it in a dtype. make_blank: makes it without numbers (torch's meta device). folders: with its files and
-    the tokenizer's.
+    the tokenizer's. quantize: how its weights are stored (`ModelSource`).
     """
 
     load: Callable[[torch.dtype], Any]
     make_blank: Callable[[], nn.Module]
     folders: tuple[Path, ...]
+    quantize: str | None = None
     module: Any = field(default=None, init=False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "LazyTextEncoder":
@@ -57,8 +59,8 @@ class LazyTextEncoder:
 
     @cached_property
     def digest(self) -> str:
-        """Return the SHA-256 over the files of the encoder and the tokenizer, hexadecimal."""
-        digest = hashlib.sha256()
+        """Return the SHA-256 over the files of the encoder and the tokenizer, and its quantization, hexadecimal."""
+        digest = hashlib.sha256((self.quantize or "").encode())
         for path in (path for folder in self.folders for path in sorted(folder.iterdir())):
             if path.suffix in (".safetensors", ".json", ".jinja", ".txt"):
                 with path.open("rb") as file:
@@ -67,8 +69,21 @@ class LazyTextEncoder:
         return digest.hexdigest()
 
     @cached_property
+    def blank(self) -> nn.Module:
+        """Return it without numbers, quantized as it is stored."""
+        blank = self.make_blank()
+        if self.quantize is not None:
+            quantize(blank, self.quantize)
+        return blank
+
+    @property
     def num_weights(self) -> int:
-        return sum(weight.numel() for weight in self.make_blank().parameters())
+        return num_weights(self.blank)
+
+    def num_bytes(self, dtype: torch.dtype) -> int:
+        """Return the bytes of its weights where those that are not quantized have this dtype."""
+        own = stored_tensors(self.blank)
+        return sum(each.numel() * (dtype.itemsize if each.is_floating_point() else 1) for each in own)
 
 
 def lazy_text_encoder(
@@ -84,6 +99,7 @@ def lazy_text_encoder(
         partial(_load, model_class, folder, source, part),
         partial(make_blank, model_class, folder / part),
         (folder / part, folder / part.replace("text_encoder", "tokenizer")),
+        source.quantize,
     )
 
 
@@ -117,6 +133,9 @@ class FrozenText(PromptCache):
 
     def num_text_weights(self) -> int:
         return sum(each.num_weights for each in self.frozen_encoders)
+
+    def num_text_bytes(self, dtype: torch.dtype) -> int:
+        return sum(each.num_bytes(dtype) for each in self.frozen_encoders)
 
     @torch.no_grad()
     def cache_prompts(

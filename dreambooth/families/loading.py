@@ -5,20 +5,23 @@ from typing import Any
 
 import torch
 from diffusers import ConfigMixin
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import CLIPTokenizer, PreTrainedModel
 
-from dreambooth.errors import ModelError
+from dreambooth.errors import ModelError, first_line
 from dreambooth.families.inspection import LOADING_ERRORS, check_sampler, read_json, reason
 from dreambooth.families.location import find_variants
+from dreambooth.families.quantization import num_weights, quantize
 from dreambooth.families.source import ModelSource
 
+VAE = "vae"  # the folder of the network that is always whole, in float32
 SMALL = 100e6  # parameters of a denoiser: the embedded base has 7 million, Stable Diffusion 1.5 has 860
 
 
 def is_small(network: nn.Module) -> bool:
     """Return whether casts and fused kernels cost a denoiser of this size more than they save."""
-    return sum(weight.numel() for weight in network.parameters()) < SMALL
+    return num_weights(network) < SMALL
 
 
 def load_part(
@@ -26,8 +29,9 @@ def load_part(
 ) -> Any:
     """Load one network straight into `dtype` (None: that of the source): it is never whole in a larger one.
 
-    Takes the source's variant of its weights where there is one, else the plain ones. Raises ModelError that says what
-    is wrong with its files.
+    Takes the source's variant of its weights where there is one, else the plain ones. With a quantization it is read in
+    the format of its files, which takes no memory of its own, and then quantized layer by layer. Raises ModelError that
+    says what is wrong with its files.
     """
     if not source.has_weights:
         return make_blank(model_class, base / subfolder)
@@ -35,9 +39,12 @@ def load_part(
     # Weights of another shape are reported below, by name; diffusers lists them anyway.
     options = {"ignore_mismatched_sizes": True} if issubclass(model_class, PreTrainedModel) else {}
     read_json(base / subfolder / "config.json")
+    dtype = dtype or source.dtype
+    is_quantized = source.quantize is not None and subfolder != VAE
+    read_as = stored_dtype(base / subfolder, dtype) if is_quantized else dtype
     try:
         model, info = model_class.from_pretrained(
-            base, subfolder=subfolder, output_loading_info=True, dtype=dtype or source.dtype, variant=own, **options
+            base, subfolder=subfolder, output_loading_info=True, dtype=read_as, variant=own, **options
         )
     except LOADING_ERRORS as error:
         others = find_variants(base / subfolder) - {own}
@@ -49,9 +56,28 @@ def load_part(
                 f"{base / subfolder}: {len(keys)} {problem.replace('_', ' ')} in the weights, e.g. {keys[0]}: they are "
                 "not those of its config.json"
             )
+    if is_quantized:
+        quantize(model, str(source.quantize))
+        model.to(dtype)
     if isinstance(model, ConfigMixin):  # else a folder of this machine is written into every file made of it
         model.register_to_config(_name_or_path="")
     return model
+
+
+def stored_dtype(place: Path, default: torch.dtype) -> torch.dtype:
+    """Return the float format of a file, or of a network's folder; the default where there is no .safetensors.
+
+    Raises ModelError.
+    """
+    formats = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    for path in [place] if place.is_file() else sorted(place.glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt") as file:
+                found = (file.get_slice(name).get_dtype() for name in file.keys())  # noqa: SIM118
+                return next((formats[each] for each in found if each in formats), default)
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{path}: cannot be read as .safetensors ({first_line(error)})") from error
+    return default
 
 
 def make_blank(model_class: Any, folder: Path) -> Any:

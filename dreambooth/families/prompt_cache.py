@@ -39,6 +39,9 @@ class PromptCache(ABC):
     def num_text_weights(self) -> int:
         return 0
 
+    def num_text_bytes(self, dtype: torch.dtype) -> int:
+        return 0
+
     def cache_blank_prompts(self, prompts: list[str]) -> None:  # noqa: B027 - most families have nothing to do
         """Do nothing: text encoders that may train are run."""
 

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
@@ -93,6 +94,10 @@ class TextSide(Protocol):
 
     def num_text_weights(self) -> int:
         """Return how many weights those text encoders have."""
+        ...
+
+    def num_text_bytes(self, dtype: torch.dtype) -> int:
+        """Return the bytes of those text encoders in a dtype, or as they are quantized."""
         ...
 
     @property

@@ -20,7 +20,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from dreambooth.errors import ModelError, first_line
 from dreambooth.families.builtin_configs import BUILTIN_CONFIGS, config_folder
 from dreambooth.families.inspection import LOADING_ERRORS, read_index
+from dreambooth.families.loading import stored_dtype
 from dreambooth.families.protocols import Family
+from dreambooth.families.quantization import quantize
 from dreambooth.families.source import ModelSource
 from dreambooth.families.vae import load_other_vae
 from dreambooth.home_folder import with_home
@@ -128,7 +130,7 @@ def read_header(path: Path) -> Header:
 
 
 def load_single_file_pipeline(pipeline_class: Any, header: Header, source: ModelSource, **options: Any) -> Any:
-    """Load the file as a pipeline: the VAE in float32, the other parts straight in the source's dtype.
+    """Load the file as a pipeline: the VAE in float32, the other parts straight in the source's dtype, or quantized.
 
     Raises ModelError.
     """
@@ -141,19 +143,26 @@ def load_single_file_pipeline(pipeline_class: Any, header: Header, source: Model
             raise ModelError(
                 f"{header.path}: holds no VAE; name one with model.vae (--vae): folder, hub id or single .safetensors"
             )
+        dtype = source.dtype if source.quantize is None else stored_dtype(header.path, source.dtype)
         try:
-            if (text_encoder := load_flat_text_encoder(header, configs, source.dtype)) is not None:
+            if (text_encoder := load_flat_text_encoder(header, configs, dtype)) is not None:
                 options["text_encoder"] = text_encoder
-            if source.vae is None and source.dtype != torch.float32:
+            if source.vae is None and dtype != torch.float32:
                 options["vae"] = AutoencoderKL.from_single_file(
                     str(header.path), config=configs, subfolder="vae", dtype=torch.float32
                 )
-            return pipeline_class.from_single_file(str(header.path), config=configs, dtype=source.dtype, **options)
+            pipeline = pipeline_class.from_single_file(str(header.path), config=configs, dtype=dtype, **options)
         except (*LOADING_ERRORS, SingleFileComponentError) as error:
             raise ModelError(
                 f"{header.path}: cannot be read as a single-file {pipeline_class.__name__} ({first_line(error)}); "
                 "name a local folder with its own configs and tokenizer (model.config, --config)"
             ) from error
+    if source.quantize is not None:
+        for part in (pipeline.unet, pipeline.text_encoder, pipeline.components.get("text_encoder_2")):
+            if part is not None:
+                quantize(part, source.quantize)
+                part.to(source.dtype)
+    return pipeline
 
 
 def load_flat_text_encoder(header: Header, configs: str, dtype: torch.dtype) -> CLIPTextModel | None:

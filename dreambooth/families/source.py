@@ -17,7 +17,7 @@ class ModelSource:
     revision: branch, tag or commit of a hub id.
     variant: second set of weights in the folder or hub id ("fp16"); parts that lack it are loaded without.
     dtype: of denoiser and text encoders, which are read straight into it; a VAE is always float32.
-    quantize: how the frozen weights are stored, by a name in `QUANTIZERS`; None: in `dtype`.
+    quantize: how the frozen weights are stored, by a name in `quantization.QUANTIZERS`; None: in `dtype`.
     vae: another VAE in the place of the base's own: a folder, a hub id or a single `.safetensors` file.
     transformer: a single file with the transformer alone, in the place of the folder's.
     has_weights: False makes networks of the folder's configs alone, with shapes and no numbers (torch's meta device).
@@ -33,6 +33,3 @@ class ModelSource:
     vae: str | None = None
     transformer: Path | None = None
     has_weights: bool = True
-
-
-QUANTIZERS: tuple[str, ...] = ()  # none yet: `load_family` refuses every name

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from dreambooth.generation.inputs.canvas import natural_size
 from dreambooth.generation.inputs.from_images import FromImages
 from dreambooth.generation.inputs.image_inputs import ChangeLatents, Prepared, attached, prepare
 from dreambooth.generation.inputs.init_image import InitImage
+from dreambooth.generation.memory import prepare_decoding
 from dreambooth.generation.models.loading import Model
 from dreambooth.generation.options import ImageOptions
 from dreambooth.generation.prompting.prompt_reading import as_typed, encoder, find_encoding, num_parts
@@ -144,10 +146,12 @@ def generate(
     batch_size: int,
     on_progress: OnProgress | None = None,
     attention_maps: bool = False,
+    decoding: str = "auto",
 ) -> Iterator[GeneratedImage]:
     """Yield one image for each request, in order. Neighbours of one size and settings are sampled in one batch.
 
-    attention_maps: also draw where each word of the prompt acted.
+    attention_maps: also draw where each word of the prompt acted. decoding: whole, slices, tiles, or auto by what is
+    free.
     """
     weights, done = fingerprint(model.family), 0
     before: ImageRequest | None = None
@@ -162,7 +166,8 @@ def generate(
 
         has_detail = batch[0].refinement is not None and batch[0].refinement.detail > 0
         with _recorder(model, batch) if attention_maps or has_detail else contextlib.nullcontext() as recorder:
-            images = _sample(model, batch, prepared, report)
+            prepare_decoding(model.family, decoding, batch[0].height * batch[0].width, len(batch))
+            images = _sample_in_parts(model, batch, prepared, report, can_halve=recorder is None)
         for row, (request, image) in enumerate(zip(batch, images, strict=True)):
             maps = {} if recorder is None else word_maps(model.family, request, recorder.maps[row])
             done += 1
@@ -206,6 +211,28 @@ def _change_of_plugins(batch: Sequence[ImageRequest]) -> ChangeLatents | None:
         return changed
 
     return change
+
+
+def _sample_in_parts(
+    model: Model, batch: Sequence[ImageRequest], prepared: Prepared, on_step: OnStep, can_halve: bool
+) -> list[Image.Image]:
+    """Return the images of a batch, in halves where the device has no memory for all of it: the same but for rounding.
+
+    can_halve: False where something counts on the whole batch; then torch.OutOfMemoryError is raised.
+    """
+    try:
+        return _sample(model, batch, prepared, on_step)
+    except torch.OutOfMemoryError:
+        if len(batch) == 1 or not can_halve:
+            raise
+    torch.cuda.empty_cache()  # behind the handler, which still held what had been computed
+    half = (len(batch) + 1) // 2
+    logger.info(f"out of memory with {len(batch)} images at a time; going on with {half} (--batch-size {half})")
+    return [
+        image
+        for part in (batch[:half], batch[half:])
+        for image in _sample_in_parts(model, part, prepared, on_step, can_halve)
+    ]
 
 
 def _batches(model: Model, requests: Sequence[ImageRequest], batch_size: int) -> Iterator[list[ImageRequest]]:

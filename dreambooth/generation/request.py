@@ -49,7 +49,7 @@ class ModelRef:
     base: the adapter's base model, if it has moved. config: the folder or hub id with a single file's configs and
     tokenizer. revision: of a hub id. variant: which of the weights; of an adapter both are its base's. dtype: of
     denoiser and text encoders; None: float16 on a GPU, else float32. vae: replaces the model's own VAE. loras,
-    embeddings: applied on top.
+    embeddings: applied on top. quantize: how the weights are stored, None: in the dtype.
     """
 
     name: str
@@ -61,6 +61,7 @@ class ModelRef:
     vae: str | None = None
     loras: tuple[LoraRef, ...] = ()
     embeddings: tuple[EmbeddingRef, ...] = ()
+    quantize: str | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,8 @@ def make_recipe(request: ImageRequest, weights: str) -> dict[str, Any]:
     model = asdict(request.model)
     model |= {"loras": as_json(request.model.loras), "embeddings": as_json(request.model.embeddings)}
     name = model.pop("name")
+    if request.model.quantize is None:  # a key that recipes of plain models do not have
+        del model["quantize"]
     recipe = {"prompt": request.prompt, "seed": request.seed, **asdict(request.settings)}
     recipe |= {"model": name, "width": request.width, "height": request.height, **model, "weights": weights}
     recipe |= from_images.as_json(request.images)

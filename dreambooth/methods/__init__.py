@@ -13,7 +13,7 @@ from dreambooth.plugins import Table
 if TYPE_CHECKING:
     from dreambooth.methods.base import Method
 
-__all__ = ["FACTS", "Facts", "find_facts", "find_method"]
+__all__ = ["FACTS", "Facts", "default_lr", "find_facts", "find_method"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ FACTS: Table[Facts] = Table(
 # Methods whose results are a LoRA, and those that kohya's names hold as LyCORIS writes them.
 HAVE_A_LORA = ("lora", "pivotal")
 HAVE_FACTORS = ("loha", "lokr")
+BESIDE_THE_BASE = (*HAVE_A_LORA, *HAVE_FACTORS, "textual_inversion")  # that leave the base's own weights alone
 HAVE_KOHYA_NAMES = (*HAVE_A_LORA, *HAVE_FACTORS)
 
 
@@ -54,6 +55,16 @@ def find_facts(name: str) -> Facts:
     if name not in FACTS:
         raise UserError(f"method.name={name}: unknown method; one of {', '.join(FACTS)}")
     return FACTS[name]
+
+
+# How much of a method's learning rate, which suits AdamW, an optimizer wants. Defazio et al. 2024 (arXiv 2405.15682)
+# found the best rate of schedule-free AdamW at 1 to 10 times AdamW's.
+RATES = {"schedulefree": 2.0}
+
+
+def default_lr(method: str, optimizer: str) -> float:
+    """Return the learning rate of a method by an optimizer; Prodigy finds its own, which 1 leaves as it is."""
+    return 1.0 if optimizer == "prodigy" else find_facts(method).lr * RATES.get(optimizer, 1.0)
 
 
 def find_method(name: str) -> "Method":

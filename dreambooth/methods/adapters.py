@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from dreambooth.errors import UserError
 from dreambooth.families import Conditioning, Family, components, evaluation_mode
+from dreambooth.families.quantization import is_quantized
 from dreambooth.methods.base import MethodSettings
 
 ADAPTER = "default"
@@ -188,7 +189,8 @@ def frozen_base(family: Family) -> Family:
 
 @torch.no_grad()
 def merge(family: Family) -> None:
-    """Merge the adapters into the weights and remove them: a plain model is left."""
+    """Merge the adapters into the weights, which are not quantized, and remove them: a plain model is left."""
+    assert not any(map(is_quantized, networks(family).values())), "nothing can be written into quantized weights"
     for layer in adapted_layers(family):
         if isinstance(layer, BaseTunerLayer):
             layer.merge()

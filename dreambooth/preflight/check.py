@@ -15,6 +15,7 @@ from dreambooth.data.image_folder import list_images
 from dreambooth.data.near_duplicates import inspect_image
 from dreambooth.disk import GIB
 from dreambooth.errors import DreamBoothError
+from dreambooth.families.quantization import num_weights
 from dreambooth.methods import find_method
 from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.preflight.memory_plan import Planner, device_memory, is_enough
@@ -65,6 +66,7 @@ def check(config: Config) -> Findings:
         build.validation_sampler,
         build.pick_device,
         build.check_optimizer,
+        build.check_quantization,
     ):
         with findings.of("config"):
             ask(config)
@@ -131,7 +133,7 @@ def check_base(config: Config, findings: Findings) -> Planner | None:
         planner = Planner(config)
         build.apply_schedule(planner.family, config)
         build.check_samplers(planner.family, config)
-        weights = sum(weight.numel() for network in planner.networks for weight in network.parameters()) / 1e6
+        weights = sum(map(num_weights, planner.networks)) / 1e6
         if planner.note is None:
             good(f"{config.model.base}: {weights:.1f} million finite weights, of parts that fit each other")
         else:

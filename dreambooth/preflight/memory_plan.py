@@ -29,6 +29,8 @@ from dreambooth.disk import GIB
 from dreambooth.families import Conditioning, Family, ModelSource, evaluation_mode, load_family
 from dreambooth.families.flow import warn_of_distilled
 from dreambooth.families.known_bases import DISTILLED, built_in_shapes, shapes_folder
+from dreambooth.families.offload import blocks_of, frozen_weights
+from dreambooth.families.quantization import stored_tensors
 from dreambooth.generation.sampler import guided
 from dreambooth.methods import find_method
 from dreambooth.metrics.encoders import ImageEncoder
@@ -36,7 +38,7 @@ from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.randomness import Randomness
 from dreambooth.run.savings import SAVINGS, applies, written
 from dreambooth.training.objective import Draws, encode_batch, sample_losses
-from dreambooth.training.optimizer import MOMENT_BYTES
+from dreambooth.training.optimizers import OPTIMIZERS
 
 ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -74,8 +76,8 @@ WORDS = {
     "frozen": "weights that do not train",
     "copy": "the untouched base beside them, for the prior",
     "scores": "encoders of the scores",
-    "step": "within a step: gradients, activations",
-    "validation": "within a validation: sampling, decoding",
+    "step": "within a step: gradients, activations, weights that come for it (train.offload)",
+    "validation": "within a validation: sampling, decoding, weights that come for it",
     "prompts": "before the first step: the frozen text encoder, which encodes the prompts",
 }
 
@@ -96,17 +98,20 @@ class Planner:
     """Plan the memory of configs that have base and method in common. Loads the base, on the CPU.
 
     fake: compute with fake tensors, which have no numbers; else with real ones. With fake ones a well-known base that
-    is not here is not downloaded: `shapes` names the built-in config that its networks are made from.
+    is not here is not downloaded: `shapes` names the built-in config that its networks are made from. has_weights:
+    whether a folder's weights are read; else its configs alone.
     Raises UserError and ModelError as a run does.
     """
 
-    def __init__(self, config: Config, fake: bool = True) -> None:
+    def __init__(self, config: Config, fake: bool = True, has_weights: bool = True) -> None:
         self.mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else None
-        source = build.model_source(config)
+        source = replace(build.model_source(config), has_weights=has_weights)
         self.shapes = built_in_shapes(source) if fake else None
-        self.family = load_family(source) if self.shapes is None else load_shapes(self.shapes)
+        self.family = load_family(source) if self.shapes is None else load_shapes(self.shapes, source.quantize)
         if self.shapes is not None and (trained_instead := DISTILLED.get(source.base.lower())):
             warn_of_distilled(source.base, trained_instead)
+        self.quantize = config.model.quantize
+        self._quantized: dict[str, Planner] = {}
         build.check_can_train(self.family, config.model.base)
         self.method = find_method(config.method.name)
         self.networks: list[Any] = [self.family.denoiser, *self.family.text_encoders, self.family.vae]
@@ -116,7 +121,7 @@ class Planner:
             self.family, build.method_settings(config, self.family, Randomness(config.run.seed))
         )
         self.family.cache_blank_prompts(["", build.subject_prompt(config, 0)])
-        if self.mode is not None and self.shapes is not None:
+        if self.mode is not None and any(weight.is_meta for weight in self.family.denoiser.parameters()):
             with self.mode:
                 for network in self.networks:
                     network.to_empty(device="cpu")  # fake tensors, which claim to be there
@@ -132,21 +137,35 @@ class Planner:
         return f"not in the local cache; the shapes are the built-in ones of {self.shapes}"
 
     def need(self, config: Config) -> Need:
-        weights = [weight for network in self.networks for weight in network.parameters()]
+        if config.model.quantize != self.quantize:
+            return self._with_quantization(config).need(config)
+        weights = [tensor for network in self.networks for tensor in stored_tensors(network)]
         trained = [weight for weight in weights if weight.requires_grad]
-        num_trained = sum(weight.numel() for weight in trained)
+        streamed, there = streamed_bytes(self.family.denoiser, config)
         is_copied = not self.method.facts.is_adapter and config.prior.source in ("stream", "teacher")
         return Need(
             trained=num_bytes(trained),
-            moments=num_trained * MOMENT_BYTES[config.optim.name],
+            moments=sum(map(OPTIMIZERS[config.optim.name].state_bytes, trained)),
             average=num_bytes(trained) if config.train.ema_decay else 0,
-            frozen=num_bytes(weight for weight in weights if not weight.requires_grad) - self._freed_bytes(config),
+            frozen=num_bytes(weight for weight in weights if not weight.requires_grad)
+            - self._freed_bytes(config)
+            - streamed,
             copy=self.num_base_weights * build.compute_dtype(config, self.family).itemsize * is_copied,
             scores=num_bytes(weights_of(self.encoders)) if config.validate.every_steps else 0,
-            step=self.step(config).peak,
-            validation=self.validation(config).peak if config.validate.every_steps else 0,
-            prompts=self.family.num_text_weights() * build.compute_dtype(config, self.family).itemsize,
+            step=self.step(config).peak + there,
+            validation=self.validation(config).peak + there + vae_bytes(self.family, config)
+            if config.validate.every_steps
+            else 0,
+            prompts=self.family.num_text_bytes(build.compute_dtype(config, self.family)),
         )
+
+    def _with_quantization(self, config: Config) -> "Planner":
+        """Return the planner of the same base, quantized as this config has it; of a folder its configs are enough."""
+        name = config.model.quantize
+        if name not in self._quantized:
+            is_file = os.path.isfile(os.path.expanduser(config.model.base))
+            self._quantized[name] = Planner(config, self.mode is not None, has_weights=is_file or self.mode is None)
+        return self._quantized[name]
 
     def step(self, config: Config) -> Work:
         """Return what a step takes, of its micro-batches the first two (`num_micro_batches`)."""
@@ -183,7 +202,7 @@ class Planner:
         freed = build.unused_networks(self.family, config, self.text_trains)
         if kind_of(build.pick_device(config)).has_own_memory and self.family.vae not in freed:
             freed = [*freed, self.family.vae]
-        return num_bytes(weight for network in freed for weight in network.parameters())
+        return num_bytes(tensor for network in freed for tensor in stored_tensors(network))
 
     def _work_of_step(self, config: Config) -> Work:
         """Return what a step takes; its gradients are among the bytes."""
@@ -279,10 +298,29 @@ def num_bytes(weights: Iterable[Tensor]) -> int:
     return sum(weight.numel() * weight.element_size() for weight in weights)
 
 
-def load_shapes(name: str) -> Family:
+def streamed_bytes(denoiser: nn.Module, config: Config) -> tuple[int, int]:
+    """Return the bytes of frozen weights that wait off the device, and of those that are there while one computes.
+
+    On a CPU they wait in the same memory, and what computes is a copy.
+    """
+    if config.train.offload == "none":
+        return 0, 0
+    parts = blocks_of(denoiser) if config.train.offload == "blocks" else [denoiser]
+    sizes = sorted(num_bytes(frozen_weights(part)) for part in parts)
+    waiting = sum(sizes) if kind_of(build.pick_device(config)).has_own_memory else 0
+    return waiting, sum(sizes[-2:])
+
+
+def vae_bytes(family: Family, config: Config) -> int:
+    """Return the bytes of a VAE that comes to a GPU to decode, where the denoiser does not make room for it."""
+    comes = kind_of(build.pick_device(config)).has_own_memory and config.train.offload != "parts"
+    return num_bytes(family.vae.parameters()) if comes else 0
+
+
+def load_shapes(name: str, quantize: str | None = None) -> Family:
     """Make a family of a built-in config's shapes, whose weights have no numbers (torch's meta device)."""
     with shapes_folder(name) as folder:
-        family = load_family(ModelSource(str(folder), has_weights=False))
+        family = load_family(ModelSource(str(folder), quantize=quantize, has_weights=False))
         family.num_text_weights()  # counted while the folder is there
         return family
 
@@ -333,14 +371,21 @@ class Count(TorchDispatchMode):
         self.now -= size
 
 
-def with_savings(planner: Planner, config: Config) -> Iterator[tuple[str, Config, Need]]:
-    """Yield a description, the config and its need: as configured, then with one more effective saving at a time."""
+def with_savings(
+    planner: Planner, config: Config, is_possible: Callable[[Config], bool] = lambda config: True
+) -> Iterator[tuple[str, Config, Need]]:
+    """Yield a description, the config and its need: as configured, then with one more effective saving at a time.
+
+    is_possible: returns whether a config can be run here.
+    """
     need = planner.need(config)
     yield "as configured", config, need
     for changes, cost in (*SAVINGS, *SAVINGS):  # twice: a saving may take effect only after another
         if not applies(next(iter(changes)), config):
             continue
         changed = with_changes(config, changes)
+        if not is_possible(changed):
+            continue
         need_then = planner.need(changed)
         if need_then.total < need.total:
             config, need = changed, need_then

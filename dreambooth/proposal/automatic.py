@@ -45,7 +45,8 @@ def case_of(settings: Mapping[str, Any]) -> Case:
     trains_text = settings.get("method.train_text_encoder", default_of("method.train_text_encoder"))
     base = base_facts(str(settings.get("model.base", "")), str(settings.get("model.family", AUTO)))
     counts = [len(sort_files(with_home(str(folder))).images) for folder in folders]
-    return Case(base, counts, str(method), bool(trains_text))
+    optimizer = settings.get("optim.name", default_of("optim.name"))
+    return Case(base, counts, str(method), bool(trains_text), str(optimizer))
 
 
 def _values_of_run(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dreambooth.methods import find_facts
+from dreambooth.methods import RATES, find_facts
 from dreambooth.proposal.facts import BaseFacts
 
 Draft = dict[str, tuple[Any, str]]  # value and reason of each section.key, in the order in which they are written
@@ -36,6 +36,7 @@ class Case:
     num_photos: Sequence[int]
     method: str = "lora"
     trains_text_encoder: bool = True
+    optimizer: str = "adamw"
 
 
 def resolution(case: Case) -> Choice:
@@ -56,6 +57,15 @@ def max_steps(case: Case) -> Choice:
 
 
 def learning_rate(case: Case) -> Choice:
+    """Return AdamW's rate, or what the optimizer makes of it."""
+    if case.optimizer == "prodigy":
+        return 1.0, "Prodigy finds its own rate, of which this is a factor"
+    rate, reason = adamw_rate(case)
+    factor = RATES.get(case.optimizer, 1.0)
+    return (rate, reason) if factor == 1 else (factor * rate, f"{reason}; {factor:g} times that for {case.optimizer}")
+
+
+def adamw_rate(case: Case) -> Choice:
     if case.base.is_toy:
         toy = {
             "full": (4.0e-4, f"{LAB}: twice as high, and the prompt's places go first"),

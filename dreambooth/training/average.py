@@ -56,3 +56,36 @@ class WeightAverage:
         if self._ema is not None:
             self._ema.load_state_dict(checkpoint["average"])
             self._ema.to(device)
+
+
+class ScheduleFreeAverage(WeightAverage):
+    """Put the averaged weights x of a schedule-free optimizer in the place of those y at which it takes gradients:
+
+        x = y + (1 - 1 / beta1) (z - y)     Defazio et al. 2024, arXiv 2405.15682, eq. 1 to 3
+
+    The optimizer itself would go there and back by arithmetic, which rounds: a run with a validation would not be one
+    without. Here y is kept, and a checkpoint has it as it is.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        super().__init__(list, 0.0)
+        self._optimizer = optimizer
+
+    @torch.no_grad()
+    def replace_weights(self) -> None:
+        for group in self._optimizer.param_groups:
+            for weight in group["params"]:
+                if "z" in (state := self._optimizer.state[weight]):
+                    weight.lerp_(state["z"], 1 - 1 / group["betas"][0])
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        weights = [weight for group in self._optimizer.param_groups for weight in group["params"]]
+        kept = [weight.detach().clone() for weight in weights]
+        self.replace_weights()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for weight, before in zip(weights, kept, strict=True):
+                    weight.copy_(before)

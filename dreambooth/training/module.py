@@ -21,7 +21,7 @@ from dreambooth.families import Family
 from dreambooth.generation.class_prior import Predict, Prior
 from dreambooth.losses import prior_preservation, sample_weights
 from dreambooth.randomness import Randomness, seed_device
-from dreambooth.training.average import WeightAverage
+from dreambooth.training.average import ScheduleFreeAverage, WeightAverage
 from dreambooth.training.objective import LossSettings, draw, encode_batch, sample_losses
 from dreambooth.training.optimizer import (
     OptimSettings,
@@ -101,6 +101,8 @@ class DreamBoothModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         trained = dict(self.trained.items())
         optimizer, schedule = make_optimizer(trained, self.optim, self.is_fused, lambda: self.text_is_stopped)
+        if self.optim.name == "schedulefree":
+            self.average = ScheduleFreeAverage(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:

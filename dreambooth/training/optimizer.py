@@ -1,4 +1,4 @@
-"""AdamW with a learning rate for each network, the learning rate's schedule, and gradient clipping."""
+"""An optimizer with a learning rate for each network, the learning rate's schedule, and gradient clipping."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -8,20 +8,20 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from dreambooth.distributed import whole
-from dreambooth.errors import UserError
+from dreambooth.training.optimizers import OPTIMIZERS
 
 
 @dataclass(frozen=True)
 class OptimSettings:
-    """Hold the settings of AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) and its schedule, in optimizer steps."""
+    """Hold the settings of an optimizer and its learning rate's schedule, in optimizer steps."""
 
     lr: float
     text_encoder_lr: float
-    name: str = "adamw"  # of OPTIMIZERS
+    name: str = "adamw"  # of `optimizers.OPTIMIZERS`
     in_backward: bool = False  # whether a weight takes its step as soon as its gradient is there
     identifier_lr: float | None = None  # of the token embedding; None: text_encoder_lr
     text_encoder_stop_step: int | None = None  # from here on the text encoders stay as they are; None: never
@@ -54,33 +54,6 @@ def lr_factor(step: int, settings: OptimSettings, is_text_encoder: bool = False)
     return SHAPES[settings.schedule](min(1.0, done))
 
 
-def adamw8bit(groups: list[dict[str, Any]], **settings: Any) -> Optimizer:
-    """Make AdamW with moments in 8-bit numbers, a scale for each block (Dettmers et al. 2022, arXiv 2110.02861).
-
-    Its first step would change the channels-last layout of weights, and the first step of a resumed run would round
-    otherwise: the layout is changed here. Raises UserError where bitsandbytes is missing.
-    """
-    for weight in (weight for group in groups for weight in group["params"]):
-        weight.data = weight.data.contiguous()
-    return import_bitsandbytes().optim.AdamW8bit(groups, **settings)
-
-
-def import_bitsandbytes() -> Any:
-    """Import bitsandbytes. Raises UserError where it is not installed."""
-    try:
-        import bitsandbytes
-    except ImportError as error:
-        raise UserError(
-            f"optim.name=adamw8bit: bitsandbytes cannot be imported ({error}); pip install 'dreambooth[8bit]'"
-        ) from error
-    return bitsandbytes
-
-
-# Parameter groups and settings -> optimizer.
-OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": AdamW, "adamw8bit": adamw8bit}
-MOMENT_BYTES = {"adamw": 8, "adamw8bit": 2}  # of both moments of a weight
-
-
 def make_optimizer(
     trained: dict[str, nn.Module], settings: OptimSettings, fused: bool, text_is_stopped: Callable[[], bool]
 ) -> tuple[Optimizer, LambdaLR]:
@@ -91,8 +64,7 @@ def make_optimizer(
     With `identifier_lr` their token embeddings are groups of their own that do not decay: rows without a gradient stay.
     """
     groups = [group for name, part in trained.items() for group in _groups_of(name, part, settings)]
-    own = {"fused": True} if fused else {}
-    optimizer = OPTIMIZERS[settings.name](groups, betas=settings.betas, weight_decay=settings.weight_decay, **own)
+    optimizer = OPTIMIZERS[settings.name].make(groups, settings.betas, settings.weight_decay, fused)
 
     def factor(step: int, is_text_encoder: bool) -> float:
         return 0.0 if is_text_encoder and text_is_stopped() else lr_factor(step, settings, is_text_encoder)
@@ -160,7 +132,9 @@ def take_settings(
     schedule.base_lrs = [group["lr"] for group in groups]
     for own, group, factor in zip(optimizer.param_groups, groups, schedule.lr_lambdas, strict=True):
         own["initial_lr"], own["lr"] = group["lr"], group["lr"] * factor(schedule.last_epoch)
-        own["betas"], own["weight_decay"] = settings.betas, group.get("weight_decay", settings.weight_decay)
+        own["weight_decay"] = group.get("weight_decay", settings.weight_decay)
+        if "betas" in own:
+            own["betas"] = settings.betas
 
 
 def is_of_text(group: dict[str, Any]) -> bool:

@@ -11,6 +11,9 @@ import torch
 from dreambooth.devices import find_device, kind_of
 from dreambooth.errors import ModelError
 from dreambooth.families import Family, ModelSource, load_family, move
+from dreambooth.families.offload import offload as keep_off_device
+from dreambooth.families.quantization import check_quantizer, quantize
+from dreambooth.generation.memory import offload_for
 from dreambooth.generation.models.additions import (
     EmbeddingRef,
     LoraRef,
@@ -22,9 +25,9 @@ from dreambooth.generation.models.additions import (
 )
 from dreambooth.generation.models.base_source import base_source
 from dreambooth.generation.models.location import check_is_there, fill, model_folder
-from dreambooth.generation.models.reading import load_result
+from dreambooth.generation.models.reading import is_own, load_result
 from dreambooth.generation.request import ModelRef
-from dreambooth.methods import adapters, embedding_files, lora_files
+from dreambooth.methods import BESIDE_THE_BASE, adapters, embedding_files, lora_files
 from dreambooth.plugins import active
 from dreambooth.subject_info import ExportCard, LearnedSubject, SubjectInfo, find_card
 
@@ -60,16 +63,17 @@ class Model:
         return fill(prompt, self.name, self.subjects)
 
 
-def load_model(model: ModelRef | str, device: str = "auto") -> Model:
+def load_model(model: ModelRef | str, device: str = "auto", offload: str = "none") -> Model:
     """Load a model as `load_unchanged` does, and let plug-ins change it."""
-    found: Model = active().change("change_model", model=load_unchanged(model, device))
+    found: Model = active().change("change_model", model=load_unchanged(model, device, offload))
     return found
 
 
-def load_unchanged(model: ModelRef | str, device: str = "auto") -> Model:
+def load_unchanged(model: ModelRef | str, device: str = "auto", offload: str = "none") -> Model:
     """Load a run, pipeline or adapter folder, a hub id or a single file, and what is laid over it.
 
-    device: a name in `devices.DEVICES`, or auto.
+    device: a name in `devices.DEVICES`, or auto. offload: none, parts, blocks or auto: which networks wait in main
+    memory until they compute.
 
     Raises ModelError, and UserError for a device, revision or variant that is not there.
     """
@@ -79,19 +83,31 @@ def load_unchanged(model: ModelRef | str, device: str = "auto") -> Model:
     folder, picked = model_folder(ref.name), find_device(device)
     ref = replace(ref, dtype=ref.dtype or kind_of(picked).dtype)
     dtype = getattr(torch, str(ref.dtype))
+    if ref.quantize is not None:
+        check_quantizer(ref.quantize, picked)
+    quantize_early = None if ref.loras or ref.embeddings else ref.quantize  # else before anything is laid over it
     card = find_card(folder)
     if card is not None and not (folder / "model_index.json").is_file():
-        family = load_adapted(folder, card, ref)
+        family = load_adapted(folder, card, ref, quantize_early)
     else:
         name = str(folder) if folder.exists() else ref.name
         family = load_family(
-            ModelSource(name, config=ref.config, revision=ref.revision, variant=ref.variant, dtype=dtype, vae=ref.vae)
-        )
+            ModelSource(
+                name, config=ref.config, revision=ref.revision, variant=ref.variant, dtype=dtype,
+                quantize=quantize_early, vae=ref.vae,
+            )
+        )  # fmt: skip
     if ref.loras or ref.embeddings:
         ref = add_to(family, ref)
-    move(family, picked)
     for part in (family.denoiser, *family.text_encoders):
+        if ref.quantize is not None:
+            quantize(part, ref.quantize)
         part.eval().to(dtype)
+    if (chosen := offload_for(family, offload, picked, family.num_text_bytes(dtype))) != "none":
+        for part in (family.denoiser, *family.text_encoders):
+            part.requires_grad_(False)
+        keep_off_device(family, chosen, picked, text_too=True)
+    move(family, picked)
     return Model(ref, family, card, (() if card is None else card.subjects) + learned_by(ref.loras))
 
 
@@ -125,11 +141,16 @@ def checked_digest(path: Path, recorded: str | None) -> str:
     return digest
 
 
-def load_adapted(folder: Path, card: ExportCard, ref: ModelRef) -> Family:
-    """Load the base with an adapter's files applied, in float32. Raises ModelError."""
+def load_adapted(folder: Path, card: ExportCard, ref: ModelRef, stored_as: str | None = None) -> Family:
+    """Load the base with an adapter's files applied, in float32. Raises ModelError.
+
+    stored_as: how the base is quantized, where the adapter leaves it alone.
+    """
     source = base_source(card, folder, ref.base, ref.revision, ref.variant, ref.vae)
     if ref.config is not None:
         source = replace(source, config=ref.config)
+    if is_own(folder, card) and card.method in BESIDE_THE_BASE:
+        source = replace(source, quantize=stored_as)
     try:
         return load_result(folder, card, source, ref.vae)
     except ModelError as error:

@@ -61,5 +61,7 @@ class ModelPool:
 
         Not where words were learned with them, and not in half precision, to which loading rounds the sum.
         """
+        if ref.quantize is not None:  # nothing can be laid over quantized weights
+            return False
         is_float32 = (ref.dtype or kind_of(find_device(self._device)).dtype) == "float32"
         return bool(ref.loras) and is_float32 and not any(words_beside(lora_file(each)) for each in ref.loras)
