@@ -71,6 +71,8 @@ def test_auto_looks_at_the_base_the_method_and_the_photos(tmp_path):
     assert (config.train.max_steps, config.optim.lr) == (800 + 3 * 150, 2e-6)
     lora = load_run_config(path, [*real, "method.name=lora", "model.family=qwen_image"])
     assert (lora.train.max_steps, lora.optim.lr, lora.method.rank) == (1000 + 3 * 150, 5e-5, 16)
+    whole = load_run_config(path, [*real, "model.family=z_image"])
+    assert whole.optim.lr == 1e-6
     alone = load_run_config(path, [*real, "method.train_text_encoder=false"])
     assert alone.optim.lr == 5e-6
 

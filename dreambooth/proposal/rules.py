@@ -4,7 +4,7 @@ Of the embedded base the values are the laboratory's (benchmarks/RESULTS.md); of
 - diffusers' examples/dreambooth/README.md: all weights of Stable Diffusion at 5e-6 without and 2e-6 with the text
   encoder, 400 steps without and 800 with a prior of 200 images (200 to 300 work for most), batch 1; LoRA at 1e-4.
 - musubi-tuner's docs/zimage.md and docs/qwen_image.md: LoRA of Z-Image at 1e-4 and rank 32, of Qwen-Image at 5e-5 and
-  rank 16.
+  rank 16; all weights of either at 1e-6.
 - ai-toolkit's config/examples/train_lora_qwen_image_24gb.yaml: 2000 steps, 500 to 4000 is a good range, batch 1.
 - ai-toolkit's train_lora_flux_24gb.yaml and train_lora_sd35_large_24gb.yaml: 1e-4, rank 16, 2000 steps.
 - diffusers' examples/dreambooth/README_krea2.md: Krea 2 RAW at 3e-4 to 7e-4, rank 32, 1000 steps, the authors' layers.
@@ -49,7 +49,7 @@ def max_steps(case: Case) -> Choice:
     num_subjects = len(case.num_photos)
     if case.base.is_toy:
         if case.method == "textual_inversion":
-            return 400 * num_subjects, f"{LAB}: one word learns slowly"
+            return 400 * num_subjects, f"{LAB}: its trials of a word alone had as many"
         return 240 * num_subjects, f"{LAB}: with 120 the likeness is missing, with 480 the prompt's places"
     usual, source = (800, "diffusers' README") if case.base.family in ("sd", "sdxl") else (1000, "peers: 500 to 4000")
     reason = f"{source}; {STEPS_A_PHOTO} more for each photo beyond {FEW_PHOTOS}"
@@ -70,7 +70,7 @@ def adamw_rate(case: Case) -> Choice:
         toy = {
             "full": (4.0e-4, f"{LAB}: twice as high, and the prompt's places go first"),
             "pivotal": (4.0e-3, f"{LAB}: with a rank of 14 it reaches what all weights do"),
-            "textual_inversion": (2.0e-2, f"{LAB}: the best of three rates for a word alone"),
+            "textual_inversion": (2.0e-2, f"{LAB}: no rate that was tried is better for a word alone"),
         }
         own = find_facts(case.method).lr
         return toy.get(case.method, (own, "the method's default; not measured on this base"))
@@ -78,9 +78,11 @@ def adamw_rate(case: Case) -> Choice:
         if case.trains_text_encoder:
             return 2.0e-6, "diffusers' README, with the text encoder"
         return 5.0e-6, "the paper's and diffusers', without the text encoder"
+    if case.method == "full":
+        return 1.0e-6, "musubi-tuner's of all weights of such a transformer"
     if case.method in ADAPTERS:
         peers = {
-            "z_image": (1.0e-4, "musubi-tuner's and ai-toolkit's"),
+            "z_image": (1.0e-4, "musubi-tuner's"),
             "qwen_image": (5.0e-5, "musubi-tuner's"),
             "flux2_klein": (2.0e-4, "a workshop's for a character, on Klein base 4B"),
             "krea2": (3.0e-4, "its authors', who name 3e-4 to 7e-4"),
@@ -105,13 +107,14 @@ def text_encoder_rate(case: Case) -> Choice:
 
 def rank(case: Case) -> Choice:
     if case.base.is_toy:
-        return 14 if case.method == "pivotal" else 16, f"{LAB}: 4 loses a colour, 64 shows no more"
+        return 14 if case.method == "pivotal" else 16, f"{LAB}: reaches what all weights do, beside a new word"
     peers = {
-        "z_image": (32, "musubi-tuner's and ai-toolkit's"),
+        "z_image": (32, "musubi-tuner's"),
         "flux2_klein": (32, "a workshop's for a character"),
         "krea2": (32, "its authors'"),
+        "qwen_image": (16, "musubi-tuner's and ai-toolkit's"),
     }
-    return peers.get(case.base.family, (16, "musubi-tuner's and ai-toolkit's; a file of some MB"))
+    return peers.get(case.base.family, (16, "four times that of diffusers' script; a file of some MB"))
 
 
 def prior_source(case: Case) -> Choice:
@@ -146,7 +149,7 @@ def num_prior_images(case: Case) -> Choice:
 
 def batch_size(case: Case) -> Choice:
     if case.base.is_toy:
-        return 4, "so small a network is as fast with four"
+        return 4, f"{LAB}: what its trials had"
     return 1, "diffusers' and ai-toolkit's; with the class sample the network sees two"
 
 
@@ -189,7 +192,7 @@ CLASS_GUIDED: Draft = {"prior.guidance_scale": (4.0, "the default of diffusers' 
 FIXED: dict[str, Draft] = {
     "toy": {
         "method.name": ("full", "all weights: the model is tiny"),
-        "prior.num_inference_steps": (10, "draws what 20 draw, on so small a model"),
+        "prior.num_inference_steps": (10, f"{LAB}: what its trials had"),
         "prior.guidance_scale": (1, "what the base believes"),
         "optim.schedule": ("linear", "ends at 0: crisper images than a constant rate"),
         "train.precision": ("32-true", "on most CPUs faster than 16 bits"),
@@ -241,7 +244,7 @@ FIXED: dict[str, Draft] = {
     },
     "qwen_image": {
         "method.name": LORA,
-        "loss.timesteps": ("shifted", "mostly noise, as peers do"),
+        "loss.timesteps": ("shifted", "as musubi-tuner does"),
         "loss.timestep_shift": (2.2, "musubi-tuner's; the base's own sampler has 2.0 at this size"),
         **COMMON,
         **GUIDED,
