@@ -14,6 +14,7 @@ from PIL import Image, ImageFilter
 from dreambooth.cli import main
 from dreambooth.config import load_config
 from dreambooth.data.buckets import make_buckets
+from dreambooth.data.masks import masks_folder
 from dreambooth.data.near_duplicates import ImageInfo
 from dreambooth.errors import ModelError, UserError
 from dreambooth.prepare.crops import crops_of
@@ -27,7 +28,7 @@ from toyworld import world
 from toyworld.photos import photos
 
 TOY = Needs(64, [(64, 64)])
-BASE = "checkpoints/toyworld"
+BASE = str(Path(__file__).parents[1] / "checkpoints" / "toyworld")
 
 
 @pytest.fixture
@@ -244,6 +245,13 @@ def test_masks_that_a_finder_found_are_written_where_training_reads_them(robot):
     assert again.inspection.readable[0].box == (8 / 64, 8 / 64, 40 / 64, 1)
     with pytest.raises(UserError, match="robot-masks: is there already"):
         write_masks(found.inspection)
+
+
+def test_masks_lie_beside_a_folder_however_it_is_named(robot, monkeypatch):
+    assert masks_folder(robot) == robot.with_name("robot-masks")
+    monkeypatch.chdir(robot)
+    assert masks_folder(Path()) == masks_folder(Path("..", "robot")).resolve() == robot.with_name("robot-masks")
+    assert found(inspect_folder(Path(), TOY)) == {}
 
 
 def test_a_captioner_proposes_captions_that_are_written_beside_photos_without_one(robot, tmp_path):

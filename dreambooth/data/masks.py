@@ -33,8 +33,14 @@ def find_masks(folder: Path, images: Sequence[Path]) -> str | None:
     """
     if all_cut_out(images):
         return "alpha"
-    beside = folder.with_name(f"{folder.name}-masks")
+    beside = masks_folder(folder)
     return str(beside) if beside.is_dir() else None
+
+
+def masks_folder(folder: Path) -> Path:
+    """Return the folder beside a folder of images that its masks are looked for in: <name>-masks."""
+    named = folder if folder.name not in ("", "..") else folder.resolve()
+    return named.parent / f"{named.name}-masks"
 
 
 def all_cut_out(images: Sequence[Path]) -> bool:

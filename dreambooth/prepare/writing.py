@@ -5,6 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from dreambooth.data.masks import masks_folder
 from dreambooth.disk import check_writable, translate_write_errors
 from dreambooth.errors import UserError, escaped
 from dreambooth.files import atomic_file, write_text
@@ -48,7 +49,7 @@ def write_masks(inspection: Inspection) -> list[Path]:
 
     Raises UserError where that folder is there already.
     """
-    folder = inspection.folder.path.with_name(f"{inspection.folder.path.resolve().name}-masks")
+    folder = masks_folder(inspection.folder.path)
     masked = [photo for photo in inspection.readable if photo.mask is not None]
     if inspection.mask_source is not None or not masked:
         return []
