@@ -12,6 +12,7 @@ from dreambooth.studio.api import DESCRIPTION, PREFIX, TAGS, add_api
 from dreambooth.studio.gallery import Gallery
 from dreambooth.studio.guard import Access, Guard
 from dreambooth.studio.jobs import JobStore
+from dreambooth.studio.pages.frame import add_pages
 from dreambooth.studio.processes import RUNNER
 from dreambooth.studio.state import Board, Studio
 from dreambooth.studio.worker import Worker
@@ -49,6 +50,7 @@ def create_app(
     app.state.streams = set()
     app.state.is_closing = threading.Event()
     add_api(app)
+    add_pages(app)
     app.add_middleware(Guard, access=access or Access())
     return app
 

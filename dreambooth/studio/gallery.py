@@ -81,6 +81,19 @@ class Gallery:
             )
             return {"total": total, "images": [_public(row) for row in rows]}
 
+    def tags(self) -> list[str]:
+        """Return the tags that images have, by name."""
+        return self._distinct("SELECT DISTINCT value FROM images, json_each(tags) WHERE is_there ORDER BY value")
+
+    def models(self) -> list[str]:
+        """Return the models that have made images, by name."""
+        return self._distinct("SELECT DISTINCT model FROM images WHERE is_there AND model != '' ORDER BY model")
+
+    def _distinct(self, query: str) -> list[str]:
+        with self._lock:
+            self.look()
+            return [str(row[0]) for row in self._database.execute(query)]
+
     def mark(self, image: str, is_favourite: bool | None, tags: Sequence[str] | None) -> dict[str, Any]:
         """Set the marks of an image, and return it; None leaves one as it is."""
         with self._lock:

@@ -14,7 +14,6 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from dreambooth.data.images import cells
 from dreambooth.errors import UserError
 from dreambooth.files import atomic_file
 from dreambooth.generation.request import GeneratedImage
@@ -114,6 +113,8 @@ def cut(grid: Image.Image, side: int) -> list[Image.Image]:
     """
     boxes = cell_boxes(grid, side)
     if boxes is None:
+        from dreambooth.data.images import cells  # which brings torch: who reads newer grids needs none
+
         return cells(grid, side, PADDING)
     return [grid.crop(box) for box in boxes]
 

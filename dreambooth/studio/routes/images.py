@@ -54,7 +54,7 @@ async def upload(studio: StudioOf, request: Request) -> dict[str, Any]:
 
     Returns its name for requests, and its recipe if it has one.
     """
-    return await run_in_threadpool(_store, studio, await request.body())
+    return await run_in_threadpool(store, studio, await request.body())
 
 
 @router.get("/images/{image:path}/thumbnail", summary="Get a small image", response_class=FileResponse)
@@ -119,7 +119,7 @@ def _image(studio: Studio, name: str) -> Path:
     return path
 
 
-def _store(studio: Studio, content: bytes) -> dict[str, Any]:
+def store(studio: Studio, content: bytes) -> dict[str, Any]:
     suffix = pictures.check_upload("image", content)
     place = studio.workspace.uploads / f"{hashlib.sha256(content).hexdigest()[:24]}{suffix}"
     if not place.is_file():

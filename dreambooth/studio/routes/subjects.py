@@ -167,7 +167,7 @@ async def set_mask(studio: StudioOf, subject: str, photo: str, request: Request)
     """Write a photo's mask, an image as the request's body: white is the subject. It goes to data/<subject>-masks."""
     path = await run_in_threadpool(_photo, studio.workspace, subject, photo)
     content = await request.body()
-    return await run_in_threadpool(_store_mask, path, content)
+    return await run_in_threadpool(store_mask, path, content)
 
 
 @router.get("/{subject}/photos/{photo}/mask", summary="Get a mask", response_class=FileResponse)
@@ -190,7 +190,7 @@ def delete_mask(studio: StudioOf, subject: str, photo: str) -> dict[str, str]:
     return {"undo": trash.throw_away(studio.workspace, found)}
 
 
-def _store_mask(photo: Path, content: bytes) -> dict[str, str]:
+def store_mask(photo: Path, content: bytes) -> dict[str, str]:
     folder = photo.parent.with_name(f"{photo.parent.name}{MASKS}")
     folder.mkdir(exist_ok=True)
     made = pictures.store_upload(folder, f".{photo.stem}.png", content)

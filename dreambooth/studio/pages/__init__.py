@@ -1,0 +1,1 @@
+"""The pages: HTML over the same queue, folders and functions that the REST API uses."""
