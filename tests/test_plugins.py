@@ -1,6 +1,8 @@
 """Plug-ins: the two of docs/extending.md work as shown, and one that fails is named and stops nothing else."""
 
+import json
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -247,6 +249,50 @@ def test_a_training_is_seen_scored_and_weighted(folder: Path, config_file: Path)
     assert describe("eval/brightness") == "Brightness. Subject prompts: mean of all pixels."
     first = [float(text.splitlines()[2].split(",")[1]) for text in losses.values()]
     assert first[1] == pytest.approx(first[0] / 2), "the weighting of the plug-in is not taken"
+
+
+ROWS = (
+    HEAD
+    + """
+@hookimpl
+def add_rows(table):
+    if table == "families":
+        from dreambooth.families import FamilyRow, sd
+        return {"other": FamilyRow(("OtherPipeline",), sd.load, sd.load_single_file)}
+    if table == "methods":
+        from dreambooth.methods import Facts, full
+        from dreambooth.methods.base import Method
+        return {"copy": Method(Facts(1e-3, is_adapter=False), full.attach)}
+    if table == "formats":
+        from dreambooth.exporting.formats import Format
+        return {"note": Format(write, any_family=True)}
+
+def write(family, card, folder, name):
+    folder.mkdir()
+    (folder / "note.txt").write_text(f"{type(family).__name__} of {name}")
+"""
+)
+
+
+def test_a_family_a_method_and_a_format_are_found_by_name(
+    folder: Path, config_file: Path, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dreambooth.engine import train
+
+    install(folder, rows=ROWS)
+    base = shutil.copytree(tiny_base, tmp_path / "other")
+    index = json.loads((base / "model_index.json").read_text())
+    (base / "model_index.json").write_text(json.dumps({**index, "_class_name": "OtherPipeline"}))
+    quick = ["train.max_steps=1", "validate.every_steps=0", "prior.source=none", "optim.warmup_steps=0"]
+    assert train(load_config(config_file, [*quick, f"model.base={base}", "method.name=copy"])) == 0
+    run = str(tmp_path / "runs" / "run")
+    assert main(["export", run, "--format", "note"]) == 0
+    written = tmp_path / "runs" / "run" / "exports" / "note"
+    assert (written / "note.txt").read_text() == "StableDiffusion of run"
+    assert "An export as note" in (written / "README.md").read_text()
+    assert main(["export", run, "--format", "gguf"]) == 2
+    assert "'gguf' is not known; one of diffusers" in (told := capsys.readouterr().err)
+    assert "note" in told
 
 
 def test_a_loss_that_is_nobodys_is_refused(folder: Path, config_file: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from dreambooth.disk import GIB, check_writable, translate_write_errors
 from dreambooth.errors import UserError
 from dreambooth.exporting import extraction, model_card
-from dreambooth.exporting.formats import check_layout, files_of, find_format, write_as
+from dreambooth.exporting.formats import FORMATS, check_layout, files_of, find_format, write_as
 from dreambooth.exporting.history import read_history
 from dreambooth.exporting.tools import ExportedFiles
 from dreambooth.exporting.verify import expected_model, num_adapted
@@ -51,6 +51,8 @@ def export(
     if card is None:
         raise UserError(f"{model}: no result of a run (it has no dreambooth.json), so there is nothing to export")
     form = find_format(format, card.method, rank)
+    if verify and format not in FORMATS.own:
+        raise UserError(f"--verify: {format} is a plug-in's format, which nothing here reads; leave it out")
     folder = export_folder(model, format, out)
     history = read_history(Path(model), card)
     card = replace(card, settings=history.settings or None)
@@ -59,7 +61,7 @@ def export(
     with translate_write_errors(folder, "--out"), atomic_folder(folder) as beside:
         files = files_of(format, family, card, history.name)
         warn_of_dora(files)
-        expected = expected_model(family) if is_verified(family, verify) else None
+        expected = expected_model(family) if format in FORMATS.own and is_verified(family, verify) else None
         write_as(form, family, card, beside, history.name, dtype)
         if expected is not None:
             source = base_source(card, model_folder(model), None if base is None else str(base))
