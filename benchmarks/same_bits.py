@@ -217,7 +217,7 @@ CASES = (
         (
             "subjects.1.images=data/dog", "subjects.1.identifier=olis", "subjects.1.class_noun=dog",
             "method.name=lora", "method.rank=4", "prior.source=stream", *SCORES,
-            "validate.prompts=[a photo of {subject},a photo of {subject} and {subject_2},a photo of a {class}]",
+            'validate.prompts=["a photo of {subject}", "a photo of {subject} and {subject_2}", "a photo of a {class}"]',
         ),
         (sample("runs/whole", "whole"),),
     ),
