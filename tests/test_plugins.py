@@ -268,7 +268,6 @@ def add_rows(table):
         return {"note": Format(write, any_family=True)}
 
 def write(family, card, folder, name):
-    folder.mkdir()
     (folder / "note.txt").write_text(f"{type(family).__name__} of {name}")
 """
 )

@@ -62,6 +62,7 @@ def export(
         files = files_of(format, family, card, history.name)
         warn_of_dora(files)
         expected = expected_model(family) if format in FORMATS.own and is_verified(family, verify) else None
+        beside.mkdir(parents=True)
         write_as(form, family, card, beside, history.name, dtype)
         if expected is not None:
             source = base_source(card, model_folder(model), None if base is None else str(base))
