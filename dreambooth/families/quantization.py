@@ -6,8 +6,8 @@ nf4   16 levels at quantiles of the normal distribution, a scale for each 64 wei
                                                                       Dettmers et al. 2023, arXiv 2305.14314
 
 A layer makes its matrix when it multiplies, and once more in backward: autograd keeps the codes alone, so that a LoRA
-beside it trains in the memory of the codes. (torchao's and diffusers' layers of 8 bits keep the matrix itself for
-backward.) Layers outside of blocks, such as embeddings and the first and last layer, are few and stay as they are.
+beside it trains in the memory of the codes. Layers outside of blocks, such as embeddings and the first and last layer,
+are few and stay as they are.
 Shapes: N rows (outputs), M columns (inputs).
 """
 
