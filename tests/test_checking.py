@@ -97,6 +97,7 @@ def test_what_training_refuses_checking_tells_in_the_same_words(config_file: Pat
     assert not RunFolder(config).path.exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_or_is_done_is_told(config_file: Path) -> None:
     short = ["train.max_steps=2", "optim.warmup_steps=1", "validate.every_steps=0", "prior.source=none"]
     assert train(load_config(config_file, short)) == 0

@@ -96,6 +96,7 @@ def runs(extended: Path, tiny_base: Path, pictures: Path, tmp_path_factory: pyte
     return folder
 
 
+@pytest.mark.slow
 def test_the_loss_and_the_method_train_and_do_what_they_say(runs: Path) -> None:
     plain, weighted = ((runs / name / "logs" / "metrics.csv").read_text() for name in ("none", "p2"))
     assert plain != weighted, "p2 weighs nothing"

@@ -33,6 +33,7 @@ def memory_for(need: int) -> int:
     return int((need + GIB) / 0.9) + 10
 
 
+@pytest.mark.slow
 def test_the_first_set_of_savings_that_fits_is_applied_and_said(
     config: Config, rows: Rows, caplog: pytest.LogCaptureFixture
 ) -> None:

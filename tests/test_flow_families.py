@@ -158,6 +158,9 @@ def test_every_family_of_flow_matching_has_a_row() -> None:
     assert set(ROWS) == set(FLOW_BASES) == set(FAMILIES) - {"sd", "sdxl"}
 
 
+EXPORTED_OFTEN = ("z_image", "flux2_klein")  # what trains and is loaded again; the others are slow
+
+
 @pytest.fixture(scope="module", params=ROWS.values(), ids=list(ROWS))
 def row(request: pytest.FixtureRequest) -> Row:
     found: Row = request.param
@@ -334,6 +337,12 @@ def learned(tmp_path_factory: pytest.TempPathFactory, base: Path, pictures: Path
     return config
 
 
+@pytest.mark.parametrize(
+    "row",
+    [row if row.name in EXPORTED_OFTEN else pytest.param(row, marks=pytest.mark.slow) for row in ROWS.values()],
+    ids=list(ROWS),
+    indirect=True,
+)
 def test_a_lora_comes_back_from_its_run_and_from_its_files(row: Row, learned: Config, base: Path) -> None:
     """It comes back of its folder, by diffusers' own loader with every tensor, laid over the base, and as a start."""
     run, prompt, settings = RunFolder(learned), ["a photo of sks dog"], SamplerSettings(2, 2.0)

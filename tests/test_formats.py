@@ -84,15 +84,15 @@ def base(request: pytest.FixtureRequest) -> Path:
 BASES = {"sd": "tiny_base", "sdxl": "tiny_xl_base"}
 Quick = dict[str, tuple[str, set[str]]]
 QUICK: Quick = {  # the family and the formats that each method is tried with in every run; the other cells are slow
-    "full": ("sd", {*FORMATS} - {"comfyui"}),
-    "lora": ("sdxl", {*FORMATS}),
-    "loha": ("sd", {"diffusers", "lora", "kohya"}),
-    "lokr": ("sdxl", {"diffusers", "kohya"}),
+    "full": ("sd", {"diffusers", "single-file", "lora"}),
+    "lora": ("sdxl", {"diffusers", "lora", "kohya", "comfyui"}),
+    "loha": ("sd", {"diffusers", "kohya"}),
+    "lokr": ("sdxl", {"kohya"}),
     "textual_inversion": ("sd", {"diffusers", "embedding"}),
-    "pivotal": ("sdxl", {*FORMATS} - {"comfyui"}),
-    "custom_diffusion": ("sd", {"diffusers", "lora"}),
+    "pivotal": ("sdxl", {"diffusers", "single-file", "embedding"}),
+    "custom_diffusion": ("sd", {"diffusers"}),
 }
-QUICK_IN_16_BITS: Quick = {"full": ("sd", {"lora"}), "pivotal": ("sdxl", {*FORMATS})}
+QUICK_IN_16_BITS: Quick = {"full": ("sd", {"lora"}), "pivotal": ("sdxl", {"diffusers", "kohya"})}
 Learned = Callable[[str, str], tuple[str, Path]]
 
 
@@ -347,7 +347,9 @@ def lora_of_2x(tmp_path_factory: pytest.TempPathFactory, tiny_base_v: Path, pict
 
 
 @pytest.mark.parametrize(
-    ("form", "change"), [("lora", change) for change in VARIANTS] + [("kohya", change) for change in VARIANTS[:2]]
+    ("form", "change"),
+    [pytest.param("lora", change, marks=() if change == VARIANTS[0] else pytest.mark.slow) for change in VARIANTS]
+    + [("kohya", change) for change in VARIANTS[:2]],
 )
 def test_plain_diffusers_loads_every_kind_of_lora_of_either_naming(
     tiny_base_v: Path, form: str, change: str, lora_of_2x: LearnedLora

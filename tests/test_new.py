@@ -97,6 +97,7 @@ def test_a_base_that_is_not_at_hand_costs_only_the_figures(photos, capsys):
     assert (config.data.resolution, config.method.name) == (1024, "lora")
 
 
+@pytest.mark.slow
 def test_little_memory_is_met_by_savings_that_say_so(photos, tiny_base):
     memory = (GIB + 3_300_000) / 0.9  # the config takes 4.0 MB, with gradient checkpointing 2.7
     assert new(photos, tiny_base, "--memory", str(memory / GIB)) == 0

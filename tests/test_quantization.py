@@ -194,6 +194,7 @@ def test_methods_that_train_the_bases_own_weights_are_refused(
         config_at(tmp_path, tiny_base, pictures, "model.quantize=int8", f"method.name={method}")
 
 
+@pytest.mark.slow
 def test_a_plan_counts_codes_and_not_the_weights_that_they_stand_for(
     tmp_path: Path, tiny_base: Path, pictures: Path
 ) -> None:

@@ -161,6 +161,7 @@ def test_torchrun_and_lightnings_own_launcher_start_the_same_run_and_end_with_a_
     assert_equal_runs(pair, run)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_and_a_killed_one_ends_the_job(
     pair: RunFolder, config_file: Path, warm: Warm
 ) -> None:

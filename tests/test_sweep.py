@@ -285,6 +285,7 @@ def test_a_cell_that_cannot_be_trained_is_told_and_the_next_command_tries_it_aga
     assert cell in [task.cell for task in next_tasks(sweep)]
 
 
+@pytest.mark.slow
 def test_a_cell_is_stopped_after_a_validation_and_goes_on_to_the_same_bits(two_cells: Sweep, tmp_path: Path) -> None:
     from dreambooth import engine
     from dreambooth.sweep.session import locked

@@ -419,6 +419,7 @@ def test_the_average_of_the_weights_is_what_comes_out_and_changes_nothing_in_tra
         torch.testing.assert_close(model[name], average, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_averaged_run_that_was_interrupted_exports_the_same_bits(config_file: Path) -> None:
     settings = ("train.ema_decay=0.9", "optim.schedule=constant", "optim.warmup_steps=0")
     trained(config_file, "straight", *settings)
@@ -431,6 +432,7 @@ def test_an_averaged_run_that_was_interrupted_exports_the_same_bits(config_file:
     assert_same(straight, resumed)
 
 
+@pytest.mark.slow
 def test_moments_of_8_bits_train_resume_and_stop_as_whole_ones_do(config_file: Path) -> None:
     settings = ("optim.name=adamw8bit", "optim.schedule=constant", "optim.warmup_steps=0", "prior.source=none")
     straight, figures = trained(config_file, "straight", *settings)

@@ -40,6 +40,7 @@ def run_of(config_file: Path, name: str) -> RunFolder:
     return RunFolder(load_config(config_file, [f"run.name={name}", *SETTINGS]))
 
 
+@pytest.mark.slow
 def test_killed_at_ever_later_operations_on_its_files_until_it_is_done(
     config_file: Path, warm: Warm, whole: RunFolder
 ) -> None:

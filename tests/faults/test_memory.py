@@ -17,6 +17,7 @@ from dreambooth.run.failures import translate_errors
 from dreambooth.run.folder import RunFolder
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_is_told_with_what_takes_less(config_file: Path, tmp_path: Path, warm: Warm) -> None:
     """RLIMIT_AS: this process gets no more than that; what it asks for is real."""
     run = RunFolder(load_config(config_file))
