@@ -69,7 +69,8 @@ class Viewer {
 let viewer = null;
 function begin() {
   const root = document.getElementById("viewer");
-  if (root && viewer?.root !== root) viewer = new Viewer(root);
+  const hasSamples = root?.querySelector("[data-steps]"); // a run that has just begun has none
+  if (hasSamples && viewer?.root !== root) viewer = new Viewer(root);
 }
 document.addEventListener("DOMContentLoaded", begin);
 // New samples came: the film is another; whoever stood at the newest step goes on to it.
