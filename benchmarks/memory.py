@@ -1,4 +1,4 @@
-"""What a LoRA takes on quantized bases, with each optimizer and offload, beside what `plan` foretells; time of a step.
+"""Measure what a LoRA takes on quantized bases, each optimizer and offload, beside what `plan` foretells; and time.
 
     python benchmarks/memory.py z_image --shape small --resolution 256
     python benchmarks/memory.py flux2_klein --shape real --resolution 1024 --rows "model.quantize=nf4"

@@ -25,7 +25,7 @@ def config(tmp_path_factory: pytest.TempPathFactory, tiny_z_image_base: Path, pi
 
 @pytest.fixture(scope="module")
 def rows(config: Config) -> Rows:
-    """What each set of savings takes, the configs as they are first."""
+    """Return what each set of savings takes, the configs as they are first."""
     return [(changed, need.total) for _, changed, need in with_savings(Planner(config), config)]
 
 

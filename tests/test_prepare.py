@@ -293,7 +293,7 @@ def test_words_are_one_rare_token_to_every_tokenizer(tiny_xl_base, tiny_z_image_
 
 
 def test_words_that_mean_nothing_go_before_words_that_mean_something():
-    """Of "same" the base draws one thing, of "any" whatever the noise says, and beside the class nothing changes."""
+    """The base draws one thing for "same", for "any" whatever the noise says, and beside the class nothing changes."""
 
     def draw(prompt: str, num_images: int) -> list[Image.Image]:
         levels = [200 if "same" in prompt else 40 * number for number in range(num_images)]

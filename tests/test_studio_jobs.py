@@ -54,7 +54,7 @@ def workspace(tmp_path: Path) -> Workspace:
 
 
 class Server:
-    """What of a server looks after jobs: a store and a worker, whose thread is the test itself."""
+    """Stand for the part of a server that looks after jobs: a store and a worker, whose thread is the test itself."""
 
     def __init__(self, workspace: Workspace, devices: tuple[str, ...] = ("cpu",), grace_s: float = 60.0) -> None:
         self.store = JobStore(workspace.database)

@@ -69,6 +69,15 @@ class QwenImageCodec:
         return PATCH * self.vae_scale_factor
 
     @property
+    def resolution(self) -> int:
+        """Return 1024 pixels; the VAE's config says nothing of it."""
+        return 1024
+
+    @property
+    def size_multiple(self) -> int:
+        return self.size_step
+
+    @property
     def _mean_std(self) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of the channels, [1, C, 1, 1]."""
         config = self.vae.config

@@ -84,15 +84,6 @@ class Krea2(OneTransformer, FlowProcess, QwenImageCodec, FrozenText, qwen.Templa
         return TimestepDensity("logit_normal", shift=self.sampler_shift)
 
     @property
-    def resolution(self) -> int:
-        """Return 1024 pixels; the VAE's config says nothing of it."""
-        return 1024
-
-    @property
-    def size_multiple(self) -> int:
-        return self.size_step
-
-    @property
     def target_groups(self) -> Mapping[str, tuple[str, ...]]:
         return TARGET_GROUPS
 

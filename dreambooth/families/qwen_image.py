@@ -90,15 +90,6 @@ class QwenImage(OneTransformer, FlowProcess, QwenImageCodec, FrozenText, qwen.Te
         return 1024
 
     @property
-    def resolution(self) -> int:
-        """Return 1024 pixels; the VAE's config says nothing of it."""
-        return 1024
-
-    @property
-    def size_multiple(self) -> int:
-        return self.size_step
-
-    @property
     def target_groups(self) -> Mapping[str, tuple[str, ...]]:
         return TARGET_GROUPS
 

@@ -1,4 +1,4 @@
-"""What is wrong with photos of a subject, each finding with its number and what to do. No model is needed.
+"""Find what is wrong with photos of a subject, each finding with its number and what to do. No model is needed.
 
 A finding about one photo is a row of `PHOTO_CHECKS`, one about all of them a row of `FOLDER_CHECKS`. How often each is
 right, and how many faults it sees, is measured by `benchmarks/photo_findings.py`; what was right less than nine times

@@ -1,4 +1,4 @@
-"""What is known of a base without loading it: its family and the resolution it was trained at."""
+"""Tell what is known of a base without loading it: its family and the resolution it was trained at."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What a reader of images can do, and what it returns. Nothing heavy is imported here."""
+"""Say what a reader of images can do, and what it returns. Nothing heavy is imported here."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

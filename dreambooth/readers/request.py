@@ -1,4 +1,4 @@
-"""What `describe` is asked for. Nothing heavy is imported here."""
+"""Hold what `describe` is asked for. Nothing heavy is imported here."""
 
 from dataclasses import dataclass, field
 

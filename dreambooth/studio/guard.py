@@ -1,4 +1,4 @@
-"""What every request passes first: Host, origin, token, rate, size of its body; and the headers of every answer."""
+"""Check what a request passes first: Host, origin, token, rate, size; and set the headers of answers."""
 
 import ipaddress
 import json

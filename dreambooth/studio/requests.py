@@ -1,4 +1,4 @@
-"""What a request for a job may hold, checked field by field before anything is queued."""
+"""Say what a request for a job may hold, checked field by field before anything is queued."""
 
 from typing import Annotated, Any, Literal
 

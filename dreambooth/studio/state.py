@@ -1,4 +1,4 @@
-"""What the routes share: the workspace, the queue, the worker, and a view of all jobs that many clients poll."""
+"""Hold what the routes share: the workspace, the queue, the worker, and a view of all jobs that many clients poll."""
 
 import shlex
 import threading

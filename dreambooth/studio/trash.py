@@ -1,4 +1,4 @@
-"""What was deleted, kept aside until it is brought back or the trash is emptied."""
+"""Keep what was deleted aside until it is brought back or the trash is emptied."""
 
 import json
 import os
