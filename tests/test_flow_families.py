@@ -475,10 +475,12 @@ def test_a_plan_counts_the_frozen_text_encoders_without_loading_them(
     config = config_at(tmp_path, base, pictures, *LORA)
     planner = Planner(config)
     need = planner.need(config)
-    own = [load_file(path) for path in base.glob("text_encoder*/*.safetensors")]
-    assert need.prompts == sum(weight.numel() * 4 for weights in own for weight in weights.values())
     assert min(need.step, need.validation, need.frozen) > 0
-    assert planner.family.text_encoder.module is None
+    encoders = planner.family.frozen_encoders
+    assert [each.module for each in encoders] == [None] * len(encoders)
+    loaded = [each.get(torch.float32, torch.device("cpu")) for each in encoders]
+    tensors = [tensor for each in loaded for tensor in (*each.parameters(), *each.buffers())]
+    assert need.prompts == sum(tensor.nbytes for tensor in tensors)
 
 
 def cut_outs(pictures: Path, folder: Path, caption: str) -> Path:

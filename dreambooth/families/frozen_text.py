@@ -83,7 +83,7 @@ class LazyTextEncoder:
     def num_bytes(self, dtype: torch.dtype) -> int:
         """Return the bytes of its weights where those that are not quantized have this dtype."""
         own = stored_tensors(self.blank)
-        return sum(each.numel() * (dtype.itemsize if each.is_floating_point() else 1) for each in own)
+        return sum(each.numel() * (dtype if each.is_floating_point() else each.dtype).itemsize for each in own)
 
 
 def lazy_text_encoder(
