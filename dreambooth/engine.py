@@ -93,7 +93,7 @@ def train(
         session = Session(
             run, config, run_lock, validation_log, state, accepted_changes, shared or build.SharedInputs()
         )
-        if state is not None and session.is_finished and not moved_paths(run, config, state):
+        if state is not None and session.is_finished and not moved_paths(started_config(run), config, state):
             return report_finished(session, state)
         check_goes_on(run, state, session.is_finished)
         check_writable(run)
@@ -270,20 +270,20 @@ def open_run(session: Session, fingerprints: InputFingerprints) -> None:
     accepted: list[str] = []
     if state is not None:
         restore_best_file(run, state, session.validation_log)
-        report_changes(run, config, state)
-        warn_of_rate(run, config, state)
+        before = started_config(run)
+        report_changes(before, config, state)
+        warn_of_rate(before, config, state.step)
         changes = [
-            *changed_settings(run, config, state),
+            *changed_settings(before, config, state),
             *(text for _, text in changed_inputs(state, fingerprints, config)),
         ]
         accepted = [f"step {state.step}: {change}" for change in changes]
     write_config(run, config, accepted)
 
 
-def warn_of_rate(run: RunFolder, config: Config, state: FoundState) -> None:
+def warn_of_rate(before: Config, config: Config, step: int) -> None:
     """Warn where another train.max_steps makes the learning rate jump at the step that the run goes on from."""
-    before, now = build.optim_settings(started_config(run)), build.optim_settings(config)
-    if note := rate_note(before, now, state.step):
+    if note := rate_note(build.optim_settings(before), build.optim_settings(config), step):
         logger.warning(note)
 
 

@@ -6,6 +6,7 @@ import functools
 import math
 import re
 import typing
+from collections.abc import Hashable
 from dataclasses import field
 from typing import Any, Literal
 
@@ -52,12 +53,18 @@ def problem_with(key: str, item: dataclasses.Field[Any], value: Any) -> str | No
     if isinstance(value, int) and abs(value) > MAX_INT:
         return f"{key}: {cut(value)} is too large"
     try:
-        merged: Any = OmegaConf.merge(_alone(typing.cast(Any, kind)), {"value": value})
+        (_check_type if isinstance(value, Hashable) else _check_type.__wrapped__)(typing.cast(Any, kind), value)
     except OmegaConfBaseException:
         return f"{key}: {cut(value)} is not allowed; expected {type_name(kind)}{_nearest(value, kind)}"
     if item.metadata["choices"] and not _is_choice(item, value):
         return f"{key}: {cut(value)} is not allowed; expected {allowed(item)}{_near(value, item.metadata['choices'])}"
-    return _range_problem(key, item, value if isinstance(value, (int, float)) else merged["value"])
+    return _range_problem(key, item, value)
+
+
+@functools.lru_cache(maxsize=4096, typed=True)
+def _check_type(kind: Any, value: Any) -> None:
+    """Raise OmegaConfBaseException for a value of another type. What it has seen costs nothing: many keys are alike."""
+    OmegaConf.merge(_alone(kind), {"value": value})
 
 
 @functools.cache

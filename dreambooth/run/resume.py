@@ -49,7 +49,7 @@ def found_state(run: RunFolder, config: Config, accepted_changes: Collection[str
     state = find_newest((run.state, run.previous)) or removed_state(run)
     if state is None:
         return None
-    changes = [each for each in changed_settings(run, config, state) if each.key not in accepted_changes]
+    changes = [each for each in changed_settings(started_config(run), config, state) if each.key not in accepted_changes]
     if changes:
         possible = [each.key for each in changes if ACCEPTABLE_CHANGES.fullmatch(each.key)]
         offer = f", or accept the changes ({' '.join(f'--override {key}' for key in possible)})"
@@ -87,9 +87,8 @@ def check_keys(accepted_changes: Iterable[str]) -> None:
             )
 
 
-def changed_settings(run: RunFolder, config: Config, state: FoundState) -> list[Change]:
-    """Return the changed settings that need to be accepted."""
-    before = started_config(run)
+def changed_settings(before: Config, config: Config, state: FoundState) -> list[Change]:
+    """Return the settings changed since the run had the config `before` that need to be accepted."""
     keeps_step_size = step_size(before) == step_size(config)
     return [
         change
@@ -122,9 +121,9 @@ def is_moved(change: Change, state: FoundState) -> bool:
     return any(name in state.entry.identity for name in names)
 
 
-def moved_paths(run: RunFolder, config: Config, state: FoundState) -> list[Change]:
+def moved_paths(before: Config, config: Config, state: FoundState) -> list[Change]:
     """Return the changed paths whose content is compared by fingerprint."""
-    changes = restricted_changes(to_dict(started_config(run)), to_dict(config))
+    changes = restricted_changes(to_dict(before), to_dict(config))
     return [change for change in changes if is_moved(change, state)]
 
 
@@ -163,11 +162,11 @@ def changed_inputs(
             yield keys[name], f"{name}: {change}"
 
 
-def report_changes(run: RunFolder, config: Config, state: FoundState) -> None:
-    """Report the changes since the run was started that do not keep it from resuming."""
-    for change in moved_paths(run, config, state):
+def report_changes(before: Config, config: Config, state: FoundState) -> None:
+    """Report the changes since the run had the config `before` that do not keep it from resuming."""
+    for change in moved_paths(before, config, state):
         logger.info(f"{change.key}: {change.after} in place of {change.before}; the content is the same")
-    changes = restricted_changes(to_dict(started_config(run)), to_dict(config))
+    changes = restricted_changes(to_dict(before), to_dict(config))
     divided = [str(change) for change in changes if change.key in STEP_SIZE]
-    if divided and step_size(started_config(run)) == step_size(config):
+    if divided and step_size(before) == step_size(config):
         logger.info(f"{', '.join(divided)}: each step sees the same samples; results are equal but for rounding")
