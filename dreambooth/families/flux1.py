@@ -109,10 +109,9 @@ class Flux1(OneTransformer, FlowProcess, KLCodec, FrozenText, clip_t5.ClipT5Toke
 
         T5 and the transformer attend to the padding too, as the base was trained.
         """
-        weight = next(self.transformer.parameters())
-        clip_text, t5 = (each.get(weight.dtype, weight.device) for each in self.frozen_encoders)
-        pooled_BP = clip_text(clip.tokenize(self.tokenizer, prompts).to(weight.device)).pooler_output
-        return Conditioning({"prompt": t5(self.t5_ids(prompts).to(weight.device))[0], "pooled": pooled_BP})
+        clip_text, t5 = self.loaded_encoders()
+        pooled_BP = clip_text(clip.tokenize(self.tokenizer, prompts).to(t5.device)).pooler_output
+        return Conditioning({"prompt": t5(self.t5_ids(prompts).to(t5.device))[0], "pooled": pooled_BP})
 
     def cache_blank_prompts(self, prompts: list[str]) -> None:
         config = self.transformer.config
@@ -171,13 +170,13 @@ class Flux1(OneTransformer, FlowProcess, KLCodec, FrozenText, clip_t5.ClipT5Toke
         return {**latents, "true_cfg_scale": guidance_scale, "negative_prompt": [""] * len(noise_BCHW)}
 
     def pipeline(self) -> FluxPipeline:
-        weight = next(self.transformer.parameters())
+        text_encoder, text_encoder_2 = self.loaded_encoders()
         return FluxPipeline(
             scheduler=self.scheduler(),
             vae=self.vae,
-            text_encoder=self.text_encoder.get(weight.dtype, weight.device),
+            text_encoder=text_encoder,
             tokenizer=self.tokenizer,
-            text_encoder_2=self.text_encoder_2.get(weight.dtype, weight.device),
+            text_encoder_2=text_encoder_2,
             tokenizer_2=self.tokenizer_2,
             transformer=self.transformer,
         )

@@ -156,12 +156,11 @@ class Flux2Klein(OneTransformer, FlowProcess, Flux2Codec, FrozenText, qwen.QwenT
 
         The transformer attends to the padding too, as it was trained.
         """
-        weight = next(self.transformer.parameters())
-        text_encoder = self.text_encoder.get(weight.dtype, weight.device)
+        (text_encoder,) = self.loaded_encoders()
         texts = [self.with_template(self.truncate(prompt)[0]) for prompt in prompts]
         read = self.tokenizer(
             texts, add_special_tokens=False, padding="max_length", max_length=self.max_tokens, return_tensors="pt"
-        ).to(weight.device)
+        ).to(text_encoder.device)
         states = text_encoder.model(  # without the head, whose 150,000 numbers a token nobody reads
             input_ids=read.input_ids, attention_mask=read.attention_mask, output_hidden_states=True, use_cache=False
         ).hidden_states
@@ -194,11 +193,11 @@ class Flux2Klein(OneTransformer, FlowProcess, Flux2Codec, FrozenText, qwen.QwenT
         return found_BNC.transpose(1, 2).unflatten(2, (height, width))
 
     def pipeline(self) -> Flux2KleinPipeline:
-        weight = next(self.transformer.parameters())
+        (text_encoder,) = self.loaded_encoders()
         return Flux2KleinPipeline(
             scheduler=self.scheduler(),
             vae=self.vae,
-            text_encoder=self.text_encoder.get(weight.dtype, weight.device),
+            text_encoder=text_encoder,
             tokenizer=self.tokenizer,
             transformer=self.transformer,
             is_distilled=self.is_distilled,

@@ -126,6 +126,11 @@ class FrozenText(PromptCache):
         """Return none: a method trains what is here."""
         return []
 
+    def loaded_encoders(self) -> list[Any]:
+        """Return all text encoders, loaded if need be, on the transformer's device in its dtype."""
+        weight = next(self.denoiser.parameters())
+        return [each.get(weight.dtype, weight.device) for each in self.frozen_encoders]
+
     @property
     def text_digest(self) -> str:
         digests = [each.digest for each in self.frozen_encoders]

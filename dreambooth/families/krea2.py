@@ -89,12 +89,9 @@ class Krea2(OneTransformer, FlowProcess, QwenImageCodec, FrozenText, qwen.Templa
 
     def run_text_encoders(self, prompts: list[str]) -> Conditioning:
         """Return some layers' hidden states behind the template's beginning, each prompt's own number, [B, N, L, D]."""
-        weight = next(self.transformer.parameters())
-        text_encoder = self.text_encoder.get(weight.dtype, weight.device)
+        (text_encoder,) = self.loaded_encoders()
         rows = []
-        for prompt in prompts:
-            text = self.with_template(self.truncate(prompt)[0])
-            ids_1N = self.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids.to(weight.device)
+        for ids_1N in self.token_ids(prompts, text_encoder.device):
             states = text_encoder(
                 input_ids=ids_1N, attention_mask=torch.ones_like(ids_1N), output_hidden_states=True, use_cache=False
             ).hidden_states
@@ -103,9 +100,7 @@ class Krea2(OneTransformer, FlowProcess, QwenImageCodec, FrozenText, qwen.Templa
 
     def cache_blank_prompts(self, prompts: list[str]) -> None:
         config = self.transformer.config
-        size = (config.num_text_layers, config.text_hidden_dim)
-        blank = {prompt: torch.zeros(min(self.count_tokens(prompt), self.max_tokens), *size) for prompt in prompts}
-        self.prompt_cache = {prompt: Conditioning.from_rows(prompt=[row]) for prompt, row in blank.items()}
+        self.prompt_cache = self.blank_prompts(prompts, config.num_text_layers, config.text_hidden_dim)
 
     def original_modules(self) -> dict[str, tuple[str, ...]]:
         found: dict[str, tuple[str, ...]] = {}
@@ -138,11 +133,11 @@ class Krea2(OneTransformer, FlowProcess, QwenImageCodec, FrozenText, qwen.Templa
         return {"latents": pack(noise_BCHW), "guidance_scale": guidance_scale}
 
     def pipeline(self) -> Krea2Pipeline:
-        weight = next(self.transformer.parameters())
+        (text_encoder,) = self.loaded_encoders()
         return Krea2Pipeline(
             scheduler=self.scheduler(),
             vae=self.vae,
-            text_encoder=self.text_encoder.get(weight.dtype, weight.device),
+            text_encoder=text_encoder,
             tokenizer=self.tokenizer,
             transformer=self.transformer,
             text_encoder_select_layers=self.text_layers,

@@ -7,9 +7,14 @@ before it.
 """
 
 import re
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
+import torch
+from torch import Tensor
+
 from dreambooth.errors import ModelError
+from dreambooth.families.conditioning import Conditioning
 from dreambooth.families.token_limit import split_at_limit
 
 NUM_BYTE_PIECES = 256
@@ -50,6 +55,17 @@ class QwenTokens:
 
     def truncate(self, prompt: str) -> tuple[str, str]:
         return split_at_limit(prompt, self.max_tokens, self.count_tokens)
+
+    def token_ids(self, prompts: list[str], device: torch.device) -> Iterator[Tensor]:
+        """Yield the token ids of as much of each prompt as is read, in its template, [1, N] each."""
+        for prompt in prompts:
+            text = self.with_template(self.truncate(prompt)[0])
+            yield self.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids.to(device)
+
+    def blank_prompts(self, prompts: list[str], *size: int) -> dict[str, Conditioning]:
+        """Return the conditioning of each prompt with zeros of this size for a token."""
+        lengths = {prompt: min(self.count_tokens(prompt), self.max_tokens) for prompt in prompts}
+        return {prompt: Conditioning.from_rows(prompt=[torch.zeros(n, *size)]) for prompt, n in lengths.items()}
 
     def rare_words(self) -> list[str]:
         rare = [entry for entry in self.tokenizer.get_vocab().items() if not self.is_common_token(entry[1])]

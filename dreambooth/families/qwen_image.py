@@ -95,20 +95,15 @@ class QwenImage(OneTransformer, FlowProcess, QwenImageCodec, FrozenText, qwen.Te
 
     def run_text_encoders(self, prompts: list[str]) -> Conditioning:
         """Return the last hidden states behind the template's beginning, each prompt's own number, [B, N, D]."""
-        weight = next(self.transformer.parameters())
-        text_encoder = self.text_encoder.get(weight.dtype, weight.device)
+        (text_encoder,) = self.loaded_encoders()
         rows = []
-        for prompt in prompts:
-            text = self.with_template(self.truncate(prompt)[0])
-            ids_1N = self.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids.to(weight.device)
+        for ids_1N in self.token_ids(prompts, text_encoder.device):
             states_1ND = text_encoder.model(input_ids=ids_1N, attention_mask=torch.ones_like(ids_1N)).last_hidden_state
             rows.append(states_1ND[0, qwen.NUM_DROPPED :])
         return Conditioning.from_rows(prompt=rows)
 
     def cache_blank_prompts(self, prompts: list[str]) -> None:
-        width = self.transformer.config.joint_attention_dim
-        blank = {prompt: torch.zeros(self.count_tokens(prompt), width) for prompt in prompts}
-        self.prompt_cache = {prompt: Conditioning.from_rows(prompt=[row]) for prompt, row in blank.items()}
+        self.prompt_cache = self.blank_prompts(prompts, self.transformer.config.joint_attention_dim)
 
     def predict(self, noisy_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning) -> Tensor:
         """Predict noise - x0."""
@@ -133,11 +128,11 @@ class QwenImage(OneTransformer, FlowProcess, QwenImageCodec, FrozenText, qwen.Te
         }
 
     def pipeline(self) -> QwenImagePipeline:
-        weight = next(self.transformer.parameters())
+        (text_encoder,) = self.loaded_encoders()
         return QwenImagePipeline(
             scheduler=self.scheduler(),
             vae=self.vae,
-            text_encoder=self.text_encoder.get(weight.dtype, weight.device),
+            text_encoder=text_encoder,
             tokenizer=self.tokenizer,
             transformer=self.transformer,
         )

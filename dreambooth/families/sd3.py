@@ -112,14 +112,13 @@ class StableDiffusion3(OneTransformer, FlowProcess, KLCodec, FrozenText, clip_t5
 
         Of CLIP the last hidden states but one, filled up with zeros to T5's width.
         """
-        weight = next(self.transformer.parameters())
-        *clips, t5 = (each.get(weight.dtype, weight.device) for each in self.frozen_encoders)
+        *clips, t5 = self.loaded_encoders()
         outputs = [
-            encoder(clip.tokenize(tokenizer, prompts).to(weight.device), output_hidden_states=True)
+            encoder(clip.tokenize(tokenizer, prompts).to(t5.device), output_hidden_states=True)
             for tokenizer, encoder in zip((self.tokenizer, self.tokenizer_2), clips, strict=True)
         ]
         clip_BND = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
-        t5_BND = t5(self.t5_ids(prompts).to(weight.device))[0]
+        t5_BND = t5(self.t5_ids(prompts).to(t5.device))[0]
         prompt_BND = torch.cat([F.pad(clip_BND, (0, t5_BND.shape[-1] - clip_BND.shape[-1])), t5_BND], dim=1)
         return Conditioning({"prompt": prompt_BND, "pooled": torch.cat([each.text_embeds for each in outputs], dim=-1)})
 
@@ -163,10 +162,7 @@ class StableDiffusion3(OneTransformer, FlowProcess, KLCodec, FrozenText, clip_t5
         )[0]
 
     def pipeline(self) -> StableDiffusion3Pipeline:
-        weight = next(self.transformer.parameters())
-        text_encoder, text_encoder_2, text_encoder_3 = (
-            each.get(weight.dtype, weight.device) for each in self.frozen_encoders
-        )
+        text_encoder, text_encoder_2, text_encoder_3 = self.loaded_encoders()
         return StableDiffusion3Pipeline(
             transformer=self.transformer,
             scheduler=self.scheduler(),

@@ -81,19 +81,13 @@ class ZImage(OneTransformer, FlowProcess, KLCodec, FrozenText, qwen.QwenTokens):
 
     def run_text_encoders(self, prompts: list[str]) -> Conditioning:
         """Return the last hidden states but one, each prompt's own number of tokens, [B, N, D]."""
-        weight = next(self.transformer.parameters())
-        text_encoder = self.text_encoder.get(weight.dtype, weight.device)
-        rows = []
-        for prompt in prompts:
-            text = self.with_template(self.truncate(prompt)[0])
-            ids_1N = self.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids.to(weight.device)
-            rows.append(text_encoder(ids_1N, output_hidden_states=True).hidden_states[-2][0])
+        (text_encoder,) = self.loaded_encoders()
+        ids = self.token_ids(prompts, text_encoder.device)
+        rows = [text_encoder(ids_1N, output_hidden_states=True).hidden_states[-2][0] for ids_1N in ids]
         return Conditioning.from_rows(prompt=rows)
 
     def cache_blank_prompts(self, prompts: list[str]) -> None:
-        width = self.transformer.config.cap_feat_dim
-        blank = {prompt: torch.zeros(min(self.count_tokens(prompt), self.max_tokens), width) for prompt in prompts}
-        self.prompt_cache = {prompt: Conditioning.from_rows(prompt=[row]) for prompt, row in blank.items()}
+        self.prompt_cache = self.blank_prompts(prompts, self.transformer.config.cap_feat_dim)
 
     def predict(self, noisy_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning) -> Tensor:
         """Predict noise - x0. Each image is a tensor of its own, [C, 1, H, W], as one frame of a film."""
@@ -103,11 +97,11 @@ class ZImage(OneTransformer, FlowProcess, KLCodec, FrozenText, qwen.QwenTokens):
         return -torch.stack(found).squeeze(2)
 
     def pipeline(self) -> ZImagePipeline:
-        weight = next(self.transformer.parameters())
+        (text_encoder,) = self.loaded_encoders()
         return ZImagePipeline(
             scheduler=self.scheduler(),
             vae=self.vae,
-            text_encoder=self.text_encoder.get(weight.dtype, weight.device),
+            text_encoder=text_encoder,
             tokenizer=self.tokenizer,
             transformer=self.transformer,
         )
