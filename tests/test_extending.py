@@ -103,6 +103,7 @@ def test_the_loss_and_the_method_train_and_do_what_they_say(runs: Path) -> None:
     assert (runs / "oft" / "model" / "adapter.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_the_family_is_recognised_and_trains(runs: Path) -> None:
     index = (runs / "ldm" / "model" / "model_index.json").read_text()
     assert "LDMTextToImagePipeline" in index

@@ -84,15 +84,15 @@ def base(request: pytest.FixtureRequest) -> Path:
 BASES = {"sd": "tiny_base", "sdxl": "tiny_xl_base"}
 Quick = dict[str, tuple[str, set[str]]]
 QUICK: Quick = {  # the family and the formats that each method is tried with in every run; the other cells are slow
-    "full": ("sd", {"diffusers", "single-file", "lora"}),
-    "lora": ("sdxl", {"diffusers", "lora", "kohya", "comfyui"}),
-    "loha": ("sd", {"diffusers", "kohya"}),
+    "full": ("sd", {"diffusers", "lora"}),
+    "lora": ("sdxl", {"diffusers", "kohya", "comfyui"}),
+    "loha": ("sd", {"kohya"}),
     "lokr": ("sdxl", {"kohya"}),
-    "textual_inversion": ("sd", {"diffusers", "embedding"}),
-    "pivotal": ("sdxl", {"diffusers", "single-file", "embedding"}),
+    "textual_inversion": ("sd", {"embedding"}),
+    "pivotal": ("sdxl", {"single-file", "embedding"}),
     "custom_diffusion": ("sd", {"diffusers"}),
 }
-QUICK_IN_16_BITS: Quick = {"full": ("sd", {"lora"}), "pivotal": ("sdxl", {"diffusers", "kohya"})}
+QUICK_IN_16_BITS: Quick = {"full": ("sd", {"lora"}), "pivotal": ("sdxl", {"diffusers"})}
 Learned = Callable[[str, str], tuple[str, Path]]
 
 

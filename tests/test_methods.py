@@ -273,7 +273,7 @@ def latents_of(run: RunFolder) -> Tensor:
     return sample_latents(model.family, [model.fill("a photo of {subject}")], start, SamplerSettings(2, 2.0))
 
 
-QUICK = ("full", "lora", "textual_inversion")  # what the others write is sampled by tests/test_formats.py too
+QUICK = ("lora", "textual_inversion")  # what the others write is sampled by tests/test_formats.py too
 
 
 @pytest.mark.parametrize(
@@ -311,6 +311,7 @@ def test_the_state_of_an_adapter_run_holds_what_trains_and_no_more(config_file: 
     assert len(written) == len(state)
 
 
+@pytest.mark.slow
 def test_class_pictures_made_beneath_an_adapter_are_those_of_full_fine_tuning(config_file: Path) -> None:
     blocks = [sorted(run_with(config_file, method).prior.rglob("*.safetensors")) for method in ("full", "lora")]
     assert [path.name for path in blocks[0]] == [path.name for path in blocks[1]]
@@ -493,7 +494,8 @@ def test_what_cannot_be_a_start_is_told(
     assert not run.path.with_name("second").exists()
 
 
-@pytest.mark.parametrize("method", ["lora", pytest.param("pivotal", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "pivotal"])
 def test_a_run_goes_on_from_another_runs_result(method: str, config_file: Path) -> None:
     """At step 0 it draws what the other drew at its end, and it ends elsewhere."""
     quick = ["validate.keep_best=false", "validate.every_steps=2", "prior.source=teacher"]
@@ -537,6 +539,7 @@ def test_a_start_of_a_base_with_other_weights_is_told(
     assert f"was trained on another base ({tiny_base})" in caplog.text
 
 
+@pytest.mark.slow
 def test_scores_of_a_run_with_a_start_are_measured_against_the_untouched_base(config_file: Path) -> None:
     encoders = Path("checkpoints/toyworld-encoders")
     measured = [f"validate.dino={encoders / 'vit'}", f"validate.clip={encoders / 'clip'}", "prior.source=none"]

@@ -17,6 +17,7 @@ CHEAP = {
 }
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("configs", "data", "checkpoints"):
         (tmp_path / name).mkdir()

@@ -91,7 +91,12 @@ def test_latents_are_those_of_diffusers_own_pipeline(base: str, scheduler: str, 
     torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
+QUICK = ("ddim", "euler-a", "heun-karras", "dpm++-sde")  # one of each kind; the other samplers are slow
+
+
+@pytest.mark.parametrize(
+    "scheduler", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in SCHEDULERS]
+)
 def test_picture_i_is_the_same_whatever_the_batch_size(family: Family, scheduler: str) -> None:
     prompts, seeds = ["a dog", "a cat", "a house"], [5, 6, 7]
     settings = SamplerSettings(4, 3.0, scheduler)

@@ -85,7 +85,12 @@ def test_a_refiner_is_refused_by_name(tiny_xl_base: Path, tmp_path: Path) -> Non
         load_family(str(folder))
 
 
-@pytest.mark.parametrize("method", METHODS)
+QUICK = ("full", "pivotal")  # all that other methods do as well is in these; they are slow
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in METHODS]
+)
 def test_a_run_of_every_method_is_sampled_from_its_own_files(
     method: str, config_file: Path, tiny_xl_base: Path
 ) -> None:

@@ -214,6 +214,7 @@ def test_automatic_encoders_that_cannot_be_had_are_told_and_left_out(
     assert "no scores by validate.clip: openai/clip-vit-base-patch32" in told
 
 
+@pytest.mark.slow
 def test_the_text_encoder_stops_at_the_first_validation_that_drifts_too_far(
     config_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
