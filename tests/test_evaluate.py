@@ -511,6 +511,7 @@ def interrupt_once(condition: Callable[[], bool], give_up: threading.Event) -> N
             give_up.wait(5)
 
 
+@pytest.mark.slow
 def test_ctrl_c_exits_with_130_and_the_same_command_goes_on(place: Path, tmp_path: Path, evaluate: Evaluate) -> None:
     words = (place / "runs" / "dog6", "--images", place / "data" / "dog6", "--batch-size", "1")
     ended = threading.Event()

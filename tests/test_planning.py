@@ -50,11 +50,7 @@ CHANGES = (
     "train.micro_batch_size=1",
     "optim.in_backward=true",
 )
-QUICK = {  # the other cells are slow
-    ("prior.source=stream", "full"),
-    ("train.micro_batch_size=1", "full"),
-    ("optim.in_backward=true", "full"),
-}
+QUICK = {("prior.source=stream", "full"), ("optim.in_backward=true", "full")}  # the other cells are slow
 
 
 @pytest.mark.parametrize(

@@ -50,11 +50,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_it_goes_on_from_its_last_step(finished: Path) -> None:
     lines = (finished / "interrupted" / "logs" / "sessions.jsonl").read_text(encoding="utf-8").splitlines()
     assert [(each["first_step"], each["last_step"]) for each in map(json.loads, lines)] == [(0, 5), (5, 8)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(map(str, files_in(RUN / "expected"))))
 def test_what_comes_of_it_is_what_came_of_it_there(finished: Path, path: str) -> None:
     expected, found = values(RUN / "expected" / path), values(finished / path)

@@ -305,6 +305,7 @@ def records_of(path: Path) -> bytes:
 
 
 @pytest.mark.usefixtures("weights_and_biases")
+@pytest.mark.slow
 def test_weights_and_biases_logs_offline(config_file: Path) -> None:
     config = load_config(config_file, ["log.wandb=true", "log.wandb_model=true", "train.max_steps=4"])
     assert train(config) == 0

@@ -22,7 +22,7 @@ from dreambooth.subject_info import read_card
 
 SECRETS = {"HF_TOKEN": "hf_CANARYcanaryCANARYcanaryCANARY01", "WANDB_API_KEY": "c0ffee" * 6 + "c0ff"}
 OWNER = "canary-person"
-EXPORTS = {"full": ("diffusers", "single-file"), "lora": ("diffusers", "single-file", "lora", "kohya")}
+EXPORTS = {"full": ("single-file",), "lora": ("diffusers", "single-file", "lora", "kohya")}
 
 
 @pytest.fixture(scope="module")

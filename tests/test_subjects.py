@@ -299,6 +299,7 @@ def _steps(run: RunFolder) -> int:
     return len(run.metrics.read_text().splitlines()) - 2 if run.metrics.is_file() else 0
 
 
+@pytest.mark.slow
 def test_a_run_from_before_there_were_several_goes_on_and_its_config_is_written_as_it_was(
     config_file: Path, tiny_base: Path, pictures: Path
 ) -> None:

@@ -232,6 +232,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert all((ours[name] == theirs[name]).all() for name in ours)
 
 
+@pytest.mark.slow
 def test_a_cell_is_bit_for_bit_the_run_that_it_would_be_alone(two_cells: Sweep, tmp_path: Path) -> None:
     """The second one: it has the base, the latents and the embeddings of the first."""
     from dreambooth.engine import train
