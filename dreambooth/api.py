@@ -8,6 +8,7 @@ import logging
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,24 @@ from dreambooth.devices import find_device
 from dreambooth.disk import check_writable, translate_write_errors
 from dreambooth.errors import DreamBoothError, UserError
 from dreambooth.evaluation.encoders import AUTO
-from dreambooth.evaluation.image_scores import ImageScore, make_image_scorer
+from dreambooth.evaluation.image_scores import GridScorer, ImageScore, make_image_scorer
 from dreambooth.evaluation.request import EvaluationRequest
 from dreambooth.evaluation.run import Evaluation, evaluate
 from dreambooth.exporting.to_format import export
+from dreambooth.generation.before_loading import check_cells
+from dreambooth.generation.grids.axes import axes_of, cells_of, folder_name, with_prompts
+from dreambooth.generation.grids.grid_run import Grid, make_grid
 from dreambooth.generation.images import OnProgress, Progress, generate, make_requests, reproduce, vary
 from dreambooth.generation.inputs.control import ControlRef, make_controls
 from dreambooth.generation.inputs.found_mask import find_mask_of, is_words
 from dreambooth.generation.inputs.from_images import FromImages
 from dreambooth.generation.inputs.init_image import init_image as make_init_image
+from dreambooth.generation.inputs.line_options import with_all_options
 from dreambooth.generation.inputs.style import make_styles
 from dreambooth.generation.models import loading
 from dreambooth.generation.models.additions import parse_embedding, parse_lora
-from dreambooth.generation.models.location import find_card
+from dreambooth.generation.models.location import default_folder, find_card
+from dreambooth.generation.models.model_pool import ModelPool
 from dreambooth.generation.options import ImageOptions, with_options
 from dreambooth.generation.prompting.prompt_file import read_prompt_file
 from dreambooth.generation.prompting.wildcards import FOLDER, Wildcards
@@ -40,6 +46,7 @@ from dreambooth.preflight.fitting import fit_to_memory
 from dreambooth.proposal.automatic import load_run_config
 from dreambooth.report import build as build_report
 from dreambooth.run.folder import RunFolder
+from dreambooth.step_models import load_at_step
 from dreambooth.subject_info import LearnedSubject
 from dreambooth.training.progress import OnTrainProgress, TrainProgress
 
@@ -160,7 +167,31 @@ def _options_of(prompts: str | Path | Sequence[str | Mapping[str, Any]], usual: 
     if isinstance(prompts, Path):
         return read_prompt_file(prompts, usual)
     several = [prompts] if isinstance(prompts, str) else prompts
-    return [with_options(usual, {"prompt": each} if isinstance(each, str) else each) for each in several]
+    return [with_all_options(usual, {"prompt": each} if isinstance(each, str) else each) for each in several]
+
+
+@dataclass(frozen=True)
+class GridImages:
+    """Hold a grid that was made. scores: of its images, in order; None where they were not asked for."""
+
+    grid: Grid
+    scores: list[ImageScore] | None = None
+
+    @property
+    def images(self) -> list[GeneratedImage]:
+        """Return the images, column by column within a row, row by row within a block."""
+        return [GeneratedImage.from_image(Image.open(path), read_recipe(path)) for path in self.grid.paths]
+
+    @property
+    def values(self) -> list[dict[str, str]]:
+        """Return the values of each image by axis."""
+        names = [axis.name for axis in self.grid.axes]
+        return [dict(zip(names, cell.values, strict=True)) for cell in self.grid.cells]
+
+    @property
+    def folder(self) -> Path:
+        """Return where the images, grid.png and grid.html lie."""
+        return self.grid.folder
 
 
 class Model:
@@ -255,6 +286,39 @@ class Model:
         if image is None or not is_words(mask):
             return mask
         return find_mask_of(mask, image, self.subjects, device=find_device(self._device).type)
+
+    def grid(
+        self,
+        prompts: str | Sequence[str],
+        axes: Mapping[str, Sequence[Any]],
+        out: str | Path | None = None,
+        score: bool | str | Path = False,
+        batch_size: int = 4,
+        wildcards: str | Path = FOLDER,
+        on_progress: OnProgress | None = None,
+        **options: Any,
+    ) -> "GridImages":
+        """Generate one image for each combination of the values of up to three axes, as `sample --grid` does.
+
+        axes: values by name, for columns, rows and blocks: {"guidance_scale": [3, 5], "seed": [0, 1]}. Several prompts
+        are an axis too. out: folder of the images, of grid.png and grid.html (None: outputs/<model>/grid-<hash>); what
+        is there already is not made again. score: score each image, against the photos of a folder where one is named.
+        options: of all images, by the names of `generate` that an axis may have, such as steps. Raises UserError.
+        """
+        several = [prompts] if isinstance(prompts, str) else list(prompts)
+        usual = with_options(ImageOptions(several[0]), options)
+        found = with_prompts(axes_of(axes), several)
+        cells, known = cells_of(found, self._loaded.ref, usual), Wildcards((Path(wildcards),))
+        check_cells(cells, known)
+        folder = Path(out) if out else default_folder(self.name) / folder_name(cells, FromImages())
+        check_writable(folder, "out")
+        grid = Grid(found, cells, folder)
+        photos = None if isinstance(score, bool) else Path(score)
+        scorer = GridScorer(find_device(self._device).type, photos) if score else None
+        pool = ModelPool(self._device, self._loaded)
+        with translate_write_errors(folder, "out"):
+            list(make_grid(grid, partial(load_at_step, pool), known, batch_size, on_progress, scorer))
+        return GridImages(grid, None if scorer is None else [scorer.found[path] for path in grid.paths])
 
     def score(self, images: Sequence[GeneratedImage], photos: str | Path | None = None) -> list[ImageScore]:
         """Score images as a validation does: `likeness` to the photos, fidelity to the `prompt`, and their product.

@@ -104,8 +104,8 @@ def has_field(template: str, name: Name | None = None) -> bool:
 
 
 def subject_phrase(subject: Named) -> str:
-    """Return the text that replaces {subject}: identifier and class noun."""
-    return f"{subject.identifier} {subject.class_noun}"
+    """Return the text that replaces {subject}: identifier and class noun; a style has no class noun."""
+    return f"{subject.identifier} {subject.class_noun}".strip()
 
 
 def fill_prompt(template: str, subjects: Sequence[Named], own: int = 0) -> str:

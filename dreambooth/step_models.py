@@ -1,13 +1,17 @@
 """Models of a run at other steps than the one that it has kept, made of the weights that still lie in its folder."""
 
 import logging
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from dreambooth import build
 from dreambooth.checkpointing import AtomicCheckpointIO
 from dreambooth.exporting.result import export_model
 from dreambooth.families import fingerprint
+from dreambooth.generation.models.loading import Model
 from dreambooth.generation.models.location import RESULT, source_of_step
+from dreambooth.generation.request import ModelRef
 from dreambooth.methods import find_method
 from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.randomness import Randomness
@@ -16,6 +20,11 @@ from dreambooth.subject_info import CARD
 from dreambooth.training.module import DreamBoothModule
 
 logger = logging.getLogger(__name__)
+
+
+def load_at_step(load: Callable[[ModelRef], Model], ref: ModelRef, step: int | None) -> Model:
+    """Return a model, or a run at an optimizer step, ready to sample. load: loads or finds it."""
+    return load(ref if step is None else replace(ref, name=str(model_at_step(Path(ref.name), step))))
 
 
 def model_at_step(folder: Path, step: int) -> Path:

@@ -40,6 +40,17 @@ def test_each_text_is_written_on_it(rows: list[GridRow]) -> None:
     assert dark[1] < 100, "the heading stands above the images"
 
 
+def test_a_long_caption_takes_lines_and_is_not_cut(rows: list[GridRow], tmp_path: Path) -> None:
+    """Of images of 24 pixels, which a name of an axis would never fit."""
+    short, long = (
+        draw_grid([GridRow("", rows[0].images, [text] * 3)]) for text in ("7.5", "DPMSolverMultistep scheduler")
+    )
+    assert long.height >= short.height + 2 * 10
+    assert long.width == short.width
+    write_grid(tmp_path / "grid.png", long)
+    assert pixels(cut(Image.open(tmp_path / "grid.png"), SIDE)) == pixels(list(rows[0].images))
+
+
 def test_a_plain_grid_of_an_earlier_version_is_cut_too(rows: list[GridRow]) -> None:
     images = [image for row in rows for image in row.images]
     assert pixels(cut(grid(images, columns=3), SIDE)) == pixels(images)

@@ -1,6 +1,9 @@
 """Grids: which images they have, that a cell is what `sample` makes, that only what is missing is made."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,15 +12,20 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from dreambooth.cli import main
+from dreambooth.cli.results import show_grid_scores
 from dreambooth.errors import UserError
+from dreambooth.evaluation.image_scores import GridScorer, ImageScore
 from dreambooth.families import load_family
-from dreambooth.generation.grids.axes import cells_of, parse_axes
+from dreambooth.generation.grids.axes import axes_of, cells_of, parse_axes
+from dreambooth.generation.grids.grid_run import Grid, make_grid
 from dreambooth.generation.models.additions import LoraRef
-from dreambooth.generation.models.loading import load_model
+from dreambooth.generation.models.loading import Model, load_model
 from dreambooth.generation.models.model_pool import ModelPool
 from dreambooth.generation.options import ImageOptions
+from dreambooth.generation.prompting.wildcards import Wildcards
 from dreambooth.generation.request import ModelRef, read_recipe
 from dreambooth.methods.lora_files import module_names
+from dreambooth.step_models import load_at_step
 
 QUICK = ["--steps", "1", "--size", "64x64"]
 DOG = ImageOptions("a dog")
@@ -127,6 +135,41 @@ def test_a_repeated_grid_makes_what_is_missing_and_nothing_else(
 
     assert main([*command, "--steps", "2"]) == 2
     assert "made otherwise: num_inference_steps 1 -> 2" in capsys.readouterr().err
+
+
+def test_scores_are_on_the_page_and_in_a_list_with_the_best_first(
+    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = cells_of(parse_axes(["seed=0,1", "guidance_scale=1"]), ModelRef(str(tiny_base)), replace(DOG, steps=1))
+    grid = Grid(parse_axes(["seed=0,1", "guidance_scale=1"]), cells, tmp_path)
+    asked = []
+
+    def score(ref: ModelRef, model: Model, paths: Sequence[Path]) -> list[float]:
+        asked.append((ref.name, [path.name[:3] for path in paths]))
+        return [0.25, 0.75]
+
+    scorer = GridScorer("cpu")
+    plain = list(make_grid(grid, partial(load_at_step, ModelPool("cpu")), Wildcards(()), 2))
+    before = Image.open(tmp_path / "grid.png").convert("RGB").tobytes()
+    list(make_grid(grid, partial(load_at_step, ModelPool("cpu")), Wildcards(()), 2, None, score))
+    assert asked == [(str(tiny_base), ["000", "001"])]
+    assert Image.open(tmp_path / "grid.png").convert("RGB").tobytes() != before, "the sheet shows no scores"
+    page = (tmp_path / "grid.html").read_text()
+    assert page.count("data-score") == 2, "one a cell"
+    assert "score <b>0.750</b>" in page
+    scorer.found = {plain[0]: ImageScore(0.25, None), plain[1]: ImageScore(0.75, None)}
+    (tmp_path / "scores.jsonl").write_text("of an earlier time\n")
+    show_grid_scores(scorer, tmp_path)
+    assert capsys.readouterr().out.splitlines()[0].startswith(f"0.750  {plain[1]}")
+    lines = (tmp_path / "scores.jsonl").read_text().splitlines()
+    assert [json.loads(line)["file"][:3] for line in lines] == ["001", "000"]
+
+
+def test_axes_of_a_program_are_those_of_the_command_line() -> None:
+    values = {"guidance_scale": [3, 5.5], "size": [(64, 32)], "prompt": ['a "red" dog, asleep', "a cat"]}
+    axes = axes_of(values)
+    assert [axis.values for axis in axes] == [("3", "5.5"), ("64x32",), ('a "red" dog, asleep', "a cat")]
+    assert cells_of(axes, ModelRef("m"), DOG)[0].options.size == (32, 64)
 
 
 def test_a_cell_that_cannot_be_made_is_reported_before_any_is(

@@ -1,9 +1,11 @@
 """Images to start from: strength, masks, expansion, inpainting bases. Limits first."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +34,7 @@ from dreambooth.generation.inputs.init_latents import InitLatents, encode_canvas
 from dreambooth.generation.inputs.style import StyleRef
 from dreambooth.generation.models.loading import Model, load_model
 from dreambooth.generation.options import ImageOptions
+from dreambooth.generation.prompting.prompt_file import read_prompt_file
 from dreambooth.generation.prompting.wildcards import Wildcards
 from dreambooth.generation.request import read_recipe, request_of
 from dreambooth.generation.sampler import make_scheduler, noise_from_seeds, sample_latents, timesteps_from
@@ -357,6 +360,39 @@ def test_a_program_starts_from_a_pil_image(tiny_base: Path, photo: Path) -> None
     assert np.array_equal(levels(of_file), levels(model.reproduce(of_file)))
     with pytest.raises(UserError, match="made from one in memory, which no file holds"):
         model.reproduce(of_image)
+
+
+def test_a_line_of_a_file_starts_from_an_image_of_its_own(tiny_base: Path, photo: Path, tmp_path: Path) -> None:
+    """To the bits of the same options for all prompts; lines that name none take what all take."""
+    lines = [{"prompt": "a dog", "init_image": str(photo), "strength": 0.5, "seed": 7}, {"prompt": "a dog", "seed": 7}]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    command = ["sample", str(tiny_base), "--num-images", "1", "--steps", "2"]
+    of_lines = [*command, "--prompts", str(tmp_path / "prompts.jsonl"), "--out", str(tmp_path / "lines")]
+    assert main(of_lines) == 0
+    assert main([*command, "a dog", "--seed", "7", "--out", str(tmp_path / "plain")]) == 0
+    started = ["--init-image", str(photo), "--strength", "0.5"]
+    assert main([*command, "a dog", "--seed", "7", *started, "--out", str(tmp_path / "started")]) == 0
+    first, second = sorted((tmp_path / "lines").glob("0*.png"))
+    assert first.read_bytes() == (tmp_path / "started" / first.name).read_bytes()
+    assert second.read_bytes() == (tmp_path / "plain" / first.name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"init_image": "./nowhere.png"}, "line 1: --init-image ./nowhere.png: there is no such file"),
+        ({"strength": 0.5}, "line 1: strength: belongs to an image to start from"),
+        ({"init_imag": "a.png"}, "line 1: init_imag: unknown option; did you mean init_image"),
+        ({"style": "of nobody"}, "line 1: --style of nobody"),
+        ({"control": {"canny": 1}}, "line 1: control={'canny': 1}: must be KIND=IMAGE, or a list of them"),
+        ({"init_image": 3}, "line 1: init_image=3: must be an image's file"),
+    ],
+)
+def test_a_line_that_names_no_image_is_refused(own: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(json.dumps({"prompt": "a dog", **own}))
+    with pytest.raises(UserError, match=re.escape(message)):
+        read_prompt_file(path, OPTIONS)
 
 
 def test_an_image_to_start_from_comes_back_from_json(photo: Path, tmp_path: Path, model: Model) -> None:

@@ -13,6 +13,7 @@ CHEAP = {
     '"train.max_steps": 240': '"train.max_steps": 3, "validate.every_steps": 0, "prior.source": "none", '
     '"log.tensorboard": False',
     "num_images=2,": "num_images=2, steps=1,",
+    'out="grid", steps=8': 'out="grid", steps=1',
     "num_images=1)": f'num_images=1, num_class_images=0, dino="none", clip="{ENCODERS}/clip")',
 }
 
@@ -34,5 +35,6 @@ def test_the_examples_of_the_page_run(tmp_path: Path, monkeypatch: pytest.Monkey
     names: dict[str, object] = {}
     exec(compile(source, "docs/python.md", "exec"), names)
     assert Image.open("beach.png").size == (64, 64)
+    assert len(list(Path("grid").glob("0*.png"))) == 4
     assert list(Path("checkpoints/robot/exports/kohya").glob("*.safetensors"))
     assert not Path("checkpoints/stopped/model").exists()

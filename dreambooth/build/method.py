@@ -1,10 +1,12 @@
 """The settings of method, loss and optimizer, and the card of the result."""
 
 import logging
+from functools import partial
 from pathlib import Path
 
 from dreambooth.build.networks import compute_dtype
 from dreambooth.config import Config
+from dreambooth.config.fields import SubjectConfig
 from dreambooth.errors import UserError
 from dreambooth.families import Family
 from dreambooth.generation.models.location import model_folder
@@ -132,13 +134,18 @@ def check_optimizer(config: Config) -> None:
     import_package(config.optim.name)
 
 
+def learned_subject(config: Config, subject: SubjectConfig) -> LearnedSubject:
+    """Return a subject for a card; of a data set, which has no name, the first prompt that it was validated with."""
+    prompt = next(iter(config.validate.prompts), "") if subject.kind == "dataset" else subject.prompt
+    class_prompt = subject.class_prompt if subject.kind == "subject" else ""
+    return LearnedSubject(subject.identifier, subject.class_noun, prompt, class_prompt)
+
+
 def subject_card(
     config: Config, step: int, last_step: int, base_fingerprint: str, scores: dict[str, float] | None
 ) -> SubjectInfo:
     return SubjectInfo(
-        subjects=tuple(
-            LearnedSubject(each.identifier, each.class_noun, each.prompt, each.class_prompt) for each in config.subjects
-        ),
+        subjects=tuple(map(partial(learned_subject, config), config.subjects)),
         resolution=config.data.resolution,
         num_inference_steps=config.validate.num_inference_steps,
         guidance_scale=config.validate.guidance_scale,

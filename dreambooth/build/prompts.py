@@ -56,6 +56,8 @@ def wording_warnings(family: Family, captions: list[list[str]], config: Config) 
     """
     if not find_facts(config.method.name).adds_tokens:
         for number, subject in enumerate(config.subjects):
+            if subject.kind == "dataset":
+                continue
             yield from identifier_warnings(family, f"{subject_key(config, number)}.identifier", subject.identifier)
     identifiers = [subject.identifier for subject in config.subjects]
     for key, prompt in dict.fromkeys(keyed_prompts(captions, config)):
@@ -97,12 +99,14 @@ def identifier_last(caption: str, identifier: str) -> str:
 def keyed_prompts(captions: list[list[str]], config: Config) -> Iterator[tuple[str, str]]:
     """Yield every prompt of the run with the key or caption that it comes from."""
     for number, own in enumerate(captions):
-        key = subject_key(config, number)
-        yield f"{key}.class_prompt", class_prompt(config, number)
+        key, kind = subject_key(config, number), config.subjects[number].kind
+        if kind == "subject":
+            yield f"{key}.class_prompt", class_prompt(config, number)
         if config.data.captions:
             shuffled = [identifier_last(caption, config.subjects[number].identifier) for caption in own]
             yield from (("the caption", caption) for caption in (shuffled if config.data.shuffle_captions else own))
-        yield f"{key}.prompt", subject_prompt(config, number)
+        if kind != "dataset":
+            yield f"{key}.prompt", subject_prompt(config, number)
     yield from (("validate.prompts", prompt.filled) for prompt in validation_prompts(config))
 
 
@@ -122,7 +126,10 @@ def class_prompt(config: Config, number: int) -> str:
 
 
 def validation_prompts(config: Config) -> list[Prompt]:
-    return expand(config.validate.prompts, config.subjects)
+    if config.subjects[0].kind != "dataset":
+        return expand(config.validate.prompts, config.subjects)
+    filled = [fill_prompt(prompt, config.subjects) for prompt in config.validate.prompts]
+    return [Prompt("subject", prompt, prompt, (0,)) for prompt in filled]  # compared with the data set's images
 
 
 def class_prompts_of(captions: list[list[str]], config: Config) -> list[list[str]]:
@@ -147,6 +154,6 @@ def own_captions(folder: ImageFolder, config: Config, number: int) -> list[str]:
         if problem := template_problem(template, len(config.subjects)):
             raise UserError(f"{name}: its caption {template!r}: {problem}")
         captions.append(fill_prompt(template, config.subjects, number))
-        if not has_words(captions[-1], identifier):
+        if identifier and not has_words(captions[-1], identifier):
             raise UserError(f"{name}: its caption {captions[-1]!r} has neither {{subject}} nor {identifier!r}")
     return captions

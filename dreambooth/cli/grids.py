@@ -3,18 +3,18 @@
 import argparse
 import logging
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dreambooth.cli import loading_libraries
 from dreambooth.cli.progress import SamplingBar
+from dreambooth.cli.results import make_grid_scorer, show_grid_scores
 from dreambooth.errors import UserError
 
 if TYPE_CHECKING:
-    from dreambooth.generation.grids.axes import Axis, Cell
     from dreambooth.generation.inputs.from_images import FromImages
     from dreambooth.generation.inputs.style import Styles
-    from dreambooth.generation.models.loading import Model
     from dreambooth.generation.options import ImageOptions
     from dreambooth.generation.prompting.wildcards import Wildcards
     from dreambooth.generation.request import ModelRef
@@ -45,12 +45,13 @@ def run_grid(
 ) -> int:
     """Make the grid of the command line, and return the exit code. wanted: prompts; several become an axis."""
     from dreambooth.disk import check_writable, translate_write_errors
-    from dreambooth.generation.grids.axes import cells_of, folder_name
+    from dreambooth.generation.before_loading import check_cells
+    from dreambooth.generation.grids.axes import cells_of, folder_name, parse_axes, with_prompts
     from dreambooth.generation.models.location import default_folder
 
     if args.from_image or args.vary:
         raise UserError("--grid: not together with --from-image or --vary; name MODEL and PROMPT")
-    axes = find_axes(args.grid, wanted)
+    axes = with_prompts(parse_axes(args.grid), [options.prompt for options in wanted])
     cells = [replace(cell, options=styles.apply(cell.options)) for cell in cells_of(axes, ref, wanted[0])]
     check_cells(cells, wildcards)
     folder = Path(args.out) if args.out else default_folder(ref.name) / folder_name(cells, images)
@@ -58,40 +59,14 @@ def run_grid(
     with loading_libraries():
         from dreambooth.generation.grids.grid_run import Grid, make_grid
         from dreambooth.generation.models.model_pool import ModelPool
-        from dreambooth.step_models import model_at_step
+        from dreambooth.step_models import load_at_step
 
-    pool, grid = ModelPool(args.device), Grid(axes, cells, folder, images)
-
-    def load(ref: "ModelRef", step: int | None) -> "Model":
-        return pool(ref if step is None else replace(ref, name=str(model_at_step(Path(ref.name), step))))
+    pool, grid, scorer = ModelPool(args.device), Grid(axes, cells, folder, images), make_grid_scorer(args)
 
     logger.info(grid.size_in_words)
     with SamplingBar() as bar, translate_write_errors(folder, "--out"):
-        for path in make_grid(grid, load, wildcards, args.batch_size, bar):
+        for path in make_grid(grid, partial(load_at_step, pool), wildcards, args.batch_size, bar, scorer):
             bar.print(path)
+        if scorer is not None:
+            show_grid_scores(scorer, folder)
     return 0
-
-
-def find_axes(texts: list[str], wanted: "list[ImageOptions]") -> "list[Axis]":
-    """Return the axes, with one for the prompts where several were typed. Raises UserError."""
-    from dreambooth.generation.grids.axes import MAX_AXES, Axis, parse_axes
-
-    axes = parse_axes(texts)
-    prompts = tuple(dict.fromkeys(options.prompt for options in wanted))
-    if len(prompts) == 1:
-        return axes
-    if any(axis.name == "prompt" for axis in axes) or len(axes) == MAX_AXES:
-        raise UserError(f"--grid: {len(prompts)} prompts need an axis of their own; name one PROMPT, or one axis less")
-    return [*axes, Axis(len(axes), "prompt", prompts)]
-
-
-def check_cells(cells: "list[Cell]", wildcards: "Wildcards") -> None:
-    """Raise UserError or ModelError for a cell that cannot be made, as far as that is known before loading."""
-    from dreambooth.generation.before_loading import check_model, check_options
-
-    by_model: dict[ModelRef, list[ImageOptions]] = {}
-    for cell in cells:
-        by_model.setdefault(cell.ref, []).append(cell.options)
-    for ref, options in by_model.items():
-        check_model(ref)
-        check_options(ref, options, wildcards)

@@ -159,10 +159,8 @@ def find_images(args: argparse.Namespace, recorded: "FromImages | None", ref: An
     Raises UserError for a file that cannot be read or does not fit, and for a style that no list has; ModelError for a
     ControlNet or an IP-Adapter that is not there or does not fit the model.
     """
-    from dreambooth.generation.inputs.control import check_controls
     from dreambooth.generation.inputs.from_images import FromImages
-    from dreambooth.generation.inputs.style import Styles, check_adapter, make_styles
-    from dreambooth.generation.models.location import find_unet_config
+    from dreambooth.generation.inputs.style import Styles, make_styles
 
     if recorded is None:
         styles = make_styles(args.style, args.ip_adapter)
@@ -171,7 +169,16 @@ def find_images(args: argparse.Namespace, recorded: "FromImages | None", ref: An
         styles = Styles()
         init, style = _recorded_init_image(args, recorded.init), _recorded_style(args, recorded.style)
         images = FromImages(init, _controls(args, recorded.controls), style)
+    check_images(images, ref)
+    return images, styles
+
+
+def check_images(images: "FromImages", ref: Any) -> None:
+    """Raise UserError or ModelError for a ControlNet or an IP-Adapter that does not fit a model."""
+    from dreambooth.generation.inputs.control import check_controls
+    from dreambooth.generation.inputs.style import check_adapter
+    from dreambooth.generation.models.location import find_unet_config
+
     config = find_unet_config(ref) if images.controls or images.style is not None else None
     check_controls(images.controls, config)
     check_adapter(images.style, config)
-    return images, styles

@@ -12,7 +12,7 @@ from dreambooth.errors import UserError
 from dreambooth.generation.refining.refinement import USUAL_DETAIL
 
 if TYPE_CHECKING:
-    from dreambooth.evaluation.image_scores import ImageScore, ImageScorer
+    from dreambooth.evaluation.image_scores import GridScorer, ImageScore, ImageScorer
     from dreambooth.generation.models.loading import Model
 
 AUTO = "auto"
@@ -65,8 +65,8 @@ def check_result_arguments(args: argparse.Namespace) -> None:
         raise UserError(f"--best {args.best}: needs --score, which tells what is better")
     if args.score not in (None, AUTO) and not Path(args.score).is_dir():
         raise UserError(f"--score {args.score}: there is no such folder of photos")
-    if args.grid and (args.score is not None or args.attention_maps):
-        raise UserError("--grid: not together with --score or --attention-maps")
+    if args.grid and (args.best is not None or args.attention_maps):
+        raise UserError("--grid: not together with --best or --attention-maps")
 
 
 def make_scorer(args: argparse.Namespace, model: "Model") -> "ImageScorer | None":
@@ -77,6 +77,22 @@ def make_scorer(args: argparse.Namespace, model: "Model") -> "ImageScorer | None
 
     photos = None if args.score == AUTO else Path(args.score)
     return make_image_scorer(model.name, model.subjects, find_device(args.device).type, photos)
+
+
+def make_grid_scorer(args: argparse.Namespace) -> "GridScorer | None":
+    """Return what scores the cells of a grid; None where that is not asked for."""
+    if args.score is None:
+        return None
+    from dreambooth.evaluation.image_scores import GridScorer
+
+    return GridScorer(find_device(args.device).type, None if args.score == AUTO else Path(args.score))
+
+
+def show_grid_scores(scorer: "GridScorer", folder: Path) -> None:
+    """List the cells of a grid, the best first, in its scores.jsonl too, which is written anew."""
+    (folder / SCORES).unlink(missing_ok=True)
+    paths = sorted(scorer.found)
+    _show_prompt(paths, [scorer.found[path] for path in paths], None)
 
 
 def show_scores(scorer: "ImageScorer", paths: Sequence[Path], num_images: Sequence[int], best: int | None) -> None:

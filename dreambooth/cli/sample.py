@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dreambooth.cli import loading_libraries
 from dreambooth.cli.grids import add_grid_arguments, run_grid
-from dreambooth.cli.image_options import add_image_arguments, find_images
+from dreambooth.cli.image_options import add_image_arguments, check_images, find_images
 from dreambooth.cli.progress import SamplingBar
 from dreambooth.cli.results import add_result_arguments, check_result_arguments, make_scorer, show_scores
 from dreambooth.cli.sampling import (
@@ -146,6 +146,8 @@ def run(args: argparse.Namespace) -> int:
     if args.grid:
         return run_grid(args, ref, wanted, find_wildcards(args), images, styles)
     wanted = [styles.apply(each) for each in wanted]
+    for own in dict.fromkeys(options.images for options in wanted if options.images is not None):
+        check_images(own, ref)
     check_options(ref, wanted, find_wildcards(args))
     folder = Path(args.out or default_folder(ref.name))
     check_writable(folder, "--out")

@@ -92,11 +92,16 @@ class SubjectConfig:
 
     images: str = setting(MISSING, "folder with 3 to 10 images of the subject")
     identifier: str = setting("sks", "rare word that will stand for the subject; best one token of the tokenizer")
-    class_noun: str = setting(MISSING, "class of the subject: dog, backpack, toy ...")
+    class_noun: str = setting(MISSING, "class of the subject: dog, backpack, toy ...; a style or dataset has none")
     prompt: str = setting(
         "a photo of {subject}", "prompt of the subject's images; {subject} is '<identifier> <class_noun>'"
     )
     class_prompt: str = setting("a photo of a {class}", "prompt of the class prior; {class} is the class noun")
+    kind: Literal["subject", "style", "dataset"] = setting(
+        "subject",
+        "what the images teach; subject: one thing, {subject} is '<identifier> <class_noun>'; style: how they are "
+        "drawn, {subject} is the identifier alone; dataset: what their captions say, without a new name",
+    )
 
 
 @dataclass

@@ -25,6 +25,7 @@ PROVENANCE = "provenance"  # the section that a run adds to its config.yaml; rea
 MAX_REFERENCES = 8  # from one key to the next
 MAX_KEYS = 1000
 Fill = Callable[[Mapping[str, Any]], dict[str, Any]]
+WITHOUT_NAME = {"style": ("class_noun",), "dataset": ("class_noun", "identifier")}  # by subject.kind
 REFERENCE = re.compile(r"\$\{(\w+(?:\[\d+\])?\.\w+)\}")  # to another key: ${subject.class_noun}
 
 
@@ -152,14 +153,21 @@ def _missing_keys(settings: dict[str, Any]) -> typing.Iterator[str]:
     for key, item in config_fields().items():
         section, name = key.split(".")
         for own in _subject_sections(settings) if section == "subject" else [section]:
-            if item.default is MISSING and f"{own}.{name}" not in settings:
+            if item.default is MISSING and f"{own}.{name}" not in {**_without_name(own, settings), **settings}:
                 yield f"{own}.{name}: required ({item.metadata['text']})"
+
+
+def _without_name(section: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what a subject's section need not name, by key: a style has no class noun, a dataset no identifier too."""
+    without = WITHOUT_NAME.get(str(settings.get(f"{section}.kind")), ())
+    return {f"{section}.{name}": "" for name in without}
 
 
 def _build(settings: dict[str, Any], path: str | Path) -> Config:
     """Merge checked settings over the defaults; every required key must be there."""
     nested: dict[str, dict[str, Any]] = {name: {} for name in section_classes()}
-    for key, value in settings.items():
+    unnamed = {key: value for own in _subject_sections(settings) for key, value in _without_name(own, settings).items()}
+    for key, value in {**unnamed, **settings}.items():
         section, name = key.split(".")
         own = nested.setdefault(section, {})
         if ENTRY.sub("subject", key) in PATHS and isinstance(value, str):

@@ -9,7 +9,7 @@ from dreambooth.config.fields import Config, SubjectConfig
 from dreambooth.config.keys import subject_key
 from dreambooth.config.values import cut
 from dreambooth.prompt_words import has_words
-from dreambooth.prompts import has_field, template_problem
+from dreambooth.prompts import Name, has_field, template_problem
 
 MAX_NAME_BYTES = 200
 DEVICE_OF_WINDOWS = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])\s*(\..*)?", re.IGNORECASE)
@@ -21,6 +21,9 @@ def joint_problems(config: Config) -> typing.Iterator[str]:
     for number, subject in enumerate(config.subjects):
         yield from _subject_problems(subject_key(config, number), subject)
     yield from _problems_of_several(config)
+    for number, subject in enumerate(config.subjects):
+        if subject.kind != "subject":
+            yield from _kind_problems(subject_key(config, number), subject.kind, config)
     for key, prompt in _templates(config):
         if problem := template_problem(prompt, len(config.subjects)):
             yield f"{key}: {prompt!r}: {problem}"
@@ -180,19 +183,47 @@ def _fsdp_problems(config: Config) -> typing.Iterator[str]:
 
 
 def _subject_problems(section: str, subject: SubjectConfig) -> typing.Iterator[str]:
+    if subject.kind != "subject" and subject.class_noun:
+        yield f"{section}.class_noun: {subject.class_noun!r}, but a {subject.kind} has no class; leave it out"
+    if subject.kind == "dataset":
+        if subject.identifier:
+            yield f"{section}.identifier: {subject.identifier!r}, but a dataset has no name; leave it out"
+        return
     if template_problem(subject.prompt) is None and not has_field(subject.prompt, "subject"):
         yield f"{section}.prompt: {subject.prompt!r} must contain {{subject}}"
     is_sound = template_problem(subject.class_prompt) is None
     if is_sound and (not has_field(subject.class_prompt, "class") or has_field(subject.class_prompt, "subject")):
         yield f"{section}.class_prompt: {subject.class_prompt!r} must contain {{class}}, and not {{subject}}"
     for name, text in (("identifier", subject.identifier), ("class_noun", subject.class_noun)):
-        if not text.strip():
+        if not text.strip() and (name, subject.kind) != ("class_noun", "style"):
             yield f"{section}.{name}: must not be empty"
     if _is_class_noun(subject):
         yield (
             f"{section}.identifier: {subject.identifier!r} is the class noun itself, so nothing would distinguish the "
             "subject from its class; name a rare word: sks"
         )
+
+
+def _kind_problems(section: str, kind: str, config: Config) -> typing.Iterator[str]:
+    """Yield the settings that a style or a data set cannot have."""
+    if len(config.subjects) > 1:
+        yield f"{section}.kind: {kind}: is learned alone; leave one entry"
+    if config.prior.source != "none":
+        yield f"prior.source: {config.prior.source}, but subject.kind is {kind}, which has no class; set it to none"
+    asked = config.validate.prompts if config.validate.every_steps else []
+    own = [] if kind == "dataset" else [(f"{section}.prompt", config.subjects[0].prompt)]
+    unknown: tuple[Name, ...] = ("class",) if kind == "style" else ("class", "subject")
+    for key, prompt in [*own, *(("validate.prompts", prompt) for prompt in asked)]:
+        for name in unknown:
+            if template_problem(prompt) is None and has_field(prompt, name):
+                yield f"{key}: {prompt!r}: a {kind} has no {{{name}}}; leave it out"
+    learns_word = config.method.name in ("textual_inversion", "pivotal")
+    if kind == "style" and learns_word and config.method.start_word is None:
+        yield "method.start_word: required for a style: the word that the new one starts from, such as painting"
+    if kind == "dataset" and not config.data.captions:
+        yield "data.captions: false, but a dataset is learned from its captions; set it to true"
+    if kind == "dataset" and (learns_word or config.optim.identifier_lr is not None):
+        yield f"method.name: {config.method.name} trains an identifier, and a dataset has none; use lora"
 
 
 def _is_class_noun(subject: SubjectConfig) -> bool:

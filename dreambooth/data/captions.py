@@ -87,7 +87,7 @@ def without_subjects(caption: str, subjects: Sequence[Named]) -> str:
     """
     text = caption
     for subject in subjects:
-        by = " " if has_words(caption, subject.class_noun) else subject.class_noun
+        by = " " if has_words(caption, subject.class_noun) else subject.class_noun or " "
         text = replace_words(text, subject.identifier, by)
     return " ".join(text.split())
 

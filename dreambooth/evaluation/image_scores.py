@@ -14,8 +14,10 @@ from dreambooth.data.image_folder import list_images
 from dreambooth.errors import UserError
 from dreambooth.evaluation.encoders import find_encoders
 from dreambooth.generation.models.base_path import find_path
+from dreambooth.generation.models.loading import Model
 from dreambooth.generation.models.location import model_folder
 from dreambooth.generation.prompting.weight_syntax import parse_weights
+from dreambooth.generation.request import ModelRef, read_recipe
 from dreambooth.metrics.scores import prompt_similarity
 from dreambooth.metrics.subject import Encoders, SubjectScorer
 from dreambooth.prompt_words import has_words
@@ -96,6 +98,26 @@ def make_image_scorer(
     if not any(scorers):
         logger.info(f"note: no likeness: the photos that {name} learned from are not known; write --score PHOTOS")
     return ImageScorer(encoders, list(zip(subjects, scorers, strict=True)))
+
+
+class GridScorer:
+    """Score the cells of a grid, model by model. photos: as for `make_image_scorer`. found: by file."""
+
+    def __init__(self, device: str, photos: Path | None = None) -> None:
+        self._device = device
+        self._photos = photos
+        self._scorers: dict[tuple[str, tuple[LearnedSubject, ...]], ImageScorer] = {}
+        self.found: dict[Path, ImageScore] = {}
+
+    def __call__(self, ref: ModelRef, model: Model, paths: Sequence[Path]) -> list[float]:
+        """Return how good each image is. ref: of the model; of a step of a run the run's."""
+        key = (ref.name, model.subjects)
+        if key not in self._scorers:
+            self._scorers[key] = make_image_scorer(*key, self._device, self._photos)
+        images = [Image.open(path).convert("RGB") for path in paths]
+        scores = self._scorers[key](images, [read_recipe(path) for path in paths])
+        self.found |= dict(zip(paths, scores, strict=True))
+        return [score.value for score in scores]
 
 
 def _scorer(encoders: Encoders, folder: Path) -> SubjectScorer:

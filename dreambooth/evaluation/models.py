@@ -77,7 +77,8 @@ def class_noun_of(subject: Subject, cards: Cards) -> str:
     """Return the subject's class noun, from its data set or else the models' cards. Raises UserError without one."""
     if subject.class_noun is not None:
         return subject.class_noun
-    nouns = sorted({learned.class_noun for card in cards.values() if card is not None for learned in card.subjects})
+    learned = [each for card in cards.values() if card is not None for each in card.subjects]
+    nouns = sorted({each.class_noun for each in learned} - {""})
     if not nouns:
         raise UserError(
             f"{subject.name}: unknown class; neither its folder nor {', '.join(cards)} has it: name --class-noun"

@@ -1,6 +1,7 @@
 """Report mistakes in a model and in prompts for it at once, before anything heavy is loaded."""
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from dreambooth.generation.models.additions import check_additions, learned_by
 from dreambooth.generation.models.location import check_is_there, check_path, fill, find_card, find_vae_scale_factor
@@ -10,6 +11,9 @@ from dreambooth.generation.prompting.wildcards import Wildcards, example, texts
 from dreambooth.generation.request import ModelRef
 from dreambooth.generation.settings import check_size
 
+if TYPE_CHECKING:
+    from dreambooth.generation.grids.axes import Cell
+
 
 def check_model(ref: ModelRef) -> None:
     """Raise ModelError or UserError for a model, or what is laid over it, that is not there or of another kind."""
@@ -17,6 +21,16 @@ def check_model(ref: ModelRef) -> None:
     if ref.vae is not None:
         check_path(ref.vae, "--vae")
     check_additions(ref.loras, ref.embeddings)
+
+
+def check_cells(cells: "Iterable[Cell]", wildcards: Wildcards) -> None:
+    """Raise UserError or ModelError for a cell of a grid that cannot be made, as far as is known before loading."""
+    by_model: dict[ModelRef, list[ImageOptions]] = {}
+    for cell in cells:
+        by_model.setdefault(cell.ref, []).append(cell.options)
+    for ref, options in by_model.items():
+        check_model(ref)
+        check_options(ref, options, wildcards)
 
 
 def check_options(ref: ModelRef, wanted: Iterable[ImageOptions], wildcards: Wildcards) -> None:

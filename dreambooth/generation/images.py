@@ -21,6 +21,7 @@ from dreambooth.generation.inputs.canvas import natural_size
 from dreambooth.generation.inputs.from_images import FromImages
 from dreambooth.generation.inputs.image_inputs import ChangeLatents, Prepared, attached, prepare
 from dreambooth.generation.inputs.init_image import InitImage
+from dreambooth.generation.inputs.line_options import merged
 from dreambooth.generation.memory import prepare_decoding
 from dreambooth.generation.models.loading import Model
 from dreambooth.generation.options import ImageOptions
@@ -76,17 +77,19 @@ def make_requests(
 ) -> list[ImageRequest]:
     """Return the requests of the images of these prompts, with wildcards drawn and {subject} filled in.
 
-    images: what all of them take from others. Without a size they are as large as the one that they start from. Warns
-    of a prompt that is longer than the model reads. Raises UserError where that cuts off an identifier, for weights
-    that the model cannot read, for a size or a number of steps that it cannot do, and for images that cannot be read.
+    images: what those take from others that name none of their own. Without a size an image is as large as the one that
+    it starts from. Warns of a prompt that is longer than the model reads. Raises UserError where that cuts off an
+    identifier, for weights that the model cannot read, for a size or a number of steps that it cannot do, and for
+    images that cannot be read.
     """
-    images = attached(model, images)
-    size = default_size(model, images.init)
-    requests = [
-        replace(_request(model, options, options.seed + number, wildcards, size), images=images)
-        for options in wanted
-        for number in range(options.num_images)
-    ]
+    wanted = list(wanted)
+    taken = {own: attached(model, merged(images, own)) for own in dict.fromkeys(options.images for options in wanted)}
+    requests = []
+    for options in wanted:
+        used = taken[options.images]
+        size = default_size(model, used.init)
+        seeds = range(options.seed, options.seed + options.num_images)
+        requests += [replace(_request(model, options, seed, wildcards, size), images=used) for seed in seeds]
     requests = [active().change("change_request", request=request) for request in requests]
     sampled = [(replace(each.settings, negative_prompt=""), (each.height, each.width)) for each in requests]
     for settings, size in dict.fromkeys(sampled):

@@ -7,11 +7,14 @@ import difflib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dreambooth.errors import UserError
 from dreambooth.generation.refining.refinement import refinement_of
 from dreambooth.generation.settings import problem_of
+
+if TYPE_CHECKING:
+    from dreambooth.generation.inputs.from_images import FromImages
 
 SETTINGS = {"steps": "num_inference_steps", "guidance_scale": "guidance_scale", "scheduler": "scheduler"}
 
@@ -21,7 +24,8 @@ class ImageOptions:
     """Hold a prompt, as it was typed, and its options. None: as the run sampled its own images.
 
     prompt: with {subject} and wildcards. seed: image i is made from seed + i. size: (height, width), pixels. upscale,
-    upscale_strength, detail: as `Refinement` has them; None: none.
+    upscale_strength, detail: as `Refinement` has them; None: none. images: what this prompt takes from images, in the
+    place of what all take; None: nothing of its own.
     """
 
     prompt: str
@@ -35,6 +39,7 @@ class ImageOptions:
     upscale: float | None = None
     upscale_strength: float | None = None
     detail: float | None = None
+    images: "FromImages | None" = None
 
     def __post_init__(self) -> None:
         if self.num_images < 1:
@@ -56,9 +61,10 @@ def with_options(options: ImageOptions, changes: Mapping[str, Any]) -> ImageOpti
     for name, value in changes.items():
         key = name.replace("-", "_")
         if key not in PARSERS:
-            near = difflib.get_close_matches(key, PARSERS, n=1)
+            known = [*PARSERS, *IMAGE_OPTIONS]
+            near = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
-            raise UserError(f"{name}: unknown option; {hint}Known are {', '.join(PARSERS)}")
+            raise UserError(f"{name}: unknown option; {hint}Known are {', '.join(known)}")
         try:
             read[key] = PARSERS[key](value)
         except ValueError as error:
@@ -113,4 +119,17 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
     "upscale_strength": _number,
     "detail": _number,
 }
-assert set(PARSERS) == {each.name for each in fields(ImageOptions)}
+assert {*PARSERS, "images"} == {each.name for each in fields(ImageOptions)}
+# Those that name images, which `inputs.line_options` reads.
+IMAGE_OPTIONS = (
+    "init_image",
+    "strength",
+    "mask",
+    "expand",
+    "feather",
+    "only_masked",
+    "control",
+    "control_model",
+    "style",
+    "ip_adapter",
+)

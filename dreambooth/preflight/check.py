@@ -115,7 +115,7 @@ def check_images(config: Config, findings: Findings) -> build.SubjectData | None
         subject_data = build.load_subject_data(config)
         good(
             ", ".join(
-                f"{len(own)} of {each.class_noun}"
+                f"{len(own)} of {each.class_noun or f'a {each.kind}'}"
                 for own, each in zip(subject_data.photos, config.subjects, strict=True)
             )
         )

@@ -8,11 +8,12 @@ prompt="a dog, asleep",a cat          commas within quotes
 import csv
 import difflib
 import hashlib
+import io
 import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -81,6 +82,33 @@ def _parse(text: str, place: int) -> Axis:
     if len(set(values)) < len(values):
         raise UserError(f"--grid {text}: a value is named twice")
     return Axis(PLACES.index(match[1]) if match[1] else place, name, tuple(values))
+
+
+def with_prompts(axes: Sequence[Axis], prompts: Sequence[str]) -> list[Axis]:
+    """Return the axes, with one for the prompts where there are several. Raises UserError for one axis too many."""
+    distinct = tuple(dict.fromkeys(prompts))
+    if len(distinct) == 1:
+        return list(axes)
+    if any(axis.name == "prompt" for axis in axes) or len(axes) == MAX_AXES:
+        raise UserError(f"--grid: {len(distinct)} prompts need an axis of their own; name one PROMPT, or one axis less")
+    return [*axes, Axis(len(axes), "prompt", distinct)]
+
+
+def axes_of(values: Mapping[str, Sequence[Any]]) -> list[Axis]:
+    """Return axes of values by name: columns, rows, blocks. A size is (width, height), pixels. Raises UserError."""
+    texts = {name: [_as_text(value) for value in each] for name, each in values.items()}
+    return parse_axes([f"{name}={_joined(each)}" for name, each in texts.items()])
+
+
+def _as_text(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+
+
+def _joined(values: Sequence[str]) -> str:
+    """Return values as `_parse` reads them: those with commas or quotes in quotes."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(values)
+    return text.getvalue()
 
 
 def cells_of(axes: Sequence[Axis], ref: ModelRef, options: ImageOptions) -> list[Cell]:
@@ -161,5 +189,12 @@ AXES: Table[Callable[[Cell, str], Cell]] = Table(
 
 def folder_name(cells: Sequence[Cell], images: FromImages) -> str:
     """Return a name for these very cells, under which the same command finds them again."""
-    text = json.dumps([[asdict(cell) for cell in cells], as_json(images)], sort_keys=True)
+    text = json.dumps([[_cell_as_json(cell) for cell in cells], as_json(images)], sort_keys=True)
     return f"grid-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _cell_as_json(cell: Cell) -> dict[str, Any]:
+    """Return a cell as plain data; what it takes from images only where there is some, as earlier versions had none."""
+    found = asdict(replace(cell, options=replace(cell.options, images=None)))
+    del found["options"]["images"]
+    return found if cell.options.images is None else {**found, "images": as_json(cell.options.images)}

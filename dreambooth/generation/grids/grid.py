@@ -28,7 +28,10 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 @dataclass(frozen=True)
 class GridRow:
-    """Hold images with a title above them and captions below them; where there are none no room is left for them."""
+    """Hold images with a title above them and captions below them; where there are none no room is left for them.
+
+    A caption takes as many lines, three at most, as it needs.
+    """
 
     title: str
     images: Sequence[Image.Image]
@@ -69,7 +72,8 @@ def _strip(row: GridRow, width: int, grid_width: int, font: Font) -> Image.Image
     """Return one row, its images `width` pixels apart, with their boxes in it."""
     title = _text(_wrapped(row.title, font, grid_width - 2 * PADDING), grid_width, font)
     top, height = title.height + PADDING, max(image.height for image in row.images)
-    below = _line_height(font) if row.captions else 2 * PADDING
+    captions = [_wrapped(each, font, width - PADDING) for each in row.captions]
+    below = _line_height(font) * max(map(len, captions)) if captions else 2 * PADDING
     strip = Image.new("RGB", (grid_width, top + height + below), "white")
     strip.paste(title, (0, 0))
     draw, boxes = ImageDraw.Draw(strip), []
@@ -77,8 +81,8 @@ def _strip(row: GridRow, width: int, grid_width: int, font: Font) -> Image.Image
         left = column * width + PADDING
         strip.paste(image, (left, top))
         boxes.append((left, top, left + image.width, top + image.height))
-        if row.captions:
-            draw.text((left, top + height), row.captions[column], "dimgray", font)
+        for number, text in enumerate(captions[column] if captions else ()):
+            draw.text((left, top + height + number * _line_height(font)), text, "dimgray", font)
     strip.info[CELLS] = boxes
     return strip
 

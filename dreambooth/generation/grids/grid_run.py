@@ -21,9 +21,9 @@ from dreambooth.generation.request import ModelRef, make_recipe, read_recipe, re
 
 SHEET, PAGE = "grid.png", "grid.html"
 MAX_SHEET = 10_000  # pixels along a side of grid.png; larger cells are shown smaller
-LETTER = 7  # pixels, about, of a caption's letter
 
 Load = Callable[[ModelRef, int | None], Model]  # a model, at an optimizer step (None: its result) -> ready to sample
+ScoreCells = Callable[[ModelRef, Model, Sequence[Path]], Sequence[float]]  # images of a model -> the higher the better
 
 logger = logging.getLogger(__name__)
 
@@ -59,13 +59,20 @@ class Grid:
 
 
 def make_grid(
-    grid: Grid, load: Load, wildcards: Wildcards, batch_size: int, on_progress: OnProgress | None = None
+    grid: Grid,
+    load: Load,
+    wildcards: Wildcards,
+    batch_size: int,
+    on_progress: OnProgress | None = None,
+    score: ScoreCells | None = None,
 ) -> Iterator[Path]:
     """Make the missing cells, model by model, then the sheet and the page. Yields each path once written.
 
-    load: returns a model; each is asked for once. Raises UserError where another image is in the place of a cell.
+    load: returns a model; each is asked for once. score: of each cell, which sheet and page then show. Raises UserError
+    where another image is in the place of a cell.
     """
     num_missing, done = sum(not path.is_file() for path in grid.paths), 0
+    scores: dict[int, float] = {}
 
     def report(progress: Progress) -> None:
         if on_progress is not None:
@@ -84,7 +91,10 @@ def make_grid(
         for path, image in zip(missing, made, strict=True):
             yield write_png(path, image, image.recipe)
         done += len(missing)
-    yield from _show(grid)
+        if score is not None:
+            scores |= dict(zip(numbers, score(ref, model, list(wanted)), strict=True))
+    yield write_png(grid.folder / SHEET, draw_sheet(grid, scores))
+    yield render_page(grid.folder / PAGE, grid.axes, grid.cells, grid.paths, scores)
 
 
 def _by_model(cells: Sequence[Cell]) -> dict[tuple[ModelRef, int | None], list[int]]:
@@ -104,14 +114,11 @@ def _check_same(path: Path, recipe: Mapping[str, Any]) -> None:
         )
 
 
-def _show(grid: Grid) -> Iterator[Path]:
-    """Write the sheet and the page of all cells."""
-    yield write_png(grid.folder / SHEET, draw_sheet(grid))
-    yield render_page(grid.folder / PAGE, grid.axes, grid.cells, grid.paths)
+def draw_sheet(grid: Grid, scores: Mapping[int, float] | None = None) -> Image.Image:
+    """Return the images of a grid with their values: columns x, rows y, blocks z; smaller where they are too many.
 
-
-def draw_sheet(grid: Grid) -> Image.Image:
-    """Return the images of a grid with their values: columns x, rows y, blocks z; smaller where they are too many."""
+    scores: by cell, written below them.
+    """
     columns, others = (grid.axes[:1], grid.axes[1:]) if grid.axes[0].place == 0 else ((), grid.axes)
     num_columns = len(columns[0].values) if columns else 1
     images = [Image.open(path).convert("RGB") for path in grid.paths]
@@ -121,19 +128,17 @@ def draw_sheet(grid: Grid) -> Image.Image:
         image.thumbnail((most, most), Image.Resampling.LANCZOS)
     rows = []
     for first in range(0, len(images), num_columns):
-        own = images[first : first + num_columns]
+        numbers = range(first, first + num_columns)
         values = grid.cells[first].values[len(columns) :]
-        named = zip(reversed(others), reversed(values), strict=True)
-        title = ", ".join(f"{axis.name} {value}" for axis, value in named)
-        captions = [
-            _shortened(f"{columns[0].name} {grid.cells[first + column].values[0]}", image.width)
-            for column, image in enumerate(own if columns else ())
-        ]
-        rows.append(GridRow(title, own, captions))
-    return draw_grid(rows)
+        title = ", ".join(
+            f"{axis.name} {value}" for axis, value in zip(reversed(others), reversed(values), strict=True)
+        )
+        captions = [_caption(grid, number, bool(columns), scores or {}) for number in numbers]
+        rows.append(GridRow(title, [images[number] for number in numbers], captions if any(captions) else ()))
+    return draw_grid(rows, f"columns: {columns[0].name}" if columns else "")
 
 
-def _shortened(text: str, width: int) -> str:
-    """Return a caption that fits an image."""
-    letters = max(6, width // LETTER)
-    return text if len(text) <= letters else text[: letters - 3] + "..."
+def _caption(grid: Grid, number: int, has_columns: bool, scores: Mapping[int, float]) -> str:
+    """Return what stands below a cell: the value of its column, whose axis the heading names, and its score."""
+    value = grid.cells[number].values[0] if has_columns else ""
+    return " ".join(filter(None, [value, f"({scores[number]:.3f})" if number in scores else ""]))

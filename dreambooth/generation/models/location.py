@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dreambooth import subject_info
 from dreambooth.errors import ModelError, UserError, escaped
 from dreambooth.generation.models.base_path import find_path
-from dreambooth.prompts import check_template, fill_prompt, has_field
+from dreambooth.prompts import check_template, fill_prompt, has_field, subject_phrase
 from dreambooth.subject_info import ExportCard, LearnedSubject, read_header
 
 if TYPE_CHECKING:
@@ -219,9 +219,10 @@ def fill(prompt: str, name: str, subjects: Sequence[LearnedSubject]) -> str:
 
     name: of the model. Raises UserError where it has learned nothing, or does not say what that is.
     """
-    if subjects:
+    if any(subject_phrase(each) for each in subjects):
         return fill_prompt(prompt, subjects)
     check_template(prompt)
     if has_field(prompt):
-        raise UserError(f"prompt {prompt!r}: {name} has learned no subject (it has no dreambooth.json); spell it out")
+        why = "it has no dreambooth.json, or is of a data set"
+        raise UserError(f"prompt {prompt!r}: {name} has learned no subject ({why}); spell it out")
     return fill_prompt(prompt, [])

@@ -6,7 +6,8 @@ from typing import Any
 
 from dreambooth.errors import UserError, escaped
 from dreambooth.files import read_lines
-from dreambooth.generation.options import ImageOptions, with_options
+from dreambooth.generation.inputs.line_options import with_all_options
+from dreambooth.generation.options import ImageOptions
 
 JSON_LINES = (".jsonl", ".ndjson")
 
@@ -25,7 +26,7 @@ def read_prompt_file(path: Path, usual: ImageOptions) -> list[ImageOptions]:
         if not line or line.startswith("#"):
             continue
         try:
-            found.append(with_options(usual, read(line)))
+            found.append(with_all_options(usual, read(line)))
         except UserError as error:
             raise UserError(f"{escaped(path)}, line {number}: {error}") from error
     if not found:
