@@ -162,6 +162,23 @@ def test_torchrun_and_lightnings_own_launcher_start_the_same_run_and_end_with_a_
 
 
 @pytest.mark.slow
+def test_a_run_under_torchrun_saves_on_a_signal_that_comes_to_both_and_goes_on_to_the_same_bits(
+    pair: RunFolder, config_file: Path, warm: Warm, tmp_path: Path
+) -> None:
+    """SLURM signals all processes of a job at once, and torchrun sends its own a second signal."""
+    run, log = run_of(config_file, "signalled"), tmp_path / "log"
+    with started(command(config_file, "signalled", starter=TORCHRUN), log) as process:
+        wait_for_step(run, 2, process.pid)
+        for pid in (*children_of(process.pid), process.pid):
+            os.kill(pid, signal.SIGTERM)
+        assert process.wait(timeout=120) != 0
+    assert "SIGTERM: saving after this step" in log.read_text()
+    assert 2 <= find_state(run.state).step < 6
+    finish(warm, config_file, "signalled")
+    assert_equal_runs(pair, run)
+
+
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_and_a_killed_one_ends_the_job(
     pair: RunFolder, config_file: Path, warm: Warm
 ) -> None:
@@ -234,8 +251,12 @@ def last_step(run: RunFolder) -> int:
 
 def second_of(process: subprocess.Popen[bytes]) -> int:
     """The process that Lightning has started as the second."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return next(int(pid) for pid in children if b"LOCAL_RANK=1" in Path(f"/proc/{pid}/environ").read_bytes())
+    children = children_of(process.pid)
+    return next(pid for pid in children if b"LOCAL_RANK=1" in Path(f"/proc/{pid}/environ").read_bytes())
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_class_pictures_are_shared_out_and_none_is_made_twice(tmp_path: Path) -> None:

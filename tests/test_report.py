@@ -5,13 +5,13 @@ import html
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from browser import assert_is_shown, needs_browser
 from PIL import Image
 
 from dreambooth.cli import main
@@ -432,71 +432,7 @@ def test_a_run_without_scores_has_a_report(config_file):
 
 # in a browser
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-PROBE = """
-<script>
-addEventListener("load", () => {
-  const all = selector => [...document.querySelectorAll(selector)];
-  parent.postMessage({
-    width: innerWidth,
-    overflow: document.documentElement.scrollWidth - innerWidth,
-    pictures: all("img").length,
-    broken: all("img").filter(image => !image.complete || image.naturalWidth === 0).length,
-    unnamed: all("img").filter(image => !image.alt).length,
-    plots: all("svg").length,
-    flat: all("svg").filter(svg => svg.getBoundingClientRect().height < 100).length,
-    small: all(".pair img, .images img, .film img").filter(image => image.getBoundingClientRect().width < 80).length,
-    enlarged: all(".zoom").filter(label => {
-      const width = () => label.querySelector("img").getBoundingClientRect().width;
-      const before = width();
-      label.click();
-      const enlarged = width();
-      label.click();
-      return before < innerWidth && enlarged >= innerWidth - 20 && width() === before;
-    }).length,
-  }, "*");
-});
-</script>
-"""
-# Windows narrower than 500 pixels are widened, frames are not.
-FRAMES = """
-<body data-found="[]">
-<script>
-addEventListener("message", event => {
-  document.body.dataset.found = JSON.stringify([...JSON.parse(document.body.dataset.found), event.data]);
-});
-</script>
-<iframe src="probed.html" width="360" height="800"></iframe>
-<iframe src="probed.html" width="1200" height="800"></iframe>
-"""
 
-
-def chromium(url: str, profile: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    assert CHROMIUM is not None
-    quiet = ("disable-gpu", "no-first-run", "disable-background-networking", "disable-component-update", "disable-sync")
-    options = ["--headless", "--no-sandbox", *(f"--{option}" for option in quiet), f"--user-data-dir={profile}"]
-    logging = ["--enable-logging=stderr", "--virtual-time-budget=5000"]
-    return subprocess.run([CHROMIUM, *options, *logging, *arguments, url], capture_output=True, text=True, timeout=120)
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on this machine")
-def test_a_browser_shows_the_whole_page_on_a_phone_and_on_a_desk(finished, page, tmp_path):
-    shot = tmp_path / "shot.png"
-    url = (finished / "report.html").as_uri()
-    opened = chromium(url, tmp_path / "profile", f"--screenshot={shot}", "--window-size=1200,800")
-    assert "CONSOLE" not in opened.stderr, opened.stderr
-    assert len(Image.open(shot).convert("RGB").getcolors(2**24)) > 50, "the page is blank"
-
-    # A copy that may run the probe; the page itself forbids scripts.
-    text = re.sub(r"<meta http-equiv=.Content-Security-Policy.[^>]*>", "", page)
-    (tmp_path / "probed.html").write_text(text + PROBE)
-    (tmp_path / "frames.html").write_text(FRAMES)
-    probed = chromium((tmp_path / "frames.html").as_uri(), tmp_path / "profile", "--dump-dom")
-    found = json.loads(html.unescape(re.search('data-found="([^"]*)"', probed.stdout)[1]))
-    assert sorted(each.pop("width") for each in found) == [360, 1200]
-    num_pictures = text.count("<img")
-    for each in found:
-        assert each.pop("plots") >= 7
-        assert each.pop("overflow") <= 0, "the page has to be scrolled sideways"
-        assert each.pop("enlarged") == num_pictures, "a click enlarges an image, another one takes it back"
-        assert each == {"pictures": num_pictures, "broken": 0, "unnamed": 0, "flat": 0, "small": 0}
+@needs_browser
+def test_a_browser_shows_the_whole_page_on_a_phone_and_on_a_desk(finished, tmp_path):
+    assert_is_shown(finished / "report.html", tmp_path, num_plots=7)

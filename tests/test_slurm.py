@@ -1,9 +1,12 @@
-"""A sweep and a run of two processes on a real SLURM of one node, with jobs and daemons killed; slow.
+"""A sweep and runs of two processes on a real SLURM of one node, with jobs and daemons killed; slow.
 
 tests/faults/slurm.sh starts such a SLURM (root, Debian); where none answers, these tests are skipped.
 """
 
+import contextlib
+import csv
 import importlib.util
+import json
 import os
 import random
 import shutil
@@ -17,9 +20,11 @@ from pathlib import Path
 import pytest
 
 from dreambooth.sweep import Sweep, load_sweep
+from dreambooth.sweep.cells import Cell
 
 ROOT = Path(__file__).parents[1]
-WAIT_S = 1200
+WAIT_S = 600.0
+COSTS = ("seconds", "memory_mib")  # columns of a table that are not the same twice
 
 
 def slurm_answers() -> bool:
@@ -41,58 +46,89 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
+def wait_until(is_there: Callable[[], object], log: Path) -> None:
+    """Wait until a function returns something. log: a file that the failure shows."""
+    deadline = time.monotonic() + WAIT_S
+    while not is_there():
+        assert time.monotonic() < deadline, log.read_text() if log.is_file() else "no log"
+        time.sleep(0.1)
+
+
+def num_lines(path: Path) -> int:
+    return len(path.read_text().splitlines()) if path.is_file() else 0
+
+
+# -------------------------------------------------------------------------------- a sweep
+
+
 def write_sweep(folder: Path, tiny_base: Path, pictures: Path) -> Sweep:
     """Return a sweep of eight cells of a few seconds each, on one core."""
     from conftest import CONFIG
 
     folder.mkdir()
     text = CONFIG.format(runs=folder / "runs", base=tiny_base, pictures=pictures)
-    (folder / "config.yaml").write_text(text.replace("max_steps: 8", "max_steps: 40"))
+    text = text.replace("max_steps: 8", "max_steps: 24").replace("every_steps: 4", "every_steps: 12")
+    (folder / "config.yaml").write_text(text)
     (folder / "sweep.yaml").write_text(
         f"sweep: {{name: s, dir: {folder}, config: {folder / 'config.yaml'}, seeds: [0, 1]}}\n"
         "settings: {optim.lr: [1e-3, 2e-3], prior.weight: [0.5, 1]}\n"
-        "slurm: {minutes: 10, gpus: 0, cpus: 1}\n"
+        "slurm: {minutes: 30, gpus: 0, cpus: 1}\n"
     )
     return load_sweep(folder / "sweep.yaml")
 
 
-def workers_of(folder: Path) -> list[int]:
-    """Return the processes that train a cell of the sweep in this folder."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().decode().split("\0")
-        except OSError:
-            continue
-        if "submitit.core._submit" in words and any(word.startswith(str(folder)) for word in words):
-            found.append(int(path.parent.name))
-    return found
+def in_training(sweep: Sweep, cell: Cell) -> dict[str, str]:
+    """Return the process and the job that train a cell, once they have saved a step; {} where none does."""
+    try:
+        found = json.loads((sweep.folder / "running" / f"{cell.name}.json").read_text())
+        environment = Path(f"/proc/{found['pid']}/environ").read_bytes()
+    except OSError:
+        return {}
+    done = num_lines(sweep.runs / cell.name / "logs" / "metrics.csv") - 1
+    is_job = f"SLURM_JOB_ID={found['job']}\0".encode() in environment
+    return {name: str(found[name]) for name in ("pid", "job")} if is_job and 3 <= done < 23 else {}
 
 
-def jobs_running() -> list[str]:
-    command = ["squeue", "--noheader", "--array", "--states=RUNNING", "--format=%i"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-
-
-def disturb(folder: Path, rng: random.Random) -> str:
-    """Do one bad thing to a job or to SLURM; returns what."""
-    jobs, workers = jobs_running(), workers_of(folder)
-    if not jobs or not workers:
-        return "nothing"
-    kind = rng.choice(["kill", "SIGUSR1", "requeue", "slurmd"])
-    job = rng.choice(jobs)
+def disturb(kind: str, pid: str, job: str) -> None:
+    """Do one bad thing to a job, or to SLURM while the job runs."""
     if kind == "kill":
-        os.kill(rng.choice(workers), signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
     elif kind == "SIGUSR1":
         subprocess.run(["scancel", "--signal=USR1", job], check=False)
     elif kind == "requeue":
         subprocess.run(["scontrol", "requeue", job], check=False)
     else:
-        for pid in subprocess.run(["pidof", "slurmd"], capture_output=True, text=True).stdout.split():
-            os.kill(int(pid), signal.SIGKILL)
-        time.sleep(2)
-        subprocess.run(["slurmd"], check=True)
-    return kind
+        for daemon in subprocess.run(["pidof", "slurmd"], capture_output=True, text=True).stdout.split():
+            os.kill(int(daemon), signal.SIGKILL)
+        time.sleep(1)
+        while subprocess.run(["pidof", "slurmd"], capture_output=True).returncode:
+            subprocess.run(["slurmd"], check=False)
+            time.sleep(1)
+
+
+def disturb_all(sweep: Sweep, is_over: Callable[[], bool]) -> list[str]:
+    """Kill and requeue jobs of a sweep at random while they train. Returns what was done before the sweep was over."""
+    from dreambooth.sweep.search import cells_of
+
+    rng, left, done = random.Random(1), ["kill", "SIGUSR1", "requeue", "slurmd", "kill"], []
+    rng.shuffle(left)
+    cells = cells_of(sweep)
+    while left and not is_over():
+        rng.shuffle(cells)
+        trained = next(filter(None, (in_training(sweep, cell) for cell in cells)), None)
+        if trained:
+            done.append(left.pop())
+            disturb(done[-1], **trained)
+            time.sleep(rng.uniform(1, 3))
+        time.sleep(0.1)
+    return done
+
+
+def table(sweep: Sweep) -> list[dict[str, str]]:
+    """Return the lines of a sweep's table, but for what they cost."""
+    with open(sweep.folder / "table.csv", newline="") as file:
+        return [{name: text for name, text in row.items() if name not in COSTS} for row in csv.DictReader(file)]
 
 
 def test_a_sweep_that_is_killed_and_requeued_at_random_gives_the_table_of_an_undisturbed_one(
@@ -100,56 +136,74 @@ def test_a_sweep_that_is_killed_and_requeued_at_random_gives_the_table_of_an_und
 ) -> None:
     from dreambooth import engine
     from dreambooth.sweep.search import cells_of
-    from dreambooth.sweep.session import locked
+    from dreambooth.sweep.session import locked, write_results
     from dreambooth.sweep.worker import Task, train_cell
 
     disturbed = write_sweep(tmp_path / "slurm", tiny_base, pictures)
-    command = [sys.executable, "-m", "dreambooth", "sweep", str(disturbed.path), "--on", "slurm"]
-    rng, done, deadline = random.Random(1), [], time.monotonic() + WAIT_S
-    with open(tmp_path / "log", "w") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
-        while process.poll() is None:
-            time.sleep(rng.uniform(8, 16))
-            if len(done) < 6:
-                done.append(disturb(tmp_path / "slurm", rng))
-            if time.monotonic() > deadline:
-                process.send_signal(signal.SIGINT)
-    told = (tmp_path / "log").read_text()
-    print(told, f"disturbed: {done}")
-    assert process.returncode == 0, told
-    assert set(done) - {"nothing"}, "nothing was disturbed"
-
     whole = write_sweep(tmp_path / "local", tiny_base, pictures)
-    with locked(whole):
-        for cell in cells_of(whole):
-            assert train_cell(whole, engine.train, Task(cell)).exit_code == 0
+    command = [sys.executable, "-m", "dreambooth", "sweep", str(disturbed.path), "--on", "slurm"]
+    log = tmp_path / "log"
+    with open(log, "w") as file, subprocess.Popen(command, stdout=file, stderr=file) as process:
+        done = disturb_all(disturbed, lambda: process.poll() is not None)
+        with locked(whole):
+            for cell in cells_of(whole):
+                assert train_cell(whole, engine.train, Task(cell)).exit_code == 0
+            write_results(whole)
+        wait_until(lambda: process.poll() is not None, log)
+    print(log.read_text(), f"disturbed: {done}")
+    assert process.returncode == 0, log.read_text()
+    assert set(done) == {"kill", "SIGUSR1", "requeue", "slurmd"}
+    sessions = [num_lines(disturbed.runs / cell.name / "logs" / "sessions.jsonl") for cell in cells_of(whole)]
+    assert max(sessions) > 1, "no cell went on from its state"
+
+    assert table(disturbed) == table(whole)
     for cell in cells_of(whole):
         for name in ("logs/metrics.csv", "logs/scores.jsonl", "model/unet/diffusion_pytorch_model.safetensors"):
             one, other = disturbed.runs / cell.name / name, whole.runs / cell.name / name
             assert one.read_bytes() == other.read_bytes(), f"{cell.name}: {name}"
 
 
-SCRIPT = """#!/bin/bash
-#SBATCH --ntasks=2 --time=10 --requeue --open-mode=append --output={log}
-export OMP_NUM_THREADS=1
+# -------------------------------------------------------------------------------- two processes, as on two nodes
+
+SRUN = """#!/bin/bash
+#SBATCH --ntasks=2 --time=20 --requeue --open-mode=append --output={log}
 srun {python} train.py {config} run.name={name} train.devices=2 train.batch_size=1
 code=$?
 echo "ended with $code"
 if [ $code = 138 ]; then scontrol requeue "$SLURM_JOB_ID"; sleep 60; fi
 exit $code
 """
+# Each task is a node with a torchrun of its own. On SIGUSR1 the processes save; torchrun itself has to ignore it.
+TORCHRUN = """#!/bin/bash
+#SBATCH --ntasks=2 --time=20 --requeue --open-mode=append --output={log}
+trap 'again=yes; scancel --signal=USR1 "$SLURM_JOB_ID"' USR1
+export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
+srun bash -c 'trap "" USR1; exec {python} -m torch.distributed.run --nnodes 2 --nproc-per-node 1 \
+    --node-rank $SLURM_PROCID --master-addr $MASTER_ADDR --master-port $MASTER_PORT \
+    train.py {config} run.name={name} train.devices=1 train.num_nodes=2 train.batch_size=1' &
+wait $! || wait $!
+code=$?
+echo "ended with $code${{again:+ after SIGUSR1}}"
+if [ -n "$again" ]; then scontrol requeue "$SLURM_JOB_ID"; sleep 60; fi
+exit $code
+"""
+PREEMPT = {"srun": ["scancel", "--signal=USR1"], "torchrun": ["scancel", "--batch", "--signal=USR1"]}
 
 
 @pytest.fixture
-def submit(tmp_path: Path, config_file: Path) -> Iterator[Callable[[str], str]]:
-    """Return a function that submits a run of two processes, and cancel what is left of it."""
+def submit(tmp_path: Path, config_file: Path, environment: None) -> Iterator[Callable[[str, str], str]]:
+    """Return a function that submits a run of two processes as a job, and cancel what is left of it."""
     jobs: list[str] = []
+    text = config_file.read_text().replace("max_steps: 8", "max_steps: 60").replace("every_steps: 4", "every_steps: 60")
+    config_file.write_text(text)
 
-    def submitted(name: str) -> str:
-        script = tmp_path / f"{name}.sh"
-        script.write_text(
-            SCRIPT.format(log=tmp_path / f"{name}.log", python=sys.executable, config=config_file, name=name)
+    def submitted(name: str, script: str) -> str:
+        path = tmp_path / f"{name}.sh"
+        path.write_text(
+            script.format(log=path.with_suffix(".log"), python=sys.executable, config=config_file, name=name)
         )
-        answer = subprocess.run(["sbatch", "--parsable", str(script)], capture_output=True, text=True, check=True)
+        answer = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, text=True, check=True)
         jobs.append(answer.stdout.strip())
         return jobs[-1]
 
@@ -158,29 +212,24 @@ def submit(tmp_path: Path, config_file: Path) -> Iterator[Callable[[str], str]]:
         subprocess.run(["scancel", job], check=False)
 
 
-def wait_for(path: Path, log: Path, text: str = "", num_lines: int = 0) -> None:
-    """Wait until a file is there that holds a text and more than so many lines. log: for the message."""
-    deadline = time.monotonic() + WAIT_S / 2
-    while True:
-        found = path.read_text(errors="replace") if path.is_file() else None
-        if found is not None and text in found and len(found.splitlines()) > num_lines:
-            return
-        assert time.monotonic() < deadline, log.read_text() if log.is_file() else "no log"
-        time.sleep(1)
-
-
-def test_a_run_of_two_processes_in_a_job_is_preempted_and_goes_on_to_the_same_bits(
-    tmp_path: Path, config_file: Path, submit: Callable[[str], str], environment: None
+def test_runs_of_two_processes_in_jobs_are_preempted_and_go_on_to_the_same_bits(
+    tmp_path: Path, submit: Callable[[str, str], str]
 ) -> None:
-    config_file.write_text(config_file.read_text().replace("max_steps: 8", "max_steps: 60"))
-    whole, preempted = (tmp_path / "runs" / name for name in ("whole", "preempted"))
-    job, log = submit("preempted"), tmp_path / "preempted.log"
-    wait_for(preempted / "logs" / "metrics.csv", log, num_lines=5)
-    subprocess.run(["scancel", "--signal=USR1", job], check=True)
-    wait_for(log, log, "ended with 138")
-    wait_for(preempted / "model" / "dreambooth.json", log)
-    submit("whole")
-    wait_for(whole / "model" / "dreambooth.json", tmp_path / "whole.log")
-    assert len((preempted / "logs" / "sessions.jsonl").read_text().splitlines()) == 2
-    for name in ("logs/metrics.csv", "model/unet/diffusion_pytorch_model.safetensors"):
-        assert (whole / name).read_bytes() == (preempted / name).read_bytes(), name
+    scripts = {"srun": SRUN, "torchrun": TORCHRUN}
+    for name, script in scripts.items():
+        run, log = tmp_path / "runs" / name, tmp_path / f"{name}.log"
+        job = submit(name, script)
+        wait_until(lambda run=run: num_lines(run / "logs" / "metrics.csv") > 5, log)
+        subprocess.run([*PREEMPT[name], job], check=True)
+        wait_until(lambda log=log: "ended with" in log.read_text(), log)
+    submit("whole", SRUN)
+    whole = tmp_path / "runs" / "whole"
+    for name in ("whole", *scripts):
+        log = tmp_path / f"{name}.log"
+        wait_until((tmp_path / "runs" / name / "model" / "dreambooth.json").is_file, log)
+        print(f"{name}:\n{log.read_text()}")
+    for name in scripts:
+        run, said = tmp_path / "runs" / name, (tmp_path / f"{name}.log").read_text()
+        assert num_lines(run / "logs" / "sessions.jsonl") == 2, said
+        for path in ("logs/metrics.csv", "model/unet/diffusion_pytorch_model.safetensors"):
+            assert (whole / path).read_bytes() == (run / path).read_bytes(), f"{name}: {path}\n{said}"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from browser import assert_is_shown, needs_browser
 from PIL import Image
 
 from dreambooth.checkpointing import AtomicCheckpointIO
@@ -130,12 +131,20 @@ def test_the_best_config_is_one_that_trains(sweep: Sweep) -> None:
 def test_the_page_shows_each_cell_with_its_image_and_the_command_of_the_best(sweep: Sweep) -> None:
     write(read_results(sweep, cells_of(sweep)))
     page = (sweep.folder / "report.html").read_text()
-    assert page.count("<img ") == 3
-    assert page.count("failed, no images yet") == 1
+    assert page.count("<img ") == 3 + 2, "of three cells, and a photo of both subjects"
+    assert "failed, no images: lr=0.002</p>" in page
+    assert page.count('class="whisker"') == 3 + 2, "the interval of each cell and each setting"
     assert f"train {sweep.options.config} optim.lr=0.001</code>" in page
     assert "the photos | are gone" in page
     assert "<script" not in page
     assert "://" not in page
+
+
+@pytest.mark.slow
+@needs_browser
+def test_a_browser_shows_the_whole_page_of_a_sweep_on_a_phone_and_on_a_desk(sweep: Sweep, tmp_path: Path) -> None:
+    write(read_results(sweep, cells_of(sweep)))
+    assert_is_shown(sweep.folder / "report.html", tmp_path)
 
 
 def test_a_report_can_be_written_before_anything_is_trained(make: Callable[[str], Sweep], capsys) -> None:

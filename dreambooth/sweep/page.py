@@ -7,6 +7,9 @@ from pathlib import Path
 import jinja2
 from PIL.Image import Image
 
+from dreambooth.config import Config
+from dreambooth.data.image_files import load_image
+from dreambooth.data.image_folder import list_images
 from dreambooth.errors import UserError
 from dreambooth.hints import command_line
 from dreambooth.prompts import expand
@@ -29,6 +32,15 @@ class Shown:
     prompt: str
 
 
+@dataclass(frozen=True)
+class Row:
+    """Hold a subject's cells by quality: those that have an image, and the others. photo: of the subject itself."""
+
+    photo: Image | None
+    drawn: Sequence[Shown]
+    others: Sequence[CellResult]
+
+
 def render(results: Results) -> str:
     """Return the page as HTML; the same results give the same bytes."""
     environment = jinja2.Environment(
@@ -47,7 +59,7 @@ def render(results: Results) -> str:
         sweep=results,
         name=results.sweep.options.name,
         summary=summary(results),
-        rows=_by_subject(shown),
+        rows=_by_subject(results, shown),
         num_left_out=len(results.cells) - len(shown),
         command=command,
         most=IMAGE_SIDE,
@@ -55,21 +67,36 @@ def render(results: Results) -> str:
     )
 
 
-def _by_subject(shown: Sequence[Shown]) -> dict[str, list[Shown]]:
+def _by_subject(results: Results, shown: Sequence[Shown]) -> dict[str, Row]:
     """Return the cells of each subject, in the order of their quality."""
-    rows: dict[str, list[Shown]] = {}
-    for each in sorted(shown, key=lambda one: one.result.cell.subject_name):
-        rows.setdefault(each.result.cell.subject_name, []).append(each)
+    rows = {}
+    for name in sorted({each.result.cell.subject_name for each in shown}):
+        own = [each for each in shown if each.result.cell.subject_name == name]
+        others = [each.result for each in own if each.image is None]
+        rows[name] = Row(_photo(results, own[0].result), [each for each in own if each.image is not None], others)
     return rows
+
+
+def _photo(results: Results, result: CellResult) -> Image | None:
+    """Return the first photo of a cell's subject; None where the photos cannot be read any more."""
+    try:
+        return load_image(list_images(_config_of(results, result).subjects[0].images)[0])
+    except UserError:
+        return None
+
+
+def _config_of(results: Results, result: CellResult) -> Config:
+    frozen = results.sweep.folder / "config.yaml"
+    return results.sweep.config_of(result.cell, frozen if frozen.is_file() else None)
 
 
 def shown_cell(results: Results, result: CellResult) -> Shown:
     """Return a cell with its image; without one where it has no grid yet, or its files cannot be read."""
-    folder, frozen = result.status.folder, results.sweep.folder / "config.yaml"
+    folder = result.status.folder
     if not (folder / "samples").is_dir():
         return Shown(result, None, "")
     try:
-        config = results.sweep.config_of(result.cell, frozen if frozen.is_file() else None)
+        config = _config_of(results, result)
         prompts = expand(config.validate.prompts, config.subjects)
         samples = Samples(folder / "samples", len(prompts), config.validate.num_images, config.data.resolution)
         number = next((number for number, prompt in enumerate(prompts) if prompt.kind == "subject"), None)

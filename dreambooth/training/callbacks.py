@@ -17,7 +17,7 @@ import pytorch_lightning as pl
 import torch
 
 from dreambooth.data.loader import INTERRUPTS
-from dreambooth.distributed import WorkShare
+from dreambooth.distributed import WorkShare, this_process
 from dreambooth.files import whole_lines, write_text
 from dreambooth.generation.class_prior import GeneratedPrior
 from dreambooth.status_line import STATUS_LINE, ProgressDisplay
@@ -112,7 +112,11 @@ class SaveState(StepCallback):
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.signal_number = number
-        logger.info(f"\n{signal.Signals(number).name}: saving after this step; once more to stop at once")
+        name = signal.Signals(number).name
+        if this_process().launcher == "torchrun":  # which passes on a signal that came to all processes alike
+            logger.info(f"\n{name}: saving after this step")
+            return
+        logger.info(f"\n{name}: saving after this step; once more to stop at once")
         signal.signal(number, signal.SIG_DFL)
 
     def on_step_end(self, trainer: pl.Trainer, module: DreamBoothModule, step: int) -> None:
