@@ -38,10 +38,11 @@ from dreambooth.generation.models import loading
 from dreambooth.generation.models.additions import parse_embedding, parse_lora
 from dreambooth.generation.models.location import default_folder, find_card
 from dreambooth.generation.models.model_pool import ModelPool
+from dreambooth.generation.models.reference import ModelRef
 from dreambooth.generation.options import ImageOptions, with_options
 from dreambooth.generation.prompting.prompt_file import read_prompt_file
 from dreambooth.generation.prompting.wildcards import FOLDER, Wildcards
-from dreambooth.generation.request import RECIPE, GeneratedImage, ModelRef, read_recipe
+from dreambooth.generation.request import RECIPE, GeneratedImage, read_recipe
 from dreambooth.preflight.fitting import fit_to_memory
 from dreambooth.proposal.automatic import load_run_config
 from dreambooth.report import build as build_report

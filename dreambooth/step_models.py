@@ -11,7 +11,7 @@ from dreambooth.exporting.result import export_model
 from dreambooth.families import fingerprint
 from dreambooth.generation.models.loading import Model
 from dreambooth.generation.models.location import RESULT, source_of_step
-from dreambooth.generation.request import ModelRef
+from dreambooth.generation.models.reference import ModelRef
 from dreambooth.methods import find_method
 from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.randomness import Randomness

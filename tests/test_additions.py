@@ -19,18 +19,12 @@ from dreambooth.exporting.adapter import kohya_state
 from dreambooth.exporting.names import link_old_name
 from dreambooth.families import Family, components, load_family
 from dreambooth.generation.images import make_requests
-from dreambooth.generation.models.additions import (
-    EmbeddingRef,
-    LoraRef,
-    lora_file,
-    parse_embedding,
-    parse_lora,
-    words_beside,
-)
+from dreambooth.generation.models.additions import lora_file, parse_embedding, parse_lora, words_beside
 from dreambooth.generation.models.loading import load_model
+from dreambooth.generation.models.reference import EmbeddingRef, LoraRef, ModelRef
 from dreambooth.generation.options import ImageOptions
 from dreambooth.generation.prompting.wildcards import Wildcards
-from dreambooth.generation.request import ModelRef, read_recipe, request_of
+from dreambooth.generation.request import read_recipe, request_of
 from dreambooth.methods import adapter_files, adapters, embedding_files, lora_files
 from dreambooth.methods.adapter_files import LORA_FILE, PEFT_FILE
 from dreambooth.subject_info import LearnedSubject, SubjectInfo, card_metadata, write_card

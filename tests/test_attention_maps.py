@@ -19,7 +19,8 @@ from dreambooth.evaluation.image_scores import ImageScore, ImageScorer, ranked
 from dreambooth.families import Family
 from dreambooth.generation.attention_maps import AttentionRecorder, overlay, word_maps
 from dreambooth.generation.models.loading import load_model
-from dreambooth.generation.request import GeneratedImage, ImageRequest, ModelRef
+from dreambooth.generation.models.reference import ModelRef
+from dreambooth.generation.request import GeneratedImage, ImageRequest
 from dreambooth.generation.sampler import noise_from_seeds, sample_latents
 from dreambooth.generation.settings import SamplerSettings
 from dreambooth.metrics.subject import SubjectScorer, load_encoders

@@ -18,12 +18,12 @@ from dreambooth.evaluation.image_scores import GridScorer, ImageScore
 from dreambooth.families import load_family
 from dreambooth.generation.grids.axes import axes_of, cells_of, parse_axes
 from dreambooth.generation.grids.grid_run import Grid, make_grid
-from dreambooth.generation.models.additions import LoraRef
 from dreambooth.generation.models.loading import Model, load_model
 from dreambooth.generation.models.model_pool import ModelPool
+from dreambooth.generation.models.reference import LoraRef, ModelRef
 from dreambooth.generation.options import ImageOptions
 from dreambooth.generation.prompting.wildcards import Wildcards
-from dreambooth.generation.request import ModelRef, read_recipe
+from dreambooth.generation.request import read_recipe
 from dreambooth.methods.lora_files import module_names
 from dreambooth.step_models import load_at_step
 

@@ -19,7 +19,7 @@ from dreambooth.exporting.adapter import kohya_state
 from dreambooth.families import Family, evaluation_mode, load_family
 from dreambooth.generation.grids.grid import cut
 from dreambooth.generation.models.loading import load_model
-from dreambooth.generation.request import ModelRef
+from dreambooth.generation.models.reference import ModelRef
 from dreambooth.generation.sampler import noise_from_seeds, sample_latents
 from dreambooth.generation.settings import SamplerSettings
 from dreambooth.methods import adapter_files

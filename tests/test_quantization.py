@@ -25,7 +25,7 @@ from dreambooth.families.quantization import (
     stored_tensors,
 )
 from dreambooth.generation.models.loading import load_model
-from dreambooth.generation.request import ModelRef
+from dreambooth.generation.models.reference import ModelRef
 from dreambooth.generation.sampler import noise_from_seeds, sample_latents
 from dreambooth.generation.settings import SamplerSettings
 from dreambooth.methods.adapters import adapted_layers

@@ -14,9 +14,9 @@ from dreambooth.families.quantization import is_quantized
 from dreambooth.generation.images import generate, make_requests
 from dreambooth.generation.memory import BYTES_A_PIXEL, choose_decoding, choose_offload, slice_attention
 from dreambooth.generation.models.loading import Model, load_model
+from dreambooth.generation.models.reference import ModelRef
 from dreambooth.generation.options import ImageOptions
 from dreambooth.generation.prompting.wildcards import Wildcards
-from dreambooth.generation.request import ModelRef
 
 BASES = ["tiny_base", "tiny_z_image_base"]
 

@@ -21,16 +21,8 @@ from dreambooth.generation.images import generate, make_requests
 from dreambooth.generation.inputs.from_images import FromImages
 from dreambooth.generation.inputs.image_inputs import ImageInputs
 from dreambooth.generation.inputs.image_refs import ImageRef
-from dreambooth.generation.inputs.style import (
-    NamedStyle,
-    StyleRef,
-    Styles,
-    check_reference,
-    make_styles,
-    read_styles,
-    style_of,
-    weighted,
-)
+from dreambooth.generation.inputs.style import NamedStyle, Styles, make_styles, read_styles, weighted
+from dreambooth.generation.inputs.style_image import StyleRef, check_reference, style_of
 from dreambooth.generation.inputs.style_reference import prepare_style
 from dreambooth.generation.models.loading import Model, load_model
 from dreambooth.generation.options import ImageOptions

@@ -18,7 +18,7 @@ from dreambooth.exporting.original import original_state, vae_state
 from dreambooth.families import Family, ModelSource, load_family
 from dreambooth.families.vae import load_other_vae
 from dreambooth.generation.models.loading import load_model
-from dreambooth.generation.request import ModelRef
+from dreambooth.generation.models.reference import ModelRef
 from dreambooth.randomness import Randomness
 from dreambooth.run.fingerprints import base_fingerprints, input_fingerprints
 

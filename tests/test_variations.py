@@ -13,8 +13,9 @@ from dreambooth.cli import main
 from dreambooth.errors import UserError
 from dreambooth.generation.infotext import parse_infotext, user_comment, write_infotext
 from dreambooth.generation.models.loading import load_model
+from dreambooth.generation.models.reference import ModelRef
 from dreambooth.generation.options import ImageOptions
-from dreambooth.generation.request import ImageRequest, ModelRef, make_recipe, read_infotext, read_recipe, request_of
+from dreambooth.generation.request import ImageRequest, make_recipe, read_infotext, read_recipe, request_of
 from dreambooth.generation.sampler import interpolate_noise, noise_from_seeds
 from dreambooth.generation.settings import SamplerSettings
 from dreambooth.generation.variation import NoiseSeed, Variation

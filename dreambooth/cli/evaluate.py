@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
 def request_of(args: argparse.Namespace) -> "EvaluationRequest":
     """Return the evaluation that is asked for. Raises UserError for options out of range or that contradict."""
     from dreambooth.evaluation.request import EvaluationRequest
-    from dreambooth.generation.request import ModelRef
+    from dreambooth.generation.models.reference import ModelRef
 
     size = check_arguments(args)
     return EvaluationRequest(

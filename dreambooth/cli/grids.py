@@ -15,9 +15,9 @@ from dreambooth.errors import UserError
 if TYPE_CHECKING:
     from dreambooth.generation.inputs.from_images import FromImages
     from dreambooth.generation.inputs.style import Styles
+    from dreambooth.generation.models.reference import ModelRef
     from dreambooth.generation.options import ImageOptions
     from dreambooth.generation.prompting.wildcards import Wildcards
-    from dreambooth.generation.request import ModelRef
 
 logger = logging.getLogger(__name__)
 

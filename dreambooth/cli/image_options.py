@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from dreambooth.generation.inputs.control import ControlRef
     from dreambooth.generation.inputs.from_images import FromImages
     from dreambooth.generation.inputs.init_image import InitImage
-    from dreambooth.generation.inputs.style import StyleRef, Styles
+    from dreambooth.generation.inputs.style import Styles
+    from dreambooth.generation.inputs.style_image import StyleRef
 
 
 def add_image_arguments(parser: argparse.ArgumentParser) -> None:
@@ -143,7 +144,8 @@ def _controls(args: argparse.Namespace, recorded: "tuple[ControlRef, ...]") -> "
 
 def _recorded_style(args: argparse.Namespace, recorded: "StyleRef | None") -> "StyleRef | None":
     """Return the style of an image that a recipe has recorded, in files that --style and --ip-adapter name now."""
-    from dreambooth.generation.inputs.style import check_reference, make_styles
+    from dreambooth.generation.inputs.style import make_styles
+    from dreambooth.generation.inputs.style_image import check_reference
 
     if recorded is None:
         return None
@@ -176,7 +178,7 @@ def find_images(args: argparse.Namespace, recorded: "FromImages | None", ref: An
 def check_images(images: "FromImages", ref: Any) -> None:
     """Raise UserError or ModelError for a ControlNet or an IP-Adapter that does not fit a model."""
     from dreambooth.generation.inputs.control import check_controls
-    from dreambooth.generation.inputs.style import check_adapter
+    from dreambooth.generation.inputs.style_image import check_adapter
     from dreambooth.generation.models.location import find_unet_config
 
     config = find_unet_config(ref) if images.controls or images.style is not None else None

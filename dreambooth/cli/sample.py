@@ -22,9 +22,9 @@ from dreambooth.errors import UserError, escaped
 from dreambooth.generation.prompting.wildcards import FOLDER
 
 if TYPE_CHECKING:
+    from dreambooth.generation.models.reference import ModelRef
     from dreambooth.generation.options import ImageOptions
     from dreambooth.generation.prompting.wildcards import Wildcards
-    from dreambooth.generation.request import ModelRef
 
 logger = logging.getLogger(__name__)
 
@@ -247,7 +247,8 @@ def find_model(args: argparse.Namespace, recipe: dict[str, Any] | None) -> "Mode
     Raises UserError.
     """
     from dreambooth.generation.models.additions import parse_embedding, parse_lora
-    from dreambooth.generation.request import ModelRef, request_of
+    from dreambooth.generation.models.reference import ModelRef
+    from dreambooth.generation.request import request_of
 
     loras = tuple(map(parse_lora, args.lora))
     embeddings = tuple(map(parse_embedding, args.embedding))

@@ -16,8 +16,9 @@ from dreambooth.evaluation.encoders import find_encoders
 from dreambooth.generation.models.base_path import find_path
 from dreambooth.generation.models.loading import Model
 from dreambooth.generation.models.location import model_folder
+from dreambooth.generation.models.reference import ModelRef
 from dreambooth.generation.prompting.weight_syntax import parse_weights
-from dreambooth.generation.request import ModelRef, read_recipe
+from dreambooth.generation.request import read_recipe
 from dreambooth.metrics.scores import prompt_similarity
 from dreambooth.metrics.subject import Encoders, SubjectScorer
 from dreambooth.prompt_words import has_words

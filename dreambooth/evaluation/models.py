@@ -12,7 +12,7 @@ from dreambooth.errors import UserError
 from dreambooth.evaluation.subjects import Subject
 from dreambooth.generation.models.loading import Model, load_model
 from dreambooth.generation.models.location import check_is_there, find_card
-from dreambooth.generation.request import ModelRef
+from dreambooth.generation.models.reference import ModelRef
 from dreambooth.prompts import subject_phrase
 from dreambooth.subject_info import LearnedSubject, SubjectInfo
 

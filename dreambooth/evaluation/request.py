@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dreambooth.errors import UserError
 from dreambooth.evaluation.prompts import AUTO, SEEDS_A_PROMPT
-from dreambooth.generation.request import ModelRef
+from dreambooth.generation.models.reference import ModelRef
 from dreambooth.generation.settings import SamplerSettings
 from dreambooth.prompts import template_problem
 

@@ -18,7 +18,7 @@ from dreambooth.files import atomic_folder
 from dreambooth.generation.models import loading
 from dreambooth.generation.models.base_source import base_source
 from dreambooth.generation.models.location import check_is_there, find_card, model_folder
-from dreambooth.generation.request import ModelRef
+from dreambooth.generation.models.reference import ModelRef
 from dreambooth.subject_info import ExportCard
 
 logger = logging.getLogger(__name__)

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 from dreambooth.generation.models.additions import check_additions, learned_by
 from dreambooth.generation.models.location import check_is_there, check_path, fill, find_card, find_vae_scale_factor
+from dreambooth.generation.models.reference import ModelRef
 from dreambooth.generation.options import ImageOptions
 from dreambooth.generation.prompting.weight_syntax import parse_weights
 from dreambooth.generation.prompting.wildcards import Wildcards, example, texts
-from dreambooth.generation.request import ModelRef
 from dreambooth.generation.settings import check_size
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """The class prior, made on the fly: images of the class by the frozen base model, kept as latents.
 
-Image `i` is a pure function of (base model, class prompt, sampler settings, seed, i). It is made the first time a
-step needs it, in blocks on fixed boundaries, so training starts after the first block, and a half-made prior goes on
+Image `i` is a pure function of (base model, class prompt, sampler settings, shape, seed, i). It is made when a step
+first needs it, in blocks on fixed boundaries, so training starts after the first block, and a half-made prior goes on
 where it was. It is never decoded and never goes through JPEG. A block is one small file, written atomically into a
 folder that is addressed by a fingerprint of everything the images depend on: a changed prompt or base model cannot
 meet stale ones. Several processes make a block each at a time, and read each other's.

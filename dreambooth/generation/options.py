@@ -7,14 +7,12 @@ import difflib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dreambooth.errors import UserError
+from dreambooth.generation.inputs.from_images import FromImages
 from dreambooth.generation.refining.refinement import refinement_of
 from dreambooth.generation.settings import problem_of
-
-if TYPE_CHECKING:
-    from dreambooth.generation.inputs.from_images import FromImages
 
 SETTINGS = {"steps": "num_inference_steps", "guidance_scale": "guidance_scale", "scheduler": "scheduler"}
 
@@ -39,7 +37,7 @@ class ImageOptions:
     upscale: float | None = None
     upscale_strength: float | None = None
     detail: float | None = None
-    images: "FromImages | None" = None
+    images: FromImages | None = None
 
     def __post_init__(self) -> None:
         if self.num_images < 1:

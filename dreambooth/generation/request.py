@@ -27,7 +27,8 @@ from dreambooth.generation.infotext import (
 )
 from dreambooth.generation.inputs import from_images
 from dreambooth.generation.inputs.from_images import FromImages
-from dreambooth.generation.models.additions import EmbeddingRef, LoraRef, as_json, embeddings_of, loras_of
+from dreambooth.generation.models.additions import as_json, embeddings_of, loras_of
+from dreambooth.generation.models.reference import ModelRef
 from dreambooth.generation.refining import refinement
 from dreambooth.generation.refining.refinement import Refinement
 from dreambooth.generation.settings import SamplerSettings
@@ -40,28 +41,6 @@ PATHS = ("model", "config", "base", "vae")  # of a recipe, in which ~ is the hom
 PACKAGES = ("torch", "diffusers")  # whose versions a recipe names
 PLAIN = "plain"  # prompts are read as in training; recipes do not name it
 WEIGHTS_DIGITS = 16  # of the fingerprint, in recipes that earlier versions of `evaluate` wrote
-
-
-@dataclass(frozen=True)
-class ModelRef:
-    """Hold a MODEL argument and its loading options.
-
-    base: the adapter's base model, if it has moved. config: the folder or hub id with a single file's configs and
-    tokenizer. revision: of a hub id. variant: which of the weights; of an adapter both are its base's. dtype: of
-    denoiser and text encoders; None: float16 on a GPU, else float32. vae: replaces the model's own VAE. loras,
-    embeddings: applied on top. quantize: how the weights are stored, None: in the dtype.
-    """
-
-    name: str
-    base: str | None = None
-    config: str | None = None
-    revision: str | None = None
-    variant: str | None = None
-    dtype: str | None = None
-    vae: str | None = None
-    loras: tuple[LoraRef, ...] = ()
-    embeddings: tuple[EmbeddingRef, ...] = ()
-    quantize: str | None = None
 
 
 @dataclass(frozen=True)

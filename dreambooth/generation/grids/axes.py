@@ -23,8 +23,8 @@ from dreambooth.errors import UserError, first_line
 from dreambooth.generation.inputs.from_images import FromImages, as_json
 from dreambooth.generation.models.additions import parse_lora
 from dreambooth.generation.models.location import source_of_step
+from dreambooth.generation.models.reference import ModelRef
 from dreambooth.generation.options import PARSERS, ImageOptions, with_options
-from dreambooth.generation.request import ModelRef
 from dreambooth.plugins import Table, active
 
 PLACES = "xyz"

@@ -20,6 +20,7 @@ from dreambooth.generation.request import GeneratedImage
 
 PADDING = 2  # white pixels around an image, as in `data.images.grid`
 MAX_LINES = 3  # of a prompt; a longer one ends with ...
+CUT = " ..."  # at the end of a text that has more lines
 FONT = Path("mpl-data", "fonts", "ttf", "DejaVuSans.ttf")  # knows most alphabets; matplotlib brings it
 CELLS = "dreambooth-cells"  # the PNG's text chunk: [left, top, right, bottom] of each image, row by row, as JSON
 
@@ -166,8 +167,8 @@ def _wrapped(text: str, font: Font, width: int) -> list[str]:
     """Return the lines of a text that fit a width in pixels."""
     if not text:
         return []
-    letters = max(1, int(width / (font.getlength(text) / len(text))))
-    return textwrap.wrap(text, letters, max_lines=MAX_LINES, placeholder=" ...")
+    letters = max(len(CUT), int(width / (font.getlength(text) / len(text))))
+    return textwrap.wrap(text, letters, max_lines=MAX_LINES, placeholder=CUT)
 
 
 @cache

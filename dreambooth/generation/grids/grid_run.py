@@ -16,8 +16,9 @@ from dreambooth.generation.grids.grid_page import render_page
 from dreambooth.generation.images import OnProgress, Progress, generate, make_requests, slug
 from dreambooth.generation.inputs.from_images import FromImages
 from dreambooth.generation.models.loading import Model
+from dreambooth.generation.models.reference import ModelRef
 from dreambooth.generation.prompting.wildcards import Wildcards
-from dreambooth.generation.request import ModelRef, make_recipe, read_recipe, recipe_changes, write_png
+from dreambooth.generation.request import make_recipe, read_recipe, recipe_changes, write_png
 
 SHEET, PAGE = "grid.png", "grid.html"
 MAX_SHEET = 10_000  # pixels along a side of grid.png; larger cells are shown smaller

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dreambooth.generation.inputs import control, init_image, style
+from dreambooth.generation.inputs import control, init_image, style_image
 from dreambooth.generation.inputs.control import ControlRef
 from dreambooth.generation.inputs.init_image import InitImage
-from dreambooth.generation.inputs.style import StyleRef
+from dreambooth.generation.inputs.style_image import StyleRef
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ def checked(images: FromImages) -> FromImages:
     return FromImages(
         None if images.init is None else init_image.checked(images.init),
         control.make_controls(images.controls),
-        None if images.style is None else style.check_reference(images.style),
+        None if images.style is None else style_image.check_reference(images.style),
     )
 
 
@@ -36,7 +36,7 @@ def as_json(images: FromImages) -> dict[str, Any]:
     fields = {
         "init_image": init_image.as_json(images.init),
         "controls": control.as_json(images.controls),
-        "style": style.as_json(images.style),
+        "style": style_image.as_json(images.style),
     }
     return {name: value for name, value in fields.items() if value is not None}
 
@@ -46,5 +46,5 @@ def from_images_of(recipe: Mapping[str, Any]) -> FromImages:
     return FromImages(
         init_image.init_image_of(recipe.get("init_image")),
         control.controls_of(recipe.get("controls")),
-        style.style_of(recipe.get("style")),
+        style_image.style_of(recipe.get("style")),
     )

@@ -6,42 +6,19 @@ What can be known of a file from its name and header is reported here, before an
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from dreambooth.errors import ModelError, UserError, escaped
 from dreambooth.generation.models.location import file_behind, find_card, kind_of_file, model_folder, suggestions
+from dreambooth.generation.models.reference import EmbeddingRef, LoraRef
 from dreambooth.home_folder import with_home, without_home
 from dreambooth.methods import find_facts
 from dreambooth.subject_info import LearnedSubject
 
 WEIGHT_FILES = (".safetensors", ".pt", ".bin")  # of the latter two only numbers are read
 OWN_LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter.safetensors")  # of a run's model/
-
-
-@dataclass(frozen=True)
-class LoraRef:
-    """A LoRA, LoHa or LoKr over a model. file: its file, or a run or model folder. weight: 1 is as it was trained.
-
-    sha256: of the file, once it has been read.
-    """
-
-    file: str
-    weight: float = 1.0
-    sha256: str | None = None
-
-
-@dataclass(frozen=True)
-class EmbeddingRef:
-    """A learned embedding. word: what stands for it in a prompt; None: the file's own word, else the file's name.
-
-    sha256: of the file; it and the word are known once it has been read.
-    """
-
-    file: str
-    word: str | None = None
-    sha256: str | None = None
 
 
 # -------------------------------------------------------------------------------- as they are typed

@@ -14,19 +14,11 @@ from dreambooth.families import Family, ModelSource, load_family, move
 from dreambooth.families.offload import offload as keep_off_device
 from dreambooth.families.quantization import check_quantizer, quantize
 from dreambooth.generation.memory import offload_for
-from dreambooth.generation.models.additions import (
-    EmbeddingRef,
-    LoraRef,
-    check_additions,
-    embedding_file,
-    learned_by,
-    lora_file,
-    words_beside,
-)
+from dreambooth.generation.models.additions import check_additions, embedding_file, learned_by, lora_file, words_beside
 from dreambooth.generation.models.base_source import base_source
 from dreambooth.generation.models.location import check_is_there, fill, model_folder
 from dreambooth.generation.models.reading import is_own, load_result
-from dreambooth.generation.request import ModelRef
+from dreambooth.generation.models.reference import EmbeddingRef, LoraRef, ModelRef
 from dreambooth.methods import BESIDE_THE_BASE, adapters, embedding_files, lora_files
 from dreambooth.plugins import active
 from dreambooth.subject_info import ExportCard, LearnedSubject, SubjectInfo, find_card

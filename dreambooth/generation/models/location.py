@@ -5,16 +5,14 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dreambooth import subject_info
 from dreambooth.errors import ModelError, UserError, escaped
 from dreambooth.generation.models.base_path import find_path
+from dreambooth.generation.models.reference import ModelRef
 from dreambooth.prompts import check_template, fill_prompt, has_field, subject_phrase
 from dreambooth.subject_info import ExportCard, LearnedSubject, read_header
-
-if TYPE_CHECKING:
-    from dreambooth.generation.request import ModelRef
 
 RUNS = Path("checkpoints")  # where runs lie by default
 RESULT = "model"  # of a run
@@ -87,7 +85,7 @@ def source_of_step(run: Path, step: int) -> str:
     return steps[step]
 
 
-def find_vae_scale_factor(ref: "ModelRef") -> int | None:
+def find_vae_scale_factor(ref: ModelRef) -> int | None:
     """Return pixels a latent of a model, along a side, by the config of its VAE; None where that is not at hand.
 
     The built-in configs, by which single files are read, all have 8.
@@ -101,7 +99,7 @@ def find_vae_scale_factor(ref: "ModelRef") -> int | None:
     return _scale_factor_in(place / "vae" / "config.json")
 
 
-def base_place(ref: "ModelRef") -> Path:
+def base_place(ref: ModelRef) -> Path:
     """Return the folder or file of a model or, where it is an adapter, of its base."""
     place, card = model_folder(ref.name), find_card(ref.name)
     if card is None or place.is_file() or (place / "model_index.json").is_file():
@@ -110,7 +108,7 @@ def base_place(ref: "ModelRef") -> Path:
     return Path(base).expanduser() if base else place
 
 
-def find_unet_config(ref: "ModelRef") -> dict[str, Any] | None:
+def find_unet_config(ref: ModelRef) -> dict[str, Any] | None:
     """Return the config of a model's UNet; None where it is not at hand, or what is wrong is reported when it loads."""
     try:
         config = json.loads((base_place(ref) / "unet" / "config.json").read_bytes())

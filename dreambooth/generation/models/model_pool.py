@@ -5,7 +5,7 @@ from dataclasses import replace
 from dreambooth.devices import find_device, kind_of
 from dreambooth.generation.models.additions import check_additions, learned_by, lora_file, words_beside
 from dreambooth.generation.models.loading import Model, checked_digest, load_model
-from dreambooth.generation.request import ModelRef
+from dreambooth.generation.models.reference import ModelRef
 from dreambooth.methods import adapters
 from dreambooth.methods.lora_switch import LoraSwitch
 
