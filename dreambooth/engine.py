@@ -19,7 +19,7 @@ import torch
 
 from dreambooth import build
 from dreambooth.checkpointing import AtomicCheckpointIO, FoundState, InputFingerprints, find_state
-from dreambooth.config import Config
+from dreambooth.config import Config, with_brackets
 from dreambooth.data.captions import Captions
 from dreambooth.data.latents import LatentDataset
 from dreambooth.distributed import is_first, join_run
@@ -84,6 +84,7 @@ def train(
     Raises UserError, ModelError or NonFiniteError; nothing that was there before is lost.
     """
     join_run(config.train.devices, config.train.num_nodes)
+    accepted_changes = [with_brackets(key) for key in accepted_changes]
     run = RunFolder(config)
     check_names(config)
     check_folders(run)
@@ -155,15 +156,15 @@ def resume_or_start(session: Session, profile: bool, on_progress: OnTrainProgres
     with closing_loggers(loggers):
         with (
             record_session(run.sessions, trainer, 0 if state is None else state.step),
-            unguarded_end(trainer),
-            own_numbers_first(module),
+            without_launcher_kill(trainer),
+            prefer_nonfinite_error(module),
         ):
             trainer.fit(module, loader, ckpt_path=None if state is None else str(state.path))
         log_profile(trainer)
         if saving.signal_number:
             return report_stopped(trainer, saving.signal_number)
         if trainer.is_global_zero:
-            whole = put_together(run, config) if module.is_sharded else module
+            whole = load_sharded_result(run, config) if module.is_sharded else module
             result = finish(run, config, whole, session.validation_log, trainer.global_step, inputs.base_fingerprint)
             loggers.conclude(result)
     return 0
@@ -325,7 +326,7 @@ def finish(
     return RunResult(step, scores or {}, run.model, run.config)
 
 
-def put_together(run: RunFolder, config: Config) -> DreamBoothModule:
+def load_sharded_result(run: RunFolder, config: Config) -> DreamBoothModule:
     """Load the sharded weights of the last checkpoint into a module that is not sharded."""
     randomness, family = Randomness(config.run.seed), build.load_base(config)
     trained = find_method(config.method.name).attach(family, build.method_settings(config, family, randomness))
@@ -388,7 +389,7 @@ def announce(run: RunFolder, config: Config, state: FoundState | None) -> None:
 
 
 @contextlib.contextmanager
-def unguarded_end(trainer: pl.Trainer) -> Iterator[None]:
+def without_launcher_kill(trainer: pl.Trainer) -> Iterator[None]:
     """Keep Lightning's launcher from killing this process on shutdown, so that it reports its error and exit code."""
     try:
         yield
@@ -403,7 +404,7 @@ def unguarded_end(trainer: pl.Trainer) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def own_numbers_first(module: DreamBoothModule) -> Iterator[None]:
+def prefer_nonfinite_error(module: DreamBoothModule) -> Iterator[None]:
     """Raise NonFiniteError in the place of a lost connection, if this process has metrics that are not finite.
 
     All processes get the same means, but read them late: another one may have ended before this one has.
@@ -418,6 +419,7 @@ def own_numbers_first(module: DreamBoothModule) -> Iterator[None]:
 
 @contextlib.contextmanager
 def closing_loggers(loggers: Loggers) -> Iterator[None]:
+    """Open the loggers, and close them at the end of the block, telling whether it ended without an error."""
     loggers.open()
     is_done = False
     try:

@@ -114,6 +114,19 @@ def test_parts_of_a_batch_in_turn_are_averaged_over_processes_too(config_file: P
 
 
 @pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_processes_that_see_as_many_samples(config_file: Path, warm: Warm) -> None:
+    one, longer = ("train.batch_size=2", "train.devices=1"), "train.max_steps=4"
+    quick = (*SETTINGS, "optim.schedule=constant", "validate.every_steps=0")
+    assert train(load_config(config_file, ["run.name=one", *quick, *one, longer])) == 0
+    assert train(load_config(config_file, ["run.name=one-two", *quick, *one, "train.max_steps=2"])) == 0
+    finish(warm, config_file, "one-two", *quick, longer)
+    finish(warm, config_file, "two-one", *quick, "train.max_steps=2")
+    assert train(load_config(config_file, ["run.name=two-one", *quick, *one, longer])) == 0
+    for name in ("one-two", "two-one"):
+        assert_equal_but_for_rounding(run_of(config_file, "one"), run_of(config_file, name))
+
+
+@pytest.mark.slow
 def test_divided_weights_train_as_whole_ones_and_so_after_an_interruption(config_file: Path, warm: Warm) -> None:
     """Fully sharded: what is saved and exported is whole again."""
     run, squares = run_of(config_file, "divided"), "data.buckets=false"
@@ -354,6 +367,6 @@ def test_what_divided_weights_cannot_do_is_told(config_file: Path, settings: lis
         load_config(config_file, ["train.strategy=fsdp", *settings])
 
 
-def test_a_run_does_not_change_its_number_of_processes(pair: RunFolder, config_file: Path) -> None:
+def test_a_number_of_processes_that_sees_more_samples_a_step_is_refused(pair: RunFolder, config_file: Path) -> None:
     with pytest.raises(UserError, match=r"train\.devices: 2 -> 1"):
         train(load_config(config_file, ["run.name=pair", *TWO, "train.devices=1", "train.max_steps=7"]))

@@ -35,6 +35,7 @@ from dreambooth.generation.request import read_recipe
 from dreambooth.methods.base import MethodSettings
 from dreambooth.methods.table import METHODS
 from dreambooth.methods.textual_inversion import WORD_FILE, word_file
+from dreambooth.metrics.selection import Anchors
 from dreambooth.metrics.subject import SubjectScorer, load_encoders
 from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.metrics.validation_scores import ValidationScorer
@@ -519,6 +520,12 @@ def test_every_row_is_scored_against_the_photos_of_the_subjects_it_names() -> No
     assert means["pres"] == pytest.approx([sum(found["pres"][:2]) / 2, sum(found["pres"][2:]) / 2])
 
 
+def anchors_of(score: ValidationScorer, rows: list[list[Image.Image]]) -> Anchors:
+    found = score.anchors(rows, score(rows))
+    assert found is not None
+    return found
+
+
 def test_what_an_ignoring_model_scores_is_measured_within_each_class() -> None:
     """The robots' pictures under the robot's prompts only: under the dog's they would score less than they should."""
     encoders = load_encoders(str(ENCODERS / "vit"), str(ENCODERS / "clip"))
@@ -526,12 +533,11 @@ def test_what_an_ignoring_model_scores_is_measured_within_each_class() -> None:
     subjects = [SubjectConfig(identifier="sks", class_noun="robot"), SubjectConfig(identifier="olis", class_noun="dog")]
     rows = {"robot": photos_of("robot", 2), "dog": photos_of("dog", 2)}
     templates = ["a photo of {subject} on the moon", "a photo of a {class}"]
-    both = ValidationScorer(scorers, expand(templates, subjects)).anchors([*rows.values(), *rows.values()])
+    both = anchors_of(ValidationScorer(scorers, expand(templates, subjects)), [*rows.values(), *rows.values()])
     alone = [
-        ValidationScorer([scorer], expand(templates, [subject])).anchors([rows[subject.class_noun]] * 2)
+        anchors_of(ValidationScorer([scorer], expand(templates, [subject])), [rows[subject.class_noun]] * 2)
         for scorer, subject in zip(scorers, subjects, strict=True)
     ]
-    assert both is not None
     for name, value in vars(both).items():
         assert value == pytest.approx(sum(getattr(each, name) for each in alone) / 2, abs=1e-6), name
 

@@ -382,6 +382,11 @@ def test_masks_that_do_not_fit_are_told(config_file: Path, pictures: Path, tmp_p
     Image.new("L", (64, 80)).save(masks / "1.png")
     with pytest.raises(UserError, match="leaves nothing"):
         trained(config_file, "black", f"data.mask={masks}")
+    top = Image.new("L", (64, 80))  # of which the crop, the middle, has nothing
+    top.paste(255, (0, 0, 64, 7))
+    top.save(masks / "1.png")
+    with pytest.raises(UserError, match=r"data\.unmasked_weight=0: nothing counts in a crop of .*1\.png"):
+        trained(config_file, "outside", f"data.mask={masks}", "data.unmasked_weight=0")
 
 
 def test_zero_terminal_snr_ends_in_noise_alone_and_says_so_in_the_model(config_file: Path, tiny_base_v: Path) -> None:

@@ -136,5 +136,4 @@ def num_class_images(config: Config) -> int:
 
 def num_samples_of_run(config: Config) -> int:
     """Return how many samples of the subject all steps of the run see together."""
-    train = config.train
-    return train.max_steps * train.batch_size * train.accumulate * train.devices * train.num_nodes
+    return config.train.max_steps * config.train.samples_per_step

@@ -117,9 +117,21 @@ def encode_subjects(
         logger.warning(warning)
     subjects = [number for number, own in enumerate(data.photos) for _ in own]
     images = encode(family, paths, config, randomness, data.masks, subjects, encoder)
+    check_masked(paths, images, config)
     if config.data.buckets:
         log_buckets(images)
     return images
+
+
+def check_masked(paths: list[Path], images: list[EncodedImage], config: Config) -> None:
+    """Raise UserError for a photo of which some crop shows nothing that its mask lets count: its loss is 0 / 0."""
+    for path, image in zip(paths, images, strict=True):
+        mask_V1HW = image.mask_V1HW
+        if mask_V1HW is not None and not config.data.unmasked_weight and not mask_V1HW.flatten(1).any(1).all():
+            raise UserError(
+                f"data.unmasked_weight=0: nothing counts in a crop of {escaped(path)}, as its mask is black there; set "
+                "data.crop=subject, or data.unmasked_weight above 0"
+            )
 
 
 def encode(

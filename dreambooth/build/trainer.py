@@ -53,7 +53,7 @@ def make_callbacks(
 ) -> list[pl.Callback]:
     """Make the callbacks, in this order: the average before it is saved, saving before validation."""
     metrics, validate = callbacks.MetricsFile(run.metrics), config.validate
-    around: list[pl.Callback] = [
+    run_callbacks: list[pl.Callback] = [
         callbacks.DivideClassImages(ahead=config.prior.source == "ahead"),
         callbacks.TakeSettings(),
         callbacks.AverageWeights(),
@@ -63,28 +63,28 @@ def make_callbacks(
     ]
     if validate.every_steps:
         best = run.best if validate.keep_best else None
-        around.append(
+        run_callbacks.append(
             Validate(
                 inputs, validate.every_steps, run.samples, validation_log, metrics, loggers, best, validate.patience,
                 config.optim.text_encoder_stop_drift, run.steps if validate.keep_weights else None,
             )
         )  # fmt: skip
     if on_progress is not None:
-        around.insert(around.index(saving), ReportProgress(on_progress, saving))
-    return around
+        run_callbacks.insert(run_callbacks.index(saving), ReportProgress(on_progress, saving))
+    return run_callbacks
 
 
 def make_trainer(
     run: RunFolder,
     config: Config,
     module: DreamBoothModule,
-    around: list[pl.Callback],
+    run_callbacks: list[pl.Callback],
     fingerprints: InputFingerprints,
     state: FoundState | None,
     max_steps: int,
     profile: bool,
 ) -> pl.Trainer:
-    """Make Lightning's trainer, which runs the loop and nothing else. around: callbacks. profile: time the steps."""
+    """Make Lightning's trainer, which runs the loop and nothing else. profile: time the steps."""
     quiet_lightning()
     return pl.Trainer(
         default_root_dir=run.path,
@@ -100,7 +100,7 @@ def make_trainer(
             AtomicCheckpointIO(fingerprints, state, run.previous if config.train.keep_previous else None),
             cluster_environment(this_process()),
         ],
-        callbacks=around,
+        callbacks=run_callbacks,
         logger=False,
         profiler=StepProfiler(config.train.accumulate) if profile else None,
         use_distributed_sampler=False,

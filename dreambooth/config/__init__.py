@@ -6,7 +6,7 @@ with the key, the value and what is allowed. Nothing here imports torch.
 
 from dreambooth.config.deciding import deciding_settings
 from dreambooth.config.fields import Config, SubjectConfig
-from dreambooth.config.keys import config_fields, default_of, describe_config, field_of, subject_key
+from dreambooth.config.keys import config_fields, default_of, describe_config, field_of, subject_key, with_brackets
 from dreambooth.config.reading import (
     PROVENANCE,
     Change,
@@ -33,4 +33,5 @@ __all__ = [
     "restricted_changes",
     "subject_key",
     "to_dict",
+    "with_brackets",
 ]

@@ -395,6 +395,11 @@ class TrainConfig:
         None, "CPU threads; null: PyTorch's choice; the last bits of results depend on it", minimum=1
     )
 
+    @property
+    def samples_per_step(self) -> int:
+        """Return how many subject samples an optimizer step sees, over all devices."""
+        return self.batch_size * self.accumulate * self.devices * self.num_nodes
+
 
 @dataclass
 class ValidateConfig:

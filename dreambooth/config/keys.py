@@ -40,6 +40,11 @@ def field_of(key: str) -> dataclasses.Field[Any] | None:
     return config_fields().get(ENTRY.sub("subject", key))
 
 
+def with_brackets(key: str) -> str:
+    """Return a key as messages write it: subjects.1.images, as it may be typed, is subjects[1].images."""
+    return re.sub(r"^subjects\.(\d+)\.", r"subjects[\1].", key)
+
+
 def default_of(key: str) -> Any:
     """Return the default of a known key; `???` where it is required."""
     item = field_of(key)

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dreambooth.config import plain_yaml
 from dreambooth.config.fields import MAY_CHANGE, MAY_CHANGE_SECTIONS, PATHS, Config, SubjectConfig
-from dreambooth.config.keys import ENTRY, config_fields, default_of, field_of, section_classes
+from dreambooth.config.keys import ENTRY, config_fields, default_of, field_of, section_classes, with_brackets
 from dreambooth.config.rules import joint_problems
 from dreambooth.config.values import as_number, cut, is_automatic, problem_of
 from dreambooth.errors import UserError, escaped
@@ -43,7 +43,7 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = (), fill: Fi
         if not equals:
             problems.append(f"{override!r} is no override: write section.key=value, e.g. train.max_steps=200")
         else:
-            key = re.sub(r"^subjects\.(\d+)\.", r"subjects[\1].", key)
+            key = with_brackets(key)
             settings[key] = _override_value(key, text)
     if len(settings) > MAX_KEYS:
         raise UserError(f"{escaped(path)}: {len(settings)} keys are no config; there are {len(config_fields())}")

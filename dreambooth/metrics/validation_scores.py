@@ -91,11 +91,11 @@ class ValidationScorer:
                     means[name] = [sum(numbers) / len(numbers) for numbers in by_subject]
         return means
 
-    def anchors(self, base: ImageRows) -> Anchors | None:
+    def anchors(self, base: ImageRows, scores_of_base: Scores) -> Anchors | None:
         """Return the anchors of the rule, from the untouched base's images; None without a class prompt."""
-        of_base = means_of(self(base))
         if not {"subject", "class"} <= {prompt.kind for prompt in self.prompts}:
             return None
+        of_base = means_of(scores_of_base)
         return Anchors(
             real=sum(subject.real() for subject in self.subjects) / len(self.subjects),
             dino=of_base["dino"] if "dino" in of_base else of_base["clip_i"],

@@ -91,7 +91,7 @@ def check_keys(accepted_changes: Iterable[str]) -> None:
 
 def changed_settings(before: Config, config: Config, state: FoundState) -> list[Change]:
     """Return the settings changed since the run had the config `before` that need to be accepted."""
-    keeps_step_size = step_size(before) == step_size(config)
+    keeps_step_size = before.train.samples_per_step == config.train.samples_per_step
     return [
         change
         for change in restricted_changes(to_dict(before), to_dict(config))
@@ -102,12 +102,6 @@ def changed_settings(before: Config, config: Config, state: FoundState) -> list[
 def started_config(run: RunFolder) -> Config:
     """Return the config that a run was begun with, or last went on with."""
     return load_config(run.config)
-
-
-def step_size(config: Config) -> int:
-    """Return the number of subject samples in an optimizer step."""
-    train = config.train
-    return train.batch_size * train.accumulate * train.devices * train.num_nodes
 
 
 def is_moved(change: Change, state: FoundState) -> bool:
@@ -170,5 +164,5 @@ def report_changes(before: Config, config: Config, state: FoundState) -> None:
         logger.info(f"{change.key}: {change.after} in place of {change.before}; the content is the same")
     changes = restricted_changes(to_dict(before), to_dict(config))
     divided = [str(change) for change in changes if change.key in STEP_SIZE]
-    if divided and step_size(before) == step_size(config):
+    if divided and before.train.samples_per_step == config.train.samples_per_step:
         logger.info(f"{', '.join(divided)}: each step sees the same samples; results are equal but for rounding")

@@ -92,7 +92,7 @@ class TakeSettings(pl.Callback):
 
 
 class SaveState(StepCallback):
-    """Save the full state periodically and at the end; on a signal of `INTERRUPTS` save after the step and stop.
+    """Save the full state periodically and at the end; on SIGINT, SIGTERM or SIGUSR1 save after the step and stop.
 
     every_steps: periods in steps, one of them of validations, which need a saved state (0: none).
     `signal_number` is afterwards the signal that stopped the run, 0 for none; a signal to one process stops all.

@@ -234,7 +234,8 @@ class DreamBoothModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.average.load(checkpoint, self.device)
-        self.deciles.sums = checkpoint["decile_losses"][self.trainer.global_rank].clone()
+        saved_R2N = checkpoint["decile_losses"].to(self.device)
+        self.deciles.load(saved_R2N, self.trainer.global_rank, self.trainer.world_size)
         if "state_dict" in checkpoint:  # sharded weights are in their place already
             check_names(self.trained_state(), {name.removeprefix("trained.") for name in checkpoint["state_dict"]})
 
@@ -248,5 +249,6 @@ def check_names(own: Iterable[str], loaded: Iterable[str]) -> None:
     """Raise UserError where the weights of a checkpoint are not exactly those that train."""
     if odd := sorted(set(own) ^ set(loaded)):
         raise UserError(
-            f"the saved state is of another model or method: {len(odd)} weights differ in name, e.g. {odd[0]}"
+            f"the saved state is of another model or method: {len(odd)} weights differ in name, e.g. {odd[0]}; choose "
+            "another run.name, or start again with run.resume=never"
         )

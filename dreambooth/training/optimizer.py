@@ -162,8 +162,8 @@ def rate_note(before: OptimSettings, now: OptimSettings, step: int) -> str | Non
     from where it had come to. It is what a longer run would have there; it is not what this run would have done.
     """
     last, next_rate = before.lr * lr_factor(step - 1, before), now.lr * lr_factor(step, now)
-    is_same_curve = before.max_steps == now.max_steps or before.schedule != now.schedule
-    if is_same_curve or step <= now.warmup_steps or math.isclose(lr_factor(step, before), lr_factor(step, now)):
+    is_not_stretched = before.max_steps == now.max_steps or before.schedule != now.schedule
+    if is_not_stretched or step <= now.warmup_steps or math.isclose(lr_factor(step, before), lr_factor(step, now)):
         return None
     changes = {"optim.schedule": "constant", "optim.lr": f"{last:.3g}"}
     if now.text_encoder_lr != now.lr:

@@ -103,6 +103,13 @@ class DecileLosses:
         decile_B = t_B * NUM_DECILES // num_timesteps
         self.sums.index_add_(1, decile_B, torch.stack([loss_B, torch.ones_like(loss_B)]))
 
+    def load(self, saved_R2N: Tensor, rank: int, num_processes: int) -> None:
+        """Go on from the sums of all processes; where another number of them saved, the first one takes all."""
+        if len(saved_R2N) == num_processes:
+            self.sums = saved_R2N[rank].clone()
+        else:
+            self.sums = saved_R2N.sum(0) * (rank == 0)
+
     def take(self, total: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Return the means since last asked as train/loss_t0 (least noise) to t9. total: of a tensor over processes."""
         sums, counts = total(self.sums).tolist()

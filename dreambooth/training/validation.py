@@ -82,7 +82,7 @@ class Validate(StepCallback):
         self._catch_up(trainer, pl_module)  # the last one: a run that goes on from its last step starts no training
 
     def _catch_up(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Do what is due at this step and not in the validation log; of what is, only the restored sums are emptied."""
+        """Validate if this step is due and not in the log yet; if it is in the log, only empty the restored sums."""
         assert isinstance(module, DreamBoothModule)
         self._stop_text_encoders(trainer, module)
         step = trainer.global_step
@@ -158,8 +158,10 @@ class Validate(StepCallback):
         if score is None:
             return ValidationRecord(step, loss, {})
         base = self._base_rows(rows, step)
-        anchors = score.anchors(base or rows) if step == 0 else self.validation_log.anchors
         scores = score(rows, base)
+        anchors = self.validation_log.anchors
+        if step == 0:
+            anchors = score.anchors(rows, scores) if base is None else score.anchors(base, score(base))
         quality = selection.quality(selection.means_of(scores), anchors) if anchors is not None else None
         if step == 0:
             return ValidationRecord(step, loss, scores, quality, anchors, score.encoders.names)

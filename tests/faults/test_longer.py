@@ -9,7 +9,6 @@ import pytest
 from dreambooth.config import load_config
 from dreambooth.engine import train
 from dreambooth.run.folder import RunFolder
-from dreambooth.run.resume import step_size
 from dreambooth.training.optimizer import SHAPES, OptimSettings, rate_note
 
 SHORT = ("optim.warmup_steps=1", "validate.every_steps=0", "prior.source=none", "optim.lr=1e-3")
@@ -83,4 +82,4 @@ def test_the_samples_of_a_step_may_be_divided_otherwise_with_the_same_figures_bu
 
 def test_devices_and_machines_count_as_batches_do(config_file: Path) -> None:
     for division in (["train.batch_size=8"], ["train.batch_size=2", "train.devices=2", "train.num_nodes=2"]):
-        assert step_size(load_config(config_file, division)) == 8
+        assert load_config(config_file, division).train.samples_per_step == 8
