@@ -34,7 +34,7 @@ def test_the_config_names_what_was_found_and_check_has_no_error(photos, tiny_bas
     said = capsys.readouterr().out
     assert said.startswith("configs/my-dog.yaml: 3 photos; the crops that training will see: outputs/my-dog-crops.png")
     assert re.search(r"takes \d+ \w+ of memory, \d+ MiB of disk; time: about \d+ \w+ on this CPU", said)
-    assert "python train.py configs/my-dog.yaml" in said
+    assert "python -m dreambooth train configs/my-dog.yaml" in said
     config = load_config("configs/my-dog.yaml")
     assert (config.run.name, config.subjects[0].images, config.data.resolution) == ("my-dog", "data/my-dog", 64)
     assert Image.open("outputs/my-dog-crops.png").size == (3 * 66 + 2, 66 + 2)

@@ -202,7 +202,7 @@ def test_what_is_accepted_is_written_and_nothing_is_written_over(robot, base, tm
     assert main([*command, "--accept", "config", "captions"]) == 0
     said = capsys.readouterr().out
     assert "says what the subject looks like: 'red'" in said
-    assert f"{out}/config.yaml: config; train: python train.py {out}/config.yaml" in said
+    assert f"{out}/config.yaml: config; train: python -m dreambooth train {out}/config.yaml" in said
     assert files_of(robot) == before
     assert {path.name for path in files_of(out)} == {"prepare.html", "config.yaml", "0.txt"}
     assert (out / "captions" / "0.txt").read_text() == "{subject} in the snow at night\n"

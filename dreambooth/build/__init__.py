@@ -1,4 +1,4 @@
-"""Build a run's objects from its config, for `engine.train`. Code in lower rooms never receives the config.
+"""Build a run's objects from its config, for `engine.train`. Code in lower layers never receives the config.
 
 `networks` loads the base, `method` chooses what trains and how, `subjects` and `prompts` read photos and captions,
 `prior` builds the class samples, `validation_inputs` the validation's sampler and scorer, `trainer` the Trainer;

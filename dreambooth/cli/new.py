@@ -1,7 +1,6 @@
 """`new FOLDER --class NOUN`: a commented config for a folder of photos, and the crops that training will see."""
 
 import argparse
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING
 from dreambooth.cli import loading_libraries
 from dreambooth.disk import GIB, size_in_words
 from dreambooth.errors import UserError
+from dreambooth.hints import command_line
 
 if TYPE_CHECKING:
     from dreambooth.preflight.costs import Costs
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"{out}: {made.found}; the crops that training will see: {crops}")
     if made.costs is not None:
         print(costs_in_words(made.costs))
-    print(f"train: python train.py {shlex.quote(str(out))}")
+    print(f"train: {command_line('train', str(out))}")
     return 0
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from dreambooth.cli.check import row
 from dreambooth.cli.new import BASE, costs_in_words
 from dreambooth.disk import GIB
 from dreambooth.errors import UserError, escaped
+from dreambooth.hints import command_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -147,9 +147,9 @@ def with_drawn_words(found: "Preparation") -> "Preparation":
     from dreambooth import build
     from dreambooth.generation.images import generate, make_requests
     from dreambooth.generation.models.loading import load_model
+    from dreambooth.generation.models.reference import ModelRef
     from dreambooth.generation.options import ImageOptions
     from dreambooth.generation.prompting.wildcards import FOLDER, Wildcards
-    from dreambooth.generation.request import ModelRef
     from dreambooth.metrics.validation_log import ValidationLog
     from dreambooth.prepare.tokens import draw_tokens
     from dreambooth.proposal.draft import parsed
@@ -211,5 +211,5 @@ def write(found: "Preparation", out: Path, accepted: Sequence[str]) -> Iterator[
         yield from (f"{escaped(path)}: mask" for path in writing.write_masks(found.inspection))
     if "config" in accepted:
         write_once(found.request.out, render(found.draft, "prepare"))
-        yield f"{escaped(found.request.out)}: config; train: python train.py {shlex.quote(str(found.request.out))}"
+        yield f"{escaped(found.request.out)}: config; train: {command_line('train', str(found.request.out))}"
     yield f"{escaped(writing.write_page(found, out))}: the page"

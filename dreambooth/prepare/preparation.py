@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from dreambooth.config import default_of
 from dreambooth.data.buckets import kept_fraction, make_buckets, nearest_bucket
 from dreambooth.data.cuts import centered
 from dreambooth.data.image_folder import ImageFolder, sort_files
@@ -24,7 +25,6 @@ from dreambooth.proposal.facts import base_facts
 from dreambooth.proposal.rules import Draft
 
 DEFAULT_WORD = "sks"  # where no better one is known
-UNMASKED_WEIGHT = 0.1  # the default of data.unmasked_weight
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def prepare(request: Request, find_mask: MaskFinder | None = None, describe: Cap
     captions = captions_of_folder(folder, request.class_noun, request.identifier)
     if not captions and describe is not None:
         captions = [described(photo, describe, request.class_noun) for photo in inspection.readable]
-    crops = [crops_of(photo, needs, UNMASKED_WEIGHT) for photo in inspection.readable]
+    crops = [crops_of(photo, needs, default_of("data.unmasked_weight")) for photo in inspection.readable]
     found = replace(found, captions=captions, crops=crops)
     return replace(found, draft=draft_of(found, folder)) if request.class_noun and inspection.readable else found
 
@@ -94,9 +94,10 @@ def prepare(request: Request, find_mask: MaskFinder | None = None, describe: Cap
 def needs_of(base: str, images: Sequence[ImageInfo], mask: str | None) -> Needs:
     """Return what a base's resolution asks of photos: buckets where a square would cut much."""
     facts = base_facts(base)
+    side = facts.resolution
     has_buckets = not facts.is_toy and any(kept_fraction(each.size, (1, 1)) < drafts.MIN_KEPT for each in images)
-    buckets = make_buckets(facts.resolution, 64) if has_buckets else [(facts.resolution, facts.resolution)]
-    return Needs(facts.resolution, buckets, mask)
+    buckets = make_buckets(side, default_of("data.bucket_step")) if has_buckets else [(side, side)]
+    return Needs(side, buckets, mask)
 
 
 def _tokens(request: Request) -> tuple[list[Token], list[str]]:

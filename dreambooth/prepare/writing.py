@@ -8,7 +8,7 @@ from PIL import Image
 from dreambooth.data.masks import masks_folder
 from dreambooth.disk import check_writable, translate_write_errors
 from dreambooth.errors import UserError, escaped
-from dreambooth.files import atomic_file, write_text
+from dreambooth.files import atomic_file, read_text, write_text
 from dreambooth.prepare.captions import Caption
 from dreambooth.prepare.inspection import Inspection
 from dreambooth.prepare.page import render
@@ -29,19 +29,23 @@ def write_captions(captions: Sequence[Caption], out: Path) -> list[Path]:
     """Write the proposed captions, and return their files.
 
     One of a photo without a caption goes beside it, where training reads it. One for a photo that has a caption goes
-    into captions/ of the folder `out`: what the user wrote stays as it is.
+    into captions/ of the folder `out`: what the user wrote stays as it is. Raises UserError before anything is written,
+    for a file there that says something else.
     """
-    written = []
+    texts = {}
     for caption in captions:
         if caption.proposed is not None:
             name = caption.path.with_suffix(".txt")
             is_free = not caption.text and not name.exists()
-            path = name if is_free else out / CAPTIONS / name.name
-            with translate_write_errors(path.parent, "--accept"):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_text(path, f"{caption.proposed}\n")
-            written.append(path)
-    return written
+            texts[name if is_free else out / CAPTIONS / name.name] = f"{caption.proposed}\n"
+    for path, text in texts.items():
+        if path.exists() and read_text(path) != text:
+            raise UserError(f"{escaped(path)}: is there already, with another caption; move it, or name another --out")
+    for path, text in texts.items():
+        with translate_write_errors(path.parent, "--accept"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, text)
+    return [*texts]
 
 
 def write_masks(inspection: Inspection) -> list[Path]:

@@ -87,7 +87,7 @@ def has_all_captions(folder: ImageFolder) -> bool:
 
 def render(draft: Draft, command: str = "new") -> str:
     """Return a draft as a YAML file, section by section, with its reasons in a column. command: that writes it."""
-    lines = [f"# Written by `python -m dreambooth {command}`; `python train.py --help` lists every key."]
+    lines = [f"# Written by `python -m dreambooth {command}`; `python -m dreambooth train --help` lists every key."]
     last = ""
     for key, (value, comment) in by_section(draft).items():
         section, name = key.split(".")

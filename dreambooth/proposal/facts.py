@@ -56,8 +56,9 @@ def base_facts(base: str, family: str = "auto") -> BaseFacts:
     default = 1024 if found not in ("sd", named[0]) else named[1]
     if "sample_size" in unet:
         return BaseFacts(found, 8 * int(unet["sample_size"]))
-    is_told = found in ("z_image", "flux2_klein", "flux1", "sd3") and isinstance(vae.get("sample_size"), int)
-    return BaseFacts(found, int(vae["sample_size"]) if is_told else default)
+    # The VAEs of other families name 32 or nothing, whatever their resolution.
+    vae_tells = found in ("z_image", "flux2_klein", "flux1", "sd3") and isinstance(vae.get("sample_size"), int)
+    return BaseFacts(found, int(vae["sample_size"]) if vae_tells else default)
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -30,13 +30,14 @@ LAB = "the laboratory"
 
 @dataclass(frozen=True)
 class Case:
-    """Hold what the rules look at. num_photos: of each subject."""
+    """Hold what the rules look at. num_photos: of each subject. has_class: a style or a whole set has none."""
 
     base: BaseFacts
     num_photos: Sequence[int]
     method: str = "lora"
     trains_text_encoder: bool = True
     optimizer: str = "adamw"
+    has_class: bool = True
 
 
 def resolution(case: Case) -> Choice:
@@ -50,7 +51,10 @@ def max_steps(case: Case) -> Choice:
     if case.base.is_toy:
         if case.method == "textual_inversion":
             return 400 * num_subjects, f"{LAB}: its trials of a word alone had as many"
-        return 240 * num_subjects, f"{LAB}: with 120 the likeness is missing, with 480 the prompt's places"
+        return (
+            240 * num_subjects,
+            f"{LAB}: after 120 it is not like the subject yet, after 480 it ignores the prompt's scene",
+        )
     usual, source = (800, "diffusers' README") if case.base.family in ("sd", "sdxl") else (1000, "peers: 500 to 4000")
     reason = f"{source}; {STEPS_A_PHOTO} more for each photo beyond {FEW_PHOTOS}"
     return usual * num_subjects + more, reason
@@ -68,7 +72,7 @@ def learning_rate(case: Case) -> Choice:
 def adamw_rate(case: Case) -> Choice:
     if case.base.is_toy:
         toy = {
-            "full": (4.0e-4, f"{LAB}: twice as high, and the prompt's places go first"),
+            "full": (4.0e-4, f"{LAB}: at twice the rate it ignores the prompt's scene"),
             "pivotal": (4.0e-3, f"{LAB}: with a rank of 14 it reaches what all weights do"),
             "textual_inversion": (2.0e-2, f"{LAB}: no rate that was tried is better for a word alone"),
         }
@@ -94,15 +98,14 @@ def adamw_rate(case: Case) -> Choice:
 
 
 def identifier_rate(case: Case) -> Choice:
-    trains_row = case.method in ("full", "pivotal", "textual_inversion") and case.trains_text_encoder
-    if case.base.is_toy and trains_row and case.method != "textual_inversion":
+    if case.base.is_toy and case.method in ("full", "pivotal") and case.trains_text_encoder:
         rate = 2.0e-2 if case.method == "pivotal" else 4.0e-3
-        return rate, f"{LAB}: the worst learned subjects gain most; what is the subject's goes into one row"
+        return rate, f"{LAB}: the worst learned subjects gain most; the change goes into the identifier's own row"
     return None, "that of the text encoder: nothing else was measured on such a base"
 
 
 def text_encoder_rate(case: Case) -> Choice:
-    return None, "that of the denoiser: ten times as high loses the prompt's places, says the laboratory"
+    return None, "that of the denoiser: at ten times that it ignores the prompt's scene, says the laboratory"
 
 
 def rank(case: Case) -> Choice:
@@ -118,6 +121,8 @@ def rank(case: Case) -> Choice:
 
 
 def prior_source(case: Case) -> Choice:
+    if not case.has_class:
+        return "none", "a style or a set of images has no class to keep"
     if case.method == "textual_inversion":
         return "none", "the networks stay as they are: there is nothing to keep"
     if case.base.is_toy:
@@ -129,7 +134,7 @@ def prior_source(case: Case) -> Choice:
 
 def teacher_latents(case: Case) -> Choice:
     if case.base.is_toy:
-        return "class", f"{LAB}: on the subject's own the prompt's place is right less often"
+        return "class", f"{LAB}: on the subject's own the prompt's scene is right less often"
     return "subject", "costs no class images"
 
 
@@ -193,7 +198,7 @@ FIXED: dict[str, Draft] = {
     "toy": {
         "method.name": ("full", "all weights: the model is tiny"),
         "prior.num_inference_steps": (10, f"{LAB}: what its trials had"),
-        "prior.guidance_scale": (1, "what the base believes"),
+        "prior.guidance_scale": (1, "no guidance: what the base itself predicts"),
         "optim.schedule": ("linear", "ends at 0: crisper images than a constant rate"),
         "train.precision": ("32-true", "on most CPUs faster than 16 bits"),
         "train.save_every_steps": (80, "with each validation"),
@@ -260,5 +265,5 @@ def choices(case: Case) -> Draft:
 
 
 def fixed_settings(base: BaseFacts) -> Draft:
-    """Return what belongs to a base's family beside the rules."""
-    return FIXED.get("toy" if base.is_toy else base.family, FIXED["sd"])
+    """Return what belongs to a base's family beside the rules; for one that is not known, what all have."""
+    return FIXED.get("toy" if base.is_toy else base.family, {"method.name": LORA, **COMMON})

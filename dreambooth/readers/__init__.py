@@ -1,6 +1,6 @@
 """Models that read images: where something is, what an image shows, which image a text fits.
 
-loading       parts of transformers by hub id or folder, in half precision or quantised
+loading       parts of transformers by hub id or folder, in half precision or quantized
 masks         find_mask: the mask of what a text names, by CLIPSeg, SAM or SAM 3
 protocols     what a reader can do, and what it returns
 text_options  how long and how freely a reader writes

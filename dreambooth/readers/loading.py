@@ -47,7 +47,7 @@ class ReaderSource:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """Return the dtype of the weights that are not quantised."""
+        """Return the dtype of the weights that are not quantized."""
         found: torch.dtype = getattr(torch, self.dtype or kind_of(torch.device(self.device)).dtype)
         return found
 

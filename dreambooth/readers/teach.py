@@ -55,8 +55,9 @@ class Lesson:
             raise UserError("--teach: needs photos of the subject, and with --others images of others of its class")
         if not (self.name.strip() and self.class_noun.strip()):
             raise UserError("--name, --class-noun: say what the subject is to be called, and what it is")
-        if self.steps < 1 or self.batch_size < 1:
-            raise UserError(f"--steps {self.steps}: must be at least 1")
+        for name in ("steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -144,8 +145,8 @@ def freeze_all_but_qformer(network: Any) -> list[str]:
 def teach(source: ReaderSource, lesson: Lesson, out: Path) -> Path:
     """Teach a BLIP-2 a subject, write it into a folder that `--model` takes, and return that folder.
 
-    The same call goes on where an interrupted one saved last. Raises UserError for another kind of reader or a
-    quantised one, ModelError.
+    The same call resumes from where an interrupted one saved last. Raises UserError for a quantized reader, ModelError
+    for another kind of reader.
     """
     if source.quantize is not None:
         raise UserError(f"--quantize {source.quantize}: weights in so few bits cannot be taught; leave it out")

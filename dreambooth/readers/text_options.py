@@ -28,8 +28,8 @@ class TextOptions:
     def __post_init__(self) -> None:
         if not (0 <= self.min_tokens <= self.max_tokens and self.max_tokens >= 1):
             raise UserError(
-                f"max_tokens={self.max_tokens}, min_tokens={self.min_tokens}: at least 1 token, and not less at most "
-                "than at least"
+                f"max_tokens={self.max_tokens}, min_tokens={self.min_tokens}: the first must be at least 1, and no "
+                "less than the second"
             )
         if self.beams < 1 or self.seed < 0:
             raise UserError(f"beams={self.beams}, seed={self.seed}: beams must be at least 1, the seed at least 0")

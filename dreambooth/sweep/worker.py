@@ -26,7 +26,7 @@ from dreambooth.training.progress import TrainProgress
 
 logger = logging.getLogger(__name__)
 WAIT_FOR_LOCK_S = 300  # for a process of an earlier session that still saves
-Train = Callable[..., int]  # what `engine.train` is: this room stands beside the engine, not above it
+Train = Callable[..., int]  # as `engine.train`, which stands beside this package, not below it
 BEAT_S = 10  # seconds between two signs of life
 
 
