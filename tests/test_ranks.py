@@ -115,13 +115,13 @@ def test_parts_of_a_batch_in_turn_are_averaged_over_processes_too(config_file: P
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes_that_see_as_many_samples(config_file: Path, warm: Warm) -> None:
-    one, longer = ("train.batch_size=2", "train.devices=1"), "train.max_steps=4"
-    quick = (*SETTINGS, "optim.schedule=constant", "validate.every_steps=0")
-    assert train(load_config(config_file, ["run.name=one", *quick, *one, longer])) == 0
-    assert train(load_config(config_file, ["run.name=one-two", *quick, *one, "train.max_steps=2"])) == 0
+    quick = ("optim.schedule=constant", "optim.warmup_steps=0", "validate.every_steps=0")
+    one, short, longer = (*SETTINGS, *quick, "train.batch_size=2"), "train.max_steps=2", "train.max_steps=4"
+    assert train(load_config(config_file, ["run.name=one", *one, longer])) == 0
+    assert train(load_config(config_file, ["run.name=one-two", *one, short])) == 0
     finish(warm, config_file, "one-two", *quick, longer)
-    finish(warm, config_file, "two-one", *quick, "train.max_steps=2")
-    assert train(load_config(config_file, ["run.name=two-one", *quick, *one, longer])) == 0
+    finish(warm, config_file, "two-one", *quick, short)
+    assert train(load_config(config_file, ["run.name=two-one", *one, longer])) == 0
     for name in ("one-two", "two-one"):
         assert_equal_but_for_rounding(run_of(config_file, "one"), run_of(config_file, name))
 
