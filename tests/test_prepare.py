@@ -23,7 +23,7 @@ from dreambooth.prepare.inspection import Inspection, inspect_folder
 from dreambooth.prepare.page import render
 from dreambooth.prepare.preparation import Request, is_cut_by_middle, needs_of, prepare
 from dreambooth.prepare.tokens import Token, draw_tokens, load_text_sides, rank_tokens
-from dreambooth.prepare.writing import write_captions, write_masks
+from dreambooth.prepare.writing import write_captions, write_masks, write_proposed_masks
 from toyworld import world
 from toyworld.photos import photos
 
@@ -245,6 +245,9 @@ def test_masks_that_a_finder_found_are_written_where_training_reads_them(robot):
     assert again.inspection.readable[0].box == (8 / 64, 8 / 64, 40 / 64, 1)
     with pytest.raises(UserError, match="robot-masks: is there already"):
         write_masks(found.inspection)
+    proposed = write_proposed_masks(found.inspection, robot.with_name("out"))
+    assert proposed == [robot.with_name("out") / "masks" / f"{number}.png" for number in range(5)]
+    assert proposed[0].read_bytes() == paths[0].read_bytes()
 
 
 def test_masks_lie_beside_a_folder_however_it_is_named(robot, monkeypatch):

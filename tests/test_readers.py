@@ -35,7 +35,7 @@ from dreambooth.generation.inputs.found_mask import find_mask_of, is_words
 from dreambooth.readers.blip2 import Blip2Reader
 from dreambooth.readers.describe import Description, describe, in_batches
 from dreambooth.readers.loading import ReaderSource
-from dreambooth.readers.masks import find_mask, load_mask_finder
+from dreambooth.readers.masks import FINDERS, find_mask, load_mask_finder
 from dreambooth.readers.outputs import as_csv, as_json
 from dreambooth.readers.protocols import PhraseBox
 from dreambooth.readers.request import DescribeRequest
@@ -219,6 +219,10 @@ def test_a_model_that_finds_no_masks_is_named(clip_model, tmp_path):
         load_mask_finder(str(clip_model))
     with pytest.raises(ModelError, match=r"no config\.json"):
         load_mask_finder(str(tmp_path))
+    pytest.importorskip("fastapi", reason="the extra 'studio' is not installed")
+    from dreambooth.studio.pages.proposed_masks import KINDS
+
+    assert {*KINDS} == {*FINDERS}, "the studio offers the folders that this reads"
 
 
 def test_words_for_a_mask_are_told_from_files(photos):

@@ -314,3 +314,13 @@ def test_the_process_of_a_job_runs_its_commands_until_one_fails(workspace: Works
         assert studio_job.run(folder, number) == code
         assert processes.read_result(folder, number) == code
     assert folder.pid.read_text() == str(os.getpid())
+
+
+def test_the_error_of_a_job_is_its_last_one_and_not_how_the_command_is_used(tmp_path: Path):
+    folder = processes.JobFolder(tmp_path)
+    folder.log.write_text("usage: python -m dreambooth [-h]\npython -m dreambooth sample: error: --seed: wrong\n")
+    assert processes.error_in_log(folder) == "--seed: wrong"
+    folder.log.write_text("error: first\nerror: second\na hint\n")
+    assert processes.error_in_log(folder) == "second"
+    folder.log.write_text("no error\n")
+    assert processes.error_in_log(folder) == "no error"

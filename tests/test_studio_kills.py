@@ -21,7 +21,7 @@ from dreambooth.studio.workspace import Workspace
 
 pytestmark = pytest.mark.slow
 SETTINGS: dict[str, Any] = {
-    "train.max_steps": 24, "train.save_every_steps": 4, "validate.every_steps": 8, "validate.num_images": 1,
+    "train.max_steps": 24, "train.save_every_steps": 4, "validate.every_steps": 12, "validate.num_images": 1,
     "validate.num_inference_steps": 2, "prior.num_images": 8, "prior.num_inference_steps": 2, "log.tensorboard": False,
     "train.keep_states": True,
 }  # fmt: skip
@@ -98,50 +98,42 @@ def test_killed_at_any_moment_a_training_comes_to_the_same_bits(tmp_path: Path):
     studio = Studio(tmp_path)
     undisturbed = studio.train("undisturbed")
     assert studio.until_done(undisturbed)["attempts"] == 1
-    wanted = studio.weights("undisturbed")
+    number = studio.train("killed")
+    behind = studio.train("behind")
 
     # The server alone: the training goes on by itself, and is adopted.
-    number = studio.train("server-killed")
-    studio.until_step(number, 6)
+    studio.until_step(number, 2)
     pid = studio.pid(number)
     studio.kill()
     os.kill(pid, 0)
     studio.start()
     assert studio.job(number)["state"] == "running"
-    assert studio.pid(number) == pid
-    assert studio.until_done(number)["attempts"] == 1
-    assert studio.weights("server-killed") == wanted
+    assert (studio.pid(number), studio.job(number)["attempts"]) == (pid, 1)
 
     # The training alone: it goes on from its last state.
-    number = studio.train("job-killed")
-    studio.until_step(number, 10)
+    studio.until_step(number, 6)
     os.kill(studio.pid(number), signal.SIGKILL)
-    assert studio.until_done(number)["attempts"] == 2
-    assert studio.weights("job-killed") == wanted
+    studio.until(number, lambda job: job["attempts"] == 2)
 
     # Both at once, with another job in the queue.
-    number = studio.train("both-killed")
-    images = {"kind": "generate", "model": "checkpoints/job-killed", "prompts": ["{subject}"]}
-    behind = studio.client.post("/jobs", json={**images, "steps": 2, "num_images": 1}).json()["id"]
     studio.until_step(number, 14)
     studio.kill()
     os.kill(studio.pid(number), signal.SIGKILL)
     studio.start()
-    assert studio.until_done(number)["attempts"] == 2
-    assert studio.weights("both-killed") == wanted
-    done = studio.until_done(behind)
-    assert (done["attempts"], done["progress"]["num_images"]) == (1, 1), "it was not lost, and ran once"
+    studio.until(number, lambda job: job["attempts"] == 3)
+    job = studio.job(behind)
+    assert (job["state"], job["attempts"]) == ("queued", 0), "it was not lost, and has not begun"
+    studio.client.post(f"/jobs/{behind}/cancel")
 
     # Paused in the studio, taken on in a terminal, and known to the studio as finished.
-    number = studio.train("terminal")
-    studio.until_step(number, 6)
+    studio.until_step(number, 18)
     studio.client.post(f"/jobs/{number}/pause")
     job = studio.until(number, lambda each: each["state"] != "running")
     assert (job["state"], job["exit_code"]) == ("paused", 143)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "dreambooth", "train", "checkpoints/terminal/config.yaml"]
+    command = [sys.executable, "-m", "dreambooth", "train", "checkpoints/killed/config.yaml"]
     assert subprocess.run(command, cwd=tmp_path, env=environment).returncode == 0
-    assert studio.weights("terminal") == wanted
+    assert studio.weights("killed") == studio.weights("undisturbed")
     studio.client.post(f"/jobs/{number}/resume")
     assert studio.until_done(number)["progress"]["step"] == 24
     studio.end()

@@ -1,6 +1,7 @@
 """The studio's pages: each shows what is in the workspace, and a click becomes the job or the file that it says."""
 
 import json
+import os
 import re
 import shutil
 import time
@@ -19,6 +20,7 @@ pytest.importorskip("fastapi", reason="the extra 'studio' is not installed")
 
 import itertools
 
+from hub_answers import answering
 from starlette.testclient import TestClient
 from test_report import NUM_IMAGES, PROMPTS, STEPS, colour, write_journal, write_logs, write_samples
 
@@ -230,6 +232,8 @@ def test_a_run_shows_its_steps_its_verdict_and_each_image_of_its_grids(client: T
     again = client.get("/runs/my-robot/samples/20/2/1", headers={"If-None-Match": image.headers["etag"]})
     assert again.status_code == 304
     assert client.get("/runs/my-robot/samples/25/0/0").status_code == 404
+    card = Image.open(BytesIO(client.get("/runs/my-robot/photo").content))
+    assert card.size == (384, 384), "the photo is the workspace's, wherever the server was started"
     assert client.get("/runs/my-robot/samples/20/9/0").status_code == 404
 
 
@@ -296,13 +300,64 @@ def test_photos_become_a_subject_with_findings_captions_and_a_training(client: T
     client.post("/new/photos-1/caption", data={"photo": "4.png", "caption": "{subject} on grass"})
     assert (place / "data" / "photos-1" / "4.txt").read_text() == "{subject} on grass\n"
     assert "once every photo has one" in client.get("/new?subject=photos-1").text
-    started = client.post("/new/photos-1/start", data={"class_noun": "toy robot", "base": "checkpoints/toyworld"})
+    form = {"class_noun": "toy robot", "base": "checkpoints/toyworld", "more": "method.rank=4\ntrain.steps=3"}
+    wrong = client.post("/new/photos-1/start", data=form, headers={"HX-Request": "true"})
+    assert (wrong.status_code, "train.steps" in wrong.text) == (422, True)
+    assert (place / "data" / "photos-1").is_dir(), "nothing is renamed for what does not begin"
+    started = client.post("/new/photos-1/start", data=form | {"more": "method.rank=4"})
     assert started.headers["hx-redirect"] == "/runs/my-toy-robot"
     assert sorted(path.name for path in (place / "data" / "my-toy-robot").glob("*.png")) == ["4.png", "5.png"]
     assert (place / "data" / "my-toy-robot-masks" / "5.png").is_file()
     assert not (place / "data" / "photos-1").exists()
     asked = {"kind": "train", "subject": "my-toy-robot", "class_noun": "toy robot", "name": "my-toy-robot"}
-    assert asked.items() <= jobs_of(client)[0]["request"].items()
+    request = jobs_of(client)[0]["request"]
+    assert asked.items() <= request.items()
+    assert request["settings"] == {"method.rank": 4, "data.mask": None}, "a mask of one photo alone does not count"
+
+
+def test_masks_are_proposed_by_a_model_and_accepted_or_not(client: TestClient, place: Path) -> None:
+    (place / "models" / "finder").mkdir(parents=True)
+    (place / "models" / "finder" / "config.json").write_text('{"model_type": "clipseg"}')
+    assert "<option>models/finder</option>" in client.get("/new?subject=robot").text
+    studio: Studio = client.app.state.studio  # type: ignore[attr-defined]
+
+    def search() -> Path:
+        """Look for masks, and find one for photo 1."""
+        asked = {"model": "models/finder", "base": "checkpoints/toyworld", "class_noun": " toy  robot"}
+        assert "A model looks" in client.post("/new/robot/masks", data=asked).text
+        job = studio.store.find(kinds=("prepare",))[0]
+        assert "--mask-model=models/finder" in job.commands[0].argv
+        assert "--class=toy robot" in job.commands[0].argv
+        assert Reader(client.get("/new/robot/masks").text).wrong == []
+        studio.store.change(job.id, ("queued",), "done")
+        found = place / job.output / "masks" / "1.png"
+        found.parent.mkdir(parents=True)
+        found.write_bytes(photo(7))
+        return found
+
+    found = search()
+    over = client.get("/new/robot/masks")
+    assert over.headers["hx-retarget"] == "#new"
+    assert f'src="/api/v1/images/{found.relative_to(place)}" alt="a mask that is proposed"' in over.text
+    assert "masks" not in client.get("/gallery").text, "masks are no images of the gallery"
+    assert "Find the subject" in client.post("/new/robot/masks/decline").text
+    assert not (place / "data" / "robot-masks").exists()
+    search()
+    accepted = client.post("/new/robot/masks/accept")
+    assert "1 mask accepted" in accepted.headers["hx-trigger"]
+    assert (place / "data" / "robot-masks" / "1.png").is_file()
+    assert accepted.text.count('alt="its mask"') == 1
+
+
+def test_a_run_that_trains_is_asked_for_images_now(client: TestClient, place: Path) -> None:
+    run = place / "checkpoints" / "my-robot"
+    assert "Sample now" not in client.get("/runs/my-robot/status").text
+    assert client.post("/runs/my-robot/sample", headers={"HX-Request": "true"}).status_code == 409
+    (run / "state").mkdir()
+    (run / "state" / "lock").write_text(f"here {os.getpid()}")
+    assert "Sample now" in client.get("/runs/my-robot/status").text
+    assert client.post("/runs/my-robot/sample").status_code == 204
+    assert (run / "sample-now").is_file()
 
 
 def test_what_is_no_image_is_refused_and_leaves_no_folder(client: TestClient, place: Path) -> None:
@@ -418,6 +473,7 @@ def test_more_is_made_of_an_image(client: TestClient, how: str, wanted: dict[str
     here = client.post("/generate/again", data=asked, headers={"HX-Current-URL": "http://localhost/generate"})
     assert 'class="batch"' in here.text
     assert wanted.items() <= jobs_of(client)[0]["request"].items()
+    assert not jobs_of(client)[0]["commands"][0].endswith(" --"), "which sample refuses where nothing follows"
 
 
 def test_the_gallery_finds_marks_deletes_and_brings_back(client: TestClient, place: Path) -> None:
@@ -470,9 +526,35 @@ def test_a_shared_folder_opens_without_the_studio(client: TestClient, place: Pat
     assert taken.status_code == 409
 
 
+def test_shared_images_go_to_the_hub_when_asked(
+    client: TestClient, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    form = {"image": ["outputs/earlier/00000.png"], "name": "trip", "title": "A trip", "recipes": "on"}
+    with answering(monkeypatch) as hub:
+        said = client.post("/images/share", data=form | {"repo": "me/trip"}).headers["hx-trigger"]
+        assert "/me/robot shows 1 image, for you alone" in said
+        hub.refuses = "/api/spaces/me/trip/commit"
+        refused = client.post(
+            "/images/share", data=form | {"name": "2", "repo": "me/trip"}, headers={"HX-Request": "1"}
+        )
+    received = dict(hub.received)
+    created = received["/api/repos/create"]
+    assert (created["type"], created["sdk"], created["name"]) == ("space", "static", "trip")
+    lines = received["/api/spaces/me/trip/commit/main"]
+    assert {line["value"]["path"] for line in lines if line["key"] == "file"} == {"index.html", "001.png"}
+    assert refused.status_code == 422
+    assert "--repo-type space" in refused.text
+    assert (place / "shared" / "2" / "index.html").is_file(), "the folder stays"
+    wrong = client.post("/images/share", data=form | {"name": "3", "repo": "trip"}, headers={"HX-Request": "1"})
+    assert "repo: 'trip' names no owner" in wrong.text
+    assert not (place / "shared" / "3").exists()
+
+
 def test_models_are_exported_and_deleted_with_a_way_back(client: TestClient, place: Path) -> None:
-    client.post("/models/export", data={"run": "my-robot", "kind": "diffusers", "dtype": "float16"})
-    assert jobs_of(client)[0]["request"]["format"] == "diffusers"
+    form = {"run": "my-robot", "kind": "diffusers", "dtype": "float16", "repo": "me/robot"}
+    client.post("/models/export", data=form)
+    asked = {"format": "diffusers", "push_to_hub": "me/robot", "private": True}
+    assert asked.items() <= jobs_of(client)[0]["request"].items()
     client.post("/jobs/1/stop")
     text = client.get("/models").text
     assert "hx-confirm" in text

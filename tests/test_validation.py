@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from PIL import Image
 
 from dreambooth.cli import main
 from dreambooth.config import Config, load_config
@@ -21,6 +22,7 @@ from dreambooth.generation.request import read_recipe
 from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.run.folder import RunFolder
 from dreambooth.step_models import model_at_step
+from dreambooth.training.progress import TrainProgress
 
 ROOT = Path(__file__).parent.parent
 ENCODERS = ROOT / "checkpoints" / "toyworld-encoders"
@@ -198,8 +200,18 @@ def test_an_encoder_that_is_not_one_is_told_before_anything_is_written(
 
 
 def test_without_encoders_there_are_grids_and_losses_and_the_last_step_is_kept(config: Config) -> None:
-    assert train(config) == 0
-    entries = ValidationLog(RunFolder(config).scores).entries
+    run = RunFolder(config)
+
+    def ask(progress: TrainProgress) -> None:
+        if progress.step in (2, 4):  # 4 is validated
+            run.sample_now.touch()
+
+    assert train(config, on_progress=ask) == 0
+    grids = {path.stem: path for path in run.samples.glob("step-*.png")}
+    assert sorted(grids) == [f"step-{step:06d}" for step in (0, 2, 4, 8)], "images are drawn when they are asked for"
+    assert Image.open(grids["step-000002"]).size == Image.open(grids["step-000004"]).size
+    assert not run.sample_now.exists()
+    entries = ValidationLog(run.scores).entries
     assert [(entry.step, entry.scores) for entry in entries] == [(0, {}), (4, {}), (8, {})]
     assert card(RunFolder(config))["step"] == 8
 

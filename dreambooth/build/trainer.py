@@ -30,6 +30,7 @@ from dreambooth.training.plugin_logger import HOOKS, PluginLogger
 from dreambooth.training.processes import cluster_environment
 from dreambooth.training.profiling import StepProfiler
 from dreambooth.training.progress import OnTrainProgress, ReportProgress
+from dreambooth.training.sample_now import SampleNow
 from dreambooth.training.validation import Validate, ValidationInputs
 
 
@@ -69,6 +70,7 @@ def make_callbacks(
                 config.optim.text_encoder_stop_drift, run.steps if validate.keep_weights else None,
             )
         )  # fmt: skip
+    run_callbacks.append(SampleNow(run.sample_now, run.samples, inputs.prompts, inputs.sample))
     if on_progress is not None:
         run_callbacks.insert(run_callbacks.index(saving), ReportProgress(on_progress, saving))
     return run_callbacks

@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--accept", nargs="+", choices=ACCEPTED, default=[], metavar="WHAT",
         help="with --out, also write: config (config.yaml there), captions (beside photos that have none, else there), "
-        "masks (<FOLDER>-masks, where a model has found them); no file is written over",
+        "masks (<FOLDER>-masks, where a model has found them, else masks/ there); no file is written over",
     )  # fmt: skip
     parser.add_argument(
         "--draw-words", action="store_true", help=f"rank the first {NUM_DRAWN} words by what the base draws of them"
@@ -209,6 +209,9 @@ def write(found: "Preparation", out: Path, accepted: Sequence[str]) -> Iterator[
         yield from (f"{escaped(path)}: caption" for path in writing.write_captions(found.captions, out))
     if "masks" in accepted:
         yield from (f"{escaped(path)}: mask" for path in writing.write_masks(found.inspection))
+    else:
+        proposed = writing.write_proposed_masks(found.inspection, out)
+        yield from (f"{escaped(path)}: proposed mask" for path in proposed)
     if "config" in accepted:
         write_once(found.request.out, render(found.draft, "prepare"))
         yield f"{escaped(found.request.out)}: config; train: {command_line('train', str(found.request.out))}"

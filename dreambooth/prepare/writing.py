@@ -10,11 +10,12 @@ from dreambooth.disk import check_writable, translate_write_errors
 from dreambooth.errors import UserError, escaped
 from dreambooth.files import atomic_file, read_text, write_text
 from dreambooth.prepare.captions import Caption
+from dreambooth.prepare.findings import Photo
 from dreambooth.prepare.inspection import Inspection
 from dreambooth.prepare.page import render
 from dreambooth.prepare.preparation import Preparation
 
-PAGE, CONFIG, CAPTIONS = "prepare.html", "config.yaml", "captions"
+PAGE, CONFIG, CAPTIONS, MASKS = "prepare.html", "config.yaml", "captions", "masks"
 
 
 def write_page(found: Preparation, out: Path) -> Path:
@@ -53,14 +54,25 @@ def write_masks(inspection: Inspection) -> list[Path]:
 
     Raises UserError where that folder is there already.
     """
-    folder = masks_folder(inspection.folder.path)
-    masked = [photo for photo in inspection.readable if photo.mask is not None]
-    if inspection.mask_source is not None or not masked:
-        return []
-    if folder.exists():
+    folder, found = masks_folder(inspection.folder.path), _found_masks(inspection)
+    if found and folder.exists():
         raise UserError(f"{escaped(folder)}: is there already; move it, or leave --accept masks out")
+    return _write_masks(found, folder)
+
+
+def write_proposed_masks(inspection: Inspection, out: Path) -> list[Path]:
+    """Write the masks that a finder has found into masks/ of the folder `out`, and return their files."""
+    return _write_masks(_found_masks(inspection), out / MASKS)
+
+
+def _found_masks(inspection: Inspection) -> list[Photo]:
+    """Return the photos with a mask that a finder has found."""
+    return [each for each in inspection.readable if each.mask is not None] if inspection.mask_source is None else []
+
+
+def _write_masks(photos: Sequence[Photo], folder: Path) -> list[Path]:
     written = []
-    for photo in masked:
+    for photo in photos:
         assert photo.mask is not None
         path = folder / f"{photo.path.stem}.png"
         with translate_write_errors(folder, "--accept"), atomic_file(path) as file:

@@ -114,7 +114,8 @@ def _generate(workspace: Workspace, request: requests.GenerateRequest) -> NewJob
     folder = f"outputs/job-{NUMBER}"
     model = () if request.model is None else (workspace.model(request.model),)
     options = list(_sample_options(workspace, request))
-    command = ("sample", *options, f"--out={folder}", "--", *model, *request.prompts)
+    named = (*model, *request.prompts)
+    command = ("sample", *options, f"--out={folder}", *(("--", *named) if named else ()))  # a -- alone is refused
     title = request.prompts[0] if request.prompts else f"from {request.from_image or request.vary}"
     return _job(request, f"generate {title}"[:200], (Command(command),), folder)
 
@@ -230,8 +231,9 @@ def _prepare(workspace: Workspace, request: requests.PrepareRequest) -> NewJob:
     for name, value in (("class", request.class_noun), ("identifier", request.identifier)):
         if value is not None:
             options.append(f"--{name}={value}")
-    if request.base is not None:
-        options.append(f"--base={workspace.model(request.base)}")
+    for name in ("base", "mask_model", "caption_model"):
+        if (model := getattr(request, name)) is not None:
+            options.append(f"--{name.replace('_', '-')}={workspace.model(model)}")
     command = Command(("prepare", *options, "--", photos))
     return _job(request, f"prepare {request.subject}", (command,), output)
 

@@ -21,6 +21,8 @@ from dreambooth.studio.workspace import Workspace
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 LOOK_S = 1.0  # between two looks at the folders
 HIDDEN = ("grid-", "attention-")  # images about others; they have no recipe
+CROPS = "-crops.png"  # the end of the name under which `new` shows how photos are cut
+NO_IMAGES = ("masks",)  # folders of what is about others: the masks that `prepare` proposes
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS images (
@@ -128,7 +130,7 @@ class Gallery:
 
     def _walk(self) -> Iterator[Path]:
         for place, folders, _ in os.walk(self._workspace.outputs):
-            folders[:] = [name for name in folders if not name.startswith(".")]
+            folders[:] = [name for name in folders if not name.startswith(".") and name not in NO_IMAGES]
             yield Path(place)
 
     def _take(self, folder: Path, name: str) -> None:
@@ -169,7 +171,7 @@ class Gallery:
 
 def is_shown(name: str) -> bool:
     """Return whether a file is an image that was made from a recipe: no grid, no map of where words acted."""
-    return name.lower().endswith(SUFFIXES) and not name.startswith((".", *HIDDEN))
+    return name.lower().endswith(SUFFIXES) and not name.startswith((".", *HIDDEN)) and not name.endswith(CROPS)
 
 
 def _head(path: Path) -> tuple[tuple[int | None, int | None], dict[str, Any]]:

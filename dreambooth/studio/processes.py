@@ -8,6 +8,7 @@ one that is over and from one that was killed, without having been its parent.
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from dreambooth.files import write_text
 from dreambooth.studio.jobs import Command
 
 PACKAGE = Path(__file__).parents[2]  # the folder that `import dreambooth` finds it in
+ERROR = re.compile(r"^(python -m [\w .]+: )?error: ")  # how a command begins to say what is wrong
 RUNNER = (sys.executable, "-m", "dreambooth.cli.studio_job")
 
 
@@ -96,6 +98,18 @@ def is_alive(folder: JobFolder) -> bool:
     return False
 
 
+def is_there(pid: int) -> bool:
+    """Return whether a process is there and has not ended; one that has may wait for its parent to take note."""
+    try:
+        os.kill(pid, 0)
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is somebody else's, or this system has no /proc
+        return True
+    return state != "Z"
+
+
 def read_result(folder: JobFolder, attempt: int) -> int | None:
     """Return the exit code of an attempt; None where its process was killed, or has not ended."""
     try:
@@ -127,8 +141,8 @@ def tell(folder: JobFolder, number: signal.Signals) -> bool:
 def error_in_log(folder: JobFolder) -> str:
     """Return the line by which a job says why it failed: its last error, else its last line."""
     lines = [line for line in tail(folder.log).splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("error: ") or line.startswith("usage: ")]
-    return (errors or lines or ["it has said nothing"])[-1].removeprefix("error: ")[:1000]
+    errors = [line for line in lines if ERROR.match(line)]
+    return ERROR.sub("", (errors or lines or ["it has said nothing"])[-1])[:1000]
 
 
 def tail(path: Path, num_bytes: int = 8192) -> str:

@@ -164,6 +164,8 @@ class PrepareRequest(JobRequest):
     class_noun: Name | None = Field(None, description="what kind of thing it is; without it no settings are proposed")
     identifier: Name | None = None
     base: Name | None = None
+    mask_model: Name | None = Field(None, description="finds the subject where there are no masks: folder or hub id")
+    caption_model: Name | None = Field(None, description="captions photos that have no caption: folder or hub id")
     accept: list[Literal["config", "captions", "masks"]] = Field([], max_length=3, description="what is also written")
 
 

@@ -1,4 +1,4 @@
-"""A folder with images and one page that shows them: it opens from the disk, and can be put on any web server."""
+"""A folder with images and one page that shows them: it opens from the disk, on any web server, or on the hub."""
 
 import shutil
 from collections.abc import Sequence
@@ -48,6 +48,23 @@ def share(workspace: Workspace, images: Sequence[str], name: str, title: str, ke
         page = environment.get_template("share.html").render(title=title, images=shown)
         write_text(beside / "index.html", page)
     return folder
+
+
+def check_hub(repo: str) -> None:
+    """Raise UserError for a name that is not OWNER/NAME, ModelError where nobody is logged in to the hub."""
+    from dreambooth.exporting import hub  # half a second, which only who shares there waits for
+
+    hub.check(repo, "repo")
+
+
+def push(folder: Path, repo: str, is_public: bool) -> str:
+    """Upload a shared folder to the hub as a static Space, which shows its page; return its address.
+
+    Raises ModelError; the folder stays.
+    """
+    from dreambooth.exporting import hub
+
+    return hub.push(folder, repo, private=not is_public, kind="space")
 
 
 def _added(path: Path, folder: Path, number: int, keeps_recipes: bool) -> SharedImage:

@@ -1,5 +1,6 @@
 """Hold what the routes share: the workspace, the queue, the worker, and a view of all jobs that many clients poll."""
 
+import json
 import shlex
 import threading
 import time
@@ -32,6 +33,7 @@ class Board:
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _made_at: float = -FRESH_S
     _views: list[View] = field(default_factory=list)
+    _texts: dict[int, str] | None = None
     _ended: dict[tuple[int, int, str], JobProgress] = field(default_factory=dict)
 
     def views(self) -> list[View]:
@@ -41,8 +43,17 @@ class Board:
                 made_at = time.monotonic()
                 self.queue = [job.id for job in self.store.queue()]
                 self._views = [self.view(job) for job in self.store.find(limit=NUM_RECENT)]
+                self._texts = None
                 self._made_at = made_at
             return self._views
+
+    def texts(self) -> dict[int, str]:
+        """Return `views` as JSON, by their numbers, newest first; written once for all who ask."""
+        views = self.views()
+        with self._lock:
+            if self._texts is None or self._views is not views:
+                self._texts = {view["id"]: json.dumps(view) for view in self._views}
+            return self._texts
 
     @property
     def is_fresh(self) -> bool:
@@ -79,11 +90,11 @@ class Studio:
     gallery: Gallery
 
 
-async def recent(studio: Studio) -> list[View]:
-    """Return the newest jobs; in a thread only where there is something to read."""
+async def recent(studio: Studio) -> dict[int, str]:
+    """Return the newest jobs as JSON, newest first; in a thread only where there is something to read."""
     if studio.board.is_fresh:
-        return studio.board.views()
-    return await run_in_threadpool(studio.board.views)
+        return studio.board.texts()
+    return await run_in_threadpool(studio.board.texts)
 
 
 def _public(job: Job) -> View:

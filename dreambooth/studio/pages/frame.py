@@ -134,12 +134,12 @@ class LastingFiles(StaticFiles):
 
 def add_pages(app: FastAPI) -> None:
     """Add all pages and their static files to an application whose state holds a `Studio`."""
-    from dreambooth.studio.pages import gallery, generate, models, queue, runs, subjects
+    from dreambooth.studio.pages import gallery, generate, masks, models, queue, runs, subjects
 
     threading.Thread(target=_load_ahead, daemon=True).start()
     app.add_api_route("/login", lambda: render("login.html"), include_in_schema=False)
     app.mount("/static", LastingFiles(directory=STATIC), name="static")
-    for each in (runs, subjects, generate, gallery, queue, models):
+    for each in (runs, subjects, masks, generate, gallery, queue, models):
         app.include_router(each.router)
     app.add_api_route("/{address:path}", _nowhere, include_in_schema=False)  # behind all others
 

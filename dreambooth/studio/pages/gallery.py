@@ -118,9 +118,17 @@ def share(
     name: Annotated[str, Form(max_length=60)],
     title: Annotated[str, Form(max_length=120)] = "",
     recipes: Annotated[str, Form()] = "",
+    repo: Annotated[str, Form(max_length=200)] = "",
+    public: Annotated[str, Form()] = "",
 ) -> Response:
-    """Make a folder with the images and a page that shows them."""
+    """Make a folder with the images and a page that shows them. repo: of the hub, OWNER/NAME, which gets it too."""
+    repo = repo.strip()
+    if repo:
+        sharing.check_hub(repo)
     folder = sharing.share(studio.workspace, image, name.strip(), title.strip() or name, keeps_recipes=bool(recipes))
+    if repo:
+        address = sharing.push(folder, repo, is_public=bool(public))
+        return say(f"{address} shows {_several(image)}, {'for everybody' if public else 'for you alone'}.")
     return say(
         f"{studio.workspace.relative(folder)}/index.html shows {_several(image)}; copy the folder wherever you like."
     )

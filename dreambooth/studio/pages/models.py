@@ -65,9 +65,13 @@ def export(
     run: Annotated[str, Form()],
     kind: Annotated[str, Form()],
     dtype: Annotated[str, Form()],
+    repo: Annotated[str, Form()] = "",
+    public: Annotated[str, Form()] = "",
 ) -> Response:
-    """Queue an export."""
-    values = {"kind": "export", "run": run, "format": kind, "dtype": dtype}
+    """Queue an export. repo: of the hub, OWNER/NAME, which gets it too."""
+    values: dict[str, object] = {"kind": "export", "run": run, "format": kind, "dtype": dtype}
+    if repo.strip():
+        values |= {"push_to_hub": repo.strip(), "private": not public}
     job_routes.create(studio, ExportRequest.model_validate(values))
     return say("", go_to="/queue")
 

@@ -2,7 +2,6 @@
 
 import functools
 import io
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from dreambooth.run.savings import written
 from dreambooth.studio.jobs import Job
 from dreambooth.studio.pages import charts
 from dreambooth.studio.problems import MissingError
+from dreambooth.studio.routes.runs import is_trained_elsewhere
 from dreambooth.subject_info import SubjectInfo, read_card
 
 SMALL = 128  # pixels; up to here an image is a toy's, and is sent as it is
@@ -144,16 +144,6 @@ def _max_steps(config: Config, job: Job | None) -> int:
     """Return how far the run goes: an open job may ask for more than its config says yet."""
     asked = None if job is None or job.state == "done" else job.request.get("settings", {}).get("train.max_steps")
     return int(asked or config.train.max_steps)
-
-
-def is_trained_elsewhere(folder: Path) -> bool:
-    """Return whether a process trains in this folder, by the id that it has signed the lock with."""
-    try:
-        signed = (folder / "state" / "lock").read_text(encoding="utf-8").split()
-        os.kill(int(signed[-1]), 0)
-    except (OSError, ValueError, IndexError):
-        return False
-    return True
 
 
 @functools.lru_cache(maxsize=256)
@@ -335,10 +325,10 @@ def highlight(folder: Path) -> Image.Image | None:
     return samples.rows(step)[0][0] if found is None else found.image
 
 
-def first_photo(folder: Path) -> Image.Image | None:
-    """Return the first photo that a run learns from, None where it is no longer there."""
+def first_photo(folder: Path, root: Path) -> Image.Image | None:
+    """Return the first photo that a run learns from, None where it is no longer there. root: the workspace."""
     try:
-        paths = list_images(read_config(folder).subjects[0].images)
+        paths = list_images(root / Path(read_config(folder).subjects[0].images).expanduser())
         return load_image(paths[0])
     except DreamBoothError:
         return None

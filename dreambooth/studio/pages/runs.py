@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from fastapi import Form, Request, Response
 from fastapi.responses import FileResponse
 from PIL import Image
@@ -15,9 +14,11 @@ from dreambooth.studio.pages import run_view
 from dreambooth.studio.pages.frame import image_answer, make_router, render, say
 from dreambooth.studio.pages.queue import again
 from dreambooth.studio.pages.run_view import RunPage
+from dreambooth.studio.pages.settings_text import read_settings, read_value
 from dreambooth.studio.processes import tail
 from dreambooth.studio.requests import TrainRequest
 from dreambooth.studio.routes import jobs as job_routes
+from dreambooth.studio.routes import runs as run_routes
 from dreambooth.studio.state import Studio, StudioOf
 
 router = make_router()
@@ -142,7 +143,7 @@ def sample(studio: StudioOf, request: Request, name: str, step: int, prompt: int
 @router.get("/runs/{name}/photo")
 def photo(studio: StudioOf, request: Request, name: str) -> Response:
     """Return the first photo that a run learns from."""
-    return _card_image(studio, request, name, run_view.first_photo(folder_of(studio, name)))
+    return _card_image(studio, request, name, run_view.first_photo(folder_of(studio, name), studio.workspace.root))
 
 
 @router.get("/runs/{name}/highlight")
@@ -175,6 +176,13 @@ def resume(studio: StudioOf, name: str) -> Response:
     return say(f"{name} goes on from step {line.step}.")
 
 
+@router.post("/runs/{name}/sample")
+def sample_now(studio: StudioOf, name: str) -> Response:
+    """Have a training draw its images after the step that it is at."""
+    run_routes.sample_now(studio, name)
+    return say("It draws after this step; the images come to the others.")
+
+
 @router.post("/runs/{name}/longer")
 def longer(studio: StudioOf, name: str, max_steps: Annotated[int, Form(ge=1, le=10**7)]) -> Response:
     """Make a finished run longer."""
@@ -198,29 +206,6 @@ async def fork(studio: StudioOf, request: Request, name: str) -> Response:
     asked = {"kind": "train", "config": config, "name": new, "settings": settings}
     job_routes.create(studio, TrainRequest.model_validate(asked))
     return say("", go_to=f"/runs/{new}")
-
-
-def read_settings(text: str) -> dict[str, object]:
-    """Return settings that were typed one a line, as section.key=value. Raises UserError for a line that is none."""
-    found = {}
-    for line in filter(None, map(str.strip, text.splitlines())):
-        key, equals, value = line.partition("=")
-        if not equals:
-            raise UserError(f"{line}: is no setting; write section.key=value, one a line")
-        found[key.strip()] = read_value(value)
-    return found
-
-
-def read_value(text: str) -> object:
-    """Return a value as a config file would have it; 2e-5 is a number. Raises UserError for what YAML cannot read."""
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{text}: cannot be read as a value; write it as in a config file") from error
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
 
 
 @router.get("/runs/{name}/compare")

@@ -9,15 +9,14 @@ from typing import Annotated, Any
 from urllib.parse import quote
 
 from fastapi import Form, Request, Response
-from fastapi.concurrency import run_in_threadpool
-from starlette.datastructures import UploadFile
 
 from dreambooth.errors import DreamBoothError, UserError
 from dreambooth.studio import plan
-from dreambooth.studio.pages import photo_findings
+from dreambooth.studio.commands import new_job
+from dreambooth.studio.pages import photo_findings, proposed_masks
 from dreambooth.studio.pages.frame import make_router, render, say, with_message
+from dreambooth.studio.pages.settings_text import read_settings
 from dreambooth.studio.plan import PRESETS, USUAL, Plan, PlanRequest, Preset
-from dreambooth.studio.problems import MissingError
 from dreambooth.studio.requests import TrainRequest
 from dreambooth.studio.routes import jobs as job_routes
 from dreambooth.studio.routes import models as model_routes
@@ -72,16 +71,16 @@ class NewForm:
 
 @dataclass
 class PlanCache:
-    """Keep plans: a process of some seconds makes each, one at a time."""
+    """Keep plans, by the photos too: a process of some seconds makes each, one at a time."""
 
-    plans: dict[tuple[PlanRequest, int], dict[str, Plan]] = field(default_factory=dict)
+    plans: dict[tuple[PlanRequest, tuple[str, ...]], dict[str, Plan]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 @router.get("/new")
 def page(studio: StudioOf, subject: str = "") -> Response:
     """Show the page, for new photos or for those of a folder in data/."""
-    values = _values(studio, subject) if subject else _nothing(studio)
+    values = values_of(studio, subject) if subject else _nothing(studio)
     return render("new.html", "new", **values)
 
 
@@ -98,7 +97,7 @@ async def upload(studio: StudioOf, request: Request, subject: str = "") -> Respo
         if is_new:
             (studio.workspace.photos / subject).rmdir()
         raise
-    response = render("_new.html", **_values(studio, subject))
+    response = render("_new.html", **values_of(studio, subject))
     response.headers["HX-Push-Url"] = f"/new?subject={quote(subject)}"
     if stored["refused"]:
         return with_message(response, "; ".join(each["reason"] for each in stored["refused"]))
@@ -109,7 +108,7 @@ async def upload(studio: StudioOf, request: Request, subject: str = "") -> Respo
 def remove(studio: StudioOf, subject: str, photo: Annotated[str, Form()]) -> Response:
     """Move a photo to the trash."""
     subject_routes.delete_photo(studio, subject, photo)
-    return with_message(render("_new.html", **_values(studio, subject)), f"{photo} is removed.")
+    return with_message(render("_new.html", **values_of(studio, subject)), f"{photo} is removed.")
 
 
 @router.post("/new/{subject}/caption")
@@ -119,34 +118,6 @@ def caption(
     """Write a photo's caption."""
     subject_routes.caption(studio, subject, photo, subject_routes.Caption(text=caption))
     return say("Caption saved.")
-
-
-@router.get("/new/{subject}/mask")
-def mask(studio: StudioOf, subject: str, photo: str) -> Response:
-    """Show a photo with its mask, to paint on."""
-    shown = next((each for each in subject_routes.show(studio, subject)["photos"] if each["name"] == photo), None)
-    if shown is None:
-        raise MissingError(f"{photo}: there is no such photo of {subject}")
-    return render("_mask.html", subject=subject, photo=_shown(subject, shown, []))
-
-
-@router.post("/new/{subject}/mask")
-async def set_mask(studio: StudioOf, request: Request, subject: str) -> Response:
-    """Write a photo's mask: white is the subject. Without one the photo has none."""
-    async with request.form(max_files=1) as fields:
-        file, photo = fields.get("mask"), str(fields.get("photo", ""))
-        content = await file.read() if isinstance(file, UploadFile) else b""
-    return await run_in_threadpool(_masked, studio, subject, photo, content)
-
-
-def _masked(studio: Studio, subject: str, photo: str, content: bytes) -> Response:
-    folder = studio.workspace.find_in(studio.workspace.photos, subject)
-    path = studio.workspace.find_in(folder, photo)
-    if content:
-        subject_routes.store_mask(path, content)
-    else:
-        subject_routes.delete_mask(studio, subject, photo)
-    return with_message(render("_new.html", **_values(studio, subject)), "Mask saved." if content else "Mask removed.")
 
 
 @router.get("/new/{subject}/costs")
@@ -165,16 +136,19 @@ def start(
     base: Annotated[str, Form(min_length=1)],
     name: Annotated[str, Form()] = "",
     preset: Annotated[str, Form()] = USUAL,
+    more: Annotated[str, Form(max_length=20_000)] = "",
 ) -> Response:
-    """Queue the training, and show its run."""
+    """Queue the training, and show its run. more: settings, one a line, which go over the preset's."""
     noun = " ".join(class_noun.split())
     name = name.strip() or _free_name(studio.workspace.runs, "my-" + re.sub(r"\W+", "-", noun.lower()).strip("-"), 2)
     if (studio.workspace.runs / name).exists():
         raise UserError(f"name={name}: there is a run of this name already; take another one")
     settings = {} if preset == USUAL else _settings(_plans(studio, request.app.state, subject, base), preset)
-    subject = _named(studio, subject, name)
-    asked = {"kind": "train", "subject": subject, "class_noun": noun, "base": base, "name": name, "settings": settings}
-    job_routes.create(studio, TrainRequest.model_validate(asked))
+    settings |= _without_masks(studio, subject) | read_settings(more)
+    asked = {"kind": "train", "class_noun": noun, "base": base, "name": name, "settings": settings}
+    new_job(studio.workspace, TrainRequest.model_validate({**asked, "subject": subject}))  # or say what is wrong
+    named = _named(studio, subject, name)
+    job_routes.create(studio, TrainRequest.model_validate({**asked, "subject": named}))
     return say("", go_to=f"/runs/{quote(name)}")
 
 
@@ -185,6 +159,12 @@ def _settings(plans: dict[str, Plan] | str, preset: str) -> dict[str, Any]:
     if preset not in plans:
         raise UserError(f"preset={preset}: must be one of {', '.join(plans)}")
     return {"train.max_steps": plans[preset].max_steps}
+
+
+def _without_masks(studio: Studio, subject: str) -> dict[str, Any]:
+    """Return the setting that leaves masks out where only some of the photos have one."""
+    have = [each["has_mask"] for each in subject_routes.show(studio, subject)["photos"]]
+    return {"data.mask": None} if any(have) and not all(have) else {}
 
 
 def _named(studio: Studio, subject: str, name: str) -> str:
@@ -213,7 +193,7 @@ def _nothing(studio: Studio) -> dict[str, Any]:
     return {"subject": None, "photos": [], "notes": [], "folders": subject_routes.index(studio)}
 
 
-def _values(studio: Studio, subject: str) -> dict[str, Any]:
+def values_of(studio: Studio, subject: str) -> dict[str, Any]:
     """Return what the page shows of a folder of photos."""
     shown = subject_routes.show(studio, subject)
     folder = studio.workspace.find_in(studio.workspace.photos, subject)
@@ -222,8 +202,10 @@ def _values(studio: Studio, subject: str) -> dict[str, Any]:
     notes = [*found.of_all, *_about_parts(shown["photos"])]
     return {
         "subject": shown,
-        "photos": [_shown(subject, each, found.of_photo[each["name"]]) for each in shown["photos"]],
+        "photos": [shown_photo(subject, each, found.of_photo[each["name"]]) for each in shown["photos"]],
         "notes": notes,
+        "proposal": proposed_masks.proposal_for(studio, subject),
+        "mask_models": proposed_masks.find_models(studio),
         "folders": [],
         "form": NewForm(class_noun=_guess(subject), base=bases[0], name="" if UNNAMED.fullmatch(subject) else subject),
         "nouns": NOUNS.split(),
@@ -232,7 +214,8 @@ def _values(studio: Studio, subject: str) -> dict[str, Any]:
     }
 
 
-def _shown(subject: str, photo: dict[str, Any], findings: list[photo_findings.Finding]) -> ShownPhoto:
+def shown_photo(subject: str, photo: dict[str, Any], findings: list[photo_findings.Finding]) -> ShownPhoto:
+    """Return a photo as the page shows it. photo: as the API answers."""
     width, height = photo["size"] or (1, 1)
     address = f"/api/v1/subjects/{quote(subject)}/photos/{quote(photo['name'])}"
     url = address if max(width, height) <= LARGE else f"{address}/thumbnail?side=512"
@@ -276,7 +259,8 @@ def _plans(studio: Studio, state: Any, subject: str, base: str) -> dict[str, Pla
     cache: PlanCache = state.plans
     folder = studio.workspace.find_in(studio.workspace.photos, subject)
     request = PlanRequest(studio.workspace.relative(folder), "thing", studio.workspace.model(base))
-    key = (request, folder.stat().st_mtime_ns)
+    photos = subject_routes.show(studio, subject)["photos"]
+    key = (request, tuple(f"{each['name']} {each['bytes']}" for each in photos))
     with cache.lock:
         if key not in cache.plans:
             try:

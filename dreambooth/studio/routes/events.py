@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import StreamingResponse
 
-from dreambooth.studio.state import Studio, StudioOf
+from dreambooth.studio.state import Studio, StudioOf, recent
 
 router = APIRouter(tags=["events"])
 PERIOD_S = 0.5  # between two looks
@@ -36,8 +36,8 @@ async def _follow(request: Request, studio: Studio, only: int | None, streams: s
     try:
         yield "retry: 2000\n\n"
         while not await request.is_disconnected() and not request.app.state.is_closing.is_set():
-            views = await asyncio.to_thread(studio.board.views)
-            texts = {view["id"]: json.dumps(view) for view in reversed(views) if only in (None, view["id"])}
+            found = await recent(studio)
+            texts = {number: found[number] for number in reversed(found) if only in (None, number)}
             changed = [_event("job", text) for number, text in texts.items() if known.get(number) != text]
             changed += [_event("gone", json.dumps({"id": number})) for number in known.keys() - texts.keys()]
             known, quiet = texts, 0.0 if changed else quiet + PERIOD_S

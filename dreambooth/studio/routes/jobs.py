@@ -1,12 +1,13 @@
 """Jobs: queue, look, stop, go on, move, and read their log."""
 
+import json
 import os
 import shutil
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from dreambooth.studio.commands import new_job
@@ -46,28 +47,27 @@ def create(studio: StudioOf, request: Annotated[AnyRequest, Body()]) -> View:
     return _changed(studio, job.id)
 
 
-@router.get("", summary="List jobs")
+@router.get("", summary="List jobs", response_class=JSONResponse)
 async def index(
     studio: StudioOf,
     state: Annotated[list[State], Query()] = [],  # noqa: B006 - FastAPI copies it
     kind: Annotated[list[Kind], Query()] = [],  # noqa: B006
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     before: int | None = None,
-) -> dict[str, Any]:
+) -> Response:
     """Return jobs, the newest first, and the numbers of the queued ones in the order in which they will start."""
-    found = (await recent(studio))[:limit]
     if before is not None or state or kind:
         found = await run_in_threadpool(_find, studio, tuple(state), tuple(kind), limit, before)
-    return {"jobs": found, "queue": studio.board.queue}
+    else:
+        found = list((await recent(studio)).values())[:limit]
+    return _as_json(f'{{"jobs": [{", ".join(found)}], "queue": {studio.board.queue}}}')
 
 
-@router.get("/{number}", summary="Look at a job")
-async def show(studio: StudioOf, number: int) -> View:
+@router.get("/{number}", summary="Look at a job", response_class=JSONResponse)
+async def show(studio: StudioOf, number: int) -> Response:
     """Return a job with its progress: steps, loss, time left, scores, images."""
-    for view in await recent(studio):
-        if view["id"] == number:
-            return view
-    return await run_in_threadpool(_view, studio, number)
+    found = (await recent(studio)).get(number)
+    return _as_json(found or json.dumps(await run_in_threadpool(_view, studio, number)))
 
 
 @router.post("/{number}/cancel", summary="Cancel a job")
@@ -148,8 +148,12 @@ def page(studio: StudioOf, number: int) -> FileResponse:
 
 def _find(
     studio: Studio, states: tuple[State, ...], kinds: tuple[Kind, ...], limit: int, before: int | None
-) -> list[View]:
-    return [studio.board.view(job) for job in studio.store.find(states, kinds, limit, before)]
+) -> list[str]:
+    return [json.dumps(studio.board.view(job)) for job in studio.store.find(states, kinds, limit, before)]
+
+
+def _as_json(text: str) -> Response:
+    return Response(text, media_type="application/json")
 
 
 def _view(studio: Studio, number: int) -> View:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
+from fastapi.concurrency import run_in_threadpool
 
 from dreambooth.errors import DreamBoothError
 from dreambooth.generation.models.location import kind_of_file, model_folder
 from dreambooth.studio import pictures
 from dreambooth.studio.jobs import STATES
-from dreambooth.studio.state import StudioOf, recent
+from dreambooth.studio.state import StudioOf
 from dreambooth.studio.workspace import Workspace, is_name
 from dreambooth.subject_info import SubjectInfo, find_card
 from dreambooth.version import __version__
@@ -35,7 +36,8 @@ def models(studio: StudioOf) -> dict[str, list[dict[str, Any]]]:
 async def status(studio: StudioOf) -> dict[str, Any]:
     """Return version, devices, numbers of jobs by state, and what is free on the disk."""
     counts = dict.fromkeys(STATES, 0)
-    for view in await recent(studio):
+    board = studio.board
+    for view in board.views() if board.is_fresh else await run_in_threadpool(board.views):
         counts[view["state"]] += 1
     disk = shutil.disk_usage(studio.workspace.root)
     return {

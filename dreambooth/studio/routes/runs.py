@@ -1,13 +1,18 @@
-"""Runs: what a run was asked, what it logs, what it draws, and the disk it takes."""
+"""Runs: what a run was asked, what it logs, what it draws, and the disk it takes.
+
+Many clients poll a run that trains, so an answer is kept until one of the files that it is made of changes.
+"""
 
 import csv
+import json
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
-from fastapi.responses import FileResponse, PlainTextResponse
+from fastapi import APIRouter, Query, Response
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 
 from dreambooth.errors import UserError, escaped
 from dreambooth.files import whole_lines
@@ -15,28 +20,42 @@ from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.studio import pictures, trash
 from dreambooth.studio.jobs import OPEN
 from dreambooth.studio.problems import ConflictError, MissingError, RequestError
+from dreambooth.studio.processes import is_there
 from dreambooth.studio.progress import last_step, newest_images, read_config, version_of
 from dreambooth.studio.state import Studio, StudioOf
 from dreambooth.studio.workspace import Workspace, is_name
 from dreambooth.subject_info import read_card
 
 router = APIRouter(prefix="/runs", tags=["runs"])
+# Of a run's folder, what an answer about it is made of.
+WATCHED = ("", "config.yaml", "logs", "logs/metrics.csv", "logs/scores.jsonl", "model", "samples", "state")
 MAX_POINTS = 2000  # lines of metrics.csv in one answer
 
 
 @router.get("", summary="List runs")
 def index(studio: StudioOf) -> list[dict[str, Any]]:
     """Return the runs in checkpoints/, the one that was written to last first."""
-    return [_brief(studio, folder) for folder in _runs(studio.workspace)]
+    return [_brief(studio.workspace, folder, _job_of(studio, folder)) for folder in _runs(studio.workspace)]
 
 
-@router.get("/{run}", summary="Look at a run")
-def show(studio: StudioOf, run: str) -> dict[str, Any]:
+@router.get("/{run}", summary="Look at a run", response_class=JSONResponse)
+def show(studio: StudioOf, run: str) -> Response:
     """Return a run with its config, its validations, its sample grids and the step to keep."""
     folder = _run(studio.workspace, run)
-    samples = [studio.workspace.relative(path) for path in reversed(newest_images(folder / "samples"))]
+    versions = tuple(version_of(folder / name) for name in WATCHED)
+    return _as_json(_shown(studio.workspace, folder, _job_of(studio, folder), versions))
+
+
+@lru_cache(maxsize=64)
+def _shown(workspace: Workspace, folder: Path, job: int | None, versions: tuple[tuple[int, int], ...]) -> bytes:
+    samples = [workspace.relative(path) for path in reversed(newest_images(folder / "samples"))]
     about = {"config": read_config(folder), "samples": samples, "has_report": (folder / "report.html").is_file()}
-    return {**_brief(studio, folder), **about, "scores": list(_judged_of(folder).scores)}
+    found = {**_brief(workspace, folder, job), **about, "scores": list(_judged_of(folder).scores)}
+    return json.dumps(found, allow_nan=False).encode()
+
+
+def _as_json(content: bytes) -> Response:
+    return Response(content, media_type="application/json")
 
 
 @router.get("/{run}/config", summary="Get a run's config", response_class=PlainTextResponse)
@@ -52,20 +71,32 @@ def scores(studio: StudioOf, run: str) -> list[dict[str, Any]]:
     return list(_judged_of(_run(studio.workspace, run)).scores)
 
 
-@router.get("/{run}/metrics", summary="Get what a run logs at each step")
+@router.get("/{run}/metrics", summary="Get what a run logs at each step", response_class=JSONResponse)
 def metrics(
     studio: StudioOf, run: str, after: int = 0, limit: Annotated[int, Query(ge=1, le=MAX_POINTS)] = MAX_POINTS
-) -> dict[str, Any]:
+) -> Response:
     """Return the lines of metrics.csv behind a step; where there are more than `limit`, evenly spread ones.
 
     `columns` are the names; `rows` has a list of numbers a step, null where nothing was logged.
     """
-    rows = list(csv.reader(whole_lines(_run(studio.workspace, run) / "logs" / "metrics.csv")))
+    path = _run(studio.workspace, run) / "logs" / "metrics.csv"
+    return _as_json(_logged(path, version_of(path), after, limit))
+
+
+@lru_cache(maxsize=64)
+def _logged(path: Path, version: tuple[int, int], after: int, limit: int) -> bytes:
+    rows = list(csv.reader(whole_lines(path)))
     header, rows = (rows[0], rows[1:]) if rows else ([], [])
     rows = [row for row in rows if int(row[0]) > after]
     if len(rows) > limit:
         rows = [rows[number * (len(rows) - 1) // max(1, limit - 1)] for number in range(limit)]
-    return {"columns": header, "rows": [[float(value) if value else None for value in row] for row in rows]}
+    found = {"columns": header, "rows": [[_number(value) for value in row] for row in rows]}
+    return json.dumps(found, allow_nan=False).encode()
+
+
+def _number(text: str) -> float | None:
+    """Return a value of metrics.csv; None where nothing, or nothing finite, was logged."""
+    return number if text and math.isfinite(number := float(text)) else None
 
 
 @router.get("/{run}/disk", summary="Get the disk that a run takes")
@@ -83,6 +114,16 @@ def report(studio: StudioOf, run: str) -> FileResponse:
     if not path.is_file():
         raise MissingError(f"{escaped(run)}: has no report yet; it is written when the run is finished")
     return FileResponse(path, media_type="text/html")
+
+
+@router.post("/{run}/sample", status_code=202, summary="Have a run that trains draw its images now")
+def sample_now(studio: StudioOf, run: str) -> dict[str, str]:
+    """Have a training draw its validation's images after the step that it is at. They come to `samples`."""
+    folder = _run(studio.workspace, run)
+    if not is_training(studio, folder):
+        raise ConflictError(f"{escaped(run)}: does not train now; generate has images of its result")
+    (folder / "sample-now").touch()
+    return {"folder": studio.workspace.relative(folder / "samples")}
 
 
 @router.delete("/{run}", summary="Delete a run")
@@ -115,8 +156,8 @@ def _run(workspace: Workspace, name: str) -> Path:
     return folder
 
 
-def _brief(studio: Studio, folder: Path) -> dict[str, Any]:
-    """Return what a list of runs shows of one."""
+def _brief(workspace: Workspace, folder: Path, job: int | None) -> dict[str, Any]:
+    """Return what a list of runs shows of one. job: the open one that writes to it."""
     card = read_card(folder / "model")
     model_step = None if card is None else card.step
     judged = _judged_of(folder, model_step)
@@ -124,7 +165,7 @@ def _brief(studio: Studio, folder: Path) -> dict[str, Any]:
     samples = newest_images(folder / "samples")
     return {
         "name": folder.name,
-        "folder": studio.workspace.relative(folder),
+        "folder": workspace.relative(folder),
         "step": max(step, judged.last_step),
         "max_steps": max_steps,
         "loss": values.get("train/loss"),
@@ -135,10 +176,26 @@ def _brief(studio: Studio, folder: Path) -> dict[str, Any]:
         "quality": judged.quality,
         "verdict": judged.verdict,
         "subjects": [] if card is None else [f"{each.identifier} {each.class_noun}" for each in card.subjects],
-        "cover": studio.workspace.relative(samples[0]) if samples else None,
-        "job": _job_of(studio, folder),
+        "cover": workspace.relative(samples[0]) if samples else None,
+        "job": job,
         "changed": _changed(folder),
     }
+
+
+def is_training(studio: Studio, folder: Path) -> bool:
+    """Return whether a job or a terminal trains in a run's folder."""
+    name = studio.workspace.relative(folder)
+    jobs = studio.store.find(("running",), ("train",))
+    return any(job.output == name for job in jobs) or is_trained_elsewhere(folder)
+
+
+def is_trained_elsewhere(folder: Path) -> bool:
+    """Return whether a process trains in this folder, by the id that it has signed the lock with."""
+    try:
+        pid = int((folder / "state" / "lock").read_text(encoding="utf-8").split()[-1])
+    except (OSError, ValueError, IndexError):
+        return False
+    return is_there(pid)
 
 
 def _job_of(studio: Studio, folder: Path) -> int | None:

@@ -85,7 +85,7 @@ def show(studio: StudioOf, subject: str) -> dict[str, Any]:
                 "bytes": path.stat().st_size,
                 "size": pictures.size_of(path),
                 "caption": text,
-                "has_mask": _mask(folder, path) is not None,
+                "has_mask": mask_of(path) is not None,
             }
         )
     return {**_brief(studio.workspace, folder), "photos": found}
@@ -146,7 +146,7 @@ def photo_thumbnail(
 def delete_photo(studio: StudioOf, subject: str, photo: str) -> dict[str, str]:
     """Move a photo, with its caption and mask, to the trash."""
     path = _photo(studio.workspace, subject, photo)
-    beside = [*_captions(path), *filter(None, [_mask(path.parent, path)])]
+    beside = [*_captions(path), *filter(None, [mask_of(path)])]
     return {"undo": trash.throw_away(studio.workspace, path, *beside)}
 
 
@@ -174,7 +174,7 @@ async def set_mask(studio: StudioOf, subject: str, photo: str, request: Request)
 def mask(studio: StudioOf, subject: str, photo: str) -> FileResponse:
     """Return a photo's mask."""
     path = _photo(studio.workspace, subject, photo)
-    found = _mask(path.parent, path)
+    found = mask_of(path)
     if found is None:
         raise MissingError(f"{escaped(photo)}: has no mask")
     return FileResponse(found)
@@ -184,7 +184,7 @@ def mask(studio: StudioOf, subject: str, photo: str) -> FileResponse:
 def delete_mask(studio: StudioOf, subject: str, photo: str) -> dict[str, str]:
     """Move a photo's mask to the trash."""
     path = _photo(studio.workspace, subject, photo)
-    found = _mask(path.parent, path)
+    found = mask_of(path)
     if found is None:
         raise MissingError(f"{escaped(photo)}: has no mask")
     return {"undo": trash.throw_away(studio.workspace, found)}
@@ -198,7 +198,7 @@ def store_mask(photo: Path, content: bytes) -> dict[str, str]:
     if size != own:
         made.unlink()
         raise RequestError(f"mask: {size} pixels, and the photo {own}; make it as large as the photo")
-    for old in filter(None, [_mask(photo.parent, photo)]):
+    for old in filter(None, [mask_of(photo)]):
         old.unlink()
     place = folder / f"{photo.stem}{made.suffix}"
     made.replace(place)
@@ -247,7 +247,8 @@ def _captions(photo: Path) -> list[Path]:
     return [path for path in beside if path.is_file()]
 
 
-def _mask(folder: Path, photo: Path) -> Path | None:
-    masks = folder.with_name(f"{folder.name}{MASKS}")
+def mask_of(photo: Path) -> Path | None:
+    """Return the file of a photo's mask."""
+    masks = photo.parent.with_name(f"{photo.parent.name}{MASKS}")
     beside = (masks / f"{photo.stem}{suffix}" for suffix in pictures.IMAGE_SUFFIXES)
     return next((path for path in beside if path.is_file()), None)

@@ -39,6 +39,11 @@ document.addEventListener("click", (event) => {
   slot.querySelector(".shown").hidden = true;
 });
 
+// On a phone the results stand below the form: what was asked for is brought into view.
+document.addEventListener("htmx:afterSwap", (event) => {
+  if (event.detail.target.id === "results") event.detail.target.firstElementChild?.scrollIntoView({ block: "nearest" });
+});
+
 // Pins stay beside the results while the page is open, also after it is loaded again.
 const PINS = "studio.pins";
 const pinned = () => JSON.parse(sessionStorage.getItem(PINS) || "[]");
