@@ -26,6 +26,7 @@ from dreambooth.exporting.formats import FORMATS, Format, find_format
 from dreambooth.exporting.metadata import kohya_version
 from dreambooth.exporting.original import MODEL_FILE, original_state, original_unet_name, vae_state
 from dreambooth.families import Family, ModelSource, components, fingerprint, load_family
+from dreambooth.families.sd_graphs import PIPELINES
 from dreambooth.families.single_file import read_header
 from dreambooth.families.unet import TARGET_GROUPS
 from dreambooth.generation.models.loading import load_model
@@ -82,6 +83,7 @@ def base(request: pytest.FixtureRequest) -> Path:
 # -------------------------------------------------------------------------------- every method, family and format
 
 BASES = {"sd": "tiny_base", "sdxl": "tiny_xl_base"}
+OF_WEIGHTS = [form for form in FORMATS if form not in PIPELINES]  # tests/test_graphs.py has the others
 Quick = dict[str, tuple[str, set[str]]]
 QUICK: Quick = {  # the family and the formats that each method is tried with in every run; the other cells are slow
     "full": ("sd", {"diffusers", "lora"}),
@@ -123,7 +125,7 @@ def cells(quick: Quick) -> list[Any]:
     return [
         pytest.param(method, family, form, marks=() if family == own and form in forms else pytest.mark.slow)
         for method, (own, forms) in quick.items()
-        for family, form in itertools.product(BASES, FORMATS)
+        for family, form in itertools.product(BASES, OF_WEIGHTS)
     ]
 
 

@@ -14,6 +14,7 @@ from dreambooth.families import Family, ModelSource, evaluation_mode, frozen_cop
 from dreambooth.families.offload import offload
 from dreambooth.families.protocols import InpaintingDenoiser
 from dreambooth.families.quantization import check_quantizer
+from dreambooth.families.runtimes import Graph
 from dreambooth.methods import find_facts
 from dreambooth.methods.adapters import frozen_base
 from dreambooth.timesteps import TimestepDensity
@@ -66,7 +67,9 @@ def load_base(config: Config) -> Family:
 
 
 def check_can_train(family: Family, base: str) -> None:
-    """Raise ModelError for an inpainting base, which can be sampled alone: training gives its network no mask."""
+    """Raise ModelError for a base that can be sampled alone: graphs, and a network that reads masks."""
+    if isinstance(family.denoiser, Graph):
+        raise ModelError(f"model.base={base}: graphs of an export, which can be sampled alone; train on its base")
     if isinstance(family, InpaintingDenoiser) and family.is_inpainting:
         raise ModelError(
             f"model.base={base}: an inpainting model, whose network reads a mask too; such a base can be sampled, to "

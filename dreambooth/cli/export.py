@@ -13,7 +13,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="diffusers: a pipeline folder; single-file: one .safetensors in the original layout (both with adapters "
         "merged); lora: as diffusers and peft name it; kohya: as AUTOMATIC1111 and SD.Next name it; "
-        "comfyui: as ComfyUI does, of SD and SDXL the same; embedding: a learned word",
+        "comfyui: as ComfyUI does, of SD and SDXL the same; embedding: a learned word; "
+        "onnx, openvino: graphs of SD 1.x and 2.x, which sample runs",
     )
     parser.add_argument(
         "--rank",

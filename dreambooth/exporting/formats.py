@@ -10,9 +10,11 @@ from pathlib import Path
 import torch
 
 from dreambooth.errors import UserError
-from dreambooth.exporting import adapter, original, pipeline, word
+from dreambooth.exporting import adapter, graphs, original, pipeline, word
 from dreambooth.exporting.tools import ExportedFiles
 from dreambooth.families import Family
+from dreambooth.families.runtimes import import_extra
+from dreambooth.families.sd_graphs import PIPELINES
 from dreambooth.methods import HAVE_A_LORA, HAVE_FACTORS, HAVE_KOHYA_NAMES, adapters, find_facts
 from dreambooth.plugins import Table
 from dreambooth.subject_info import ExportCard
@@ -31,12 +33,15 @@ class Format:
     extracted: of which further methods, as a LoRA that `extraction` makes of what they have changed.
 
     any_family: whether every family is written so; else those that name the format among their `layouts`.
+
+    needs: libraries of the extra that has the format's name.
     """
 
     write: Callable[[Family, ExportCard, Path, str], None]
     methods: tuple[str, ...] | None = None
     extracted: tuple[str, ...] = ()
     any_family: bool = False
+    needs: tuple[str, ...] = ()
 
     def takes(self, method: str) -> bool:
         return self.methods is None or method in (*self.methods, *self.extracted)
@@ -52,6 +57,8 @@ FORMATS: Table[Format] = Table(
         "lora": Format(adapter.write_lora, HAVE_A_LORA, (*HAVE_FACTORS, *WHOLE_MATRICES), any_family=True),
         "kohya": Format(adapter.write_kohya, HAVE_KOHYA_NAMES, WHOLE_MATRICES),
         "comfyui": Format(adapter.write_comfyui, HAVE_KOHYA_NAMES, WHOLE_MATRICES),
+        "onnx": Format(graphs.write_onnx, needs=("onnxscript", "onnxruntime")),
+        "openvino": Format(graphs.write_openvino, needs=("onnxscript", "openvino")),
         "embedding": Format(word.write, ("textual_inversion", "pivotal")),
     },
 )
@@ -83,7 +90,7 @@ def files_of(form: str, family: Family, card: ExportCard, name: str) -> Exported
         name,
         card,
         denoiser=next(name for name, part in family.components().items() if part is family.denoiser),
-        has_words=form != "diffusers" and find_facts(card.method).adds_tokens,
+        has_words=form not in ("diffusers", *PIPELINES) and find_facts(card.method).adds_tokens,
         has_dora=form in ("lora", *NAMED_BY_MODULE) and adapter.has_dora(family),
         factors={"loha": "LoHa", "lokr": "LoKr"}.get(card.method) if form in NAMED_BY_MODULE else None,
         is_for_comfyui=adapter.is_for_comfyui(family, form),
@@ -93,8 +100,8 @@ def files_of(form: str, family: Family, card: ExportCard, name: str) -> Exported
 def find_format(name: str, method: str, rank: int | None = None) -> Format:
     """Return a format by name. rank: of a LoRA that is to be extracted.
 
-    Raises UserError for an unknown one, for one that a method's result cannot take, and for a rank that is missing, out
-    of its range or of no use.
+    Raises UserError for an unknown one, for one that a method's result cannot take, for libraries that are not
+    installed, and for a rank that is missing, out of its range or of no use.
     """
     if name not in FORMATS:
         raise UserError(f"--format: {name!r} is not known; one of {', '.join(FORMATS)}")
@@ -109,4 +116,6 @@ def find_format(name: str, method: str, rank: int | None = None) -> Format:
         raise UserError(f"--rank: {rank}, but {name} of {method} is written as it was trained; leave --rank out")
     if rank is not None and rank < 1:
         raise UserError(f"--rank: {rank} is too small; at least 1")
+    for library in form.needs:
+        import_extra(library, name)
     return form

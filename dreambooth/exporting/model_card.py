@@ -26,6 +26,8 @@ KINDS = {
     "lora": "A LoRA",
     "kohya": "A LoRA in kohya's layout",
     "comfyui": "A LoRA in ComfyUI's layout",
+    "onnx": "A text-to-image model as ONNX graphs",
+    "openvino": "A text-to-image model as OpenVINO graphs",
     "embedding": "A learned word",
 }
 TAGS = {"lora": ["lora"], "kohya": ["lora"], "comfyui": ["lora"], "embedding": ["textual_inversion"]}

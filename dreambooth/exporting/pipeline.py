@@ -31,16 +31,35 @@ def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
     """Write a pipeline in the dtype of its networks."""
     tokenizers = {name: part for name, part in pipeline.components.items() if isinstance(part, PreTrainedTokenizerFast)}
     for tokenizer in tokenizers.values():
-        # A tokenizer is saved as it was called last, so an interrupted run would write another file than a whole one.
-        tokenizer.backend_tokenizer.no_truncation()
-        tokenizer.backend_tokenizer.no_padding()
+        forget_calls(tokenizer)
     pipeline.save_pretrained(folder, safe_serialization=True)
     for name, tokenizer in tokenizers.items():
-        tokenizer.backend_tokenizer.model.save(str(folder / name))  # vocab.json, merges.txt
-        save_added_tokens(tokenizer, folder / name)
+        save_vocabulary(tokenizer, folder / name)
     for name, part in pipeline.components.items():
         if isinstance(part, CLIPTextModel | CLIPTextModelWithProjection):
             save_text_encoder(part, folder / name)
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write a tokenizer by itself, for every version of transformers."""
+    forget_calls(tokenizer)
+    tokenizer.save_pretrained(folder)
+    save_vocabulary(tokenizer, folder)
+
+
+def forget_calls(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Let a tokenizer be saved as it was loaded.
+
+    It is saved as it was called last, so an interrupted run would write another file than a whole one.
+    """
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+
+
+def save_vocabulary(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write vocab.json and merges.txt beside a tokenizer that was saved."""
+    tokenizer.backend_tokenizer.model.save(str(folder))
+    save_added_tokens(tokenizer, folder)
 
 
 def save_text_encoder(text_encoder: CLIPTextModel | CLIPTextModelWithProjection, folder: Path) -> None:

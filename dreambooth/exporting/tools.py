@@ -8,7 +8,14 @@ from dreambooth.exporting.names import weights_file, word_files
 from dreambooth.prompts import fill_prompt
 from dreambooth.subject_info import SubjectInfo
 
-IN_DIFFUSERS = ("diffusers", "single-file", "lora", "kohya", "comfyui", "embedding")  # the others are plug-ins'
+IN_DIFFUSERS = (
+    "diffusers",
+    "single-file",
+    "lora",
+    "kohya",
+    "comfyui",
+    "embedding",
+)  # not graphs, nor plug-ins' formats
 MERGED = "`--format single-file`, which holds the adapter merged into its base,"
 
 
@@ -57,6 +64,10 @@ class ExportedFiles:
 
 def instructions(files: ExportedFiles) -> Iterator[tuple[str, str]]:
     """Yield the name of a program and what to do there. Of a transformer it is known of ComfyUI alone."""
+    if files.form in ("onnx", "openvino"):
+        extra = f'pip install "dreambooth[{files.form}]"'
+        yield "dreambooth", f'`{extra}`, then `dreambooth sample FOLDER "{files.prompt()}"`.'
+        return
     if files.form not in IN_DIFFUSERS:
         yield "The program that its plug-in is for", f"Prompt: `{files.prompt()}`."
         return

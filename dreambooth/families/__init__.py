@@ -21,7 +21,7 @@ from dreambooth.errors import ModelError, UserError
 for library in (diffusers, transformers):  # no bars for every file, no notes on torchvision
     library.utils.logging.set_verbosity_error()
     library.utils.logging.disable_progress_bar()
-from dreambooth.families import flux1, flux2_klein, krea2, qwen_image, sd, sd3, sdxl, z_image  # noqa: E402
+from dreambooth.families import flux1, flux2_klein, krea2, qwen_image, sd, sd3, sd_graphs, sdxl, z_image  # noqa: E402
 from dreambooth.families.conditioning import Conditioning  # noqa: E402
 from dreambooth.families.inspection import read_index  # noqa: E402
 from dreambooth.families.loading import is_small  # noqa: E402
@@ -64,6 +64,7 @@ FAMILIES: Table[FamilyRow] = Table(
         "sdxl": FamilyRow(
             ("StableDiffusionXLPipeline", "StableDiffusionXLInpaintPipeline"), sdxl.load, sdxl.load_single_file
         ),
+        "sd_graphs": FamilyRow(tuple(sd_graphs.PIPELINES.values()), sd_graphs.load, sd_graphs.load_single_file),
         "z_image": FamilyRow(("ZImagePipeline",), z_image.load, beside(z_image.load)),
         "qwen_image": FamilyRow(("QwenImagePipeline",), qwen_image.load, beside(qwen_image.load)),
         "krea2": FamilyRow(("Krea2Pipeline",), krea2.load, beside(krea2.load)),

@@ -6,6 +6,7 @@ Shapes: B batch, C channels, H/W latent height and width, N tokens, D width of t
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 @dataclass
 class StableDiffusion(UNetFamily, clip.ClipTokens, ClipWeights):
     """The networks of a Stable Diffusion model behind the `Family` protocol."""
+
+    layouts: ClassVar[tuple[str, ...]] = (*UNetFamily.layouts, "onnx", "openvino")
 
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer

@@ -14,7 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from dreambooth.data.images import to_images
+from dreambooth.errors import UserError
 from dreambooth.families import fingerprint
+from dreambooth.families.runtimes import Graph
 from dreambooth.generation.attention_maps import AttentionRecorder, draw_attention, word_maps
 from dreambooth.generation.grids.grid import labelled_grid
 from dreambooth.generation.inputs.canvas import natural_size
@@ -183,6 +185,10 @@ def generate(
 
 
 def _recorder(model: Model, batch: Sequence[ImageRequest]) -> AttentionRecorder:
+    if isinstance(model.family.denoiser, Graph):
+        raise UserError(
+            f"--attention-maps, --detail: {model.name} holds graphs, whose attention nobody sees; leave it out"
+        )
     _, height, width = model.family.latent_shape(batch[0].height, batch[0].width)
     return AttentionRecorder(model.family.denoiser, len(batch), (height, width))
 

@@ -61,10 +61,17 @@ def offload_for(family: Family, wanted: str, device: torch.device, text_bytes: i
 
 
 def prepare_decoding(family: Family, wanted: str, num_pixels: int, num_images: int) -> None:
-    """Let the VAE decode whole, in slices or in tiles; says so where it was chosen."""
+    """Let the VAE decode whole, in slices or in tiles; says so where it was chosen.
+
+    Raises UserError for a VAE that decodes whole alone, as a graph does, where something else is wanted.
+    """
+    vae: Any = family.vae
+    if not hasattr(vae, "enable_tiling"):
+        if wanted not in ("auto", "whole"):
+            raise UserError(f"--decoding {wanted}: this model's VAE is a graph, which decodes whole; leave it out")
+        return
     free = free_memory(next(family.vae.parameters()).device)
     chosen = choose_decoding(num_pixels, num_images, free) if wanted == "auto" else wanted
-    vae: Any = family.vae
     before = decoding_of(vae)
     if chosen == "tiles":
         vae.enable_tiling()

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from dreambooth.devices import find_device, kind_of
-from dreambooth.errors import ModelError
+from dreambooth.errors import ModelError, UserError
 from dreambooth.families import Family, ModelSource, load_family, move
 from dreambooth.families.offload import offload as keep_off_device
 from dreambooth.families.quantization import check_quantizer, quantize
+from dreambooth.families.runtimes import Graph
 from dreambooth.generation.memory import offload_for
 from dreambooth.generation.models.additions import check_additions, embedding_file, learned_by, lora_file, words_beside
 from dreambooth.generation.models.base_source import base_source
@@ -105,6 +106,10 @@ def load_unchanged(model: ModelRef | str, device: str = "auto", offload: str = "
 
 def add_to(family: Family, ref: ModelRef) -> ModelRef:
     """Lay LoRAs and embeddings over a family, and return what loads them again. Raises ModelError, UserError."""
+    if isinstance(family.denoiser, Graph):
+        raise UserError(
+            f"--lora, --embedding: {ref.name} holds graphs, over which nothing can be laid; export them with it"
+        )
     adapters.merge(family)  # what is laid over has the names of a plain model's modules
     loras = tuple(add_lora(family, each) for each in ref.loras)
     return replace(ref, loras=loras, embeddings=tuple(add_embedding(family, each) for each in ref.embeddings))
