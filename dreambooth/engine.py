@@ -323,7 +323,7 @@ def finish(
     if (activation := activation_hint()) is not None:
         print(f"activate the environment once: {activation}")
     print(f"try: {command_line('sample', str(run.path))} {examples(len(config.subjects))}")
-    return RunResult(step, scores or {}, run.model, run.config)
+    return RunResult(step, scores or {}, run.model, run.config, run.samples)
 
 
 def load_sharded_result(run: RunFolder, config: Config) -> DreamBoothModule:

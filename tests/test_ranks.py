@@ -182,10 +182,16 @@ def test_a_run_under_torchrun_saves_on_a_signal_that_comes_to_both_and_goes_on_t
     run, log = run_of(config_file, "signalled"), tmp_path / "log"
     with started(command(config_file, "signalled", starter=TORCHRUN), log) as process:
         wait_for_step(run, 2, process.pid)
-        for pid in (*children_of(process.pid), process.pid):
+        children = children_of(process.pid)
+        for pid in children:
             os.kill(pid, signal.SIGTERM)
+        while "SIGTERM: saving after this step" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.002)
+        for pid in (*children, process.pid):  # as torchrun does, only sooner
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
         assert process.wait(timeout=120) != 0
-    assert "SIGTERM: saving after this step" in log.read_text()
     assert 2 <= find_state(run.state).step < 6
     finish(warm, config_file, "signalled")
     assert_equal_runs(pair, run)

@@ -312,7 +312,8 @@ def test_weights_and_biases_logs_offline(config_file: Path) -> None:
     files = list((RunFolder(config).logs / "wandb").glob("offline-run-*/*.wandb"))
     assert len(files) == 1
     # Numbers, the scores of the kept step in the run's summary, and the artifact that was asked for.
-    expected = (b"train/loss_prior", b"best/loss", b"diffusion_pytorch_model.safetensors")
+    model, images = b"diffusion_pytorch_model.safetensors", b"samples/step-000004.png"
+    expected = (b"train/loss_prior", b"best/loss", model, images)
     deadline = time.monotonic() + 60  # W&B's own process writes the file, and ends the run a moment before that
     while not all(each in records_of(files[0]) for each in expected):
         assert time.monotonic() < deadline, records_of(files[0])

@@ -452,7 +452,7 @@ class LogConfig:
     tensorboard: bool = setting(True, "write TensorBoard files")
     wandb: bool = setting(False, "log to Weights & Biases (extra 'wandb'); WANDB_MODE=offline works")
     wandb_model: bool = setting(
-        False, "with log.wandb: upload model/ and config.yaml as an artifact when the run has finished"
+        False, "with log.wandb: upload model/, samples/ and config.yaml as an artifact when the run has finished"
     )
     wandb_project: str = setting("dreambooth", "project on Weights & Biases")
 

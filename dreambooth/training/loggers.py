@@ -34,13 +34,14 @@ class RunSettings:
 class RunResult:
     """Hold what a finished run has come to. step: that is kept; metrics: of its validation, by log name.
 
-    model: the folder of the weights. config: the run's config.yaml.
+    model: the folder of the weights. config: the run's config.yaml. samples: the folder of validation images.
     """
 
     step: int
     metrics: Mapping[str, float]
     model: Path
     config: Path
+    samples: Path
 
     @property
     def best(self) -> dict[str, float]:

@@ -35,7 +35,7 @@ class WeightsAndBiases:
         self._logger.log_image(GRID, [grid], step=step, caption=[f"step {step}, rows from above: {rows}"])
 
     def conclude(self, result: RunResult) -> None:
-        """Put the best scores into the run's summary, and where asked for upload model and config."""
+        """Put the best scores into the run's summary, and where asked for upload model, config and images."""
         self._run.summary.update(result.best)
         if not self._with_model:
             return
@@ -44,6 +44,7 @@ class WeightsAndBiases:
         artifact = wandb.Artifact(f"model-{self._run.id}", type="model", metadata=result.best)
         artifact.add_dir(str(result.model))
         artifact.add_file(str(result.config))
+        artifact.add_dir(str(result.samples), name="samples")
         self._run.log_artifact(artifact)
 
     def close(self, is_done: bool) -> None:
