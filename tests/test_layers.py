@@ -171,6 +171,21 @@ def test_no_modules_import_each_other_in_a_circle():
         pytest.fail(f"a circle of imports: {' <- '.join(error.args[1])}")
 
 
+def file_of(dotted: str) -> Path | None:
+    """The file that a dotted name is, or is defined in; None for a package, which hands names of its files on."""
+    parts = dotted.split(".")
+    files = (ROOT.joinpath(*parts[:end]).with_suffix(".py") for end in (len(parts), len(parts) - 1))
+    return next((path for path in files if path.is_relative_to(PACKAGE) and path.is_file()), None)
+
+
+def test_no_files_import_each_other_in_a_circle():
+    graph = {path: {file_of(each) for each in names_in(path)} - {None, path} for path in SOURCES}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(f"a circle of imports: {' <- '.join(map(name, error.args[1]))}")
+
+
 def test_no_chain_of_imports_has_more_rooms_than_a_newcomer_can_follow():
     graph = imports_by_room()
 

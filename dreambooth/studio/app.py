@@ -12,7 +12,7 @@ from dreambooth.studio.api import DESCRIPTION, PREFIX, TAGS, add_api
 from dreambooth.studio.gallery import Gallery
 from dreambooth.studio.guard import Access, Guard
 from dreambooth.studio.jobs import JobStore
-from dreambooth.studio.pages.frame import add_pages
+from dreambooth.studio.pages.site import add_pages
 from dreambooth.studio.processes import RUNNER
 from dreambooth.studio.state import Board, Studio
 from dreambooth.studio.worker import Worker

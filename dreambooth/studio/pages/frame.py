@@ -1,24 +1,22 @@
-"""Hold what all pages share: templates, the rail of places, static files, and answers to what a click asks for."""
+"""Hold what all pages share: templates, the rail of places, and answers to what a click asks for."""
 
 import hashlib
 import json
-import threading
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
-from fastapi.staticfiles import StaticFiles
 from pydantic import ValidationError
 
 from dreambooth.errors import DreamBoothError, UserError
 from dreambooth.report import words
-from dreambooth.studio.problems import MissingError, RequestError
+from dreambooth.studio.problems import RequestError
 
 FOLDER = Path(__file__).parents[1]
 STATIC = FOLDER / "static"
@@ -32,7 +30,6 @@ PLACES = (
     {"name": "models", "title": "Models", "url": "/models", "icon": "models"},
 )
 STATE_WORDS = {"cancelled": "taken out", "paused": "stopped", "queued": "waiting"}
-FOREVER = "public, max-age=31536000, immutable"  # the address of a static file changes with its content
 
 
 @cache
@@ -89,9 +86,9 @@ class PageRoute(APIRoute):
             try:
                 response: Response = await handle(request)
             except DreamBoothError as error:
-                return _problem(request, error)
+                return problem(request, error)
             except (ValidationError, RequestValidationError) as error:
-                return _problem(request, _in_words(error))
+                return problem(request, _in_words(error))
             return response
 
         return answer
@@ -104,7 +101,8 @@ def _in_words(error: ValidationError | RequestValidationError) -> UserError:
     return UserError(f"{'.'.join(where)}: {first['msg']}")
 
 
-def _problem(request: Request, error: DreamBoothError) -> Response:
+def problem(request: Request, error: DreamBoothError) -> Response:
+    """Return the answer for an error: a line for a click, a page for an address."""
     status = error.status if isinstance(error, RequestError) else 422
     if "hx-request" in request.headers:
         return Response(str(error), status, media_type="text/plain; charset=utf-8")
@@ -119,44 +117,6 @@ def _problem(request: Request, error: DreamBoothError) -> Response:
 def make_router() -> APIRouter:
     """Return a router of pages, which the OpenAPI page does not list."""
     return APIRouter(route_class=PageRoute, include_in_schema=False)
-
-
-class LastingFiles(StaticFiles):
-    """Serve static files that a browser may keep: their addresses name their content."""
-
-    async def get_response(self, path: str, scope: Any) -> Response:
-        """Return a file."""
-        response = await super().get_response(path, scope)
-        if response.status_code == 200:
-            response.headers["Cache-Control"] = FOREVER
-        return response
-
-
-def add_pages(app: FastAPI) -> None:
-    """Add all pages and their static files to an application whose state holds a `Studio`."""
-    from dreambooth.studio.pages import gallery, generate, masks, models, queue, runs, subjects
-
-    threading.Thread(target=_load_ahead, daemon=True).start()
-    app.add_api_route("/login", lambda: render("login.html"), include_in_schema=False)
-    app.mount("/static", LastingFiles(directory=STATIC), name="static")
-    for each in (runs, subjects, masks, generate, gallery, queue, models):
-        app.include_router(each.router)
-    app.add_api_route("/{address:path}", _nowhere, include_in_schema=False)  # behind all others
-
-
-def _nowhere(request: Request, address: str) -> Response:
-    """Answer an address that nothing has."""
-    text = f"/{address}: there is nothing at this address"
-    if address.startswith("api/"):
-        return JSONResponse({"detail": text}, 404)
-    return _problem(request, MissingError(text))
-
-
-def _load_ahead() -> None:
-    """Load what intervals of scores need (SciPy), so that the first run that is opened need not wait for it."""
-    from dreambooth.metrics.estimates import estimate
-
-    estimate([0.1, 0.2])
 
 
 def image_answer(request: Request, body: Callable[[], tuple[bytes, str]], version: object) -> Response:
