@@ -8,6 +8,7 @@ where it was stopped: replaying decides as halving would have.
 """
 
 import argparse
+import dataclasses
 import math
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.sweep import Sweep, load_sweep
+from dreambooth.sweep.halving import rungs
 from dreambooth.sweep.search import cells_of
 from dreambooth.sweep.status import quality_of
 
@@ -26,7 +28,6 @@ from dreambooth.sweep.status import quality_of
 class Replay:
     """Hold what halving comes to. steps: taken, of those of all cells; found, best: quality of a point at the end."""
 
-    rungs: Sequence[int]
     steps: float
     found: float
     best: float
@@ -47,16 +48,16 @@ def qualities(sweep: Sweep, subjects: Sequence[str], until: int) -> dict[str, fl
     return {name: sum(own) / len(own) for name, own in found.items()}
 
 
-def replay(sweep: Sweep, subjects: Sequence[str], rungs: Sequence[int], factor: int) -> Replay:
+def replay(sweep: Sweep, subjects: Sequence[str], stops: Sequence[int], factor: int) -> Replay:
     """Replay halving over the points, compared by their mean over some subjects."""
-    last = qualities(sweep, subjects, rungs[-1])
+    last = qualities(sweep, subjects, stops[-1])
     points, steps, before = list(last), 0, 0
-    for rung in rungs:
+    for rung in stops:
         steps += len(points) * (rung - before)
         before = rung
         ranked = sorted(points, key=qualities(sweep, subjects, rung).__getitem__, reverse=True)
-        points = ranked[: max(1, math.ceil(len(points) / factor))] if rung != rungs[-1] else ranked[:1]
-    return Replay(rungs, steps / (len(last) * rungs[-1]), last[points[0]], max(last.values()))
+        points = ranked[: max(1, math.ceil(len(points) / factor))] if rung != stops[-1] else ranked[:1]
+    return Replay(steps / (len(last) * stops[-1]), last[points[0]], max(last.values()))
 
 
 def main() -> None:
@@ -64,18 +65,16 @@ def main() -> None:
     parser.add_argument("sweep", type=Path, help="a grid that has been trained")
     sweep = load_sweep(parser.parse_args().sweep)
     train = sweep.config_of(cells_of(sweep)[0])
-    every, last = train.validate.every_steps, train.train.max_steps
     subjects = list(dict.fromkeys(cell.subject_name for cell in cells_of(sweep)))
-    print("| compared by | rungs | steps | quality found | best | loss |\n|---|---|---|---|---|---|")
-    for factor in (2, 3):
-        rungs = [last]
-        while rungs[0] // factor >= every:
-            rungs.insert(0, math.ceil(rungs[0] / factor / every) * every)
+    print("| compared by | factor | compared at | steps | quality found | best | loss |\n|---|---|---|---|---|---|---|")
+    for factor, first_steps in ((3, None), (2, None), (2, train.validate.every_steps)):
+        search = dataclasses.replace(sweep.search, factor=factor, first_steps=first_steps)
+        steps = rungs(train, dataclasses.replace(sweep, sections={**sweep.sections, "search": search}))
         for names in [subjects, *([name] for name in subjects)]:
-            seen = replay(sweep, names, rungs, factor)
+            seen = replay(sweep, names, steps, factor)
             told = ", ".join(names) if len(names) == 1 else f"mean of {len(names)} subjects"
             numbers = f"{seen.steps:.0%} | {seen.found:.3f} | {seen.best:.3f} | {seen.loss:.1%}"
-            print(f"| {told} | {' '.join(map(str, rungs))} | {numbers} |")
+            print(f"| {told} | {factor} | {' '.join(map(str, steps))} | {numbers} |")
 
 
 if __name__ == "__main__":
