@@ -93,7 +93,13 @@ def test_the_readme_fits_on_a_screen_and_a_half() -> None:
 @pytest.mark.timeout(1500)
 def test_the_commands_of_all_pages_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks marked `sh`, page by page, in a folder like a fresh clone, with settings that make them cheap."""
-    for name in ("configs", "data", "checkpoints/toyworld", "checkpoints/toyworld-encoders"):
+    for name in (
+        "configs",
+        "data",
+        "checkpoints/toyworld",
+        "checkpoints/toyworld-encoders",
+        "checkpoints/toyworld-controlnet",
+    ):
         shutil.copytree(ROOT / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
     first = ROOT / "docs" / "getting-started.md"  # its commands make the run that the other pages go on with

@@ -13,11 +13,13 @@ from toyworld.readers.cli import run_blip2, run_kosmos2, run_segmenter
 SHIPPED = Path("checkpoints/toyworld")
 SECOND_BASE = Path("checkpoints/toyworld-second")
 FLOW_BASE = Path("checkpoints/toyworld-flow")
+CONTROLNET = Path("checkpoints/toyworld-controlnet")
 DEMO_SEED = 21  # of the robot in data/robot
 STAGES = ("decoder", "encoder", "judge", "base")
 # Each stage's fraction of --minutes; the base, which everything waits for, takes most.
 MINUTES = 120.0  # of the first edition's training
 FLOW_MINUTES = 180.0  # of the flow base's; not measured yet
+CONTROLNET_STEPS = 520
 MINUTES_FRACTION = {"decoder": 0.2, "encoder": 0.05, "judge": 0.08, "base": 0.67}
 EDITIONS = ("first", "second")  # of the world; the shipped base is of the first
 ENCODERS = ("clip", "vit")
@@ -58,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_folders(train)
 
     _add_flow(commands)
+    _add_controlnet(commands)
     add_readers(commands)
 
     export = commands.add_parser("export", help="write the base with its weights so far; works beside `train`")
@@ -78,8 +81,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     outcome.add_argument("--poster", type=Path, help="write photos and samples of the first model to this file")
 
     _add_attention(commands)
+    _add_row(commands)
 
     _add_encoders(commands)
+
+
+def _add_row(commands: Any) -> None:
+    row = commands.add_parser("row", help="draw a result put into a photo, held in a pose, in a style: README's row")
+    row.add_argument("model", type=Path, metavar="MODEL", help="run folder")
+    row.add_argument("--class", dest="class_noun", default="robot", help="of the subject (default: %(default)s)")
+    row.add_argument("--controlnet", type=Path, default=CONTROLNET, help="what reads edges (default: %(default)s)")
+    row.add_argument("--seed", type=int, default=5, help="of images and of what they are made from (%(default)s)")
+    row.add_argument("--out", type=Path, default=Path("outputs/row.png"), help="file to write (default: %(default)s)")
 
 
 def _add_encoders(commands: Any) -> None:
@@ -109,6 +122,22 @@ def _add_flow(commands: Any) -> None:
     flow.add_argument("--out", type=Path, default=FLOW_BASE, help="folder to write (default: %(default)s)")
 
 
+def _add_controlnet(commands: Any) -> None:
+    controlnet = commands.add_parser(
+        "controlnet", help="train the base's ControlNet, which reads edges, and measure it; run again to resume"
+    )
+    controlnet.add_argument(
+        "--steps", type=int, default=CONTROLNET_STEPS, help="optimizer steps in all (default: %(default)s)"
+    )
+    controlnet.add_argument("--base", type=Path, default=SHIPPED, help="what it is held beside (default: %(default)s)")
+    controlnet.add_argument(
+        "--work", type=Path, default=Path(f"{CONTROLNET}.work"), help="states (default: %(default)s)"
+    )
+    controlnet.add_argument("--out", type=Path, default=CONTROLNET, help="folder to write (default: %(default)s)")
+    controlnet.add_argument("--num-images", type=int, default=100, help="to measure it on (default: %(default)s)")
+    controlnet.add_argument("--measure-only", action="store_true", help="measure the ControlNet in the --out folder")
+
+
 def _add_attention(commands: Any) -> None:
     attention = commands.add_parser("attention", help="measure where a result's words act, against the truth mask")
     attention.add_argument("models", type=Path, nargs="+", metavar="MODEL", help="run folders")
@@ -135,10 +164,12 @@ def run(args: argparse.Namespace) -> int:
         "subject": _subject,
         "train": _train,
         "flow": _flow,
+        "controlnet": _controlnet,
         "export": _export,
         "evaluate": _evaluate,
         "outcome": _outcome,
         "attention": _attention,
+        "row": _row,
         "encoders": _encoders,
         "segmenter": run_segmenter,
         "blip2": run_blip2,
@@ -212,6 +243,24 @@ def _flow(args: argparse.Namespace) -> None:
     print(args.out)
 
 
+def _controlnet(args: argparse.Namespace) -> None:
+    from toyworld import controlnet
+    from toyworld.evaluate import refresh_model_card
+    from toyworld.judge import Judge
+    from toyworld.readers.figures import table
+
+    if args.num_images < 1:
+        raise UserError(f"--num-images {args.num_images}: must be at least 1")
+    base = controlnet.load_base(args.base)
+    if not args.measure_only:
+        controlnet.train(base, args.steps, args.work)
+        controlnet.save(controlnet.trained(base, args.work), args.out)
+    network = controlnet.load(args.out)
+    text = table(controlnet.measure(base, network, Judge.load(args.base / "judge"), args.num_images))
+    refresh_model_card(args.out / "README.md", text)
+    print(text)
+
+
 def _export(args: argparse.Namespace) -> None:
     from toyworld.editions import EDITIONS as BY_NAME
     from toyworld.export import export
@@ -252,6 +301,15 @@ def _outcome(args: argparse.Namespace) -> None:
         photos = [load_image(path) for path in list_images(args.photos)]
         outcome.poster(photos, next(iter(models.values()))).save(args.poster)
         print(args.poster)
+
+
+def _row(args: argparse.Namespace) -> None:
+    import dreambooth
+    from toyworld.from_images import row
+
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    row(dreambooth.load(args.model, device="cpu"), args.class_noun, args.controlnet, args.seed).save(args.out)
+    print(args.out)
 
 
 def _attention(args: argparse.Namespace) -> None:
