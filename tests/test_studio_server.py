@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from studio_workspace import ROOT, events_in, make_workspace, serving, wait_unti
 
 from dreambooth.cli import main
 from dreambooth.studio.guard import Access
+from dreambooth.studio.server import PatientProtocol
 from dreambooth.studio.workspace import Workspace
 
 GENERATE = {"kind": "generate", "model": "checkpoints/robot", "prompts": ["x"]}
@@ -66,6 +68,15 @@ def test_events_follow_a_job_to_its_end(address: str):
         polled = client.get(f"/jobs/{number}").json()
         assert polled == found[-1][1], "polling tells the same"
         assert (polled["exit_code"], polled["progress"]["text"]) == (0, "image 1/2, step 3/6, 1:05 left")
+
+
+def test_the_body_of_an_answer_does_not_wait_until_its_head_is_confirmed(workspace: Workspace):
+    with serving(workspace) as address, httpx.Client(base_url=address) as client:
+        client.get("/api/v1/status")
+        found = [each for each in gc.get_objects() if isinstance(each, PatientProtocol)]
+        sockets = [each.transport.get_extra_info("socket") for each in found if not each.transport.is_closing()]
+        assert sockets
+        assert all(each.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for each in sockets)
 
 
 def test_a_connection_that_says_nothing_is_closed(address: str):
