@@ -49,6 +49,10 @@ class SubjectInfo:
     base_fingerprint: str | None = None
     scores: dict[str, float] | None = None
 
+    def is_of_run_at(self, step: int) -> bool:
+        """Return whether these are the result of a run that has come to this step: none has been taken since."""
+        return (self.last_step or self.step) >= step
+
 
 @dataclass(frozen=True)
 class ExportCard(SubjectInfo):

@@ -72,12 +72,14 @@ def train(sweep: Sweep, place: str, num_workers: int | None, only_plan: bool) ->
 def _executor(sweep: Sweep, place: str, num_workers: int | None) -> "tuple[Execute, int]":
     """Return what trains cells at a place, and how many at a time."""
     from dreambooth import engine
-    from dreambooth.sweep import local, search, slurm
+    from dreambooth.sweep import local, search
 
     train = sweep.config_of(search.planned_cells(sweep)[0]).train
     if train.memory == "auto":
         raise UserError("train.memory=auto: is for a run of its own; in a sweep name the settings that `plan` lists")
     if place == "slurm":
+        from dreambooth.sweep import slurm  # names signals that Windows has not
+
         slurm.check(sweep)
         return lambda own, tasks: slurm.run_on_slurm(own, engine.train, tasks), sweep.slurm.parallel
     workers = local.environments(num_workers, train.device, train.num_threads)

@@ -54,4 +54,6 @@ def _place(workspace: Workspace, name: str) -> Path:
         for folder in workspace.shared:
             if (place := folder / FOLDER / name).is_dir():
                 return place
-    raise MissingError("there is nothing of this name in the trash; it is emptied after seven days")
+    raise MissingError(
+        "there is nothing of this name in the trash; a server that starts deletes what is older than 7 days"
+    )

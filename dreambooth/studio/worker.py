@@ -154,7 +154,8 @@ class Worker:
         if code == 0:
             self._end(job, "done", 0)
         elif job.asked == "timeout":
-            self._end(job, "failed", code, f"stopped after {job.timeout_s:g} s (timeout_s), with its state saved")
+            saved = ", with its state saved" if job.kind == "train" and code in STOPPED else ""
+            self._end(job, "failed", code, f"stopped after {job.timeout_s:g} s (timeout_s){saved}")
         elif job.asked == "pause":
             self._end(job, "paused", code)
         elif job.asked:
@@ -167,7 +168,7 @@ class Worker:
             self._end(job, "failed", code, processes.error_in_log(self.folder(job)))
 
     def _conclude_killed(self, job: Job) -> None:
-        """Queue a job again whose process was killed; one that dies again and again before this server's eyes fails."""
+        """Queue a job again whose process was killed; one that dies again and again while a server watches fails."""
         deaths = job.deaths + (job.id in self._seen)
         if deaths >= MAX_DEATHS:
             why = f"its process was killed {deaths} times; often the system ran out of memory"

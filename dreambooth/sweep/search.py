@@ -51,7 +51,8 @@ def planned_tasks(sweep: Sweep, cells: list[Cell]) -> list[Task]:
 def check(sweep: Sweep, cell: Cell) -> None:
     """Raise UserError where a config does not measure what the search compares, or Optuna is missing."""
     method, validate = sweep.search.method, sweep.config_of(cell).validate
-    if method in ("halving", "optuna") and (not validate.every_steps or validate.dino is validate.clip is None):
+    is_measured = validate.every_steps > 0 and (validate.dino is not None or validate.clip is not None)
+    if method in ("halving", "optuna") and not is_measured:
         raise UserError(
             f"{escaped(sweep.path)}: search.method={method}: compares qualities; set validate.every_steps, and name "
             "encoders (validate.dino, validate.clip)"

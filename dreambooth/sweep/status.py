@@ -93,15 +93,22 @@ def is_long_enough(sweep: Sweep, cell: Cell, step: int, log: ValidationLog) -> b
 
 
 def _value_of(sweep: Sweep, cell: Cell, key: str) -> int:
-    """Return a number of a cell's config without reading all of it, which takes a third of a second."""
-    if key in cell.point.settings:
-        return int(cell.point.settings[key])
-    path = Path(sweep.options.config)
-    path = path if path.is_file() else frozen_config(sweep)
-    raw = _raw_config(path, path.stat().st_mtime_ns) if path.is_file() else {}
+    """Return a number of a cell's config without checking all of it, which takes a third of a second.
+
+    What is decided by rules (`auto`) is in the config of the cell's own run.
+    """
+    config = Path(sweep.options.config)
+    asked = cell.point.settings.get(key, _raw_value(config if config.is_file() else frozen_config(sweep), key))
+    value = _raw_value(sweep.runs / cell.name / "config.yaml", key) if asked == "auto" else asked
+    number = as_number(int, value)
+    return number if isinstance(number, int) else 0
+
+
+def _raw_value(path: Path, key: str) -> Any:
+    """Return the value of a key as a config file has it; its default where the file, or the key, is not there."""
     section, name = key.split(".")
-    value = as_number(int, (raw.get(section) or {}).get(name, default_of(key)))
-    return value if isinstance(value, int) else 0
+    raw = _raw_config(path, path.stat().st_mtime_ns) if path.is_file() else {}
+    return (raw.get(section) or {}).get(name, default_of(key))
 
 
 @cache

@@ -130,7 +130,7 @@ def read_line(folder: Path, jobs: Sequence[Job]) -> RunLine:
 
 
 def _state(folder: Path, card: SubjectInfo | None, step: int, job: Job | None) -> str:
-    is_finished = card is not None and (card.last_step or card.step) >= step
+    is_finished = card is not None and card.is_of_run_at(step)
     if job is not None and job.state in ("queued", "running"):
         return job.state
     if is_trained_elsewhere(folder):

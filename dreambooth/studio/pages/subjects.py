@@ -1,6 +1,5 @@
 """A new subject: photos, what was found in them, captions, a base and a preset, and the training begins."""
 
-import json
 import re
 import threading
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from urllib.parse import quote
 from fastapi import Form, Request, Response
 
 from dreambooth.errors import DreamBoothError, UserError
+from dreambooth.proposal.facts import base_facts
 from dreambooth.studio import plan
 from dreambooth.studio.commands import new_job
 from dreambooth.studio.pages import photo_findings, proposed_masks
@@ -25,7 +25,6 @@ from dreambooth.studio.state import Studio, StudioOf
 
 router = make_router()
 LARGE = 512  # pixels of a side; larger photos are shown as thumbnails
-USUAL_RESOLUTION = 512  # pixels, of a base that is not here
 UNNAMED = re.compile(r"photos-\d+")  # folders of photos that wait for their subject's name
 # What people bring photos of, offered for the class noun, and looked for in the names of folders.
 NOUNS = (
@@ -243,13 +242,13 @@ def find_bases(studio: Studio) -> list[str]:
     """Return base models: folders of the workspace, then well-known ones of the hub."""
     runs = studio.workspace.runs
     here = sorted(runs.glob("*/model_index.json")) if runs.is_dir() else []
-    return [*(studio.workspace.relative(path.parent) for path in here), *(name for name, _ in model_routes.HUB_BASES)]
+    return [*(studio.workspace.relative(path.parent) for path in here), *model_routes.HUB_BASES]
 
 
 def _resolution(studio: Studio, base: str) -> int:
-    """Return the resolution of a base, pixels; of one of the hub the usual one."""
-    unet = studio.workspace.root / base / "unet" / "config.json"
-    return 8 * int(json.loads(unet.read_text(encoding="utf-8"))["sample_size"]) if unet.is_file() else USUAL_RESOLUTION
+    """Return the resolution of a base, pixels, by its folder or by its name."""
+    folder = studio.workspace.root / base
+    return base_facts(str(folder) if folder.is_dir() else base).resolution
 
 
 def _plans(studio: Studio, state: Any, subject: str, base: str) -> dict[str, Plan] | str:

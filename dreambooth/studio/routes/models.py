@@ -1,6 +1,5 @@
 """Models: what there is to begin a training from, or to make images with."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from dreambooth.errors import DreamBoothError
 from dreambooth.generation.models.location import kind_of_file, model_folder
+from dreambooth.proposal.facts import base_facts
 from dreambooth.studio import pictures
 from dreambooth.studio.jobs import STATES
 from dreambooth.studio.state import StudioOf
@@ -19,16 +19,22 @@ from dreambooth.subject_info import SubjectInfo, find_card
 from dreambooth.version import __version__
 
 router = APIRouter()
-HUB_BASES = (  # that `new` has settings for, with the pixels they were trained at
-    ("stable-diffusion-v1-5/stable-diffusion-v1-5", 512),
-    ("stabilityai/stable-diffusion-xl-base-1.0", 1024),
+HUB_BASES = (  # one of each family that `new` has settings for
+    "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "stabilityai/stable-diffusion-xl-base-1.0",
+    "Tongyi-MAI/Z-Image",
+    "black-forest-labs/FLUX.2-klein-base-4B",
+    "Qwen/Qwen-Image",
+    "krea/Krea-2-Raw",
+    "black-forest-labs/FLUX.1-dev",
+    "stabilityai/stable-diffusion-3.5-medium",
 )
 
 
 @router.get("/models", tags=["models"], summary="List models")
 def models(studio: StudioOf) -> dict[str, list[dict[str, Any]]]:
     """Return runs with a result, pipelines and files in checkpoints/ and models/, and bases that the hub has."""
-    hub = [{"model": name, "kind": "hub", "resolution": side} for name, side in HUB_BASES]
+    hub = [{"model": name, "kind": "hub", "resolution": base_facts(name).resolution} for name in HUB_BASES]
     return {"models": list(_local(studio.workspace)), "hub": hub}
 
 
@@ -64,7 +70,7 @@ def _about(path: Path) -> dict[str, Any] | None:
             kind = kind_of_file(path)
             return None if kind is None else {"kind": kind, "bytes": path.stat().st_size, **_card(find_card(path))}
         if (path / "model_index.json").is_file() and not (path / "config.yaml").is_file():
-            return {"kind": "pipeline", "bytes": pictures.num_bytes(path), **_pipeline(path), **_card(find_card(path))}
+            return {"kind": "pipeline", "bytes": pictures.num_bytes(path), **_pipeline(path)}
         if (card := find_card(model_folder(str(path)))) is not None:
             return {"kind": "run", "bytes": pictures.num_bytes(path), **_card(card)}
     except DreamBoothError:  # it is not finished, or damaged; its run says so
@@ -81,7 +87,5 @@ def _card(card: SubjectInfo | None) -> dict[str, Any]:
 
 
 def _pipeline(path: Path) -> dict[str, Any]:
-    try:
-        return {"resolution": 8 * int(json.loads((path / "unet" / "config.json").read_bytes())["sample_size"])}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+    """Return what is known of a pipeline's folder; its card, where it is a result, goes over the rest."""
+    return {"resolution": base_facts(str(path)).resolution, **_card(find_card(path))}

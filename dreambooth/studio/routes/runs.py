@@ -169,7 +169,7 @@ def _brief(workspace: Workspace, folder: Path, job: int | None) -> dict[str, Any
         "step": max(step, judged.last_step),
         "max_steps": max_steps,
         "loss": values.get("train/loss"),
-        "is_finished": card is not None and (card.last_step or card.step) >= max_steps,
+        "is_finished": card is not None and step > 0 and card.is_of_run_at(max(step, judged.last_step)),
         "has_model": card is not None,
         "model_step": model_step,
         "best_step": judged.best_step,

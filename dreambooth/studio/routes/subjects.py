@@ -10,10 +10,13 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import UploadFile
 
-from dreambooth.data.captions import files_beside, is_caption_file
+from dreambooth.config import load_config
+from dreambooth.data.captions import SUFFIXES, files_beside, is_caption_file
+from dreambooth.data.masks import masks_folder
 from dreambooth.errors import escaped
 from dreambooth.files import read_text, write_text
 from dreambooth.studio import pictures, trash
+from dreambooth.studio.jobs import OPEN, Job
 from dreambooth.studio.problems import ConflictError, MissingError, RequestError, TooLargeError
 from dreambooth.studio.state import StudioOf
 from dreambooth.studio.workspace import Workspace, check_new_name, is_name
@@ -95,9 +98,9 @@ def show(studio: StudioOf, subject: str) -> dict[str, Any]:
 def delete(studio: StudioOf, subject: str) -> dict[str, str]:
     """Move a subject's photos to the trash; `undo` is the name to bring them back by."""
     folder = _folder(studio.workspace, subject)
-    if any(job.request.get("subject") == subject for job in studio.store.find(("queued", "running"))):
+    if any(_needs(studio.workspace, job, folder) for job in studio.store.find(OPEN)):
         raise ConflictError(f"{escaped(subject)}: a job needs these photos; cancel it first")
-    masks = folder.with_name(f"{folder.name}{MASKS}")
+    masks = masks_folder(folder)
     return {"undo": trash.throw_away(studio.workspace, folder, *([masks] if masks.is_dir() else []))}
 
 
@@ -191,7 +194,7 @@ def delete_mask(studio: StudioOf, subject: str, photo: str) -> dict[str, str]:
 
 
 def store_mask(photo: Path, content: bytes) -> dict[str, str]:
-    folder = photo.parent.with_name(f"{photo.parent.name}{MASKS}")
+    folder = masks_folder(photo.parent)
     folder.mkdir(exist_ok=True)
     made = pictures.store_upload(folder, f".{photo.stem}.png", content)
     size, own = pictures.size_of(made), pictures.size_of(photo)
@@ -242,13 +245,25 @@ def _names(photos: list[Path]) -> set[str]:
     return {name for path in photos for name in (path.name, path.stem)}
 
 
+def _needs(workspace: Workspace, job: Job, photos: Path) -> bool:
+    """Return whether a job that is not over reads a folder of photos, by its request or by the config of its run."""
+    if job.request.get("subject") == photos.name:
+        return True
+    config = workspace.root / str(job.output) / "config.yaml"
+    if job.kind != "train" or not config.is_file():
+        return False
+    subjects = load_config(config).subjects
+    return any((workspace.root / str(each.images)).resolve() == photos.resolve() for each in subjects)
+
+
 def _captions(photo: Path) -> list[Path]:
-    beside = (photo.parent / f"{name}{suffix}" for name in (photo.stem, photo.name) for suffix in (".txt", ".caption"))
-    return [path for path in beside if path.is_file()]
+    """Return the files that may hold a photo's caption, in small letters or capitals."""
+    names = (photo.stem, photo.name)
+    return [path for path in photo.parent.iterdir() if path.stem in names and path.suffix.lower() in SUFFIXES]
 
 
 def mask_of(photo: Path) -> Path | None:
     """Return the file of a photo's mask."""
-    masks = photo.parent.with_name(f"{photo.parent.name}{MASKS}")
-    beside = (masks / f"{photo.stem}{suffix}" for suffix in pictures.IMAGE_SUFFIXES)
-    return next((path for path in beside if path.is_file()), None)
+    masks = masks_folder(photo.parent)
+    images = sorted(filter(pictures.is_image, masks.iterdir())) if masks.is_dir() else []
+    return next((each for each in images if each.stem == photo.stem), None)
