@@ -77,6 +77,9 @@ def test_captions_and_masks_lie_where_a_training_looks_for_them(client: Any, wor
     assert client.put("subjects/robot/photos/00.png/caption", json={"text": "a photo of\n{subject}"}).status_code == 200
     assert (workspace.photos / "robot" / "00.txt").read_text() == "a photo of {subject}\n"
     assert client.get("subjects/robot").json()["photos"][0]["caption"] == "a photo of {subject}"
+    (workspace.photos / "robot" / "00.TXT").write_text("an older one, which training would read first")
+    client.put("subjects/robot/photos/00.png/caption", json={"text": "a robot"})
+    assert client.get("subjects/robot").json()["photos"][0]["caption"] == "a robot"
     client.put("subjects/robot/photos/00.png/caption", json={"text": " "})
     assert not (workspace.photos / "robot" / "00.txt").exists()
 
@@ -159,6 +162,19 @@ def test_a_run_is_deleted_only_by_its_name_and_can_come_back(client: Any):
     assert client.get("runs/robot").json()["step"] == 8
 
 
+def test_the_photos_of_a_training_that_is_not_over_stay(client: Any, workspace: Workspace):
+    (workspace.runs / "other").mkdir()
+    (workspace.runs / "other" / "config.yaml").write_text(
+        f"run: {{name: other, dir: {workspace.runs}}}\nmodel: {{base: checkpoints/toyworld}}\n"
+        "subject: {images: data/robot, class_noun: robot}\n"
+    )
+    made = client.post("jobs", json={"kind": "train", "run": "other"}).json()
+    client.post(f"jobs/{made['id']}/pause")
+    assert client.delete("subjects/robot").status_code == 409
+    client.post(f"jobs/{made['id']}/cancel")
+    assert client.delete("subjects/robot").status_code == 200
+
+
 def test_images_come_with_their_recipe(client: Any, workspace: Workspace):
     found = client.get("images").json()
     assert found["total"] == 2
@@ -196,6 +212,8 @@ def test_models_are_listed(client: Any):
     assert set(found) == {"checkpoints/robot", "checkpoints/toyworld"}
     assert (found["checkpoints/robot"]["kind"], found["checkpoints/toyworld"]["kind"]) == ("run", "pipeline")
     assert found["checkpoints/toyworld"]["resolution"] == 64
+    hub = {each["model"]: each["resolution"] for each in client.get("models").json()["hub"]}
+    assert (hub["stable-diffusion-v1-5/stable-diffusion-v1-5"], hub["Tongyi-MAI/Z-Image"]) == (512, 1024)
 
 
 # ------------------------------------------------------------------------------ jobs

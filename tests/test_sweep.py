@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,11 @@ import pytest
 from dreambooth.cli import main
 from dreambooth.config import load_config
 from dreambooth.errors import UserError
+from dreambooth.files import write_text
+from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.sweep import Sweep, load_sweep
 from dreambooth.sweep.reading import check_cells
+from dreambooth.sweep.status import is_long_enough
 
 ROOT = Path(__file__).parents[1]
 SWEEP = """
@@ -324,6 +328,14 @@ def test_cells_of_a_config_that_was_made_longer_are_not_finished(two_cells: Swee
     longer = load_sweep(path)
     assert longer.folder == two_cells.folder
     assert len(next_tasks(longer)) == 2
+
+
+def test_steps_that_a_rule_decides_are_those_of_the_cells_own_run(sweep: Sweep) -> None:
+    cell = sweep.cells(sweep.grid())[0]
+    cell = replace(cell, point=replace(cell.point, values=(("train.max_steps", "auto"),)))
+    write_text(sweep.runs / cell.name / "config.yaml", "train: {max_steps: 7}\n")
+    log = ValidationLog(sweep.runs / cell.name / "scores.jsonl")
+    assert [is_long_enough(sweep, cell, step, log) for step in (6, 7)] == [False, True]
 
 
 def test_what_a_sweep_takes_is_told_first_and_nothing_is_written(
