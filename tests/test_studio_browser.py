@@ -201,6 +201,7 @@ def bring_photos(server: Server, user: User) -> None:
     page.locator(".photo").nth(4).wait_for()
     assert page.locator(".photo .findings li").count() >= 5
     page.fill("#class-noun", "robot")
+    page.get_by_text("Quick look").click()
     page.get_by_role("button", name="Paint a mask: photo 1").click()
     paint(page, "#look canvas")
     page.get_by_role("button", name="Save the mask").click()
@@ -210,13 +211,13 @@ def bring_photos(server: Server, user: User) -> None:
     page.keyboard.press("Tab")
     page.get_by_text("Caption saved.").wait_for()
     page.locator(".preset dd", has_text="MiB").first.wait_for()
+    assert page.locator("input[name=preset]:checked").get_attribute("value") == "quick", "and what was chosen"
     user.shoot("new-photos")
 
 
 def learn(server: Server, user: User, other: User) -> None:
     """Start a training, kill the server in the middle of it, and watch to the end, as somebody else does."""
     page, run = user.page, server.workspace / "checkpoints" / RUN
-    page.get_by_text("Quick look").click()
     page.get_by_text("Other settings").click()
     page.fill("#more", SHORT)
     page.click("#begin")

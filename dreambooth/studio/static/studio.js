@@ -55,6 +55,18 @@ document.addEventListener("htmx:confirm", (event) => {
   ask.addEventListener("close", () => ask.returnValue === "yes" && event.detail.issueRequest(true), { once: true });
 });
 
+// A choice that is marked data-keep stays when the part of the page around it is drawn anew.
+let kept = [];
+document.addEventListener("htmx:beforeSwap", () => {
+  kept = [...document.querySelectorAll("input[data-keep]:checked")].map((input) => [input.name, input.value]);
+});
+document.addEventListener("htmx:afterSwap", () => {
+  for (const [name, value] of kept) {
+    const again = document.querySelector(`input[data-keep][name="${name}"][value="${CSS.escape(value)}"]`);
+    if (again) again.checked = true;
+  }
+});
+
 // Files may be dropped on the whole of a .drop, and pasted where it says data-paste.
 for (const name of ["dragenter", "dragover"]) {
   document.addEventListener(name, (event) => {
