@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import sys
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
@@ -74,9 +73,9 @@ class Session:
         if name in self.failed:
             error = done.error if done.result is None else done.result.error
             told = (error or "it ended, and is not finished").splitlines()[0]
-            print(f"{head} FAILED {name}: {told}", file=sys.stderr, flush=True)
+            logger.error(f"{head} FAILED {name}: {told}")
         elif done.result is None:
-            print(f"{head} {name}: {done.error}; it is tried again", file=sys.stderr, flush=True)
+            logger.warning(f"{head} {name}: {done.error}; it is tried again")
         else:
             print(f"{head} {in_a_line(status_of(self.sweep, done.task.cell))}", flush=True)
 
