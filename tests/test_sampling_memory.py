@@ -1,5 +1,6 @@
 """Sampling in the memory that there is: the same images wherever weights wait, and in batches of any size."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,18 @@ import numpy as np
 import pytest
 import torch
 
+from dreambooth.cli import main
 from dreambooth.errors import UserError
 from dreambooth.families import fingerprint, load_family
 from dreambooth.families.quantization import is_quantized
 from dreambooth.generation.images import generate, make_requests
-from dreambooth.generation.memory import BYTES_A_PIXEL, choose_decoding, choose_offload, slice_attention
+from dreambooth.generation.memory import (
+    BYTES_A_PIXEL,
+    choose_decoding,
+    choose_offload,
+    compile_denoiser,
+    slice_attention,
+)
 from dreambooth.generation.models.loading import Model, load_model
 from dreambooth.generation.models.reference import ModelRef
 from dreambooth.generation.options import ImageOptions
@@ -102,6 +110,27 @@ def test_slices_of_attention_give_the_same_images_where_a_network_has_them(
         assert np.abs(one - other).max() <= 1
     with pytest.raises(UserError, match="--attention-slices: this model's attention keeps no large matrices"):
         slice_attention(load_family(str(tiny_z_image_base)))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+def test_a_compiled_denoiser_gives_the_same_images(tiny_base: Path) -> None:
+    model = load_model(str(tiny_base), "cpu")
+    expected = images_of(model)
+    compile_denoiser(model.family)
+    for one, other in zip(expected, images_of(model), strict=True):
+        assert np.abs(one - other).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [(["--offload", "blocks"], "leave --offload blocks out"), (["--grid", "seed=1,2"], "not for a grid")],
+)
+def test_what_cannot_be_compiled_is_told(
+    more: list[str], said: str, tiny_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sample", str(tiny_base), "a dog", "--compile", *more]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_quantized_models_are_sampled_and_their_recipe_says_so(base: str) -> None:

@@ -16,6 +16,7 @@ from dreambooth.cli.sampling import (
     add_memory_arguments,
     add_sampling_arguments,
     check_arguments,
+    check_compile,
     parse_size,
 )
 from dreambooth.errors import UserError, escaped
@@ -136,6 +137,7 @@ def run(args: argparse.Namespace) -> int:
     from dreambooth.generation.request import request_of
 
     check_arguments(args)
+    check_compile(args)
     check_result_arguments(args)
     recipe = find_recipe(args)
     theirs = None if recipe else find_infotext(args)
@@ -153,12 +155,14 @@ def run(args: argparse.Namespace) -> int:
     check_writable(folder, "--out")
     with loading_libraries():
         from dreambooth.generation.images import generate, make_requests, reproduce, vary, write
-        from dreambooth.generation.memory import slice_attention
+        from dreambooth.generation.memory import compile_denoiser, slice_attention
         from dreambooth.generation.models.loading import load_model
 
-    model = load_model(ref, args.device, args.offload)
+    model = load_model(ref, args.device, "none" if args.compile else args.offload)
     if args.attention_slices:
         slice_attention(model.family)
+    if args.compile:
+        compile_denoiser(model.family)
     if recipe:
         requests = [reproduce(recipe, model, images)]
     else:

@@ -70,7 +70,7 @@ def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options by which sampling takes less memory; auto: as what is free on a GPU needs it."""
+    """Add the options by which sampling takes less memory, or less time; auto: as what is free on a GPU needs it."""
     parser.add_argument(
         "--offload",
         choices=("auto", "none", "parts", "blocks"),
@@ -87,6 +87,19 @@ def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--attention-slices", action="store_true", help="compute attention a part of the heads at a time; for UNets"
     )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="torch.compile the denoiser: the first image takes minutes, the others less on a GPU; not with --offload",
+    )
+
+
+def check_compile(args: argparse.Namespace) -> None:
+    """Raise UserError where the denoiser cannot be compiled for what is asked."""
+    if args.compile and args.offload in ("parts", "blocks"):
+        raise UserError(f"--compile: a compiled network knows no weights that wait; leave --offload {args.offload} out")
+    if args.compile and args.grid:
+        raise UserError("--compile: not for a grid, whose models and sizes change; leave it out")
 
 
 def check_arguments(args: argparse.Namespace) -> tuple[int, int] | None:

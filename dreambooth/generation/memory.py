@@ -13,6 +13,7 @@ import torch
 from dreambooth.errors import UserError
 from dreambooth.families import Family
 from dreambooth.families.quantization import stored_tensors
+from dreambooth.families.runtimes import Graph
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +89,13 @@ def prepare_decoding(family: Family, wanted: str, num_pixels: int, num_images: i
 def decoding_of(vae: Any) -> str:
     """Return how a VAE decodes: whole, slices or tiles."""
     return "tiles" if vae.use_tiling else "slices" if vae.use_slicing else "whole"
+
+
+def compile_denoiser(family: Family) -> None:
+    """Compile the denoiser when it is first called. Raises UserError for graphs, which are compiled already."""
+    if isinstance(family.denoiser, Graph):
+        raise UserError("--compile: this model is an exported graph, which is compiled already; leave it out")
+    family.denoiser.compile()
 
 
 def slice_attention(family: Family) -> None:
