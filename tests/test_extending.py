@@ -96,6 +96,10 @@ def runs(extended: Path, tiny_base: Path, pictures: Path, tmp_path_factory: pyte
     return folder
 
 
+def test_the_diffs_of_the_page_apply(extended: Path) -> None:
+    assert (extended / "dreambooth" / "families" / "ldm.py").is_file()
+
+
 @pytest.mark.slow
 def test_the_loss_and_the_method_train_and_do_what_they_say(runs: Path) -> None:
     plain, weighted = ((runs / name / "logs" / "metrics.csv").read_text() for name in ("none", "p2"))

@@ -9,14 +9,44 @@ import pytest
 import torch
 
 from dreambooth.readers.kosmos2 import Kosmos2Reader
+from toyworld import world
+from toyworld.photos import PLACES, photos
 from toyworld.readers import blip2, kosmos2, segmenter
 from toyworld.readers.blip2_metrics import caption_right
+from toyworld.readers.cli import finder
 from toyworld.readers.languages import LANGUAGES, pieces
 from toyworld.readers.questions import caption, questions
 from toyworld.readers.scenes import seen_scene, unseen_scene
 from toyworld.readers.words import build_writer
 
 REPOSITORY = Path(__file__).parents[2]
+SEGMENTER = "checkpoints/toyworld-segmenter"
+
+
+@pytest.fixture(scope="module")
+def shipped_segmenter():
+    if not (REPOSITORY / SEGMENTER / "model.safetensors").is_file():
+        pytest.fail("checkpoints/toyworld-segmenter is missing: python -m dreambooth toyworld segmenter")
+    return finder(REPOSITORY / SEGMENTER)
+
+
+def test_the_shipped_segmenter_finds_the_robot_of_the_photos(shipped_segmenter):
+    spec, rng = world.subject("robot", 21), random.Random("pictures of robot 21")
+    true = [np.asarray(world.object_mask(spec, world.random_scene(rng, place))) > 127 for place in PLACES]
+    found = shipped_segmenter(photos("robot", 21), ["robot"] * len(PLACES))
+    assert min(map(segmenter.iou, found, true)) > 0.8
+
+
+def test_the_shipped_segmenter_meets_its_gate_on_some(shipped_segmenter):
+    for figure in segmenter.measure(shipped_segmenter, num_images=24, seed=1):
+        assert figure.gate is None or figure.value >= figure.gate - 0.03, figure.row()
+
+
+@pytest.mark.slow
+def test_the_shipped_segmenter_meets_its_gate(shipped_segmenter):
+    for figure in segmenter.measure(shipped_segmenter):
+        print(figure.row())
+        assert figure.gate is None or figure.value >= figure.gate, figure.row()
 
 
 @pytest.fixture(scope="module")
