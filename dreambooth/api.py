@@ -4,7 +4,6 @@
 """
 
 import json
-import logging
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from dreambooth import engine
 from dreambooth.config import Config, as_overrides
 from dreambooth.devices import find_device
 from dreambooth.disk import check_writable, translate_write_errors
-from dreambooth.errors import DreamBoothError, UserError
+from dreambooth.errors import UserError
 from dreambooth.evaluation.encoders import AUTO
 from dreambooth.evaluation.image_scores import GridScorer, ImageScore, make_image_scorer
 from dreambooth.evaluation.request import EvaluationRequest
@@ -46,14 +45,13 @@ from dreambooth.generation.request import RECIPE, GeneratedImage, read_recipe
 from dreambooth.preflight.fitting import fit_to_memory
 from dreambooth.proposal.automatic import load_run_config
 from dreambooth.report import build as build_report
+from dreambooth.report import build_or_warn
 from dreambooth.run.folder import RunFolder
 from dreambooth.step_models import load_at_step
 from dreambooth.subject_info import LearnedSubject
 from dreambooth.training.progress import OnTrainProgress, TrainProgress
 
 __all__ = ["Evaluation", "GeneratedImage", "Model", "Progress", "Run", "TrainProgress", "export", "load", "train"]
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -106,16 +104,8 @@ def train(
     card = find_card(str(run)) if code == 0 else None
     if card is None:
         return Run(run, is_finished=False, step=last.step)
-    _write_report(run)
+    build_or_warn(run)
     return Run(run, is_finished=True, step=card.last_step or card.step)
-
-
-def _write_report(run: Path) -> None:
-    """Write report.html beside the model. The run is done, so an error is only a warning."""
-    try:
-        build_report(run)
-    except DreamBoothError as error:
-        logger.warning(f"no report: {error}")
 
 
 def load(

@@ -41,7 +41,7 @@ def test_each_text_is_written_on_it(rows: list[GridRow]) -> None:
 
 
 def test_a_long_caption_takes_lines_and_is_not_cut(rows: list[GridRow], tmp_path: Path) -> None:
-    """Of images of 24 pixels, which a name of an axis would never fit."""
+    """Images of 24 pixels are narrower than the name of an axis."""
     short, long = (
         draw_grid([GridRow("", rows[0].images, [text] * 3)]) for text in ("7.5", "DPMSolverMultistep scheduler")
     )

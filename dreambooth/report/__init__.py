@@ -4,10 +4,13 @@
 say what is to be read in them; `plots` draws; `page` lays out `template.html`.
 """
 
+import logging
 from pathlib import Path
 
 from dreambooth.disk import check_writable, translate_write_errors
-from dreambooth.errors import UserError, escaped
+from dreambooth.errors import DreamBoothError, UserError, escaped
+
+logger = logging.getLogger(__name__)
 
 
 def build(run_folder: Path, out: Path | None = None) -> Path:
@@ -28,3 +31,11 @@ def build(run_folder: Path, out: Path | None = None) -> Path:
     with translate_write_errors(path.parent, "--out"):
         write_text(path, text)
     return path
+
+
+def build_or_warn(run_folder: Path) -> None:
+    """Write report.html beside the model of a run that is done, so that an error is only a warning."""
+    try:
+        build(run_folder)
+    except DreamBoothError as error:
+        logger.warning(f"no report: {error}")

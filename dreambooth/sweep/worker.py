@@ -95,7 +95,7 @@ def _train(sweep: Sweep, train: Train, task: Task, config: Config) -> int:
     beat(sweep, task.cell)
     code = train(config, on_progress=on_progress, shared=shared_inputs(sweep.folder))
     if code == 0:
-        write_report(RunFolder(config).path)
+        report.build_or_warn(RunFolder(config).path)
     return 0 if stopped_here and code == 128 + signal.SIGINT else code
 
 
@@ -114,11 +114,3 @@ def wait_until_free(run: RunFolder) -> None:
             return
     except Timeout as error:
         raise UserError(f"{run.path}: another process trains in this folder; wait for it, or stop it") from error
-
-
-def write_report(run: Path) -> None:
-    """Write report.html beside the model. The run is done, so an error is only a warning."""
-    try:
-        report.build(run)
-    except DreamBoothError as error:
-        logger.warning(f"no report: {error}")

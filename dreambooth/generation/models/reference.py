@@ -1,4 +1,4 @@
-"""What names a model to sample from: MODEL itself, and the LoRAs and embeddings on top of it."""
+"""Name a model to sample from: MODEL itself, and the LoRAs and embeddings on top of it."""
 
 from dataclasses import dataclass
 
