@@ -358,12 +358,16 @@ class Model:
         clip: str = AUTO,
         seed: int = 0,
         on_progress: OnProgress | None = None,
+        matcher: str | None = None,
+        reader: str | None = None,
+        questions: Sequence[str] = (),
     ) -> Evaluation:
         """Measure the model by the paper's protocol against photos of its subject, as `evaluate` does.
 
         images: folder of photos. out: where images and tables go (None: outputs/evaluate-<name of the photos>); what is
         there already is not made again. prompts: objects, live, auto, or a file. base: measure drift from this
-        untouched base. dino, clip: hub id or folder; auto: what the run measured with; none.
+        untouched base. dino, clip: hub id or folder; auto: what the run measured with; none. matcher, reader: models
+        that read images, and questions for the reader, as `evaluate --matcher`, `--reader` and `--question` take them.
 
         `print` of what is returned shows the table, `means` has its numbers. Raises UserError, ModelError.
         """
@@ -380,6 +384,9 @@ class Model:
             base=None if base is None else str(base),
             dino=dino,
             clip=clip,
+            matcher=matcher,
+            reader=reader,
+            questions=tuple(questions),
             seed=seed,
             options=replace(self._loaded.ref, name=""),
             device=self._device,

@@ -112,6 +112,14 @@ def tiny_base_v(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_base(tmp_path_factory.mktemp("base") / "v", "v_prediction")
 
 
+@pytest.fixture(scope="session")
+def tiny_blip2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BLIP-2 of random weights, with what searches and matches in `retrieval`."""
+    from tiny import make_blip2
+
+    return make_blip2(tmp_path_factory.mktemp("blip2"))
+
+
 @pytest.fixture
 def family(tiny_base: Path) -> "Family":
     from dreambooth.families import load_family

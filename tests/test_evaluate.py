@@ -415,6 +415,29 @@ def test_real_images_are_the_photos_among_themselves(done: Path, place: Path) ->
     assert found["dino"]["mean"] == pytest.approx(np.mean(means), abs=1e-5)
 
 
+def test_models_that_read_score_beside_the_encoders_and_only_what_a_question_is_about(
+    done: Path, place: Path, tiny_base: Path, tiny_blip2: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(done, tmp_path / "out")
+    words = [str(place / "runs" / "{name}"), str(tiny_base), "--dataset", str(place / "data"), "--base", str(tiny_base)]
+    read = ["--matcher", str(tiny_blip2 / "retrieval"), "--reader", str(tiny_blip2)]
+    asked = ["--question", "beach: is there a beach?", "--question", "is there a {class}?"]
+    assert main([*command(place, out), *words, *read, *asked]) == 0
+    before, beach, noun = scores_of(done), "question_is_there_a_beach__yes__beach", "question_is_there_a_class"
+    for line, old in zip(scores_of(out), before, strict=True):
+        assert {name: line[name] for name in old} == old, "what the encoders score stays"
+        filled = {name for name in ("match", beach, noun) if line[name]}
+        of_subject = {"match", beach, noun} if "beach" in line["prompt"] else {"match", noun}
+        assert filled == (of_subject if line["dino"] else set())
+    content = json.loads((out / "table.json").read_text())
+    assert content["measured_by"][beach] == content["measured_by"][noun] == str(tiny_blip2)
+    real = next(row["scores"] for row in content["rows"] if row["model"] == "Real images")
+    assert (noun in real, beach in real, "match" in real) == (True, False, False)
+    text = (out / "table.md").read_text()
+    assert "| Match ↑ | “beach: is there a beach?” ↑ | “is there a class?” ↑ |" in text
+    assert "subject prompts: probability of the right answer" in text
+
+
 # going on, and refusing to
 
 
@@ -568,6 +591,16 @@ def test_ctrl_c_exits_with_130_and_the_same_command_goes_on(place: Path, tmp_pat
         (["{run}", "--images", "{dog}", "--num-images", "0"], 2, "--num-images 0: must be at least 1"),
         (["{run}", "--images", "{dog}", "--base", "{base}", "--class-prompt-images", "0"], 2, "--base: drift is"),
         (["{run}", "--images", "{dog}", "--out", "{long}"], 2, "is a file; name a folder"),
+        (["{run}", "--images", "{dog}", "--question", "is it?"], 2, "asks a model that --reader names"),
+        (
+            ["{run}", "--images", "{dog}", "--reader", "./none", "--question", "is it?"],
+            3,
+            "--reader ./none: there is no",
+        ),
+        (["{run}", "--images", "{dog}", "--reader", "a/b", "--question", "is it"], 2, "'is it': must be a question"),
+        (["{run}", "--images", "{dog}", "--reader", "a/b", "--question", "sea: is it?"], 2, "has the words 'sea'"),
+        (["{run}", "--images", "{dog}", "--reader", "{vit}", "--question", "is it?"], 3, "a vit describes no images"),
+        (["{run}", "--images", "{dog}", "--matcher", "{vit}"], 3, "a vit has no matching head"),
     ],
 )
 def test_a_mistake_is_told_before_anything_is_written(
@@ -586,6 +619,7 @@ def test_a_mistake_is_told_before_anything_is_written(
         "{data}": place / "data",
         "{dog}": place / "data" / "dog6",
         "{long}": tmp_path / "long.txt",
+        "{vit}": place / "vit",
     }
     for name, path in places.items():
         words = [word.replace(name, str(path)) for word in words]

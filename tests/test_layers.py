@@ -36,6 +36,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
         "status_line",
         "subject_info",
         "plugins",
+        "questions",
         "devices",
         "checkpointing",
     ),  # the ground

@@ -153,10 +153,10 @@ def test_the_encoders_of_the_scores_are_counted_where_a_run_validates() -> None:
         ROOT / "configs" / "toyworld.yaml", [f"model.base={ROOT / 'checkpoints' / 'toyworld'}", *ENCODERS]
     )
     files = [Path(name) / "model.safetensors" for name in (str(config.validate.dino), str(config.validate.clip))]
-    weights = weights_of(score_encoders(config))
+    weights = weights_of(*score_encoders(config))
     assert num_bytes(weights) == pytest.approx(2 * sum(file.stat().st_size for file in files), rel=0.05), "from float16"
     config.validate.every_steps = 0
-    assert score_encoders(config) == []
+    assert score_encoders(config) == ([], [])
 
 
 # -------------------------------------------------------------------------------- a base that is not here

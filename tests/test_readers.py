@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageChops
+from tiny import CLIP_SIZE
 from transformers import (
     CLIPImageProcessor,
     CLIPSegConfig,
@@ -34,21 +35,22 @@ from dreambooth.errors import ModelError, UserError
 from dreambooth.generation.inputs.found_mask import find_mask_of, is_words
 from dreambooth.readers.blip2 import Blip2Reader
 from dreambooth.readers.describe import Description, describe, in_batches
-from dreambooth.readers.loading import ReaderSource
+from dreambooth.readers.likelihood import answer_probability
+from dreambooth.readers.loading import ReaderSource, moved
 from dreambooth.readers.masks import FINDERS, find_mask, load_mask_finder
 from dreambooth.readers.outputs import as_csv, as_json
 from dreambooth.readers.protocols import PhraseBox
 from dreambooth.readers.request import DescribeRequest
-from dreambooth.readers.table import load_reader, load_searcher
+from dreambooth.readers.table import load_matcher, load_reader, load_searcher
+from dreambooth.readers.taught import read_taught
 from dreambooth.readers.teach import Lesson, teach, with_name
 from dreambooth.readers.text_options import TextOptions
 from toyworld import encoders
-from toyworld.readers import blip2, segmenter
+from toyworld.readers import segmenter
 from toyworld.readers.words import build_writer
 from toyworld.tokenizer import build_tokenizer
 
 SHORT = TextOptions(max_tokens=4)
-TINY = encoders.Size(width=16, num_layers=1, num_heads=2, text_width=16, num_text_layers=1, projection_dim=8)
 CHAT = "{% for message in messages %}USER: {% for part in message['content'] %}{% if part['type'] == 'image' %}<image>\
 {% else %} {{ part['text'] }}{% endif %}{% endfor %}{% endfor %} ASSISTANT:"
 
@@ -72,7 +74,7 @@ def images(photos: list[Path]) -> list[Image.Image]:
 def clip_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clip")
     torch.manual_seed(0)
-    encoders.save(encoders.build_clip(TINY), folder)
+    encoders.save(encoders.build_clip(CLIP_SIZE), folder)
     return folder
 
 
@@ -105,15 +107,8 @@ def segformer_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def blip2_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write a BLIP-2 of random weights, with what searches in `retrieval`."""
-    folder = tmp_path_factory.mktemp("blip2")
-    clip = encoders.build_clip(TINY)
-    size = blip2.Size(num_queries=4, width=16, num_layers=2, text_width=16, num_text_layers=1, embedding_dim=8)
-    matcher = blip2.Matcher(clip, size)
-    blip2.save(matcher.model, folder / "retrieval")
-    blip2.save(blip2.build_writer_model(matcher, clip, size), folder)
-    return folder
+def blip2_model(tiny_blip2: Path) -> Path:
+    return tiny_blip2
 
 
 @pytest.fixture(scope="module")
@@ -316,6 +311,43 @@ def test_blip2_compares_by_the_query_that_fits_best(blip2_model, images):
     assert likeness[0] == pytest.approx(searcher.likeness(images[:1], "a red robot")[0], abs=1e-4)
 
 
+# -------------------------------------------------------------------------------- probabilities
+
+
+def test_the_likelihood_of_an_answer_is_that_of_its_tokens_after_the_question(blip2_reader, images):
+    words, network = blip2_reader.processor.tokenizer, blip2_reader.network
+    text = "Question: where is it? Answer: on the beach"
+    inputs = moved(blip2_reader.processor(images=images[0], text=text, return_tensors="pt"), network)
+    answer = words(" on the beach", add_special_tokens=False).input_ids
+    labels = torch.full_like(inputs["input_ids"], -100)
+    labels[0, -len(answer) :] = torch.tensor(answer)
+    (found,) = blip2_reader.likelihood(images[:1], "where is it?", "on the beach")
+    assert found == pytest.approx(-len(answer) * network(**inputs, labels=labels).loss.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["blip2_model", "kosmos2_model", "chat_model"])
+def test_every_reader_tells_the_probability_of_an_answer(kind, images, request):
+    reader = load_reader(ReaderSource(str(request.getfixturevalue(kind))))
+    yes, no = (answer_probability(reader, images, "is there a robot?", answer) for answer in ("yes", "no"))
+    assert [a + b for a, b in zip(yes, no, strict=True)] == pytest.approx([1.0] * 3)
+    assert all(0 < value < 1 for value in yes)
+    written = answer_probability(reader, images, "where is it?", "on the beach")
+    assert all(0 < value < 1 for value in written)
+    assert written[1] == pytest.approx(
+        answer_probability(reader, images[1:2], "where is it?", "on the beach")[0], rel=1e-3
+    )
+
+
+def test_a_text_belongs_to_an_image_with_a_probability(blip2_model, clip_model, images):
+    matcher = load_matcher(ReaderSource(str(blip2_model / "retrieval")))
+    found = matcher.match(images, "a red robot on the beach")
+    assert all(0 < value < 1 for value in found)
+    assert found[2] == pytest.approx(matcher.match(images[2:], "a red robot on the beach")[0], rel=1e-4)
+    assert found != matcher.match(images, "a blue car " * 40), "a text that is too long is cut off"
+    with pytest.raises(ModelError, match="a clip has no matching head"):
+        load_matcher(ReaderSource(str(clip_model)))
+
+
 # -------------------------------------------------------------------------------- the command
 
 
@@ -381,8 +413,9 @@ def test_teaching_moves_the_qformer_and_its_projection_alone_and_goes_on_to_the_
     lesson = Lesson("krz", "robot", tuple(photos[:1]), tuple(photos[1:]), steps=3, batch_size=2, save_every=2)
     before = load_reader(source).network.state_dict()
     after = load_reader(ReaderSource(str(teach(source, lesson, out)))).network.state_dict()
-    moved = {name for name in before if not torch.equal(before[name], after[name])}
-    assert {name.partition(".")[0] for name in moved} == {"query_tokens", "qformer", "language_projection"}
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {name.partition(".")[0] for name in changed} == {"query_tokens", "qformer", "language_projection"}
+    assert (read_taught(str(out)), read_taught(str(blip2_model))) == ("krz", "")
 
     shutil.rmtree(out / "state" / "checkpoint-3")
     with caplog.at_level("INFO"):

@@ -44,7 +44,14 @@ QUALITY = {
     20: Quality(0.8, 0.9, 0.9),
     30: Quality(0.9, 0.5, 0.6),
 }
-ENCODERS = {"dino": "vit", "clip_t": "clip", "pres": "vit", "div": "cosine distance, vit", "drift": "vit"}
+ENCODERS = {
+    "match": "blip2",
+    "dino": "vit",
+    "clip_t": "clip",
+    "pres": "vit",
+    "div": "cosine distance, vit",
+    "drift": "vit",
+}
 
 
 def colour(step: int, prompt: int, seed: int) -> tuple[int, int, int]:
@@ -72,6 +79,7 @@ def write_journal(run: Path) -> None:
     validation_log = ValidationLog(run / "logs" / "scores.jsonl")
     for step in STEPS:
         scores = {"dino": [0.0, 0.1, 0.2, 0.3], "clip_t": [0.3] * 4, "pres": [0.1, 0.2], "div": [0.4, 0.4]}
+        scores |= {"match": [0.1, 0.1, 0.9, 0.9], "question_is_there_water__yes__at_sea": [0.6, 0.8]}
         if step:
             scores |= {"drift": [0.05, 0.15], "drift_other": [0.0, 0.1, 0.2, 0.3]}
         of_base = (Anchors(real=0.7, dino=0.3, pres=0.2, div=0.4), ENCODERS) if step == 0 else (None, None)
@@ -128,7 +136,13 @@ def write_config(folder: Path, pictures: Path) -> None:
         "subject": {"images": str(pictures), "class_noun": "robot"},
         "data": {"resolution": SIDE},
         "train": {"max_steps": 30},
-        "validate": {"prompts": list(PROMPTS), "num_images": NUM_IMAGES, "every_steps": 10},
+        "validate": {
+            "prompts": list(PROMPTS),
+            "num_images": NUM_IMAGES,
+            "every_steps": 10,
+            "reader": "blip2",
+            "questions": ["at sea: is there water?"],
+        },
         "provenance": {"torch": "2.13.0"},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
@@ -231,6 +245,11 @@ def test_figures_beside_a_prompt_are_of_that_prompt_alone(finished):
     after = {each.prompt.text: each.strips[1].scores for each in content.read(finished).comparisons}
     assert after["sks robot on a hill"][0].startswith("DINO 0.050")
     assert after["sks robot at sea"][0].startswith("DINO 0.250")
+    assert [figure[:11] for figure in after["sks robot on a hill"][2:]] == ["Match 0.100"], "it is not at sea"
+    assert [figure.partition(" (")[0] for figure in after["sks robot at sea"][2:]] == [
+        "Match 0.900 ± 0.000",
+        "“at sea: is there water?” 0.700",
+    ]
     assert [figure[:11] for figure in after["a robot"]] == ["Drift 0.100", "PRES 0.150 "]
     assert after["a photo of a tree"][0].startswith("Other drift 0.050")
     assert after[PROMPTS[4]][0].startswith("Other drift 0.250")
@@ -240,6 +259,8 @@ def test_scores_are_told_with_their_interval_their_direction_and_their_encoder(p
     text = seen_in(page)
     assert "DINO ↑ subject prompts: similarity to the photos 0.150 ± 0.205" in text
     assert "PRES ↓" in text
+    assert "Match ↑ subject prompts: probability that image and prompt belong together" in text
+    assert "“at sea: is there water?” ↑ subject prompts: probability of the right answer 0.700" in text
     assert "Drift ↓ class prompts: distance to the base's images – 0.100" in text, "the base has no drift"
     assert "DINO, PRES, Drift by vit; CLIP-T by clip; DIV by cosine distance, vit" in text
 

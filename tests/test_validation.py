@@ -53,8 +53,17 @@ def quick_demo(runs: Path, base: Path, *overrides: str) -> Config:
     )
 
 
+def read_by(blip2: Path) -> list[str]:
+    """Return the settings by which a BLIP-2 reads the images, too."""
+    return [
+        f"validate.matcher={blip2 / 'retrieval'}",
+        f"validate.reader={blip2}",
+        "validate.questions=['is it night?']",
+    ]
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, shipped_base: Path) -> RunFolder:
+def finished(tmp_path_factory: pytest.TempPathFactory, shipped_base: Path, tiny_blip2: Path) -> RunFolder:
     """A run of 24 steps with 5 validations, left in peace; no test changes it."""
     config = quick_demo(
         tmp_path_factory.mktemp("runs"),
@@ -62,6 +71,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, shipped_base: Path) -> Ru
         "run.name=whole",
         "train.keep_states=true",
         "validate.keep_weights=true",
+        *read_by(tiny_blip2),
     )
     assert train(config) == 0
     return RunFolder(config)
@@ -79,7 +89,8 @@ def test_every_validation_has_one_number_a_picture_and_its_means_in_metrics_csv(
     entries = ValidationLog(finished.scores).entries
     assert [entry.step for entry in entries] == [0, 6, 12, 18, 24]
     counts = {name: len(numbers) for name, numbers in entries[-1].scores.items()}
-    assert counts == {"dino": 2, "clip_i": 2, "clip_t": 2, "pres": 2, "div": 2, "drift": 2, "drift_other": 2}
+    of_encoders = ("dino", "clip_i", "clip_t", "pres", "div", "drift", "drift_other")
+    assert counts == dict.fromkeys((*of_encoders, "match", "question_is_it_night"), 2)
     with open(finished.metrics) as file:
         lines = {int(line["step"]): line for line in csv.DictReader(file)}
     assert list(lines) == list(range(25))
@@ -143,15 +154,16 @@ def test_best_weights_that_are_gone_are_told_and_never_taken_for_others(
 
 @pytest.mark.slow
 def test_a_run_that_was_killed_while_it_validated_comes_to_the_same_scores_and_best_step(
-    finished: RunFolder, tmp_path: Path, shipped_base: Path
+    finished: RunFolder, tmp_path: Path, shipped_base: Path, tiny_blip2: Path
 ) -> None:
     """As a kill leaves it: the state of step 12 saved, its grid drawn, nothing of it in the validation log yet."""
-    config = quick_demo(tmp_path, shipped_base, "run.name=whole", "train.max_steps=12", "train.save_every_steps=6")
+    own = ["run.name=whole", *read_by(tiny_blip2)]
+    config = quick_demo(tmp_path, shipped_base, *own, "train.max_steps=12", "train.save_every_steps=6")
     assert train(config) == 0
     run = RunFolder(config)
     run.scores.write_text("".join(run.scores.read_text().splitlines(keepends=True)[:-1]))
     shutil.rmtree(run.model)
-    assert train(quick_demo(tmp_path, shipped_base, "run.name=whole")) == 0
+    assert train(quick_demo(tmp_path, shipped_base, *own)) == 0
     assert run.scores.read_text() == finished.scores.read_text()
     assert run.metrics.read_text() == finished.metrics.read_text()
     weights = "unet/diffusion_pytorch_model.safetensors"
@@ -187,6 +199,8 @@ def test_what_is_measured_may_not_change_within_a_run(finished: RunFolder) -> No
     longer = ["train.max_steps=30", f"run.dir={finished.path.parent}"]
     with pytest.raises(UserError, match=r"validate\.num_images: 2 -> 3"):
         train(load_config(finished.config, [*longer, "validate.num_images=3"]))
+    with pytest.raises(UserError, match=r"validate\.questions: .* -> "):
+        train(load_config(finished.config, [*longer, "validate.questions=['is it day?']"]))
 
 
 @pytest.mark.parametrize(("key", "folder"), [("dino", "nowhere"), ("clip", "vit")])

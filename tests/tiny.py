@@ -21,7 +21,11 @@ from transformers import (
 )
 
 from dreambooth.subject_info import card_in_file, read_card
+from toyworld import encoders
+from toyworld.readers import blip2
 from toyworld.tokenizer import build_tokenizer
+
+CLIP_SIZE = encoders.Size(width=16, num_layers=1, num_heads=2, text_width=16, num_text_layers=1, projection_dim=8)
 
 
 def make_tiny_base(folder: Path, prediction_type: str = "epsilon") -> Path:
@@ -125,6 +129,16 @@ def make_tiny_xl_base(folder: Path) -> Path:
         scheduler=DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, steps_offset=1),
     )
     pipeline.save_pretrained(folder)
+    return folder
+
+
+def make_blip2(folder: Path) -> Path:
+    """A BLIP-2 of random weights that reads the toy world's words, and the model of its first stage in `retrieval`."""
+    clip = encoders.build_clip(CLIP_SIZE)
+    size = blip2.Size(num_queries=4, width=16, num_layers=2, text_width=16, num_text_layers=1, embedding_dim=8)
+    matcher = blip2.Matcher(clip, size)
+    blip2.save(matcher.model, folder / "retrieval")
+    blip2.save(blip2.build_writer_model(matcher, clip, size), folder)
     return folder
 
 

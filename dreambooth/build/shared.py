@@ -22,6 +22,7 @@ from dreambooth.data.latents import Encoder
 from dreambooth.devices import device_name
 from dreambooth.families import Conditioning, Family, ModelSource, load_family
 from dreambooth.files import atomic_file
+from dreambooth.metrics.reader_scores import ReaderNames
 from dreambooth.metrics.subject import Encoders, load_encoders
 from dreambooth.run.fingerprints import base_fingerprints
 
@@ -56,11 +57,13 @@ class SharedInputs:
             self._fingerprints[source] = base_fingerprints(family)
         return {**self._fingerprints[source], **base_fingerprints(family, weights=False)}
 
-    def load_encoders(self, dino: str | None, clip: str | None, device: str, lpips: bool) -> Encoders:
+    def load_encoders(
+        self, dino: str | None, clip: str | None, device: str, lpips: bool, read_by: ReaderNames
+    ) -> Encoders:
         """Return the encoders that score; no run changes them."""
-        key = (dino, clip, device, lpips)
+        key = (dino, clip, device, lpips, read_by)
         if self.folder is None or key not in self._encoders:
-            self._encoders[key] = load_encoders(dino, clip, device, lpips)
+            self._encoders[key] = load_encoders(*key)
         return self._encoders[key]
 
     def class_latents(self, own: Path) -> Path:

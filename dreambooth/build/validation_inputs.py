@@ -21,6 +21,7 @@ from dreambooth.families import Family
 from dreambooth.generation import sampler
 from dreambooth.methods.adapters import frozen_base
 from dreambooth.metrics.encoders import is_available
+from dreambooth.metrics.reader_scores import ReaderNames
 from dreambooth.metrics.subject import Encoders, SubjectScorer, load_encoders
 from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.metrics.validation_scores import ImageRows, ValidationScorer
@@ -30,7 +31,8 @@ from dreambooth.training.objective import fixed_loss
 from dreambooth.training.validation import ValidationInputs
 
 logger = logging.getLogger(__name__)
-LoadEncoders = Callable[[str | None, str | None, str, bool], Encoders]  # DINO, CLIP, device, whether LPIPS too
+# Of DINO, CLIP, device, whether LPIPS too, and the models that read.
+LoadEncoders = Callable[[str | None, str | None, str, bool, ReaderNames], Encoders]
 
 AUTO_ENCODERS = {"dino": "facebook/dino-vits16", "clip": "openai/clip-vit-base-patch32"}  # those of the paper
 NUM_FIXED_LOSSES = 20  # (noise, timestep) pairs of eval/loss: two in each tenth of the timesteps
@@ -61,8 +63,16 @@ def make_scorer(
                 f"optim.text_encoder_stop_drift={config.optim.text_encoder_stop_drift}: there is nothing to measure "
                 "the drift with; name an encoder (validate.dino, validate.clip)"
             )
+        if (config.validate.matcher or config.validate.reader) and config.validate.every_steps:
+            raise UserError(
+                "validate.matcher, validate.reader: score beside a DINO or a CLIP, and neither is here; name one "
+                "(validate.dino, validate.clip)"
+            )
         return None
-    subjects = [SubjectScorer(encoders, [load_image(path) for path in own]) for own in photos]
+    subjects = [
+        SubjectScorer(encoders, [load_image(path) for path in own], subject.class_noun)
+        for own, subject in zip(photos, config.subjects, strict=True)
+    ]
     return ValidationScorer(subjects, validation_prompts(config))
 
 
@@ -80,7 +90,8 @@ def find_encoders(config: Config, validation_log: ValidationLog, load: LoadEncod
     names = {part: _auto_encoder(part) if name == "auto" else name for part, name in names.items()}
     if names["dino"] is None and names["clip"] is None:
         return None
-    return load(names["dino"], names["clip"], device, True)
+    read_by = ReaderNames(validate.matcher, validate.reader, tuple(validate.questions))
+    return load(names["dino"], names["clip"], device, True, read_by)
 
 
 def _auto_encoder(part: str) -> str | None:

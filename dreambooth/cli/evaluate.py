@@ -73,6 +73,21 @@ def _add_measures(parser: argparse.ArgumentParser) -> None:
         help="hub id or folder of a CLIP; none; auto (default): as --dino, else openai/clip-vit-base-patch32",
     )
     parser.add_argument(
+        "--matcher",
+        metavar="NAME",
+        help="hub id or folder of a BLIP-2 for retrieval: do image and prompt belong together?",
+    )
+    parser.add_argument("--reader", metavar="NAME", help="hub id or folder of a model that answers each --question")
+    parser.add_argument(
+        "--question",
+        dest="questions",
+        action="append",
+        default=[],
+        metavar="Q",
+        help="score images by the probability of the right answer: 'is there a beach?', 'where is it? on the beach', "
+        "'beach: is there a beach?' where the prompt has the word, 'is this {subject}?' of a reader that was taught it",
+    )
+    parser.add_argument(
         "--lpips", action="store_true", help="DIV by LPIPS, as in the paper (package lpips), not by cosine distance"
     )
 
@@ -114,6 +129,9 @@ def request_of(args: argparse.Namespace) -> "EvaluationRequest":
         dino=args.dino,
         clip=args.clip,
         lpips=args.lpips,
+        matcher=args.matcher,
+        reader=args.reader,
+        questions=args.questions,
         steps=args.steps,
         guidance_scale=args.guidance_scale,
         scheduler=args.scheduler,

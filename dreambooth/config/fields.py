@@ -431,6 +431,22 @@ class ValidateConfig:
         "encoder that scores prompt fidelity: hub id or folder of a CLIP; null: none; "
         "auto: openai/clip-vit-base-patch32 where it is available",
     )
+    matcher: str | None = setting(
+        None,
+        "model that scores whether image and prompt belong together: hub id or folder of a BLIP-2 for retrieval, such "
+        "as Salesforce/blip2-itm-vit-g; null: none",
+    )
+    reader: str | None = setting(
+        None,
+        "model that answers validate.questions: hub id or folder of a BLIP-2, a Kosmos-2 or another "
+        "image-text-to-text model; null: none",
+    )
+    questions: list[str] = setting(
+        (),
+        "asked of images of prompts with {subject}; 'is there a beach?' is right with yes, 'where is it? on the beach' "
+        "with what follows; 'beach: is there a beach?' is asked where the prompt has the word; {class} is filled, and "
+        "{subject} by the name that the reader was taught",
+    )
     images: str | None = setting(
         None, "folder of held-out images of the subject for eval/loss; null: the training images"
     )

@@ -9,7 +9,8 @@ from dreambooth.config.fields import Config, SubjectConfig
 from dreambooth.config.keys import subject_key
 from dreambooth.config.values import cut
 from dreambooth.prompt_words import has_words
-from dreambooth.prompts import Name, has_field, template_problem
+from dreambooth.prompts import Name, expand, has_field, template_problem
+from dreambooth.questions import problems_of_questions
 
 MAX_NAME_BYTES = 200
 DEVICE_OF_WINDOWS = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])\s*(\..*)?", re.IGNORECASE)
@@ -44,6 +45,7 @@ def joint_problems(config: Config) -> typing.Iterator[str]:
         yield f"method.start: {config.method.name} starts from model.base; set it to null"
     if config.validate.every_steps and not config.validate.prompts:
         yield "validate.prompts: empty; name one, or set validate.every_steps to 0"
+    yield from _question_problems(config)
     yield from _timestep_problems(config)
     if optim.warmup_steps >= config.train.max_steps:
         yield f"optim.warmup_steps: {optim.warmup_steps} must be below train.max_steps ({config.train.max_steps})"
@@ -224,6 +226,19 @@ def _kind_problems(section: str, kind: str, config: Config) -> typing.Iterator[s
         yield "data.captions: false, but a dataset is learned from its captions; set it to true"
     if kind == "dataset" and (learns_word or config.optim.identifier_lr is not None):
         yield f"method.name: {config.method.name} trains an identifier, and a dataset has none; use lora"
+
+
+def _question_problems(config: Config) -> typing.Iterator[str]:
+    validate = config.validate
+    if validate.questions and validate.reader is None:
+        yield "validate.questions: set, but validate.reader is null; name a model that answers them"
+    if validate.reader is not None and not validate.questions:
+        yield "validate.reader: set, but validate.questions is empty; write a question such as 'is there a beach?'"
+    is_sound = not any(template_problem(prompt, len(config.subjects)) for prompt in validate.prompts)
+    prompts = expand(validate.prompts, config.subjects) if is_sound and validate.questions else []
+    asked = [prompt.text for prompt in prompts if prompt.kind == "subject"]
+    for problem in problems_of_questions(validate.questions, asked if is_sound else None):
+        yield f"validate.questions: {problem}"
 
 
 def _is_class_noun(subject: SubjectConfig) -> bool:

@@ -9,6 +9,7 @@ from dreambooth.errors import ModelError, UserError
 from dreambooth.generation.models.base_path import find_path
 from dreambooth.generation.models.location import model_folder
 from dreambooth.metrics.encoders import is_available
+from dreambooth.metrics.reader_scores import NO_READERS, ReaderNames
 from dreambooth.metrics.subject import Encoders, load_encoders
 from dreambooth.metrics.validation_log import ValidationLog
 
@@ -20,8 +21,12 @@ MEASURES = {"dino": "dino", "clip": "clip_t"}  # by which a run's log names each
 logger = logging.getLogger(__name__)
 
 
-def find_encoders(dino: str, clip: str, models: Iterable[str], device: str, lpips: bool) -> Encoders:
+def find_encoders(
+    dino: str, clip: str, models: Iterable[str], device: str, lpips: bool, read_by: ReaderNames = NO_READERS
+) -> Encoders:
     """Load the encoders that are named; `auto`: those of the models' runs, else the paper's if they can be had.
+
+    read_by: the models that read images beside them.
 
     Raises UserError where nothing is left to measure with, ModelError for one that is named and not to be had.
     """
@@ -32,7 +37,7 @@ def find_encoders(dino: str, clip: str, models: Iterable[str], device: str, lpip
             "no encoder to measure with: name a folder or hub id of a DINO (--dino) or a CLIP (--clip); of the toy "
             "world they are checkpoints/toyworld-encoders/vit and checkpoints/toyworld-encoders/clip"
         )
-    encoders = load_encoders(found["dino"], found["clip"], device, lpips)
+    encoders = load_encoders(found["dino"], found["clip"], device, lpips, read_by)
     if lpips and encoders.lpips is None:
         raise UserError(
             "--lpips: the package lpips (and torchvision, which it needs) is not installed; or leave it out"

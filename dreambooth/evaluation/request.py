@@ -9,6 +9,7 @@ from dreambooth.evaluation.prompts import AUTO, SEEDS_A_PROMPT
 from dreambooth.generation.models.reference import ModelRef
 from dreambooth.generation.settings import SamplerSettings
 from dreambooth.prompts import template_problem
+from dreambooth.questions import problems_of_questions
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class EvaluationRequest:
     images: photos of one subject; or dataset: a folder of photos a subject, of which `subjects` are taken (None: all).
     class_noun: None: as the data set or the models say. prompts: a set by name, auto, or a file. num_images: of each
     prompt. num_class_images: of the class prompt. base: measure drift from it. dino, clip: hub id or folder; auto: as
-    the models' runs; none. size: (height, width), pixels. steps ... size: None: as the models' runs.
+    the models' runs; none. matcher, reader: hub id or folder of models that read images (None: none). questions: for
+    the reader. size: (height, width), pixels. steps ... size: None: as the models' runs.
     """
 
     models: Sequence[str]
@@ -35,6 +37,9 @@ class EvaluationRequest:
     dino: str = AUTO
     clip: str = AUTO
     lpips: bool = False
+    matcher: str | None = None
+    reader: str | None = None
+    questions: Sequence[str] = ()
     steps: int | None = None
     guidance_scale: float | None = None
     scheduler: str | None = None
@@ -68,4 +73,7 @@ class EvaluationRequest:
             problems.append("--subjects: chooses among those of --dataset; --images has one")
         if (self.images is None) == (self.dataset is None):
             problems.append("name either the photos of one subject (--images) or a data set (--dataset)")
+        if (self.reader is None) == bool(self.questions):
+            problems.append("--question: asks a model that --reader names; name both or neither")
+        problems += [f"--question {problem}" for problem in problems_of_questions(self.questions, None)]
         return problems

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dreambooth.evaluation import paper
-from dreambooth.evaluation.scoring import MEASURES, Scored
-from dreambooth.metrics.estimates import BOUNDS, Estimate, estimate
+from dreambooth.evaluation.scoring import Scored, ordered
+from dreambooth.metrics.estimates import Estimate, bounds_of, estimate
 
 OURS, PAPER = "ours", "paper (other data, other models)"
 ALL = "all"
@@ -46,10 +46,10 @@ def estimates(scored: Sequence[Scored]) -> dict[str, Estimate]:
     depend on each other, so a single prompt's has no interval.
     """
     found = {}
-    for measure in MEASURES:
+    for measure in ordered(name for one in scored for name in one.scores):
         own = [one for one in scored if measure in one.scores]
         if own:
-            found[measure] = estimate([one.scores[measure] for one in own], _groups(own, measure), BOUNDS[measure])
+            found[measure] = estimate([one.scores[measure] for one in own], _groups(own, measure), bounds_of(measure))
     return found
 
 
@@ -65,7 +65,7 @@ def _real_estimates(of_subjects: Iterable[Mapping[str, float]]) -> dict[str, Est
     for scores in of_subjects:
         for measure, score in scores.items():
             by_measure.setdefault(measure, []).append(score)
-    return {measure: estimate(numbers, bounds=BOUNDS[measure]) for measure, numbers in by_measure.items()}
+    return {measure: estimate(numbers, bounds=bounds_of(measure)) for measure, numbers in by_measure.items()}
 
 
 def paper_rows() -> list[Row]:

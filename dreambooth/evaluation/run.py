@@ -7,6 +7,7 @@ from itertools import chain
 from pathlib import Path
 
 from dreambooth.devices import find_device
+from dreambooth.errors import UserError
 from dreambooth.evaluation import protocol, rows, tables
 from dreambooth.evaluation.encoders import find_encoders
 from dreambooth.evaluation.models import (
@@ -27,10 +28,13 @@ from dreambooth.evaluation.subjects import Subject, subjects_of
 from dreambooth.evaluation.verdicts import verdicts
 from dreambooth.generation.images import OnProgress, Progress
 from dreambooth.generation.models.loading import Model
+from dreambooth.generation.models.location import check_path
 from dreambooth.generation.settings import sampler_settings
+from dreambooth.metrics.reader_scores import ReaderNames
 from dreambooth.metrics.subject import Encoders
 from dreambooth.prompt_words import foreign_syntax_warning
-from dreambooth.prompts import fill_prompt
+from dreambooth.prompts import fill_prompt, plain_prompt
+from dreambooth.questions import problems_of_questions
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +74,9 @@ def evaluate(
             logger.warning(warning)
     cards = read_cards(_models(request, prompts_of), load)
     tasks = [_task(request, subject, prompts, cards) for subject, prompts in prompts_of.items()]
-    encoders = find_encoders(request.dino, request.clip, cards, find_device(request.device).type, request.lpips)
+    read_by = _read_by(request, tasks)
+    device = find_device(request.device).type
+    encoders = find_encoders(request.dino, request.clip, cards, device, request.lpips, read_by)
     sampling = _sampling(request, cards, load)
     images, base = _plan(request, tasks, cards, sampling)
     _make(list({image.path: image for image in [*images, *base]}.values()), load, sampling, on_progress)
@@ -83,6 +89,20 @@ def evaluate(
     judged = verdicts(scored, real, request.base, _ignored(encoders, tasks, images, base))
     report = tables.Report(every_row, tasks, sampling, encoders.names, plain_bases, request.base, judged)
     return Evaluation(report, scored, tables.write(report, scored, request.out))
+
+
+def _read_by(request: EvaluationRequest, tasks: Sequence[Task]) -> ReaderNames:
+    """Return the models that read images.
+
+    Raises UserError for a question about no prompt, ModelError for a model that is not there.
+    """
+    prompts = [plain_prompt(template, [task.class_noun]) for task in tasks for template in task.prompts]
+    for problem in problems_of_questions(request.questions, prompts):
+        raise UserError(f"--question {problem}")
+    for option, model in (("--matcher", request.matcher), ("--reader", request.reader)):
+        if model is not None:
+            check_path(model, option)
+    return ReaderNames(request.matcher, request.reader, tuple(request.questions))
 
 
 def _models(request: EvaluationRequest, subjects: Iterable[Subject]) -> list[str]:
@@ -163,11 +183,11 @@ def _score(
     for task in tasks:
         own = [image for image in images if image.subject == task.subject.name]
         own_base = {image.seed: image.path for image in base if image.subject == task.subject.name}
-        for one in score_subject(encoders, task.subject, own, own_base):
+        for one in score_subject(encoders, task.subject, task.class_noun, own, own_base):
             scored.append(one)
             if on_progress is not None:
                 on_progress(Progress(len(scored), len(images), task="scoring"))
-        real[task.subject.name] = real_scores(encoders, task.subject)
+        real[task.subject.name] = real_scores(encoders, task.subject, task.class_noun)
     return scored, real
 
 

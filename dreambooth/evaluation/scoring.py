@@ -5,9 +5,10 @@ a run calls div, among the images of the class prompt, is `class_div` here: it s
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from PIL.Image import Image
 
@@ -20,6 +21,11 @@ from dreambooth.metrics.subject import Encoders, SubjectScorer
 MEASURES = ("dino", "clip_i", "clip_t", "div", "pres", "class_div", "drift")  # the order of tables
 
 
+def ordered(measures: Iterable[str]) -> list[str]:
+    """Return the usual measures, whether they were taken or not, and after them the others, each once."""
+    return list(dict.fromkeys((*MEASURES, *measures)))
+
+
 @dataclass(frozen=True)
 class Scored:
     """Hold an image and its score by each measure that applies to it."""
@@ -29,13 +35,13 @@ class Scored:
 
 
 def score_subject(
-    encoders: Encoders, subject: Subject, images: Sequence[ImageSpec], base: Mapping[int, Path]
+    encoders: Encoders, subject: Subject, class_noun: str, images: Sequence[ImageSpec], base: Mapping[int, Path]
 ) -> Iterator[Scored]:
     """Yield the scores of one subject's images, of any number of models; `images` are ordered by prompt.
 
     base: the untouched base's image of the class prompt, by seed; empty: no drift.
     """
-    scorer = SubjectScorer(encoders, [load_image(path) for path in subject.photos])
+    scorer = SubjectScorer(encoders, [load_image(path) for path in subject.photos], class_noun)
     for _, group in itertools.groupby(images, key=lambda image: image.path.parent):
         of_prompt = list(group)
         generated = [load_image(image.path) for image in of_prompt]
@@ -51,7 +57,8 @@ def score_subject(
 def _of_subject(scorer: SubjectScorer, generated: Sequence[Image], texts: Sequence[str]) -> dict[str, list[float]]:
     found = scorer.subject(generated, texts)
     among = scorer.of_class(generated)  # for its distances within a prompt, which need no class
-    return {**found, "div": among["div"]} if "div" in among else found
+    found |= {"div": among["div"]} if "div" in among else {}
+    return found | scorer.read(generated, texts[0])
 
 
 def _of_class(
@@ -61,13 +68,14 @@ def _of_class(
     return {"class_div" if name == "div" else name: numbers for name, numbers in found.items()}
 
 
-def real_scores(encoders: Encoders, subject: Subject) -> dict[str, float]:
-    """Return DINO and CLIP-I among the subject's own photos; empty where there is but one."""
-    if len(subject.photos) < 2:
-        return {}
+def real_scores(encoders: Encoders, subject: Subject, class_noun: str) -> dict[str, float]:
+    """Return scores of the subject's own photos: DINO and CLIP-I among several, and the answers to questions."""
     photos = [load_image(path) for path in subject.photos]
-    named = {"dino": encoders.dino, "clip_i": encoders.clip}
-    return {name: self_similarity(encoder.images(photos)) for name, encoder in named.items() if encoder is not None}
+    named = {"dino": encoders.dino, "clip_i": encoders.clip} if len(photos) > 1 else {}
+    found = {name: self_similarity(encoder.images(photos)) for name, encoder in named.items() if encoder is not None}
+    if encoders.reader is not None:
+        found |= {name: fmean(numbers) for name, numbers in encoders.reader.of_photos(photos, class_noun).items()}
+    return found
 
 
 def ignored_clip_t(encoders: Encoders, base: Sequence[ImageSpec], images: Sequence[ImageSpec]) -> float | None:

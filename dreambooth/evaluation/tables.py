@@ -16,6 +16,7 @@ from dreambooth.evaluation.scoring import MEASURES, Scored
 from dreambooth.evaluation.verdicts import ModelVerdict
 from dreambooth.files import write_text
 from dreambooth.metrics.estimates import Estimate
+from dreambooth.metrics.log_names import find_metric, is_read
 
 TITLES = {
     "dino": "DINO ↑",
@@ -55,7 +56,22 @@ class Report:
     @property
     def measures(self) -> list[str]:
         """Return the measures that were taken; the paper's others are left out."""
-        return [name for name in MEASURES if any(name in row.estimates for row in self.rows if row.source == OURS)]
+        return [name for name in self.columns if any(name in row.estimates for row in self.rows if row.source == OURS)]
+
+    @property
+    def columns(self) -> list[str]:
+        """Return the measures of the CSV files: the usual ones and, where models read the images, theirs."""
+        return [*MEASURES, *filter(is_read, self.measured_by)]
+
+
+def title_of(measure: str) -> str:
+    """Return a measure's title with an arrow towards the better end."""
+    metric = find_metric(f"eval/{measure}")
+    return TITLES.get(measure, f"{metric.title} {metric.better}")
+
+
+def meaning_of(measure: str) -> str:
+    return MEANINGS.get(measure, find_metric(f"eval/{measure}").meaning)
 
 
 def markdown(report: Report) -> str:
@@ -103,8 +119,8 @@ def _verdict_lines(report: Report) -> list[str]:
 def _legend(report: Report) -> list[str]:
     lines = ["| measure | by | what it is |", "|---|---|---|"]
     for measure in report.measures:
-        meaning = MEANINGS[measure] + (f" (base: {report.base})" if measure == "drift" else "")
-        lines.append(f"| {TITLES[measure]} | {_cell(_encoder(report, measure))} | {_cell(meaning)} |")
+        meaning = meaning_of(measure) + (f" (base: {report.base})" if measure == "drift" else "")
+        lines.append(f"| {_cell(title_of(measure))} | {_cell(_encoder(report, measure))} | {_cell(meaning)} |")
     return lines
 
 
@@ -113,7 +129,8 @@ def _encoder(report: Report, measure: str) -> str:
 
 
 def _head(first: str, measures: Sequence[str]) -> list[str]:
-    return [f"| {first} | " + " | ".join(TITLES[name] for name in measures) + " |", "|---" * (len(measures) + 1) + "|"]
+    titles = [_cell(title_of(name)) for name in measures]
+    return [f"| {first} | " + " | ".join(titles) + " |", "|---" * (len(measures) + 1) + "|"]
 
 
 def _line(name: str, row: Row, measures: Sequence[str]) -> str:
@@ -129,11 +146,11 @@ def _cell(text: str) -> str:
 def table_csv(report: Report) -> str:
     """Return the rows as CSV: of each measure mean, low and high end of the 95 % interval, and number of samples."""
     parts = ("", "_low", "_high", "_num")
-    head = ["source", "model", "subject", *(f"{name}{part}" for name in MEASURES for part in parts)]
+    head = ["source", "model", "subject", *(f"{name}{part}" for name in report.columns for part in parts)]
     lines = []
     for row in report.rows:
         cells: list[Any] = [row.source, row.model, row.subject]
-        for name in MEASURES:
+        for name in report.columns:
             cells += _numbers(row.estimates[name]) if name in row.estimates else [""] * len(parts)
         lines.append(cells)
     return _csv(head, lines)
@@ -176,12 +193,12 @@ def _or_null(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def scores_csv(scored: Sequence[Scored], out: Path) -> str:
+def scores_csv(measures: Sequence[str], scored: Sequence[Scored], out: Path) -> str:
     """Return each image's scores as CSV; empty where a measure does not apply."""
-    head = ["subject", "model", "prompt", "seed", *MEASURES, "file"]
+    head = ["subject", "model", "prompt", "seed", *measures, "file"]
     return _csv(head, ([
         one.image.subject, one.image.row, one.image.prompt, one.image.seed,
-        *(one.scores.get(name, "") for name in MEASURES), one.image.path.relative_to(out).as_posix(),
+        *(one.scores.get(name, "") for name in measures), one.image.path.relative_to(out).as_posix(),
     ] for one in scored))  # fmt: skip
 
 
@@ -197,7 +214,7 @@ def write(report: Report, scored: Sequence[Scored], out: Path) -> list[Path]:
         "table.md": markdown(report),
         "table.csv": table_csv(report),
         "table.json": table_json(report),
-        "scores.csv": scores_csv(scored, out),
+        "scores.csv": scores_csv(report.columns, scored, out),
     }
     for name, text in texts.items():
         write_text(out / name, text)

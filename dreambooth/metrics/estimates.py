@@ -5,13 +5,21 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from dreambooth.questions import question_of
+
 CONFIDENCE = 0.95
 Bounds = tuple[float, float]
-COSINE, DISTANCE = (-1.0, 1.0), (0.0, 2.0)
+COSINE, DISTANCE, PROBABILITY = (-1.0, 1.0), (0.0, 2.0), (0.0, 1.0)
 BOUNDS: dict[str, Bounds] = {  # the range of each measure, beyond which no interval reaches
     **dict.fromkeys(("dino", "clip_i", "clip_t", "pres"), COSINE),
     **dict.fromkeys(("div", "class_div", "drift", "drift_other"), DISTANCE),
+    "match": PROBABILITY,
 }
+
+
+def bounds_of(measure: str) -> Bounds | None:
+    """Return the range of a measure, an answer's too; None for one that is not known."""
+    return BOUNDS.get(measure, PROBABILITY if question_of(measure) is not None else None)
 
 
 @dataclass(frozen=True)

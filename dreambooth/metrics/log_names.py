@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dreambooth.plugins import Table
+from dreambooth.questions import question_of
 
 DIRECTIONS = {"↑": "More is better.", "↓": "Less is better.", "": ""}
 
@@ -36,6 +37,7 @@ METRICS = {
     "eval/dino": Metric("DINO", "subject prompts: similarity to the photos", "↑"),
     "eval/clip_i": Metric("CLIP-I", "subject prompts: similarity to the photos", "↑"),
     "eval/clip_t": Metric("CLIP-T", "subject prompts: agreement with the prompt", "↑"),
+    "eval/match": Metric("Match", "subject prompts: probability that image and prompt belong together", "↑"),
     "eval/pres": Metric("PRES", "class prompts: similarity to the photos, that is what leaked", "↓"),
     "eval/div": Metric("DIV", "class prompts: distance between images", "↑"),
     "eval/drift": Metric("Drift", "class prompts: distance to the base's images", "↓"),
@@ -54,6 +56,11 @@ DECILE = re.compile(r"train/loss_t(\d)")
 GROUP_LR = re.compile(r"optim/lr_(.+)")
 
 
+def is_read(measure: str) -> bool:
+    """Return whether a measure is by a model that reads images."""
+    return measure == "match" or question_of(measure) is not None
+
+
 def find_metric(name: str) -> Metric:
     """Return what a log name means; a name that nothing is known of means itself."""
     if (decile := DECILE.fullmatch(name)) is not None:
@@ -65,6 +72,8 @@ def find_metric(name: str) -> Metric:
     if name.startswith("best/"):
         known = find_metric(name.replace("best/", "eval/"))
         return Metric(f"{known.title} of the kept step", known.meaning, known.better)
+    if (question := question_of(name.removeprefix("eval/"))) is not None:
+        return Metric(f"“{question}”", "subject prompts: probability of the right answer", "↑")
     if name not in METRICS and (score := SCORES.get(name.removeprefix("eval/"))) is not None:
         return score.metric
     return METRICS.get(name, Metric(name, ""))

@@ -13,6 +13,7 @@ from dreambooth.errors import UserError
 from dreambooth.metrics import scores
 from dreambooth.metrics.encoders import ClipEncoder, ImageEncoder, load_clip, load_image_encoder
 from dreambooth.metrics.perceptual import Perceptual, load_lpips
+from dreambooth.metrics.reader_scores import NO_READERS, ReaderNames, ReaderScores, load_reader_scores
 
 Scores = dict[str, list[float]]  # dino, clip_i, clip_t, pres, div, drift, drift_other -> one number per image
 
@@ -21,12 +22,13 @@ Scores = dict[str, list[float]]  # dino, clip_i, clip_t, pres, div, drift, drift
 class Encoders:
     """Hold the encoders to measure with; at least one of the first two. Without `dino`, `clip` also does its part.
 
-    lpips: measures DIV; None: the encoder's cosine distance.
+    lpips: measures DIV; None: the encoder's cosine distance. reader: of models that read images; None: none.
     """
 
     dino: ImageEncoder | None = None
     clip: ClipEncoder | None = None
     lpips: Perceptual | None = None
+    reader: ReaderScores | None = None
 
     @property
     def main(self) -> ImageEncoder:
@@ -42,13 +44,20 @@ class Encoders:
         div = "LPIPS" if self.lpips is not None else f"cosine distance, {self.main.name}"
         by = {"dino": dino, "clip_i": clip, "clip_t": clip, "pres": self.main.name, "div": div, "drift": self.main.name}
         by["drift_other"] = self.main.name
-        return {measure: name for measure, name in by.items() if name is not None}
+        named = {measure: name for measure, name in by.items() if name is not None}
+        return named if self.reader is None else named | self.reader.names
 
 
-def load_encoders(dino: str | None, clip: str | None, device: str = "cpu", lpips: bool = False) -> Encoders:
+def load_encoders(
+    dino: str | None,
+    clip: str | None,
+    device: str = "cpu",
+    lpips: bool = False,
+    read_by: ReaderNames = NO_READERS,
+) -> Encoders:
     """Load encoders by hub id or folder; None leaves one out. Raises ModelError for a missing one, UserError for none.
 
-    lpips: measure DIV with it where it is installed.
+    lpips: measure DIV with it where it is installed. read_by: the models that read images beside them.
     """
     if dino is None and clip is None:
         raise UserError("no encoder to measure with: name a DINO or a CLIP")
@@ -56,15 +65,17 @@ def load_encoders(dino: str | None, clip: str | None, device: str = "cpu", lpips
         dino=None if dino is None else load_image_encoder(dino, device),
         clip=None if clip is None else load_clip(clip, device),
         lpips=load_lpips(device) if lpips else None,
+        reader=load_reader_scores(read_by, device),
     )
 
 
 @dataclass
 class SubjectScorer:
-    """Score images against the photos of one subject, which are embedded once."""
+    """Score images against the photos of one subject, which are embedded once. class_noun: for questions."""
 
     encoders: Encoders
     photos: Sequence[Image]
+    class_noun: str = ""
     _photos_ND: dict[str, Tensor] = field(default_factory=dict)
 
     def subject(self, images: Sequence[Image], texts: Sequence[str]) -> Scores:
@@ -82,6 +93,14 @@ class SubjectScorer:
             found["clip_i"] = self._similarity(clip, embedding_BD)
             found["clip_t"] = scores.prompt_similarity(embedding_BD, clip.texts(texts)).tolist()
         return found
+
+    def read(self, images: Sequence[Image], text: str) -> Scores:
+        """Score images of one prompt with the subject by the models that read: `match`, and a number a question.
+
+        text: as for `subject`.
+        """
+        reader = self.encoders.reader
+        return {} if reader is None else reader(images, text, self.class_noun)
 
     def of_class(self, images: Sequence[Image], base: Sequence[Image] | None = None) -> Scores:
         """Score images of one class prompt: `pres`, `div` (of two images and more), and `drift` against `base`.

@@ -44,6 +44,8 @@ class ValidationScorer:
                 _extend(found, _mean(self.subjects[i].of_class(rows[number], base_row) for i in prompt.subjects))
             elif prompt.kind == "other" and base_row is not None:
                 _extend(found, self.subjects[0].of_other(rows[number], base_row))
+            elif prompt.kind == "subject":
+                _extend(found, self.subjects[prompt.subjects[0]].read(rows[number], prompt.text))
         return found | self._of_plugins(rows)
 
     def _of_plugins(self, rows: ImageRows) -> Scores:

@@ -13,7 +13,7 @@ from dreambooth.methods import find_facts
 def check_inputs(config: Config) -> None:
     """Raise UserError for an unknown method or sampler, a folder that is not there and images that cannot be read.
 
-    ModelError for a base or a VAE that is not there.
+    ModelError for a base, a VAE or a model that reads validation images that is not there.
     """
     find_facts(config.method.name)
     for section in (config.prior, config.validate):
@@ -24,7 +24,12 @@ def check_inputs(config: Config) -> None:
             raise UserError(f"{key}: {escaped(folder)}: {what}")
         if key != "data.mask":
             list_images(folder)
-    for key, model in (("model.base", config.model.base), ("model.vae", config.model.vae)):
+    for key, model in (
+        ("model.base", config.model.base),
+        ("model.vae", config.model.vae),
+        ("validate.matcher", config.validate.matcher),
+        ("validate.reader", config.validate.reader),
+    ):
         if model is not None:
             check_path(model, f"{key}:")
 

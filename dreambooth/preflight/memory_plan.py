@@ -126,7 +126,7 @@ class Planner:
                 for network in self.networks:
                     network.to_empty(device="cpu")  # fake tensors, which claim to be there
         self.text_trains = any(name.startswith("text_encoder") for name in trained)
-        self.encoders = score_encoders(config)
+        self.encoders, self.readers = score_encoders(config)
         self._works: dict[tuple[object, ...], Work] = {}
 
     @property
@@ -151,7 +151,7 @@ class Planner:
             - self._freed_bytes(config)
             - streamed,
             copy=self.num_base_weights * build.compute_dtype(config, self.family).itemsize * is_copied,
-            scores=num_bytes(weights_of(self.encoders)) if config.validate.every_steps else 0,
+            scores=num_bytes(weights_of(self.encoders, self.readers)) if config.validate.every_steps else 0,
             step=self.step(config).peak + there,
             validation=self.validation(config).peak + there + vae_bytes(self.family, config)
             if config.validate.every_steps
@@ -284,14 +284,21 @@ class Planner:
         return latents_BCHW
 
 
-def score_encoders(config: Config) -> list[ImageEncoder]:
-    """Return a validation's encoders. Raises ModelError for one that is named and not to be had."""
+def score_encoders(config: Config) -> tuple[list[ImageEncoder], list[nn.Module]]:
+    """Return a validation's encoders, and the networks of what reads its images.
+
+    Raises ModelError for one that is named and not to be had.
+    """
     found = build.find_encoders(config, ValidationLog(Path(os.devnull))) if config.validate.every_steps else None
-    return [] if found is None else [encoder for encoder in (found.dino, found.clip) if encoder is not None]
+    if found is None:
+        return [], []
+    readers = [] if found.reader is None else [*found.reader.networks.values()]
+    return [encoder for encoder in (found.dino, found.clip) if encoder is not None], readers
 
 
-def weights_of(encoders: Iterable[ImageEncoder]) -> list[Tensor]:
-    return [weight for encoder in encoders for weight in encoder.model.parameters()]
+def weights_of(encoders: Iterable[ImageEncoder], readers: Iterable[nn.Module]) -> list[Tensor]:
+    networks = [*(encoder.model for encoder in encoders), *readers]
+    return [weight for network in networks for weight in network.parameters()]
 
 
 def num_bytes(weights: Iterable[Tensor]) -> int:

@@ -7,6 +7,7 @@ import transformers
 from PIL import Image
 
 from dreambooth.errors import ModelError, UserError
+from dreambooth.readers.likelihood import end_likelihood, num_answer_tokens
 from dreambooth.readers.loading import ReaderSource, load_network, load_part, moved
 from dreambooth.readers.protocols import GroundedCaption
 from dreambooth.readers.text_options import TextOptions
@@ -39,14 +40,29 @@ class ChatReader:
     ) -> list[GroundedCaption]:
         raise UserError(f"--ground: {self.name} has no boxes that are read here; name a Kosmos-2 with --model")
 
+    def likelihood(self, images: Sequence[Image.Image], question: str, answer: str) -> list[float]:
+        prompt = self._prompt(ANSWER.format(question=question))
+        written = answer if prompt[-1:].isspace() else f" {answer}"
+        num = num_answer_tokens(self.processor.tokenizer, prompt, written)
+        return end_likelihood(self.network, self._inputs(images, prompt + written), num)
+
+    def _prompt(self, request: str) -> str:
+        content = [{"type": "image"}, {"type": "text", "text": request}]
+        prompt: str = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        )
+        return prompt
+
+    def _inputs(self, images: Sequence[Image.Image], text: str) -> dict[str, torch.Tensor]:
+        inputs = self.processor(
+            images=[[image] for image in images], text=[text] * len(images), padding=True, return_tensors="pt"
+        )
+        return moved(inputs, self.network)
+
     @torch.no_grad()
     def _write(self, images: Sequence[Image.Image], request: str, options: TextOptions) -> list[str]:
         torch.manual_seed(options.seed)
-        content = [{"type": "image"}, {"type": "text", "text": request}]
-        prompt = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        inputs = self.processor(
-            images=[[image] for image in images], text=[prompt] * len(images), padding=True, return_tensors="pt"
-        )
-        ids_BT = self.network.generate(**moved(inputs, self.network), **options.as_generation_config())
+        inputs = self._inputs(images, self._prompt(request))
+        ids_BT = self.network.generate(**inputs, **options.as_generation_config())
         new_BT = ids_BT[:, inputs["input_ids"].shape[1] :]
         return [text.strip() for text in self.processor.batch_decode(new_BT, skip_special_tokens=True)]

@@ -14,6 +14,7 @@ from dreambooth.devices import release_memory
 from dreambooth.readers.protocols import PhraseBox, Reader, Searcher
 from dreambooth.readers.request import DescribeRequest
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 Shown = Callable[[int, int], None]  # images done, images of all
 
@@ -53,7 +54,7 @@ def describe(
 
 
 def in_batches(
-    items: Sequence[Path], batch_size: int, work: Callable[[Sequence[Path]], list[Result]]
+    items: Sequence[Item], batch_size: int, work: Callable[[Sequence[Item]], list[Result]]
 ) -> Iterator[list[Result]]:
     """Yield the work's result on each batch; where the device's memory ends, the batches halve from there on."""
     first = 0

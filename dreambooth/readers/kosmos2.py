@@ -9,6 +9,7 @@ from PIL import Image
 from transformers.models.kosmos2.processing_kosmos2 import clean_text_and_extract_entities_with_bboxes
 
 from dreambooth.errors import UserError
+from dreambooth.readers.likelihood import end_likelihood, num_answer_tokens
 from dreambooth.readers.loading import ReaderSource, load_network, load_part, moved
 from dreambooth.readers.protocols import GroundedCaption, PhraseBox
 from dreambooth.readers.text_options import TextOptions
@@ -44,6 +45,11 @@ class Kosmos2Reader:
         found = self._write(images, GROUNDING + self._opening(language), options)
         return [GroundedCaption(text, boxes) for text, boxes in found]
 
+    def likelihood(self, images: Sequence[Image.Image], question: str, answer: str) -> list[float]:
+        prompt, written = QUESTION.format(question=question), f" {answer}"
+        num = num_answer_tokens(self.processor.tokenizer, prompt, written)
+        return end_likelihood(self.network, self._inputs(images, prompt + written), num)
+
     def _opening(self, language: str | None) -> str:
         if language in (None, "en"):
             return CAPTION
@@ -52,23 +58,19 @@ class Kosmos2Reader:
             raise UserError(f"--language {language}: {self.name} writes {known}; name another --model")
         return f"<{language}>"
 
+    def _inputs(self, images: Sequence[Image.Image], text: str) -> dict[str, torch.Tensor]:
+        queries, texts = self.network.config.latent_query_num, [text] * len(images)
+        inputs = self.processor(text=texts, images=list(images), num_image_tokens=queries, return_tensors="pt")
+        names = ("pixel_values", "input_ids", "attention_mask", "image_embeds_position_mask")
+        return moved({name: inputs[name] for name in names}, self.network)
+
     @torch.no_grad()
     def _write(
         self, images: Sequence[Image.Image], prompt: str, options: TextOptions
     ) -> list[tuple[str, tuple[PhraseBox, ...]]]:
         torch.manual_seed(options.seed)
-        queries = self.network.config.latent_query_num
-        texts = [prompt] * len(images)
-        inputs = self.processor(text=texts, images=list(images), num_image_tokens=queries, return_tensors="pt")
-        inputs = moved(inputs, self.network)
-        ids_BT = self.network.generate(
-            pixel_values=inputs["pixel_values"],
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            image_embeds=None,
-            image_embeds_position_mask=inputs["image_embeds_position_mask"],
-            **options.as_generation_config(),
-        )
+        inputs = self._inputs(images, prompt)
+        ids_BT = self.network.generate(**inputs, image_embeds=None, **options.as_generation_config())
         written = self.processor.batch_decode(ids_BT, skip_special_tokens=True)
         return [self._parsed(text) for text in written]
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dreambooth.readers.text_options import TextOptions
 
@@ -43,6 +43,7 @@ class Reader(Protocol):
     """
 
     name: str
+    network: Any
 
     def caption(
         self, images: "Sequence[Image.Image]", options: TextOptions, language: str | None = None
@@ -53,6 +54,19 @@ class Reader(Protocol):
     def ground(
         self, images: "Sequence[Image.Image]", options: TextOptions, language: str | None = None
     ) -> list[GroundedCaption]: ...
+
+    def likelihood(self, images: "Sequence[Image.Image]", question: str, answer: str) -> list[float]:
+        """Return the log-probability with which it would write an answer to a question, 0 at most."""
+
+
+class Matcher(Protocol):
+    """Tell whether a text belongs to an image, by reading both together."""
+
+    name: str
+    network: Any
+
+    def match(self, images: "Sequence[Image.Image]", text: str) -> list[float]:
+        """Return the probability that a text belongs to each image, 0 to 1."""
 
 
 class Searcher(Protocol):

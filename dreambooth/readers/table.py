@@ -9,7 +9,8 @@ from dreambooth.readers.blip2 import Blip2Reader
 from dreambooth.readers.chat import ChatReader
 from dreambooth.readers.kosmos2 import Kosmos2Reader
 from dreambooth.readers.loading import ReaderSource, read_config
-from dreambooth.readers.protocols import Reader, Searcher
+from dreambooth.readers.matching import Blip2Matcher
+from dreambooth.readers.protocols import Matcher, Reader, Searcher
 from dreambooth.readers.search import Blip2Searcher, ClipSearcher
 
 READERS: dict[str, Callable[[ReaderSource], Reader]] = {"blip-2": Blip2Reader, "kosmos-2": Kosmos2Reader}
@@ -19,6 +20,7 @@ SEARCHERS: dict[str, Callable[[ReaderSource], Searcher]] = {
     "siglip": ClipSearcher,
     "siglip2": ClipSearcher,
 }
+MATCHERS: dict[str, Callable[[ReaderSource], Matcher]] = {"blip-2": Blip2Matcher}
 
 
 def load_reader(source: ReaderSource) -> Reader:
@@ -41,3 +43,11 @@ def load_searcher(source: ReaderSource) -> Searcher:
             f"{source.title}: a {kind} has no space of images and texts; name one of {', '.join(SEARCHERS)}"
         )
     return SEARCHERS[kind](source)
+
+
+def load_matcher(source: ReaderSource) -> Matcher:
+    """Load what tells whether a text belongs to an image. Raises ModelError for a model that cannot."""
+    kind = str(read_config(source.name).model_type)
+    if kind not in MATCHERS:
+        raise ModelError(f"{source.title}: a {kind} has no matching head; name one of {', '.join(MATCHERS)}")
+    return MATCHERS[kind](source)

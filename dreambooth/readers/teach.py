@@ -23,6 +23,7 @@ from dreambooth.errors import ModelError, UserError
 from dreambooth.readers.blip2 import QUESTION, Blip2Reader
 from dreambooth.readers.loading import ReaderSource
 from dreambooth.readers.table import load_reader
+from dreambooth.readers.taught import write_taught
 from dreambooth.readers.text_options import TextOptions
 
 TAUGHT = ("query_tokens", "qformer.", "language_projection.")  # names of what learns begin so
@@ -165,6 +166,7 @@ def teach(source: ReaderSource, lesson: Lesson, out: Path) -> Path:
     trainer.train(resume_from_checkpoint=last)
     reader.network.eval().save_pretrained(out)
     reader.processor.save_pretrained(out)
+    write_taught(out, lesson.name, lesson.class_noun)
     return out
 
 

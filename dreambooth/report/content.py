@@ -13,7 +13,8 @@ from dreambooth.data.image_folder import list_images
 from dreambooth.errors import UserError
 from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.metrics.verdict import Verdict
-from dreambooth.prompts import expand, fill_prompt, subject_phrase
+from dreambooth.prompts import Prompt, expand, fill_prompt, subject_phrase
+from dreambooth.questions import parse_question
 from dreambooth.report import curves, gallery, records, tables, words
 from dreambooth.report.samples import Samples
 from dreambooth.subject_info import read_card
@@ -63,7 +64,7 @@ def read(folder: Path) -> Content:
     validation_log = ValidationLog(folder / "logs" / "scores.jsonl")
     metrics = records.read_metrics(folder / "logs" / "metrics.csv")
     prompts = [
-        gallery.ShownPrompt(each.filled, each.kind, each.subjects)
+        gallery.ShownPrompt(each.filled, each.kind, each.subjects, _asked_about(each, config))
         for each in expand(config.validate.prompts, config.subjects)
     ]
     samples = Samples(folder / "samples", len(prompts), config.validate.num_images, config.data.resolution)
@@ -101,6 +102,12 @@ def read(folder: Path) -> Content:
         sessions=records.read_sessions(folder / "logs" / "sessions.jsonl"),
         next_steps=words.next_steps(folder, config, verdict, model_step, last_step),
     )
+
+
+def _asked_about(prompt: Prompt, config: Config) -> tuple[str, ...]:
+    """Return the measures of the questions that are asked of a prompt's images."""
+    questions = map(parse_question, config.validate.questions if prompt.kind == "subject" else [])
+    return tuple(question.measure for question in questions if question.is_about(prompt.text))
 
 
 def _read_config(folder: Path) -> Config:

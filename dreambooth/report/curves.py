@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dreambooth.metrics.estimates import BOUNDS, estimate
+from dreambooth.metrics.estimates import bounds_of, estimate
+from dreambooth.metrics.log_names import find_metric, is_read
 from dreambooth.metrics.validation_log import ValidationLog, ValidationRecord
 from dreambooth.report.records import Series
 
@@ -57,6 +58,7 @@ def panels(validation_log: ValidationLog, metrics: Mapping[str, Series]) -> list
     made = [_quality_panel(validation_log)]
     for title, text, labels in MEASURES:
         made.append(Panel(title, text, [*_measured(validation_log.entries, labels)]))
+    made.append(_read_panel(validation_log.entries))
     made += [_training_loss(metrics), _held_out_loss(validation_log.entries)]
     return [panel for panel in made if panel.curves]
 
@@ -71,7 +73,7 @@ def _quality_panel(validation_log: ValidationLog) -> Panel:
 def _measured(entries: Sequence[ValidationRecord], labels: Mapping[str, str]) -> Iterator[Curve]:
     for name, label in labels.items():
         measured = [
-            (entry.step, estimate(entry.scores[name], bounds=BOUNDS[name]))
+            (entry.step, estimate(entry.scores[name], bounds=bounds_of(name)))
             for entry in entries
             if entry.scores.get(name)
         ]
@@ -80,6 +82,13 @@ def _measured(entries: Sequence[ValidationRecord], labels: Mapping[str, str]) ->
             yield Curve(
                 label, steps, [e.mean for e in estimates], [e.low for e in estimates], [e.high for e in estimates]
             )
+
+
+def _read_panel(entries: Sequence[ValidationRecord]) -> Panel:
+    """Return the curves of the models that read images: match, and the answers to questions."""
+    read = dict.fromkeys(name for entry in entries for name in entry.scores if is_read(name))
+    labels = {name: f"{find_metric(f'eval/{name}').title} ↑" for name in read}
+    return Panel("Read", "Probabilities by models that read the images.", [*_measured(entries, labels)], share=True)
 
 
 def _training_loss(metrics: Mapping[str, Series]) -> Panel:

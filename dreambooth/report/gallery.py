@@ -6,15 +6,15 @@ from typing import Literal
 
 from PIL.Image import Image
 
-from dreambooth.metrics.estimates import BOUNDS, estimate
+from dreambooth.metrics.estimates import bounds_of, estimate
+from dreambooth.metrics.log_names import find_metric
 from dreambooth.metrics.validation_log import ValidationLog, ValidationRecord
 from dreambooth.report.samples import Samples
-from dreambooth.report.tables import MEASURES
 
 Kind = Literal["subject", "class", "other"]
 # What is shown beside the images of a prompt of each kind.
 SHOWN_SCORES: dict[Kind, tuple[str, ...]] = {
-    "subject": ("dino", "clip_i", "clip_t"),
+    "subject": ("dino", "clip_i", "clip_t", "match"),
     "class": ("drift", "pres"),
     "other": ("drift_other",),
 }
@@ -22,11 +22,20 @@ SHOWN_SCORES: dict[Kind, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class ShownPrompt:
-    """Hold a validation prompt as it was sampled, its kind, and the numbers of its subjects."""
+    """Hold a validation prompt as it was sampled, its kind, and the numbers of its subjects.
+
+    questions: the measures of those that are asked of its images.
+    """
 
     text: str
     kind: Kind
     subjects: tuple[int, ...] = ()
+    questions: tuple[str, ...] = ()
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Return what is shown beside its images."""
+        return SHOWN_SCORES[self.kind] + self.questions
 
 
 @dataclass(frozen=True)
@@ -111,16 +120,14 @@ def comparisons(
 def _scores(entry: ValidationRecord | None, prompts: Sequence[ShownPrompt], number: int, num_images: int) -> list[str]:
     """Return the measures of prompt `number` alone.
 
-    An entry has those of all prompts of a kind, one after the other.
+    An entry has those of all prompts that have the measure, one after the other.
     """
-    kind = prompts[number].kind
-    first = num_images * [prompt.kind for prompt in prompts[:number]].count(kind)
-    scores = entry.scores if entry is not None else {}
-    return [
-        f"{MEASURES[name].title} {estimate(own, bounds=BOUNDS[name])}"
-        for name in SHOWN_SCORES[kind]
-        if (own := scores.get(name, [])[first : first + num_images])
-    ]
+    scores, found = entry.scores if entry is not None else {}, []
+    for name in prompts[number].measures:
+        first = num_images * sum(name in prompt.measures for prompt in prompts[:number])
+        if own := scores.get(name, [])[first : first + num_images]:
+            found.append(f"{find_metric(f'eval/{name}').title} {estimate(own, bounds=bounds_of(name))}")
+    return found
 
 
 def film(samples: Samples, prompts: Sequence[ShownPrompt], validation_log: ValidationLog) -> tuple[str, list[Frame]]:

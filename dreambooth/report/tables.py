@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dreambooth.config import Config, default_of, flatten, to_dict
-from dreambooth.metrics.estimates import BOUNDS, estimate
-from dreambooth.metrics.log_names import METRICS, Metric
+from dreambooth.metrics.estimates import bounds_of, estimate
+from dreambooth.metrics.log_names import METRICS, Metric, find_metric, is_read
 from dreambooth.metrics.validation_log import ValidationLog, ValidationRecord
 
 MEASURES = {
@@ -84,15 +84,16 @@ def _quality_rows(entries: Sequence[ValidationRecord]) -> Iterator[ScoreRow]:
 
 
 def _measure_rows(entries: Sequence[ValidationRecord]) -> Iterator[ScoreRow]:
-    for name, measure in MEASURES.items():
+    read = dict.fromkeys(name for entry in entries for name in entry.scores if is_read(name))
+    for name in (*MEASURES, *read):
         if any(entry.scores.get(name) for entry in entries):
-            yield ScoreRow(measure, [_cell(name, entry.scores.get(name)) for entry in entries])
+            yield ScoreRow(find_metric(f"eval/{name}"), [_cell(name, entry.scores.get(name)) for entry in entries])
 
 
 def _cell(name: str, numbers: Sequence[float] | None) -> Cell | None:
     if not numbers:
         return None
-    found = estimate(numbers, bounds=BOUNDS[name])
+    found = estimate(numbers, bounds=bounds_of(name))
     return Cell(f"{found.mean:.3f}", found.interval())
 
 
@@ -114,7 +115,7 @@ def _encoders(validation_log: ValidationLog) -> dict[str, list[str]]:
     measured_by = (validation_log.entries[0].measured_by or {}) if validation_log.entries else {}
     by_encoder: dict[str, list[str]] = {}
     for name, encoder in measured_by.items():
-        by_encoder.setdefault(encoder, []).append(MEASURES[name].title if name in MEASURES else name)
+        by_encoder.setdefault(encoder, []).append(find_metric(f"eval/{name}").title.removeprefix("eval/"))
     return by_encoder
 
 

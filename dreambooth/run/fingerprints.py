@@ -30,6 +30,8 @@ LOCATIONS = {
     "validate.images": ("validation pictures",),
     "validate.dino": ("dino encoder",),
     "validate.clip": ("clip encoder",),
+    "validate.matcher": ("matcher",),
+    "validate.reader": ("reader",),
 }
 IMAGES = re.compile(r"subject(?:s\[(\d+)\])?\.images")
 
@@ -75,6 +77,8 @@ def input_fingerprints(
     for name, encoder in () if encoders is None else (("dino", encoders.dino), ("clip", encoders.clip)):
         if encoder is not None:
             found[f"{name} encoder"] = _digest_encoder(encoder)
+    if encoders is not None and encoders.reader is not None:
+        found |= {name: digest_weights([each.state_dict()]) for name, each in encoders.reader.networks.items()}
     return found
 
 
