@@ -2,7 +2,7 @@
 
     python benchmarks/reader_scores.py prompts            right and wrong prompts of unseen renderings
     python benchmarks/reader_scores.py drawn              right and wrong prompts of images that the base drew
-    python benchmarks/reader_scores.py subjects           a subject against others of its class
+    python benchmarks/reader_scores.py subjects           a subject against others of its class, and near misses
 
 Each prints a Markdown table of areas under the ROC curve (AUC): 1 where every right image scores above every wrong one,
 .5 where the score knows nothing. The 95 % intervals are over images, drawn again a thousand times; of a difference both
@@ -13,7 +13,7 @@ import argparse
 import random
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +47,7 @@ RETRIEVAL = "retrieval"  # the folder of what matches, in the reader's
 BASE, ENCODERS = Path("checkpoints/toyworld"), Path("checkpoints/toyworld-encoders")
 NUM_DRAWS = 1000
 SUBJECTS = (("robot", 0), ("dog", 1), ("backpack", 2), ("car", 3))  # class and seed
-NAME = "sks"
+NAME, ASKED = "sks", "“is this the subject?”"
 
 
 @dataclass(frozen=True)
@@ -245,43 +245,46 @@ def draw(prompts: Sequence[str], steps: int, guidance: float) -> list[Image]:
 
 
 def of_subjects(folder: Path, work: Path, num_images: int, steps: int, nouns: Sequence[str]) -> str:
-    groups = {}
+    """Return the table of each subject against others of its class, and against itself with another second colour."""
+    groups: dict[str, tuple[dict[str, np.ndarray], np.ndarray]] = {}
     for noun, seed in [each for each in SUBJECTS if each[0] in nouns]:
-        scores, is_right = of_subject(folder, work / f"{noun}-{seed}", noun, seed, num_images, steps)
-        groups[noun] = scores, is_right
-        asked = scores["“is this the subject?”"]
-        own, other = np.mean(asked[is_right] > 0.5), np.mean(asked[~is_right] > 0.5)
-        print(f"{noun}: yes to {own:.3f} of it, to {other:.3f} of others")
-    names = next(iter(groups.values()))[0]
-    joined = {name: np.concatenate([_ranked(scores[name]) for scores, _ in groups.values()]) for name in names}
-    groups["all, ranked within each"] = joined, np.concatenate([is_right for _, is_right in groups.values()])
+        own, *wrong = subject_scores(folder, work / f"{noun}-{seed}", noun, seed, num_images, steps)
+        for title, other in zip(("others", "near misses"), wrong, strict=True):
+            scores = {name: np.concatenate([own[name], other[name]]) for name in own}
+            groups[f"{noun}, {title}"] = scores, np.arange(2 * num_images) < num_images
+            yes = [np.mean(each[ASKED] > 0.5) for each in (own, other)]
+            print(f"{noun}: yes to {yes[0]:.3f} of it, to {yes[1]:.3f} of {title}")
+    for title in ("others", "near misses"):
+        each = [scores for name, (scores, _) in groups.items() if name.endswith(title)]
+        ranked = {name: np.concatenate([rankdata(scores[name]) for scores in each]) for name in each[0]}
+        groups[f"all, {title}, ranked within each"] = ranked, np.tile(np.arange(2 * num_images) < num_images, len(each))
     return table("subject", groups, "DINO")
 
 
-def _ranked(values: np.ndarray) -> np.ndarray:
-    return rankdata(values) / len(values)
-
-
-def of_subject(
+def subject_scores(
     folder: Path, work: Path, noun: str, seed: int, num_images: int, steps: int
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Teach a reader a subject by five photos, and score unseen renderings of it and of others of its class."""
+) -> list[dict[str, np.ndarray]]:
+    """Teach a reader a subject by five photos, and score unseen renderings of it, of others and of near misses."""
     rng, spec = random.Random(f"others of {noun} {seed}"), world.subject(noun, seed)
     own = photos(noun, seed)
     known = [world.render(world.random_spec(rng, noun), world.random_scene(rng)) for _ in range(40)]
     paths = {name: _written(images, work / name) for name, images in (("own", own), ("others", known))}
     lesson = Lesson(f"{NAME} {noun}", noun, paths["own"], paths["others"], steps=steps)
-    taught = teach(ReaderSource(str(folder)), lesson, work / "taught")
-
-    images = [world.render(spec, world.random_scene(rng, UNSEEN_PLACES[i % 4])) for i in range(num_images)]
-    others = [world.random_spec(rng, noun) for _ in range(num_images)]
-    images += [world.render(each, world.random_scene(rng, UNSEEN_PLACES[i % 4])) for i, each in enumerate(others)]
+    reader = load_reader(ReaderSource(str(teach(ReaderSource(str(folder)), lesson, work / "taught"))))
     scorer = SubjectScorer(load_encoders(str(ENCODERS / "vit"), None), own)
-    reader = load_reader(ReaderSource(str(taught)))
-    dino = np.array(scorer.subject(images, [])["dino"])
-    yes = np.array(answer_probability(reader, images, is_it(lesson.name), "yes"))
-    both = _ranked(dino) + _ranked(yes)
-    return {"DINO": dino, "“is this the subject?”": yes, "both, by rank": both}, np.arange(len(images)) < num_images
+    free = [colour for colour in COLOURS if colour not in (spec.main, spec.second, spec.accent)]
+    kinds = [
+        [spec] * num_images,
+        [world.random_spec(rng, noun) for _ in range(num_images)],
+        [replace(spec, second=rng.choice(free)) for _ in range(num_images)],
+    ]
+    found = []
+    for specs in kinds:
+        scenes = [world.random_scene(rng, UNSEEN_PLACES[i % 4]) for i in range(num_images)]
+        images = [world.render(each, scene) for each, scene in zip(specs, scenes, strict=True)]
+        asked = answer_probability(reader, images, is_it(lesson.name), "yes")
+        found.append({"DINO": np.array(scorer.subject(images, [])["dino"]), ASKED: np.array(asked)})
+    return found
 
 
 def _written(images: Sequence[Image], folder: Path) -> tuple[Path, ...]:

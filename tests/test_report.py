@@ -340,7 +340,7 @@ def move_photos(run: Path) -> None:
 
 
 def name_no_subject(run: Path) -> None:
-    change_config(run, "validate", prompts=["a tree"] * len(PROMPTS))
+    change_config(run, "validate", prompts=["a tree"] * len(PROMPTS), reader=None, questions=[])
 
 
 @pytest.mark.parametrize(
