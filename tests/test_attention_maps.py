@@ -14,10 +14,11 @@ from torch import Tensor
 from dreambooth.api import Model
 from dreambooth.cli import main
 from dreambooth.cli.results import show_scores
+from dreambooth.data.overlays import overlay
 from dreambooth.errors import UserError
 from dreambooth.evaluation.image_scores import ImageScore, ImageScorer, ranked
 from dreambooth.families import Family
-from dreambooth.generation.attention_maps import AttentionRecorder, overlay, word_maps
+from dreambooth.generation.attention_maps import AttentionRecorder, word_maps
 from dreambooth.generation.models.loading import load_model
 from dreambooth.generation.models.reference import ModelRef
 from dreambooth.generation.request import GeneratedImage, ImageRequest

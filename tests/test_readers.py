@@ -33,13 +33,15 @@ from transformers import (
 from dreambooth.cli import main
 from dreambooth.errors import ModelError, UserError
 from dreambooth.generation.inputs.found_mask import find_mask_of, is_words
+from dreambooth.readers.attention import PUNCTUATION, seen_part, word_maps
 from dreambooth.readers.blip2 import Blip2Reader
 from dreambooth.readers.describe import Description, describe, in_batches
+from dreambooth.readers.drawing import draw_word
 from dreambooth.readers.likelihood import answer_probability
 from dreambooth.readers.loading import ReaderSource, moved
 from dreambooth.readers.masks import FINDERS, find_mask, load_mask_finder
 from dreambooth.readers.outputs import as_csv, as_json
-from dreambooth.readers.protocols import PhraseBox
+from dreambooth.readers.protocols import PhraseBox, WordMap
 from dreambooth.readers.request import DescribeRequest
 from dreambooth.readers.table import load_matcher, load_reader, load_searcher
 from dreambooth.readers.taught import read_taught
@@ -278,6 +280,71 @@ def test_any_model_of_images_and_texts_is_asked_through_its_chat_template(chat_m
     assert reader.answer(images, "what is it?", SHORT)[0] == reader.answer(images[:1], "what is it?", SHORT)[0]
 
 
+# -------------------------------------------------------------------------------- attention
+
+
+@pytest.mark.parametrize(("family", "side"), [("blip2", 8), ("kosmos2", 2)])
+def test_each_word_has_a_map_of_the_patches_and_the_caption_stays_the_same(family, side, request, images):
+    reader = load_reader(ReaderSource(str(request.getfixturevalue(f"{family}_model"))))
+    options = TextOptions(max_tokens=6, temperature=3.0, seed=2)
+    found = reader.attend(images, options)
+    assert [each.text for each in found] == reader.caption(images, options)
+    assert sum(len(each.words) for each in found) >= 3
+    for each in found:
+        assert "".join(words_alone(each.text)).endswith("".join(word.word for word in each.words))
+        for word in each.words:
+            assert word.map_hw.shape == (side, side)
+            assert float(word.map_hw.min()) >= 0
+            assert float(word.map_hw.sum()) == pytest.approx(1, abs=1e-5)
+            assert 0 < word.share < 1
+    words = [word.map_hw for each in found for word in each.words]
+    again = [word.map_hw for each in reader.attend(images, options) for word in each.words]
+    torch.testing.assert_close(again, words)
+
+
+def words_alone(text: str) -> list[str]:
+    return [word.strip(PUNCTUATION) for word in text.split() if word.strip(PUNCTUATION)]
+
+
+def test_a_word_was_written_from_the_patches_that_its_queries_look_at():
+    writer = build_writer.__wrapped__()
+    ids_T = torch.tensor(writer("a red robot", add_special_tokens=False).input_ids)
+    text_TQ = torch.zeros(len(ids_T), 2)
+    text_TQ[:, 0] = 0.25
+    text_TQ[-1] = torch.tensor([0.0, 0.5])
+    image_QP = torch.eye(4)[[1, 2]] * 0.5  # the queries look at a patch each, and as much at what is no patch
+    *_, red, robot = word_maps(writer, ids_T, text_TQ, image_QP)
+    assert (red.word, robot.word) == ("red", "robot")
+    assert red.map_hw.tolist() == [[0, 1], [0, 0]]
+    assert robot.map_hw.tolist() == [[0, 0], [1, 0]]
+    assert (red.share, robot.share) == (0.25, 0.5)
+
+
+def test_a_map_lies_over_the_part_that_the_model_sees():
+    processor = _image_processor()
+    assert seen_part(processor, (64, 64)) == (0, 0, 1, 1)
+    left, top, right, bottom = seen_part(processor, (128, 64))
+    assert (left, top, right, bottom) == (0.25, 0, 0.75, 1)
+    drawn = draw_word(Image.new("RGB", (512, 256), "white"), WordMap("a", torch.eye(2) / 2, 0.5), (0.25, 0, 0.75, 1))
+    assert drawn.getpixel((10, 128)) == drawn.getpixel((500, 128)) == (255, 255, 255)
+    assert drawn.getpixel((256, 128)) != (255, 255, 255)
+
+
+def test_a_model_without_such_attention_is_refused(chat_model, images):
+    with pytest.raises(UserError, match=r"--attention: .* has no queries between image and text; name a BLIP-2"):
+        load_reader(ReaderSource(str(chat_model))).attend(images, SHORT)
+
+
+def test_attention_is_written_as_overlays_that_the_lines_name(blip2_model, photos, tmp_path):
+    command = ["describe", str(photos[0]), "--model", str(blip2_model), "--attention", "--max-tokens", "4"]
+    assert main([*command, "--out", str(tmp_path)]) == 0
+    (line,) = [json.loads(line) for line in (tmp_path / "descriptions.jsonl").read_text().splitlines()]
+    assert line["attention"]
+    for each in line["attention"]:
+        assert Image.open(tmp_path / each["overlay"]).width >= 256
+        assert each["overlay"] in (tmp_path / "index.html").read_text()
+
+
 def test_a_model_that_describes_nothing_is_named(clip_model):
     with pytest.raises(ModelError, match="a clip describes no images"):
         load_reader(ReaderSource(str(clip_model)))
@@ -393,8 +460,9 @@ def test_boxes_are_told_in_pixels():
         (("--batch-size", "0"), "--batch-size 0"),
         (("--question", " "), "the text is empty"),
         (("--top-p", "2"), "top_p=2.0"),
+        (("--ground", "--attention"), "--attention: not together with --ground"),
     ],
-    ids=("file", "batch", "question", "top-p"),
+    ids=("file", "batch", "question", "top-p", "both"),
 )
 def test_wrong_options_are_reported_before_a_model_is_loaded(arguments, message, photos, tmp_path, capsys):
     given = arguments if len(arguments) == 1 else (str(photos[0]), *arguments)

@@ -39,6 +39,11 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--ground", action="store_true", help="a caption with the boxes of what it names, drawn and as numbers"
     )
+    group.add_argument(
+        "--attention",
+        action="store_true",
+        help="a caption, and which part of the image each word was written from, as overlays (BLIP-2 and Kosmos-2)",
+    )
     group.add_argument("--search", metavar="TEXT", default="", help="rank the images by how well they fit this text")
     group.add_argument(
         "--language",
@@ -168,7 +173,7 @@ def _describe(args: argparse.Namespace, request: "DescribeRequest", paths: list[
 
     device = find_device(args.device).type
     name = args.model or (KOSMOS2 if request.ground else BLIP2)
-    needs_reader = request.captions or request.ground or bool(request.questions)
+    needs_reader = request.captions or request.ground or request.attention or bool(request.questions)
     reader = load_reader(ReaderSource(name, device, args.dtype, args.quantize)) if needs_reader else None
     searcher = load_searcher(ReaderSource(args.search_model, device, args.dtype)) if request.search else None
     return describe(paths, request, reader, searcher, args.batch_size)
@@ -183,11 +188,14 @@ def request_of(args: argparse.Namespace) -> "DescribeRequest":
     for question in (*args.question, args.search or "-"):
         if not question.strip():
             raise UserError("--question, --search: the text is empty; write what to ask or to look for")
+    if args.attention and args.ground:
+        raise UserError("--attention: not together with --ground; ask for one, then for the other")
     only_other = bool(args.question or args.search)
     return DescribeRequest(
         questions=tuple(dict.fromkeys(args.question)),
         captions=args.caption or not only_other,
         ground=args.ground,
+        attention=args.attention,
         language=args.language,
         search=args.search,
         options=text_options(args),

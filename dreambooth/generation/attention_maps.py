@@ -15,13 +15,13 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from PIL import Image
 from torch import Tensor
 
+from dreambooth.data.overlays import overlay
 from dreambooth.errors import UserError
 from dreambooth.families import Family
 from dreambooth.families.clip_weights import spans_of
@@ -30,8 +30,6 @@ from dreambooth.generation.prompting.prompt_reading import text_of
 from dreambooth.generation.request import GeneratedImage, ImageRequest
 
 PUNCTUATION = ".,;:!?\"'"
-COLOURS = "inferno"  # from dark, no attention, to bright
-OPACITY = 0.65
 COLUMNS = 6
 
 
@@ -108,16 +106,6 @@ def word_maps(family: Family, request: ImageRequest, maps_NHW: Tensor) -> dict[s
             if word and word not in found and upto > first:
                 found[word] = maps_NHW[part * length + 1 + first : part * length + 1 + upto].mean(0)
     return found
-
-
-def overlay(image: Image.Image, map_HW: Tensor, most: float) -> Image.Image:
-    """Return an image under the colours of a map. most: the value of the brightest colour."""
-    import matplotlib
-
-    small = Image.fromarray(map_HW.numpy().astype(np.float32), mode="F")
-    values = np.asarray(small.resize(image.size, Image.Resampling.BICUBIC)) / max(most, 1e-9)
-    colours = matplotlib.colormaps[COLOURS](values.clip(0, 1))[..., :3]
-    return Image.blend(image.convert("RGB"), Image.fromarray((colours * 255).astype(np.uint8)), OPACITY)
 
 
 def draw_attention(image: GeneratedImage, maps: Mapping[str, Tensor]) -> Image.Image:

@@ -9,8 +9,10 @@ likelihood    the probability of an answer
 table         which of them a model needs: one row a kind of model
 request       what is asked of images
 describe      captions, answers and boxes of many images, in batches
+attention     which patches each word was written from
 one_photo     what `prepare` asks about a photo
 teach         a BLIP-2 that learns one subject
 taught        the name that it has learned
-outputs       JSON lines, CSV, boxes drawn, a page
+drawing       boxes and attention, on images
+outputs       JSON lines, CSV, images, a page
 """

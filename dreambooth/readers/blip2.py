@@ -7,9 +7,10 @@ import transformers
 from PIL import Image
 
 from dreambooth.errors import UserError
+from dreambooth.readers.attention import attention_in_numbers, mean_attention, seen_part, word_maps
 from dreambooth.readers.likelihood import decoder_likelihood, end_likelihood, num_answer_tokens
 from dreambooth.readers.loading import ReaderSource, load_network, load_part, moved
-from dreambooth.readers.protocols import GroundedCaption
+from dreambooth.readers.protocols import AttendedCaption, GroundedCaption
 from dreambooth.readers.text_options import TextOptions
 
 QUESTION = "Question: {question} Answer:"  # as the paper asks (section 4.1)
@@ -27,8 +28,7 @@ class Blip2Reader:
         self.processor.tokenizer.padding_side = "left"
 
     def caption(self, images: Sequence[Image.Image], options: TextOptions, language: str | None = None) -> list[str]:
-        if language not in (None, "en"):
-            raise UserError(f"--language {language}: {self.name} writes English alone; name another --model")
+        self._check_language(language)
         return self._write(images, None, options)
 
     def answer(self, images: Sequence[Image.Image], question: str, options: TextOptions) -> list[str]:
@@ -54,10 +54,51 @@ class Blip2Reader:
         return moved(inputs, self.network)
 
     @torch.no_grad()
+    def attend(
+        self, images: Sequence[Image.Image], options: TextOptions, language: str | None = None
+    ) -> list[AttendedCaption]:
+        if self.network.config.is_encoder_decoder:
+            raise UserError(f"--attention: {self.name} writes by an encoder and a decoder; name a BLIP-2 with an OPT")
+        self._check_language(language)
+        inputs, ids_BT, begin = self._generate(images, None, options)
+        text_BTT, image_BQP = self._attention(inputs, ids_BT)
+        found = []
+        for image, ids_T, text_TT, image_QP in zip(images, ids_BT.cpu(), text_BTT, image_BQP, strict=True):
+            is_query_T = ids_T == self.network.config.image_token_index
+            maps = word_maps(self.processor.tokenizer, ids_T[begin:], text_TT[begin - 1 : -1, is_query_T], image_QP)
+            text = self.processor.decode(ids_T[begin:], skip_special_tokens=True).strip()
+            found.append(AttendedCaption(text, maps, seen_part(self.processor.image_processor, image.size)))
+        return found
+
+    def _attention(self, inputs: dict[str, torch.Tensor], ids_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the language model's attention [B, T, T], and that of the queries to the patches, [B, Q, P]."""
+        network, pixels_BCHW = self.network, inputs["pixel_values"]
+        new_BT = torch.ones_like(ids_BT[:, inputs["attention_mask"].shape[1] :])
+        mask_BT = torch.cat([inputs["attention_mask"], new_BT], dim=1)
+        with attention_in_numbers(network):
+            seen_BPD = network.vision_model(pixel_values=pixels_BCHW).last_hidden_state
+            queries_BQD = network.query_tokens.expand(len(ids_BT), -1, -1)
+            looked = network.qformer(query_embeds=queries_BQD, encoder_hidden_states=seen_BPD, output_attentions=True)
+            wrote = network(
+                pixel_values=pixels_BCHW, input_ids=ids_BT, attention_mask=mask_BT, output_attentions=True
+            ).language_model_outputs
+        return mean_attention(wrote.attentions), mean_attention(looked.cross_attentions)[:, :, 1:]  # no class token
+
+    def _check_language(self, language: str | None) -> None:
+        if language not in (None, "en"):
+            raise UserError(f"--language {language}: {self.name} writes English alone; name another --model")
+
     def _write(self, images: Sequence[Image.Image], prompt: str | None, options: TextOptions) -> list[str]:
+        _, ids_BT, begin = self._generate(images, prompt, options)
+        written = self.processor.batch_decode(ids_BT[:, begin:], skip_special_tokens=True)
+        return [text.strip() for text in written]
+
+    @torch.no_grad()
+    def _generate(
+        self, images: Sequence[Image.Image], prompt: str | None, options: TextOptions
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor, int]:
+        """Return the inputs, all tokens [B, T], and the number of the first that is new."""
         torch.manual_seed(options.seed)
         inputs = self._inputs(images, prompt or "")
         ids_BT = self.network.generate(**inputs, **options.as_generation_config())
-        begin = 0 if self.network.config.is_encoder_decoder else inputs["input_ids"].shape[1]
-        new_BT = ids_BT[:, begin:]
-        return [text.strip() for text in self.processor.batch_decode(new_BT, skip_special_tokens=True)]
+        return inputs, ids_BT, 0 if self.network.config.is_encoder_decoder else inputs["input_ids"].shape[1]

@@ -9,7 +9,7 @@ from PIL import Image
 from dreambooth.errors import ModelError, UserError
 from dreambooth.readers.likelihood import end_likelihood, num_answer_tokens
 from dreambooth.readers.loading import ReaderSource, load_network, load_part, moved
-from dreambooth.readers.protocols import GroundedCaption
+from dreambooth.readers.protocols import AttendedCaption, GroundedCaption
 from dreambooth.readers.text_options import TextOptions
 
 CAPTION = "Describe this image in one short sentence."
@@ -39,6 +39,13 @@ class ChatReader:
         self, images: Sequence[Image.Image], options: TextOptions, language: str | None = None
     ) -> list[GroundedCaption]:
         raise UserError(f"--ground: {self.name} has no boxes that are read here; name a Kosmos-2 with --model")
+
+    def attend(
+        self, images: Sequence[Image.Image], options: TextOptions, language: str | None = None
+    ) -> list[AttendedCaption]:
+        raise UserError(
+            f"--attention: {self.name} has no queries between image and text; name a BLIP-2 or a Kosmos-2 with --model"
+        )
 
     def likelihood(self, images: Sequence[Image.Image], question: str, answer: str) -> list[float]:
         prompt = self._prompt(ANSWER.format(question=question))

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dreambooth.data.image_files import load_image
 from dreambooth.devices import release_memory
-from dreambooth.readers.protocols import PhraseBox, Reader, Searcher
+from dreambooth.readers.protocols import Box, PhraseBox, Reader, Searcher, WordMap
 from dreambooth.readers.request import DescribeRequest
 
 Item = TypeVar("Item")
@@ -23,7 +23,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Description:
-    """Hold what was read in one image. answers: by question. likeness: to the text that is searched for, -1 to 1."""
+    """Hold what was read in one image. answers: by question. likeness: to the text that is searched for, -1 to 1.
+
+    words: of the caption, with the patches each was written from; seen: the part of the image that those cover.
+    """
 
     path: Path
     size: tuple[int, int]  # width, height
@@ -31,6 +34,8 @@ class Description:
     answers: dict[str, str] = field(default_factory=dict)
     boxes: tuple[PhraseBox, ...] = ()
     likeness: float | None = None
+    words: tuple[WordMap, ...] = ()
+    seen: Box = (0.0, 0.0, 1.0, 1.0)
 
 
 def describe(
@@ -93,33 +98,17 @@ def _read_batch(
     if request.ground:
         grounded = reader.ground(images, request.options, request.language)
         found = [replace(each, caption=own.text, boxes=own.boxes) for each, own in zip(found, grounded, strict=True)]
+    elif request.attention:
+        attended = reader.attend(images, request.options, request.language)
+        pairs = zip(found, attended, strict=True)
+        found = [replace(each, caption=own.text, words=own.words, seen=own.seen) for each, own in pairs]
     elif request.captions:
         captions = reader.caption(images, request.options, request.language)
         found = [replace(each, caption=text) for each, text in zip(found, captions, strict=True)]
     for question in request.questions:
         answers = reader.answer(images, question, request.options)
-        pairs = zip(found, answers, strict=True)
-        found = [replace(each, answers={**each.answers, question: answer}) for each, answer in pairs]
+        found = [
+            replace(each, answers={**each.answers, question: answer})
+            for each, answer in zip(found, answers, strict=True)
+        ]
     return found
-
-
-def draw_boxes(image: Image.Image, boxes: Sequence[PhraseBox]) -> Image.Image:
-    """Return the image with the boxes of its phrases and their words, enlarged to 256 pixels where it is smaller."""
-    from PIL import ImageDraw, ImageFont
-
-    factor = max(1, -(-256 // max(image.size)))
-    drawn = image.resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST)
-    draw, line = ImageDraw.Draw(drawn), max(2, min(drawn.size) // 200)
-    font = ImageFont.load_default(max(10, min(drawn.size) // 28))
-    for number, box in enumerate(boxes):
-        colour = COLOURS[number % len(COLOURS)]
-        left, top, right, bottom = box.pixels(drawn.size)
-        draw.rectangle((left, top, max(left, right), max(top, bottom)), outline=colour, width=line)
-        label = draw.textbbox((left + line, top + line), box.phrase, font=font)
-        draw.rectangle(label, fill=colour)
-        draw.text((left + line, top + line), box.phrase, fill="black", font=font)
-    return drawn
-
-
-# Told apart on any photo, and black letters can be read on each.
-COLOURS = ("#ffd400", "#00d0ff", "#ff8cc6", "#9be564", "#ffa64d", "#c9a7ff")

@@ -9,9 +9,10 @@ from PIL import Image
 from transformers.models.kosmos2.processing_kosmos2 import clean_text_and_extract_entities_with_bboxes
 
 from dreambooth.errors import UserError
+from dreambooth.readers.attention import attention_in_numbers, mean_attention, seen_part, word_maps
 from dreambooth.readers.likelihood import end_likelihood, num_answer_tokens
 from dreambooth.readers.loading import ReaderSource, load_network, load_part, moved
-from dreambooth.readers.protocols import GroundedCaption, PhraseBox
+from dreambooth.readers.protocols import AttendedCaption, GroundedCaption, PhraseBox
 from dreambooth.readers.text_options import TextOptions
 
 GROUNDING = "<grounding>"  # before a text whose phrases get boxes
@@ -65,14 +66,48 @@ class Kosmos2Reader:
         return moved({name: inputs[name] for name in names}, self.network)
 
     @torch.no_grad()
+    def attend(
+        self, images: Sequence[Image.Image], options: TextOptions, language: str | None = None
+    ) -> list[AttendedCaption]:
+        inputs, ids_BT = self._generate(images, self._opening(language), options)
+        begin, queries = inputs["input_ids"].shape[1], self.network.config.latent_query_num
+        new_BT = torch.zeros_like(ids_BT[:, begin:])
+        is_query_BT = torch.cat([inputs["image_embeds_position_mask"], new_BT], dim=1)
+        with attention_in_numbers(self.network):
+            looked = self.network(
+                pixel_values=inputs["pixel_values"],
+                input_ids=ids_BT,
+                attention_mask=torch.cat([inputs["attention_mask"], new_BT + 1], dim=1),
+                image_embeds_position_mask=is_query_BT,
+                output_attentions=True,
+            )
+        text_BTT = mean_attention(looked.attentions)
+        # A query attends to the class token, the patches and the queries; the patches alone are shown.
+        image_BQP = mean_attention([looked.projection_attentions])[:, :, 1:-queries]
+        found = []
+        for number, image in enumerate(images):
+            text_TQ = text_BTT[number, begin - 1 : -1, is_query_BT[number].bool().cpu()]
+            maps = word_maps(self.processor.tokenizer, ids_BT[number, begin:], text_TQ, image_BQP[number])
+            text, _ = self._parsed(self.processor.decode(ids_BT[number], skip_special_tokens=True))
+            found.append(AttendedCaption(text, maps, seen_part(self.processor.image_processor, image.size)))
+        return found
+
     def _write(
         self, images: Sequence[Image.Image], prompt: str, options: TextOptions
     ) -> list[tuple[str, tuple[PhraseBox, ...]]]:
+        _, ids_BT = self._generate(images, prompt, options)
+        written = self.processor.batch_decode(ids_BT, skip_special_tokens=True)
+        return [self._parsed(text) for text in written]
+
+    @torch.no_grad()
+    def _generate(
+        self, images: Sequence[Image.Image], prompt: str, options: TextOptions
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Return the inputs, and all tokens [B, T]."""
         torch.manual_seed(options.seed)
         inputs = self._inputs(images, prompt)
         ids_BT = self.network.generate(**inputs, image_embeds=None, **options.as_generation_config())
-        written = self.processor.batch_decode(ids_BT, skip_special_tokens=True)
-        return [self._parsed(text) for text in written]
+        return inputs, ids_BT
 
     def _parsed(self, text: str) -> tuple[str, tuple[PhraseBox, ...]]:
         """Return a caption without tags, and the boxes of its phrases."""

@@ -8,6 +8,9 @@ from dreambooth.readers.text_options import TextOptions
 
 if TYPE_CHECKING:
     from PIL import Image
+    from torch import Tensor
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in fractions of the image
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,28 @@ class GroundedCaption:
     boxes: tuple[PhraseBox, ...]
 
 
+@dataclass(frozen=True)
+class WordMap:
+    """Hold a word of a caption with the patches that its writer attended to.
+
+    map_hw: attention to the h rows and w columns of patches, float32, with a sum of 1. share: of the language model's
+    attention, how much went to the image instead of to the words before it, 0 to 1.
+    """
+
+    word: str
+    map_hw: "Tensor"
+    share: float
+
+
+@dataclass(frozen=True)
+class AttendedCaption:
+    """Hold a caption with its words' maps. seen: the part of the image that the patches cover."""
+
+    text: str
+    words: tuple[WordMap, ...]
+    seen: Box = (0.0, 0.0, 1.0, 1.0)
+
+
 class Reader(Protocol):
     """Describe images, and answer questions about them. All texts come in the images' order.
 
@@ -54,6 +79,10 @@ class Reader(Protocol):
     def ground(
         self, images: "Sequence[Image.Image]", options: TextOptions, language: str | None = None
     ) -> list[GroundedCaption]: ...
+
+    def attend(
+        self, images: "Sequence[Image.Image]", options: TextOptions, language: str | None = None
+    ) -> list[AttendedCaption]: ...
 
     def likelihood(self, images: "Sequence[Image.Image]", question: str, answer: str) -> list[float]:
         """Return the log-probability with which it would write an answer to a question, 0 at most."""

@@ -7,11 +7,16 @@ from dreambooth.readers.text_options import TextOptions
 
 @dataclass(frozen=True)
 class DescribeRequest:
-    """Say what is asked of images. ground: captions with boxes. search: a text to compare them with; "": none."""
+    """Say what is asked of images.
+
+    ground: captions with boxes. attention: captions with the patches that each word was written from. search: a text to
+    compare images with; "": none.
+    """
 
     questions: tuple[str, ...] = ()
     captions: bool = True
     ground: bool = False
+    attention: bool = False
     language: str | None = None
     search: str = ""
     options: TextOptions = field(default_factory=TextOptions)
