@@ -39,6 +39,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
         "questions",
         "devices",
         "checkpointing",
+        "controlnets",
     ),  # the ground
     ("config",),
     ("data",),

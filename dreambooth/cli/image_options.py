@@ -179,8 +179,7 @@ def check_images(images: "FromImages", ref: Any) -> None:
     """Raise UserError or ModelError for a ControlNet or an IP-Adapter that does not fit a model."""
     from dreambooth.generation.inputs.control import check_controls
     from dreambooth.generation.inputs.style_image import check_adapter
-    from dreambooth.generation.models.location import find_unet_config
+    from dreambooth.generation.models.location import find_denoiser_config
 
-    config = find_unet_config(ref) if images.controls or images.style is not None else None
-    check_controls(images.controls, config)
-    check_adapter(images.style, config)
+    check_controls(images.controls, find_denoiser_config(ref) if images.controls else None)
+    check_adapter(images.style, find_denoiser_config(ref, ["unet"]) if images.style is not None else None)

@@ -7,18 +7,21 @@ Shapes: B batch, C channels, H/W latent height and width, N tokens, D width of T
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers import FluxPipeline, FluxTransformer2DModel
+from diffusers import FluxControlNetModel, FluxPipeline, FluxTransformer2DModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
+from dreambooth.controlnets import UNION_MODES
 from dreambooth.errors import ModelError
 from dreambooth.families import clip, clip_t5, flux_names
 from dreambooth.families.autoencoder import KLCodec
 from dreambooth.families.conditioning import Conditioning
+from dreambooth.families.control import MAP, fields_of, in_runs, in_turn, residuals_of
 from dreambooth.families.flow import FlowProcess, OneTransformer, warn_of_distilled
 from dreambooth.families.frozen_text import FrozenText, LazyTextEncoder, lazy_text_encoder
 from dreambooth.families.guidance import DISTILLED, FROM_UNCONDITIONAL, Guidance
@@ -30,6 +33,9 @@ from dreambooth.families.vae import load_vae
 from dreambooth.timesteps import TimestepDensity
 
 TRAINING_GUIDANCE = 1.0  # as ai-toolkit and sd-scripts train FLUX.1 dev
+CONTROL_GUIDANCE = 3.5  # for a ControlNet that reads it beside a base that does not: the pipeline's default
+MODE = "mode"  # which kind of map a union of ControlNets is given
+IN_DOUBLE, IN_TURN, IN_SINGLE = "double", "turn", "single"  # what ControlNets add to
 DOUBLE, SINGLE = "transformer_blocks.*", "single_transformer_blocks.*"
 TARGET_GROUPS = {
     "attention": (
@@ -54,6 +60,8 @@ class Flux1(OneTransformer, FlowProcess, KLCodec, FrozenText, clip_t5.ClipT5Toke
     architecture: ClassVar[str] = "flux-1-dev"
     layouts: ClassVar[tuple[str, ...]] = ("kohya", "comfyui")
     comfyui_prefix: ClassVar[str] = "transformer."  # under the authors' names diffusers loads nothing, without an error
+    control_class: ClassVar[type[Any]] = FluxControlNetModel
+    controls_read_prompts: ClassVar[bool] = True
 
     transformer: FluxTransformer2DModel
     text_encoder_2: LazyTextEncoder
@@ -140,20 +148,34 @@ class Flux1(OneTransformer, FlowProcess, KLCodec, FrozenText, clip_t5.ClipT5Toke
 
         conditioning: its field "guidance", [B], is what a sampler was asked for; without it the network is trained.
         """
+        config = self.transformer.config
+        double = {
+            IN_DOUBLE: partial(in_runs, num_blocks=config.num_layers),
+            IN_TURN: partial(in_turn, num_blocks=config.num_layers),
+        }
+        single = {IN_SINGLE: partial(in_runs, num_blocks=config.num_single_layers)}
+        found_BNC = self.transformer(
+            **self._inputs(noisy_BCHW, t_B, conditioning),
+            guidance=self._guidance_input(conditioning, noisy_BCHW),
+            controlnet_block_samples=residuals_of(conditioning, double),
+            controlnet_single_block_samples=residuals_of(conditioning, single),
+            return_dict=False,
+        )[0]
+        return unpack(found_BNC, *noisy_BCHW.shape[-2:])
+
+    def _inputs(self, noisy_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning) -> dict[str, Any]:
+        """Return what the transformer reads, and ControlNets too."""
         height, width = noisy_BCHW.shape[-2:]
         rows, columns = torch.arange(height // PATCH), torch.arange(width // PATCH)
         image_ids = torch.cartesian_prod(torch.arange(1), rows, columns).to(noisy_BCHW.device)
-        found_BNC = self.transformer(
-            hidden_states=pack(noisy_BCHW),
-            encoder_hidden_states=conditioning["prompt"],
-            pooled_projections=conditioning["pooled"],
-            timestep=t_B / 1000,
-            img_ids=image_ids,
-            txt_ids=image_ids.new_zeros(conditioning["prompt"].shape[1], 3),
-            guidance=self._guidance_input(conditioning, noisy_BCHW),
-            return_dict=False,
-        )[0]
-        return unpack(found_BNC, height, width)
+        return {
+            "hidden_states": pack(noisy_BCHW),
+            "encoder_hidden_states": conditioning["prompt"],
+            "pooled_projections": conditioning["pooled"],
+            "timestep": t_B / 1000,
+            "img_ids": image_ids,
+            "txt_ids": image_ids.new_zeros(conditioning["prompt"].shape[1], 3),
+        }
 
     def _guidance_input(self, conditioning: Conditioning, noisy_BCHW: Tensor) -> Tensor | None:
         """Return the scale for each sample, [B], float32; None for a network that reads none."""
@@ -162,6 +184,36 @@ class Flux1(OneTransformer, FlowProcess, KLCodec, FrozenText, clip_t5.ClipT5Toke
         if "guidance" in conditioning:
             return conditioning["guidance"].float()
         return torch.full((len(noisy_BCHW),), TRAINING_GUIDANCE, device=noisy_BCHW.device)
+
+    def control_condition(self, network: Any, kind: str, map_1CHW: Tensor) -> Conditioning:
+        """Return the map's latents as tokens, or its pixels for XLabs' ControlNets; for a union its kind's number."""
+        pixels = network.input_hint_block is not None
+        fields = {MAP: map_1CHW if pixels else pack(self.encode_images(map_1CHW)[0])}
+        return Conditioning(fields | ({MODE: torch.tensor([[UNION_MODES[kind]]])} if network.union else {}))
+
+    def control(
+        self,
+        network: Any,
+        condition: Conditioning,
+        weight: float,
+        noisy_BCHW: Tensor,
+        t_B: Tensor,
+        conditioning: Conditioning,
+    ) -> Conditioning:
+        """Return what a ControlNet adds. Those of XLabs add to the double blocks in turn, the others in runs."""
+        guidance_B = self._guidance_input(conditioning, noisy_BCHW)
+        if guidance_B is None:
+            guidance_B = torch.full((len(noisy_BCHW),), CONTROL_GUIDANCE, device=noisy_BCHW.device)
+        double, single = network(
+            **self._inputs(noisy_BCHW, t_B, conditioning),
+            guidance=guidance_B if network.config.guidance_embeds else None,
+            controlnet_cond=condition[MAP],
+            controlnet_mode=condition[MODE] if network.union else None,
+            conditioning_scale=weight,
+            return_dict=False,
+        )
+        part = IN_DOUBLE if network.input_hint_block is None else IN_TURN
+        return Conditioning(fields_of(part, double) | fields_of(IN_SINGLE, single))
 
     def pipeline_arguments(self, noise_BCHW: Tensor, guidance_scale: float) -> dict[str, Any]:
         latents = {"latents": pack(noise_BCHW)}

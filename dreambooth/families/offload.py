@@ -9,9 +9,10 @@ behind forward, as it is made for sampling. What autograd keeps of a block in fo
 gradient checkpointing that is nothing.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ from torch.utils._pytree import tree_leaves
 
 from dreambooth.families.protocols import Family
 from dreambooth.families.quantization import QuantizedLinear
+
+_WAITING: WeakKeyDictionary[nn.Module, Callable[[], None]] = WeakKeyDictionary()  # what brings the weights of a module
 
 
 class Offload:
@@ -37,6 +40,7 @@ class Offload:
         for number, module in enumerate(modules):
             module.register_state_dict_post_hook(partial(self._as_they_are, number, names_of(module)))
             self._leave(number)
+            _WAITING[module] = partial(self.bring, number)
             module.register_forward_pre_hook(partial(self._before, number))
             module.register_forward_hook(partial(self._after, number))
 
@@ -97,6 +101,12 @@ class Offload:
         for weight, host in self._weights[number]:
             nothing = float("nan") if host.is_floating_point() else 0
             weight.data = torch.full((), nothing, dtype=host.dtype, device=self.device).expand(host.shape)
+
+
+def bring(module: nn.Module) -> None:
+    """Have a module's weights on its device, if they wait elsewhere, for what uses a part of it past its own call."""
+    if module in _WAITING:
+        _WAITING[module]()
 
 
 def frozen_weights(module: nn.Module) -> Iterator[Tensor]:

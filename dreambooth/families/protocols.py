@@ -205,15 +205,35 @@ class InpaintingDenoiser(Protocol):
 
 @runtime_checkable
 class ControlledDenoiser(Protocol):
-    """Let ControlNets add to the network; a family for which there are none need not follow it."""
+    """Let ControlNets add to the network; a family for which there are none need not follow it.
+
+    control_class: of its ControlNets. controls_read_prompts: whether in guidance one reads the prompts alone, and what
+    it adds then holds for the half without a prompt too; else it reads both.
+    """
+
+    control_class: ClassVar[type[Any]]
+    controls_read_prompts: ClassVar[bool]
 
     @property
     def denoiser(self) -> nn.Module: ...
 
+    def control_condition(self, network: Any, kind: str, map_1CHW: Tensor) -> Conditioning:
+        """Return what a ControlNet reads of a map in [-1, 1], a conditioning of one sample; it is made once."""
+        ...
+
     def control(
-        self, network: Any, map_1CHW: Tensor, weight: float, noisy_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning
+        self,
+        network: Any,
+        condition: Conditioning,
+        weight: float,
+        noisy_BCHW: Tensor,
+        t_B: Tensor,
+        conditioning: Conditioning,
     ) -> Conditioning:
-        """Return the fields with which `predict` adds what a ControlNet makes of a map in [0, 1], times `weight`."""
+        """Return what a ControlNet adds, times `weight`, as fields by part and block.
+
+        condition: of `control_condition`, a row for each sample. `predict` reads the fields of several, joined.
+        """
         ...
 
 

@@ -7,12 +7,18 @@ Shapes: B batch, C channels, H/W latent height and width, N tokens, D width of t
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKLQwenImage, QwenImagePipeline, QwenImageTransformer2DModel
+from diffusers import (
+    AutoencoderKLQwenImage,
+    QwenImageControlNetModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
+)
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
@@ -20,6 +26,7 @@ from dreambooth.errors import ModelError, UserError
 from dreambooth.families import qwen
 from dreambooth.families.autoencoder import QwenImageCodec
 from dreambooth.families.conditioning import Conditioning
+from dreambooth.families.control import MAP, fields_of, in_runs, residuals_of
 from dreambooth.families.flow import FlowProcess, OneTransformer
 from dreambooth.families.frozen_text import FrozenText, lazy_text_encoder
 from dreambooth.families.guidance import Guidance
@@ -31,6 +38,7 @@ from dreambooth.families.transformer_file import load_transformer
 from dreambooth.timesteps import TimestepDensity
 
 BLOCK = "transformer_blocks.*"
+BLOCKS = "blocks"  # what ControlNets add to
 TARGET_GROUPS = {
     "attention": (
         *(f"{BLOCK}.attn.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")),
@@ -64,6 +72,8 @@ class QwenImage(OneTransformer, FlowProcess, QwenImageCodec, FrozenText, qwen.Te
     guidance: ClassVar[Guidance] = Guidance(1.0, rescaled)
     architecture: ClassVar[str] = "qwen-image"
     layouts: ClassVar[tuple[str, ...]] = ("kohya", "comfyui")
+    control_class: ClassVar[type[Any]] = QwenImageControlNetModel
+    controls_read_prompts: ClassVar[bool] = True
 
     transformer: QwenImageTransformer2DModel
     tokenizer: PreTrainedTokenizerFast
@@ -107,18 +117,46 @@ class QwenImage(OneTransformer, FlowProcess, QwenImageCodec, FrozenText, qwen.Te
 
     def predict(self, noisy_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning) -> Tensor:
         """Predict noise - x0."""
-        height, width = noisy_BCHW.shape[-2:]
-        mask_BN = conditioning.mask("prompt")
+        spread = partial(in_runs, num_blocks=self.transformer.config.num_layers)
         found_BNC = self.transformer(
-            hidden_states=pack(noisy_BCHW),
-            encoder_hidden_states=conditioning["prompt"],
-            encoder_hidden_states_mask=mask_BN.long() if conditioning.lengths else None,
-            timestep=t_B / 1000,
-            img_shapes=[[(1, height // PATCH, width // PATCH)]] * len(noisy_BCHW),
+            **self._inputs(noisy_BCHW, t_B, conditioning),
             guidance=None,
+            controlnet_block_samples=residuals_of(conditioning, {BLOCKS: spread}),
             return_dict=False,
         )[0]
-        return unpack(found_BNC, height, width)
+        return unpack(found_BNC, *noisy_BCHW.shape[-2:])
+
+    def _inputs(self, noisy_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning) -> dict[str, Any]:
+        """Return what the transformer reads, and ControlNets too."""
+        height, width = noisy_BCHW.shape[-2:]
+        return {
+            "hidden_states": pack(noisy_BCHW),
+            "encoder_hidden_states": conditioning["prompt"],
+            "encoder_hidden_states_mask": conditioning.mask("prompt").long() if conditioning.lengths else None,
+            "timestep": t_B / 1000,
+            "img_shapes": [[(1, height // PATCH, width // PATCH)]] * len(noisy_BCHW),
+        }
+
+    def control_condition(self, network: Any, kind: str, map_1CHW: Tensor) -> Conditioning:
+        """Return the map's latents as tokens."""
+        return Conditioning({MAP: pack(self.encode_images(map_1CHW)[0])})
+
+    def control(
+        self,
+        network: Any,
+        condition: Conditioning,
+        weight: float,
+        noisy_BCHW: Tensor,
+        t_B: Tensor,
+        conditioning: Conditioning,
+    ) -> Conditioning:
+        found = network(
+            **self._inputs(noisy_BCHW, t_B, conditioning),
+            controlnet_cond=condition[MAP],
+            conditioning_scale=weight,
+            return_dict=False,
+        )
+        return Conditioning(fields_of(BLOCKS, found))
 
     def pipeline_arguments(self, noise_BCHW: Tensor, guidance_scale: float) -> dict[str, Any]:
         return {

@@ -6,12 +6,13 @@ Shapes: B batch, C channels, H/W latent height and width, N tokens, D width of T
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers import SD3ControlNetModel, SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
@@ -19,16 +20,19 @@ from dreambooth.errors import ModelError, UserError
 from dreambooth.families import clip, clip_t5
 from dreambooth.families.autoencoder import KLCodec
 from dreambooth.families.conditioning import Conditioning
+from dreambooth.families.control import MAP, fields_of, in_proportion, residuals_of
 from dreambooth.families.flow import FlowProcess, OneTransformer, warn_of_distilled
 from dreambooth.families.frozen_text import FrozenText, LazyTextEncoder, lazy_text_encoder
 from dreambooth.families.guidance import FROM_UNCONDITIONAL, Guidance
 from dreambooth.families.loading import check_finite, load_scheduler_config, load_tokenizer
+from dreambooth.families.offload import bring
 from dreambooth.families.source import ModelSource
 from dreambooth.families.transformer_file import load_transformer
 from dreambooth.families.vae import load_vae
 from dreambooth.timesteps import TimestepDensity
 
 BLOCK = "transformer_blocks.*"
+BLOCKS = "blocks"  # what ControlNets add to
 TARGET_GROUPS = {
     "attention": (
         *(f"{BLOCK}.attn.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")),
@@ -50,6 +54,8 @@ class StableDiffusion3(OneTransformer, FlowProcess, KLCodec, FrozenText, clip_t5
     architecture: ClassVar[str] = "stable-diffusion-3"  # as sd-scripts writes it
     layouts: ClassVar[tuple[str, ...]] = ("comfyui",)
     comfyui_prefix: ClassVar[str] = "transformer."  # ComfyUI maps diffusers' names (`model_lora_keys_unet`)
+    control_class: ClassVar[type[Any]] = SD3ControlNetModel
+    controls_read_prompts: ClassVar[bool] = False
 
     transformer: SD3Transformer2DModel
     text_encoder_2: LazyTextEncoder
@@ -153,13 +159,55 @@ class StableDiffusion3(OneTransformer, FlowProcess, KLCodec, FrozenText, clip_t5
 
     def predict(self, noisy_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning) -> Tensor:
         """Predict noise - x0."""
+        spread = partial(in_proportion, num_blocks=self.transformer.config.num_layers)
         return self.transformer(
             hidden_states=noisy_BCHW,
             timestep=t_B,
             encoder_hidden_states=conditioning["prompt"],
             pooled_projections=conditioning["pooled"],
+            block_controlnet_hidden_states=residuals_of(conditioning, {BLOCKS: spread}),
             return_dict=False,
         )[0]
+
+    def control_condition(self, network: Any, kind: str, map_1CHW: Tensor) -> Conditioning:
+        """Return the map's latents, which early ControlNets read without the VAE's shift.
+
+        Stability AI's own for edges was trained on other pixels than in -1..1, as its card's code makes them.
+        """
+        if kind == "canny" and is_of_stability(network):
+            map_1CHW = map_1CHW.add(1).div(2) * 255 * 0.5 + 0.5
+        latents_1CHW = self.encode_images(map_1CHW)[0]
+        if network.config.force_zeros_for_pooled_projection:
+            config = self.vae.config
+            latents_1CHW = latents_1CHW + (config.shift_factor or 0) * config.scaling_factor
+        return Conditioning({MAP: latents_1CHW})
+
+    def control(
+        self,
+        network: Any,
+        condition: Conditioning,
+        weight: float,
+        noisy_BCHW: Tensor,
+        t_B: Tensor,
+        conditioning: Conditioning,
+    ) -> Conditioning:
+        """Return what a ControlNet adds. Stability AI's own read tokens of this base's making, and no prompt."""
+        pooled_BP, hidden = conditioning["pooled"], noisy_BCHW
+        if network.config.force_zeros_for_pooled_projection:
+            pooled_BP = torch.zeros_like(pooled_BP)
+        if is_of_stability(network):
+            bring(self.transformer)
+            hidden = self.transformer.pos_embed(noisy_BCHW)
+        (found,) = network(
+            hidden_states=hidden,
+            controlnet_cond=condition[MAP],
+            conditioning_scale=weight,
+            encoder_hidden_states=None if network.context_embedder is None else conditioning["prompt"],
+            pooled_projections=pooled_BP,
+            timestep=t_B,
+            return_dict=False,
+        )
+        return Conditioning(fields_of(BLOCKS, found))
 
     def pipeline(self) -> StableDiffusion3Pipeline:
         text_encoder, text_encoder_2, text_encoder_3 = self.loaded_encoders()
@@ -174,6 +222,11 @@ class StableDiffusion3(OneTransformer, FlowProcess, KLCodec, FrozenText, clip_t5
             text_encoder_3=text_encoder_3,
             tokenizer_3=self.tokenizer_3,
         )
+
+
+def is_of_stability(network: Any) -> bool:
+    """Return whether a ControlNet is one of Stability AI's for 3.5 large: they alone have no positions of their own."""
+    return not network.config.use_pos_embed
 
 
 def load(folder: Path, source: ModelSource) -> StableDiffusion3:

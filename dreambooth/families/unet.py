@@ -20,13 +20,13 @@ from dreambooth.devices import AUTO, find_device
 from dreambooth.errors import ModelError, first_line
 from dreambooth.families.autoencoder import KLCodec
 from dreambooth.families.conditioning import Conditioning
-from dreambooth.families.control import residuals_of, run_control
 from dreambooth.families.guidance import FROM_UNCONDITIONAL, Guidance
 from dreambooth.families.inspection import LOADING_ERRORS
 from dreambooth.families.ip_adapter import IPAdapter
 from dreambooth.families.loading import is_small
 from dreambooth.families.prompt_cache import PromptCache
 from dreambooth.families.shared_attention import shared_attention
+from dreambooth.families.unet_control import ControlledUNet, residual_inputs
 from dreambooth.schedules import Schedule
 from dreambooth.timesteps import Shift, Size
 
@@ -40,7 +40,7 @@ TARGET_GROUPS = {
 
 
 @dataclass
-class UNetFamily(KLCodec, PromptCache):
+class UNetFamily(ControlledUNet, KLCodec, PromptCache):
     """Hold VAE, UNet and schedule; the subclass encodes prompts."""
 
     even_sigmas: ClassVar[bool] = False
@@ -130,13 +130,8 @@ class UNetFamily(KLCodec, PromptCache):
 
     def predict(self, noisy_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning) -> Tensor:
         """Predict the schedule's target, with what ControlNets add where there are any."""
-        inputs = {**self.text_inputs(noisy_BCHW, conditioning), **residuals_of(conditioning)}
+        inputs = {**self.text_inputs(noisy_BCHW, conditioning), **residual_inputs(conditioning)}
         return self.unet(input_of(noisy_BCHW, conditioning), t_B, **inputs).sample
-
-    def control(
-        self, network: Any, map_1CHW: Tensor, weight: float, noisy_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning
-    ) -> Conditioning:
-        return run_control(network, map_1CHW, weight, noisy_BCHW, t_B, self.text_inputs(noisy_BCHW, conditioning))
 
     def shared_attention(self, weight: float) -> AbstractContextManager[None]:
         return shared_attention(self.unet, weight)

@@ -8,10 +8,11 @@ Shapes: B batch, C channels, H/W latent height and width, N tokens, D width of t
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from diffusers import ZImagePipeline, ZImageTransformer2DModel
+import torch.nn.functional as F
+from diffusers import ZImageControlNetModel, ZImagePipeline, ZImageTransformer2DModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Model
 
@@ -19,16 +20,19 @@ from dreambooth.errors import ModelError
 from dreambooth.families import qwen
 from dreambooth.families.autoencoder import KLCodec
 from dreambooth.families.conditioning import Conditioning
+from dreambooth.families.control import MAP, block_by_block, fields_of, residuals_of
 from dreambooth.families.flow import FlowProcess, OneTransformer, warn_of_distilled
 from dreambooth.families.frozen_text import FrozenText, lazy_text_encoder
 from dreambooth.families.guidance import BEYOND_CONDITIONAL, Guidance
 from dreambooth.families.inspection import read_json
 from dreambooth.families.loading import check_finite, load_scheduler_config, load_tokenizer
+from dreambooth.families.offload import bring
 from dreambooth.families.source import ModelSource
 from dreambooth.families.transformer_file import load_transformer
 from dreambooth.families.vae import load_vae
 from dreambooth.timesteps import ShiftBySize, TimestepDensity
 
+LAYERS = "layers"  # what ControlNets add to
 # Ends of the names of modules. The refiners, which see image or text alone, are left out, as peers leave them out.
 TARGET_GROUPS = {
     "attention": tuple(f"layers.*.attention.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")),
@@ -46,6 +50,8 @@ class ZImage(OneTransformer, FlowProcess, KLCodec, FrozenText, qwen.QwenTokens):
     guidance: ClassVar[Guidance] = BEYOND_CONDITIONAL
     architecture: ClassVar[str] = "z-image"
     layouts: ClassVar[tuple[str, ...]] = ("kohya", "comfyui")
+    control_class: ClassVar[type[Any]] = ZImageControlNetModel
+    controls_read_prompts: ClassVar[bool] = False
 
     transformer: ZImageTransformer2DModel
     tokenizer: PreTrainedTokenizerFast
@@ -90,11 +96,33 @@ class ZImage(OneTransformer, FlowProcess, KLCodec, FrozenText, qwen.QwenTokens):
         self.prompt_cache = self.blank_prompts(prompts, self.transformer.config.cap_feat_dim)
 
     def predict(self, noisy_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning) -> Tensor:
-        """Predict noise - x0. Each image is a tensor of its own, [C, 1, H, W], as one frame of a film."""
-        images = list(noisy_BCHW.unsqueeze(2).unbind())
-        time_B = (1000 - t_B) / 1000
-        found = self.transformer(images, time_B, conditioning.rows("prompt"), return_dict=False)[0]
+        """Predict noise - x0."""
+        added = residuals_of(conditioning, {LAYERS: block_by_block})
+        inputs = _inputs(noisy_BCHW, t_B, conditioning)
+        found = self.transformer(*inputs, controlnet_block_samples=added, return_dict=False)[0]
         return -torch.stack(found).squeeze(2)
+
+    def control_condition(self, network: Any, kind: str, map_1CHW: Tensor) -> Conditioning:
+        """Return the map's latents; later ControlNets read channels for a mask behind them, which are zero."""
+        latents_1CHW = self.encode_images(map_1CHW)[0]
+        num_missing = network.config.control_in_dim - latents_1CHW.shape[1]
+        return Conditioning({MAP: F.pad(latents_1CHW, (0, 0, 0, 0, 0, num_missing))})
+
+    def control(
+        self,
+        network: Any,
+        condition: Conditioning,
+        weight: float,
+        noisy_BCHW: Tensor,
+        t_B: Tensor,
+        conditioning: Conditioning,
+    ) -> Conditioning:
+        """Return what a ControlNet adds. It has this transformer's embedders and refiners in common with it."""
+        bring(self.transformer)
+        ZImageControlNetModel.from_transformer(network, self.transformer)
+        maps = list(condition[MAP].unsqueeze(2).unbind())
+        found = network(*_inputs(noisy_BCHW, t_B, conditioning), maps, conditioning_scale=weight)
+        return Conditioning(fields_of(LAYERS, found))
 
     def pipeline(self) -> ZImagePipeline:
         (text_encoder,) = self.loaded_encoders()
@@ -105,6 +133,11 @@ class ZImage(OneTransformer, FlowProcess, KLCodec, FrozenText, qwen.QwenTokens):
             tokenizer=self.tokenizer,
             transformer=self.transformer,
         )
+
+
+def _inputs(noisy_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+    """Return images, time and prompts: each image a tensor of its own, [C, 1, H, W], as one frame of a film."""
+    return list(noisy_BCHW.unsqueeze(2).unbind()), (1000 - t_B) / 1000, conditioning.rows("prompt")
 
 
 def load(folder: Path, source: ModelSource) -> ZImage:

@@ -164,8 +164,8 @@ def _denoise(
         scale = settings.guidance_scale if is_guided else family.guidance.none
 
         def predict(noisy_BCHW: Tensor, conditioning: Conditioning, t: Tensor = t, number: int = number) -> Tensor:
-            step = (scheduler, timesteps_T, number - 1)
-            return inputs.predict(family, noisy_BCHW.to(dtype), t.expand(len(noisy_BCHW)), conditioning, step).float()
+            step, t_B = (scheduler, timesteps_T, number - 1), t.expand(len(noisy_BCHW))
+            return inputs.predict(family, noisy_BCHW.to(dtype), t_B, conditioning, step, len(prompts)).float()
 
         noisy_BCHW = scaled_input(scheduler, latents_BCHW, t)
         used = conditioning if is_guided else conditioning.select(range(-len(prompts), 0))

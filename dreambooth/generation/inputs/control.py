@@ -12,27 +12,40 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dreambooth.controlnets import CLASS, misfit
 from dreambooth.errors import ModelError, UserError, escaped
 from dreambooth.generation.inputs.image_refs import ImageRef, image_ref, read_image, ref_as_json, ref_of, with_digest
 from dreambooth.home_folder import with_home, without_home
 
 KINDS = ("canny", "depth", "pose")  # whose maps are made from a photo
 MAP = "map:"  # before an image that is a map already
-# Published ControlNets by kind, and the width of the texts that their base attends to.
+# Published ControlNets by their class, the width of the base (`controlnets.width_of`) and kind. The unions are used as
+# any other (cards of Shakker-Labs/FLUX.1-dev-ControlNet-Union-Pro-2.0 and InstantX/Qwen-Image-ControlNet-Union).
 PUBLISHED = {
-    ("canny", 768): "lllyasviel/control_v11p_sd15_canny",
-    ("depth", 768): "lllyasviel/control_v11f1p_sd15_depth",
-    ("pose", 768): "lllyasviel/control_v11p_sd15_openpose",
-    ("canny", 1024): "thibaud/controlnet-sd21-canny-diffusers",
-    ("depth", 1024): "thibaud/controlnet-sd21-depth-diffusers",
-    ("pose", 1024): "thibaud/controlnet-sd21-openposev2-diffusers",
-    ("canny", 2048): "diffusers/controlnet-canny-sdxl-1.0",
-    ("depth", 2048): "diffusers/controlnet-depth-sdxl-1.0",
-    ("pose", 2048): "thibaud/controlnet-openpose-sdxl-1.0",
+    ("ControlNetModel", 768): {
+        "canny": "lllyasviel/control_v11p_sd15_canny",
+        "depth": "lllyasviel/control_v11f1p_sd15_depth",
+        "pose": "lllyasviel/control_v11p_sd15_openpose",
+    },
+    ("ControlNetModel", 1024): {
+        "canny": "thibaud/controlnet-sd21-canny-diffusers",
+        "depth": "thibaud/controlnet-sd21-depth-diffusers",
+        "pose": "thibaud/controlnet-sd21-openposev2-diffusers",
+    },
+    ("ControlNetModel", 2048): {
+        "canny": "diffusers/controlnet-canny-sdxl-1.0",
+        "depth": "diffusers/controlnet-depth-sdxl-1.0",
+        "pose": "thibaud/controlnet-openpose-sdxl-1.0",
+    },
+    ("FluxControlNetModel", 3072): dict.fromkeys(KINDS, "Shakker-Labs/FLUX.1-dev-ControlNet-Union-Pro-2.0"),
+    ("SD3ControlNetModel", 2432): {  # of 3.5 large
+        "canny": "stabilityai/stable-diffusion-3.5-large-controlnet-canny",
+        "depth": "stabilityai/stable-diffusion-3.5-large-controlnet-depth",
+    },
+    ("QwenImageControlNetModel", 3072): dict.fromkeys(KINDS, "InstantX/Qwen-Image-ControlNet-Union"),
 }
 NUMBER = r"\d+(?:\.\d*)?|\.\d+"
 SPAN = re.compile(rf"({NUMBER})-({NUMBER})")
-CONTROLNET = "ControlNetModel"
 
 
 @dataclass(frozen=True)
@@ -138,17 +151,17 @@ def parse_networks(texts: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def check_controls(controls: Sequence[ControlRef], unet_config: Mapping[str, Any] | None) -> None:
+def check_controls(controls: Sequence[ControlRef], base: Mapping[str, Any] | None) -> None:
     """Raise ModelError for a folder that holds no ControlNet, or that of another family than the base.
 
-    unet_config: of the base; None: not known before it is loaded.
+    base: the config of its denoiser; None: not known before it is loaded.
     """
     for each in controls:
         if each.network is None or not Path(each.network).expanduser().is_dir():
             _check_may_be_hub_id(each)
             continue
         config = _config_in(Path(each.network).expanduser(), each.network)
-        if unet_config is not None and (problem := misfit(config, unet_config)) is not None:
+        if (problem := misfit(each.kind, config, base)) is not None:
             raise ModelError(f"--control-model {each.kind}={escaped(each.network)}: {problem}")
 
 
@@ -163,20 +176,10 @@ def _config_in(folder: Path, name: str) -> dict[str, Any]:
         config = json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError) as error:
         raise ModelError(f"--control-model {escaped(name)}: has no config.json of a ControlNet") from error
-    kind = config.get("_class_name") if isinstance(config, dict) else None
-    if kind != CONTROLNET:
-        raise ModelError(f"--control-model {escaped(name)}: its config.json is of {kind}, not of {CONTROLNET}")
+    kind = config.get(CLASS) if isinstance(config, dict) else None
+    if "ControlNet" not in str(kind):
+        raise ModelError(f"--control-model {escaped(name)}: its config.json is of {kind}, which is no ControlNet")
     return dict(config)
-
-
-def misfit(config: Mapping[str, Any], unet_config: Mapping[str, Any]) -> str | None:
-    """Return why a ControlNet does not fit a base, by both configs; None if it does."""
-    for key in ("cross_attention_dim", "block_out_channels"):
-        own, base = config.get(key), unet_config.get(key)
-        own, base = (list(each) if isinstance(each, list | tuple) else each for each in (own, base))
-        if own != base:
-            return f"a ControlNet of another family: its {key} is {own}, this base has {base}"
-    return None
 
 
 # -------------------------------------------------------------------------------- in a recipe

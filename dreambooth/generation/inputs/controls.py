@@ -1,6 +1,6 @@
 """Controls made ready: ControlNets loaded beside a model, and the maps that they read.
 
-Shapes: B batch, C channels, H/W height and width (pixels of maps, latents of the rest).
+Shapes: B batch, C channels, H/W latent height and width.
 """
 
 import logging
@@ -12,13 +12,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dreambooth.controlnets import CLASS, misfit, width_of
 from dreambooth.data.images import resize_and_crop, to_tensor
 from dreambooth.errors import ModelError, UserError, escaped
 from dreambooth.families import Conditioning, Family, digest_weights
-from dreambooth.families.control import added, load_control
+from dreambooth.families.control import joined, load_control
 from dreambooth.families.protocols import ControlledDenoiser
 from dreambooth.generation.inputs.canny import canny
-from dreambooth.generation.inputs.control import PUBLISHED, ControlRef, misfit
+from dreambooth.generation.inputs.control import PUBLISHED, ControlRef
 from dreambooth.generation.inputs.image_refs import read_image
 from dreambooth.generation.inputs.map_models import depth_map, pose_map
 from dreambooth.generation.models.loading import Model
@@ -28,10 +29,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Control:
-    """Hold a ControlNet and its map, pixels in [0, 1]; it acts from `start` to `end`, parts of the sampler's steps."""
+    """Hold a ControlNet and what it reads of its map; it acts from `start` to `end`, parts of the sampler's steps."""
 
     network: Any
-    map_1CHW: Tensor
+    condition: Conditioning
     weight: float
     start: float
     end: float
@@ -47,17 +48,26 @@ def control_fields(
     noisy_BCHW: Tensor,
     t_B: Tensor,
     conditioning: Conditioning,
-    step: int,
-    num_steps: int,
+    num_images: int,
 ) -> Conditioning:
-    """Return what the controls add in a step; without fields where none of them acts."""
-    active = [each for each in controls if each.acts(step, num_steps)]
-    if not active:
+    """Return what controls add, for each sample; without fields where there are none.
+
+    num_images: samples with a prompt, the last ones; before them come as many without it where there is guidance.
+    """
+    if not controls:
         return Conditioning({})
     assert isinstance(family, ControlledDenoiser), "checked by attach_controls"
-    return added(
-        [family.control(each.network, each.map_1CHW, each.weight, noisy_BCHW, t_B, conditioning) for each in active]
-    )
+    num_halves = len(noisy_BCHW) // num_images
+    alone = family.controls_read_prompts and num_halves > 1
+    if alone:
+        noisy_BCHW, t_B = noisy_BCHW[-num_images:], t_B[-num_images:]
+        conditioning = conditioning.select(range(-num_images, 0))
+    rows = [0] * len(noisy_BCHW)
+    parts = [
+        family.control(each.network, each.condition.select(rows), each.weight, noisy_BCHW, t_B, conditioning)
+        for each in controls
+    ]
+    return joined(parts).select([*range(num_images)] * num_halves) if alone else joined(parts)
 
 
 def attach_controls(model: Model, refs: Sequence[ControlRef]) -> tuple[ControlRef, ...]:
@@ -81,36 +91,46 @@ def _attached(model: Model, ref: ControlRef) -> ControlRef:
 
 def _published(model: Model, kind: str) -> str:
     """Return the published ControlNet of a kind for a model. Raises UserError where none is known."""
-    width = int(getattr(model.family.denoiser, "config", {}).get("cross_attention_dim", 0))
-    if (kind, width) not in PUBLISHED:
+    width = width_of(_config_of(model.family.denoiser))
+    name = PUBLISHED.get(width, {}).get(kind) if width is not None else None
+    if name is None:
         raise UserError(
             f"--control {kind}: no published ControlNet is known for {model.name}; name one: "
             f"--control-model {kind}=FOLDER_OR_HUB_ID"
         )
-    return PUBLISHED[kind, width]
+    return name
+
+
+def _config_of(network: Any) -> dict[str, Any]:
+    """Return a network's config as its file has it, with its class."""
+    return {**network.config, CLASS: type(network).__name__}
 
 
 def _network(model: Model, name: str, kind: str) -> tuple[Any, str]:
     """Return a ControlNet, loaded once a model, and the fingerprint of its weights. Raises ModelError."""
+    family = model.family
+    assert isinstance(family, ControlledDenoiser), "checked by attach_controls"
     if name not in model.networks:
-        weight = next(model.family.denoiser.parameters())
-        network = load_control(name, weight.dtype)
-        config: Any = model.family.denoiser.config
-        if (problem := misfit(network.config, config)) is not None:
-            raise ModelError(f"--control-model {kind}={escaped(name)}: {problem}")
+        weight = next(family.denoiser.parameters())
+        network = load_control(name, weight.dtype, family.control_class)
         fingerprint = digest_weights([network.state_dict()])
         model.networks[name] = (network.to(weight.device), fingerprint)
     found: tuple[Any, str] = model.networks[name]
+    if (problem := misfit(kind, _config_of(found[0]), _config_of(family.denoiser))) is not None:
+        raise ModelError(f"--control-model {kind}={escaped(name)}: {problem}")
     return found
 
 
+@torch.no_grad()
 def prepare_controls(model: Model, refs: Sequence[ControlRef], size: tuple[int, int]) -> tuple[Control, ...]:
     """Return controls with their maps at a size (width, height). Raises UserError as `attach_controls`."""
     found = []
     for ref in attach_controls(model, refs):
         network, _ = _network(model, str(ref.network), ref.kind)
-        map_CHW = to_tensor(make_map(ref, size)).add(1).div(2)
-        found.append(Control(network, map_CHW[None], ref.weight, ref.start, ref.end))
+        assert isinstance(model.family, ControlledDenoiser), "checked by attach_controls"
+        condition = model.family.control_condition(network, ref.kind, to_tensor(make_map(ref, size))[None])
+        weight = next(model.family.denoiser.parameters())
+        found.append(Control(network, condition.to(weight.device, weight.dtype), ref.weight, ref.start, ref.end))
     return tuple(found)
 
 

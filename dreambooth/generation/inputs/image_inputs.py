@@ -36,11 +36,21 @@ class ImageInputs:
         return contextlib.nullcontext() if self.style is None else self.style.applied(family)
 
     def predict(
-        self, family: Family, noisy_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning, step: Step
+        self,
+        family: Family,
+        noisy_BCHW: Tensor,
+        t_B: Tensor,
+        conditioning: Conditioning,
+        step: Step,
+        num_images: int,
     ) -> Tensor:
-        """Return the family's prediction, held to the controls and in the style."""
+        """Return the family's prediction, held to the controls and in the style.
+
+        num_images: samples with a prompt; before them come as many without it where there is guidance.
+        """
         _, timesteps_T, number = step
-        held_to = control_fields(family, self.controls, noisy_BCHW, t_B, conditioning, number, len(timesteps_T))
+        acting = [each for each in self.controls if each.acts(number, len(timesteps_T))]
+        held_to = control_fields(family, acting, noisy_BCHW, t_B, conditioning, num_images)
         if self.style is None:
             return family.predict(noisy_BCHW, t_B, conditioning | held_to)
         return self.style.predict(family, noisy_BCHW, t_B, conditioning | held_to, step)

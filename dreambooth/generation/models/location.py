@@ -108,13 +108,19 @@ def base_place(ref: ModelRef) -> Path:
     return Path(base).expanduser() if base else place
 
 
-def find_unet_config(ref: ModelRef) -> dict[str, Any] | None:
-    """Return the config of a model's UNet; None where it is not at hand, or what is wrong is reported when it loads."""
-    try:
-        config = json.loads((base_place(ref) / "unet" / "config.json").read_bytes())
-    except (OSError, ValueError):
-        return None
-    return config if isinstance(config, dict) else None
+def find_denoiser_config(ref: ModelRef, parts: Sequence[str] = ("unet", "transformer")) -> dict[str, Any] | None:
+    """Return the config of a model's UNet or transformer; None where it is not at hand.
+
+    What is wrong with it is reported when it loads. parts: folders that it may be in.
+    """
+    for part in parts:
+        try:
+            config = json.loads((base_place(ref) / part / "config.json").read_bytes())
+        except (OSError, ValueError):
+            continue
+        if isinstance(config, dict):
+            return config
+    return None
 
 
 def _scale_factor_in(config: Path) -> int | None:
