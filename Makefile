@@ -87,7 +87,7 @@ $(BIN)/python:
 # A local version such as torch==2.13.0+cpu names one machine's build: the part after the + is cut off.
 constraints:  ## resolve the newest versions in a new environment and pin them in constraints.txt
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
-	$(PYTHON) -m venv $$folder && $$folder/bin/python -m pip install -e ".[dev,onnx,openvino]" && \
+	$(PYTHON) -m venv $$folder && $$folder/bin/python -m pip install -e ".[dev,ocr,onnx,openvino]" && \
 	{ sed '/^#/!d' constraints.txt; \
 	  $$folder/bin/python -m pip freeze --all --exclude pip --exclude-editable | sed 's/+.*//'; } > $$folder/constraints.txt && \
 	cp $$folder/constraints.txt constraints.txt

@@ -1,6 +1,6 @@
 """How often `prepare` is right about photos: faults are planted, and each finding counted where it is and is not due.
 
-    python benchmarks/photo_findings.py [--photographs FOLDER]
+    python benchmarks/photo_findings.py [--photographs FOLDER] [--only text]
 
 Photos are of the toy world, rendered here, and photographs of a folder with a folder for each subject. Prints a table:
 recall (of planted faults, how many are found), false alarms (of sound photos, how many are said to have it) and
@@ -14,15 +14,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import matplotlib
 import numpy as np
-from PIL import Image, ImageEnhance, ImageFilter
+from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
 from scipy import ndimage
 
 from dreambooth.data.buckets import make_buckets
 from dreambooth.data.image_files import load_image
 from dreambooth.prepare.findings import Needs
-from dreambooth.prepare.inspection import inspect_folder
+from dreambooth.prepare.inspection import NO_READERS, PhotoReaders, inspect_folder
 from dreambooth.prepare.measures import reduced
+from dreambooth.readers.lettering import TextReader, is_available
 from toyworld import world
 from toyworld.photos import PLACES, photos
 
@@ -30,6 +32,10 @@ from toyworld.photos import PLACES, photos
 KNOWN = {"cat2/00.jpg": "bars", "cat2/01.jpg": "bars", "cat2/04.jpg": "bars", "dog6": "background"}
 Images = dict[str, Image.Image]
 PHOTOGRAPH_SIDE = 640  # pixels, to which photographs are reduced
+FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSansMono", "DejaVuSans-Oblique", "STIXGeneral", "cmr10")
+WORDS = ("SALE 50%", "www.photos.com", "Jane Doe", "Holiday 2024", "SAMPLE", "stock image", "Grand Opening", "Berlin")
+SHORT_WORDS = ("SALE", "Berlin", "2024", "Lisa", "photo", "DEMO")
+COLOURS = ("white", "black", "yellow", "red", "navy")
 
 
 @dataclass
@@ -63,6 +69,7 @@ class Bench:
     resolution: int
     counts: dict[str, Counts] = field(default_factory=dict)
     alarms: dict[str, list[str]] = field(default_factory=dict)
+    readers: PhotoReaders = NO_READERS
 
     def look(self, images: Images, masks: Images | None = None) -> tuple[dict[str, set[str]], set[str]]:
         """Return the kinds of findings of each photo, and of the folder."""
@@ -73,7 +80,9 @@ class Bench:
                     path = Path(folder, name, file)
                     path.parent.mkdir(exist_ok=True)
                     image.save(path, quality=92, compress_level=1)
-            found = inspect_folder(Path(folder, "photos"), Needs(self.resolution, buckets), "thing")
+            found = inspect_folder(
+                Path(folder, "photos"), Needs(self.resolution, buckets), "thing", readers=self.readers
+            )
         by_photo = {each.path.name: {finding.kind for finding in each.findings} for each in found.photos}
         for finding in found.findings:
             for name in finding.photos if finding.kind == "duplicate" else ():
@@ -214,12 +223,59 @@ def count_masked(bench: Bench) -> None:
             bench.count(kind, f"{number}", False, by_photo["whole.png"])
 
 
+def lettered(rng: random.Random, image: Image.Image) -> Image.Image:
+    """Write a line over a photo: of seven fonts, five colours, half with an outline, some of it see-through.
+
+    Letters are 4 to 12 % of the height, and in the toy world at least 10 pixels.
+    """
+    is_small = image.height < 128
+    text = rng.choice(SHORT_WORDS if is_small else WORDS)
+    size = max(13 if is_small else 20, round(rng.uniform(0.05, 0.16) * image.height))
+    font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", f"{rng.choice(FONTS)}.ttf"), size)
+    colour = rng.choice(COLOURS)
+    outline = 0 if rng.random() < 0.5 else max(1, size // 16)
+    layer = Image.new("RGBA", image.size)
+    draw = ImageDraw.Draw(layer)
+    left, top, right, bottom = draw.textbbox((0, 0), text, font=font, stroke_width=outline)
+    x = rng.uniform(0, max(1, image.width - (right - left))) - left
+    y = rng.uniform(0, max(1, image.height - (bottom - top))) - top
+    other = "white" if colour in ("black", "navy", "red") else "black"
+    draw.text((x, y), text, colour, font=font, stroke_width=outline, stroke_fill=other)
+    opacity = rng.uniform(0.7, 1)
+    layer.putalpha(layer.getchannel("A").point(lambda level: round(level * opacity)))
+    return Image.alpha_composite(image.convert("RGBA"), layer).convert("RGB")
+
+
+def count_text(bench: Bench, folders: dict[str, Images]) -> None:
+    """Count text and mirrored lettering: as photos are, with a line over them, and with that mirrored."""
+    rng = random.Random(4)
+    for folder, images in folders.items():
+        named = {name.replace(".jpg", ".png"): image for name, image in images.items()}
+        written = {name: lettered(rng, image) for name, image in named.items()}
+        mirrored = {name: ImageOps.mirror(lettered(rng, image)) for name, image in named.items()}
+        for is_text, is_mirrored, variant in ((False, False, named), (True, False, written), (False, True, mirrored)):
+            for name, kinds in bench.look(variant)[0].items():
+                bench.count("mirrored", f"{folder}/{name}", is_mirrored, kinds)
+                if not is_mirrored:
+                    bench.count("text", f"{folder}/{name}", is_text, kinds)
+
+
 def far(image: Image.Image, scale: float) -> Image.Image:
     """Return an image small in the middle of a larger one."""
     side = round(64 / scale)
     canvas = Image.new(image.mode, (side, side), (120, 160, 90) if image.mode == "RGB" else 0)
     canvas.paste(image, ((side - 64) // 2, (side - 64) // 2))
     return canvas
+
+
+def toy_folders(num_subjects: int = 2) -> dict[str, Images]:
+    """Return five photos of each subject of ten classes, in different places. num_subjects: of each class."""
+    found = {}
+    for noun in world.CLASSES:
+        for seed in range(num_subjects):
+            images = photos(noun, seed, 5, PLACES)
+            found[f"{noun}-{seed}"] = {f"{number}.png": image for number, image in enumerate(images)}
+    return found
 
 
 def toy_world() -> Bench:
@@ -229,7 +285,7 @@ def toy_world() -> Bench:
     def folder(noun: str, seed: int, places: Sequence[str]) -> Images:
         return {f"{number}.png": image for number, image in enumerate(photos(noun, seed, 5, places))}
 
-    different = {f"{noun}-{seed}": folder(noun, seed, PLACES) for noun in world.CLASSES for seed in range(2)}
+    different = toy_folders()
     plant(bench, different)
     places = [world.PLACES[number % len(world.PLACES)] for number in range(len(world.CLASSES))]
     same = {f"{noun} {place}": folder(noun, 7, [place]) for noun, place in zip(world.CLASSES, places, strict=True)}
@@ -239,13 +295,18 @@ def toy_world() -> Bench:
     return bench
 
 
-def photographs(root: Path) -> Bench:
-    bench = Bench("photographs", resolution=512)
-    folders = {
+def photographs_in(root: Path) -> dict[str, Images]:
+    """Return the photographs of each folder of a folder."""
+    return {
         folder.name: {path.name: reduced(load_image(path), PHOTOGRAPH_SIDE) for path in sorted(folder.glob("*.jpg"))}
         for folder in sorted(root.iterdir())
         if folder.is_dir()
     }
+
+
+def photographs(root: Path) -> Bench:
+    bench = Bench("photographs", resolution=512)
+    folders = photographs_in(root)
     plant(bench, folders)
     rng = random.Random(3)
     same = {f"{name}/{file}": series(rng, image) for name, images in folders.items() for file, image in images.items()}
@@ -257,11 +318,29 @@ def photographs(root: Path) -> Bench:
     return bench
 
 
+def text_benches(root: Path) -> list[Bench]:
+    """Return what was found of text; nothing without the extra `ocr`."""
+    if not is_available():
+        print("text and mirrored lettering are left out: pip install dreambooth[ocr]")
+        return []
+    readers = PhotoReaders(read_text=TextReader(num_threads=1))
+    toy = Bench("toy world", resolution=64, readers=readers)
+    count_text(toy, toy_folders(1))
+    if not root.is_dir():
+        return [toy]
+    real = Bench("photographs", resolution=512, readers=readers)
+    count_text(real, photographs_in(root))
+    return [toy, real]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photographs", type=Path, default=Path("../shared/dreambench"), help="folder of folders")
+    parser.add_argument("--only", choices=("text",), help="look for text alone")
     args = parser.parse_args()
-    benches = [toy_world()] + ([photographs(args.photographs)] if args.photographs.is_dir() else [])
+    benches = text_benches(args.photographs)
+    if args.only is None:
+        benches += [toy_world()] + ([photographs(args.photographs)] if args.photographs.is_dir() else [])
     print("| finding | photos | planted and found | false alarms | precision |\n|---|---|---|---|---|")
     for kind in dict.fromkeys(kind for bench in benches for kind in bench.counts):
         for bench in benches:

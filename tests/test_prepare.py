@@ -1,7 +1,12 @@
 """`prepare`: faults that are planted in photos are found, sound photos pass, and the files stay as they are."""
 
+import base64
 import hashlib
+import html
+import itertools
+import json
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,21 +14,26 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image, ImageFilter
+from browser import CHROMIUM, needs_browser
+from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 from dreambooth.cli import main
 from dreambooth.config import load_config
 from dreambooth.data.buckets import make_buckets
+from dreambooth.data.image_folder import sort_files
 from dreambooth.data.masks import masks_folder
 from dreambooth.data.near_duplicates import ImageInfo
 from dreambooth.errors import ModelError, UserError
+from dreambooth.prepare.captions import edited_captions
 from dreambooth.prepare.crops import crops_of
 from dreambooth.prepare.findings import Needs, Photo
-from dreambooth.prepare.inspection import Inspection, inspect_folder
+from dreambooth.prepare.inspection import Inspection, PhotoReaders, inspect_folder
+from dreambooth.prepare.measures import Box
 from dreambooth.prepare.page import render
-from dreambooth.prepare.preparation import Request, is_cut_by_middle, needs_of, prepare
+from dreambooth.prepare.preparation import Request, is_cut_by_middle, needs_of, prepare, with_accepted
 from dreambooth.prepare.tokens import Token, draw_tokens, load_text_sides, rank_tokens
 from dreambooth.prepare.writing import write_captions, write_masks, write_proposed_masks
+from dreambooth.readers.lettering import TextLine, TextReader
 from toyworld import world
 from toyworld.photos import photos
 
@@ -153,6 +163,59 @@ def test_masks_beside_the_photos_show_a_subject_that_is_cut_off_or_small(tmp_pat
     assert 0.39 < small.box[0] < small.box[2] < 0.62
 
 
+def line(text: str, score: float = 0.95, box: Box = (0.1, 0.6, 0.9, 0.8)) -> TextLine:
+    return TextLine(text, score, box)
+
+
+def reads(plain: list[TextLine], mirrored: list[TextLine]) -> PhotoReaders:
+    """A reader that sees some lines in a photo and others in its mirror image."""
+    answers = itertools.cycle((plain, mirrored))
+    return PhotoReaders(read_text=lambda image: next(answers))
+
+
+@pytest.mark.parametrize(
+    ("plain", "mirrored", "kinds"),
+    [
+        ([line("SALE")], [], ["text"]),
+        ([line("SALE", 0.7)], [], []),
+        ([line("品"), line("- O -")], [], []),
+        ([line("3JA2", 0.6)], [line("SALE")], ["mirrored"]),
+        ([line("OXO")], [line("OXO")], ["text"]),
+        ([], [], []),
+    ],
+    ids=("text", "unsure", "few", "mirrored", "either", "none"),
+)
+def test_text_is_a_finding_and_mirrored_text_another(robot, plain, mirrored, kinds):
+    inspection = inspect_folder(robot, TOY, readers=reads(plain, mirrored))
+    assert inspection.has_read_text
+    for photo in inspection.photos:
+        assert [finding.kind for finding in photo.findings] == kinds
+
+
+def test_lettering_of_the_subject_itself_is_no_text_over_the_photo(robot):
+    masks = robot.with_name("robot-masks")
+    masks.mkdir()
+    for number in range(5):
+        mask = Image.new("L", (64, 64))
+        mask.paste(255, (0, 0, 64, 64) if number else (0, 0, 64, 40))
+        mask.save(masks / f"{number}.png")
+    kinds = found(inspect_folder(robot, TOY, readers=reads([line("ROBO")], [])))
+    assert [name for name, own in kinds.items() if "text" in own] == ["0.png"]
+
+
+def test_rapidocr_reads_a_line_over_a_photo_and_in_its_mirror_image(robot):
+    pytest.importorskip("rapidocr", reason="the extra 'ocr' is not installed")
+    (robot / "2.png").unlink()
+    (robot / "4.png").unlink()
+    for number, change_it in ((1, lambda image: image), (3, ImageOps.mirror)):
+        image = Image.open(robot / f"{number}.png").resize((256, 256))
+        ImageDraw.Draw(image).text((40, 90), "Berlin", "white", ImageFont.load_default(48), stroke_width=2,
+                                   stroke_fill="black")  # fmt: skip
+        change_it(image).save(robot / f"{number}.png")
+    kinds = found(inspect_folder(robot, TOY, readers=PhotoReaders(read_text=TextReader(1))))
+    assert kinds == {"1.png": ["text"], "3.png": ["mirrored"]}
+
+
 def test_buckets_keep_a_long_photo_that_a_square_would_cut():
     info = inspect_folder(Path("data/robot"), TOY).photos[0].photo.info
     wide = type(info)(info.path, (1600, 900), 1, info.colours_HWC)
@@ -217,7 +280,7 @@ def test_the_page_is_one_file_that_shows_every_photo_and_setting(robot, tmp_path
     (robot / "3.png").write_bytes(b"no image")
     for number in (0, 1, 2, 4):
         (robot / f"{number}.txt").write_text("a <b>red</b> & red {subject}")
-    found = prepare(Request(robot, BASE, "robot"), find_mask=lambda image, noun: Image.new("L", image.size, 255))
+    found = prepare(Request(robot, BASE, "robot"), PhotoReaders(lambda image, noun: Image.new("L", image.size, 255)))
     page = render(found)
     assert page.count('<article class="photo">') == 5
     assert "Not an image" in page
@@ -225,8 +288,83 @@ def test_the_page_is_one_file_that_shows_every_photo_and_setting(robot, tmp_path
     assert "&lt;b&gt;red&lt;/b&gt; &amp; <mark>red</mark> {subject}" in page
     assert all(f"<code>{key}</code>" in page for key in found.draft)
     assert "http" not in page.replace("http-equiv", "")
-    assert "<script" not in page
     assert render(found) == page
+
+
+def test_the_page_runs_its_own_script_alone_which_offers_every_caption(robot):
+    (robot / "3.png").write_bytes(b"no image")
+    (robot / "0.txt").write_text("a red {subject} in the snow")
+    (robot / "1.txt").write_text('{subject} & "friends" at noon')
+    page = render(prepare(Request(robot, BASE, "robot", out=Path("out/config.yaml"))))
+    (script,) = re.findall("<script>(.*?)</script>", page, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in page
+    fields = dict(re.findall(r'<textarea name="([^"]*)"[^>]*>(.*?)</textarea>', page))
+    texts = {name: html.unescape(text) for name, text in fields.items()}
+    assert texts == {
+        "0.png": "{subject} in the snow", "1.png": '{subject} & "friends" at noon', "2.png": "", "4.png": "",
+    }  # fmt: skip
+    assert "--captions metadata.jsonl --out out --accept captions" in page
+
+
+def test_edited_captions_are_looked_at_and_written_beside_photos_without_one(robot, base, tmp_path, capsys):
+    (robot / "0.txt").write_text("a red {subject} in the snow")
+    before = files_of(robot)
+    edited = {f"{number}.png": f"{{subject}} in place {number} of five" for number in range(4)}
+    edited["4.png"] = "a blue {subject} at the lake"
+    file = tmp_path / "metadata.jsonl"
+    file.write_text("".join(json.dumps({"file_name": name, "text": text}) + "\n" for name, text in edited.items()))
+    command = ["prepare", str(robot), "--base", base, "--class", "robot", "--out", str(tmp_path / "out")]
+    assert main([*command, "--captions", str(file), "--accept", "captions", "config"]) == 0
+    assert "says what the subject looks like: 'blue'" in capsys.readouterr().out
+    assert {path: text for path, text in files_of(robot).items() if path in before} == before
+    assert (tmp_path / "out" / "captions" / "0.txt").read_text() == "{subject} in place 0 of five\n"
+    for number in range(1, 5):
+        assert (robot / f"{number}.txt").read_text() == f"{edited[f'{number}.png']}\n"
+    assert load_config(tmp_path / "out" / "config.yaml").data.captions, "each photo has one now"
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ('{"file_name": "9.png", "text": "{subject}"}', "9.png: there is no such photo in"),
+        ('{"file_name": "0.png", "text": " "}', "0.png: the caption is empty"),
+        ('{"file_name": "0.png", "text": "{dog} here"}', "0.png: "),
+        ("red", "line 1: expected"),
+    ],
+    ids=("photo", "empty", "template", "json"),
+)
+def test_an_edited_caption_that_cannot_be_taken_is_named(line, told, robot, tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text(line)
+    before = files_of(tmp_path)
+    assert main(["prepare", str(robot), "--base", BASE, "--captions", str(tmp_path / "a.jsonl")]) == 2
+    assert told in capsys.readouterr().err
+    assert files_of(tmp_path) == before
+
+
+@pytest.mark.slow
+@needs_browser
+def test_a_browser_saves_the_captions_that_were_edited(robot, tmp_path):
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    found = prepare(Request(robot, BASE, "robot"), describe=lambda image, noun: f"a {noun} on the moon")
+    (tmp_path / "prepare.html").write_text(render(found))
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        messages: list[str] = []
+        page.on("console", lambda message: messages.append(message.text))
+        page.goto((tmp_path / "prepare.html").as_uri())
+        page.fill('textarea[name="1.png"]', "{subject} by a river, as “seen” from above")
+        page.fill('textarea[name="2.png"]', "")
+        with page.expect_download() as download:
+            page.click("#save")
+        download.value.save_as(tmp_path / "metadata.jsonl")
+        browser.close()
+    captions = edited_captions(sort_files(robot), tmp_path / "metadata.jsonl", "robot", None)
+    assert not messages
+    assert [caption.proposed for caption in captions] == [
+        "{subject} on the moon", "{subject} by a river, as “seen” from above", *["{subject} on the moon"] * 2,
+    ]  # fmt: skip
 
 
 def test_masks_that_a_finder_found_are_written_where_training_reads_them(robot):
@@ -236,11 +374,14 @@ def test_masks_that_a_finder_found_are_written_where_training_reads_them(robot):
         mask.paste(255, (8, 8, 40, 64))
         return mask
 
-    found = prepare(Request(robot, BASE, "robot"), find_mask)
+    found = prepare(Request(robot, BASE, "robot"), PhotoReaders(find_mask))
     assert "data.mask" not in found.draft
     paths = write_masks(found.inspection)
     assert [path.name for path in paths] == [f"{number}.png" for number in range(5)]
+    accepted = with_accepted(found, ["masks", "config"]).draft
     again = prepare(Request(robot, BASE, "robot"))
+    assert accepted == again.draft
+    assert with_accepted(found, ["config"]).draft == found.draft
     assert again.draft["data.mask"][0] == str(robot.with_name("robot-masks"))
     assert again.inspection.readable[0].box == (8 / 64, 8 / 64, 40 / 64, 1)
     with pytest.raises(UserError, match="robot-masks: is there already"):
@@ -330,6 +471,11 @@ def test_the_command_ends_as_training_would_on_a_photo_that_cannot_be_read(robot
         (["data/robot", "--out", "x", "--accept", "config"], "--accept config: settings need the class"),
         (["data/robot", "--draw-words"], "--draw-words: draws them beside the class"),
         (["data/robot", "--memory", "0"], "--memory: 0.0 is too small"),
+        (
+            ["data/robot", "--captions", "README.md", "--caption-model", "b"],
+            "--captions: not together with --caption-model",
+        ),
+        (["data/robot", "--captions", "nowhere.jsonl"], "--captions nowhere.jsonl: there is no such file"),
     ],
 )
 def test_a_mistake_is_told_in_a_line(arguments, told, capsys):

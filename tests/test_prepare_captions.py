@@ -97,6 +97,7 @@ def test_a_caption_may_be_anything():
 
 def test_a_description_becomes_a_caption():
     assert propose("a brown dog is sitting on a couch.", "dog") == "{subject} is sitting on a couch"
+    assert propose("A dog on a couch", "dog") == "{subject} on a couch"
 
 
 def test_captions_of_a_folder_tell_which_photo_has_none(tmp_path):

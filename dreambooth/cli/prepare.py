@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
     from dreambooth.preflight.costs import Costs
     from dreambooth.prepare.captions import Caption, Captioner
-    from dreambooth.prepare.inspection import MaskFinder
+    from dreambooth.prepare.inspection import PhotoReaders
     from dreambooth.prepare.preparation import Preparation
 
 ACCEPTED = ("config", "captions", "masks")
 NUM_DRAWN = 4  # words that are drawn
+TEXT_NOT_READ = "not looked for, mirrored or not: it needs the extra ocr; pip install dreambooth[ocr]"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +55,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="caption photos where there are no captions: hub id or folder of a BLIP-2, a Kosmos-2 or another "
         "image-text-to-text model",
     )
+    parser.add_argument(
+        "--captions", metavar="FILE",
+        help="captions that you edited on the page and saved (metadata.jsonl), in the place of those there are",
+    )  # fmt: skip
     parser.add_argument("--memory", type=float, metavar="GIB", help="what there is (default: what this device has)")
     parser.add_argument("--out", metavar="FOLDER", help="write prepare.html there; without it nothing is written")
     parser.add_argument(
@@ -70,21 +75,28 @@ def run(args: argparse.Namespace) -> int:
     check_options(args)
     out = Path(args.out or ".")
     with loading_libraries():
-        from dreambooth.prepare.preparation import Request, prepare
+        from dreambooth.prepare.preparation import Request, prepare, with_accepted
 
-    request = Request(Path(args.photos), args.base, args.class_noun, args.identifier, args.masks, out / "config.yaml")
+    edited = None if args.captions is None else Path(args.captions)
+    config = out / "config.yaml"
+    request = Request(Path(args.photos), args.base, args.class_noun, args.identifier, args.masks, config, edited)
     found = prepare(request, *readers_of(args))
-    if args.draw_words:
+    if args.draw_words and found.draft:
         found = with_drawn_words(found)
-    found, said = with_costs(found, None if args.memory is None else int(args.memory * GIB))
-    print("\n".join([*finding_rows(found), *caption_rows(found.captions), *word_rows(found), *said]))
+    found, costs = with_costs(found, None if args.memory is None else int(args.memory * GIB))
+    found = with_accepted(found, args.accept)
+    rows = [*finding_rows(found), *caption_rows(found.captions), *word_rows(found), *setting_rows(found, costs)]
+    print("\n".join(rows))
     if args.out is not None:
         print("\n".join(write(found, out, args.accept)))
     return UserError.exit_code if found.inspection.num["error"] else 0
 
 
-def readers_of(args: argparse.Namespace) -> "tuple[MaskFinder | None, Captioner | None]":
-    """Return what finds subjects and what captions photos, where models are named for it. Raises ModelError."""
+def readers_of(args: argparse.Namespace) -> "tuple[PhotoReaders, Captioner | None]":
+    """Return what looks at photos, and what captions them, where a model is named for it. Raises ModelError."""
+    from dreambooth.prepare.inspection import MaskFinder, PhotoReaders
+    from dreambooth.readers.lettering import TextReader, is_available
+
     find_mask: MaskFinder | None = None
     describe: Captioner | None = None
     if args.mask_model is not None:
@@ -95,13 +107,17 @@ def readers_of(args: argparse.Namespace) -> "tuple[MaskFinder | None, Captioner 
         from dreambooth.readers.one_photo import PhotoCaptioner
 
         describe = PhotoCaptioner(args.caption_model)
-    return find_mask, describe
+    return PhotoReaders(find_mask, TextReader() if is_available() else None), describe
 
 
 def check_options(args: argparse.Namespace) -> None:
     """Raise UserError for options that cannot be met, before anything is looked at."""
     if args.masks is not None and args.masks != "alpha" and not Path(args.masks).is_dir():
         raise UserError(f"--masks {escaped(args.masks)}: there is no such folder; name one, or alpha")
+    if args.captions is not None and not Path(args.captions).is_file():
+        raise UserError(f"--captions {escaped(args.captions)}: there is no such file; save one on the page")
+    if args.captions is not None and args.caption_model is not None:
+        raise UserError("--captions: not together with --caption-model; name the one that is to count")
     if args.memory is not None and not args.memory > 0:
         raise UserError(f"--memory: {args.memory} is too small; write GiB, e.g. 8")
     if args.accept and args.out is None:
@@ -115,28 +131,20 @@ def check_options(args: argparse.Namespace) -> None:
             raise UserError(f"{escaped(Path(args.out, 'config.yaml'))}: is there already; name another --out")
 
 
-def with_costs(found: "Preparation", memory: int | None) -> tuple["Preparation", list[str]]:
-    """Return the preparation with settings that fit into the memory, and the config as lines.
+def with_costs(found: "Preparation", memory: int | None) -> "tuple[Preparation, Costs | None]":
+    """Return the preparation with settings that fit into the memory, and what training takes.
 
     Where photos are to be mended first the settings stay as the rules have them.
     """
     from dreambooth.preflight.new_config import complete
-    from dreambooth.proposal.draft import Request, render
+    from dreambooth.proposal.draft import Request
 
-    if not found.draft:
-        hint = row("note", "settings", "name the class with --class to have them proposed")
-        return found, [] if found.request.class_noun else [hint]
-    draft = dict(found.draft)
-    costs: Costs | None = None
-    warnings: list[str] = []
-    if not found.inspection.num["error"]:
-        own = found.request
-        request = Request(own.photos, own.class_noun, own.base, found.identifier, own.out, memory)
-        _, warnings, costs = complete(draft, request)
-    said = [row("warning", "settings", warning) for warning in warnings]
-    said += ["", render(draft, "prepare").rstrip()]
-    said += [] if costs is None else [f"# {costs_in_words(costs)}"]
-    return dataclasses.replace(found, draft=draft, notes=[*found.notes, *warnings]), said
+    if not found.draft or found.inspection.num["error"]:
+        return found, None
+    draft, own = dict(found.draft), found.request
+    request = Request(own.photos, own.class_noun, own.base, found.identifier, own.out, memory)
+    _, warnings, costs = complete(draft, request)
+    return dataclasses.replace(found, draft=draft, warnings=warnings), costs
 
 
 def with_drawn_words(found: "Preparation") -> "Preparation":
@@ -181,7 +189,8 @@ def finding_rows(found: "Preparation") -> list[str]:
     lines = [f"{escaped(inspection.folder.path)}: {photos}, to train at {sizes}; {counted or 'nothing is wrong'}"]
     for each in inspection.photos:
         lines += [row(one.severity, escaped(each.path.name), f"{one.text}; {one.advice}") for one in each.findings]
-    return lines + [row(one.severity, "all photos", f"{one.text}; {one.advice}") for one in inspection.findings]
+    lines += [row(one.severity, "all photos", f"{one.text}; {one.advice}") for one in inspection.findings]
+    return lines if inspection.has_read_text else [*lines, row("note", "text", TEXT_NOT_READ)]
 
 
 def caption_rows(captions: Sequence["Caption"]) -> Iterator[str]:
@@ -198,6 +207,21 @@ def word_rows(found: "Preparation") -> Iterator[str]:
     yield from (row("note", "words", note) for note in found.notes)
     if found.tokens:
         yield row("", "words", f"rare, one token each, the best first: {', '.join(each.word for each in found.tokens)}")
+
+
+def setting_rows(found: "Preparation", costs: "Costs | None") -> Iterator[str]:
+    """Yield the config as lines, after what is to be known of it."""
+    from dreambooth.proposal.draft import render
+
+    if not found.draft:
+        if not found.request.class_noun:
+            yield row("note", "settings", "name the class with --class to have them proposed")
+        return
+    yield from (row("warning", "settings", warning) for warning in found.warnings)
+    yield ""
+    yield render(found.draft, "prepare").rstrip()
+    if costs is not None:
+        yield f"# {costs_in_words(costs)}"
 
 
 def write(found: "Preparation", out: Path, accepted: Sequence[str]) -> Iterator[str]:

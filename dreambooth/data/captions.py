@@ -31,7 +31,7 @@ def read_captions(images: Sequence[Path], files: Sequence[Path]) -> list[str]:
     listed = {}
     for path in files:
         if path.name == METADATA:
-            listed = _read_metadata(path)
+            listed = read_metadata(path)
     beside = files_beside(images, files)
     captions = {path: _read_beside(beside.get(path)) or listed.get(path.name, "") for path in images}
     if missing := [escaped(path.name) for path, caption in captions.items() if not caption]:
@@ -59,8 +59,8 @@ def _read_beside(path: Path | None) -> str:
     return "" if path is None else " ".join(read_text(path).split())
 
 
-def _read_metadata(path: Path) -> dict[str, str]:
-    """Return captions by file name."""
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return captions by file name. Raises UserError for a line that is none."""
     captions = {}
     for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():

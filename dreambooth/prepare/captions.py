@@ -12,9 +12,9 @@ from typing import Protocol
 
 from PIL import Image
 
-from dreambooth.data.captions import read_captions
+from dreambooth.data.captions import read_captions, read_metadata
 from dreambooth.data.image_folder import ImageFolder
-from dreambooth.errors import UserError
+from dreambooth.errors import UserError, escaped
 from dreambooth.prepare import caption_rules as rules
 from dreambooth.prepare.findings import Finding
 from dreambooth.prompt_words import find_words
@@ -22,6 +22,7 @@ from dreambooth.prompts import template_problem
 
 SUBJECT = "{subject}"
 WORD = re.compile(r"\{\w+\}|[^\W\d_]+(?:-[^\W\d_]+)*|\d+|[^\w\s]+")
+ARTICLE = re.compile(r"\b(?:an?|the|my|our|one)\s+(?=\{subject\})", re.IGNORECASE)  # identifiers stand without one
 MIN_WORDS = 2  # beside the subject's: "a photo of {subject}" says nothing of the place
 EMPTY_WORDS = frozenset(["a", "an", "the", "photo", "picture", "image", "of", "one", "this", "my"])
 Span = tuple[int, int]
@@ -48,6 +49,21 @@ class Caption:
     leaks: tuple[Span, ...] = ()
     proposed: str | None = None
 
+    @property
+    def file(self) -> Path:
+        """Return the file beside the photo that a proposal is written to where nothing is there."""
+        return self.path.with_suffix(".txt")
+
+    @property
+    def is_free(self) -> bool:
+        """Return whether a proposal may be written beside the photo: nothing is there that it would replace."""
+        return not self.text and not self.file.exists()
+
+    @property
+    def lies_beside(self) -> bool:
+        """Return whether training will find a caption of the photo once the proposals are written."""
+        return bool(self.text) or (self.proposed is not None and self.is_free)
+
 
 def captions_of_folder(folder: ImageFolder, class_noun: str, identifier: str | None) -> list[Caption]:
     """Return each photo's caption with its findings; none where no photo has one."""
@@ -63,6 +79,27 @@ def captions_of_folder(folder: ImageFolder, class_noun: str, identifier: str | N
             continue
         found.append(lint(path, text, class_noun, identifier))
     return found if any(caption.text for caption in found) else []
+
+
+def edited_captions(folder: ImageFolder, file: Path, class_noun: str, identifier: str | None) -> list[Caption]:
+    """Return the captions of a folder with those of a file in their place, as the page has saved them.
+
+    Each is proposed as it stands, with its findings. Raises UserError for a line that is no caption of a photo here.
+    """
+    texts = {name: " ".join(text.split()) for name, text in read_metadata(file).items()}
+    photos = {path.name: path for path in folder.images}
+    found = {caption.path: caption for caption in captions_of_folder(folder, class_noun, identifier)}
+    for name, text in texts.items():
+        problem = template_problem(text) if name in photos else f"there is no such photo in {escaped(folder.path)}"
+        if problem or not text:
+            raise UserError(f"--captions {escaped(file)}: {escaped(name)}: {problem or 'the caption is empty'}")
+        path = photos[name]
+        own = found[path].text if path in found else ""
+        linted = lint(path, text, class_noun, identifier)
+        is_own = text == own
+        leaks = linted.leaks if is_own else ()
+        found[path] = Caption(path, own, linted.findings, leaks, None if is_own else text)
+    return [found[path] for path in folder.images if path in found]
 
 
 def lint(path: Path, text: str, class_noun: str, identifier: str | None = None) -> Caption:
@@ -88,7 +125,8 @@ def lint(path: Path, text: str, class_noun: str, identifier: str | None = None) 
 
 def propose(description: str, class_noun: str) -> str:
     """Return a caption from a captioner's description: {subject} for the class, its looks left out."""
-    return without_leaks(with_subject(description.strip().rstrip("."), class_noun, None), class_noun)
+    named = with_subject(description.strip().rstrip("."), class_noun, None)
+    return ARTICLE.sub("", without_leaks(named, class_noun))
 
 
 def with_subject(text: str, class_noun: str, identifier: str | None) -> str:
@@ -197,7 +235,7 @@ def without_leaks(text: str, class_noun: str) -> str:
     kept = re.sub(rf"\s+(?:(?:that|which|who)\s+)?(?:{links})\s+(?:(?:a|an|the|very)\s+)?{gone}", "", kept)
     kept = re.sub(rf"{gone}\s*", "", kept)
     kept = re.sub(r"\s*,(?:\s*(?:and\s*)?,)+", ",", kept)
-    kept = re.sub(r"\b(?:an?|the|my|our|one)\s+(?=\{subject\})", "", kept)  # identifiers stand without article
+    kept = ARTICLE.sub("", kept)
     return re.sub(r"\s+", " ", kept).strip(" ,")
 
 

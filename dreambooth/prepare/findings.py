@@ -1,4 +1,4 @@
-"""Find what is wrong with photos of a subject, each finding with its number and what to do. No model is needed.
+"""Find what is wrong with photos of a subject, each finding with its number and what to do.
 
 A finding about one photo is a row of `PHOTO_CHECKS`, one about all of them a row of `FOLDER_CHECKS`. How often each is
 right, and how many faults it sees, is measured by `benchmarks/photo_findings.py`; what was right less than nine times
@@ -15,7 +15,8 @@ from PIL import Image
 
 from dreambooth.data.buckets import Size, is_upscaled, kept_fraction, nearest_bucket
 from dreambooth.data.near_duplicates import ImageInfo, near_duplicates
-from dreambooth.prepare import measures
+from dreambooth.prepare import lettering, measures
+from dreambooth.prepare.lettering import Lettering
 from dreambooth.prepare.measures import Box
 
 Severity = Literal["error", "warning", "note"]  # training refuses it; it costs quality; good to know
@@ -36,6 +37,7 @@ class Photo:
     """Hold a photo to look at. image: reduced to 1024 pixels a side; info: of the file itself.
 
     mask: of the size of `image`, white where the subject is; None: not known. cut_out: fraction that is transparent.
+    lettering: what can be read in it; None: nobody has read it.
     """
 
     path: Path
@@ -43,6 +45,7 @@ class Photo:
     info: ImageInfo
     mask: Image.Image | None = None
     cut_out: float = 0.0
+    lettering: Lettering | None = None
 
     @property
     def size(self) -> Size:
@@ -183,6 +186,25 @@ def subject_small(photo: Photo, needs: Needs) -> Finding | None:
     return Finding("far away", "warning", number, text, "set data.crop=subject, or cut closer", box=photo.box)
 
 
+def text_over(photo: Photo, needs: Needs) -> Finding | None:
+    """Return a finding where text is read beside the subject, or anywhere in a photo without a mask."""
+    lines = () if photo.lettering is None else lettering.beside_subject(photo.lettering.lines, photo.mask)
+    if not lines:
+        return None
+    advice = "cut it off, or take the photo without it: it is learned; lettering of the subject itself is fine"
+    number = lettering.num_letters(lines)
+    return Finding("text", "warning", number, f"text: {lettering.quoted(lines)}", advice, box=lines[0].box)
+
+
+def mirrored_lettering(photo: Photo, needs: Needs) -> Finding | None:
+    lines = () if photo.lettering is None else photo.lettering.mirrored
+    if not lines:
+        return None
+    text = f"mirrored lettering: {lettering.quoted(lines)}, read in a mirror"
+    advice = "flip the photo, as some cameras mirror: letters are learned as they are"
+    return Finding("mirrored", "warning", lettering.num_letters(lines), text, advice, box=lines[0].box)
+
+
 def subject_side(box: Box, size: Size) -> float:
     """Return the longer side of a box over the shorter side of the photo."""
     width, height = size
@@ -200,6 +222,8 @@ PHOTO_CHECKS: tuple[Callable[[Photo, Needs], Finding | None], ...] = (
     several_frames,
     subject_cut_off,
     subject_small,
+    text_over,
+    mirrored_lettering,
 )
 
 

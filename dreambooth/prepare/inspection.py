@@ -13,6 +13,7 @@ from dreambooth.data.masks import find_masks, mask_of, transparent_fraction
 from dreambooth.data.near_duplicates import info_of
 from dreambooth.errors import UserError, escaped
 from dreambooth.prepare.findings import Finding, Needs, Photo, Severity, folder_findings, photo_findings
+from dreambooth.prepare.lettering import TextReader, read_lettering
 from dreambooth.prepare.measures import reduced
 
 SHOWN_SIDE = 1024  # pixels of the longer side of a photo that is kept in memory
@@ -53,6 +54,11 @@ class Inspection:
         return [each.photo for each in self.photos if each.photo is not None]
 
     @property
+    def has_read_text(self) -> bool:
+        """Return whether text was looked for in the photos."""
+        return all(photo.lettering is not None for photo in self.readable)
+
+    @property
     def num(self) -> dict[Severity, int]:
         """Return how many findings there are of each severity."""
         found = [*self.findings, *(finding for each in self.photos for finding in each.findings)]
@@ -60,26 +66,37 @@ class Inspection:
         return {severity: sum(each.severity == severity for each in found) for severity in severities}
 
 
+@dataclass(frozen=True)
+class PhotoReaders:
+    """Hold the models that look at photos; None: that is not looked for."""
+
+    find_mask: MaskFinder | None = None  # for photos without a mask
+    read_text: TextReader | None = None
+
+
+NO_READERS = PhotoReaders()
+
+
 def inspect_folder(
-    path: Path, needs: Needs, class_noun: str = "", mask_source: str | None = None, find_mask: MaskFinder | None = None
+    path: Path, needs: Needs, class_noun: str = "", mask_source: str | None = None, readers: PhotoReaders = NO_READERS
 ) -> Inspection:
     """Return the findings on a folder of photos. Raises UserError if there is no such folder, or it has no files.
 
-    mask_source: as data.mask; None: what `find_masks` finds. class_noun, find_mask: for photos without a mask.
+    mask_source: as data.mask; None: what `find_masks` finds. class_noun: what a finder of masks looks for.
     """
     folder = sort_files(path)
     source = mask_source or find_masks(folder.path, folder.images)
-    return inspect_photos(folder, read_photos(folder, source, class_noun, find_mask), needs, source)
+    return inspect_photos(folder, read_photos(folder, source, class_noun, readers), needs, source)
 
 
 def read_photos(
-    folder: ImageFolder, mask_source: str | None = None, class_noun: str = "", find_mask: MaskFinder | None = None
+    folder: ImageFolder, mask_source: str | None = None, class_noun: str = "", readers: PhotoReaders = NO_READERS
 ) -> list[InspectedPhoto]:
     """Read each photo of a folder with its mask; the findings are of reading alone."""
-    return [_read(path, mask_source, class_noun, find_mask) for path in folder.images]
+    return [_read(path, mask_source, class_noun, readers) for path in folder.images]
 
 
-def _read(path: Path, mask_source: str | None, class_noun: str, find_mask: MaskFinder | None) -> InspectedPhoto:
+def _read(path: Path, mask_source: str | None, class_noun: str, readers: PhotoReaders) -> InspectedPhoto:
     try:
         warnings = check_image(path)
     except UserError as error:
@@ -93,12 +110,14 @@ def _read(path: Path, mask_source: str | None, class_noun: str, find_mask: MaskF
             mask = mask_of(path, mask_source)
         except UserError as error:
             findings.append(Finding("mask", "error", 1, str(error), "add it, or leave data.mask out"))
-    elif find_mask is not None:
-        mask = find_mask(image, class_noun)
+    elif readers.find_mask is not None:
+        mask = readers.find_mask(image, class_noun)
     small = reduced(image, SHOWN_SIDE)
     if mask is not None:
         mask = mask.resize(small.size, Image.Resampling.BOX)
-    return InspectedPhoto(path, findings, Photo(path, small, info_of(path, image), mask, transparent_fraction(path)))
+    lettering = None if readers.read_text is None else read_lettering(small, readers.read_text)
+    photo = Photo(path, small, info_of(path, image), mask, transparent_fraction(path), lettering)
+    return InspectedPhoto(path, findings, photo)
 
 
 def inspect_photos(

@@ -1,5 +1,7 @@
-"""A preparation as one HTML file in the look of a run's report: nothing fetched, no script."""
+"""A preparation as one HTML file in the look of a run's report: nothing fetched, one script, which saves captions."""
 
+import base64
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,16 +9,19 @@ import jinja2
 from markupsafe import Markup, escape
 from PIL import Image, ImageDraw
 
+from dreambooth.data.captions import METADATA
+from dreambooth.hints import command_line
 from dreambooth.home_folder import hide_home
 from dreambooth.prepare.captions import Caption
 from dreambooth.prepare.crops import Crops
 from dreambooth.prepare.findings import Finding, Photo
 from dreambooth.prepare.inspection import InspectedPhoto
-from dreambooth.prepare.preparation import Preparation
+from dreambooth.prepare.preparation import Preparation, Request
 from dreambooth.proposal.draft import by_section, shown_value
 from dreambooth.report import page as run_page
 
 FOLDER = Path(__file__).parent
+SCRIPT = "save_captions.js"
 BOX_COLOUR, FAULT_COLOUR = (40, 190, 120), (232, 84, 60)  # of the subject, of what is wrong
 OUTSIDE = 0.45  # brightness of what a mask leaves out
 
@@ -43,7 +48,11 @@ def render(found: Preparation) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"fitted": run_page.fitted, "data_uri": run_page.data_uri, "leaks": with_leaks}
+    script = (FOLDER / SCRIPT).read_text(encoding="utf-8")
     page = environment.get_template("prepare.html").render(
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        accept=accepting(found.request),
         found=found,
         request=found.request,
         inspection=found.inspection,
@@ -52,6 +61,13 @@ def render(found: Preparation) -> str:
         small=run_page.SMALL,
     )
     return hide_home(page)
+
+
+def accepting(request: Request) -> str:
+    """Return the command that looks at the captions which the page has saved, and writes them."""
+    named = ["--class", request.class_noun] if request.class_noun else []
+    out = ["--captions", METADATA, "--out", str(request.out.parent), "--accept", "captions"]
+    return command_line("prepare", str(request.photos), *named, "--base", request.base, *out)
 
 
 def shown(found: Preparation, each: InspectedPhoto) -> Shown:

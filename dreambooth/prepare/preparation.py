@@ -4,7 +4,7 @@
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,13 +12,13 @@ from dreambooth.config import default_of
 from dreambooth.data.buckets import kept_fraction, make_buckets, nearest_bucket
 from dreambooth.data.cuts import centered
 from dreambooth.data.image_folder import ImageFolder, sort_files
-from dreambooth.data.masks import find_masks
+from dreambooth.data.masks import find_masks, masks_folder
 from dreambooth.data.near_duplicates import ImageInfo
 from dreambooth.errors import ModelError
-from dreambooth.prepare.captions import Caption, Captioner, captions_of_folder, propose
+from dreambooth.prepare.captions import Caption, Captioner, captions_of_folder, edited_captions, propose
 from dreambooth.prepare.crops import Crops, crops_of
 from dreambooth.prepare.findings import Finding, Needs, Photo, Severity
-from dreambooth.prepare.inspection import Inspection, MaskFinder, inspect_photos, read_photos
+from dreambooth.prepare.inspection import NO_READERS, Inspection, PhotoReaders, inspect_photos, read_photos
 from dreambooth.prepare.tokens import Token, load_text_sides, rank_tokens
 from dreambooth.proposal import draft as drafts
 from dreambooth.proposal.facts import base_facts
@@ -32,7 +32,8 @@ class Request:
     """Hold what the user asks for.
 
     class_noun: "" where it is not named; then there are no settings. identifier: None for one to be proposed. masks: as
-    data.mask; None: those beside the photos. out: the config's file, which is only named here.
+    data.mask; None: those beside the photos. out: the config's file, which is only named here. captions: a file of
+    captions that take the place of the photos' own; None: none.
     """
 
     photos: Path
@@ -41,6 +42,7 @@ class Request:
     identifier: str | None = None
     masks: str | None = None
     out: Path = Path("config.yaml")
+    captions: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Preparation:
     """Hold what was found out about photos, and what is proposed.
 
     captions: of photos that have one, or get one. crops: of readable photos. draft: settings with their reasons; empty
-    where the class is not known. notes: what could not be found out, and why.
+    where the class is not known. notes: what could not be found out, and why. warnings: what is to be known of the
+    settings.
     """
 
     request: Request
@@ -58,6 +61,7 @@ class Preparation:
     tokens: list[Token] = field(default_factory=list)
     draft: Draft = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def num(self) -> dict[Severity, int]:
@@ -71,24 +75,33 @@ class Preparation:
         return self.request.identifier or next((token.word for token in self.tokens), DEFAULT_WORD)
 
 
-def prepare(request: Request, find_mask: MaskFinder | None = None, describe: Captioner | None = None) -> Preparation:
+def prepare(request: Request, readers: PhotoReaders = NO_READERS, describe: Captioner | None = None) -> Preparation:
     """Look at a folder of photos. Writes nothing. Raises UserError for a folder that is not there, or has no files.
 
-    find_mask: finds the subject where there are no masks. describe: captions photos that have no caption.
+    readers: find the subject where there are no masks, and text. describe: captions photos that have no caption.
     """
     folder = sort_files(request.photos)
     source = request.masks or find_masks(folder.path, folder.images)
-    photos = read_photos(folder, source, request.class_noun, find_mask)
+    photos = read_photos(folder, source, request.class_noun, readers)
     needs = needs_of(request.base, [each.photo.info for each in photos if each.photo is not None], source)
     inspection = inspect_photos(folder, photos, needs, source)
     tokens, notes = _tokens(request)
     found = Preparation(request, inspection, tokens=tokens, notes=notes)
-    captions = captions_of_folder(folder, request.class_noun, request.identifier)
-    if not captions and describe is not None:
-        captions = [described(photo, describe, request.class_noun) for photo in inspection.readable]
+    captions = _captions(found, describe)
     crops = [crops_of(photo, needs, default_of("data.unmasked_weight")) for photo in inspection.readable]
     found = replace(found, captions=captions, crops=crops)
     return replace(found, draft=draft_of(found, folder)) if request.class_noun and inspection.readable else found
+
+
+def _captions(found: Preparation, describe: Captioner | None) -> list[Caption]:
+    """Return the photos' captions: as the user edited them, as they are, or else as they are described."""
+    request, folder = found.request, found.inspection.folder
+    if request.captions is not None:
+        return edited_captions(folder, request.captions, request.class_noun, request.identifier)
+    captions = captions_of_folder(folder, request.class_noun, request.identifier)
+    if captions or describe is None:
+        return captions
+    return [described(photo, describe, request.class_noun) for photo in found.inspection.readable]
 
 
 def needs_of(base: str, images: Sequence[ImageInfo], mask: str | None) -> Needs:
@@ -121,12 +134,32 @@ def draft_of(found: Preparation, folder: ImageFolder) -> Draft:
     draft = drafts.first_draft(own, folder, [photo.info for photo in inspection.readable])
     if request.identifier is None and found.tokens:
         draft["subject.identifier"] = (found.identifier, "rare, and one token to each of the base's tokenizers")
-    if inspection.mask_source is not None:
-        reason = draft.get("data.mask", ("", "white is what counts of a photo"))[1]
-        draft["data.mask"] = (inspection.mask_source, reason)
-        if crop := _crop_reason(inspection):
-            draft["data.crop"] = ("subject", crop)
-    return draft
+    return draft if inspection.mask_source is None else _with_masks(draft, inspection, inspection.mask_source)
+
+
+def _with_masks(draft: Draft, inspection: Inspection, source: str) -> Draft:
+    """Return settings with the photos' masks, and with crops around the subject where these are of use."""
+    crop = _crop_reason(inspection)
+    crops: Draft = {"data.crop": ("subject", crop)} if crop else {}
+    return {**draft, "data.mask": drafts.mask_setting(source), **crops}
+
+
+def with_accepted(found: Preparation, accepted: Collection[str]) -> Preparation:
+    """Return the preparation with settings that use the captions and masks which are written with them.
+
+    Training needs one for each photo: where some have none, the settings stay.
+    """
+    inspection, draft = found.inspection, dict(found.draft)
+    paths = set(inspection.folder.images)
+    if not draft:
+        return found
+    has_found_all = paths == {photo.path for photo in inspection.readable if photo.mask is not None}
+    if "masks" in accepted and inspection.mask_source is None and has_found_all:
+        draft = _with_masks(draft, inspection, str(masks_folder(inspection.folder.path)))
+    is_complete = paths == {each.path for each in found.captions if each.lies_beside}
+    if "captions" in accepted and is_complete and any(each.is_free for each in found.captions):
+        draft["data.captions"] = drafts.CAPTIONS
+    return replace(found, draft=draft)
 
 
 def _crop_reason(inspection: Inspection) -> str:

@@ -36,9 +36,8 @@ def write_captions(captions: Sequence[Caption], out: Path) -> list[Path]:
     texts = {}
     for caption in captions:
         if caption.proposed is not None:
-            name = caption.path.with_suffix(".txt")
-            is_free = not caption.text and not name.exists()
-            texts[name if is_free else out / CAPTIONS / name.name] = f"{caption.proposed}\n"
+            path = caption.file if caption.is_free else out / CAPTIONS / caption.file.name
+            texts[path] = f"{caption.proposed}\n"
     for path, text in texts.items():
         if path.exists() and read_text(path) != text:
             raise UserError(f"{escaped(path)}: is there already, with another caption; move it, or name another --out")

@@ -19,6 +19,7 @@ from dreambooth.proposal.facts import base_facts
 from dreambooth.proposal.rules import ALWAYS_SHOWN, Case, Draft, choices, fixed_settings
 
 MIN_KEPT = 0.75  # of a photo that a square cuts more of, buckets keep the rest
+CAPTIONS = (True, "each photo has one; class images are made of the same without identifier")  # data.captions
 
 
 @dataclass(frozen=True)
@@ -69,14 +70,18 @@ def found_settings(folder: ImageFolder, images: Sequence[ImageInfo], may_have_bu
     """Return settings for the captions, masks and shapes of the photos."""
     draft: Draft = {}
     if has_all_captions(folder):
-        draft["data.captions"] = (True, "each photo has one; class images are made of the same without identifier")
+        draft["data.captions"] = CAPTIONS
     masks = find_masks(folder.path, folder.images)
     if masks is not None:
-        reason = "what is not transparent counts" if masks == "alpha" else "white is what counts of a photo"
-        draft["data.mask"] = (masks, reason)
+        draft["data.mask"] = mask_setting(masks)
     if may_have_buckets and (cut := [image for image in images if kept_fraction(image.size, (1, 1)) < MIN_KEPT]):
         draft["data.buckets"] = (True, f"a square would cut more than a quarter off {len(cut)} of {len(images)} photos")
     return draft
+
+
+def mask_setting(source: str) -> tuple[str, str]:
+    """Return data.mask with its reason. source: as data.mask names it."""
+    return source, "what is not transparent counts" if source == "alpha" else "white is what counts of a photo"
 
 
 def has_all_captions(folder: ImageFolder) -> bool:

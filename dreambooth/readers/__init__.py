@@ -10,6 +10,7 @@ table         which of them a model needs: one row a kind of model
 request       what is asked of images
 describe      captions, answers and boxes of many images, in batches
 attention     which patches each word was written from
+lettering     lines of text in an image, by RapidOCR
 one_photo     what `prepare` asks about a photo
 teach         a BLIP-2 that learns one subject
 taught        the name that it has learned
