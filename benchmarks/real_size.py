@@ -83,9 +83,14 @@ def make(name: str, folder: Path) -> None:
             else:
                 network = network_class(network_class.config_class.from_pretrained(folder / part))
         network = network.half().to_empty(device="cpu")
-        for name_of, weight in network.named_parameters():
-            torch.nn.init.normal_(weight, 0 if weight.ndim > 1 or name_of.endswith("bias") else 1, 0.02)
+        fill(network)
         network.save_pretrained(folder / part)
+
+
+def fill(network: torch.nn.Module) -> None:
+    """Fill a network that has no numbers yet with small random weights, norms' factors around 1."""
+    for name, weight in network.named_parameters():
+        torch.nn.init.normal_(weight, 0 if weight.ndim > 1 or name.endswith("bias") else 1, 0.02)
 
 
 def measure(command: list[str]) -> tuple[float, float]:

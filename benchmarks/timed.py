@@ -1,6 +1,6 @@
 """Run a training script and note when each optimizer step ends: `timed.py EVENTS.jsonl SCRIPT [arguments ...]`.
 
-On a GPU also the most memory that torch has held there so far.
+Beside them the process's own CPU seconds; on a GPU also the most memory that torch has held there so far.
 
 The script runs as it lies on disk. Both sides of a comparison are timed by this, at the same place: the end of
 `torch.optim.AdamW.step`, from one of which to the next lies a whole training step.
@@ -32,7 +32,7 @@ def note_steps(events: Path) -> None:
             under_way.pop()
         if under_way:
             return result
-        event = {"seconds": 0.0, "gpu_bytes": 0}
+        event = {"seconds": 0.0, "cpu_seconds": time.process_time(), "gpu_bytes": 0}
         if torch.cuda.is_available():
             torch.cuda.synchronize()
             event["gpu_bytes"] = torch.cuda.max_memory_allocated()

@@ -47,6 +47,7 @@ from dreambooth.readers.table import load_matcher, load_reader, load_searcher
 from dreambooth.readers.taught import read_taught
 from dreambooth.readers.teach import Lesson, teach, with_name
 from dreambooth.readers.text_options import TextOptions
+from dreambooth.readers.usual import Usual
 from toyworld import encoders
 from toyworld.readers import segmenter
 from toyworld.readers.words import build_writer
@@ -200,7 +201,7 @@ def test_sam_refines_within_the_box_of_a_coarse_mask(clipseg_model, images, tmp_
     SamProcessor(SamImageProcessor(size={"longest_edge": 64}, pad_size={"height": 64, "width": 64})).save_pretrained(
         tmp_path
     )
-    monkeypatch.setattr("dreambooth.readers.masks.PUBLISHED", str(clipseg_model))
+    monkeypatch.setattr("dreambooth.readers.masks.MASK", Usual(str(clipseg_model), ""))
     masks = load_mask_finder(str(tmp_path))(images, ["robot", "dog", "subject"])
     assert [mask.size for mask in masks] == [image.size for image in images]
 

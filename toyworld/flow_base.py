@@ -98,7 +98,7 @@ class FlowTask(DenoiserTask):
         sigma_B = torch.sigmoid(normal_B)
         sigma_B111 = sigma_B[:, None, None, None]
         noisy_BChw = (1 - sigma_B111) * latents_BChw + sigma_B111 * noise_BChw
-        tokens_BL = tokens_BL.to(device)
+        tokens_BL = tokens_BL[:, : int((tokens_BL != self.pad_id).sum(1).max())].to(device)
         mask_BL = tokens_BL != self.pad_id
         with self.autocast():
             states = self.text_encoder(tokens_BL, attention_mask=mask_BL, output_hidden_states=True).hidden_states

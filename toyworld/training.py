@@ -49,7 +49,7 @@ class Plan:
     budget: Budget  # over all resumptions together
     peak_lr: float  # of AdamW
     muon_lr: float = 0.0  # of Muon, which takes the hidden layers' matrices; 0: AdamW takes everything
-    muon_prefix: str = ""  # names of the parameters that may go to Muon begin so
+    muon_prefix: str | tuple[str, ...] = ""  # names of the parameters that may go to Muon begin so
     decay_fraction: float = 0.3  # of the budget, at the end, over which the learning rate falls
     warmup_steps: int = 100
     ema_decay: float = 0.999  # of the weights that are kept; half-life some 700 steps
@@ -98,7 +98,7 @@ class Average:
                 parameter.copy_(average)
 
 
-def hidden_matrices(module: nn.Module, prefix: str) -> list[nn.Parameter]:
+def hidden_matrices(module: nn.Module, prefix: str | tuple[str, ...]) -> list[nn.Parameter]:
     """Return trained weights of at least two dimensions whose names begin with `prefix`, but first and last layers."""
     ends = ("conv_in.", "conv_out.", "time_embedding.", "body.0.", "embedder.", "final_layer.", "pad_token")
     inner = [(n, p) for n, p in module.named_parameters() if n.startswith(prefix) and not any(end in n for end in ends)]

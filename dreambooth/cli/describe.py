@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING
 from dreambooth.cli import loading_libraries
 from dreambooth.devices import AUTO, NAMES
 from dreambooth.errors import UserError, escaped
+from dreambooth.readers.usual import DESCRIBE, GROUND, SEARCH
 
 if TYPE_CHECKING:
     from dreambooth.readers.describe import Description
     from dreambooth.readers.request import DescribeRequest
     from dreambooth.readers.text_options import TextOptions
 
-BLIP2 = "Salesforce/blip2-opt-2.7b-coco"
-KOSMOS2 = "microsoft/kosmos-2-patch14-224"
-SEARCH = "Salesforce/blip2-itm-vit-g"
 BATCH_SIZE = 8
 
 
@@ -58,13 +56,12 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "--model",
         metavar="NAME",
         help="hub id or folder of a BLIP-2, a Kosmos-2 or any image-text-to-text model of transformers (default "
-        f"{BLIP2}; with --ground {KOSMOS2})",
+        f"{DESCRIBE.published}; with --ground {GROUND.published}; for images of the toy world the embedded ones)",
     )
     group.add_argument(
         "--search-model",
         metavar="NAME",
-        default=SEARCH,
-        help="a BLIP-2, CLIP or SigLIP for --search (default %(default)s)",
+        help=f"a BLIP-2, CLIP or SigLIP for --search (default {SEARCH.published}; for the toy world the embedded one)",
     )
     group.add_argument("--device", choices=NAMES, default=AUTO, help="default: the first of these that there is")
     group.add_argument(
@@ -152,30 +149,33 @@ def run_teaching(args: argparse.Namespace) -> int:
     folder = Path(args.out)
     check_writable(folder, "--out")
     with loading_libraries():
+        from dreambooth.data.image_files import load_image
         from dreambooth.devices import find_device
         from dreambooth.readers.loading import ReaderSource
         from dreambooth.readers.teach import Lesson, teach
 
         lesson = Lesson(args.name, args.class_noun, photos, others, args.steps)
-        source = ReaderSource(
-            args.model or BLIP2, find_device(args.device).type, args.dtype or "float32", args.quantize
-        )
+        name = args.model or DESCRIBE.model_for(load_image(photos[0]).size)
+        source = ReaderSource(name, find_device(args.device).type, args.dtype or "float32", args.quantize)
     with translate_write_errors(folder, "--out"):
         print(teach(source, lesson, folder))
     return 0
 
 
 def _describe(args: argparse.Namespace, request: "DescribeRequest", paths: list[Path]) -> "list[Description]":
+    from dreambooth.data.image_files import load_image
     from dreambooth.devices import find_device
     from dreambooth.readers.describe import describe
     from dreambooth.readers.loading import ReaderSource
     from dreambooth.readers.table import load_reader, load_searcher
 
     device = find_device(args.device).type
-    name = args.model or (KOSMOS2 if request.ground else BLIP2)
+    size = load_image(paths[0]).size
+    name = args.model or (GROUND if request.ground else DESCRIBE).model_for(size)
+    search_name = args.search_model or SEARCH.model_for(size)
     needs_reader = request.captions or request.ground or request.attention or bool(request.questions)
     reader = load_reader(ReaderSource(name, device, args.dtype, args.quantize)) if needs_reader else None
-    searcher = load_searcher(ReaderSource(args.search_model, device, args.dtype)) if request.search else None
+    searcher = load_searcher(ReaderSource(search_name, device, args.dtype)) if request.search else None
     return describe(paths, request, reader, searcher, args.batch_size)
 
 

@@ -114,6 +114,11 @@ def is_for_comfyui(family: Family, form: str) -> bool:
     return form in ("kohya", "comfyui") or (form == "lora" and family.comfyui_prefix == "transformer.")
 
 
+def is_for_diffusers(family: Family, form: str) -> bool:
+    """Return whether diffusers knows the names that a format has for a transformer's modules."""
+    return not isinstance(family, NamedByAuthors) or form not in family.unread_by_diffusers
+
+
 def with_dora_scale(item: tuple[str, Tensor]) -> tuple[str, Tensor]:
     """Return a tensor of peft's under its name, magnitudes under the one that ComfyUI knows."""
     name, tensor = item

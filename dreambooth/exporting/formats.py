@@ -94,6 +94,7 @@ def files_of(form: str, family: Family, card: ExportCard, name: str) -> Exported
         has_dora=form in ("lora", *NAMED_BY_MODULE) and adapter.has_dora(family),
         factors={"loha": "LoHa", "lokr": "LoKr"}.get(card.method) if form in NAMED_BY_MODULE else None,
         is_for_comfyui=adapter.is_for_comfyui(family, form),
+        is_for_diffusers=adapter.is_for_diffusers(family, form),
     )
 
 

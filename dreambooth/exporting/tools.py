@@ -25,7 +25,8 @@ class ExportedFiles:
 
     form: of `formats.FORMATS`. name: that of the run. has_words: there are learned words beside the weights, or alone.
     has_dora: the LoRA has magnitudes. factors: "LoHa" or "LoKr" where it is one of these. denoiser: its name in the
-    pipeline, "unet" or "transformer". is_for_comfyui: ComfyUI takes the names of a transformer's adapter whole.
+    pipeline, "unet" or "transformer". is_for_comfyui, is_for_diffusers: it takes the names of a transformer's adapter
+    whole.
     """
 
     form: str
@@ -36,6 +37,7 @@ class ExportedFiles:
     factors: str | None = None
     denoiser: str = "unet"
     is_for_comfyui: bool = True
+    is_for_diffusers: bool = True
 
     @property
     def weights(self) -> str:
@@ -52,7 +54,8 @@ class ExportedFiles:
     def loads_in_diffusers(self) -> bool:
         """Return whether diffusers reads it right: of kohya's names it drops magnitudes, and LyCORIS' it refuses."""
         has_names_of_kohya = self.form in ("kohya", "comfyui")
-        return self.form in IN_DIFFUSERS and not (has_names_of_kohya and (self.has_dora or self.factors))
+        is_changed = has_names_of_kohya and (self.has_dora or self.factors)
+        return self.form in IN_DIFFUSERS and self.is_for_diffusers and not is_changed
 
     def prompt(self, words: Sequence[str] | None = None) -> str:
         """Return the first subject's own prompt. words: replace its identifiers, for programs that need others."""

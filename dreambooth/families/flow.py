@@ -32,6 +32,7 @@ def warn_of_distilled(base: str, trained_instead: str) -> None:
 class OneTransformer:
     """The members that families share whose denoiser is one transformer, the only network that trains."""
 
+    unread_by_diffusers: ClassVar[tuple[str, ...]] = ()
     transformer: nn.Module
 
     @property

@@ -283,10 +283,11 @@ class NamedByAuthors(Protocol):
     """Name the transformer's matrices as its authors do, as files of other programs may; a family need not.
 
     comfyui_prefix: of a LoRA for ComfyUI: "diffusion_model." before the authors' names, "transformer." before those of
-    diffusers.
+    diffusers. unread_by_diffusers: the layouts that diffusers loads nothing of, without an error.
     """
 
     comfyui_prefix: ClassVar[str]
+    unread_by_diffusers: ClassVar[tuple[str, ...]]
 
     @property
     def denoiser(self) -> nn.Module: ...

@@ -52,7 +52,8 @@ class StableDiffusion3(OneTransformer, FlowProcess, KLCodec, FrozenText, clip_t5
     even_sigmas: ClassVar[bool] = False
     guidance: ClassVar[Guidance] = FROM_UNCONDITIONAL
     architecture: ClassVar[str] = "stable-diffusion-3"  # as sd-scripts writes it
-    layouts: ClassVar[tuple[str, ...]] = ("comfyui",)
+    layouts: ClassVar[tuple[str, ...]] = ("kohya", "comfyui")
+    unread_by_diffusers: ClassVar[tuple[str, ...]] = ("kohya",)
     comfyui_prefix: ClassVar[str] = "transformer."  # ComfyUI maps diffusers' names (`model_lora_keys_unet`)
     control_class: ClassVar[type[Any]] = SD3ControlNetModel
     controls_read_prompts: ClassVar[bool] = False

@@ -9,7 +9,6 @@ Shapes: B images, K labels, H/W pixels, h/w those of a model's own mask.
 
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -19,10 +18,8 @@ from PIL import Image, ImageChops
 
 from dreambooth.errors import ModelError, UserError
 from dreambooth.readers.loading import ReaderSource, load_network, load_part, moved, read_config
+from dreambooth.readers.usual import MASK
 
-PUBLISHED = "CIDAS/clipseg-rd64-refined"  # Apache-2.0, 151 M weights
-EMBEDDED = "checkpoints/toyworld-segmenter"
-TOY_SIDE = 128  # pixels; up to here an image is the toy world's, which the embedded segmenter reads
 BACKGROUND = "background"
 ANYTHING = ("subject", "object", "thing")  # each names all that a model has a label of
 NUM_TOLD = 20  # labels in a message
@@ -165,11 +162,11 @@ def _wider(box: tuple[int, int, int, int], size: tuple[int, int]) -> tuple[float
 
 
 def _sam(source: ReaderSource) -> MaskFinder:
-    return BoxFinder(source, transformers.SamModel, ClipSegFinder(ReaderSource(PUBLISHED, source.device)))
+    return BoxFinder(source, transformers.SamModel, ClipSegFinder(ReaderSource(MASK.published, source.device)))
 
 
 def _sam2(source: ReaderSource) -> MaskFinder:
-    return BoxFinder(source, transformers.Sam2Model, ClipSegFinder(ReaderSource(PUBLISHED, source.device)))
+    return BoxFinder(source, transformers.Sam2Model, ClipSegFinder(ReaderSource(MASK.published, source.device)))
 
 
 # By the model type of a config. SAM 2 and SAM 3 need torchvision.
@@ -180,12 +177,6 @@ FINDERS: dict[str, Callable[[ReaderSource], MaskFinder]] = {
     "sam2": _sam2,
     "sam3": Sam3Finder,
 }
-
-
-def usual_finder(image: Image.Image) -> str:
-    """Return the model that finds in images like this: the embedded one in those of the toy world, else CLIPSeg."""
-    is_toy = max(image.size) <= TOY_SIDE and (Path(EMBEDDED) / "model.safetensors").is_file()
-    return EMBEDDED if is_toy else PUBLISHED
 
 
 def load_mask_finder(name: str, device: str = "cpu") -> MaskFinder:
@@ -205,10 +196,10 @@ def find_mask(
     """Return the mask of what a text names: mode L, as large as the image, 255 on it and 0 elsewhere.
 
     text: anything, such as a class noun; `background` is all but `noun` (None: but any subject). name: hub id or
-    folder of a CLIPSeg, SegFormer, SAM, SAM 2 or SAM 3 (None: `usual_finder`). Raises UserError where nothing is found,
+    folder of a CLIPSeg, SegFormer, SAM, SAM 2 or SAM 3 (None: `usual.MASK`). Raises UserError where nothing is found,
     ModelError.
     """
-    finder = load_mask_finder(name or usual_finder(image), device)
+    finder = load_mask_finder(name or MASK.model_for(image.size), device)
     is_background = text == BACKGROUND
     asked = (noun or "subject") if is_background else text
     mask = finder([image], [asked])[0]

@@ -12,12 +12,15 @@ from dreambooth.readers.kosmos2 import Kosmos2Reader
 from toyworld import world
 from toyworld.photos import PLACES, photos
 from toyworld.readers import blip2, kosmos2, segmenter
+from toyworld.readers.batches import batch_of_step
 from toyworld.readers.blip2_metrics import caption_right
 from toyworld.readers.cli import finder
 from toyworld.readers.languages import LANGUAGES, pieces
+from toyworld.readers.patches import HEADS, UNKNOWN, patch_truth
 from toyworld.readers.questions import caption, questions
 from toyworld.readers.scenes import seen_scene, unseen_scene
 from toyworld.readers.words import build_writer
+from toyworld.world import SIZE
 
 REPOSITORY = Path(__file__).parents[2]
 SEGMENTER = "checkpoints/toyworld-segmenter"
@@ -118,7 +121,7 @@ def test_what_is_written_alone_has_a_loss():
 
 
 def test_the_image_encoder_begins_as_that_of_clip(clip):
-    pixels, _, _ = blip2.batch_of_step("test", 0, 4)
+    pixels, _, _ = batch_of_step("test", 0, 4)
     matcher = blip2.Matcher(clip)
     with torch.no_grad():
         own = matcher.model.vision_model(pixel_values=pixels, output_hidden_states=True).hidden_states[-1]
@@ -129,7 +132,7 @@ def test_the_image_encoder_begins_as_that_of_clip(clip):
 def test_both_stages_learn(clip):
     size = blip2.Size(num_queries=4, width=16, num_layers=2, text_width=16, num_text_layers=1, embedding_dim=8)
     matcher = blip2.Matcher(clip, size)
-    pixels, scenes, rng = blip2.batch_of_step("test", 0, 4)
+    pixels, scenes, rng = batch_of_step("test", 0, 4)
     blip2.matching_loss(matcher, pixels, [caption(scene) for scene in scenes]).backward()
     model = blip2.build_writer_model(matcher, clip, size)
     blip2.writing_loss(model, pixels, [blip2.texts_of(rng, scene) for scene in scenes]).backward()
@@ -160,6 +163,31 @@ def test_boxes_come_back_from_their_tokens(clip):
             assert thing.class_noun in box.phrase
             assert kosmos2.box_iou(box.pixels((64, 64)), thing.box) > 0.75
     model = kosmos2.build(clip, size)
-    pixels, scenes, rng = blip2.batch_of_step("test", 0, 4)
+    pixels, scenes, rng = batch_of_step("test", 0, 4)
     kosmos2.writing_loss(model, pixels, [kosmos2.text_of(rng, scene) for scene in scenes]).backward()
     assert all(parameter.grad is not None for parameter in model.image_to_text_projection.parameters())
+
+
+def test_a_patch_shows_the_thing_that_covers_most_of_it():
+    rng = random.Random(7)
+    for _ in range(10):
+        scene = seen_scene(rng)
+        labels, boxes = patch_truth(scene, 8)
+        for row, box in zip(labels.tolist(), boxes * SIZE, strict=True):
+            if row[0]:
+                thing = next(each for each in scene.things if each.class_noun == HEADS["class_noun"][row[0]])
+                assert HEADS["main"][row[1]] == thing.main
+                assert tuple(box.round().astype(int)) == thing.box
+            else:
+                assert row[1:] == [UNKNOWN] * 3
+
+
+def test_image_encoders_learn_what_their_patches_show_and_then_stay(clip, tmp_path):
+    size = blip2.Size(width=16, num_layers=1)
+    matcher, model = blip2.Matcher(clip, size), kosmos2.build(clip, kosmos2.Size(width=16))
+    for module, reader in ((blip2, matcher), (kosmos2, model)):
+        module.teach_image_encoder(reader, 1, tmp_path)
+    for encoder in (matcher.model.vision_model, model.vision_model):
+        assert not any(parameter.requires_grad for parameter in encoder.parameters())
+    writer = blip2.build_writer_model(matcher, clip, size)
+    assert not any(parameter.requires_grad for parameter in writer.vision_model.parameters())

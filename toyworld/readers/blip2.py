@@ -1,10 +1,10 @@
 """A small BLIP-2 (Li et al. 2023, arXiv 2301.12597) that describes the toy world and answers questions about it.
 
-Trained in the paper's two stages. First the image encoder and the Q-Former learn which caption belongs to which image,
-by contrast and by matching (section 3.1). Then a language model learns to write what the Q-Former's queries have seen
-(section 3.2). The image encoder begins as that of the toy world's CLIP, as the paper's begins as EVA-CLIP's; unlike
-there it trains on, and the language model is new. The third loss of the paper's first stage, captions by the Q-Former
-itself, is left to the second stage.
+Trained in the paper's two stages. First the Q-Former learns which caption belongs to which image, by contrast and by
+matching (section 3.1). Then a language model learns to write what the Q-Former's queries have seen (section 3.2). The
+image encoder begins as that of the toy world's CLIP, as the paper's begins as EVA-CLIP's, learns what its patches show,
+and stays as it is in both stages, as there. Unlike there the language model is new. The third loss of the paper's first
+stage, captions by the Q-Former itself, is left to the second stage.
 
 Shapes: B images, T texts, L tokens of a text, Q queries, D embedding dimensions, V tokens of the vocabulary.
 """
@@ -29,11 +29,11 @@ from transformers import (
     OPTConfig,
 )
 
-from toyworld.encoder_batches import augment, blur
 from toyworld.encoders import MAX_LOGIT_SCALE, contrastive_loss
-from toyworld.latents import to_pixels
+from toyworld.readers.batches import batch_of_step
+from toyworld.readers.patches import teach_patches
 from toyworld.readers.questions import caption, questions
-from toyworld.readers.scenes import KnownScene, seen_scene
+from toyworld.readers.scenes import KnownScene
 from toyworld.readers.words import IMAGE, MAX_LENGTH, build_writer
 from toyworld.training import Budget, Plan, fit, load_average
 from toyworld.world import SIZE
@@ -101,9 +101,20 @@ class Matcher(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.model = Blip2ForImageTextRetrieval(build_config(clip, size, reads_text=True))
+        spread_weights(self.model)
         nn.init.normal_(self.model.query_tokens, std=0.02)
         take_image_encoder(self.model.vision_model, clip.vision_model)
         self.logit_scale = nn.Parameter(torch.tensor(2.6592))  # ln(1 / 0.07), as in CLIP
+
+
+def spread_weights(model: nn.Module) -> None:
+    """Draw the matrices anew so that what they return has the spread of what they are given.
+
+    The library's own are for large models: at these widths they let hardly anything through.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and not name.endswith("lm_head"):  # that one is the embeddings
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
 
 
 def take_image_encoder(own: Any, clip: Any) -> None:
@@ -135,7 +146,9 @@ def build_writer_model(matcher: Matcher, clip: Any, size: Size = Size()) -> Any:
     """Return the second stage's model: image encoder and Q-Former of the first stage, a new language model."""
     torch.manual_seed(1)
     model = Blip2ForConditionalGeneration(build_config(clip, size, reads_text=False))
+    spread_weights(model)
     model.vision_model.load_state_dict(matcher.model.vision_model.state_dict())
+    model.vision_model.requires_grad_(False)
     own = set(model.qformer.state_dict())
     taken = {name: value for name, value in matcher.model.qformer.state_dict().items() if name in own}
     model.qformer.load_state_dict(taken)
@@ -223,13 +236,10 @@ def token_rows(pairs: Sequence[tuple[str, str]], num_queries: int) -> tuple[Tens
 # -------------------------------------------------------------------------------- training
 
 
-def batch_of_step(stage: str, step: int, num_images: int) -> tuple[Tensor, list[KnownScene], random.Random]:
-    """Return pixels [B, 3, H, W] in -1..1 and scenes of a training step, and what draws on; the same on every call."""
-    rng = random.Random(f"{stage} {step}")
-    scenes = [seen_scene(rng) for _ in range(num_images)]
-    pixels = to_pixels([scene.image for scene in scenes])
-    torch.manual_seed(step)
-    return augment(pixels, blur(pixels, rng)), scenes, rng
+def teach_image_encoder(matcher: Matcher, steps: int, work: Path) -> None:
+    """Teach the image encoder what its patches show, or resume; it stays as it is from then on."""
+    encoder: Any = matcher.model.vision_model
+    teach_patches("blip2", encoder, lambda pixels: encoder(pixel_values=pixels).last_hidden_state[:, 1:], steps, work)
 
 
 def train_matcher(matcher: Matcher, steps: int, work: Path) -> None:
@@ -239,7 +249,8 @@ def train_matcher(matcher: Matcher, steps: int, work: Path) -> None:
         pixels, scenes, _ = batch_of_step(MATCHING, step, BATCH_SIZE)
         return matching_loss(matcher, pixels, [caption(scene) for scene in scenes])
 
-    fit(matcher, loss_at, _plan(MATCHING, steps), work / f"{MATCHING}.pt")
+    prefix = "model.qformer.encoder."
+    fit(matcher, loss_at, plan(MATCHING, steps, (prefix,)), work / f"{MATCHING}.pt")
 
 
 def train_writer(model: Any, steps: int, work: Path) -> None:
@@ -250,7 +261,8 @@ def train_writer(model: Any, steps: int, work: Path) -> None:
         texts = [texts_of(rng, scene) for scene in scenes]
         return writing_loss(model, pixels, texts)
 
-    fit(model, loss_at, _plan(WRITING, steps), work / f"{WRITING}.pt")
+    prefixes = ("qformer.encoder.", "language_model.model.decoder.layers.")
+    fit(model, loss_at, plan(WRITING, steps, prefixes), work / f"{WRITING}.pt")
 
 
 def texts_of(rng: random.Random, scene: KnownScene) -> list[tuple[str, str]]:
@@ -259,10 +271,11 @@ def texts_of(rng: random.Random, scene: KnownScene) -> list[tuple[str, str]]:
     return [("", caption(scene)), *((PROMPT.format(question=each.text), each.answer) for each in asked)]
 
 
-def _plan(name: str, steps: int) -> Plan:
+def plan(name: str, steps: int, muon_prefix: tuple[str, ...]) -> Plan:
+    """Return how a stage is trained. muon_prefix: names of the layers whose matrices Muon moves begin so."""
     return Plan(
-        name, Budget(steps=steps), peak_lr=1e-3, decay_fraction=0.7, ema_decay=0.995, weight_decay=1e-2,
-        betas=(0.9, 0.98), save_every_seconds=60.0,
+        name, Budget(steps=steps), peak_lr=1e-3, muon_lr=0.02, muon_prefix=muon_prefix, decay_fraction=0.7,
+        ema_decay=0.99, weight_decay=1e-2, betas=(0.9, 0.98), save_every_seconds=60.0,
     )  # fmt: skip
 
 

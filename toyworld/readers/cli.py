@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 SEGMENTER = Path("checkpoints/toyworld-segmenter")
 SEGMENTER_STEPS = 1200
 BLIP2 = Path("checkpoints/toyworld-blip2")
-BLIP2_STEPS = (1500, 6000)  # of its two stages
+BLIP2_STEPS = (800, 500, 2500)  # of its image encoder and its two stages
 KOSMOS2 = Path("checkpoints/toyworld-kosmos2")
-KOSMOS2_STEPS = 8000
+KOSMOS2_STEPS = (800, 3000)  # of its image encoder and the rest
 RETRIEVAL = "retrieval"  # the first stage's model, in the folder of the second's
 CLIP = Path("checkpoints/toyworld-encoders/clip")
 
@@ -31,16 +31,17 @@ def add_commands(commands: Any) -> None:
 
     blip2 = commands.add_parser("blip2", help="train what describes and answers, and measure it; run again to resume")
     blip2.add_argument(
-        "--steps", type=int, nargs=2, default=BLIP2_STEPS, metavar=("FIRST", "SECOND"),
-        help=f"optimizer steps of the two stages (default: {BLIP2_STEPS[0]} {BLIP2_STEPS[1]})",
+        "--steps", type=int, nargs=3, default=BLIP2_STEPS, metavar=("ENCODER", "FIRST", "SECOND"),
+        help=f"optimizer steps of the image encoder and the two stages (default: {' '.join(map(str, BLIP2_STEPS))})",
     )  # fmt: skip
     blip2.add_argument("--clip", type=Path, default=CLIP, help="whose image encoder it begins with (%(default)s)")
     _add_folders(blip2, BLIP2)
 
     kosmos2 = commands.add_parser("kosmos2", help="train what ties captions to boxes, and measure it; resumable")
     kosmos2.add_argument(
-        "--steps", type=int, default=KOSMOS2_STEPS, help="optimizer steps in all (default: %(default)s)"
-    )
+        "--steps", type=int, nargs=2, default=KOSMOS2_STEPS, metavar=("ENCODER", "REST"),
+        help=f"optimizer steps of the image encoder and the rest (default: {' '.join(map(str, KOSMOS2_STEPS))})",
+    )  # fmt: skip
     kosmos2.add_argument("--clip", type=Path, default=CLIP, help="whose image encoder it begins with (%(default)s)")
     _add_folders(kosmos2, KOSMOS2)
 
@@ -76,10 +77,11 @@ def run_blip2(args: argparse.Namespace) -> None:
     if not args.measure_only:
         clip = blip2.read_clip(args.clip)
         matcher = blip2.Matcher(clip)
-        blip2.train_matcher(matcher, args.steps[0], args.work)
+        blip2.teach_image_encoder(matcher, args.steps[0], args.work)
+        blip2.train_matcher(matcher, args.steps[1], args.work)
         blip2.save(matcher.model, args.out / RETRIEVAL)
         model = blip2.build_writer_model(matcher, clip)
-        blip2.train_writer(model, args.steps[1], args.work)
+        blip2.train_writer(model, args.steps[2], args.work)
         blip2.save(model, args.out)
     text = table(blip2_metrics.measure(Blip2Reader(ReaderSource(str(args.out)))))
     refresh_model_card(args.out / "README.md", text)
@@ -96,7 +98,8 @@ def run_kosmos2(args: argparse.Namespace) -> None:
 
     if not args.measure_only:
         model = kosmos2.build(blip2.read_clip(args.clip))
-        kosmos2.train(model, args.steps, args.work)
+        kosmos2.teach_image_encoder(model, args.steps[0], args.work)
+        kosmos2.train(model, args.steps[1], args.work)
         kosmos2.save(model, args.out)
     text = table(kosmos2.measure(Kosmos2Reader(ReaderSource(str(args.out)))))
     refresh_model_card(args.out / "README.md", text)

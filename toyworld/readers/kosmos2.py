@@ -1,7 +1,7 @@
 """A small Kosmos-2 (Peng et al. 2023, arXiv 2306.14824) that ties words of its captions to boxes, in four languages.
 
 A box is two tokens, of the patches in which its upper left and lower right corners lie. The image encoder begins as
-that of the toy world's CLIP, whose form is the same; everything else is new.
+that of the toy world's CLIP, whose form is the same, and learns what its patches show; everything else is new.
 
 Shapes: B images, H/W pixels, T texts, L tokens of a text, Q queries, V tokens of the vocabulary.
 """
@@ -23,13 +23,15 @@ from transformers import CLIPImageProcessor, Kosmos2Config, Kosmos2ForConditiona
 from transformers.models.kosmos2.processing_kosmos2 import coordinate_to_patch_index
 
 from toyworld.readers import questions
-from toyworld.readers.blip2 import NOT_COUNTED, batch_of_step
+from toyworld.readers.batches import batch_of_step
+from toyworld.readers.blip2 import NOT_COUNTED, plan, spread_weights
 from toyworld.readers.figures import Figure, mean
 from toyworld.readers.languages import LANGUAGES, pieces
 from toyworld.readers.languages import vocabulary as other_words
+from toyworld.readers.patches import teach_patches
 from toyworld.readers.scenes import EMPTY_BOX, KnownScene, unseen_scene
 from toyworld.readers.words import MAX_LENGTH, build_words
-from toyworld.training import Budget, Plan, fit, load_average
+from toyworld.training import fit, load_average
 from toyworld.world import SIZE
 
 NAME = "kosmos2"
@@ -87,6 +89,9 @@ def build(clip: Any, size: Size = Size()) -> Any:
         languages=list(LANGUAGES),
     )
     model = Kosmos2ForConditionalGeneration(config)
+    spread_weights(model)
+    with torch.no_grad():  # what it reads has the length 1; its queries have a spread of 1
+        model.image_to_text_projection.dense.weight.mul_(vision.hidden_size**0.5)
     model.vision_model.model.load_state_dict(clip.vision_model.state_dict())
     return model
 
@@ -150,6 +155,18 @@ def writing_loss(model: Any, pixels_BCHW: Tensor, pairs: Sequence[tuple[str, str
     return F.cross_entropy(logits_TLV[:, :-1].flatten(0, 1), labels_TL[:, 1:].flatten(), ignore_index=NOT_COUNTED)
 
 
+def teach_image_encoder(model: Any, steps: int, work: Path) -> None:
+    """Teach the image encoder what its patches show, or resume; it stays as it is from then on."""
+    encoder = model.vision_model
+
+    def states(pixels_BCHW: Tensor) -> Tensor:
+        seen = encoder(pixel_values=pixels_BCHW).last_hidden_state
+        found: Tensor = encoder.model.post_layernorm(seen)[:, 1:]
+        return found
+
+    teach_patches(NAME, encoder, states, steps, work)
+
+
 def train(model: Any, steps: int, work: Path) -> None:
     """Train the model, or resume; its state is in `work`/kosmos2.pt."""
 
@@ -157,11 +174,8 @@ def train(model: Any, steps: int, work: Path) -> None:
         pixels, scenes, rng = batch_of_step(NAME, step, BATCH_SIZE)
         return writing_loss(model, pixels, [text_of(rng, scene) for scene in scenes])
 
-    plan = Plan(
-        NAME, Budget(steps=steps), peak_lr=1e-3, decay_fraction=0.7, ema_decay=0.995, weight_decay=1e-2,
-        betas=(0.9, 0.98), save_every_seconds=60.0,
-    )  # fmt: skip
-    fit(model, loss_at, plan, work / f"{NAME}.pt")
+    prefixes = ("text_model.model.layers.", "image_to_text_projection.x_attn.")
+    fit(model, loss_at, plan(NAME, steps, prefixes), work / f"{NAME}.pt")
 
 
 def trained(clip: Any, work: Path) -> Any:

@@ -1,0 +1,242 @@
+"""Seconds until a subject is learned: our training beside diffusers' own script, on the toy world.
+
+    python benchmarks/time_to_quality.py --diffusers CHECKOUT --pythonpath TORCHVISION --cpus 0
+
+Both learn the robot of data/robot on checkpoints/toyworld with prior preservation, in float32, each a process of its
+own on the same cores, in turns. Ours: configs/toyworld.yaml as it is, but that it keeps its weights every --every steps
+and scores nothing. diffusers': its defaults, and a small grid of what its options can be fitted to this base with: the
+learning rate, with the text encoder, without a warm-up. Class pictures are made by each as it does by default, and
+count. Every kept model is judged by the renderer's truth, which is outside the clock: how much of the way from others
+of its class to the subject, the place in the prompt, the class prompt's diversity beside the untouched base's. A model
+is good from .8, .95 and .9 on. Seconds are the process's own on its cores, so that other work beside it counts little.
+
+Writes DIR/points.json, DIR/curves.png and a table; a side that lies in DIR already is not run again.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+from side_by_side import KEEP_FREED, script
+
+from dreambooth.api import load
+from dreambooth.step_models import model_at_step
+from toyworld import world
+from toyworld.cli import DEMO_SEED
+from toyworld.judge import Judge
+from toyworld.lab.measure import others, renderings
+from toyworld.lab.metrics import fraction_of_range
+from toyworld.outcome import UNSEEN_PLACES, draw, judged, mean_distance
+from toyworld.scenes import PHRASES
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+BASE, PHOTOS, CONFIG = (ROOT / name for name in ("checkpoints/toyworld", "data/robot", "configs/toyworld.yaml"))
+NOUN = "robot"
+SUBJECT = f"sks {NOUN}"
+GOOD = {"way": 0.8, "place": 0.95, "diversity": 0.9}
+GRID: dict[str, dict[str, Any]] = {  # the script's sides, by the options that are not its defaults
+    "diffusers' defaults": {},
+    **{
+        f"diffusers', lr {rate:g}": {"learning_rate": rate, "lr_warmup_steps": 0, "train_text_encoder": None}
+        for rate in (1e-4, 4e-4, 1.6e-3)
+    },
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """Hold what a model is worth after so many steps, which took so many CPU seconds from the process's start."""
+
+    step: int
+    seconds: float
+    way: float
+    place: float
+    diversity: float
+
+    @property
+    def is_good(self) -> bool:
+        return all(getattr(self, name) >= least for name, least in GOOD.items())
+
+
+def main() -> None:
+    args = parse()
+    sides = {"ours": our_command(args)} | {name: peer_command(args, name, own) for name, own in GRID.items()}
+    judge = Judge.load(BASE / "judge")
+    found: dict[str, list[Point]] = {}
+    for name, command in sides.items():
+        work = folder_of(args, name)
+        points = work / "points.json"
+        if not points.is_file():
+            shutil.rmtree(work, ignore_errors=True)
+            seconds = run(command, work, args)
+            models = ours_by_step(work, args) if name == "ours" else peers_by_step(work, args)
+            measured = [asdict(measure(step, seconds[step], model, judge)) for step, model in models.items()]
+            points.write_text(json.dumps(measured, indent=1))
+        found[name] = [Point(**each) for each in json.loads(points.read_text())]
+    draw_curves(found, args.out / "curves.png")
+    print(table(found))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--diffusers", type=Path, required=True, help="a checkout of huggingface/diffusers")
+    parser.add_argument("--pythonpath", default="", help="where torchvision lies, which the script needs")
+    parser.add_argument("--steps", type=int, default=480, help="of diffusers' script; ours takes its config's")
+    parser.add_argument("--every", type=int, default=40, help="steps from one judged model to the next")
+    parser.add_argument("--cpus", default="0", help='pin both to these cores, e.g. "0"')
+    parser.add_argument("--out", type=Path, default=Path("outputs/time-to-quality"))
+    return parser.parse_args()
+
+
+def folder_of(args: argparse.Namespace, name: str) -> Path:
+    return args.out.absolute() / "".join(letter if letter.isalnum() or letter == "." else "-" for letter in name)
+
+
+def our_command(args: argparse.Namespace) -> list[str]:
+    work = folder_of(args, "ours")
+    settings = {
+        "run.name": "run",
+        "run.dir": work,
+        "validate.every_steps": args.every,
+        "validate.keep_weights": "true",
+        "validate.prompts": f"[a photo of {{subject}} {PHRASES[UNSEEN_PLACES[0]][0]}]",
+        "validate.num_images": 1,
+        "validate.dino": "null",
+        "validate.clip": "null",
+    }
+    return [str(ROOT / "train.py"), str(CONFIG), *(f"{key}={value}" for key, value in settings.items())]
+
+
+def peer_command(args: argparse.Namespace, name: str, own: dict[str, Any]) -> list[str]:
+    """Return the script's command line. An option without a value is a flag."""
+    work = folder_of(args, name)
+    options = {
+        "pretrained_model_name_or_path": BASE,
+        "instance_data_dir": PHOTOS,
+        "instance_prompt": f"a photo of {SUBJECT}",
+        "with_prior_preservation": None,
+        "class_data_dir": work / "class",
+        "class_prompt": f"a photo of a {NOUN}",
+        "output_dir": work / "out",
+        "resolution": world.SIZE,
+        "max_train_steps": args.steps,
+        "checkpointing_steps": args.every,
+        "seed": 0,
+        **own,
+    }
+    words = [f"--{key}" if value is None else f"--{key}={value}" for key, value in options.items()]
+    return [str(script(args.diffusers, "train_dreambooth.py")), *words]
+
+
+def run(command: list[str], work: Path, args: argparse.Namespace) -> dict[int, float]:
+    """Run a script to its end, and return its CPU seconds at the end of each optimizer step."""
+    work.mkdir(parents=True)
+    cpus = {int(number) for number in args.cpus.split(",")}
+    threads = {"OMP_NUM_THREADS": str(len(cpus)), "MKL_NUM_THREADS": str(len(cpus))}
+    is_ours = command[0].startswith(str(ROOT))
+    env = {**os.environ, **threads, **KEEP_FREED, "HF_HUB_OFFLINE": "1"}
+    env["PYTHONPATH"] = str(ROOT) if is_ours else args.pythonpath
+    events = work / "events.jsonl"
+    with open(work / "log.txt", "w", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            [sys.executable, str(HERE / "timed.py"), str(events), *command], env=env, cwd=ROOT, stdout=log, stderr=log
+        )
+        os.sched_setaffinity(process.pid, cpus)
+        if process.wait():
+            sys.exit(f"{command[0]} failed: see {work / 'log.txt'}")
+    ends = [json.loads(line)["cpu_seconds"] for line in events.read_text().splitlines()]
+    return dict(enumerate(ends, start=1))
+
+
+def ours_by_step(work: Path, args: argparse.Namespace) -> dict[int, Path]:
+    """Return a pipeline for each step whose weights our run has kept."""
+    folders = sorted((work / "run" / "steps").iterdir())
+    steps = sorted({int(folder.name.split(".")[0]) for folder in folders})
+    return {step: model_at_step(work / "run", step) for step in steps if step % args.every == 0 and step}
+
+
+def peers_by_step(work: Path, args: argparse.Namespace) -> dict[int, Path]:
+    """Return a pipeline for each of the script's checkpoints: the base with the networks that it has trained."""
+    found = {}
+    for step in range(args.every, args.steps + 1, args.every):
+        pipeline, trained = work / "pipelines" / str(step), work / "out" / f"checkpoint-{step}"
+        shutil.copytree(BASE, pipeline, ignore=shutil.ignore_patterns("judge"))
+        for part in ("unet", "text_encoder"):
+            if (trained / part).is_dir():
+                shutil.rmtree(pipeline / part)
+                shutil.copytree(trained / part, pipeline / part)
+        found[step] = pipeline
+    return found
+
+
+@torch.no_grad()
+def measure(step: int, seconds: float, folder: Path, judge: Judge, num_images: int = 8) -> Point:
+    """Judge a model by images of the subject in each unseen place, and by as many of the class prompt."""
+    model, spec = load(folder), world.subject(NOUN, DEMO_SEED)
+    prompts = [f"a photo of {SUBJECT} {PHRASES[place][0]}" for place in UNSEEN_PLACES]
+    images = [image for prompt in prompts for image in draw(model, prompt, num_images)]
+    of_class = draw(model, f"a photo of a {NOUN}", len(images))
+    outcome = judged(images, of_class, spec, judge)
+    own_ND, other_ND = judge(renderings(spec)).embedding_BD, judge(others(spec)).embedding_BD
+    start, end = float((other_ND @ own_ND.T).mean()), 1 - mean_distance(own_ND)
+    return Point(
+        step=step,
+        seconds=seconds,
+        way=fraction_of_range(outcome.subject_similarity, start, end),
+        place=outcome.place_right,
+        diversity=outcome.class_prompt_diversity / base_diversity(judge, len(images)),
+    )
+
+
+def base_diversity(judge: Judge, num_images: int) -> float:
+    return mean_distance(judge(draw(load(BASE), f"a photo of a {NOUN}", num_images)).embedding_BD)
+
+
+def seconds_to_good(points: Sequence[Point]) -> float | None:
+    """Return the seconds of the first model that is good; None where none is."""
+    return next((point.seconds for point in points if point.is_good), None)
+
+
+def table(found: dict[str, list[Point]]) -> str:
+    """Return for each side when it is good, and its best model by likeness among those that keep place and class."""
+    lines = ["| | good after, s | way | place | diversity | of step, after s |", "|---|---|---|---|---|---|"]
+    for name, points in found.items():
+        kept = [each for each in points if each.place >= GOOD["place"] and each.diversity >= GOOD["diversity"]]
+        best = max(kept or points, key=lambda each: each.way)
+        seconds = seconds_to_good(points)
+        told = "never" if seconds is None else f"{seconds:.0f}"
+        values = f"{best.way:.2f} | {best.place:.2f} | {best.diversity:.2f} | {best.step}, {best.seconds:.0f}"
+        lines.append(f"| {name} | {told} | {values} |")
+    return "\n".join(lines)
+
+
+def draw_curves(found: dict[str, list[Point]], path: Path) -> None:
+    figure, axes = plt.subplots(1, len(GOOD), figsize=(12, 3.6), layout="constrained")
+    titles = ("of the way to the subject", "place right", "diversity of the class, base's = 1")
+    for axis, (name, least), title in zip(axes, GOOD.items(), titles, strict=True):
+        for side, points in found.items():
+            axis.plot(
+                [each.seconds for each in points], [getattr(each, name) for each in points], "o-", label=side, ms=3
+            )
+        axis.axhline(least, color="0.6", lw=1, ls="--")
+        axis.set(xlabel="CPU seconds", title=title, ylim=(-0.05, 1.15))
+    axes[0].legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
