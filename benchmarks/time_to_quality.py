@@ -112,7 +112,7 @@ def our_command(args: argparse.Namespace) -> list[str]:
         "run.dir": work,
         "validate.every_steps": args.every,
         "validate.keep_weights": "true",
-        "validate.prompts": f"[a photo of {{subject}} {PHRASES[UNSEEN_PLACES[0]][0]}]",
+        "validate.prompts": f'["a photo of {{subject}} {PHRASES[UNSEEN_PLACES[0]][0]}"]',
         "validate.num_images": 1,
         "validate.dino": "null",
         "validate.clip": "null",
