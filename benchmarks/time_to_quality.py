@@ -31,7 +31,7 @@ import matplotlib.pyplot as plt
 import torch
 from side_by_side import KEEP_FREED, script
 
-from dreambooth.api import load
+from dreambooth.generation.models.loading import load_model
 from dreambooth.step_models import model_at_step
 from toyworld import world
 from toyworld.cli import DEMO_SEED
@@ -80,7 +80,6 @@ def main() -> None:
         work = folder_of(args, name)
         points = work / "points.json"
         if not points.is_file():
-            shutil.rmtree(work, ignore_errors=True)
             seconds = run(command, work, args)
             models = ours_by_step(work, args) if name == "ours" else peers_by_step(work, args)
             measured = [asdict(measure(step, seconds[step], model, judge)) for step, model in models.items()]
@@ -142,7 +141,10 @@ def peer_command(args: argparse.Namespace, name: str, own: dict[str, Any]) -> li
 
 
 def run(command: list[str], work: Path, args: argparse.Namespace) -> dict[int, float]:
-    """Run a script to its end, and return its CPU seconds at the end of each optimizer step."""
+    """Run a script to its end, unless it has, and return its CPU seconds at the end of each optimizer step."""
+    if (work / "ended").is_file():
+        return seconds_of(work)
+    shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     cpus = {int(number) for number in args.cpus.split(",")}
     threads = {"OMP_NUM_THREADS": str(len(cpus)), "MKL_NUM_THREADS": str(len(cpus))}
@@ -157,7 +159,12 @@ def run(command: list[str], work: Path, args: argparse.Namespace) -> dict[int, f
         os.sched_setaffinity(process.pid, cpus)
         if process.wait():
             sys.exit(f"{command[0]} failed: see {work / 'log.txt'}")
-    ends = [json.loads(line)["cpu_seconds"] for line in events.read_text().splitlines()]
+    (work / "ended").touch()
+    return seconds_of(work)
+
+
+def seconds_of(work: Path) -> dict[int, float]:
+    ends = [json.loads(line)["cpu_seconds"] for line in (work / "events.jsonl").read_text().splitlines()]
     return dict(enumerate(ends, start=1))
 
 
@@ -185,7 +192,7 @@ def peers_by_step(work: Path, args: argparse.Namespace) -> dict[int, Path]:
 @torch.no_grad()
 def measure(step: int, seconds: float, folder: Path, judge: Judge, num_images: int = 8) -> Point:
     """Judge a model by images of the subject in each unseen place, and by as many of the class prompt."""
-    model, spec = load(folder), world.subject(NOUN, DEMO_SEED)
+    model, spec = load_model(str(folder), "cpu"), world.subject(NOUN, DEMO_SEED)
     prompts = [f"a photo of {SUBJECT} {PHRASES[place][0]}" for place in UNSEEN_PLACES]
     images = [image for prompt in prompts for image in draw(model, prompt, num_images)]
     of_class = draw(model, f"a photo of a {NOUN}", len(images))
@@ -202,7 +209,7 @@ def measure(step: int, seconds: float, folder: Path, judge: Judge, num_images: i
 
 
 def base_diversity(judge: Judge, num_images: int) -> float:
-    return mean_distance(judge(draw(load(BASE), f"a photo of a {NOUN}", num_images)).embedding_BD)
+    return mean_distance(judge(draw(load_model(str(BASE), "cpu"), f"a photo of a {NOUN}", num_images)).embedding_BD)
 
 
 def seconds_to_good(points: Sequence[Point]) -> float | None:

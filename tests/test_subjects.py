@@ -37,11 +37,12 @@ from dreambooth.methods.table import METHODS
 from dreambooth.methods.textual_inversion import WORD_FILE, word_file
 from dreambooth.metrics.selection import Anchors
 from dreambooth.metrics.subject import SubjectScorer, load_encoders
-from dreambooth.metrics.validation_log import ValidationLog
+from dreambooth.metrics.validation_log import ValidationLog, ValidationRecord
 from dreambooth.metrics.validation_scores import ValidationScorer
 from dreambooth.prompts import expand, fill_prompt
 from dreambooth.randomness import Randomness
 from dreambooth.report import build as build_report
+from dreambooth.report.bleeding import bleed_rows
 from dreambooth.run.folder import RunFolder
 from dreambooth.subject_info import ExportCard, LearnedSubject, SubjectInfo, read_card, write_card
 
@@ -520,6 +521,28 @@ def test_every_row_is_scored_against_the_photos_of_the_subjects_it_names() -> No
     assert means["pres"] == pytest.approx([sum(found["pres"][:2]) / 2, sum(found["pres"][2:]) / 2])
 
 
+def test_who_bleeds_into_whom_is_told_by_every_subjects_photos(tmp_path: Path) -> None:
+    encoders = load_encoders(str(ENCODERS / "vit"), None)
+    scorers = [SubjectScorer(encoders, photos_of(name, 3)) for name in ("robot", "dog")]
+    subjects = [SubjectConfig(identifier="sks", class_noun="robot"), SubjectConfig(identifier="olis", class_noun="dog")]
+    prompts = expand(["{subject}", "a {class}", "{subject} and {subject_2}"], subjects)
+    robots, dogs = photos_of("robot", 5)[3:], photos_of("dog", 5)[3:]
+    log = ValidationLog(tmp_path / "scores.jsonl")
+    score = ValidationScorer(scorers, prompts)
+    for step, rows in enumerate(([dogs] * 5, [robots, dogs, robots, dogs, dogs])):
+        log.add(ValidationRecord(step, 0.5, score(rows)))
+    rows = bleed_rows(log, prompts, ["sks robot", "olis dog"], ["robot", "dog"], step=1)
+    assert [row.prompts for row in rows] == ["sks robot", "olis dog", "sks robot and olis dog", "robot", "dog"]
+    assert [[cell.is_own for cell in row.cells] for row in rows] == [[1, 0], [0, 1], [1, 1], [0, 0], [0, 0]]
+    of_robot, of_dog, of_both, *_ = rows
+    assert float(of_robot.cells[0].mean) > 0.8 > float(of_robot.cells[1].mean)
+    assert of_robot.cells[0].base == of_dog.cells[0].mean, "the base draws dogs for every prompt here"
+    assert [cell.mean for cell in of_both.cells] == [cell.mean for cell in of_dog.cells], "the dog is all that is seen"
+    assert bleed_rows(log, prompts, ["sks robot"], ["robot"], step=7) == [], "a step that was not validated"
+    alone = ValidationScorer(scorers[:1], expand(["{subject}"], subjects[:1]))([robots])
+    assert alone.keys() == {"dino"}, "one subject bleeds into no other"
+
+
 def anchors_of(score: ValidationScorer, rows: list[list[Image.Image]]) -> Anchors:
     found = score.anchors(rows, score(rows))
     assert found is not None
@@ -547,12 +570,13 @@ def test_a_validation_tells_each_subjects_part(two_file: Path, caplog: pytest.Lo
     run = trained(two_file, *QUICK, "validate.every_steps=3", *encoders)
     entry = ValidationLog(run.scores).entries[-1]
     assert {name: len(numbers) for name, numbers in entry.scores.items()} == dict.fromkeys(
-        ("dino", "clip_i", "clip_t", "pres", "div", "drift"), 4
+        ("dino", "clip_i", "clip_t", "pres", "div", "drift", "to_1", "to_2", "class_to_1", "class_to_2"), 4
     )
     dino = entry.scores["dino"]
     first, second = sum(dino[:2]) / 2, sum(dino[2:]) / 2
     told = caplog.text
     assert f"validation at step 3: dino {sum(dino) / 4:.3f} ({first:.3f} {second:.3f}), clip_i" in told
+    assert "to_1" not in told
 
 
 # -------------------------------------------------------------------------------- evaluate

@@ -54,6 +54,8 @@ METRICS = {
 }
 DECILE = re.compile(r"train/loss_t(\d)")
 GROUP_LR = re.compile(r"optim/lr_(.+)")
+LIKENESS = {"subject": "to_{}", "class": "class_to_{}"}  # to a subject's photos, by the kind of prompt; 1 is the first
+LIKENESS_LOG = re.compile(r"eval/(class_)?to_(\d+)")
 
 
 def is_read(measure: str) -> bool:
@@ -67,6 +69,9 @@ def find_metric(name: str) -> Metric:
         return Metric("Loss by timestep", f"in tenth {decile[1]} of the timesteps, 0 has least noise", "↓")
     if (group := GROUP_LR.fullmatch(name)) is not None:
         return Metric("Learning rate", f"of the weights of {group[1]}")
+    if (likeness := LIKENESS_LOG.fullmatch(name)) is not None:
+        prompts = "class prompts" if likeness[1] else "subject prompts"
+        return Metric(f"Likeness to subject {likeness[2]}", f"{prompts} of all subjects: similarity to its photos")
     if name == "best/step":
         return Metric("Kept step", "the step whose weights are in model/")
     if name.startswith("best/"):

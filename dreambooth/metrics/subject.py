@@ -123,6 +123,10 @@ class SubjectScorer:
         main = self.encoders.main
         return {"drift_other": scores.drift(main.images(images), main.images(base)).tolist()}
 
+    def likeness(self, images: Sequence[Image]) -> list[float]:
+        """Return each image's similarity to the photos, by the encoder that also measures PRES."""
+        return self._similarity(self.encoders.main, self.encoders.main.images(images))
+
     def real(self) -> float:
         """Return `dino` among the photos themselves: what perfect images would reach."""
         return scores.self_similarity(self._photos(self.encoders.main))

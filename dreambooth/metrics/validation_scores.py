@@ -8,7 +8,7 @@ import torch
 from PIL.Image import Image
 
 from dreambooth.metrics import scores
-from dreambooth.metrics.log_names import SCORES, Score
+from dreambooth.metrics.log_names import LIKENESS, SCORES, Score
 from dreambooth.metrics.selection import Anchors, means_of
 from dreambooth.metrics.subject import Encoders, Scores, SubjectScorer
 from dreambooth.plugins import active
@@ -46,7 +46,16 @@ class ValidationScorer:
                 _extend(found, self.subjects[0].of_other(rows[number], base_row))
             elif prompt.kind == "subject":
                 _extend(found, self.subjects[prompt.subjects[0]].read(rows[number], prompt.text))
-        return found | self._of_plugins(rows)
+        return found | self._to_each(rows) | self._of_plugins(rows)
+
+    def _to_each(self, rows: ImageRows) -> Scores:
+        """Return the likeness of each image to every one of several subjects, whichever its prompt names."""
+        found: Scores = {}
+        for kind in ("subject", "class") if len(self.subjects) > 1 else ():
+            if images := [image for _, image in self._shown(rows, kind)]:
+                for number, subject in enumerate(self.subjects, start=1):
+                    found[LIKENESS[kind].format(number)] = subject.likeness(images)
+        return found
 
     def _of_plugins(self, rows: ImageRows) -> Scores:
         """Score the images of subject prompts as plug-ins do; one that fails is left out."""
@@ -88,7 +97,7 @@ class ValidationScorer:
         for kind, names in MEASURES.items() if len(self.subjects) > 1 else ():
             of_kind = [prompt for prompt in self.prompts if prompt.kind == kind]
             for name in names:
-                by_subject = [_of_prompts(found.get(name, []), of_kind, (i,)) for i in range(len(self.subjects))]
+                by_subject = [of_prompts(found.get(name, []), of_kind, (i,)) for i in range(len(self.subjects))]
                 if all(by_subject):
                     means[name] = [sum(numbers) / len(numbers) for numbers in by_subject]
         return means
@@ -136,7 +145,7 @@ def _mean(each: Iterable[Scores]) -> Scores:
     }
 
 
-def _of_prompts(numbers: Sequence[float], prompts: Sequence[Prompt], subjects: tuple[int, ...]) -> list[float]:
+def of_prompts(numbers: Sequence[float], prompts: Sequence[Prompt], subjects: tuple[int, ...]) -> list[float]:
     """Return the numbers of the prompts of just these subjects; every prompt has as many."""
     size = len(numbers) // max(1, len(prompts))
     return [number for index, number in enumerate(numbers) if prompts[index // size].subjects == subjects]

@@ -15,7 +15,7 @@ from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.metrics.verdict import Verdict
 from dreambooth.prompts import Prompt, expand, fill_prompt, subject_phrase
 from dreambooth.questions import parse_question
-from dreambooth.report import curves, gallery, records, tables, words
+from dreambooth.report import bleeding, curves, gallery, records, tables, words
 from dreambooth.report.samples import Samples
 from dreambooth.subject_info import read_card
 
@@ -49,6 +49,7 @@ class Content:
     strange_grids: Sequence[str]
     panels: Sequence[curves.Panel]
     scores: tables.ScoreTable
+    bleeding: Sequence[bleeding.BleedRow]  # of several subjects
     spread: float | None  # mean distance between two of the base's class images, measured as drift is
     deciles: curves.Panel | None
     changed_settings: Sequence[tables.Setting]
@@ -63,9 +64,9 @@ def read(folder: Path) -> Content:
     config = _read_config(folder)
     validation_log = ValidationLog(folder / "logs" / "scores.jsonl")
     metrics = records.read_metrics(folder / "logs" / "metrics.csv")
+    filled = expand(config.validate.prompts, config.subjects)
     prompts = [
-        gallery.ShownPrompt(each.filled, each.kind, each.subjects, _asked_about(each, config))
-        for each in expand(config.validate.prompts, config.subjects)
+        gallery.ShownPrompt(each.filled, each.kind, each.subjects, _asked_about(each, config)) for each in filled
     ]
     samples = Samples(folder / "samples", len(prompts), config.validate.num_images, config.data.resolution)
     last_step = _last_step(validation_log, metrics, samples)
@@ -94,6 +95,13 @@ def read(folder: Path) -> Content:
         strange_grids=samples.strange(),
         panels=curves.panels(validation_log, metrics),
         scores=tables.score_table(validation_log),
+        bleeding=bleeding.bleed_rows(
+            validation_log,
+            filled,
+            [subject_phrase(each) for each in config.subjects],
+            [each.class_noun for each in config.subjects],
+            shown_step,
+        ),
         spread=_spread(validation_log),
         deciles=curves.decile_panel(metrics),
         changed_settings=changed,

@@ -17,6 +17,7 @@ from dreambooth.checkpointing import AtomicCheckpointIO
 from dreambooth.distributed import whole
 from dreambooth.generation.grids.grid import GridRow, cut, draw_grid, write_grid
 from dreambooth.metrics import selection
+from dreambooth.metrics.log_names import LIKENESS_LOG
 from dreambooth.metrics.validation_log import ValidationLog, ValidationRecord
 from dreambooth.metrics.validation_scores import ImageRows, ValidationScorer
 from dreambooth.training.callbacks import MetricsFile, StepCallback
@@ -217,6 +218,8 @@ def log_scores(
     """Log a line: the scores, with each one's of several subjects, and whether this is the best step so far."""
     means = []
     for name, value in entry.metrics().items():
+        if LIKENESS_LOG.fullmatch(name):  # too many for a line; the report has their table
+            continue
         measure = name.removeprefix("eval/")
         each = " ".join(f"{own:.3f}" for own in of_subjects.get(measure, ()))
         means.append(f"{measure} {value:.3f}" + (f" ({each})" if each else ""))
