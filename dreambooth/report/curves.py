@@ -48,8 +48,8 @@ MEASURES = (
 FACTORS = {
     "value": "quality ↑",
     "fidelity": "fidelity",
-    "prompt_fidelity": "prompt fidelity",
-    "prior_preservation": "prior preservation",
+    "prompt_fidelity": "prompt",
+    "prior_preservation": "prior",
 }
 
 
