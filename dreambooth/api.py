@@ -38,7 +38,7 @@ from dreambooth.generation.models.additions import parse_embedding, parse_lora
 from dreambooth.generation.models.location import default_folder, find_card
 from dreambooth.generation.models.model_pool import ModelPool
 from dreambooth.generation.models.reference import ModelRef
-from dreambooth.generation.options import ImageOptions, with_options
+from dreambooth.generation.options import ImageOptions
 from dreambooth.generation.prompting.prompt_file import read_prompt_file
 from dreambooth.generation.prompting.wildcards import FOLDER, Wildcards
 from dreambooth.generation.request import RECIPE, GeneratedImage, read_recipe
@@ -294,10 +294,10 @@ class Model:
         axes: values by name, for columns, rows and blocks: {"guidance_scale": [3, 5], "seed": [0, 1]}. Several prompts
         are an axis too. out: folder of the images, of grid.png and grid.html (None: outputs/<model>/grid-<hash>); what
         is there already is not made again. score: score each image, against the photos of a folder where one is named.
-        options: of all images, by the names of `generate` that an axis may have, such as steps. Raises UserError.
+        options: of all images, by the names of a line of `--prompts`, such as steps or init_image. Raises UserError.
         """
         several = [prompts] if isinstance(prompts, str) else list(prompts)
-        usual = with_options(ImageOptions(several[0]), options)
+        usual = with_all_options(ImageOptions(several[0]), options)
         found = with_prompts(axes_of(axes), several)
         cells, known = cells_of(found, self._loaded.ref, usual), Wildcards((Path(wildcards),))
         check_cells(cells, known)

@@ -196,6 +196,8 @@ def test_a_lora_of_this_toolkit_brings_its_subject_and_its_word(tiny_base: Path,
     link_old_name(tmp_path, "rbt.safetensors", "kohya.safetensors")
     assert lora_file(LoraRef(str(tmp_path / "kohya.safetensors"))) == tmp_path / "rbt.safetensors"
     assert lora_file(LoraRef(str(tmp_path))) == tmp_path / "rbt.safetensors"
+    with pytest.raises(UserError, match=r"--lora .*rbt.safetensors: the word that it has learned is one of this model"):
+        load_model(ModelRef(str(tiny_base), loras=(LoraRef(str(tmp_path / "rbt.safetensors")),) * 2), "cpu")
     own = load_model(str(tmp_path / "kohya.safetensors"), "cpu")
     torch.testing.assert_close(weights_of(own.family), weights_of(found.family))
     assert len(own.family.tokenize("<rbt>")) == 2, "the file is a MODEL by itself as well, with its word"

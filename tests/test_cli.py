@@ -86,7 +86,26 @@ def test_train_alone_asks_for_a_config_and_for_nothing_else(capsys: pytest.Captu
     for command in ("train", "check", "plan"):
         with pytest.raises(SystemExit, match="2"):
             main([command])
-        assert capsys.readouterr().err.strip().endswith("the following arguments are required: CONFIG.yaml")
+        assert "error: the following arguments are required: CONFIG.yaml (" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["model", "a dog", "--num-images", "two"], "--num-images: invalid int value: 'two'"),
+        (["model", "a dog", "--device", "tpu"], "--device: invalid choice: 'tpu' (choose from"),
+        (["model"], "the following arguments are required: PROMPT"),
+    ],
+)
+def test_an_argument_that_cannot_be_read_gets_one_line(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command, prog in ((["sample", *arguments], "sample.py"), (["sample", *arguments], None)):
+        with pytest.raises(SystemExit, match="2"):
+            main(command, prog)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {told}")
+        assert "--help lists what there is" in line
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -18,7 +18,7 @@ from dreambooth.families.sd import StableDiffusion
 from dreambooth.families.unet import UNetFamily
 from dreambooth.generation.images import generate, make_requests
 from dreambooth.generation.inputs.canny import canny
-from dreambooth.generation.inputs.control import ControlRef, make_controls, parse_control
+from dreambooth.generation.inputs.control import ControlRef, embedded_control, make_controls, parse_control
 from dreambooth.generation.inputs.controls import attach_controls, make_map, prepare_controls
 from dreambooth.generation.inputs.from_images import FromImages
 from dreambooth.generation.inputs.image_inputs import ImageInputs
@@ -228,6 +228,7 @@ def test_a_control_is_read_as_it_is_typed(text: str, expected: ControlRef) -> No
         (["--control", "canny={photo}:11"], 2, "weight=11.0: must be from 0 to 10"),
         (["--control", "canny={photo}:1:0.8-0.2"], 2, "0.8-0.2: must be START-END"),
         (["--control", "canny={photo}:much:0-1"], 2, "the weight 'much' is no number"),
+        (["--control", "canny={photo}:-1"], 2, "the weight '-1' is no number from 0 to 10"),
         (["--control", "seg=map:{photo}"], 2, "--control seg: no ControlNet is known for this kind; name one"),
         (["--control-model", "canny=x/y"], 2, "--control-model canny=x/y: there is no --control canny=IMAGE"),
         (["--control", "canny={photo}", "--control-model", "canny=./none"], 3, "canny=./none: there is no such folder"),
@@ -260,6 +261,18 @@ def test_wrong_input_is_reported_before_anything_heavy_is_loaded(
     assert named.format(folder=tmp_path, photo=photo) in error
     assert len(error.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_the_embedded_controlnet_is_taken_for_the_toy_world_alone(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    toy, tiny = (
+        json.loads((base / "unet/config.json").read_text()) for base in (Path("checkpoints/toyworld"), tiny_base)
+    )
+    assert embedded_control("canny", toy) == "checkpoints/toyworld-controlnet"
+    assert embedded_control("depth", toy) is None
+    assert embedded_control("canny", tiny) is None
 
 
 def test_without_a_published_controlnet_one_has_to_be_named(model: Model, photo: Path) -> None:

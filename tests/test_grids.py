@@ -16,8 +16,11 @@ from dreambooth.cli.results import show_grid_scores
 from dreambooth.errors import UserError
 from dreambooth.evaluation.image_scores import GridScorer, ImageScore
 from dreambooth.families import load_family
-from dreambooth.generation.grids.axes import axes_of, cells_of, parse_axes
+from dreambooth.generation.grids.axes import axes_of, cells_of, parse_axes, with_images
 from dreambooth.generation.grids.grid_run import Grid, make_grid
+from dreambooth.generation.inputs.control import make_controls
+from dreambooth.generation.inputs.from_images import FromImages
+from dreambooth.generation.inputs.init_image import init_image
 from dreambooth.generation.models.loading import Model, load_model
 from dreambooth.generation.models.model_pool import ModelPool
 from dreambooth.generation.models.reference import LoraRef, ModelRef
@@ -55,8 +58,8 @@ def test_axes_take_their_places_in_order_or_by_name() -> None:
         (1, "seed", ("0", "1")),
         (2, "prompt", ("a dog, asleep", "a cat")),
     ]
-    turned = parse_axes(["y=guidance-scale:3,5", "x=seed:0"])
-    assert [axis.name for axis in turned] == ["seed", "guidance_scale"]
+    for turned in (["y=guidance-scale:3,5", "x=seed:0"], ["guidance-scale=3,5", "x=seed:0"]):
+        assert [axis.name for axis in parse_axes(turned)] == ["seed", "guidance_scale"]
 
 
 def test_there_is_a_cell_for_each_combination_column_by_column() -> None:
@@ -181,9 +184,64 @@ def test_a_cell_that_cannot_be_made_is_reported_before_any_is(
         (f"model={tiny_base},./nowhere", "./nowhere: there is no such folder"),
         ("prompt=a dog,a (cat:x)", "the weight 'x' is no number"),
         ("lora=no.safetensors", "no.safetensors: there is no such file"),
+        ("strength=0.5", "--grid strength=0.5: there is no image to start from; name one with --init-image"),
+        ("control_weight=0.5", "--grid control_weight=0.5: there is no control; name one with --control KIND=IMAGE"),
+        ("style=none,nowhere", "--style nowhere: neither an image nor a style"),
+        ("init_image=no.png", "--init-image no.png: there is no such file"),
     ):
         assert main([*command, axis]) in (2, 3)
         assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_grid_takes_images_strengths_control_weights_and_styles(tmp_path: Path) -> None:
+    for number in range(2):
+        Image.new("RGB", (64, 64), (90 * number, 0, 0)).save(tmp_path / f"{number}.png")
+    first, second = (str(tmp_path / f"{number}.png") for number in range(2))
+    control = make_controls([f"canny=map:{first}"], {"canny": "x/y"})
+    images = FromImages(init_image(first, feather=3), control)
+    axes = parse_axes(["strength=0.2,1", f"init_image={second}", "style=none,ink"])
+    plain, *_, last = cells_of(axes, ModelRef("m"), with_images(axes, DOG, images))
+    assert plain.options.prompt == "a dog"
+    assert plain.options.images == replace(images, init=init_image(second, 0.2, feather=3))
+    assert "a dog" in last.options.prompt
+    assert "ink" in last.options.prompt
+    assert last.options.images == replace(images, init=init_image(second, 1, feather=3))
+    axes = parse_axes(["control_weight=0,0.5"])
+    weights = [cell.options.images for cell in cells_of(axes, ModelRef("m"), with_images(axes, DOG, images))]
+    assert weights == [replace(images, controls=(replace(control[0], weight=weight),)) for weight in (0, 0.5)]
+    axes = parse_axes(["seed=1"])
+    assert with_images(axes, DOG, images) is DOG, "the folders of earlier grids keep their names"
+
+
+def test_a_cell_of_a_strength_is_the_image_that_sample_makes(tiny_base: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), "teal").save(tmp_path / "photo.png")
+    command = ["sample", str(tiny_base), "a dog", *QUICK, "--init-image", str(tmp_path / "photo.png")]
+    single = ["--strength", "0.5", "--num-images", "1", "--out", str(tmp_path / "plain")]
+    assert main([*command, *single]) == 0
+    assert main([*command, "--grid", "strength=0.5", "--out", str(tmp_path / "grid")]) == 0
+    (plain,) = (tmp_path / "plain").iterdir()
+    assert (tmp_path / "grid" / "000-strength-0-5.png").read_bytes() == plain.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--offload", "parts"], "--offload parts: not for a grid"),
+        (["--attention-slices"], "--attention-slices: not for a grid"),
+        (["--prompts", "{file}"], "have another seed, steps each"),
+    ],
+)
+def test_a_grid_refuses_what_it_would_leave_out(
+    options: list[str], told: str, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a cat", "num_images": 2}\n{"prompt": "a cow", "steps": 3, "seed": 2}\n')
+    given = [option.format(file=file) for option in options]
+    assert (
+        main(["sample", str(tiny_base), "a dog", "--out", str(tmp_path / "out"), *given, "--grid", "size=64x64"]) == 2
+    )
+    assert told in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

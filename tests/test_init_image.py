@@ -441,3 +441,22 @@ def test_wrong_input_is_reported_before_anything_heavy_is_loaded(
 
 def test_margins_are_four_numbers() -> None:
     assert parse_margins(" 8, 0,16,4 ") == (8, 0, 16, 4)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "option", "told"),
+    [
+        ("a dog", "--feather=-2", "feather=-2: must be a number of pixels from 0 on"),
+        ("a dog", "--control=canny=none.png", "--control none.png: there is no such file"),
+        ("a {clas}", "--strength=0.5", "{clas} is unknown"),
+    ],
+)
+def test_a_mistake_beside_a_mask_of_words_is_told_before_the_mask_is_written(
+    prompt: str, option: str, told: str, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo, out = tmp_path / "photo.png", tmp_path / "out"
+    Image.new("RGB", (64, 64)).save(photo)
+    command = ["sample", str(tiny_base), prompt, "--init-image", str(photo), "--mask", "robot", option]
+    assert main([*command, "--out", str(out)]) == 2
+    assert told in capsys.readouterr().err
+    assert not out.exists()

@@ -85,6 +85,28 @@ def test_variations_stand_in_the_recipe_and_are_made_again(tiny_base: Path, tmp_
     assert [each["strength"] for each in further.recipe["variations"]] == [0.4, 0.1]
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--from-image", "{image}", "--steps", "5"], "--steps 5: --from-image {image} has it from the image's recipe"),
+        (["--vary", "{image}", "--only-masked"], "--only-masked: --vary {image} has it from the image's recipe"),
+        (["m", "a dog", "--from-image", "{image}"], "PROMPT a dog: --from-image {image} has it"),
+        (["m", "a dog", "--variation-strength", "0.2"], "--variation-strength 0.2: belongs to --vary IMAGE"),
+        (["m", "a __day__", "--wildcards", "{image}/no"], "--wildcards {image}/no: there is no such folder"),
+    ],
+)
+def test_an_option_that_would_count_for_nothing_is_refused(
+    options: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = tmp_path / "image.png"
+    (tmp_path / "m").mkdir()
+    Image.new("RGB", (8, 8)).save(image)
+    given = [str(tmp_path / "m") if option == "m" else option.format(image=image) for option in options]
+    assert main(["sample", *given, "--out", str(tmp_path / "out")]) == 2
+    assert told.format(image=image) in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 # ------------------------------------------------------------------------------------------------ other programs' text
 
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from dreambooth.console import command_output
 from dreambooth.errors import DreamBoothError, UserError
@@ -46,6 +46,14 @@ numbers; 130 / 143 / 138 after SIGINT / SIGTERM / SIGUSR1, with the state saved"
 )
 
 
+class Parser(argparse.ArgumentParser):
+    """Read the arguments of a command, and report a mistake in one line, without the list of all options."""
+
+    def error(self, message: str) -> NoReturn:
+        told = message.removeprefix("argument ")
+        self.exit(UserError.exit_code, f"error: {told} ({self.prog} --help lists what there is)\n")
+
+
 def console() -> int:
     """Run the console command `dreambooth`."""
     return main(sys.argv[1:])
@@ -67,7 +75,7 @@ def _main(argv: Sequence[str], prog: str | None) -> int:
     if prog is None or name is None:
         parser, arguments = _overview(), list(argv)
     else:
-        parser, arguments = argparse.ArgumentParser(prog=prog), list(argv[1:])
+        parser, arguments = Parser(prog=prog), list(argv[1:])
         _fill(parser, name)
     with command_output():
         return _run(parser.parse_args(arguments))
@@ -111,7 +119,7 @@ def loading_libraries() -> Iterator[None]:
 
 def _overview() -> argparse.ArgumentParser:
     prog = "dreambooth" if Path(sys.argv[0]).name == "dreambooth" else "python -m dreambooth"
-    parser = argparse.ArgumentParser(prog=prog)
+    parser = Parser(prog=prog)
     parser.description = "Personalise a text-to-image diffusion model from a few images of a subject."
     parser.add_argument("--version", action="version", version=f"dreambooth {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -125,7 +133,7 @@ def _overview() -> argparse.ArgumentParser:
 
 def _add_foreign(commands: Any, name: str) -> None:
     """Add a plug-in's command, whose arguments are tried first: one that raises leaves the others as they are."""
-    _fill(argparse.ArgumentParser(), name)
+    _fill(Parser(), name)
     _fill(commands.add_parser(name, help=COMMANDS[name][1]), name)
 
 

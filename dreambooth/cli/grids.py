@@ -30,9 +30,28 @@ def add_grid_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="AXIS=V1,V2,...",
         help="one image for each combination of values of up to three axes: columns, rows, blocks (or x=AXIS:V1,V2, "
-        "y=, z=). AXIS is an option of an image (prompt, seed, guidance_scale ...) or of a model (model, step, lora, "
+        "y=, z=). AXIS is an option of an image (prompt, seed, strength, style ...) or of a model (model, step, lora, "
         "lora_weight ...). Writes grid.png and grid.html; the same command again makes what is missing",
     )
+
+
+def _check_grid_options(args: argparse.Namespace, wanted: "list[ImageOptions]") -> None:
+    """Raise UserError for options that a grid leaves out, and for lines of --prompts that differ in more than words."""
+    from dreambooth.generation.options import differences
+
+    given = {
+        f"--offload {args.offload}": args.offload not in ("auto", "none"),
+        f"--decoding {args.decoding}": args.decoding not in ("auto", "whole"),
+        "--attention-slices": args.attention_slices,
+    }
+    if stray := [option for option, is_given in given.items() if is_given]:
+        raise UserError(f"{stray[0]}: not for a grid, whose models change; leave it out")
+    for options in wanted:
+        if names := sorted(differences(options, wanted[0]) - {"prompt", "num_images"}):
+            raise UserError(
+                f"--grid: the prompts {wanted[0].prompt!r} and {options.prompt!r} have another {', '.join(names)} "
+                "each; in a grid prompts alone differ, so make it an axis or leave it out"
+            )
 
 
 def run_grid(
@@ -46,13 +65,15 @@ def run_grid(
     """Make the grid of the command line, and return the exit code. wanted: prompts; several become an axis."""
     from dreambooth.disk import check_writable, translate_write_errors
     from dreambooth.generation.before_loading import check_cells
-    from dreambooth.generation.grids.axes import cells_of, folder_name, parse_axes, with_prompts
+    from dreambooth.generation.grids.axes import cells_of, folder_name, parse_axes, with_images, with_prompts
     from dreambooth.generation.models.location import default_folder
 
     if args.from_image or args.vary:
         raise UserError("--grid: not together with --from-image or --vary; name MODEL and PROMPT")
+    _check_grid_options(args, wanted)
     axes = with_prompts(parse_axes(args.grid), [options.prompt for options in wanted])
-    cells = [replace(cell, options=styles.apply(cell.options)) for cell in cells_of(axes, ref, wanted[0])]
+    usual = with_images(axes, wanted[0], images)
+    cells = [replace(cell, options=styles.apply(cell.options)) for cell in cells_of(axes, ref, usual)]
     check_cells(cells, wildcards)
     folder = Path(args.out) if args.out else default_folder(ref.name) / folder_name(cells, images)
     check_writable(folder, "--out")

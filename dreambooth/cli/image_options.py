@@ -94,6 +94,7 @@ def _init_image(args: argparse.Namespace, ref: Any) -> "InitImage | None":
     margins = None if args.expand is None else parse_margins(args.expand)
     mask = args.mask
     if args.init_image is not None and is_words(mask):
+        init_image(args.init_image, args.strength, None, margins, args.feather)  # what is wrong with it is told first
         mask = _write_found_mask(args, ref)
     elif args.mask_model is not None:
         raise UserError(f"--mask-model {args.mask_model}: belongs to a --mask of words, such as --mask subject")
@@ -166,7 +167,10 @@ def find_images(args: argparse.Namespace, recorded: "FromImages | None", ref: An
 
     if recorded is None:
         styles = make_styles(args.style, args.ip_adapter)
-        images = FromImages(_init_image(args, ref), _controls(args, ()), styles.reference)
+        controls = _controls(args, ())
+        images = FromImages(None, controls, styles.reference)
+        check_images(images, ref)
+        images = replace(images, init=_init_image(args, ref))  # last, as a mask of words becomes a file
     else:
         styles = Styles()
         init, style = _recorded_init_image(args, recorded.init), _recorded_style(args, recorded.style)

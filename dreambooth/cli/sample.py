@@ -10,6 +10,7 @@ from dreambooth.cli import loading_libraries
 from dreambooth.cli.grids import add_grid_arguments, run_grid
 from dreambooth.cli.image_options import add_image_arguments, check_images, find_images
 from dreambooth.cli.progress import SamplingBar
+from dreambooth.cli.recipe_options import check_recipe_options
 from dreambooth.cli.results import add_result_arguments, check_result_arguments, make_scorer, show_scores
 from dreambooth.cli.sampling import (
     add_loading_arguments,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+USUAL_VARIATION = 0.3  # the strength of --vary
 BYTES_A_PIXEL = 2 * 3  # at most: an image's own, and those in the grid
 
 
@@ -89,7 +91,6 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--variation-strength",
         type=float,
-        default=0.3,
         metavar="S",
         help="how far they go: 0 is the image itself, 1 another one of the same prompt (default 0.3)",
     )
@@ -139,11 +140,13 @@ def run(args: argparse.Namespace) -> int:
     check_arguments(args)
     check_compile(args)
     check_result_arguments(args)
+    check_recipe_options(args)
     recipe = find_recipe(args)
     theirs = None if recipe else find_infotext(args)
     wanted = [theirs] if theirs else [] if recipe else find_options(args)
     ref = find_model(args, recipe)
     check_model(ref)
+    check_options(ref, wanted, find_wildcards(args))
     images, styles = find_images(args, None if recipe is None else request_of(recipe).images, ref)
     if args.grid:
         return run_grid(args, ref, wanted, find_wildcards(args), images, styles)
@@ -168,7 +171,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         requests = make_requests(model, wanted, find_wildcards(args), images)
     if args.vary:
-        requests = vary(requests[0], args.num_images, args.seed, args.variation_strength)
+        requests = vary(requests[0], args.num_images, args.seed, _variation_strength(args))
     scorer = make_scorer(args, model)
     check_writable(folder, "--out", sum(each.num_pixels * BYTES_A_PIXEL for each in requests))
     with SamplingBar() as bar, translate_write_errors(folder, "--out"):
@@ -208,6 +211,8 @@ def find_wildcards(args: argparse.Namespace) -> "Wildcards":
     """Return where wildcard files are looked for."""
     from dreambooth.generation.prompting.wildcards import Wildcards
 
+    if args.wildcards is not None and not Path(args.wildcards).is_dir():
+        raise UserError(f"--wildcards {escaped(args.wildcards)}: there is no such folder")
     beside = [Path(args.prompt_file).parent] if args.prompt_file else []
     return Wildcards([Path(args.wildcards or FOLDER), *beside])
 
@@ -223,8 +228,12 @@ def find_recipe(args: argparse.Namespace) -> dict[str, Any] | None:
     recipe = read_recipe(image)
     request_of(recipe)
     if args.vary:
-        Variation(args.seed, args.variation_strength)
+        Variation(args.seed, _variation_strength(args))
     return recipe
+
+
+def _variation_strength(args: argparse.Namespace) -> float:
+    return USUAL_VARIATION if args.variation_strength is None else float(args.variation_strength)
 
 
 def find_infotext(args: argparse.Namespace) -> "ImageOptions | None":

@@ -53,6 +53,11 @@ class ImageOptions:
         refinement_of(self.upscale, self.upscale_strength, self.detail)
 
 
+def differences(one: ImageOptions, other: ImageOptions) -> set[str]:
+    """Return the names of the options in which two differ."""
+    return {each.name for each in fields(ImageOptions) if getattr(one, each.name) != getattr(other, each.name)}
+
+
 def with_options(options: ImageOptions, changes: Mapping[str, Any]) -> ImageOptions:
     """Return options with some replaced, by name; a value may be text. Raises UserError for what is none."""
     read = {}
@@ -61,8 +66,8 @@ def with_options(options: ImageOptions, changes: Mapping[str, Any]) -> ImageOpti
         if key not in PARSERS:
             known = [*PARSERS, *IMAGE_OPTIONS]
             near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise UserError(f"{name}: unknown option; {hint}Known are {', '.join(known)}")
+            hint = f"; did you mean {near[0]}? " if near else ". "
+            raise UserError(f"{name}: unknown option{hint}Known are {', '.join(known)}")
         try:
             read[key] = PARSERS[key](value)
         except ValueError as error:

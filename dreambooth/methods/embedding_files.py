@@ -33,7 +33,8 @@ def add_file(family: Family, path: Path, word: str | None = None) -> str:
     check_fit(family, path, vectors)
     added = {token.lower() for token in family.tokenizer.get_added_vocab()}  # it tells no capitals from small letters
     if len(family.tokenize(word)) == 1 or word.lower() in added:
-        raise UserError(f"{path}: {word!r} is a word of this model already; name another: --embedding {path}:<{word}>")
+        other = f"<{word.strip('<>')}-2>"
+        raise UserError(f"{path}: {word!r} is a word of this model already; name another: --embedding {path}:{other}")
     try:
         put(family, word, vectors)
     except (ValueError, RuntimeError, KeyError) as error:

@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.errors import UserError, first_line
+from dreambooth.generation.grids.image_axes import IMAGE_AXES
 from dreambooth.generation.inputs.from_images import FromImages, as_json
+from dreambooth.generation.inputs.line_options import merged
 from dreambooth.generation.models.additions import parse_lora
 from dreambooth.generation.models.location import source_of_step
 from dreambooth.generation.models.reference import ModelRef
@@ -57,8 +59,9 @@ class Cell:
 def parse_axes(texts: Sequence[str]) -> list[Axis]:
     """Return the axes in the order of their places. Raises UserError for one that is none, and for too many."""
     found: dict[int, Axis] = {}
+    named = {PLACES.index(match[1]) for match in map(WRITTEN.fullmatch, texts) if match and match[1]}
     for text in texts:
-        axis = _parse(text, next((place for place in range(len(texts)) if place not in found), 0))
+        axis = _parse(text, next((place for place in range(len(texts)) if place not in found.keys() | named), 0))
         if axis.place in found or any(axis.name == other.name for other in found.values()):
             raise UserError(f"--grid {text}: there is an axis of this name or place already")
         found[axis.place] = axis
@@ -74,8 +77,8 @@ def _parse(text: str, place: int) -> Axis:
     name = match[2].replace("-", "_")
     if name not in AXES:
         near = difflib.get_close_matches(name, AXES, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(f"--grid {text}: unknown axis {name}; {hint}Known are {', '.join(AXES)}")
+        hint = f"; did you mean {near[0]}? " if near else ". "
+        raise UserError(f"--grid {text}: unknown axis {name}{hint}Known are {', '.join(AXES)}")
     values = [value.strip() for value in next(csv.reader([match[3]], skipinitialspace=True), [])]
     if not values or not all(values):
         raise UserError(f"--grid {text}: a value is missing; write AXIS=V1,V2,...")
@@ -111,6 +114,13 @@ def _joined(values: Sequence[str]) -> str:
     return text.getvalue()
 
 
+def with_images(axes: Sequence[Axis], options: ImageOptions, images: FromImages) -> ImageOptions:
+    """Return the options of all cells: with what they take from images where an axis says something of these."""
+    if not any(axis.name in IMAGE_AXES for axis in axes):
+        return options
+    return replace(options, images=merged(images, options.images))
+
+
 def cells_of(axes: Sequence[Axis], ref: ModelRef, options: ImageOptions) -> list[Cell]:
     """Return the cells, block by block, row by row. Raises UserError for a value that its axis cannot take."""
     found = []
@@ -138,6 +148,10 @@ def _with_value(cell: Cell, name: str, value: str) -> Cell:
 
 def _option_axis(name: str, cell: Cell, value: str) -> Cell:
     return replace(cell, options=with_options(cell.options, {name: value}))
+
+
+def _image_axis(name: str, cell: Cell, value: str) -> Cell:
+    return replace(cell, options=IMAGE_AXES[name](cell.options, value))
 
 
 def _model_axis(name: str, cell: Cell, value: str) -> Cell:
@@ -183,6 +197,7 @@ AXES: Table[Callable[[Cell, str], Cell]] = Table(
         "lora": _lora,
         "lora_weight": _lora_weight,
         "step": _step,
+        **{name: partial(_image_axis, name) for name in IMAGE_AXES},
     },
 )
 

@@ -56,7 +56,9 @@ class Grid:
         """Return how many images there are, and how many of them are to be made."""
         num_there = sum(path.is_file() for path in self.paths)
         factors = " x ".join(str(len(axis.values)) for axis in self.axes)
-        return f"grid: {factors} = {len(self.cells)} images, {num_there} of them are there already"
+        number = f"{len(self.cells)} image{'' if len(self.cells) == 1 else 's'}"
+        product = f"{factors} = {number}" if len(self.axes) > 1 else number
+        return f"grid: {product}, {num_there} of them are there already"
 
 
 def make_grid(

@@ -44,6 +44,7 @@ PUBLISHED = {
     },
     ("QwenImageControlNetModel", 3072): dict.fromkeys(KINDS, "InstantX/Qwen-Image-ControlNet-Union"),
 }
+EMBEDDED = {"canny": "checkpoints/toyworld-controlnet"}  # for the toy world's base
 NUMBER = r"\d+(?:\.\d*)?|\.\d+"
 SPAN = re.compile(rf"({NUMBER})-({NUMBER})")
 
@@ -104,8 +105,10 @@ def _split(text: str, whole: str) -> tuple[str, float, tuple[float, float] | Non
         before, _, last = text.rpartition(":")
     if before and re.fullmatch(NUMBER, last):
         weight, text = float(last), before
-    elif span is not None or (before and not Path(text).suffix):
-        raise UserError(f"--control {whole}: the weight {last!r} is no number; write KIND=IMAGE:WEIGHT:START-END")
+    elif span is not None or (before and (not Path(text).suffix or Path(before).expanduser().exists())):
+        raise UserError(
+            f"--control {whole}: the weight {last!r} is no number from 0 to 10; write KIND=IMAGE:WEIGHT:START-END"
+        )
     return text, weight, span
 
 
@@ -163,6 +166,14 @@ def check_controls(controls: Sequence[ControlRef], base: Mapping[str, Any] | Non
         config = _config_in(Path(each.network).expanduser(), each.network)
         if (problem := misfit(each.kind, config, base)) is not None:
             raise ModelError(f"--control-model {each.kind}={escaped(each.network)}: {problem}")
+
+
+def embedded_control(kind: str, base: Mapping[str, Any]) -> str | None:
+    """Return the embedded ControlNet of a kind; None where there is none, or it does not fit the base's denoiser."""
+    name = EMBEDDED.get(kind)
+    if name is None or not (Path(name) / "config.json").is_file():
+        return None
+    return name if misfit(kind, _config_in(Path(name), name), base) is None else None
 
 
 def _check_may_be_hub_id(control: ControlRef) -> None:

@@ -19,7 +19,7 @@ from dreambooth.families import Conditioning, Family, digest_weights
 from dreambooth.families.control import joined, load_control
 from dreambooth.families.protocols import ControlledDenoiser
 from dreambooth.generation.inputs.canny import canny
-from dreambooth.generation.inputs.control import PUBLISHED, ControlRef
+from dreambooth.generation.inputs.control import PUBLISHED, ControlRef, embedded_control
 from dreambooth.generation.inputs.image_refs import read_image
 from dreambooth.generation.inputs.map_models import depth_map, pose_map
 from dreambooth.generation.models.loading import Model
@@ -90,9 +90,10 @@ def _attached(model: Model, ref: ControlRef) -> ControlRef:
 
 
 def _published(model: Model, kind: str) -> str:
-    """Return the published ControlNet of a kind for a model. Raises UserError where none is known."""
+    """Return the published or embedded ControlNet of a kind for a model. Raises UserError where none is known."""
     width = width_of(_config_of(model.family.denoiser))
     name = PUBLISHED.get(width, {}).get(kind) if width is not None else None
+    name = name or embedded_control(kind, _config_of(model.family.denoiser))
     if name is None:
         raise UserError(
             f"--control {kind}: no published ControlNet is known for {model.name}; name one: "

@@ -119,7 +119,13 @@ def add_lora(family: Family, ref: LoraRef) -> LoraRef:
     path = lora_file(ref)
     lora_files.apply(family, path, ref.weight)
     for word in words_beside(path):
-        embedding_files.add_file(family, word)
+        try:
+            embedding_files.add_file(family, word)
+        except UserError as error:
+            raise UserError(
+                f"--lora {path}: the word that it has learned is one of this model, or of another --lora, already; "
+                "leave one of them out, or train with another subject.identifier"
+            ) from error
     return replace(ref, sha256=checked_digest(path, ref.sha256))
 
 
