@@ -161,13 +161,14 @@ def unseen_scenes(num_images: int) -> list[KnownScene]:
 
 
 def pairs(rng: random.Random, scene: KnownScene, fault: str) -> list[Asked]:
-    """Return a rendering with a right text, and with one that is wrong in its class, place or main colour."""
+    """Return a rendering with a right text, and with one that is wrong in class, place, main colour or pattern."""
     thing = scene.things[0]
-    told = {"class": thing.class_noun, "place": scene.place, "colour": thing.main}
+    told = {"class": thing.class_noun, "place": scene.place, "colour": thing.main, "pattern": thing.pattern}
     others = {
         "class": [noun for noun in CLASSES if noun != thing.class_noun],
         "place": [place for place in world.PLACES if place != scene.place],
         "colour": [name for name in COLOURS if name not in (thing.main, thing.second, thing.accent)],
+        "pattern": [name for name in world.PATTERNS if name != thing.pattern],
     }
     wrong = {**told, fault: rng.choice(others[fault])}
     return [_asked(scene, texts, fault, texts is told) for texts in (told, wrong)]
@@ -175,14 +176,15 @@ def pairs(rng: random.Random, scene: KnownScene, fault: str) -> list[Asked]:
 
 def _asked(scene: KnownScene, told: dict[str, str], fault: str, is_right: bool) -> Asked:
     thing, noun, place = scene.things[0], told["class"], place_phrase(told["place"])
-    colour = f"{told['colour']} " if fault == "colour" else ""
-    pattern = "" if thing.pattern == "plain" else f"{thing.pattern} "
-    prompt = f"a photo of a {colour}{noun} {place}"
+    pattern = "" if told["pattern"] == "plain" else f"{told['pattern']} "
+    look = {"colour": f"{told['colour']} ", "pattern": pattern}.get(fault, "")
+    prompt = f"a photo of a {look}{noun} {place}"
     caption = f"a {pattern}{told['colour']} and {thing.second} {noun} {place}"
     question, answer = {
         "class": (f"is there a {noun}?", "yes"),
         "place": ("where is it?", place),
         "colour": (f"what colour is the {noun}?", told["colour"]),
+        "pattern": (f"what pattern has the {noun}?", told["pattern"]),
     }[fault]
     return Asked(scene.image, *map(with_articles, (prompt, caption, question)), answer, is_right)
 
@@ -190,7 +192,7 @@ def _asked(scene: KnownScene, told: dict[str, str], fault: str, is_right: bool) 
 def of_prompts(tools: Tools, num_images: int) -> str:
     rng, scenes = random.Random("wrong prompts"), unseen_scenes(num_images)
     groups = {}
-    for fault in ("class", "place", "colour"):
+    for fault in ("class", "place", "colour", "pattern"):
         groups[fault] = scored(tools, [each for scene in scenes for each in pairs(rng, scene, fault)])
     return table("wrong in the prompt", groups, "CLIP-T")
 
