@@ -302,7 +302,7 @@ def main() -> None:
     parser.add_argument("what", choices=("prompts", "drawn", "subjects"))
     parser.add_argument("--reader", type=Path, default=Path("checkpoints/toyworld-blip2"), help="(%(default)s)")
     parser.add_argument("--work", type=Path, default=Path("outputs/reader-scores"), help="taught readers (%(default)s)")
-    parser.add_argument("--num-images", type=int, default=240, help="right ones and wrong ones each (%(default)s)")
+    parser.add_argument("--num-images", type=int, default=120, help="right ones and wrong ones each (%(default)s)")
     known = [noun for noun, _ in SUBJECTS]
     parser.add_argument("--nouns", nargs="+", choices=known, default=known, help="of the subjects (%(default)s)")
     parser.add_argument("--steps", type=int, default=400, help="of a lesson (%(default)s)")
