@@ -186,6 +186,19 @@ def test_a_recipe_makes_its_picture_again_with_the_same_bits(
     assert first.read_bytes() == second.read_bytes()
     assert "another" not in capsys.readouterr().err
 
+    moved = tmp_path / "moved.png"
+    moved.write_bytes(photo.read_bytes())
+    again = ["sample", "--from-image", str(first), "--out", str(tmp_path / "moved")]
+    assert main([*again, "--control", f"canny={moved}"]) == 0
+    (third,) = (tmp_path / "moved").iterdir()
+    assert Image.open(third).tobytes() == Image.open(first).tobytes(), "weight, steps and ControlNet are the recipe's"
+    assert read_recipe(third)["controls"] == [{**control, "file": str(moved)}]
+    assert main([*again, "--control", f"canny={moved}", "--control", f"canny={moved}"]) == 2
+    assert "was made with --control canny; name each, in this order" in capsys.readouterr().err
+    for option in ("--style=ink", f"--style={photo}"):
+        assert main([*again, option]) == 2
+        assert "was made without the style of an image; leave it out" in capsys.readouterr().err
+
 
 def test_controls_come_back_from_json(model: Model, controlnet: Path, photo: Path) -> None:
     networks = {"seg": str(controlnet), "canny": str(controlnet)}

@@ -386,6 +386,7 @@ def test_a_line_of_a_file_starts_from_an_image_of_its_own(tiny_base: Path, photo
         ({"style": "of nobody"}, "line 1: --style of nobody"),
         ({"control": {"canny": 1}}, "line 1: control={'canny': 1}: must be KIND=IMAGE, or a list of them"),
         ({"init_image": 3}, "line 1: init_image=3: must be an image's file"),
+        ({"init_image": "a.png", "mask": "subject"}, "line 1: mask=subject: one prompt's mask is a file; words are"),
     ],
 )
 def test_a_line_that_names_no_image_is_refused(own: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -136,11 +136,25 @@ def _recorded_init_image(args: argparse.Namespace, recorded: "InitImage | None")
     return checked(replace(recorded, image=image, mask=mask))
 
 
-def _controls(args: argparse.Namespace, recorded: "tuple[ControlRef, ...]") -> "tuple[ControlRef, ...]":
-    """Return the controls, by the options or as a recipe has recorded them. Raises UserError."""
+def _controls(args: argparse.Namespace) -> "tuple[ControlRef, ...]":
+    """Return the controls, by the options. Raises UserError."""
     from dreambooth.generation.inputs.control import make_controls, parse_networks
 
-    return make_controls(args.control or recorded, parse_networks(args.control_model))
+    return make_controls(args.control, parse_networks(args.control_model))
+
+
+def _recorded_controls(args: argparse.Namespace, recorded: "tuple[ControlRef, ...]") -> "tuple[ControlRef, ...]":
+    """Return the controls that a recipe has recorded, in files that --control and --control-model name now."""
+    from dreambooth.generation.inputs.control import make_controls, parse_control, parse_networks
+
+    given = [parse_control(each) for each in args.control]
+    if given and [each.kind for each in given] != [each.kind for each in recorded]:
+        kinds = ", ".join(each.kind for each in recorded)
+        made = f"with --control {kinds}; name each, in this order" if recorded else "without one; leave it out"
+        raise UserError(f"--control {', '.join(args.control)}: {args.from_image or args.vary} was made {made}")
+    files = [each.image.file for each in given or recorded]
+    moved = [replace(each, image=replace(each.image, file=file)) for each, file in zip(recorded, files, strict=True)]
+    return make_controls(moved, parse_networks(args.control_model))
 
 
 def _recorded_style(args: argparse.Namespace, recorded: "StyleRef | None") -> "StyleRef | None":
@@ -148,9 +162,13 @@ def _recorded_style(args: argparse.Namespace, recorded: "StyleRef | None") -> "S
     from dreambooth.generation.inputs.style import make_styles
     from dreambooth.generation.inputs.style_image import check_reference
 
-    if recorded is None:
-        return None
     given = make_styles(args.style).reference
+    if recorded is None or (args.style and given is None):
+        if args.style or args.ip_adapter:
+            told = f"--style {args.style[0]}" if args.style else f"--ip-adapter {args.ip_adapter}"
+            made = "without the style of an image" if recorded is None else "with that of an image"
+            raise UserError(f"{told}: {args.from_image or args.vary} was made {made}; leave it out")
+        return None
     image = recorded.image if given is None else replace(recorded.image, file=given.image.file)
     return check_reference(replace(recorded, image=image, adapter=args.ip_adapter or recorded.adapter))
 
@@ -167,14 +185,14 @@ def find_images(args: argparse.Namespace, recorded: "FromImages | None", ref: An
 
     if recorded is None:
         styles = make_styles(args.style, args.ip_adapter)
-        controls = _controls(args, ())
+        controls = _controls(args)
         images = FromImages(None, controls, styles.reference)
         check_images(images, ref)
         images = replace(images, init=_init_image(args, ref))  # last, as a mask of words becomes a file
     else:
         styles = Styles()
         init, style = _recorded_init_image(args, recorded.init), _recorded_style(args, recorded.style)
-        images = FromImages(init, _controls(args, recorded.controls), style)
+        images = FromImages(init, _recorded_controls(args, recorded.controls), style)
     check_images(images, ref)
     return images, styles
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from dreambooth.errors import UserError
 from dreambooth.generation.inputs.control import ControlRef, make_controls, parse_networks
+from dreambooth.generation.inputs.found_mask import is_words
 from dreambooth.generation.inputs.from_images import FromImages
 from dreambooth.generation.inputs.init_image import init_image, parse_margins
 from dreambooth.generation.inputs.style import make_styles
@@ -62,6 +63,8 @@ def _check(name: str, value: Any) -> None:
 def _start(own: Mapping[str, Any]) -> Any:
     """Return the image to start from, None where none is named."""
     start = {name: own[name] for name in OF_START if name in own}
+    if is_words(start.get("mask")):
+        raise UserError(f"mask={start['mask']}: one prompt's mask is a file; words are read by --mask, for all prompts")
     if "expand" in start:
         start["expand"] = parse_margins(",".join(map(str, _list(start["expand"]))))
     return init_image(start.pop("init_image", None), **start)
