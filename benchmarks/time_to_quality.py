@@ -21,6 +21,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ import torch
 from side_by_side import KEEP_FREED, script
 
 from dreambooth.generation.models.loading import load_model
+from dreambooth.generation.settings import SamplerSettings
 from dreambooth.step_models import model_at_step
 from toyworld import world
 from toyworld.cli import DEMO_SEED
@@ -46,6 +48,7 @@ ROOT = HERE.parent
 BASE, PHOTOS, CONFIG = (ROOT / name for name in ("checkpoints/toyworld", "data/robot", "configs/toyworld.yaml"))
 NOUN = "robot"
 SUBJECT = f"sks {NOUN}"
+SAMPLER = SamplerSettings(6, 4.0, scheduler="unipc")  # draws what 20 steps of DDIM draw
 GOOD = {"way": 0.8, "place": 0.95, "diversity": 0.9}
 GRID: dict[str, dict[str, Any]] = {  # the script's sides, by the options that are not its defaults
     "diffusers' defaults": {},
@@ -73,6 +76,7 @@ class Point:
 
 def main() -> None:
     args = parse()
+    torch.set_num_threads(1)  # for so small networks faster than two
     sides = {"ours": our_command(args)} | {name: peer_command(args, name, own) for name, own in GRID.items()}
     judge = Judge.load(BASE / "judge")
     found: dict[str, list[Point]] = {}
@@ -94,7 +98,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--diffusers", type=Path, required=True, help="a checkout of huggingface/diffusers")
     parser.add_argument("--pythonpath", default="", help="where torchvision lies, which the script needs")
     parser.add_argument("--steps", type=int, default=480, help="of diffusers' script; ours takes its config's")
-    parser.add_argument("--every", type=int, default=40, help="steps from one judged model to the next")
+    parser.add_argument(
+        "--every", type=int, default=40, help="steps from one judged model to the next; must divide both"
+    )
     parser.add_argument("--cpus", default="0", help='pin both to these cores, e.g. "0"')
     parser.add_argument("--out", type=Path, default=Path("outputs/time-to-quality"))
     return parser.parse_args()
@@ -190,12 +196,12 @@ def peers_by_step(work: Path, args: argparse.Namespace) -> dict[int, Path]:
 
 
 @torch.no_grad()
-def measure(step: int, seconds: float, folder: Path, judge: Judge, num_images: int = 8) -> Point:
+def measure(step: int, seconds: float, folder: Path, judge: Judge, num_images: int = 6) -> Point:
     """Judge a model by images of the subject in each unseen place, and by as many of the class prompt."""
     model, spec = load_model(str(folder), "cpu"), world.subject(NOUN, DEMO_SEED)
     prompts = [f"a photo of {SUBJECT} {PHRASES[place][0]}" for place in UNSEEN_PLACES]
-    images = [image for prompt in prompts for image in draw(model, prompt, num_images)]
-    of_class = draw(model, f"a photo of a {NOUN}", len(images))
+    images = [image for prompt in prompts for image in draw(model, prompt, num_images, settings=SAMPLER)]
+    of_class = draw(model, f"a photo of a {NOUN}", len(images), settings=SAMPLER)
     outcome = judged(images, of_class, spec, judge)
     own_ND, other_ND = judge(renderings(spec)).embedding_BD, judge(others(spec)).embedding_BD
     start, end = float((other_ND @ own_ND.T).mean()), 1 - mean_distance(own_ND)
@@ -208,8 +214,10 @@ def measure(step: int, seconds: float, folder: Path, judge: Judge, num_images: i
     )
 
 
+@cache
 def base_diversity(judge: Judge, num_images: int) -> float:
-    return mean_distance(judge(draw(load_model(str(BASE), "cpu"), f"a photo of a {NOUN}", num_images)).embedding_BD)
+    images = draw(load_model(str(BASE), "cpu"), f"a photo of a {NOUN}", num_images, settings=SAMPLER)
+    return mean_distance(judge(images).embedding_BD)
 
 
 def seconds_to_good(points: Sequence[Point]) -> float | None:

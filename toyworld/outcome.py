@@ -66,13 +66,15 @@ def references(spec: world.Spec) -> tuple[list[Image.Image], list[Image.Image]]:
     return own, [world.render(other, world.random_scene(rng)) for other in others]
 
 
-def draw(model: Model, prompt: str, num_images: int, seed: int = 1000) -> list[Image.Image]:
+def draw(
+    model: Model, prompt: str, num_images: int, seed: int = 1000, settings: SamplerSettings = SETTINGS
+) -> list[Image.Image]:
     """Sample one prompt at the model's own resolution, from seeds that validation does not use."""
     size = (model.resolution, model.resolution)
     prompts, seeds = [model.fill(prompt)] * num_images, range(seed, seed + num_images)
     return [
         image
-        for pixels_BCHW in sample_pixels(model.family, prompts, seeds, size, SETTINGS, batch_size=8)
+        for pixels_BCHW in sample_pixels(model.family, prompts, seeds, size, settings, batch_size=8)
         for image in to_images(pixels_BCHW)
     ]
 

@@ -18,6 +18,7 @@ from toyworld.second.things import CLASSES
 from toyworld.world import PATTERNS
 
 NUMBERS = ("zero", "one", "two", "three")
+PLACE_NOUNS = {"beach": "a beach", "grass": "grass", "snow": "snow", "night": "a night sky"}  # the others' are "a NAME"
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ def place_phrase(place: str) -> str:
     return PHRASES[place][0]
 
 
+def place_noun(place: str) -> str:
+    """Return what questions call a place: is there a beach?"""
+    return PLACE_NOUNS.get(place, f"a {place}")
+
+
 def questions(rng: random.Random, scene: KnownScene) -> list[Question]:
     """Return one question of each kind about a rendering; of several things, about one of them."""
     thing = rng.choice(scene.things)
@@ -59,12 +65,15 @@ def questions(rng: random.Random, scene: KnownScene) -> list[Question]:
     there = {each.class_noun for each in scene.things}
     is_there = rng.random() < 0.5
     asked = noun if is_there else rng.choice([each for each in CLASSES if each not in there])
+    is_here = rng.random() < 0.5
+    place = scene.place if is_here else rng.choice([each for each in PHRASES if each != scene.place])
     found = [
         Question("colour", f"what colour is the {noun}?", thing.main),
         Question("pattern", f"what pattern has the {noun}?", thing.pattern),
         Question("place", "where is it?", place_phrase(scene.place)),
         Question("number", "how many things are there?", NUMBERS[len(scene.things)]),
         Question("presence", with_articles(f"is there a {asked}?"), "yes" if is_there else "no"),
+        Question("setting", f"is there {place_noun(place)}?", "yes" if is_here else "no"),
     ]
     if len(scene.things) == 1:
         found.append(Question("class", "what is it?", with_articles(f"a {noun}")))
@@ -75,5 +84,6 @@ def vocabulary() -> list[str]:
     """Return every word of captions, questions and answers."""
     texts = ["what colour is the it pattern has where how many things are there a an", "yes no and", "Question Answer"]
     texts += [*CLASSES, *COLOURS, *PATTERNS, *NUMBERS, *WORN]
+    texts += [place_noun(place) for place in PHRASES]
     texts += [phrases[0] for phrases in PHRASES.values()] + [phrases[-1] for phrases in RELATION_PHRASES.values()]
     return sorted({word for text in texts for word in text.split()})
