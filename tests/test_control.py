@@ -242,6 +242,7 @@ def test_a_control_is_read_as_it_is_typed(text: str, expected: ControlRef) -> No
         (["--control", "canny={photo}:1:0.8-0.2"], 2, "0.8-0.2: must be START-END"),
         (["--control", "canny={photo}:much:0-1"], 2, "the weight 'much' is no number"),
         (["--control", "canny={photo}:-1"], 2, "the weight '-1' is no number from 0 to 10"),
+        (["--control", "canny={photo}:1:2"], 2, "canny={photo}:1:2: write KIND=IMAGE:WEIGHT:START-END"),
         (["--control", "seg=map:{photo}"], 2, "--control seg: no ControlNet is known for this kind; name one"),
         (["--control-model", "canny=x/y"], 2, "--control-model canny=x/y: there is no --control canny=IMAGE"),
         (["--control", "canny={photo}", "--control-model", "canny=./none"], 3, "canny=./none: there is no such folder"),

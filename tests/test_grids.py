@@ -181,6 +181,7 @@ def test_a_cell_that_cannot_be_made_is_reported_before_any_is(
     command = ["sample", str(tiny_base), "a dog", "--out", str(tmp_path / "out"), "--grid"]
     for axis, message in (
         ("size=64x64,60x64", "multiples of 8"),
+        ("dtype=float32,float8", "dtype=float8: must be one of float32, float16, bfloat16"),
         (f"model={tiny_base},./nowhere", "./nowhere: there is no such folder"),
         ("prompt=a dog,a (cat:x)", "the weight 'x' is no number"),
         ("lora=no.safetensors", "no.safetensors: there is no such file"),
@@ -212,6 +213,11 @@ def test_a_grid_takes_images_strengths_control_weights_and_styles(tmp_path: Path
     assert weights == [replace(images, controls=(replace(control[0], weight=weight),)) for weight in (0, 0.5)]
     axes = parse_axes(["seed=1"])
     assert with_images(axes, DOG, images) is DOG, "the folders of earlier grids keep their names"
+
+
+def test_none_is_a_model_without_the_option() -> None:
+    cells = cells_of(parse_axes(["quantize=none,int8"]), ModelRef("m", quantize="nf4"), DOG)
+    assert [cell.ref.quantize for cell in cells] == [None, "int8"]
 
 
 def test_a_cell_of_a_strength_is_the_image_that_sample_makes(tiny_base: Path, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_a_pose_is_found_in_the_boxes_of_people(pose_model: Path, photo: Image.I
 
 
 def test_a_model_that_is_not_there_is_named(photo: Image.Image, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"none: cannot be loaded for --control"):
+    with pytest.raises(ModelError, match=r"none: there is no such folder.*KIND=map:IMAGE names one"):
         depth_map(photo, str(tmp_path / "none"))
 
 

@@ -15,7 +15,14 @@ from dreambooth.generation.infotext import parse_infotext, user_comment, write_i
 from dreambooth.generation.models.loading import load_model
 from dreambooth.generation.models.reference import ModelRef
 from dreambooth.generation.options import ImageOptions
-from dreambooth.generation.request import ImageRequest, make_recipe, read_infotext, read_recipe, request_of
+from dreambooth.generation.request import (
+    ImageRequest,
+    make_recipe,
+    read_infotext,
+    read_recipe,
+    request_of,
+    write_png,
+)
 from dreambooth.generation.sampler import interpolate_noise, noise_from_seeds
 from dreambooth.generation.settings import SamplerSettings
 from dreambooth.generation.variation import NoiseSeed, Variation
@@ -91,6 +98,9 @@ def test_variations_stand_in_the_recipe_and_are_made_again(tiny_base: Path, tmp_
         (["--from-image", "{image}", "--steps", "5"], "--steps 5: --from-image {image} has it from the image's recipe"),
         (["--vary", "{image}", "--only-masked"], "--only-masked: --vary {image} has it from the image's recipe"),
         (["m", "a dog", "--from-image", "{image}"], "PROMPT a dog: --from-image {image} has it"),
+        (["--from-image", "{image}", "--seed", "3"], "--seed 3: --from-image {image} has it"),
+        (["--from-image", "{image}", "--dtype", "float16"], "--dtype float16: --from-image {image} has it"),
+        (["--from-image", "{image}", "--vary", "{image}"], "--vary {image}: not together with --from-image"),
         (["m", "a dog", "--variation-strength", "0.2"], "--variation-strength 0.2: belongs to --vary IMAGE"),
         (["m", "a __day__", "--wildcards", "{image}/no"], "--wildcards {image}/no: there is no such folder"),
     ],
@@ -100,7 +110,7 @@ def test_an_option_that_would_count_for_nothing_is_refused(
 ) -> None:
     image = tmp_path / "image.png"
     (tmp_path / "m").mkdir()
-    Image.new("RGB", (8, 8)).save(image)
+    write_png(image, Image.new("RGB", (8, 8)), make_recipe(REQUEST, "ab" * 32))
     given = [str(tmp_path / "m") if option == "m" else option.format(image=image) for option in options]
     assert main(["sample", *given, "--out", str(tmp_path / "out")]) == 2
     assert told.format(image=image) in capsys.readouterr().err

@@ -32,7 +32,7 @@ from dreambooth.plugins import Table, active
 PLACES = "xyz"
 MAX_AXES = 3
 WRITTEN = re.compile(r"(?:([xyz])=)?([A-Za-z][\w-]*)[=:](.*)", re.DOTALL)
-NONE = "none"  # the value of `lora` for no LoRA
+NONE = "none"  # the value of `lora` for no LoRA, of `quantize`, `vae` and the like for what holds without the option
 OF_IMAGES = tuple(name for name in PARSERS if name != "num_images")
 OF_MODELS = ("model", *(each.name for each in fields(ModelRef) if each.name not in ("name", "loras", "embeddings")))
 
@@ -155,7 +155,7 @@ def _image_axis(name: str, cell: Cell, value: str) -> Cell:
 
 
 def _model_axis(name: str, cell: Cell, value: str) -> Cell:
-    changes: dict[str, Any] = {"name" if name == "model" else name: value}
+    changes: dict[str, Any] = {"name": value} if name == "model" else {name: None if value == NONE else value}
     return replace(cell, ref=replace(cell.ref, **changes))
 
 

@@ -109,6 +109,8 @@ def _split(text: str, whole: str) -> tuple[str, float, tuple[float, float] | Non
         raise UserError(
             f"--control {whole}: the weight {last!r} is no number from 0 to 10; write KIND=IMAGE:WEIGHT:START-END"
         )
+    if not Path(text).expanduser().exists() and (before := text.rpartition(":")[0]) and Path(before).is_file():
+        raise UserError(f"--control {whole}: write KIND=IMAGE:WEIGHT:START-END, e.g. canny=pose.png:0.8:0-0.5")
     return text, weight, span
 
 

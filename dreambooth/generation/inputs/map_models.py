@@ -5,23 +5,28 @@ Shapes: H/W height and width in pixels, K keypoints.
 
 import colorsys
 import logging
+import os
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 import transformers
+from huggingface_hub import snapshot_download
 from PIL import Image, ImageDraw
 
 from dreambooth.errors import ModelError, UserError, first_line
 from dreambooth.families.inspection import LOADING_ERRORS
+from dreambooth.families.location import downloaded
 
 DEPTH_MODEL = (
     "depth-anything/Depth-Anything-V2-Small-hf"  # Yang et al. 2024, arXiv 2406.09414; Apache-2.0, 25 M weights
 )
 POSE_MODEL = "usyd-community/vitpose-base-simple"  # Xu et al. 2022, arXiv 2204.12484; Apache-2.0
 PEOPLE_MODEL = "PekingU/rtdetr_r50vd_coco_o365"  # Zhao et al. 2023, arXiv 2304.08069; where people are; Apache-2.0
+FILES = ["*.json", "*.safetensors"]
 PERSON = "person"  # COCO's class
 MIN_SCORE = 0.3  # of a keypoint, and of a person
 
@@ -114,9 +119,15 @@ def _hue(number: int, light: float) -> tuple[int, int, int]:
 @cache
 def _load(class_name: str, name: str) -> tuple[Any, Any]:
     """Load a network of transformers and its processor, in float32 on the CPU. Raises ModelError."""
+    path = Path(os.path.expanduser(name))
+    download = partial(snapshot_download, name, allow_patterns=FILES)
     try:
-        processor = transformers.AutoImageProcessor.from_pretrained(name, backend="pil")
-        network = getattr(transformers, class_name).from_pretrained(name, use_safetensors=True)
+        folder = path if path.is_dir() else downloaded(name, None, download)
+    except ModelError as error:
+        raise ModelError(f"{error} (it makes a map for --control; KIND=map:IMAGE names one that is ready)") from error
+    try:
+        processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+        network = getattr(transformers, class_name).from_pretrained(folder, use_safetensors=True)
     except LOADING_ERRORS as error:
         raise ModelError(f"{name}: cannot be loaded for --control: {first_line(error)}") from error
     return processor, network.eval()

@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+from dreambooth.errors import UserError
+
+DTYPES = ("float32", "float16", "bfloat16")
+
 
 @dataclass(frozen=True)
 class LoraRef:
@@ -47,3 +51,7 @@ class ModelRef:
     loras: tuple[LoraRef, ...] = ()
     embeddings: tuple[EmbeddingRef, ...] = ()
     quantize: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in (None, *DTYPES):
+            raise UserError(f"dtype={self.dtype}: must be one of {', '.join(DTYPES)}")
