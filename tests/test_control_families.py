@@ -1,6 +1,7 @@
 """Controls of the families of transformers: images are those of diffusers' own pipelines with a ControlNet."""
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image, ImageDraw
 from dreambooth.cli import main
 from dreambooth.controlnets import FITS, UNION_MODES, misfit
 from dreambooth.errors import ModelError
-from dreambooth.families.control import in_proportion, in_runs, in_turn
+from dreambooth.families.control import in_proportion, in_runs, in_turn, load_control
 from dreambooth.generation.inputs.canny import canny
 from dreambooth.generation.inputs.control import KINDS, PUBLISHED, make_controls
 from dreambooth.generation.inputs.controls import prepare_controls
@@ -274,6 +275,13 @@ def test_a_controlnet_of_another_class_is_refused_when_it_is_loaded(held: Callab
     refs = make_controls([f"canny=map:{own.map}"], {"canny": str(tmp_path)})
     with pytest.raises(ModelError, match="is of QwenImageControlNetModel, this base takes a FluxControlNetModel"):
         prepare_controls(own.model, refs, (SIDE, SIDE))
+
+
+def test_a_controlnet_loads_without_a_word_of_diffusers_about_itself(held: Callable[..., Held]) -> None:
+    folder = held(ROWS[0]).network
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        assert load_control(folder, torch.float32, diffusers.FluxControlNetModel).config.num_layers == 1
 
 
 def test_the_tables_name_classes_and_kinds_that_there_are() -> None:

@@ -32,6 +32,7 @@ from dreambooth.exporting.formats import FORMATS
 from dreambooth.families import FAMILIES, Family, ModelSource, fingerprint, load_family
 from dreambooth.families.flux2_klein import EmpiricalShift
 from dreambooth.generation.models.loading import load_model
+from dreambooth.generation.request import read_recipe
 from dreambooth.generation.sampler import noise_from_seeds, sample_latents
 from dreambooth.generation.settings import SamplerSettings
 from dreambooth.methods import adapter_files, lora_files
@@ -543,3 +544,9 @@ def test_what_has_no_use_where_guidance_is_an_input_is_refused(
         train(config)
     assert main(["sample", str(flow_base("flux1")), "a cat", "--negative-prompt", "a dog"]) == 2
     assert "negative_prompt='a dog': this base reads the guidance scale itself" in capsys.readouterr().err
+    styled = ["--style", "ink", "--steps", "1", "--size", "64x64", "--num-images", "1", "--out", str(tmp_path / "ink")]
+    assert main(["sample", str(flow_base("flux1")), "a cat", *styled]) == 0
+    (image,) = (tmp_path / "ink").iterdir()
+    recipe = read_recipe(image)
+    assert "ink drawing of a cat" in recipe["prompt"]
+    assert recipe.get("negative_prompt", "") == "", "a style's words for it are left out"

@@ -6,6 +6,7 @@ What it adds are fields of a conditioning, named by ControlNet, part of the deno
 
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -38,9 +39,11 @@ def load_control(name: str, dtype: torch.dtype, network_class: Any = ControlNetM
     if kind != network_class.__name__:
         raise ModelError(f"{name}: its config.json is of {kind}, this base takes a {network_class.__name__}")
     try:
-        network, info = network_class.from_pretrained(
-            folder, use_safetensors=True, output_loading_info=True, dtype=dtype
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of diffusers, about parts of its own
+            network, info = network_class.from_pretrained(
+                folder, use_safetensors=True, output_loading_info=True, dtype=dtype
+            )
     except LOADING_ERRORS as error:
         raise ModelError(f"{folder}: cannot be loaded: {reason(folder, error)}") from error
     if missing := sorted(info["missing_keys"]):

@@ -106,7 +106,7 @@ def _request(
     model: Model, options: ImageOptions, seed: int, wildcards: Wildcards, usual_size: tuple[int, int]
 ) -> ImageRequest:
     """Return the request of one image. What the options leave open is as the run sampled its own images."""
-    templates = (options.prompt, options.negative_prompt)
+    templates = (options.prompt, _negative_prompt(model, options))
     prompt, negative = (as_typed(model.family, model.fill(draw(each, seed, wildcards))) for each in templates)
     settings = sampler_settings(model.card, options.steps, options.guidance_scale, options.scheduler, negative)
     check_negative_prompt(model.family, settings)
@@ -114,6 +114,13 @@ def _request(
     encoding = find_encoding(model.family, (prompt, negative))
     refinement = refinement_of(options.upscale, options.upscale_strength, options.detail)
     return ImageRequest(model.ref, prompt, seed, *size, settings, encoding, refinement=refinement)
+
+
+def _negative_prompt(model: Model, options: ImageOptions) -> str:
+    """Return the negative prompt; without the words of styles for a base that reads none."""
+    if not model.family.guidance.is_input:
+        return options.negative_prompt
+    return options.negative_prompt.removesuffix(options.style_negative).removesuffix(", ")
 
 
 def _warn_of_prompts(model: Model, requests: Sequence[ImageRequest]) -> None:

@@ -23,7 +23,8 @@ class ImageOptions:
 
     prompt: with {subject} and wildcards. seed: image i is made from seed + i. size: (height, width), pixels. upscale,
     upscale_strength, detail: as `Refinement` has them; None: none. images: what this prompt takes from images, in the
-    place of what all take; None: nothing of its own.
+    place of what all take; None: nothing of its own. style_negative: the end of negative_prompt that styles have added,
+    which a base without negative prompts leaves out.
     """
 
     prompt: str
@@ -38,6 +39,7 @@ class ImageOptions:
     upscale_strength: float | None = None
     detail: float | None = None
     images: FromImages | None = None
+    style_negative: str = ""
 
     def __post_init__(self) -> None:
         if self.num_images < 1:
@@ -122,7 +124,7 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
     "upscale_strength": _number,
     "detail": _number,
 }
-assert {*PARSERS, "images"} == {each.name for each in fields(ImageOptions)}
+assert {*PARSERS, "images", "style_negative"} == {each.name for each in fields(ImageOptions)}
 # Those that name images, which `inputs.line_options` reads.
 IMAGE_OPTIONS = (
     "init_image",

@@ -211,5 +211,5 @@ def folder_name(cells: Sequence[Cell], images: FromImages) -> str:
 def _cell_as_json(cell: Cell) -> dict[str, Any]:
     """Return a cell as plain data; what it takes from images only where there is some, as earlier versions had none."""
     found = asdict(replace(cell, options=replace(cell.options, images=None)))
-    del found["options"]["images"]
+    del found["options"]["images"], found["options"]["style_negative"]
     return found if cell.options.images is None else {**found, "images": as_json(cell.options.images)}

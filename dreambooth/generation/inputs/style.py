@@ -59,6 +59,7 @@ def _in_style(options: ImageOptions, style: NamedStyle) -> ImageOptions:
         options,
         prompt=style.prompt.replace(PROMPT, options.prompt),
         negative_prompt=", ".join(filter(None, [options.negative_prompt, style.negative])),
+        style_negative=", ".join(filter(None, [options.style_negative, style.negative])),
         steps=style.steps if options.steps is None else options.steps,
         guidance_scale=style.guidance_scale if options.guidance_scale is None else options.guidance_scale,
         scheduler=style.scheduler if options.scheduler is None else options.scheduler,
