@@ -5,8 +5,8 @@
 
 The base has random weights and is made in --work, unless it lies there already: `real` has the shapes of Z-Image (6B)
 or of FLUX.2 Klein (4B) with their text encoders, in bfloat16, 16 to 20 GB; `small` a hundredth of it. Each row is a
-process of its own. On a GPU the peak is what torch has held there; on a CPU how much the process has grown since its
-imports, from the first step on.
+process of its own. The peak is of what torch has held there: on a CPU its allocator's own count over two steps, since a
+process also keeps what was let go of (`real_size.py` measures processes).
 """
 
 import argparse
@@ -14,6 +14,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -119,25 +120,31 @@ def train(config: Path, overrides: list[str]) -> dict[str, float]:
     from dreambooth import engine
     from dreambooth.config import load_config
 
-    loaded = load_config(config, overrides)
-    has_cuda, before, ends = torch.cuda.is_available(), resident("VmRSS"), []
+    ends: list[float] = []
 
     def on_progress(progress: object) -> bool:
         ends.append(time.perf_counter())
-        if len(ends) == 1 and not has_cuda:
-            Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
         return True
 
-    if engine.train(loaded, on_progress=on_progress):
+    peak = (
+        None if torch.cuda.is_available() else allocated_on_cpu(load_config(config, [*overrides, "train.max_steps=2"]))
+    )
+    if engine.train(load_config(config, overrides), on_progress=on_progress):
         sys.exit("the run was stopped")
-    peak = torch.cuda.max_memory_allocated() if has_cuda else resident("VmHWM") - before
-    return {"bytes": peak, "seconds": (ends[-1] - ends[0]) / (len(ends) - 1)}
+    seconds = (ends[-1] - ends[0]) / (len(ends) - 1)
+    return {"bytes": torch.cuda.max_memory_allocated() if peak is None else peak, "seconds": seconds}
 
 
-def resident(name: str) -> int:
-    """Return a size of this process by its name in /proc, bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
+def allocated_on_cpu(config: object) -> int:
+    """Train, and return the most bytes that torch's allocator has held at once, by its profiler."""
+    from dreambooth import engine
+
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        engine.train(config)
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        profiler.export_chrome_trace(file.name)
+        events = json.loads(Path(file.name).read_text())["traceEvents"]
+    return max(int(event["args"]["Total Allocated"]) for event in events if event.get("name") == "[memory]")
 
 
 def write_config(args: argparse.Namespace, base: Path, path: Path) -> None:
