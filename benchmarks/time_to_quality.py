@@ -69,10 +69,6 @@ class Point:
     place: float
     diversity: float
 
-    @property
-    def is_good(self) -> bool:
-        return all(getattr(self, name) >= least for name, least in GOOD.items())
-
 
 def main() -> None:
     args = parse()
@@ -220,19 +216,23 @@ def base_diversity(judge: Judge, num_images: int) -> float:
     return mean_distance(judge(images).embedding_BD)
 
 
-def seconds_to_good(points: Sequence[Point]) -> float | None:
-    """Return the seconds of the first model that is good; None where none is."""
-    return next((point.seconds for point in points if point.is_good), None)
+def seconds_until(points: Sequence[Point], names: Sequence[str]) -> str:
+    """Return the seconds of the first model that is good in these, as text."""
+    found = (point.seconds for point in points if all(getattr(point, name) >= GOOD[name] for name in names))
+    first = next(found, None)
+    return "never" if first is None else f"{first:.0f}"
 
 
 def table(found: dict[str, list[Point]]) -> str:
     """Return for each side when it is good, and its best model by likeness among those that keep place and class."""
-    lines = ["| | good after, s | way | place | diversity | of step, after s |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| | good after, s | like the subject after, s | way | place | diversity | of step, after s |",
+        "|---" * 7 + "|",
+    ]
     for name, points in found.items():
         kept = [each for each in points if each.place >= GOOD["place"] and each.diversity >= GOOD["diversity"]]
         best = max(kept or points, key=lambda each: each.way)
-        seconds = seconds_to_good(points)
-        told = "never" if seconds is None else f"{seconds:.0f}"
+        told = f"{seconds_until(points, [*GOOD])} | {seconds_until(points, ['way'])}"
         values = f"{best.way:.2f} | {best.place:.2f} | {best.diversity:.2f} | {best.step}, {best.seconds:.0f}"
         lines.append(f"| {name} | {told} | {values} |")
     return "\n".join(lines)
@@ -248,7 +248,7 @@ def draw_curves(found: dict[str, list[Point]], path: Path) -> None:
             )
         axis.axhline(least, color="0.6", lw=1, ls="--")
         axis.set(xlabel="CPU seconds", title=title, ylim=(-0.05, 1.15))
-    axes[0].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(found), frameon=False)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
