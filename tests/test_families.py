@@ -322,7 +322,7 @@ def test_a_folder_with_nothing_but_a_variant_is_loaded_by_its_name(tiny_base: Pa
 
 
 def test_an_adapter_finds_the_revision_and_variant_of_its_base_again(
-    tiny_base: Path, tmp_path: Path, config_file: Path
+    tiny_base: Path, tmp_path: Path, config_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     half = tmp_path / "half"
     load_family(str(tiny_base)).pipeline().to(dtype=torch.float16).save_pretrained(half, variant="fp16")
@@ -337,6 +337,8 @@ def test_an_adapter_finds_the_revision_and_variant_of_its_base_again(
     assert main(["sample", "--from-image", str(next(out.glob("00000-*.png"))), "--out", str(tmp_path / "again")]) == 0
     assert main(["sample", run, "a dog", *sample, "--base", str(half)]) == 3
     assert main(["sample", str(half), "a dog", *sample, "--revision", "main"]) == 2
+    assert main(["sample", str(half), "a dog", *sample, "--base", str(tiny_base)]) == 2
+    assert f"--base {tiny_base}: {half} is a whole model" in capsys.readouterr().err
 
 
 def test_a_pickle_is_never_opened(tmp_path: Path) -> None:

@@ -186,6 +186,10 @@ def test_a_cell_that_cannot_be_made_is_reported_before_any_is(
         ("prompt=a dog,a (cat:x)", "the weight 'x' is no number"),
         ("lora=no.safetensors", "no.safetensors: there is no such file"),
         ("strength=0.5", "--grid strength=0.5: there is no image to start from; name one with --init-image"),
+        ("feather=2", "--grid feather=2: there is no image to start from; name one with --init-image"),
+        ("mask=the hat", "--grid mask=the hat: an axis takes files; words are read by --mask, for all images"),
+        ("expand=4", "--expand 4: must be LEFT,TOP,RIGHT,BOTTOM in pixels"),
+        ("control=canny", "--control canny"),
         ("control_weight=0.5", "--grid control_weight=0.5: there is no control; name one with --control KIND=IMAGE"),
         ("style=none,nowhere", "--style nowhere: neither an image nor a style"),
         ("init_image=no.png", "--init-image no.png: there is no such file"),
@@ -211,6 +215,13 @@ def test_a_grid_takes_images_strengths_control_weights_and_styles(tmp_path: Path
     axes = parse_axes(["control_weight=0,0.5"])
     weights = [cell.options.images for cell in cells_of(axes, ModelRef("m"), with_images(axes, DOG, images))]
     assert weights == [replace(images, controls=(replace(control[0], weight=weight),)) for weight in (0, 0.5)]
+    axes = parse_axes([f"mask={first},{second}", "feather=1,2", 'expand="0,8,0,0"'])
+    starts = [cell.options.images.init for cell in cells_of(axes, ModelRef("m"), with_images(axes, DOG, images))]
+    assert [each.mask.name for each in starts] == [first, second] * 2
+    assert [(each.feather, each.expand) for each in starts[::2]] == [(1, (0, 8, 0, 0)), (2, (0, 8, 0, 0))]
+    axes = parse_axes([f"control=none,canny=map:{second}:0.5"])
+    controls = [cell.options.images.controls for cell in cells_of(axes, ModelRef("m"), with_images(axes, DOG, images))]
+    assert [[(each.weight, each.network) for each in own] for own in controls] == [[], [(0.5, "x/y")]]
     axes = parse_axes(["seed=1"])
     assert with_images(axes, DOG, images) is DOG, "the folders of earlier grids keep their names"
 

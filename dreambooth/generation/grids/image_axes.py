@@ -1,4 +1,4 @@
-"""Axes of a grid that say something of images: which one to start from, how much of it is new, controls, a style.
+"""Axes of a grid that say something of images: which one to start from, what of it is new, controls, a style.
 
 Each function puts a value, as it was typed, into options, whose `images` hold what the whole grid takes from images.
 Nothing heavy is imported here.
@@ -9,13 +9,15 @@ from dataclasses import replace
 from typing import Any
 
 from dreambooth.errors import UserError
+from dreambooth.generation.inputs.control import make_controls
+from dreambooth.generation.inputs.found_mask import is_words
 from dreambooth.generation.inputs.from_images import FromImages
 from dreambooth.generation.inputs.image_refs import image_ref
-from dreambooth.generation.inputs.init_image import checked, init_image
+from dreambooth.generation.inputs.init_image import checked, init_image, parse_margins
 from dreambooth.generation.inputs.style import make_styles
 from dreambooth.generation.options import ImageOptions
 
-NONE = "none"  # the value of `style` for no style
+NONE = "none"  # the value of `style` and `control` for none
 
 
 def _with_init_image(options: ImageOptions, value: str) -> ImageOptions:
@@ -25,10 +27,37 @@ def _with_init_image(options: ImageOptions, value: str) -> ImageOptions:
 
 
 def _with_strength(options: ImageOptions, value: str) -> ImageOptions:
+    return _with_start(options, "strength", value, strength=_number("strength", value))
+
+
+def _with_mask(options: ImageOptions, value: str) -> ImageOptions:
+    if is_words(value):
+        raise UserError(f"--grid mask={value}: an axis takes files; words are read by --mask, for all images")
+    return _with_start(options, "mask", value, mask=image_ref(value))
+
+
+def _with_expand(options: ImageOptions, value: str) -> ImageOptions:
+    return _with_start(options, "expand", value, expand=parse_margins(value))
+
+
+def _with_feather(options: ImageOptions, value: str) -> ImageOptions:
+    return _with_start(options, "feather", value, feather=int(_number("feather", value, whole=True)))
+
+
+def _with_start(options: ImageOptions, name: str, value: str, **changes: Any) -> ImageOptions:
+    """Return options whose image to start from has changes. Raises UserError where there is none."""
     init = _images(options).init
     if init is None:
-        raise UserError(f"--grid strength={value}: there is no image to start from; name one with --init-image")
-    return _with_images(options, init=replace(init, strength=_number("strength", value)))
+        raise UserError(f"--grid {name}={value}: there is no image to start from; name one with --init-image")
+    return _with_images(options, init=checked(replace(init, **changes)))
+
+
+def _with_control(options: ImageOptions, value: str) -> ImageOptions:
+    if value == NONE:
+        return _with_images(options, controls=())
+    (found,) = make_controls([value])
+    networks = {each.kind: each.network for each in _images(options).controls}
+    return _with_images(options, controls=(replace(found, network=networks.get(found.kind)),))
 
 
 def _with_control_weight(options: ImageOptions, value: str) -> ImageOptions:
@@ -48,11 +77,11 @@ def _with_style(options: ImageOptions, value: str) -> ImageOptions:
     return styles.apply(options)
 
 
-def _number(name: str, value: str) -> float:
+def _number(name: str, value: str, whole: bool = False) -> float:
     try:
-        return float(value)
+        return int(value) if whole else float(value)
     except ValueError:
-        raise UserError(f"--grid {name}={value}: must be a number") from None
+        raise UserError(f"--grid {name}={value}: must be a {'whole ' if whole else ''}number") from None
 
 
 def _images(options: ImageOptions) -> FromImages:
@@ -63,10 +92,14 @@ def _with_images(options: ImageOptions, **changes: Any) -> ImageOptions:
     return replace(options, images=replace(_images(options), **changes))
 
 
-# In this order where there are several: the strength is of the image that another axis may name.
+# In this order where there are several: what changes an image comes behind the axis that may name it.
 IMAGE_AXES: dict[str, Callable[[ImageOptions, str], ImageOptions]] = {
     "init_image": _with_init_image,
     "strength": _with_strength,
+    "mask": _with_mask,
+    "expand": _with_expand,
+    "feather": _with_feather,
+    "control": _with_control,
     "control_weight": _with_control_weight,
     "style": _with_style,
 }

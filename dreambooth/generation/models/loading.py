@@ -82,6 +82,8 @@ def load_unchanged(model: ModelRef | str, device: str = "auto", offload: str = "
     card = find_card(folder)
     if card is not None and not (folder / "model_index.json").is_file():
         family = load_adapted(folder, card, ref, quantize_early)
+    elif ref.base is not None:
+        raise UserError(f"--base {ref.base}: {ref.name} is a whole model, not an adapter over a base; leave it out")
     else:
         name = str(folder) if folder.exists() else ref.name
         family = load_family(
