@@ -1,4 +1,4 @@
-"""What the readers' image encoders learn first: what each of their patches shows, by the renderer's truth.
+"""Teach the readers' image encoders what each of their patches shows, by the renderer's truth: their first lesson.
 
 The published readers begin with image encoders that were trained on hundreds of millions of images. This lesson stands
 for it: from each patch's state alone, a linear layer tells the thing's class, colours and pattern, and its box.

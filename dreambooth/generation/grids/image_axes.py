@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from dreambooth.errors import UserError
-from dreambooth.generation.inputs.control import make_controls
+from dreambooth.generation.inputs.control import make_controls, parse_control
 from dreambooth.generation.inputs.found_mask import is_words
 from dreambooth.generation.inputs.from_images import FromImages
 from dreambooth.generation.inputs.image_refs import image_ref
@@ -55,9 +55,10 @@ def _with_start(options: ImageOptions, name: str, value: str, **changes: Any) ->
 def _with_control(options: ImageOptions, value: str) -> ImageOptions:
     if value == NONE:
         return _with_images(options, controls=())
-    (found,) = make_controls([value])
-    networks = {each.kind: each.network for each in _images(options).controls}
-    return _with_images(options, controls=(replace(found, network=networks.get(found.kind)),))
+    control = parse_control(value)
+    named = {each.kind: each.network for each in _images(options).controls if each.network is not None}
+    networks = {kind: network for kind, network in named.items() if kind == control.kind}
+    return _with_images(options, controls=make_controls([control], networks))
 
 
 def _with_control_weight(options: ImageOptions, value: str) -> ImageOptions:
