@@ -22,7 +22,7 @@ for library in (diffusers, transformers):  # no bars for every file, no notes on
     library.utils.logging.set_verbosity_error()
     library.utils.logging.disable_progress_bar()
 from dreambooth.families import flux1, flux2_klein, krea2, qwen_image, sd, sd3, sd_graphs, sdxl, z_image  # noqa: E402
-from dreambooth.families.conditioning import Conditioning  # noqa: E402
+from dreambooth.families.conditioning import Conditioning, DenoiserInputs  # noqa: E402
 from dreambooth.families.inspection import read_index  # noqa: E402
 from dreambooth.families.loading import is_small  # noqa: E402
 from dreambooth.families.location import find_folder  # noqa: E402
@@ -36,6 +36,7 @@ from dreambooth.plugins import Table  # noqa: E402
 __all__ = [
     "FAMILIES",
     "Conditioning",
+    "DenoiserInputs",
     "Family",
     "ModelSource",
     "components",

@@ -1,4 +1,7 @@
-"""The conditioning that a denoiser reads besides noisy latents, as a value that can be sliced and joined by samples."""
+"""Hold what a denoiser reads: noisy latents, their time, and a conditioning, sliced and joined by samples.
+
+Shapes: B batch, C channels, H/W latent height and width, N length of a field.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -81,6 +84,25 @@ class Conditioning:
         tensor = self.fields[name]
         lengths_B = torch.tensor(self.lengths_of(name), device=tensor.device)
         return torch.arange(tensor.shape[1], device=tensor.device) < lengths_B[:, None]
+
+
+@dataclass(frozen=True)
+class DenoiserInputs:
+    """Hold what the denoiser reads in a step, and ControlNets beside it. t_B: as `Denoiser.predict` has it."""
+
+    noisy_BCHW: Tensor
+    t_B: Tensor
+    conditioning: Conditioning
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.noisy_BCHW)
+
+    def last(self, number: int) -> "DenoiserInputs":
+        """Return those of the last samples, of which there are at least so many."""
+        return DenoiserInputs(
+            self.noisy_BCHW[-number:], self.t_B[-number:], self.conditioning.select(range(-number, 0))
+        )
 
 
 def _pad(tensors: Sequence[Tensor]) -> Tensor:

@@ -20,7 +20,7 @@ from dreambooth.controlnets import UNION_MODES
 from dreambooth.errors import ModelError
 from dreambooth.families import clip, clip_t5, flux_names
 from dreambooth.families.autoencoder import KLCodec
-from dreambooth.families.conditioning import Conditioning
+from dreambooth.families.conditioning import Conditioning, DenoiserInputs
 from dreambooth.families.control import MAP, fields_of, in_runs, in_turn, residuals_of
 from dreambooth.families.flow import FlowProcess, OneTransformer, warn_of_distilled
 from dreambooth.families.frozen_text import FrozenText, LazyTextEncoder, lazy_text_encoder
@@ -155,7 +155,7 @@ class Flux1(OneTransformer, FlowProcess, KLCodec, FrozenText, clip_t5.ClipT5Toke
         }
         single = {IN_SINGLE: partial(in_runs, num_blocks=config.num_single_layers)}
         found_BNC = self.transformer(
-            **self._inputs(noisy_BCHW, t_B, conditioning),
+            **self._arguments(DenoiserInputs(noisy_BCHW, t_B, conditioning)),
             guidance=self._guidance_input(conditioning, noisy_BCHW),
             controlnet_block_samples=residuals_of(conditioning, double),
             controlnet_single_block_samples=residuals_of(conditioning, single),
@@ -163,16 +163,17 @@ class Flux1(OneTransformer, FlowProcess, KLCodec, FrozenText, clip_t5.ClipT5Toke
         )[0]
         return unpack(found_BNC, *noisy_BCHW.shape[-2:])
 
-    def _inputs(self, noisy_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning) -> dict[str, Any]:
-        """Return what the transformer reads, and ControlNets too."""
-        height, width = noisy_BCHW.shape[-2:]
+    def _arguments(self, inputs: DenoiserInputs) -> dict[str, Any]:
+        """Return the arguments that the transformer and ControlNets have in common."""
+        conditioning = inputs.conditioning
+        height, width = inputs.noisy_BCHW.shape[-2:]
         rows, columns = torch.arange(height // PATCH), torch.arange(width // PATCH)
-        image_ids = torch.cartesian_prod(torch.arange(1), rows, columns).to(noisy_BCHW.device)
+        image_ids = torch.cartesian_prod(torch.arange(1), rows, columns).to(inputs.noisy_BCHW.device)
         return {
-            "hidden_states": pack(noisy_BCHW),
+            "hidden_states": pack(inputs.noisy_BCHW),
             "encoder_hidden_states": conditioning["prompt"],
             "pooled_projections": conditioning["pooled"],
-            "timestep": t_B / 1000,
+            "timestep": inputs.t_B / 1000,
             "img_ids": image_ids,
             "txt_ids": image_ids.new_zeros(conditioning["prompt"].shape[1], 3),
         }
@@ -191,21 +192,13 @@ class Flux1(OneTransformer, FlowProcess, KLCodec, FrozenText, clip_t5.ClipT5Toke
         fields = {MAP: map_1CHW if pixels else pack(self.encode_images(map_1CHW)[0])}
         return Conditioning(fields | ({MODE: torch.tensor([[UNION_MODES[kind]]])} if network.union else {}))
 
-    def control(
-        self,
-        network: Any,
-        condition: Conditioning,
-        weight: float,
-        noisy_BCHW: Tensor,
-        t_B: Tensor,
-        conditioning: Conditioning,
-    ) -> Conditioning:
+    def control(self, network: Any, condition: Conditioning, weight: float, inputs: DenoiserInputs) -> Conditioning:
         """Return what a ControlNet adds. Those of XLabs add to the double blocks in turn, the others in runs."""
-        guidance_B = self._guidance_input(conditioning, noisy_BCHW)
+        guidance_B = self._guidance_input(inputs.conditioning, inputs.noisy_BCHW)
         if guidance_B is None:
-            guidance_B = torch.full((len(noisy_BCHW),), CONTROL_GUIDANCE, device=noisy_BCHW.device)
+            guidance_B = torch.full((len(inputs),), CONTROL_GUIDANCE, device=inputs.noisy_BCHW.device)
         double, single = network(
-            **self._inputs(noisy_BCHW, t_B, conditioning),
+            **self._arguments(inputs),
             guidance=guidance_B if network.config.guidance_embeds else None,
             controlnet_cond=condition[MAP],
             controlnet_mode=condition[MODE] if network.union else None,

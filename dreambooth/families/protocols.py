@@ -14,7 +14,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from dreambooth.families.conditioning import Conditioning
+from dreambooth.families.conditioning import Conditioning, DenoiserInputs
 from dreambooth.families.guidance import Guidance
 from dreambooth.prompt_weights import Blend
 from dreambooth.schedules import Schedule
@@ -221,15 +221,7 @@ class ControlledDenoiser(Protocol):
         """Return what a ControlNet reads of a map in [-1, 1], a conditioning of one sample; it is made once."""
         ...
 
-    def control(
-        self,
-        network: Any,
-        condition: Conditioning,
-        weight: float,
-        noisy_BCHW: Tensor,
-        t_B: Tensor,
-        conditioning: Conditioning,
-    ) -> Conditioning:
+    def control(self, network: Any, condition: Conditioning, weight: float, inputs: DenoiserInputs) -> Conditioning:
         """Return what a ControlNet adds, times `weight`, as fields by part and block.
 
         condition: of `control_condition`, a row for each sample. `predict` reads the fields of several, joined.

@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGenera
 from dreambooth.errors import ModelError, UserError
 from dreambooth.families import qwen
 from dreambooth.families.autoencoder import QwenImageCodec
-from dreambooth.families.conditioning import Conditioning
+from dreambooth.families.conditioning import Conditioning, DenoiserInputs
 from dreambooth.families.control import MAP, fields_of, in_runs, residuals_of
 from dreambooth.families.flow import FlowProcess, OneTransformer
 from dreambooth.families.frozen_text import FrozenText, lazy_text_encoder
@@ -119,39 +119,32 @@ class QwenImage(OneTransformer, FlowProcess, QwenImageCodec, FrozenText, qwen.Te
         """Predict noise - x0."""
         spread = partial(in_runs, num_blocks=self.transformer.config.num_layers)
         found_BNC = self.transformer(
-            **self._inputs(noisy_BCHW, t_B, conditioning),
+            **self._arguments(DenoiserInputs(noisy_BCHW, t_B, conditioning)),
             guidance=None,
             controlnet_block_samples=residuals_of(conditioning, {BLOCKS: spread}),
             return_dict=False,
         )[0]
         return unpack(found_BNC, *noisy_BCHW.shape[-2:])
 
-    def _inputs(self, noisy_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning) -> dict[str, Any]:
-        """Return what the transformer reads, and ControlNets too."""
-        height, width = noisy_BCHW.shape[-2:]
+    def _arguments(self, inputs: DenoiserInputs) -> dict[str, Any]:
+        """Return the arguments that the transformer and ControlNets have in common."""
+        conditioning = inputs.conditioning
+        height, width = inputs.noisy_BCHW.shape[-2:]
         return {
-            "hidden_states": pack(noisy_BCHW),
+            "hidden_states": pack(inputs.noisy_BCHW),
             "encoder_hidden_states": conditioning["prompt"],
             "encoder_hidden_states_mask": conditioning.mask("prompt").long() if conditioning.lengths else None,
-            "timestep": t_B / 1000,
-            "img_shapes": [[(1, height // PATCH, width // PATCH)]] * len(noisy_BCHW),
+            "timestep": inputs.t_B / 1000,
+            "img_shapes": [[(1, height // PATCH, width // PATCH)]] * len(inputs),
         }
 
     def control_condition(self, network: Any, kind: str, map_1CHW: Tensor) -> Conditioning:
         """Return the map's latents as tokens."""
         return Conditioning({MAP: pack(self.encode_images(map_1CHW)[0])})
 
-    def control(
-        self,
-        network: Any,
-        condition: Conditioning,
-        weight: float,
-        noisy_BCHW: Tensor,
-        t_B: Tensor,
-        conditioning: Conditioning,
-    ) -> Conditioning:
+    def control(self, network: Any, condition: Conditioning, weight: float, inputs: DenoiserInputs) -> Conditioning:
         found = network(
-            **self._inputs(noisy_BCHW, t_B, conditioning),
+            **self._arguments(inputs),
             controlnet_cond=condition[MAP],
             conditioning_scale=weight,
             return_dict=False,

@@ -19,7 +19,7 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderMo
 from dreambooth.errors import ModelError, UserError
 from dreambooth.families import clip, clip_t5
 from dreambooth.families.autoencoder import KLCodec
-from dreambooth.families.conditioning import Conditioning
+from dreambooth.families.conditioning import Conditioning, DenoiserInputs
 from dreambooth.families.control import MAP, fields_of, in_proportion, residuals_of
 from dreambooth.families.flow import FlowProcess, OneTransformer, warn_of_distilled
 from dreambooth.families.frozen_text import FrozenText, LazyTextEncoder, lazy_text_encoder
@@ -183,29 +183,22 @@ class StableDiffusion3(OneTransformer, FlowProcess, KLCodec, FrozenText, clip_t5
             latents_1CHW = latents_1CHW + (config.shift_factor or 0) * config.scaling_factor
         return Conditioning({MAP: latents_1CHW})
 
-    def control(
-        self,
-        network: Any,
-        condition: Conditioning,
-        weight: float,
-        noisy_BCHW: Tensor,
-        t_B: Tensor,
-        conditioning: Conditioning,
-    ) -> Conditioning:
+    def control(self, network: Any, condition: Conditioning, weight: float, inputs: DenoiserInputs) -> Conditioning:
         """Return what a ControlNet adds. Stability AI's own read tokens of this base's making, and no prompt."""
-        pooled_BP, hidden = conditioning["pooled"], noisy_BCHW
+        conditioning, hidden = inputs.conditioning, inputs.noisy_BCHW
+        pooled_BP = conditioning["pooled"]
         if network.config.force_zeros_for_pooled_projection:
             pooled_BP = torch.zeros_like(pooled_BP)
         if is_of_stability(network):
             bring(self.transformer)
-            hidden = self.transformer.pos_embed(noisy_BCHW)
+            hidden = self.transformer.pos_embed(hidden)
         (found,) = network(
             hidden_states=hidden,
             controlnet_cond=condition[MAP],
             conditioning_scale=weight,
             encoder_hidden_states=None if network.context_embedder is None else conditioning["prompt"],
             pooled_projections=pooled_BP,
-            timestep=t_B,
+            timestep=inputs.t_B,
             return_dict=False,
         )
         return Conditioning(fields_of(BLOCKS, found))

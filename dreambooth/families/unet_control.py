@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from diffusers import ControlNetModel
 from torch import Tensor
 
-from dreambooth.families.conditioning import Conditioning
+from dreambooth.families.conditioning import Conditioning, DenoiserInputs
 from dreambooth.families.control import MAP, block_by_block, fields_of, residuals_of
 
 DOWN, MID = "down", "mid"
@@ -28,21 +28,18 @@ class ControlledUNet:
         """Return the map's pixels, in [0, 1]."""
         return Conditioning({MAP: map_1CHW.add(1).div(2)})
 
-    def control(
-        self,
-        network: Any,
-        condition: Conditioning,
-        weight: float,
-        noisy_BCHW: Tensor,
-        t_B: Tensor,
-        conditioning: Conditioning,
-    ) -> Conditioning:
-        inputs = self.text_inputs(noisy_BCHW, conditioning)
-        if "added_cond_kwargs" in inputs:  # it reads no image prompt
-            own = {name: value for name, value in inputs["added_cond_kwargs"].items() if name != "image_embeds"}
-            inputs = {**inputs, "added_cond_kwargs": own}
+    def control(self, network: Any, condition: Conditioning, weight: float, inputs: DenoiserInputs) -> Conditioning:
+        texts = self.text_inputs(inputs.noisy_BCHW, inputs.conditioning)
+        if "added_cond_kwargs" in texts:  # it reads no image prompt
+            own = {name: value for name, value in texts["added_cond_kwargs"].items() if name != "image_embeds"}
+            texts = {**texts, "added_cond_kwargs": own}
         down, mid = network(
-            noisy_BCHW, t_B, controlnet_cond=condition[MAP], conditioning_scale=weight, return_dict=False, **inputs
+            inputs.noisy_BCHW,
+            inputs.t_B,
+            controlnet_cond=condition[MAP],
+            conditioning_scale=weight,
+            return_dict=False,
+            **texts,
         )
         return Conditioning(fields_of(DOWN, down) | fields_of(MID, [mid]))
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Model
 from dreambooth.errors import ModelError
 from dreambooth.families import qwen
 from dreambooth.families.autoencoder import KLCodec
-from dreambooth.families.conditioning import Conditioning
+from dreambooth.families.conditioning import Conditioning, DenoiserInputs
 from dreambooth.families.control import MAP, block_by_block, fields_of, residuals_of
 from dreambooth.families.flow import FlowProcess, OneTransformer, warn_of_distilled
 from dreambooth.families.frozen_text import FrozenText, lazy_text_encoder
@@ -98,8 +98,8 @@ class ZImage(OneTransformer, FlowProcess, KLCodec, FrozenText, qwen.QwenTokens):
     def predict(self, noisy_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning) -> Tensor:
         """Predict noise - x0."""
         added = residuals_of(conditioning, {LAYERS: block_by_block})
-        inputs = _inputs(noisy_BCHW, t_B, conditioning)
-        found = self.transformer(*inputs, controlnet_block_samples=added, return_dict=False)[0]
+        inputs = DenoiserInputs(noisy_BCHW, t_B, conditioning)
+        found = self.transformer(*_arguments(inputs), controlnet_block_samples=added, return_dict=False)[0]
         return -torch.stack(found).squeeze(2)
 
     def control_condition(self, network: Any, kind: str, map_1CHW: Tensor) -> Conditioning:
@@ -108,20 +108,12 @@ class ZImage(OneTransformer, FlowProcess, KLCodec, FrozenText, qwen.QwenTokens):
         num_missing = network.config.control_in_dim - latents_1CHW.shape[1]
         return Conditioning({MAP: F.pad(latents_1CHW, (0, 0, 0, 0, 0, num_missing))})
 
-    def control(
-        self,
-        network: Any,
-        condition: Conditioning,
-        weight: float,
-        noisy_BCHW: Tensor,
-        t_B: Tensor,
-        conditioning: Conditioning,
-    ) -> Conditioning:
+    def control(self, network: Any, condition: Conditioning, weight: float, inputs: DenoiserInputs) -> Conditioning:
         """Return what a ControlNet adds. It has this transformer's embedders and refiners in common with it."""
         bring(self.transformer)
         ZImageControlNetModel.from_transformer(network, self.transformer)
         maps = list(condition[MAP].unsqueeze(2).unbind())
-        found = network(*_inputs(noisy_BCHW, t_B, conditioning), maps, conditioning_scale=weight)
+        found = network(*_arguments(inputs), maps, conditioning_scale=weight)
         return Conditioning(fields_of(LAYERS, found))
 
     def pipeline(self) -> ZImagePipeline:
@@ -135,9 +127,10 @@ class ZImage(OneTransformer, FlowProcess, KLCodec, FrozenText, qwen.QwenTokens):
         )
 
 
-def _inputs(noisy_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+def _arguments(inputs: DenoiserInputs) -> tuple[list[Tensor], Tensor, list[Tensor]]:
     """Return images, time and prompts: each image a tensor of its own, [C, 1, H, W], as one frame of a film."""
-    return list(noisy_BCHW.unsqueeze(2).unbind()), (1000 - t_B) / 1000, conditioning.rows("prompt")
+    images = list(inputs.noisy_BCHW.unsqueeze(2).unbind())
+    return images, (1000 - inputs.t_B) / 1000, inputs.conditioning.rows("prompt")
 
 
 def load(folder: Path, source: ModelSource) -> ZImage:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dreambooth.errors import UserError
-from dreambooth.families import Conditioning, Family
+from dreambooth.families import Conditioning, DenoiserInputs, Family
 from dreambooth.families.guidance import FROM_UNCONDITIONAL, Guidance
 from dreambooth.generation.inputs.image_inputs import ImageInputs
 from dreambooth.generation.inputs.init_latents import unmasked_conditioning
@@ -164,8 +164,9 @@ def _denoise(
         scale = settings.guidance_scale if is_guided else family.guidance.none
 
         def predict(noisy_BCHW: Tensor, conditioning: Conditioning, t: Tensor = t, number: int = number) -> Tensor:
-            step, t_B = (scheduler, timesteps_T, number - 1), t.expand(len(noisy_BCHW))
-            return inputs.predict(family, noisy_BCHW.to(dtype), t_B, conditioning, step, len(prompts)).float()
+            step = (scheduler, timesteps_T, number - 1)
+            model_inputs = DenoiserInputs(noisy_BCHW.to(dtype), t.expand(len(noisy_BCHW)), conditioning)
+            return inputs.predict(family, model_inputs, step, len(prompts)).float()
 
         noisy_BCHW = scaled_input(scheduler, latents_BCHW, t)
         used = conditioning if is_guided else conditioning.select(range(-len(prompts), 0))

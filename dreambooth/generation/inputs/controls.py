@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from dreambooth.controlnets import CLASS, misfit, width_of
 from dreambooth.data.images import resize_and_crop, to_tensor
 from dreambooth.errors import ModelError, UserError, escaped
-from dreambooth.families import Conditioning, Family, digest_weights
+from dreambooth.families import Conditioning, DenoiserInputs, Family, digest_weights
 from dreambooth.families.control import joined, load_control
 from dreambooth.families.protocols import ControlledDenoiser
 from dreambooth.generation.inputs.canny import canny
@@ -43,12 +42,7 @@ class Control:
 
 
 def control_fields(
-    family: Family,
-    controls: Sequence[Control],
-    noisy_BCHW: Tensor,
-    t_B: Tensor,
-    conditioning: Conditioning,
-    num_images: int,
+    family: Family, controls: Sequence[Control], inputs: DenoiserInputs, num_images: int
 ) -> Conditioning:
     """Return what controls add, for each sample; without fields where there are none.
 
@@ -57,16 +51,12 @@ def control_fields(
     if not controls:
         return Conditioning({})
     assert isinstance(family, ControlledDenoiser), "checked by attach_controls"
-    num_halves = len(noisy_BCHW) // num_images
+    num_halves = len(inputs) // num_images
     alone = family.controls_read_prompts and num_halves > 1
     if alone:
-        noisy_BCHW, t_B = noisy_BCHW[-num_images:], t_B[-num_images:]
-        conditioning = conditioning.select(range(-num_images, 0))
-    rows = [0] * len(noisy_BCHW)
-    parts = [
-        family.control(each.network, each.condition.select(rows), each.weight, noisy_BCHW, t_B, conditioning)
-        for each in controls
-    ]
+        inputs = inputs.last(num_images)
+    rows = [0] * len(inputs)
+    parts = [family.control(each.network, each.condition.select(rows), each.weight, inputs) for each in controls]
     return joined(parts).select([*range(num_images)] * num_halves) if alone else joined(parts)
 
 

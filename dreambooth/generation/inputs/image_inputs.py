@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from PIL import Image
 from torch import Tensor
 
-from dreambooth.families import Conditioning, Family
+from dreambooth.families import DenoiserInputs, Family
 from dreambooth.generation.inputs.canvas import Canvas, make_canvas
 from dreambooth.generation.inputs.controls import Control, attach_controls, control_fields, prepare_controls
 from dreambooth.generation.inputs.from_images import FromImages, checked
@@ -35,25 +35,18 @@ class ImageInputs:
         """Change the family's denoiser as the style needs it, while the block runs."""
         return contextlib.nullcontext() if self.style is None else self.style.applied(family)
 
-    def predict(
-        self,
-        family: Family,
-        noisy_BCHW: Tensor,
-        t_B: Tensor,
-        conditioning: Conditioning,
-        step: Step,
-        num_images: int,
-    ) -> Tensor:
+    def predict(self, family: Family, inputs: DenoiserInputs, step: Step, num_images: int) -> Tensor:
         """Return the family's prediction, held to the controls and in the style.
 
         num_images: samples with a prompt; before them come as many without it where there is guidance.
         """
         _, timesteps_T, number = step
         acting = [each for each in self.controls if each.acts(number, len(timesteps_T))]
-        held_to = control_fields(family, acting, noisy_BCHW, t_B, conditioning, num_images)
+        held_to = control_fields(family, acting, inputs, num_images)
+        inputs = replace(inputs, conditioning=inputs.conditioning | held_to)
         if self.style is None:
-            return family.predict(noisy_BCHW, t_B, conditioning | held_to)
-        return self.style.predict(family, noisy_BCHW, t_B, conditioning | held_to, step)
+            return family.predict(inputs.noisy_BCHW, inputs.t_B, inputs.conditioning)
+        return self.style.predict(family, inputs, step)
 
 
 @dataclass(frozen=True)

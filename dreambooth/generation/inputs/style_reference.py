@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dreambooth.data.images import resize_and_crop, to_tensor
 from dreambooth.errors import UserError
-from dreambooth.families import Conditioning, Family
+from dreambooth.families import Conditioning, DenoiserInputs, Family
 from dreambooth.families.ip_adapter import IPAdapter, load_ip_adapter
 from dreambooth.families.protocols import StyledDenoiser
 from dreambooth.generation.inputs.image_refs import read_image
@@ -41,9 +41,7 @@ class Style(Protocol):
         """Return what it adds to the conditioning: that many samples of the unguided half, then one for each image."""
         ...
 
-    def predict(
-        self, family: Family, noisy_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning, step: Step
-    ) -> Tensor:
+    def predict(self, family: Family, inputs: DenoiserInputs, step: Step) -> Tensor:
         """Return the prediction in this style."""
         ...
 
@@ -66,15 +64,13 @@ class SharedStyle:
     def fields(self, num_unguided: int, num_images: int) -> Conditioning:
         return Conditioning({})
 
-    def predict(
-        self, family: Family, noisy_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning, step: Step
-    ) -> Tensor:
+    def predict(self, family: Family, inputs: DenoiserInputs, step: Step) -> Tensor:
         scheduler, timesteps_T, number = step
         own_1CHW = noised(scheduler, timesteps_T, number, self.x0_1CHW, self.noise_1CHW)
         own_1CHW = scheduler.scale_model_input(own_1CHW, timesteps_T[number])
-        both = Conditioning.cat([self._first_row(conditioning), conditioning])
-        noisy = torch.cat([own_1CHW.to(noisy_BCHW), noisy_BCHW])
-        return family.predict(noisy, torch.cat([t_B[:1], t_B]), both)[1:]
+        both = Conditioning.cat([self._first_row(inputs.conditioning), inputs.conditioning])
+        noisy = torch.cat([own_1CHW.to(inputs.noisy_BCHW), inputs.noisy_BCHW])
+        return family.predict(noisy, torch.cat([inputs.t_B[:1], inputs.t_B]), both)[1:]
 
     def _first_row(self, conditioning: Conditioning) -> Conditioning:
         """Return the reference's conditioning with the fields of the others'; what it lacks, as controls, is zero."""
@@ -101,10 +97,8 @@ class AdapterStyle:
     def fields(self, num_unguided: int, num_images: int) -> Conditioning:
         return Conditioning({"image_embeds": torch.cat([self.none] * num_unguided + [self.image] * num_images)})
 
-    def predict(
-        self, family: Family, noisy_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning, step: Step
-    ) -> Tensor:
-        return family.predict(noisy_BCHW, t_B, conditioning)
+    def predict(self, family: Family, inputs: DenoiserInputs, step: Step) -> Tensor:
+        return family.predict(inputs.noisy_BCHW, inputs.t_B, inputs.conditioning)
 
 
 def check_style(model: Model, ref: StyleRef | None) -> None:
