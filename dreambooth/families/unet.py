@@ -4,6 +4,7 @@ Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Mode
 Shapes: B batch, C channels, H/W height and width (pixels or latents).
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -89,11 +90,13 @@ class UNetFamily(ControlledUNet, KLCodec, PromptCache):
         return {"latents": noise_BCHW, "guidance_scale": guidance_scale}
 
     @property
+    @abstractmethod
     def text_encoders(self) -> list[nn.Module]:
-        raise NotImplementedError
+        """Return the text encoders that a method may train."""
 
+    @abstractmethod
     def pipeline(self) -> DiffusionPipeline:
-        raise NotImplementedError
+        """Return the same live networks as a diffusers pipeline, for export."""
 
     @property
     def resolution(self) -> int:

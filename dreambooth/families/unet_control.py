@@ -3,6 +3,7 @@
 Shapes: B batch, C channels, H/W height and width (pixels of a map, latents of the rest).
 """
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 from diffusers import ControlNetModel
@@ -14,15 +15,15 @@ from dreambooth.families.control import MAP, block_by_block, fields_of, residual
 DOWN, MID = "down", "mid"
 
 
-class ControlledUNet:
+class ControlledUNet(ABC):
     """The members of `ControlledDenoiser` for a family whose denoiser is a UNet."""
 
     control_class: ClassVar[type[Any]] = ControlNetModel
     controls_read_prompts: ClassVar[bool] = False
 
+    @abstractmethod
     def text_inputs(self, noisy_BCHW: Tensor, conditioning: Conditioning) -> dict[str, Any]:
         """Return the UNet's arguments beside noisy latents and timesteps."""
-        raise NotImplementedError
 
     def control_condition(self, network: Any, kind: str, map_1CHW: Tensor) -> Conditioning:
         """Return the map's pixels, in [0, 1]."""
