@@ -199,7 +199,9 @@ def test_a_cell_that_cannot_be_made_is_reported_before_any_is(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_grid_takes_images_strengths_control_weights_and_styles(tmp_path: Path) -> None:
+def test_a_grid_takes_images_strengths_control_weights_and_styles(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for number in range(2):
         Image.new("RGB", (64, 64), (90 * number, 0, 0)).save(tmp_path / f"{number}.png")
     first, second = (str(tmp_path / f"{number}.png") for number in range(2))
@@ -218,6 +220,7 @@ def test_a_grid_takes_images_strengths_control_weights_and_styles(tmp_path: Path
     axes = parse_axes([f"mask={first},{second}", "feather=1,2", 'expand="0,8,0,0"'])
     starts = [cell.options.images.init for cell in cells_of(axes, ModelRef("m"), with_images(axes, DOG, images))]
     assert [each.mask.name for each in starts] == [first, second] * 2
+    assert caplog.text.count("nothing in it is white") == 2, "one line a mask, not one a cell"
     assert [(each.feather, each.expand) for each in starts[::2]] == [(1, (0, 8, 0, 0)), (2, (0, 8, 0, 0))]
     axes = parse_axes([f"control=none,canny=map:{second}:0.5"])
     controls = [cell.options.images.controls for cell in cells_of(axes, ModelRef("m"), with_images(axes, DOG, images))]

@@ -100,6 +100,19 @@ def test_a_white_mask_equals_image_to_image_and_a_black_one_the_original(
     assert np.array_equal(levels(made(model, black)), levels(Image.open(photo)))
 
 
+@pytest.mark.parametrize(
+    ("colour", "told"), [("black", "is 0 of 255"), ("red", "is 76 of 255"), ("#ccc", None), ("white", None)]
+)
+def test_a_mask_without_white_gets_one_line(
+    colour: str, told: str | None, photo: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mask = tmp_path / "mask.png"
+    Image.new("RGB", Image.open(photo).size, colour).save(mask)
+    init_image(str(photo), mask=str(mask), only_masked=True)
+    lines = [record.getMessage() for record in caplog.records]
+    assert [f"--mask {mask}: nothing in it is white" in line and told in line for line in lines] == [True] * bool(told)
+
+
 @dataclass
 class Oracle(StableDiffusion):
     """A model that knows the image: it predicts the noise that leads to it from wherever sampling is."""

@@ -22,6 +22,8 @@ from typing import Any
 from dreambooth.errors import UserError, first_line
 from dreambooth.generation.grids.image_axes import IMAGE_AXES
 from dreambooth.generation.inputs.from_images import FromImages, as_json
+from dreambooth.generation.inputs.image_refs import image_ref
+from dreambooth.generation.inputs.init_image import warn_without_white
 from dreambooth.generation.inputs.line_options import merged
 from dreambooth.generation.models.additions import parse_lora
 from dreambooth.generation.models.location import source_of_step
@@ -122,7 +124,10 @@ def with_images(axes: Sequence[Axis], options: ImageOptions, images: FromImages)
 
 
 def cells_of(axes: Sequence[Axis], ref: ModelRef, options: ImageOptions) -> list[Cell]:
-    """Return the cells, block by block, row by row. Raises UserError for a value that its axis cannot take."""
+    """Return the cells, block by block, row by row. Raises UserError for a value that its axis cannot take.
+
+    Warns of a mask without white.
+    """
     found = []
     for backwards in itertools.product(*(axis.values for axis in reversed(axes))):
         values = backwards[::-1]
@@ -131,6 +136,8 @@ def cells_of(axes: Sequence[Axis], ref: ModelRef, options: ImageOptions) -> list
         for axis, value in sorted(zip(axes, values, strict=True), key=lambda each: order.index(each[0].name)):
             cell = _with_value(cell, axis.name, value)
         found.append(cell)
+    for mask in [value for axis in axes if axis.name == "mask" for value in axis.values]:
+        warn_without_white(image_ref(mask))
     return found
 
 

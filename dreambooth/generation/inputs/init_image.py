@@ -4,6 +4,7 @@ Image to image is SDEdit (Meng et al. 2022, arXiv 2108.01073): the image with as
 the sampler's remaining steps. What can be known of the files is reported here, before anything heavy is loaded.
 """
 
+import logging
 import math
 import re
 from collections.abc import Mapping
@@ -19,8 +20,11 @@ if TYPE_CHECKING:
 
 DEFAULT_STRENGTH = 0.75
 FEATHER_PART = 64  # by default the border of a mask is this part of the image's shorter side
+LIGHT = 128  # grey level of 255 that a mask has somewhere, if white was meant; pure red is 76, pure green 150
 
 Margins = tuple[int, int, int, int]  # left, top, right, bottom, pixels
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,9 @@ def init_image(
 ) -> InitImage | None:
     """Return the image to start from with the hashes of its files, None where none is named.
 
-    What is None has its default: strength 0.75, of an expanded image 1; feather a 64th of the shorter side. Raises
-    UserError for a file that cannot be read, a mask of another size, or options that miss their image.
+    What is None has its default: strength 0.75, of an expanded image 1; feather a 64th of the shorter side. Warns of a
+    mask without white. Raises UserError for a file that cannot be read, a mask of another size, or options that miss
+    their image.
     """
     if image is None:
         given = {"strength": strength, "mask": mask, "expand": expand, "feather": feather}
@@ -85,6 +90,8 @@ def init_image(
         left, top, right, bottom = found.expand
         shorter = min(width + left + right, height + top + bottom)
         found = replace(found, feather=max(1, round(shorter / FEATHER_PART)))
+    if own_mask is not None:
+        warn_without_white(own_mask)
     return checked(found)
 
 
@@ -97,6 +104,17 @@ def check_init_image(init: InitImage) -> tuple[int, int]:
             "the mask the image's size"
         )
     return size
+
+
+def warn_without_white(mask: ImageRef) -> None:
+    """Warn of a mask that is nowhere white, which redraws next to nothing. Raises UserError as `check_init_image`."""
+    levels = read_image(mask, "--mask").convert("L").histogram()
+    lightest = max(level for level, num_pixels in enumerate(levels) if num_pixels > 0)
+    if lightest < LIGHT:
+        logger.warning(
+            f"--mask {mask.name}: nothing in it is white (its lightest grey is {lightest} of 255); white is redrawn "
+            "and black is kept, so the image stays as it is: paint white what is to change"
+        )
 
 
 def checked(init: InitImage) -> InitImage:
