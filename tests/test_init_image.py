@@ -453,6 +453,17 @@ def test_wrong_input_is_reported_before_anything_heavy_is_loaded(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_mask_model_that_is_not_to_be_had_is_told_with_its_option(
+    tiny_base: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["sample", str(tiny_base), "a dog", "--init-image", str(photo), "--mask", "the hat"]
+    assert main([*command, "--mask-model", "nobody/nothing", "--out", str(tmp_path / "out")]) == 3
+    error = capsys.readouterr().err
+    assert "nobody/nothing: no such folder here, and the hub cannot be reached" in error
+    assert "(it finds a --mask of words" in error
+    assert not (tmp_path / "out").exists()
+
+
 def test_margins_are_four_numbers() -> None:
     assert parse_margins(" 8, 0,16,4 ") == (8, 0, 16, 4)
 

@@ -23,6 +23,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
         "console",
         "files",
         "home_folder",
+        "hub",
         "randomness",
         "timesteps",
         "schedules",

@@ -22,7 +22,7 @@ from dreambooth.errors import ModelError
 from dreambooth.families.conditioning import Conditioning
 from dreambooth.families.inspection import LOADING_ERRORS, read_json, reason
 from dreambooth.families.loading import check_finite
-from dreambooth.families.location import downloaded
+from dreambooth.hub import downloaded
 
 FILES = ["config.json", "diffusion_pytorch_model*.safetensors"]
 FIELD = "control"

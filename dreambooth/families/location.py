@@ -6,21 +6,14 @@ their names: `unet/diffusion_pytorch_model.fp16.safetensors`.
 
 import os
 import re
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 
-from dreambooth.errors import ModelError, UserError, escaped, first_line
+from dreambooth.errors import ModelError, UserError
+from dreambooth.hub import downloaded
 
 VAE_FILES = [f"{folder}{name}" for folder in ("", "vae/") for name in ("config.json", "diffusion_pytorch_model.*")]
 WEIGHTS = re.compile(r"(?:diffusion_pytorch_)?model(?:\.(?P<variant>[\w-]+?))?(?:-\d+-of-\d+)?\.safetensors")
@@ -59,35 +52,3 @@ def find_vae(vae: str) -> Path:
         if (own / "config.json").is_file():
             return own
     raise ModelError(f"{vae}: holds no VAE (neither config.json nor vae/config.json)")
-
-
-def downloaded(hub_id: str, revision: str | None, download: Callable[[], str]) -> Path:
-    """Return where a hub id's files are in the local cache, downloaded if need be."""
-    if "://" in hub_id:
-        raise ModelError(
-            f"{escaped(hub_id)}: an address; nothing is fetched from there: name a hub id, or a file or folder here"
-        )
-    is_path = hub_id.startswith(".") or hub_id.endswith(".safetensors") or hub_id.count("/") > 1
-    if Path(hub_id).is_absolute() or is_path:
-        raise ModelError(f"{escaped(hub_id)}: there is no such folder or file")
-    try:
-        return Path(download())
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        # diffusers' own error has the hub's answer as its cause, once it has looked into the cache as well.
-        answer = error.__cause__ if isinstance(error.__cause__, HfHubHTTPError) else error
-        raise ModelError(_explain(hub_id, revision, answer)) from error
-
-
-def _explain(hub_id: str, revision: str | None, error: BaseException) -> str:
-    if isinstance(error, GatedRepoError):  # a subclass of the next one
-        return f"{hub_id}: accept its licence on the hub and log in with `hf auth login`"
-    if isinstance(error, (RepositoryNotFoundError, HFValidationError)):
-        return f"{hub_id}: neither a folder here nor a model on the hub"
-    if isinstance(error, RevisionNotFoundError):
-        return (
-            f"{hub_id}: has no revision {revision!r} (model.revision, --revision): name a branch, tag or commit of it"
-        )
-    named = hub_id if revision is None else f"{hub_id} at {revision}"
-    if isinstance(error, ValueError):
-        return f"{named}: {first_line(error)}"
-    return f"{named}: no such folder here, and the hub cannot be reached to look for it there"

@@ -7,8 +7,6 @@ hub id or local folder. Shapes: B images or texts, D embedding dimensions.
 
 import urllib.request
 from collections.abc import Sequence
-from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -16,11 +14,11 @@ import torch.nn.functional as F
 import transformers
 from huggingface_hub import constants, try_to_load_from_cache
 from PIL.Image import Image
-from safetensors import SafetensorError
 from torch import Tensor
 
 from dreambooth.data.images import center_square
 from dreambooth.errors import ModelError
+from dreambooth.readers.loading import load_part
 
 BATCH_SIZE = 32  # images or texts at a time
 
@@ -123,15 +121,10 @@ def _load_model(name: str, model_class: Any) -> Any:
 
 
 def _load(name: str, part_class: Any, **options: Any) -> Any:
-    """Load a part from the local cache where it is there, without asking the network again; else from the hub."""
-    if not Path(name).is_dir():
-        try:
-            return part_class.from_pretrained(name, local_files_only=True, trust_remote_code=False, **options)
-        except (OSError, ValueError):
-            pass  # not in the cache
+    """Load a part from a folder, the local cache or the hub. Raises ModelError."""
     try:
-        return part_class.from_pretrained(name, trust_remote_code=False, **options)
-    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
+        return load_part(name, part_class, **options)
+    except ModelError as error:
         raise ModelError(
             f"{name}: no encoder to measure with: neither a whole folder here nor to be had from the hub"
         ) from error

@@ -2,15 +2,18 @@
 
 import pickle
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 
 from dreambooth.devices import kind_of
 from dreambooth.errors import ModelError, UserError, escaped, first_line
+from dreambooth.hub import downloaded
 
 QUANTIZATIONS = ("int8", "nf4")
 # What transformers and the libraries below raise on files that are missing, damaged or do not fit each other.
@@ -65,12 +68,15 @@ def read_config(name: str) -> Any:
 
 
 def load_part(name: str, part_class: Any, **options: Any) -> Any:
-    """Load a config, processor or tokenizer; from the cache where it is there, else from the hub. Raises ModelError."""
+    """Load a config, network, processor or tokenizer: from the cache where it is there, else from the hub.
+
+    Raises ModelError, at once where the hub cannot be reached: `from_pretrained` would ask six times, for 24 seconds.
+    """
     if not Path(name).is_dir():
         try:
             return part_class.from_pretrained(name, local_files_only=True, trust_remote_code=False, **options)
         except (OSError, ValueError):
-            pass  # not in the cache
+            downloaded(name, None, partial(snapshot_download, name, allow_patterns="config.json"))
     try:
         return part_class.from_pretrained(name, trust_remote_code=False, **options)
     except LOADING_ERRORS as error:

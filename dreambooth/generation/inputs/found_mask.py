@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dreambooth.errors import UserError
+from dreambooth.errors import ModelError, UserError
 from dreambooth.generation.inputs.image_refs import image_ref, read_image
 from dreambooth.subject_info import LearnedSubject
 
@@ -43,7 +43,11 @@ def find_mask_of(
     pixels = read_image(image_ref(image), "--init-image")
     from dreambooth.readers.masks import find_mask
 
-    mask = find_mask(pixels, noun if words == SUBJECT and noun is not None else words, finder, noun, device)
+    named = noun if words == SUBJECT and noun is not None else words
+    try:
+        mask = find_mask(pixels, named, finder, noun, device)
+    except ModelError as error:
+        raise ModelError(f"{error} (it finds a --mask of words; a file is taken as it is)") from error
     part = mask.histogram()[255] / (mask.width * mask.height)
     logger.info(f"mask: {words} is {100 * part:.0f} % of the image")
     return mask

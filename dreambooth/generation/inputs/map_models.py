@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 
 from dreambooth.errors import ModelError, UserError, first_line
 from dreambooth.families.inspection import LOADING_ERRORS
-from dreambooth.families.location import downloaded
+from dreambooth.hub import downloaded
 
 DEPTH_MODEL = (
     "depth-anything/Depth-Anything-V2-Small-hf"  # Yang et al. 2024, arXiv 2406.09414; Apache-2.0, 25 M weights
