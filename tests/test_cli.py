@@ -1,5 +1,6 @@
 """The commands as a user types them: help at once, exit codes, one or two lines for a mistake."""
 
+import argparse
 import json
 import re
 import shutil
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from dreambooth.cli import COMMANDS, main
+from dreambooth.cli.option_names import with_option
 from dreambooth.config import Config, config_fields
 from dreambooth.engine import train
 
@@ -72,7 +74,7 @@ def test_a_wrong_name_or_path_is_told_before_the_libraries_are_loaded(
         "validate.scheduler=dimm": "scheduler=dimm: unknown sampler; did you mean ddim?",
         "optim.learning_rate=1": "did you mean optim.lr?",
     }
-    others = ["size 60x64", "--lora no.safetensors", "--embedding no.pt", "--vae ./no: there is no"]
+    others = ["--size 60x64", "--lora no.safetensors", "--embedding no.pt", "--vae ./no: there is no"]
     others += ["__no__: there is no file wildcards/no.txt", "--prompts no.txt: there is no such file", "a.jpg (not an"]
     line = [sys.executable, "-c", WITHOUT_TORCH, str(tiny_base), str(photos), str(config_file), *mistakes]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -207,6 +209,29 @@ def test_a_base_model_and_the_model_folder_itself_can_be_sampled(
 
 
 @pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("num_inference_steps=9: too many", "--steps 9: too many"),
+        ("model.revision: 'x' is one of a hub id", "--revision 'x' is one of a hub id"),
+        ("model.quantize=int8: needs torchao", "--quantize int8: needs torchao"),
+        ("only_masked=True: needs a mask", "--only-masked: needs a mask"),
+        ("seed=-1: must be at least 0", "seed=-1: must be at least 0"),
+        ("revision: there is no such folder", "revision: there is no such folder"),
+        ("prompts.jsonl, line 1: steps=0: must be", "prompts.jsonl, line 1: steps=0: must be"),
+    ],
+)
+def test_a_field_in_a_message_is_the_option_that_has_set_it(message: str, told: str) -> None:
+    parser = argparse.ArgumentParser()
+    for name in ("--steps", "--revision", "--quantize", "--seed"):
+        parser.add_argument(name)
+    parser.add_argument("--only-masked", action="store_true")
+    parser.set_defaults(parser=parser)
+    given = parser.parse_args(["--steps=9", "--revision=x", "--quantize=int8", "--only-masked"])
+    assert with_option(message, given) == told
+    assert with_option(message, parser.parse_args([])) == message
+
+
+@pytest.mark.parametrize(
     ("arguments", "code", "named"),
     [
         (["{run}", "a dog", "--scheduler", "dimm"], 2, "--scheduler dimm: unknown sampler; did you mean ddim?"),
@@ -214,7 +239,7 @@ def test_a_base_model_and_the_model_folder_itself_can_be_sampled(
         (
             ["{run}", "a dog", "--size", "60x64"],
             2,
-            "size 60x64: width and height must be multiples of 8 pixels; use 56x64 or 64x64",
+            "--size 60x64: width and height must be multiples of 8 pixels; use 56x64 or 64x64",
         ),
         (["{run}", "a dog", "--num-images", "0"], 2, "--num-images 0: must be at least 1"),
         (["{run}", "a dog", "--seed", "-1"], 2, "--seed -1"),

@@ -543,7 +543,7 @@ def test_what_has_no_use_where_guidance_is_an_input_is_refused(
     with pytest.raises(UserError, match=r"prior\.guidance_min_noise=0\.3: this base reads the guidance scale itself"):
         train(config)
     assert main(["sample", str(flow_base("flux1")), "a cat", "--negative-prompt", "a dog"]) == 2
-    assert "negative_prompt='a dog': this base reads the guidance scale itself" in capsys.readouterr().err
+    assert "--negative-prompt 'a dog': this base reads the guidance scale itself" in capsys.readouterr().err
     styled = ["--style", "ink", "--steps", "1", "--size", "64x64", "--num-images", "1", "--out", str(tmp_path / "ink")]
     assert main(["sample", str(flow_base("flux1")), "a cat", *styled]) == 0
     (image,) = (tmp_path / "ink").iterdir()

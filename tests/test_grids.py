@@ -181,18 +181,18 @@ def test_a_cell_that_cannot_be_made_is_reported_before_any_is(
     command = ["sample", str(tiny_base), "a dog", "--out", str(tmp_path / "out"), "--grid"]
     for axis, message in (
         ("size=64x64,60x64", "multiples of 8"),
-        ("dtype=float32,float8", "dtype=float8: must be one of float32, float16, bfloat16"),
+        ("dtype=float32,float8", "--grid dtype=float8: must be one of float32, float16, bfloat16"),
         (f"model={tiny_base},./nowhere", "./nowhere: there is no such folder"),
         ("prompt=a dog,a (cat:x)", "the weight 'x' is no number"),
         ("lora=no.safetensors", "no.safetensors: there is no such file"),
         ("strength=0.5", "--grid strength=0.5: there is no image to start from; name one with --init-image"),
         ("feather=2", "--grid feather=2: there is no image to start from; name one with --init-image"),
         ("mask=the hat", "--grid mask=the hat: an axis takes files; words are read by --mask, for all images"),
-        ("expand=4", "--expand 4: must be LEFT,TOP,RIGHT,BOTTOM in pixels"),
-        ("control=canny", "--control canny"),
+        ("expand=4", "--grid expand=4: must be LEFT,TOP,RIGHT,BOTTOM in pixels"),
+        ("control=canny", "--grid control=canny: write KIND=IMAGE"),
         ("control_weight=0.5", "--grid control_weight=0.5: there is no control; name one with --control KIND=IMAGE"),
-        ("style=none,nowhere", "--style nowhere: neither an image nor a style"),
-        ("init_image=no.png", "--init-image no.png: there is no such file"),
+        ("style=none,nowhere", "--grid style=nowhere: neither an image nor a style"),
+        ("init_image=no.png", "--grid init_image=no.png: there is no such file"),
     ):
         assert main([*command, axis]) in (2, 3)
         assert message in capsys.readouterr().err

@@ -394,7 +394,7 @@ def test_a_line_of_a_file_starts_from_an_image_of_its_own(tiny_base: Path, photo
     ("own", "message"),
     [
         ({"init_image": "./nowhere.png"}, "line 1: --init-image ./nowhere.png: there is no such file"),
-        ({"strength": 0.5}, "line 1: strength: belongs to an image to start from"),
+        ({"strength": 0.5}, "line 1: strength=0.5: belongs to an image to start from"),
         ({"init_imag": "a.png"}, "line 1: init_imag: unknown option; did you mean init_image"),
         ({"style": "of nobody"}, "line 1: --style of nobody"),
         ({"control": {"canny": 1}}, "line 1: control={'canny': 1}: must be KIND=IMAGE, or a list of them"),
@@ -426,14 +426,15 @@ def test_an_image_to_start_from_comes_back_from_json(photo: Path, tmp_path: Path
         (["--init-image", "{folder}/none.png"], "--init-image {folder}/none.png: there is no such file"),
         (["--init-image", "{folder}/text.png"], "--init-image {folder}/text.png: not an image"),
         (["--init-image", "{photo}", "--mask", "{folder}/small.png"], "small.png: 32x32 pixels, but {photo} has 64x64"),
-        (["--init-image", "{photo}", "--strength", "1.5"], "strength=1.5: must be from 0"),
-        (["--init-image", "{photo}", "--strength", "nan"], "strength=nan: must be from 0"),
+        (["--init-image", "{photo}", "--strength", "1.5"], "error: --strength 1.5: must be from 0"),
+        (["--init-image", "{photo}", "--strength", "nan"], "error: --strength nan: must be from 0"),
         (["--init-image", "{photo}", "--expand", "8,8"], "--expand 8,8: must be LEFT,TOP,RIGHT,BOTTOM"),
         (["--init-image", "{photo}", "--expand", "0,0,0,0"], "adds nothing"),
-        (["--init-image", "{photo}", "--only-masked"], "only_masked: needs a mask"),
-        (["--init-image", "{photo}", "--feather", "-1"], "feather=-1: must be a number of pixels"),
-        (["--strength", "0.5"], "strength: belongs to an image to start from"),
-        (["--mask", "{photo}"], "mask: belongs to an image to start from"),
+        (["--init-image", "{photo}", "--only-masked"], "error: --only-masked: needs a mask"),
+        (["--init-image", "{photo}", "--feather", "-1"], "error: --feather -1: must be a number of pixels"),
+        (["--strength", "0.5"], "error: --strength 0.5: belongs to an image to start from"),
+        (["--expand", "0,0,8,8"], "error: --expand 0,0,8,8: belongs to an image to start from"),
+        (["--mask", "{photo}"], "error: --mask {photo}: belongs to an image to start from"),
     ],
 )
 def test_wrong_input_is_reported_before_anything_heavy_is_loaded(
@@ -471,7 +472,7 @@ def test_margins_are_four_numbers() -> None:
 @pytest.mark.parametrize(
     ("prompt", "option", "told"),
     [
-        ("a dog", "--feather=-2", "feather=-2: must be a number of pixels from 0 on"),
+        ("a dog", "--feather=-2", "--feather -2: must be a number of pixels from 0 on"),
         ("a dog", "--control=canny=none.png", "--control none.png: there is no such file"),
         ("a {clas}", "--strength=0.5", "{clas} is unknown"),
     ],

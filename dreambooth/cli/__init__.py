@@ -88,7 +88,9 @@ def _run(args: argparse.Namespace) -> int:
         with STATUS_LINE:
             return int(args.run(args))
     except DreamBoothError as error:
-        print(f"error: {error}", file=sys.stderr)
+        from dreambooth.cli.option_names import with_option
+
+        print(f"error: {with_option(str(error), args)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -144,7 +146,7 @@ def _fill(parser: argparse.ArgumentParser, name: str) -> None:
     parser.epilog = parser.epilog or EXIT_CODES
     command.add_arguments(parser)
     parser.epilog = f"{parser.epilog}{_plugins_text()}"
-    parser.set_defaults(run=command.run)
+    parser.set_defaults(run=command.run, parser=parser)
 
 
 def _plugins_text() -> str:

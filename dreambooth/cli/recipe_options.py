@@ -1,28 +1,28 @@
 """Report options of `sample` that count for nothing: a recipe says them itself, or what they belong to is not there."""
 
 import argparse
-from typing import Any
 
+from dreambooth.cli.option_names import is_given, option_of
 from dreambooth.errors import UserError, escaped
 
-# What an image's recipe says itself, by argument, and the value of one that is not given.
-OF_RECIPES: dict[str, Any] = {
-    "prompts": [],
-    "prompt_file": None,
-    "steps": None,
-    "guidance_scale": None,
-    "scheduler": None,
-    "negative_prompt": "",
-    "size": None,
-    "strength": None,
-    "expand": None,
-    "feather": None,
-    "only_masked": False,
-    "mask_model": None,
-    "upscale": None,
-    "upscale_strength": None,
-    "detail": None,
-}
+# Arguments that an image's recipe says itself.
+OF_RECIPES = (
+    "prompts",
+    "prompt_file",
+    "steps",
+    "guidance_scale",
+    "scheduler",
+    "negative_prompt",
+    "size",
+    "strength",
+    "expand",
+    "feather",
+    "only_masked",
+    "mask_model",
+    "upscale",
+    "upscale_strength",
+    "detail",
+)
 # What the recipe says of the model; of another program's picture these options count.
 OF_OWN_RECIPES = ("config", "revision", "variant", "dtype", "quantize")
 NAMES = {"prompts": "PROMPT", "prompt_file": "--prompts"}  # of arguments that are not called as their option
@@ -40,10 +40,10 @@ def check_recipe_options(args: argparse.Namespace, is_own: bool) -> None:
         return
     if args.vary and args.from_image:
         raise UserError(f"--vary {escaped(args.vary)}: not together with --from-image; name one of them")
-    of_noise = {} if args.vary else {"seed": 0, "num_images": 4}
-    for name, usual in (OF_RECIPES | of_noise | dict.fromkeys(OF_OWN_RECIPES if is_own else ())).items():
-        if (value := getattr(args, name)) != usual:
-            told = NAMES.get(name, f"--{name.replace('_', '-')}")
+    of_noise = () if args.vary else ("seed", "num_images")
+    for name in (*OF_RECIPES, *of_noise, *(OF_OWN_RECIPES if is_own else ())):
+        if is_given(args, name):
+            value, told = getattr(args, name), NAMES.get(name, option_of(name))
             text = "" if value is True else f" {' '.join(value) if isinstance(value, list) else value}"
             raise UserError(
                 f"{told}{escaped(text)}: {option} {escaped(image)} has it from the image's recipe; leave it out, or "

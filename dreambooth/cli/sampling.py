@@ -3,17 +3,11 @@
 import argparse
 from typing import Any
 
+from dreambooth.cli.option_names import option_of
 from dreambooth.devices import AUTO, NAMES
 from dreambooth.errors import UserError
 from dreambooth.generation import options
 from dreambooth.generation.settings import SCHEDULERS, problem_of
-
-# Options of the sampler, and the fields of `SamplerSettings` that they set.
-SAMPLER_OPTIONS = {
-    "--steps": ("steps", "num_inference_steps"),
-    "--guidance-scale": ("guidance_scale", "guidance_scale"),
-    "--scheduler": ("scheduler", "scheduler"),
-}
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser, seed_help: str) -> None:
@@ -106,13 +100,13 @@ def check_arguments(args: argparse.Namespace) -> tuple[int, int] | None:
     """Return the size as (height, width), None if not given. Raises UserError for a value out of its range."""
     for name in ("num_images", "batch_size"):
         if getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
+            raise UserError(f"{option_of(name)} {getattr(args, name)}: must be at least 1")
     if args.seed < 0:
         raise UserError(f"--seed {args.seed}: must be at least 0")
-    for option, (name, field) in SAMPLER_OPTIONS.items():
+    for name, field in options.SETTINGS.items():
         value: Any = getattr(args, name)
         if value is not None and (problem := problem_of(field, value)) is not None:
-            raise UserError(f"{option} {value}: {problem}")
+            raise UserError(f"{option_of(name)} {value}: {problem}")
     return None if args.size is None else parse_size(args.size)
 
 

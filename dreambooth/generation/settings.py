@@ -106,7 +106,7 @@ def check_size(factor: int, size: tuple[int, int]) -> None:
         near_height, near_width = (max(factor, round_to(side / factor) * factor) for side in size)
         near.append(f"{near_width}x{near_height}")
     raise UserError(
-        f"size {width}x{height}: width and height must be multiples of {factor} pixels; "
+        f"size={width}x{height}: width and height must be multiples of {factor} pixels; "
         f"use {' or '.join(dict.fromkeys(near))}"
     )
 

@@ -145,8 +145,11 @@ def _with_value(cell: Cell, name: str, value: str) -> Cell:
     """Return a cell with the value of one axis. Raises UserError."""
     try:
         return AXES[name](cell, value)
-    except UserError:
-        raise
+    except UserError as error:
+        field, _, problem = str(error).partition(": ")
+        if not field.startswith((f"--{name.replace('_', '-')} ", f"{name}=")):
+            raise
+        raise UserError(f"--grid {name}={value}: {problem}") from error
     except Exception as error:
         if name in AXES.own:
             raise

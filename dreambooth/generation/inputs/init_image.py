@@ -52,7 +52,7 @@ class InitImage:
         if self.feather < 0:
             raise UserError(f"feather={self.feather}: must be a number of pixels from 0 on")
         if self.only_masked and self.mask is None:
-            raise UserError("only_masked: needs a mask, which says what to redraw")
+            raise UserError("only_masked=True: needs a mask, which says what to redraw")
 
     @property
     def is_partial(self) -> bool:
@@ -75,11 +75,13 @@ def init_image(
     their image.
     """
     if image is None:
-        given = {"strength": strength, "mask": mask, "expand": expand, "feather": feather}
-        stray = [name for name, value in given.items() if value is not None]
-        if stray or only_masked:
-            name = stray[0] if stray else "only_masked"
-            raise UserError(f"{name}: belongs to an image to start from; name one with --init-image (init_image)")
+        _check_nothing_given(
+            strength=strength,
+            mask=None if mask is None else image_ref(mask).name,
+            expand=None if expand is None else ",".join(map(str, expand)),
+            feather=feather,
+            only_masked=only_masked or None,
+        )
         return None
     if strength is None:
         strength = 1.0 if expand is not None else DEFAULT_STRENGTH
@@ -93,6 +95,15 @@ def init_image(
     if own_mask is not None:
         warn_without_white(own_mask)
     return checked(found)
+
+
+def _check_nothing_given(**options: Any) -> None:
+    """Raise UserError for an option that is not None, where there is no image to start from."""
+    for name, value in options.items():
+        if value is not None:
+            raise UserError(
+                f"{name}={value}: belongs to an image to start from; name one with --init-image (init_image)"
+            )
 
 
 def check_init_image(init: InitImage) -> tuple[int, int]:

@@ -39,7 +39,8 @@ def check_refinement(model: Model, request: ImageRequest) -> None:
     if refinement is None:
         return
     if isinstance(model.family, InpaintingDenoiser) and model.family.is_inpainting:
-        raise UserError("upscale, detail: not with an inpainting base; refine with its plain sibling")
+        name = f"upscale={refinement.factor}" if refinement.factor > 1 else f"detail={refinement.detail}"
+        raise UserError(f"{name}: not with an inpainting base; refine with its plain sibling")
     if refinement.detail > 0 and not _subject_words(model, request):
         raise UserError(f"detail={refinement.detail}: prompt {request.prompt!r} names no subject that this model knows")
 
