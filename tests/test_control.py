@@ -27,7 +27,8 @@ from dreambooth.generation.models.loading import Model, load_model
 from dreambooth.generation.options import ImageOptions
 from dreambooth.generation.prompting.wildcards import Wildcards
 from dreambooth.generation.request import read_recipe, request_of
-from dreambooth.generation.sampler import make_scheduler, noise_from_seeds, sample_latents
+from dreambooth.generation.sampler import noise_from_seeds, sample_latents
+from dreambooth.generation.schedulers import make_scheduler
 from dreambooth.generation.settings import SamplerSettings
 
 SHAPE = (4, 8, 8)

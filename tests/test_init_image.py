@@ -37,7 +37,8 @@ from dreambooth.generation.options import ImageOptions
 from dreambooth.generation.prompting.prompt_file import read_prompt_file
 from dreambooth.generation.prompting.wildcards import Wildcards
 from dreambooth.generation.request import read_recipe, request_of
-from dreambooth.generation.sampler import make_scheduler, noise_from_seeds, sample_latents, timesteps_from
+from dreambooth.generation.sampler import noise_from_seeds, sample_latents
+from dreambooth.generation.schedulers import SamplerStep, make_scheduler, timesteps_from
 from dreambooth.generation.settings import SCHEDULERS, SamplerSettings
 
 SHAPE = (4, 8, 8)
@@ -180,14 +181,15 @@ def test_families_of_flow_matching_keep_what_is_not_redrawn(
 def test_samplers_of_flow_matching_have_the_noise_of_their_step() -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     scheduler.set_timesteps(5)
-    timesteps_T = timesteps_from(scheduler, 2)
+    step = SamplerStep(scheduler, timesteps_from(scheduler, 2))
     x0, noise = torch.randn(1, *SHAPE), torch.randn(2, *SHAPE)
-    latents = noised(scheduler, timesteps_T, 0, x0, noise)
-    for step, t in enumerate(timesteps_T):
-        sigma = scheduler.sigmas[2 + step]
+    latents = noised(step, x0, noise)
+    for t in step.timesteps_T:
+        sigma = scheduler.sigmas[2 + step.number]
         torch.testing.assert_close(latents, (1 - sigma) * x0 + sigma * noise)
         latents = scheduler.step(noise - x0, t, latents).prev_sample
-        torch.testing.assert_close(latents, noised(scheduler, timesteps_T, step + 1, x0, noise), atol=1e-5, rtol=1e-4)
+        step = step.next()
+        torch.testing.assert_close(latents, noised(step, x0, noise), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(latents, x0.expand(2, -1, -1, -1), atol=1e-5, rtol=1e-4)
 
 

@@ -14,14 +14,8 @@ from dreambooth.errors import UserError
 from dreambooth.families import Conditioning, Family, evaluation_mode, load_family
 from dreambooth.generation.images import write
 from dreambooth.generation.request import GeneratedImage
-from dreambooth.generation.sampler import (
-    guided,
-    initial_noise,
-    make_scheduler,
-    noise_from_seeds,
-    sample_latents,
-    sample_pixels,
-)
+from dreambooth.generation.sampler import guided, initial_noise, noise_from_seeds, sample_latents, sample_pixels
+from dreambooth.generation.schedulers import make_scheduler
 from dreambooth.generation.settings import SCHEDULERS, SamplerSettings
 from dreambooth.randomness import Randomness
 

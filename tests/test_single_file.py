@@ -24,7 +24,7 @@ from dreambooth.families import Conditioning, Family, ModelSource, fingerprint, 
 from dreambooth.families.builtin_configs import BUILTIN_CONFIGS, config_folder
 from dreambooth.families.sd import StableDiffusion, detect_prediction_type
 from dreambooth.families.single_file import measured_prediction, read_header
-from dreambooth.generation.sampler import make_scheduler
+from dreambooth.generation.schedulers import make_scheduler
 
 
 def nested_text_encoder(base: Path) -> dict[str, torch.Tensor]:

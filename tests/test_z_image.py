@@ -14,7 +14,8 @@ from dreambooth.engine import train
 from dreambooth.errors import ModelError, UserError
 from dreambooth.families import Family, load_family
 from dreambooth.generation.models.loading import load_model
-from dreambooth.generation.sampler import make_scheduler, noise_from_seeds, sample_latents, set_timesteps
+from dreambooth.generation.sampler import noise_from_seeds, sample_latents
+from dreambooth.generation.schedulers import make_scheduler, set_timesteps
 from dreambooth.generation.settings import FLOW_SCHEDULERS, SamplerSettings
 from dreambooth.preflight.memory_plan import Planner
 from dreambooth.run.folder import RunFolder

@@ -13,7 +13,7 @@ from dreambooth.data.captions import read_captions, without_subjects
 from dreambooth.data.image_folder import ImageFolder
 from dreambooth.errors import UserError, escaped
 from dreambooth.families import Conditioning, Family
-from dreambooth.generation import sampler
+from dreambooth.generation.prompting.prompt_reading import cut_warning
 from dreambooth.methods import find_facts
 from dreambooth.prompt_words import foreign_syntax_warning, has_words
 from dreambooth.prompts import Prompt, expand, fill_prompt, template_problem
@@ -61,7 +61,7 @@ def wording_warnings(family: Family, captions: list[list[str]], config: Config) 
             yield from identifier_warnings(family, f"{subject_key(config, number)}.identifier", subject.identifier)
     identifiers = [subject.identifier for subject in config.subjects]
     for key, prompt in dict.fromkeys(keyed_prompts(captions, config)):
-        if (warning := sampler.cut_warning(family, f"{key} {prompt!r}", prompt, identifiers)) is not None:
+        if (warning := cut_warning(family, f"{key} {prompt!r}", prompt, identifiers)) is not None:
             yield warning
         if (warning := foreign_syntax_warning(f"{key} {prompt!r}", prompt)) is not None:
             yield warning

@@ -3,7 +3,7 @@
 from dreambooth.config import Config
 from dreambooth.errors import UserError
 from dreambooth.families import Family
-from dreambooth.generation.sampler import check_sampler
+from dreambooth.generation.schedulers import check_sampler
 from dreambooth.generation.settings import SamplerSettings
 
 

@@ -22,8 +22,8 @@ from dreambooth.evaluation.subjects import Subject
 from dreambooth.families import fingerprint
 from dreambooth.generation.images import OnProgress, Progress, check_can_sample, generate
 from dreambooth.generation.models.loading import Model
+from dreambooth.generation.prompting.prompt_reading import cut_warning
 from dreambooth.generation.request import ImageRequest, make_recipe, read_recipe, recipe_changes, write_png
-from dreambooth.generation.sampler import cut_warning
 from dreambooth.generation.settings import SamplerSettings
 from dreambooth.prompts import fill_prompt, has_field, plain_prompt
 from dreambooth.subject_info import SubjectInfo

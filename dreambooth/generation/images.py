@@ -27,7 +27,7 @@ from dreambooth.generation.inputs.line_options import merged
 from dreambooth.generation.memory import prepare_decoding
 from dreambooth.generation.models.loading import Model
 from dreambooth.generation.options import ImageOptions
-from dreambooth.generation.prompting.prompt_reading import as_typed, encoder, find_encoding, num_parts
+from dreambooth.generation.prompting.prompt_reading import as_typed, cut_warning, encoder, find_encoding, num_parts
 from dreambooth.generation.prompting.wildcards import Wildcards, draw
 from dreambooth.generation.refining.refine import check_refinement, refine
 from dreambooth.generation.refining.refinement import refinement_of
@@ -40,7 +40,8 @@ from dreambooth.generation.request import (
     request_of,
     write_png,
 )
-from dreambooth.generation.sampler import OnStep, check_negative_prompt, check_sampler, cut_warning, sample_pixels
+from dreambooth.generation.sampler import OnStep, sample_pixels
+from dreambooth.generation.schedulers import check_negative_prompt, check_sampler
 from dreambooth.generation.settings import SamplerSettings, check_size, sampler_settings
 from dreambooth.generation.variation import NoiseSeed, Variation
 from dreambooth.plugins import active

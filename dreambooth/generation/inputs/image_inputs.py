@@ -12,9 +12,10 @@ from dreambooth.generation.inputs.canvas import Canvas, make_canvas
 from dreambooth.generation.inputs.controls import Control, attach_controls, control_fields, prepare_controls
 from dreambooth.generation.inputs.from_images import FromImages, checked
 from dreambooth.generation.inputs.init_latents import InitLatents, encode_canvas
-from dreambooth.generation.inputs.style_reference import Step, Style, check_style, prepare_style
+from dreambooth.generation.inputs.style_reference import Style, check_style, prepare_style
 from dreambooth.generation.models.loading import Model
 from dreambooth.generation.request import ImageRequest
+from dreambooth.generation.schedulers import SamplerStep
 
 ChangeLatents = Callable[[Tensor, int, int], Tensor]  # latents, sampler steps taken and in all -> latents
 
@@ -35,13 +36,12 @@ class ImageInputs:
         """Change the family's denoiser as the style needs it, while the block runs."""
         return contextlib.nullcontext() if self.style is None else self.style.applied(family)
 
-    def predict(self, family: Family, inputs: DenoiserInputs, step: Step, num_images: int) -> Tensor:
+    def predict(self, family: Family, inputs: DenoiserInputs, step: SamplerStep, num_images: int) -> Tensor:
         """Return the family's prediction, held to the controls and in the style.
 
         num_images: samples with a prompt; before them come as many without it where there is guidance.
         """
-        _, timesteps_T, number = step
-        acting = [each for each in self.controls if each.acts(number, len(timesteps_T))]
+        acting = [each for each in self.controls if each.acts(step.number, step.num_steps)]
         held_to = control_fields(family, acting, inputs, num_images)
         inputs = replace(inputs, conditioning=inputs.conditioning | held_to)
         if self.style is None:

@@ -5,7 +5,6 @@ Shapes: B batch, C channels, H/W latent height and width.
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from dreambooth.data.images import to_tensor
 from dreambooth.families import Conditioning, Family
 from dreambooth.families.protocols import InpaintingDenoiser
 from dreambooth.generation.inputs.canvas import Canvas, redrawn_latents, redrawn_pixels
+from dreambooth.generation.schedulers import SamplerStep, initial_sigma
 
 
 @dataclass(frozen=True)
@@ -33,38 +33,36 @@ class InitLatents:
         """Return the number of sampler steps to leave out: all of strength 0, none of 1, else at least one is taken."""
         return num_steps - min(num_steps, math.ceil(round(num_steps * self.strength, 6)))
 
-    def begin(self, scheduler: Any, timesteps_T: Tensor, noise_BCHW: Tensor) -> Tensor:
+    def begin(self, step: SamplerStep, noise_BCHW: Tensor) -> Tensor:
         """Return the latents at the first timestep taken: noise alone for strength 1, as without an image."""
         if self.strength == 1:
-            return noise_BCHW * getattr(
-                scheduler, "init_noise_sigma", 1.0
-            )  # flow matching begins with the noise itself
-        return noised(scheduler, timesteps_T, 0, self.x0_1CHW, noise_BCHW)
+            return noise_BCHW * initial_sigma(step.scheduler)
+        return noised(step, self.x0_1CHW, noise_BCHW)
 
-    def keep(self, scheduler: Any, timesteps_T: Tensor, step: int, latents: Tensor, noise_BCHW: Tensor) -> Tensor:
-        """Return latents after `step` steps with the image's own, as noisy, wherever it is not redrawn.
+    def keep(self, step: SamplerStep, latents: Tensor, noise_BCHW: Tensor) -> Tensor:
+        """Return latents with the image's own, as noisy as they are by now, wherever it is not redrawn.
 
         So does RePaint (Lugmayr et al. 2022, arXiv 2201.09865, eq. 8), here with the same noise at each step.
         """
         if self.redrawn_11HW is None:
             return latents
-        own_BCHW = noised(scheduler, timesteps_T, step, self.x0_1CHW, noise_BCHW)
+        own_BCHW = noised(step, self.x0_1CHW, noise_BCHW)
         return torch.where(self.redrawn_11HW, latents, own_BCHW)
 
 
-def noised(scheduler: Any, timesteps_T: Tensor, step: int, x0_1CHW: Tensor, noise_BCHW: Tensor) -> Tensor:
-    """Return latents as the sampler has them after `step` steps, with the noise of the next timestep, [B, C, H, W].
+def noised(step: SamplerStep, x0_1CHW: Tensor, noise_BCHW: Tensor) -> Tensor:
+    """Return latents as noisy as the sampler has them now, for the timestep that is taken next, [B, C, H, W].
 
-    After the last step without any.
+    After the last one without noise.
     """
     x0_BCHW = x0_1CHW.expand_as(noise_BCHW)
-    if step >= len(timesteps_T):
+    if step.number == step.num_steps:
         return x0_BCHW
-    t_B = timesteps_T[step].expand(len(noise_BCHW))
-    if hasattr(scheduler, "scale_noise"):  # what diffusers' samplers of flow matching call it
-        noisy_BCHW: Tensor = scheduler.scale_noise(x0_BCHW, t_B, noise_BCHW)
+    t_B = step.t.expand(len(noise_BCHW))
+    if hasattr(step.scheduler, "scale_noise"):  # what diffusers' samplers of flow matching call it
+        noisy_BCHW: Tensor = step.scheduler.scale_noise(x0_BCHW, t_B, noise_BCHW)
     else:
-        noisy_BCHW = scheduler.add_noise(x0_BCHW, noise_BCHW, t_B)
+        noisy_BCHW = step.scheduler.add_noise(x0_BCHW, noise_BCHW, t_B)
     return noisy_BCHW
 
 

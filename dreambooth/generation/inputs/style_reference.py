@@ -8,7 +8,7 @@ Shapes: B batch, C channels, H/W latent height and width, N tokens, D width of a
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from PIL import Image
@@ -23,11 +23,10 @@ from dreambooth.generation.inputs.image_refs import read_image
 from dreambooth.generation.inputs.init_latents import noised
 from dreambooth.generation.inputs.style_image import StyleRef
 from dreambooth.generation.models.loading import Model
+from dreambooth.generation.schedulers import SamplerStep, scaled_input
 from dreambooth.randomness import Randomness
 
 CHOICE = "style"  # the name of the reference's noise
-
-Step = tuple[Any, Tensor, int]  # the scheduler, the timesteps that are taken, and the number of steps already taken
 
 
 class Style(Protocol):
@@ -41,7 +40,7 @@ class Style(Protocol):
         """Return what it adds to the conditioning: that many samples of the unguided half, then one for each image."""
         ...
 
-    def predict(self, family: Family, inputs: DenoiserInputs, step: Step) -> Tensor:
+    def predict(self, family: Family, inputs: DenoiserInputs, step: SamplerStep) -> Tensor:
         """Return the prediction in this style."""
         ...
 
@@ -64,10 +63,9 @@ class SharedStyle:
     def fields(self, num_unguided: int, num_images: int) -> Conditioning:
         return Conditioning({})
 
-    def predict(self, family: Family, inputs: DenoiserInputs, step: Step) -> Tensor:
-        scheduler, timesteps_T, number = step
-        own_1CHW = noised(scheduler, timesteps_T, number, self.x0_1CHW, self.noise_1CHW)
-        own_1CHW = scheduler.scale_model_input(own_1CHW, timesteps_T[number])
+    def predict(self, family: Family, inputs: DenoiserInputs, step: SamplerStep) -> Tensor:
+        own_1CHW = noised(step, self.x0_1CHW, self.noise_1CHW)
+        own_1CHW = scaled_input(step.scheduler, own_1CHW, step.t)
         both = Conditioning.cat([self._first_row(inputs.conditioning), inputs.conditioning])
         noisy = torch.cat([own_1CHW.to(inputs.noisy_BCHW), inputs.noisy_BCHW])
         return family.predict(noisy, torch.cat([inputs.t_B[:1], inputs.t_B]), both)[1:]
@@ -97,7 +95,7 @@ class AdapterStyle:
     def fields(self, num_unguided: int, num_images: int) -> Conditioning:
         return Conditioning({"image_embeds": torch.cat([self.none] * num_unguided + [self.image] * num_images)})
 
-    def predict(self, family: Family, inputs: DenoiserInputs, step: Step) -> Tensor:
+    def predict(self, family: Family, inputs: DenoiserInputs, step: SamplerStep) -> Tensor:
         return family.predict(inputs.noisy_BCHW, inputs.t_B, inputs.conditioning)
 
 

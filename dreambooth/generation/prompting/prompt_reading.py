@@ -10,6 +10,7 @@ from dreambooth.generation.prompting.weight_syntax import parse_weights
 from dreambooth.generation.request import PLAIN, ImageRequest
 from dreambooth.generation.sampler import Encode
 from dreambooth.prompt_weights import Blend
+from dreambooth.prompt_words import has_words
 
 WEIGHTED = "weighted"
 ESCAPED = re.compile(r"\\([()\[\]])")
@@ -77,3 +78,21 @@ def encoder(family: Family, text_encoding: str) -> Encode | None:
         return reads.encode_weighted(blends)
 
     return encode
+
+
+def cut_warning(family: Family, name: str, prompt: str, identifiers: Iterable[str] = ()) -> str | None:
+    """Return a warning for a prompt that is longer than the model reads, else None.
+
+    Raises UserError where an identifier stands in what is dropped.
+    """
+    kept, dropped = family.truncate(prompt)
+    if not dropped:
+        return None
+    num_tokens = family.count_tokens(prompt)
+    length = f"{name} has {num_tokens} tokens with start and end; this model reads {family.max_tokens}"
+    for identifier in identifiers:
+        if has_words(prompt, identifier) and not has_words(kept, identifier):
+            raise UserError(
+                f"{length}, and the identifier {identifier!r} comes later: move it to the front, or shorten it"
+            )
+    return f"{length} and drops: {dropped!r}"
