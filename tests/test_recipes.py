@@ -12,9 +12,10 @@ from PIL import Image
 
 from dreambooth.cli import main
 from dreambooth.errors import UserError
-from dreambooth.generation.images import generate, make_requests, slug, taken_number, write
+from dreambooth.generation.images import generate, make_requests
 from dreambooth.generation.models.loading import load_model
 from dreambooth.generation.models.reference import EmbeddingRef, LoraRef, ModelRef
+from dreambooth.generation.numbered_files import slug, taken_number, write
 from dreambooth.generation.options import ImageOptions
 from dreambooth.generation.prompting.wildcards import Wildcards
 from dreambooth.generation.request import (

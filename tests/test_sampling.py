@@ -12,7 +12,7 @@ from warm import Warm
 
 from dreambooth.errors import UserError
 from dreambooth.families import Conditioning, Family, evaluation_mode, load_family
-from dreambooth.generation.images import write
+from dreambooth.generation.numbered_files import write
 from dreambooth.generation.request import GeneratedImage
 from dreambooth.generation.sampler import guided, initial_noise, noise_from_seeds, sample_latents, sample_pixels
 from dreambooth.generation.schedulers import make_scheduler

@@ -24,6 +24,7 @@ from dreambooth.errors import UserError, escaped
 from dreambooth.generation.prompting.wildcards import FOLDER
 
 if TYPE_CHECKING:
+    from dreambooth.generation.models.loading import Model
     from dreambooth.generation.models.reference import ModelRef
     from dreambooth.generation.options import ImageOptions
     from dreambooth.generation.prompting.wildcards import Wildcards
@@ -140,36 +141,30 @@ def run(args: argparse.Namespace) -> int:
     check_arguments(args)
     check_compile(args)
     check_result_arguments(args)
-    recipe = find_recipe(args)
+    recipe, wildcards = find_recipe(args), find_wildcards(args)
     check_recipe_options(args, is_own=recipe is not None)
-    theirs = None if recipe else find_infotext(args)
-    wanted = [theirs] if theirs else [] if recipe else find_options(args)
+    wanted = [] if recipe is not None else find_options(args)
     ref = find_model(args, recipe)
     check_model(ref)
-    check_options(ref, wanted, find_wildcards(args))
+    check_options(ref, wanted, wildcards)
     images, styles = find_images(args, None if recipe is None else request_of(recipe).images, ref)
     if args.grid:
-        return run_grid(args, ref, wanted, find_wildcards(args), images, styles)
+        return run_grid(args, ref, wanted, wildcards, images, styles)
     wanted = [styles.apply(each) for each in wanted]
     for own in dict.fromkeys(options.images for options in wanted if options.images is not None):
         check_images(own, ref)
-    check_options(ref, wanted, find_wildcards(args))
+    check_options(ref, wanted, wildcards)
     folder = Path(args.out or default_folder(ref.name))
     check_writable(folder, "--out")
     with loading_libraries():
-        from dreambooth.generation.images import generate, make_requests, reproduce, vary, write
-        from dreambooth.generation.memory import compile_denoiser, slice_attention
-        from dreambooth.generation.models.loading import load_model
+        from dreambooth.generation.images import generate, make_requests, reproduce, vary
+        from dreambooth.generation.numbered_files import write
 
-    model = load_model(ref, args.device, "none" if args.compile else args.offload)
-    if args.attention_slices:
-        slice_attention(model.family)
-    if args.compile:
-        compile_denoiser(model.family)
-    if recipe:
+    model = _load_model(args, ref)
+    if recipe is not None:
         requests = [reproduce(recipe, model, images)]
     else:
-        requests = make_requests(model, wanted, find_wildcards(args), images)
+        requests = make_requests(model, wanted, wildcards, images)
     if args.vary:
         requests = vary(requests[0], args.num_images, args.seed, _variation_strength(args))
     scorer = make_scorer(args, model)
@@ -185,11 +180,29 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _load_model(args: argparse.Namespace, ref: "ModelRef") -> "Model":
+    """Load a model as the options of memory and speed ask for. Raises UserError, ModelError."""
+    from dreambooth.generation.memory import compile_denoiser, slice_attention
+    from dreambooth.generation.models.loading import load_model
+
+    model = load_model(ref, args.device, "none" if args.compile else args.offload)
+    if args.attention_slices:
+        slice_attention(model.family)
+    if args.compile:
+        compile_denoiser(model.family)
+    return model
+
+
 def find_options(args: argparse.Namespace) -> "list[ImageOptions]":
-    """Return the prompts of the command line, then those of --prompts, with their options. Raises UserError."""
+    """Return the prompts of the command line, then those of --prompts, with their options. Raises UserError.
+
+    Of another program's image, which --from-image names, the one that its text says.
+    """
     from dreambooth.generation.options import ImageOptions
     from dreambooth.generation.prompting.prompt_file import read_prompt_file
 
+    if (theirs := find_infotext(args)) is not None:
+        return [theirs]
     usual = ImageOptions(
         prompt="",
         num_images=args.num_images,

@@ -1,12 +1,10 @@
-"""Generate images from requests, and write them as numbered PNGs that hold their recipe, with a grid of them all."""
+"""Make requests of what is asked of a model, and generate their images."""
 
 import contextlib
 import itertools
 import logging
-import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +16,6 @@ from dreambooth.errors import UserError
 from dreambooth.families import fingerprint
 from dreambooth.families.runtimes import Graph
 from dreambooth.generation.attention_maps import AttentionRecorder, draw_attention, word_maps
-from dreambooth.generation.grids.grid import labelled_grid
 from dreambooth.generation.inputs.canvas import natural_size
 from dreambooth.generation.inputs.from_images import FromImages
 from dreambooth.generation.inputs.image_inputs import ChangeLatents, Prepared, attached, prepare
@@ -38,7 +35,6 @@ from dreambooth.generation.request import (
     has_weights,
     make_recipe,
     request_of,
-    write_png,
 )
 from dreambooth.generation.sampler import OnStep, sample_pixels
 from dreambooth.generation.schedulers import check_negative_prompt, check_sampler
@@ -47,9 +43,7 @@ from dreambooth.generation.variation import NoiseSeed, Variation
 from dreambooth.plugins import active
 from dreambooth.prompt_words import foreign_syntax_warning, has_words
 
-NUMBERED = re.compile(r"(\d+)(?:-.*)?\.png")  # 00003.png, 00003-a-photo-of-sks-dog.png
 NO_IMAGES = FromImages()
-MAX_SLUG = 40  # letters of a prompt in a file's name
 
 logger = logging.getLogger(__name__)
 
@@ -263,64 +257,6 @@ def _kind(model: Model, request: ImageRequest) -> tuple[Hashable, ...]:
     """Return what the images of one batch have in common."""
     own = (request.settings, request.text_encoding, request.refinement)
     return *_images_of(request), *own, num_parts(model.family, request)
-
-
-def write(made: Iterable[GeneratedImage], folder: str | Path, columns: int) -> Iterator[Path]:
-    """Write PNGs with the next free numbers of the folder, and a grid of several. Yields each path once written."""
-    folder, images, numbers = Path(folder), [], []
-    for image in made:
-        with taken_number(folder) as number:
-            name = "-".join(filter(None, [f"{number:05d}", slug(str(image.recipe.get("prompt", "")))]))
-            path = write_png(folder / f"{name}.png", image, image.recipe)
-            if image.attention is not None:
-                write_png(folder / f"attention-{number:05d}.png", image.attention)
-        images.append(image)
-        numbers.append(number)
-        yield path
-    if len(images) > 1:
-        yield write_png(folder / f"grid-{numbers[0]:05d}.png", labelled_grid(images, columns))
-
-
-@contextlib.contextmanager
-def taken_number(folder: Path) -> Iterator[int]:
-    """Reserve the next free image number, by a hidden empty file, so that two processes get different ones."""
-    folder.mkdir(parents=True, exist_ok=True)
-    number = max(numbers_in(folder), default=-1) + 1
-    while not _reserve(folder, number):
-        number += 1
-    try:
-        yield number
-    finally:
-        _reservation(folder, number).unlink()
-
-
-def _reserve(folder: Path, number: int) -> bool:
-    """Reserve a number. Returns False if another process has it, or has used it meanwhile."""
-    try:
-        _reservation(folder, number).open("xb").close()
-    except FileExistsError:
-        return False
-    if number in numbers_in(folder):
-        _reservation(folder, number).unlink()
-        return False
-    return True
-
-
-def _reservation(folder: Path, number: int) -> Path:
-    return folder / f".{number:05d}.taken"
-
-
-def numbers_in(folder: Path) -> set[int]:
-    """Return the numbers of the images in a folder."""
-    return {int(match[1]) for path in folder.glob("*.png") if (match := NUMBERED.fullmatch(path.name))}
-
-
-def slug(prompt: str) -> str:
-    """Return the beginning of a prompt for a file's name: 'a photo of sks dog' -> 'a-photo-of-sks-dog'."""
-    words = re.sub(r"[\W_]+", "-", prompt.lower()).strip("-")
-    if len(words) <= MAX_SLUG:
-        return words
-    return words[: MAX_SLUG + 1].rpartition("-")[0] or words[:MAX_SLUG]
 
 
 def vary(request: ImageRequest, num_images: int, seed: int, strength: float) -> list[ImageRequest]:

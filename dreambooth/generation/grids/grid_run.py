@@ -13,10 +13,11 @@ from dreambooth.families import fingerprint
 from dreambooth.generation.grids.axes import Axis, Cell
 from dreambooth.generation.grids.grid import GridRow, draw_grid
 from dreambooth.generation.grids.grid_page import render_page
-from dreambooth.generation.images import OnProgress, Progress, generate, make_requests, slug
+from dreambooth.generation.images import OnProgress, Progress, generate, make_requests
 from dreambooth.generation.inputs.from_images import FromImages
 from dreambooth.generation.models.loading import Model
 from dreambooth.generation.models.reference import ModelRef
+from dreambooth.generation.numbered_files import slug
 from dreambooth.generation.prompting.wildcards import Wildcards
 from dreambooth.generation.request import make_recipe, read_recipe, recipe_changes, write_png
 
