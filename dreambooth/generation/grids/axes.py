@@ -60,19 +60,22 @@ class Cell:
 
 def parse_axes(texts: Sequence[str]) -> list[Axis]:
     """Return the axes in the order of their places. Raises UserError for one that is none, and for too many."""
-    found: dict[int, Axis] = {}
-    named = {PLACES.index(match[1]) for match in map(WRITTEN.fullmatch, texts) if match and match[1]}
-    for text in texts:
-        axis = _parse(text, next((place for place in range(len(texts)) if place not in found.keys() | named), 0))
-        if axis.place in found or any(axis.name == other.name for other in found.values()):
+    parsed = [_parse(text) for text in texts]
+    named = {place for place, _, _ in parsed if place is not None}
+    free = (place for place in itertools.count() if place not in named)
+    found: list[Axis] = []
+    for text, (place, name, values) in zip(texts, parsed, strict=True):
+        axis = Axis(next(free) if place is None else place, name, values)
+        if any(axis.place == other.place or axis.name == other.name for other in found):
             raise UserError(f"--grid {text}: there is an axis of this name or place already")
-        found[axis.place] = axis
+        found.append(axis)
     if len(found) > MAX_AXES:
         raise UserError(f"--grid: {len(found)} axes; {MAX_AXES} at most")
-    return [found[place] for place in sorted(found)]
+    return sorted(found, key=lambda axis: axis.place)
 
 
-def _parse(text: str, place: int) -> Axis:
+def _parse(text: str) -> tuple[int | None, str, tuple[str, ...]]:
+    """Return the place of an axis, None where none is named, its name and its values. Raises UserError."""
     match = WRITTEN.fullmatch(text)
     if match is None:
         raise UserError(f"--grid {text}: write AXIS=V1,V2,..., for example guidance_scale=3,5,7")
@@ -86,7 +89,7 @@ def _parse(text: str, place: int) -> Axis:
         raise UserError(f"--grid {text}: a value is missing; write AXIS=V1,V2,...")
     if len(set(values)) < len(values):
         raise UserError(f"--grid {text}: a value is named twice")
-    return Axis(PLACES.index(match[1]) if match[1] else place, name, tuple(values))
+    return PLACES.index(match[1]) if match[1] else None, name, tuple(values)
 
 
 def with_prompts(axes: Sequence[Axis], prompts: Sequence[str]) -> list[Axis]:
