@@ -27,12 +27,12 @@ from dreambooth.generation.before_loading import check_cells
 from dreambooth.generation.grids.axes import axes_of, cells_of, folder_name, with_prompts
 from dreambooth.generation.grids.grid_run import Grid, make_grid
 from dreambooth.generation.images import OnProgress, Progress, generate, make_requests, reproduce, vary
-from dreambooth.generation.inputs.control import ControlRef, make_controls
+from dreambooth.generation.inputs.control_ref import ControlRef, make_controls
 from dreambooth.generation.inputs.found_mask import find_mask_of, is_words
 from dreambooth.generation.inputs.from_images import FromImages
 from dreambooth.generation.inputs.init_image import init_image as make_init_image
 from dreambooth.generation.inputs.line_options import with_all_options
-from dreambooth.generation.inputs.style import make_styles
+from dreambooth.generation.inputs.styles import make_styles
 from dreambooth.generation.models import loading
 from dreambooth.generation.models.additions import parse_embedding, parse_lora
 from dreambooth.generation.models.location import default_folder, find_card

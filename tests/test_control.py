@@ -18,7 +18,7 @@ from dreambooth.families.sd import StableDiffusion
 from dreambooth.families.unet import UNetFamily
 from dreambooth.generation.images import generate, make_requests
 from dreambooth.generation.inputs.canny import canny
-from dreambooth.generation.inputs.control import ControlRef, embedded_control, make_controls, parse_control
+from dreambooth.generation.inputs.control_ref import ControlRef, embedded_control, make_controls, parse_control
 from dreambooth.generation.inputs.controls import attach_controls, make_map, prepare_controls
 from dreambooth.generation.inputs.from_images import FromImages
 from dreambooth.generation.inputs.image_inputs import ImageInputs

@@ -17,7 +17,7 @@ from dreambooth.controlnets import FITS, UNION_MODES, misfit
 from dreambooth.errors import ModelError
 from dreambooth.families.control import in_proportion, in_runs, in_turn, load_control
 from dreambooth.generation.inputs.canny import canny
-from dreambooth.generation.inputs.control import KINDS, PUBLISHED, make_controls
+from dreambooth.generation.inputs.control_ref import KINDS, PUBLISHED, make_controls
 from dreambooth.generation.inputs.controls import prepare_controls
 from dreambooth.generation.inputs.image_inputs import ImageInputs
 from dreambooth.generation.models.loading import Model, load_model

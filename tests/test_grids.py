@@ -18,7 +18,7 @@ from dreambooth.evaluation.image_scores import GridScorer, ImageScore
 from dreambooth.families import load_family
 from dreambooth.generation.grids.axes import axes_of, cells_of, parse_axes, with_images
 from dreambooth.generation.grids.grid_run import Grid, make_grid
-from dreambooth.generation.inputs.control import make_controls
+from dreambooth.generation.inputs.control_ref import make_controls
 from dreambooth.generation.inputs.from_images import FromImages
 from dreambooth.generation.inputs.init_image import init_image
 from dreambooth.generation.models.loading import Model, load_model

@@ -31,7 +31,7 @@ from dreambooth.generation.inputs.image_inputs import ImageInputs
 from dreambooth.generation.inputs.image_refs import ImageRef
 from dreambooth.generation.inputs.init_image import InitImage, fitted_size, init_image, parse_margins
 from dreambooth.generation.inputs.init_latents import InitLatents, encode_canvas, noised
-from dreambooth.generation.inputs.style_image import StyleRef
+from dreambooth.generation.inputs.style_ref import StyleRef
 from dreambooth.generation.models.loading import Model, load_model
 from dreambooth.generation.options import ImageOptions
 from dreambooth.generation.prompting.prompt_file import read_prompt_file

@@ -21,9 +21,9 @@ from dreambooth.generation.images import generate, make_requests
 from dreambooth.generation.inputs.from_images import FromImages
 from dreambooth.generation.inputs.image_inputs import ImageInputs
 from dreambooth.generation.inputs.image_refs import ImageRef
-from dreambooth.generation.inputs.style import NamedStyle, Styles, make_styles, read_styles, weighted
-from dreambooth.generation.inputs.style_image import StyleRef, check_reference, style_of
-from dreambooth.generation.inputs.style_reference import prepare_style
+from dreambooth.generation.inputs.image_style import prepare_style
+from dreambooth.generation.inputs.style_ref import StyleRef, check_reference, style_of
+from dreambooth.generation.inputs.styles import NamedStyle, Styles, make_styles, read_styles, weighted
 from dreambooth.generation.models.loading import Model, load_model
 from dreambooth.generation.options import ImageOptions
 from dreambooth.generation.prompting.weight_syntax import parse_weights

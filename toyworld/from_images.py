@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 import dreambooth
 from dreambooth.generation.inputs.canny import canny
-from dreambooth.generation.inputs.control import control_of_image
+from dreambooth.generation.inputs.control_ref import control_of_image
 from toyworld import world
 from toyworld.canvas import OVERSAMPLE
 from toyworld.scenes import backdrop

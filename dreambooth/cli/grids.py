@@ -14,7 +14,7 @@ from dreambooth.errors import UserError
 
 if TYPE_CHECKING:
     from dreambooth.generation.inputs.from_images import FromImages
-    from dreambooth.generation.inputs.style import Styles
+    from dreambooth.generation.inputs.styles import Styles
     from dreambooth.generation.models.reference import ModelRef
     from dreambooth.generation.options import ImageOptions
     from dreambooth.generation.prompting.wildcards import Wildcards

@@ -10,11 +10,11 @@ from dreambooth.cli import loading_libraries
 from dreambooth.errors import UserError
 
 if TYPE_CHECKING:
-    from dreambooth.generation.inputs.control import ControlRef
+    from dreambooth.generation.inputs.control_ref import ControlRef
     from dreambooth.generation.inputs.from_images import FromImages
     from dreambooth.generation.inputs.init_image import InitImage
-    from dreambooth.generation.inputs.style import Styles
-    from dreambooth.generation.inputs.style_image import StyleRef
+    from dreambooth.generation.inputs.style_ref import StyleRef
+    from dreambooth.generation.inputs.styles import Styles
 
 
 def add_image_arguments(parser: argparse.ArgumentParser) -> None:
@@ -138,14 +138,14 @@ def _recorded_init_image(args: argparse.Namespace, recorded: "InitImage | None")
 
 def _controls(args: argparse.Namespace) -> "tuple[ControlRef, ...]":
     """Return the controls, by the options. Raises UserError."""
-    from dreambooth.generation.inputs.control import make_controls, parse_networks
+    from dreambooth.generation.inputs.control_ref import make_controls, parse_networks
 
     return make_controls(args.control, parse_networks(args.control_model))
 
 
 def _recorded_controls(args: argparse.Namespace, recorded: "tuple[ControlRef, ...]") -> "tuple[ControlRef, ...]":
     """Return the controls that a recipe has recorded, in files that --control and --control-model name now."""
-    from dreambooth.generation.inputs.control import make_controls, parse_control, parse_networks
+    from dreambooth.generation.inputs.control_ref import make_controls, parse_control, parse_networks
 
     given = [parse_control(each) for each in args.control]
     if given and [each.kind for each in given] != [each.kind for each in recorded]:
@@ -159,8 +159,8 @@ def _recorded_controls(args: argparse.Namespace, recorded: "tuple[ControlRef, ..
 
 def _recorded_style(args: argparse.Namespace, recorded: "StyleRef | None") -> "StyleRef | None":
     """Return the style of an image that a recipe has recorded, in files that --style and --ip-adapter name now."""
-    from dreambooth.generation.inputs.style import make_styles
-    from dreambooth.generation.inputs.style_image import check_reference
+    from dreambooth.generation.inputs.style_ref import check_reference
+    from dreambooth.generation.inputs.styles import make_styles
 
     given = make_styles(args.style).reference
     if recorded is None or (args.style and given is None):
@@ -181,7 +181,7 @@ def find_images(args: argparse.Namespace, recorded: "FromImages | None", ref: An
     ControlNet or an IP-Adapter that is not there or does not fit the model.
     """
     from dreambooth.generation.inputs.from_images import FromImages
-    from dreambooth.generation.inputs.style import Styles, make_styles
+    from dreambooth.generation.inputs.styles import Styles, make_styles
 
     if recorded is None:
         styles = make_styles(args.style, args.ip_adapter)
@@ -199,8 +199,8 @@ def find_images(args: argparse.Namespace, recorded: "FromImages | None", ref: An
 
 def check_images(images: "FromImages", ref: Any) -> None:
     """Raise UserError or ModelError for a ControlNet or an IP-Adapter that does not fit a model."""
-    from dreambooth.generation.inputs.control import check_controls
-    from dreambooth.generation.inputs.style_image import check_adapter
+    from dreambooth.generation.inputs.control_ref import check_controls
+    from dreambooth.generation.inputs.style_ref import check_adapter
     from dreambooth.generation.models.location import find_denoiser_config
 
     check_controls(images.controls, find_denoiser_config(ref) if images.controls else None)

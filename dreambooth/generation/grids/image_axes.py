@@ -9,12 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 from dreambooth.errors import UserError
-from dreambooth.generation.inputs.control import make_controls, parse_control
+from dreambooth.generation.inputs.control_ref import make_controls, parse_control
 from dreambooth.generation.inputs.found_mask import is_words
 from dreambooth.generation.inputs.from_images import FromImages
 from dreambooth.generation.inputs.image_refs import image_ref
 from dreambooth.generation.inputs.init_image import checked, init_image, parse_margins
-from dreambooth.generation.inputs.style import make_styles
+from dreambooth.generation.inputs.styles import make_styles
 from dreambooth.generation.options import ImageOptions
 
 NONE = "none"  # the value of `style` and `control` for none

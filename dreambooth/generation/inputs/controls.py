@@ -18,7 +18,7 @@ from dreambooth.families import Conditioning, DenoiserInputs, Family, digest_wei
 from dreambooth.families.control import joined, load_control
 from dreambooth.families.protocols import ControlledDenoiser
 from dreambooth.generation.inputs.canny import canny
-from dreambooth.generation.inputs.control import PUBLISHED, ControlRef, embedded_control
+from dreambooth.generation.inputs.control_ref import PUBLISHED, ControlRef, embedded_control
 from dreambooth.generation.inputs.image_refs import read_image
 from dreambooth.generation.inputs.map_models import depth_map, pose_map
 from dreambooth.generation.models.loading import Model

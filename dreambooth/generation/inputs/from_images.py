@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dreambooth.generation.inputs import control, init_image, style_image
-from dreambooth.generation.inputs.control import ControlRef
+from dreambooth.generation.inputs import control_ref, init_image, style_ref
+from dreambooth.generation.inputs.control_ref import ControlRef
 from dreambooth.generation.inputs.init_image import InitImage
-from dreambooth.generation.inputs.style_image import StyleRef
+from dreambooth.generation.inputs.style_ref import StyleRef
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ def checked(images: FromImages) -> FromImages:
     """
     return FromImages(
         None if images.init is None else init_image.checked(images.init),
-        control.make_controls(images.controls),
-        None if images.style is None else style_image.check_reference(images.style),
+        control_ref.make_controls(images.controls),
+        None if images.style is None else style_ref.check_reference(images.style),
     )
 
 
@@ -35,8 +35,8 @@ def as_json(images: FromImages) -> dict[str, Any]:
     """Return them as fields of a recipe, which names those alone that there are."""
     fields = {
         "init_image": init_image.as_json(images.init),
-        "controls": control.as_json(images.controls),
-        "style": style_image.as_json(images.style),
+        "controls": control_ref.as_json(images.controls),
+        "style": style_ref.as_json(images.style),
     }
     return {name: value for name, value in fields.items() if value is not None}
 
@@ -45,6 +45,6 @@ def from_images_of(recipe: Mapping[str, Any]) -> FromImages:
     """Return those of a recipe. Raises KeyError or TypeError for what `as_json` has not written."""
     return FromImages(
         init_image.init_image_of(recipe.get("init_image")),
-        control.controls_of(recipe.get("controls")),
-        style_image.style_of(recipe.get("style")),
+        control_ref.controls_of(recipe.get("controls")),
+        style_ref.style_of(recipe.get("style")),
     )

@@ -11,8 +11,8 @@ from dreambooth.families import DenoiserInputs, Family
 from dreambooth.generation.inputs.canvas import Canvas, make_canvas
 from dreambooth.generation.inputs.controls import Control, attach_controls, control_fields, prepare_controls
 from dreambooth.generation.inputs.from_images import FromImages, checked
+from dreambooth.generation.inputs.image_style import Style, check_style, prepare_style
 from dreambooth.generation.inputs.init_latents import InitLatents, encode_canvas
-from dreambooth.generation.inputs.style_reference import Style, check_style, prepare_style
 from dreambooth.generation.models.loading import Model
 from dreambooth.generation.request import ImageRequest
 from dreambooth.generation.schedulers import SamplerStep

@@ -13,28 +13,28 @@ from typing import Any
 from PIL import Image
 
 from dreambooth.errors import UserError
-from dreambooth.generation.inputs.control import ControlRef, make_controls, parse_networks
+from dreambooth.generation.inputs.control_ref import ControlRef, make_controls, parse_networks
 from dreambooth.generation.inputs.found_mask import is_words
 from dreambooth.generation.inputs.from_images import FromImages
-from dreambooth.generation.inputs.init_image import init_image, parse_margins
-from dreambooth.generation.inputs.style import make_styles
+from dreambooth.generation.inputs.init_image import InitImage, init_image, parse_margins
+from dreambooth.generation.inputs.styles import make_styles
 from dreambooth.generation.options import IMAGE_OPTIONS, ImageOptions, with_options
 
-PICTURE = (str | Path | Image.Image, "an image's file")
-KINDS: dict[str, tuple[Any, str]] = {
-    "init_image": PICTURE,
+IMAGE = (str | Path | Image.Image, "an image's file")
+TYPES: dict[str, tuple[Any, str]] = {  # of a value in Python or JSON, and what to call it
+    "init_image": IMAGE,
     "strength": (float | int, "a number"),
-    "mask": PICTURE,
+    "mask": IMAGE,
     "expand": (str | int, "LEFT,TOP,RIGHT,BOTTOM"),
     "feather": (int, "a whole number"),
     "only_masked": (bool, "true or false"),
     "control": (str | ControlRef, "KIND=IMAGE"),
     "control_model": (str, "KIND=MODEL"),
-    "style": PICTURE,
+    "style": IMAGE,
     "ip_adapter": (str, "a file"),
 }
-SEVERAL = ("expand", "control", "control_model", "style")  # may be lists
-OF_START = ("init_image", "strength", "mask", "expand", "feather", "only_masked")
+LISTS = ("expand", "control", "control_model", "style")  # whose value may be a list
+OF_INIT_IMAGE = ("init_image", "strength", "mask", "expand", "feather", "only_masked")
 
 
 def with_all_options(options: ImageOptions, changes: Mapping[str, Any]) -> ImageOptions:
@@ -48,26 +48,26 @@ def with_all_options(options: ImageOptions, changes: Mapping[str, Any]) -> Image
         _check(name, value)
     styles = make_styles(_list(own.get("style")), own.get("ip_adapter"))
     controls = make_controls(_list(own.get("control")), parse_networks(_list(own.get("control_model"))))
-    images = FromImages(_start(own), controls, styles.reference)
+    images = FromImages(_init_image(own), controls, styles.reference)
     return styles.apply(replace(found, images=images))
 
 
 def _check(name: str, value: Any) -> None:
     """Raise UserError for a value of another type than its option has."""
-    kinds, called = KINDS[name]
-    several = value if isinstance(value, list | tuple) and name in SEVERAL else [value]
-    if not all(isinstance(each, kinds) and isinstance(each, bool) == (kinds is bool) for each in several):
-        raise UserError(f"{name}={value!r}: must be {called}{', or a list of them' if name in SEVERAL else ''}")
+    allowed, called = TYPES[name]
+    values = value if isinstance(value, list | tuple) and name in LISTS else [value]
+    if not all(isinstance(each, allowed) and isinstance(each, bool) == (allowed is bool) for each in values):
+        raise UserError(f"{name}={value!r}: must be {called}{', or a list of them' if name in LISTS else ''}")
 
 
-def _start(own: Mapping[str, Any]) -> Any:
+def _init_image(options: Mapping[str, Any]) -> InitImage | None:
     """Return the image to start from, None where none is named."""
-    start = {name: own[name] for name in OF_START if name in own}
-    if is_words(start.get("mask")):
-        raise UserError(f"mask={start['mask']}: one prompt's mask is a file; words are read by --mask, for all prompts")
-    if "expand" in start:
-        start["expand"] = parse_margins(",".join(map(str, _list(start["expand"]))))
-    return init_image(start.pop("init_image", None), **start)
+    own = {name: options[name] for name in OF_INIT_IMAGE if name in options}
+    if is_words(own.get("mask")):
+        raise UserError(f"mask={own['mask']}: one prompt's mask is a file; words are read by --mask, for all prompts")
+    if "expand" in own:
+        own["expand"] = parse_margins(",".join(map(str, _list(own["expand"]))))
+    return init_image(own.pop("init_image", None), **own)
 
 
 def _list(value: Any) -> Sequence[Any]:

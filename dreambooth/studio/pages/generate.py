@@ -11,7 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
 from dreambooth.errors import UserError
-from dreambooth.generation.inputs.style import read_styles
+from dreambooth.generation.inputs.styles import read_styles
 from dreambooth.generation.settings import SCHEDULERS
 from dreambooth.methods import find_facts
 from dreambooth.studio.gallery import Filter

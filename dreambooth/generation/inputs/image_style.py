@@ -21,7 +21,7 @@ from dreambooth.families.ip_adapter import IPAdapter, load_ip_adapter
 from dreambooth.families.protocols import StyledDenoiser
 from dreambooth.generation.inputs.image_refs import read_image
 from dreambooth.generation.inputs.init_latents import noised
-from dreambooth.generation.inputs.style_image import StyleRef
+from dreambooth.generation.inputs.style_ref import StyleRef
 from dreambooth.generation.models.loading import Model
 from dreambooth.generation.schedulers import SamplerStep, scaled_input
 from dreambooth.randomness import Randomness

@@ -16,7 +16,7 @@ import yaml
 from dreambooth.errors import UserError, escaped, first_line
 from dreambooth.files import read_text
 from dreambooth.generation.inputs.image_refs import ImageRef, image_ref
-from dreambooth.generation.inputs.style_image import StyleRef, check_reference, check_weight
+from dreambooth.generation.inputs.style_ref import StyleRef, check_reference, check_weight
 from dreambooth.generation.options import SETTINGS, ImageOptions
 from dreambooth.generation.settings import problem_of
 
