@@ -130,6 +130,7 @@ def _denoise(
     encode: Encode,
     inputs: ImageInputs,
 ) -> Tensor:
+    """Return latents after all steps of the sampler, by a denoiser that `inputs` have changed already."""
     init, device = inputs.init, next(family.denoiser.parameters()).device
     conditioning = _guidance_conditioning(encode, prompts, settings, family.guidance)
     conditioning |= _image_conditioning(family, inputs, start.noise_BCHW, len(conditioning), len(prompts))

@@ -122,9 +122,10 @@ def warn_without_white(mask: ImageRef) -> None:
     levels = read_image(mask, "--mask").convert("L").histogram()
     lightest = max(level for level, num_pixels in enumerate(levels) if num_pixels > 0)
     if lightest < LIGHT:
+        changed = "nothing" if lightest == 0 else "little"
         logger.warning(
             f"--mask {mask.name}: nothing in it is white (its lightest grey is {lightest} of 255); white is redrawn "
-            "and black is kept, so the image stays as it is: paint white what is to change"
+            f"and black is kept, so {changed} of the image changes: paint white what is to be redrawn"
         )
 
 
