@@ -80,18 +80,7 @@ def load_unchanged(model: ModelRef | str, device: str = "auto", offload: str = "
         check_quantizer(ref.quantize, picked)
     quantize_early = None if ref.loras or ref.embeddings else ref.quantize  # else before anything is laid over it
     card = find_card(folder)
-    if card is not None and not (folder / "model_index.json").is_file():
-        family = load_adapted(folder, card, ref, quantize_early)
-    elif ref.base is not None:
-        raise UserError(f"--base {ref.base}: {ref.name} is a whole model, not an adapter over a base; leave it out")
-    else:
-        name = str(folder) if folder.exists() else ref.name
-        family = load_family(
-            ModelSource(
-                name, config=ref.config, revision=ref.revision, variant=ref.variant, dtype=dtype,
-                quantize=quantize_early, vae=ref.vae,
-            )
-        )  # fmt: skip
+    family = _load_family(ref, folder, card, dtype, quantize_early)
     if ref.loras or ref.embeddings:
         ref = add_to(family, ref)
     for part in (family.denoiser, *family.text_encoders):
@@ -104,6 +93,27 @@ def load_unchanged(model: ModelRef | str, device: str = "auto", offload: str = "
         keep_off_device(family, chosen, picked, text_too=True)
     move(family, picked)
     return Model(ref, family, card, (() if card is None else card.subjects) + learned_by(ref.loras))
+
+
+def _load_family(
+    ref: ModelRef, folder: Path, card: ExportCard | None, dtype: torch.dtype, quantize: str | None
+) -> Family:
+    """Load the networks of a whole model, or of a base with the adapter of a run's `folder` over it."""
+    if card is not None and not (folder / "model_index.json").is_file():
+        return load_adapted(folder, card, ref, quantize)
+    if ref.base is not None:
+        raise UserError(f"--base {ref.base}: {ref.name} is a whole model, not an adapter over a base; leave it out")
+    return load_family(
+        ModelSource(
+            str(folder) if folder.exists() else ref.name,
+            config=ref.config,
+            revision=ref.revision,
+            variant=ref.variant,
+            dtype=dtype,
+            quantize=quantize,
+            vae=ref.vae,
+        )
+    )
 
 
 def add_to(family: Family, ref: ModelRef) -> ModelRef:
