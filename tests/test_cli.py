@@ -212,7 +212,8 @@ def test_a_base_model_and_the_model_folder_itself_can_be_sampled(
     ("message", "told"),
     [
         ("num_inference_steps=9: too many", "--steps 9: too many"),
-        ("model.revision: 'x' is one of a hub id", "--revision 'x' is one of a hub id"),
+        ("model.revision: 'x' is one of a hub id", "--revision: 'x' is one of a hub id"),
+        ("steps=9, revision=x, seed=1: do not fit", "--steps 9, --revision x, seed=1: do not fit"),
         ("model.quantize=int8: needs torchao", "--quantize int8: needs torchao"),
         ("only_masked=True: needs a mask", "--only-masked: needs a mask"),
         ("seed=-1: must be at least 0", "seed=-1: must be at least 0"),

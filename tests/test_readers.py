@@ -460,7 +460,7 @@ def test_boxes_are_told_in_pixels():
         (("nothing.png",), "nothing.png: there is no such image"),
         (("--batch-size", "0"), "--batch-size 0"),
         (("--question", " "), "the text is empty"),
-        (("--top-p", "2"), "top_p=2.0"),
+        (("--top-p", "2"), "--top-p 2.0: must be"),
         (("--ground", "--attention"), "--attention: not together with --ground"),
     ],
     ids=("file", "batch", "question", "top-p", "both"),

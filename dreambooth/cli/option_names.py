@@ -5,7 +5,7 @@ import re
 
 from dreambooth.generation.options import SETTINGS
 
-FIELD = re.compile(r"(?:model\.(?P<key>\w+)[=:]|(?P<name>\w+)=)\s*(?:True(?=:))?")
+FIELD = re.compile(r"(?:^|(?<=, ))(?P<model>model\.)?(?P<name>\w+)(?P<equals>=True$|=|$)")
 ARGUMENTS = {field: name for name, field in SETTINGS.items()}  # of fields that have another name than their argument
 
 
@@ -22,14 +22,16 @@ def is_given(args: argparse.Namespace, argument: str) -> bool:
 def with_option(message: str, args: argparse.Namespace) -> str:
     """Return a message that begins with a field, `strength=2: ...`, with the option in its place, `--strength 2: ...`.
 
-    The same message where no option has set that field: it is of a file of prompts, a recipe or a run.
+    So each of several fields, and a key of the section `model`. The same message where no option has set the field: it
+    is of a file of prompts, a recipe or a run.
     """
-    field = FIELD.match(message)
-    if field is None:
-        return message
-    name = field["key"] or field["name"]
-    argument = ARGUMENTS.get(name, name)
-    if not is_given(args, argument):
-        return message
-    value = message[field.end() :]
-    return f"{option_of(argument)}{'' if value.startswith(':') else ' '}{value}"
+
+    def in_its_place(field: re.Match[str]) -> str:
+        argument = ARGUMENTS.get(field["name"], field["name"])
+        is_field = field["model"] or field["equals"]  # a word alone may be anything, such as a folder
+        if not is_field or not is_given(args, argument):
+            return field[0]
+        return option_of(argument) + (" " if field["equals"] == "=" else "")
+
+    fields, colon, problem = message.partition(": ")
+    return FIELD.sub(in_its_place, fields) + colon + problem
