@@ -1,6 +1,6 @@
 """How often `prepare` is right about photos: faults are planted, and each finding counted where it is and is not due.
 
-    python benchmarks/photo_findings.py [--photographs FOLDER] [--only text]
+    python benchmarks/photo_findings.py [--photographs FOLDER] [--only text|candidates]
 
 Photos are of the toy world, rendered here, and photographs of a folder with a folder for each subject. Prints a table:
 recall (of planted faults, how many are found), false alarms (of sound photos, how many are said to have it) and
@@ -25,8 +25,11 @@ from dreambooth.prepare.findings import Needs
 from dreambooth.prepare.inspection import NO_READERS, PhotoReaders, inspect_folder
 from dreambooth.prepare.measures import reduced
 from dreambooth.readers.lettering import TextReader, is_available
+from dreambooth.readers.one_photo import SubjectFinder
+from dreambooth.readers.usual import MASK
 from toyworld import world
 from toyworld.photos import PLACES, photos
+from toyworld.second import picture
 
 # Photographs of the six subjects that have a fault as they come, found by eye.
 KNOWN = {"cat2/00.jpg": "bars", "cat2/01.jpg": "bars", "cat2/04.jpg": "bars", "dog6": "background"}
@@ -71,7 +74,9 @@ class Bench:
     alarms: dict[str, list[str]] = field(default_factory=dict)
     readers: PhotoReaders = NO_READERS
 
-    def look(self, images: Images, masks: Images | None = None) -> tuple[dict[str, set[str]], set[str]]:
+    def look(
+        self, images: Images, masks: Images | None = None, class_noun: str = "thing"
+    ) -> tuple[dict[str, set[str]], set[str]]:
         """Return the kinds of findings of each photo, and of the folder."""
         buckets = make_buckets(self.resolution, self.resolution // 8)
         with tempfile.TemporaryDirectory() as folder:
@@ -81,7 +86,7 @@ class Bench:
                     path.parent.mkdir(exist_ok=True)
                     image.save(path, quality=92, compress_level=1)
             found = inspect_folder(
-                Path(folder, "photos"), Needs(self.resolution, buckets), "thing", readers=self.readers
+                Path(folder, "photos"), Needs(self.resolution, buckets), class_noun, readers=self.readers
             )
         by_photo = {each.path.name: {finding.kind for finding in each.findings} for each in found.photos}
         for finding in found.findings:
@@ -260,6 +265,24 @@ def count_text(bench: Bench, folders: dict[str, Images]) -> None:
                     bench.count("text", f"{folder}/{name}", is_text, kinds)
 
 
+def count_candidates(bench: Bench, num_pictures: int = 5) -> None:
+    """Count second candidates on pictures of one and two things. num_pictures: of each class and kind."""
+    rng = random.Random(6)
+
+    def pictured(*nouns: str) -> Image.Image:
+        specs = [picture.random_spec(rng, noun) for noun in nouns]
+        relation = rng.choice(picture.RELATIONS[:-1]) if len(specs) == 2 else ""
+        return picture.render(picture.random_picture(rng, specs, relation))
+
+    for noun in picture.CLASSES:
+        others = [each for each in picture.CLASSES if each != noun]
+        for number in range(num_pictures):
+            nouns = {"alone": (noun,), "beside": (noun, rng.choice(others)), "twice": (noun, noun)}
+            images = {f"{name}.png": pictured(*each) for name, each in nouns.items()}
+            for name, kinds in bench.look(images, class_noun=noun)[0].items():
+                bench.count("candidates", f"{noun} {number}/{name}", name == "twice.png", kinds)
+
+
 def far(image: Image.Image, scale: float) -> Image.Image:
     """Return an image small in the middle of a larger one."""
     side = round(64 / scale)
@@ -333,12 +356,20 @@ def text_benches(root: Path) -> list[Bench]:
     return [toy, real]
 
 
+def masks_bench() -> Bench:
+    """Return what was found where a segmenter finds the masks."""
+    bench = Bench("toy world", resolution=64, readers=PhotoReaders(SubjectFinder(MASK.embedded)))
+    count_candidates(bench)
+    return bench
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photographs", type=Path, default=Path("../shared/dreambench"), help="folder of folders")
-    parser.add_argument("--only", choices=("text",), help="look for text alone")
+    parser.add_argument("--only", choices=("text", "candidates"), help="look for this alone")
     args = parser.parse_args()
-    benches = text_benches(args.photographs)
+    benches = text_benches(args.photographs) if args.only != "candidates" else []
+    benches += [masks_bench()] if args.only != "text" else []
     if args.only is None:
         benches += [toy_world()] + ([photographs(args.photographs)] if args.photographs.is_dir() else [])
     print("| finding | photos | planted and found | false alarms | precision |\n|---|---|---|---|---|")

@@ -34,8 +34,11 @@ from dreambooth.prepare.preparation import Request, is_cut_by_middle, needs_of, 
 from dreambooth.prepare.tokens import Token, draw_tokens, load_text_sides, rank_tokens
 from dreambooth.prepare.writing import write_captions, write_masks, write_proposed_masks
 from dreambooth.readers.lettering import TextLine, TextReader
+from dreambooth.readers.one_photo import SubjectFinder
+from dreambooth.readers.usual import MASK
 from toyworld import world
 from toyworld.photos import photos
+from toyworld.second import picture
 
 TOY = Needs(64, [(64, 64)])
 BASE = str(Path(__file__).parents[1] / "checkpoints" / "toyworld")
@@ -161,6 +164,35 @@ def test_masks_beside_the_photos_show_a_subject_that_is_cut_off_or_small(tmp_pat
     small = next(one for one in inspection.photos[2].findings if one.kind == "far away")
     assert small.box is not None
     assert 0.39 < small.box[0] < small.box[2] < 0.62
+
+
+def test_another_thing_of_the_class_is_a_second_candidate(tmp_path):
+    rng = random.Random(1)
+    dogs = [picture.random_spec(rng, "dog") for _ in range(2)]
+    shown = {
+        "two": (dogs, "left of"),
+        "one": (dogs[:1], ""),
+        "other": ([dogs[0], picture.random_spec(rng, "car")], "left of"),
+    }
+    for name, (specs, relation) in shown.items():
+        picture.render(picture.random_picture(rng, specs, relation)).save(tmp_path / f"{name}.png")
+    readers = PhotoReaders(SubjectFinder(MASK.embedded))
+    inspection = inspect_folder(tmp_path, TOY, "dog", readers=readers)
+    kinds = found(inspection)
+    assert [name for name, own in kinds.items() if "candidates" in own] == ["two.png"]
+
+
+@pytest.mark.parametrize(("second", "number"), [((44, 0, 64, 60), 0.5), ((44, 0, 64, 30), 0)], ids=("large", "small"))
+def test_a_small_second_part_of_a_mask_is_no_candidate(robot, second, number):
+    masks = robot.with_name("robot-masks")
+    masks.mkdir()
+    for name in range(5):
+        mask = Image.new("L", (64, 64))
+        mask.paste(255, (2, 2, 42, 62))
+        mask.paste(255, second)
+        mask.save(masks / f"{name}.png")
+    kinds = {one.kind: one for one in inspect_folder(robot, TOY).photos[0].findings}
+    assert kinds["candidates"].number == number if number else "candidates" not in kinds
 
 
 def line(text: str, score: float = 0.95, box: Box = (0.1, 0.6, 0.9, 0.8)) -> TextLine:

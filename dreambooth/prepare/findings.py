@@ -27,6 +27,7 @@ MAX_CLIPPED = 0.2  # of the pixels; photographs have .03 at most, in four times 
 MIN_KEPT = 0.5  # of a photo that its nearest shape of training should keep
 MAX_CUT_OFF = 0.15  # of the subject's side that lies against an edge
 MIN_IN_FRAME = 0.3  # the subject's longer side, of the photo's shorter one
+MAX_SECOND_PART = 0.4  # of the area of the mask's largest part; hands and tails that something covers have less
 SAME_COLOURS = 0.65  # overlap of the colours of two backgrounds that are one
 MAX_SAME = 0.75  # of the photos with one background
 ENOUGH = 3  # photos, from which on it is asked what all of them share
@@ -186,6 +187,16 @@ def subject_small(photo: Photo, needs: Needs) -> Finding | None:
     return Finding("far away", "warning", number, text, "set data.crop=subject, or cut closer", box=photo.box)
 
 
+def several_candidates(photo: Photo, needs: Needs) -> Finding | None:
+    """Return a finding where the mask has a second part nearly as large as the first: which one is meant?"""
+    number, box = (0.0, None) if photo.mask is None else measures.second_part(photo.mask)
+    if number <= MAX_SECOND_PART:
+        return None
+    text = f"more than one candidate: a second one is {number:.0%} as large as the first"
+    advice = "cut the others off, or give a mask of the one that is meant: all are learned"
+    return Finding("candidates", "warning", number, text, advice, box=box)
+
+
 def text_over(photo: Photo, needs: Needs) -> Finding | None:
     """Return a finding where text is read beside the subject, or anywhere in a photo without a mask."""
     lines = () if photo.lettering is None else lettering.beside_subject(photo.lettering.lines, photo.mask)
@@ -222,6 +233,7 @@ PHOTO_CHECKS: tuple[Callable[[Photo, Needs], Finding | None], ...] = (
     several_frames,
     subject_cut_off,
     subject_small,
+    several_candidates,
     text_over,
     mirrored_lettering,
 )

@@ -150,6 +150,22 @@ def box_of(mask: Image.Image) -> Box | None:
     return found[0] / width, found[1] / height, found[2] / width, found[3] / height
 
 
+def second_part(mask: Image.Image) -> tuple[float, Box | None]:
+    """Return the area of a mask's second largest part over that of its largest, 0 to 1, and the box around it.
+
+    Parts are white pixels that touch each other, at a corner too; 0 and None where there is one part or none.
+    """
+    labels_HW, num_parts = ndimage.label(np.asarray(mask) >= 128, np.ones((3, 3)))
+    if num_parts < 2:
+        return 0.0, None
+    areas = np.bincount(labels_HW.ravel())[1:]
+    first, second = np.argsort(-areas, kind="stable")[:2]
+    rows, columns = ndimage.find_objects(labels_HW)[second]
+    height, width = labels_HW.shape
+    box = columns.start / width, rows.start / height, columns.stop / width, rows.stop / height
+    return float(areas[second] / areas[first]), box
+
+
 def cut_off(mask: Image.Image) -> tuple[float, str]:
     """Return how much of the subject's box lies against an edge of the photo, 0 to 1, and that edge.
 
