@@ -72,8 +72,7 @@ class AtomicCheckpointIO(CheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a checkpoint. Raises UserError where the disk is full; the previous one is then as it was."""
         path = Path(path)
-        if not path.parent.is_dir():
-            raise UserError(f"{path.parent}: has vanished; bring the run's folder back, or start again")
+        check_is_there(path.parent)
         replaced = self._good.get(path)
         keep = self.previous if replaced is not None else None  # a damaged state does not replace the one before
         make_room(path, num_bytes_of(checkpoint), keep)
@@ -81,6 +80,7 @@ class AtomicCheckpointIO(CheckpointIO):
             with atomic_file(path, keep) as file:
                 hashing = _HashingWriter(file)
                 torch.save(checkpoint, cast(IO[bytes], hashing))
+                check_is_there(path.parent)  # the manifest would bring half of it back
                 entry = StateEntry(
                     checkpoint["global_step"], hashing.num_bytes, hashing.digest.hexdigest(), self.fingerprints
                 )
@@ -88,6 +88,7 @@ class AtomicCheckpointIO(CheckpointIO):
                     _add_entry(keep, replaced)
                 _add_entry(path, entry)
         except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
+            check_is_there(path.parent)
             raise UserError(f"{path}: cannot be written ({error}); the previous state is untouched") from error
         self._good[path] = entry
 
@@ -104,6 +105,12 @@ class AtomicCheckpointIO(CheckpointIO):
     def remove_checkpoint(self, path: Any) -> None:
         for file in (Path(path), manifest_path(Path(path))):
             file.unlink(missing_ok=True)
+
+
+def check_is_there(folder: Path) -> None:
+    """Raise UserError where the folder of a run's states is gone."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: has vanished; bring the run's folder back, or start again")
 
 
 def make_room(path: Path, num_bytes: int, expendable: Path | None) -> None:

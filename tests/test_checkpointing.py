@@ -79,6 +79,19 @@ def test_a_full_disk_is_told_and_costs_nothing(saved: Path, monkeypatch: pytest.
     assert find_state(saved).step == 3
 
 
+def test_a_folder_that_vanishes_during_a_write_is_told_and_keeps_the_old_state(saved: Path) -> None:
+    elsewhere = saved.parent.with_name("elsewhere")
+
+    class Mover:
+        def __reduce__(self):
+            saved.parent.rename(elsewhere)
+            return int, ()
+
+    with pytest.raises(UserError, match=f"{saved.parent}: has vanished"):
+        AtomicCheckpointIO().save_checkpoint({**state(4), "mover": Mover()}, saved)
+    assert find_state(elsewhere / "last.ckpt").step == 3
+
+
 def test_a_file_that_would_run_code_is_not_loaded(tmp_path: Path) -> None:
     class Payload:
         def __reduce__(self):
