@@ -1,6 +1,6 @@
 """How often `prepare` is right about photos: faults are planted, and each finding counted where it is and is not due.
 
-    python benchmarks/photo_findings.py [--photographs FOLDER] [--only text|candidates]
+    python benchmarks/photo_findings.py [--photographs FOLDER] [--only text|candidates|class]
 
 Photos are of the toy world, rendered here, and photographs of a folder with a folder for each subject. Prints a table:
 recall (of planted faults, how many are found), false alarms (of sound photos, how many are said to have it) and
@@ -25,8 +25,8 @@ from dreambooth.prepare.findings import Needs
 from dreambooth.prepare.inspection import NO_READERS, PhotoReaders, inspect_folder
 from dreambooth.prepare.measures import reduced
 from dreambooth.readers.lettering import TextReader, is_available
-from dreambooth.readers.one_photo import SubjectFinder
-from dreambooth.readers.usual import MASK
+from dreambooth.readers.one_photo import PhotoDescriber, SubjectFinder
+from dreambooth.readers.usual import DESCRIBE, MASK
 from toyworld import world
 from toyworld.photos import PLACES, photos
 from toyworld.second import picture
@@ -265,22 +265,35 @@ def count_text(bench: Bench, folders: dict[str, Images]) -> None:
                     bench.count("text", f"{folder}/{name}", is_text, kinds)
 
 
+def pictured(rng: random.Random, *nouns: str) -> Image.Image:
+    """Return a picture of one or two things of these classes."""
+    specs = [picture.random_spec(rng, noun) for noun in nouns]
+    relation = rng.choice(picture.RELATIONS[:-1]) if len(specs) == 2 else ""
+    return picture.render(picture.random_picture(rng, specs, relation))
+
+
 def count_candidates(bench: Bench, num_pictures: int = 5) -> None:
     """Count second candidates on pictures of one and two things. num_pictures: of each class and kind."""
     rng = random.Random(6)
-
-    def pictured(*nouns: str) -> Image.Image:
-        specs = [picture.random_spec(rng, noun) for noun in nouns]
-        relation = rng.choice(picture.RELATIONS[:-1]) if len(specs) == 2 else ""
-        return picture.render(picture.random_picture(rng, specs, relation))
-
     for noun in picture.CLASSES:
         others = [each for each in picture.CLASSES if each != noun]
         for number in range(num_pictures):
             nouns = {"alone": (noun,), "beside": (noun, rng.choice(others)), "twice": (noun, noun)}
-            images = {f"{name}.png": pictured(*each) for name, each in nouns.items()}
+            images = {f"{name}.png": pictured(rng, *each) for name, each in nouns.items()}
             for name, kinds in bench.look(images, class_noun=noun)[0].items():
                 bench.count("candidates", f"{noun} {number}/{name}", name == "twice.png", kinds)
+
+
+def count_classes(bench: Bench, num_pictures: int = 5) -> None:
+    """Count pictures of another class than the one that is named. num_pictures: of each class and kind."""
+    rng = random.Random(8)
+    for noun in picture.CLASSES:
+        others = [each for each in picture.CLASSES if each != noun]
+        for number in range(num_pictures):
+            nouns = {"alone": (noun,), "beside": (noun, rng.choice(others)), "other": (rng.choice(others),)}
+            images = {f"{name}.png": pictured(rng, *each) for name, each in nouns.items()}
+            for name, kinds in bench.look(images, class_noun=noun)[0].items():
+                bench.count("class", f"{noun} {number}/{name}", name == "other.png", kinds)
 
 
 def far(image: Image.Image, scale: float) -> Image.Image:
@@ -363,13 +376,21 @@ def masks_bench() -> Bench:
     return bench
 
 
+def class_bench() -> Bench:
+    """Return what was found where a model is asked for the class."""
+    bench = Bench("toy world", resolution=64, readers=PhotoReaders(sees=PhotoDescriber(DESCRIBE.embedded).sees))
+    count_classes(bench)
+    return bench
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photographs", type=Path, default=Path("../shared/dreambench"), help="folder of folders")
-    parser.add_argument("--only", choices=("text", "candidates"), help="look for this alone")
+    parser.add_argument("--only", choices=("text", "candidates", "class"), help="look for this alone")
     args = parser.parse_args()
-    benches = text_benches(args.photographs) if args.only != "candidates" else []
-    benches += [masks_bench()] if args.only != "text" else []
+    benches = text_benches(args.photographs) if args.only in (None, "text") else []
+    benches += [masks_bench()] if args.only in (None, "candidates") else []
+    benches += [class_bench()] if args.only in (None, "class") else []
     if args.only is None:
         benches += [toy_world()] + ([photographs(args.photographs)] if args.photographs.is_dir() else [])
     print("| finding | photos | planted and found | false alarms | precision |\n|---|---|---|---|---|")

@@ -48,7 +48,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            parameters: list[nn.Parameter] = group["params"]
+            parameters: list[nn.Parameter] = [each for each in group["params"] if each.grad is not None]
             updates = [torch.zeros_like(parameter) for parameter in parameters]
             several = dist.is_initialized()
             rank, num_processes = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)

@@ -94,20 +94,22 @@ def run(args: argparse.Namespace) -> int:
 
 def readers_of(args: argparse.Namespace) -> "tuple[PhotoReaders, Captioner | None]":
     """Return what looks at photos, and what captions them, where a model is named for it. Raises ModelError."""
-    from dreambooth.prepare.inspection import MaskFinder, PhotoReaders
+    from dreambooth.prepare.inspection import ClassJudge, MaskFinder, PhotoReaders
     from dreambooth.readers.lettering import TextReader, is_available
 
     find_mask: MaskFinder | None = None
     describe: Captioner | None = None
+    sees: ClassJudge | None = None
     if args.mask_model is not None:
         from dreambooth.readers.one_photo import SubjectFinder
 
         find_mask = SubjectFinder(args.mask_model)
     if args.caption_model is not None:
-        from dreambooth.readers.one_photo import PhotoCaptioner
+        from dreambooth.readers.one_photo import PhotoDescriber
 
-        describe = PhotoCaptioner(args.caption_model)
-    return PhotoReaders(find_mask, TextReader() if is_available() else None), describe
+        describe = PhotoDescriber(args.caption_model)
+        sees = describe.sees
+    return PhotoReaders(find_mask, TextReader() if is_available() else None, sees), describe
 
 
 def check_options(args: argparse.Namespace) -> None:

@@ -28,6 +28,7 @@ MIN_KEPT = 0.5  # of a photo that its nearest shape of training should keep
 MAX_CUT_OFF = 0.15  # of the subject's side that lies against an edge
 MIN_IN_FRAME = 0.3  # the subject's longer side, of the photo's shorter one
 MAX_SECOND_PART = 0.4  # of the area of the mask's largest part; of 110 toy images of one such thing none has more
+MIN_SHOWS_CLASS = 0.1  # of a model's answer to "is there a dog?"
 SAME_COLOURS = 0.65  # overlap of the colours of two backgrounds that are one
 MAX_SAME = 0.75  # of the photos with one background
 ENOUGH = 3  # photos, from which on it is asked what all of them share
@@ -39,6 +40,7 @@ class Photo:
 
     mask: of the size of `image`, white where the subject is; None: not known. cut_out: fraction that is transparent.
     lettering: what can be read in it; None: nobody has read it.
+    shows_class: the probability that it shows a thing of the class that was named; None: nobody was asked.
     """
 
     path: Path
@@ -47,6 +49,7 @@ class Photo:
     mask: Image.Image | None = None
     cut_out: float = 0.0
     lettering: Lettering | None = None
+    shows_class: float | None = None
 
     @property
     def size(self) -> Size:
@@ -197,6 +200,15 @@ def several_candidates(photo: Photo, needs: Needs) -> Finding | None:
     return Finding("candidates", "warning", number, text, advice, box=box)
 
 
+def other_class(photo: Photo, needs: Needs) -> Finding | None:
+    """Return a finding where a model that was asked sees nothing of the class that was named."""
+    number = photo.shows_class
+    if number is None or number >= MIN_SHOWS_CLASS:
+        return None
+    text = f"not the class that was named: its answer to whether there is one is yes by {number:.0%}"
+    return Finding("class", "warning", number, text, "look whether it shows the subject; if so, name another --class")
+
+
 def text_over(photo: Photo, needs: Needs) -> Finding | None:
     """Return a finding where text is read beside the subject, or anywhere in a photo without a mask."""
     lines = () if photo.lettering is None else lettering.beside_subject(photo.lettering.lines, photo.mask)
@@ -234,6 +246,7 @@ PHOTO_CHECKS: tuple[Callable[[Photo, Needs], Finding | None], ...] = (
     subject_cut_off,
     subject_small,
     several_candidates,
+    other_class,
     text_over,
     mirrored_lettering,
 )

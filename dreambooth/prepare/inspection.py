@@ -27,6 +27,14 @@ class MaskFinder(Protocol):
         ...
 
 
+class ClassJudge(Protocol):
+    """Judge whether a photo shows a thing of a class: a model that answers questions."""
+
+    def __call__(self, image: Image.Image, class_noun: str) -> float:
+        """Return the probability that it does, 0 to 1."""
+        ...
+
+
 @dataclass(frozen=True)
 class InspectedPhoto:
     """Hold what was found out about a file. photo: None where it cannot be read, which is then its one finding."""
@@ -72,6 +80,7 @@ class PhotoReaders:
 
     find_mask: MaskFinder | None = None  # for photos without a mask
     read_text: TextReader | None = None
+    sees: ClassJudge | None = None
 
 
 NO_READERS = PhotoReaders()
@@ -116,7 +125,8 @@ def _read(path: Path, mask_source: str | None, class_noun: str, readers: PhotoRe
     if mask is not None:
         mask = mask.resize(small.size, Image.Resampling.BOX)
     lettering = None if readers.read_text is None else read_lettering(small, readers.read_text)
-    photo = Photo(path, small, info_of(path, image), mask, transparent_fraction(path), lettering)
+    shows_class = readers.sees(image, class_noun) if readers.sees is not None and class_noun else None
+    photo = Photo(path, small, info_of(path, image), mask, transparent_fraction(path), lettering, shows_class)
     return InspectedPhoto(path, findings, photo)
 
 

@@ -1,5 +1,7 @@
 """Ask a model about one photo at a time, as `prepare` does: where is the subject, and what is to be seen?"""
 
+import math
+
 from PIL import Image
 
 from dreambooth.readers.loading import ReaderSource
@@ -20,8 +22,11 @@ class SubjectFinder:
         return mask if mask.getbbox() else None
 
 
-class PhotoCaptioner:
-    """Caption by a BLIP-2, a Kosmos-2 or another image-text-to-text model, a hub id or folder. Raises ModelError."""
+class PhotoDescriber:
+    """Caption and judge by a BLIP-2, a Kosmos-2 or another image-text-to-text model, a hub id or folder.
+
+    Raises ModelError.
+    """
 
     def __init__(self, name: str, device: str = "cpu") -> None:
         self.reader = load_reader(ReaderSource(name, device))
@@ -29,3 +34,9 @@ class PhotoCaptioner:
     def __call__(self, image: Image.Image, class_noun: str) -> str:
         """Return the model's caption; it names the class where the model knows it."""
         return self.reader.caption([image], TextOptions())[0]
+
+    def sees(self, image: Image.Image, class_noun: str) -> float:
+        """Return the probability of "yes" to whether there is a thing of this class, of "yes" and "no" alone."""
+        question = f"is there {'an' if class_noun[0].lower() in 'aeiou' else 'a'} {class_noun}?"
+        yes, no = (self.reader.likelihood([image], question, answer)[0] for answer in ("yes", "no"))
+        return 1 / (1 + math.exp(min(no - yes, 700.0)))

@@ -1,6 +1,7 @@
 """The toy world's readers: what they learn from is true, and the shipped ones meet their gates."""
 
 import random
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +12,12 @@ import torch
 from dreambooth.readers.kosmos2 import Kosmos2Reader
 from toyworld import world
 from toyworld.photos import PLACES, photos
-from toyworld.readers import blip2, kosmos2, segmenter
-from toyworld.readers.batches import batch_of_step
+from toyworld.readers import blip2, kosmos2, lessons, segmenter
+from toyworld.readers.batches import batch_of_step, renderings
 from toyworld.readers.blip2_metrics import caption_right
 from toyworld.readers.cli import finder
 from toyworld.readers.languages import LANGUAGES, pieces
-from toyworld.readers.patches import HEADS, UNKNOWN, patch_truth
+from toyworld.readers.lessons import HEADS, UNKNOWN, cell_truth
 from toyworld.readers.questions import caption, questions
 from toyworld.readers.scenes import seen_scene, unseen_scene
 from toyworld.readers.words import build_writer
@@ -79,6 +80,17 @@ def test_a_box_holds_all_of_its_thing():
             assert outside.max() <= 0.25
 
 
+def test_captions_name_things_side_by_side_from_left_to_right():
+    rng, rows = random.Random(8), 0
+    for scene in (seen_scene(rng) for _ in range(60)):
+        assert "right of" not in caption(scene)
+        if len(scene.things) == 3 or scene.relation == "left of":
+            middles = [thing.box[0] + thing.box[2] for thing in scene.things]
+            assert middles == sorted(middles)
+            rows += 1
+    assert rows > 5
+
+
 def test_the_segmenter_learns_in_all_its_parts():
     model = segmenter.build_segmenter(segmenter.Size((4, 4, 8, 8), (1, 1, 1, 1), 8))
     pixels, labels = segmenter.batch_of_step(0, 3)
@@ -133,7 +145,7 @@ def test_both_stages_learn(clip):
     size = blip2.Size(num_queries=4, width=16, num_layers=2, text_width=16, num_text_layers=1, embedding_dim=8)
     matcher = blip2.Matcher(clip, size)
     pixels, scenes, rng = batch_of_step("test", 0, 4)
-    blip2.matching_loss(matcher, pixels, [caption(scene) for scene in scenes]).backward()
+    blip2.matching_loss(matcher, pixels, scenes).backward()
     model = blip2.build_writer_model(matcher, clip, size)
     blip2.writing_loss(model, pixels, [blip2.texts_of(rng, scene) for scene in scenes]).backward()
     for part in (matcher.model.qformer, matcher.model.itm_head, model.qformer, model.language_model):
@@ -168,26 +180,42 @@ def test_boxes_come_back_from_their_tokens(clip):
     assert all(parameter.grad is not None for parameter in model.image_to_text_projection.parameters())
 
 
-def test_a_patch_shows_the_thing_that_covers_most_of_it():
+@pytest.mark.parametrize("side", [4, 8])
+def test_a_cell_shows_the_thing_that_covers_most_of_it(side):
     rng = random.Random(7)
     for _ in range(10):
         scene = seen_scene(rng)
-        labels, boxes = patch_truth(scene, 8)
+        labels, boxes = cell_truth(scene, side)
+        assert {HEADS["place"][row[-1]] for row in labels.tolist()} == {scene.place}
         for row, box in zip(labels.tolist(), boxes * SIZE, strict=True):
             if row[0]:
                 thing = next(each for each in scene.things if each.class_noun == HEADS["class_noun"][row[0]])
                 assert HEADS["main"][row[1]] == thing.main
                 assert tuple(box.round().astype(int)) == thing.box
             else:
-                assert row[1:] == [UNKNOWN] * 3
+                assert row[1:-1] == [UNKNOWN] * 3
 
 
-def test_image_encoders_learn_what_their_patches_show_and_then_stay(clip, tmp_path):
-    size = blip2.Size(width=16, num_layers=1)
+def test_image_encoder_and_queries_learn_what_their_cells_show_and_the_encoder_then_stays(clip, tmp_path):
+    drawn, size = renderings(6, num_processes=1), blip2.Size(width=16, num_layers=1)
+    clip = deepcopy(clip)
+    lessons.teach_patches(clip, drawn, 1, tmp_path)
     matcher, model = blip2.Matcher(clip, size), kosmos2.build(clip, kosmos2.Size(width=16))
-    for module, reader in ((blip2, matcher), (kosmos2, model)):
-        module.teach_image_encoder(reader, 1, tmp_path)
+    for module, reader, queries in (
+        (blip2, matcher, matcher.model.query_tokens),
+        (kosmos2, model, model.image_to_text_projection.latent_query),
+    ):
+        before = queries.detach().clone()
+        module.teach_queries(reader, drawn, 2, tmp_path)
+        assert not torch.equal(queries, before)
     for encoder in (matcher.model.vision_model, model.vision_model):
         assert not any(parameter.requires_grad for parameter in encoder.parameters())
     writer = blip2.build_writer_model(matcher, clip, size)
     assert not any(parameter.requires_grad for parameter in writer.vision_model.parameters())
+
+
+def test_renderings_are_the_same_on_every_call():
+    first, again = renderings(3, num_processes=1), renderings(3, num_processes=2)
+    for one, other in zip(first, again, strict=True):
+        assert (one.place, caption(one)) == (other.place, caption(other))
+        assert np.array_equal(np.asarray(one.image), np.asarray(other.image))

@@ -2,9 +2,10 @@
 
 Trained in the paper's two stages. First the Q-Former learns which caption belongs to which image, by contrast and by
 matching (section 3.1). Then a language model learns to write what the Q-Former's queries have seen (section 3.2). The
-image encoder begins as that of the toy world's CLIP, as the paper's begins as EVA-CLIP's, learns what its patches show,
-and stays as it is in both stages, as there. Unlike there the language model is new. The third loss of the paper's first
-stage, captions by the Q-Former itself, is left to the second stage.
+image encoder begins as that of the toy world's CLIP, as the paper's begins as EVA-CLIP's, and stays as it is in both
+stages, as there. Before them it learns what its patches show, and the queries what the cells of a coarser grid show
+(`lessons.py`). Unlike in the paper the language model is new. The third loss of the paper's first stage, captions by
+the Q-Former itself, is left to the second stage.
 
 Shapes: B images, T texts, L tokens of a text, Q queries, D embedding dimensions, V tokens of the vocabulary.
 """
@@ -30,17 +31,18 @@ from transformers import (
 )
 
 from toyworld.encoders import MAX_LOGIT_SCALE, contrastive_loss
+from toyworld.readers import lessons
 from toyworld.readers.batches import batch_of_step
-from toyworld.readers.patches import teach_patches
-from toyworld.readers.questions import caption, questions
+from toyworld.readers.questions import Question, caption, questions
 from toyworld.readers.scenes import KnownScene
 from toyworld.readers.words import IMAGE, MAX_LENGTH, build_writer
 from toyworld.training import Budget, Plan, fit, load_average
 from toyworld.world import SIZE
 
-MATCHING, WRITING = "blip2-matching", "blip2-writing"  # the stages' names, and those of their states
+QUERIES, MATCHING, WRITING = "blip2-queries", "blip2-matching", "blip2-writing"  # the trainings, and their states
 BATCH_SIZE = 48
 NOT_COUNTED = -100  # a label that has no loss
+CELLS_WEIGHT = 0.3  # of what the queries tell of their cells, in the first stage: they are not to forget it
 PROMPT = "Question: {question} Answer:"
 
 
@@ -48,7 +50,7 @@ PROMPT = "Question: {question} Answer:"
 class Size:
     """Hold the dimensions of Q-Former and language model; the defaults are those of the shipped one."""
 
-    num_queries: int = 16
+    num_queries: int = 16  # a square: one for each cell of a grid
     width: int = 128  # of the Q-Former; its layers are four times as wide inside
     num_layers: int = 4
     text_width: int = 128
@@ -95,7 +97,7 @@ def build_config(clip: Any, size: Size, *, reads_text: bool) -> Any:
 
 
 class Matcher(nn.Module):
-    """Hold the first stage's model and the temperature of its contrast, which is trained with it."""
+    """Hold the first stage's model, and what is trained with it: its contrast's temperature, the cells' reader."""
 
     def __init__(self, clip: Any, size: Size = Size()) -> None:
         super().__init__()
@@ -105,6 +107,14 @@ class Matcher(nn.Module):
         nn.init.normal_(self.model.query_tokens, std=0.02)
         take_image_encoder(self.model.vision_model, clip.vision_model)
         self.logit_scale = nn.Parameter(torch.tensor(2.6592))  # ln(1 / 0.07), as in CLIP
+        self.read_cells = lessons.new_cell_reader(size.width)
+
+    def look(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the image encoder's states [B, P, D], and the queries' that have read them [B, Q, D]."""
+        seen_BPD = self.model.vision_model(pixel_values=pixels_BCHW).last_hidden_state
+        queries_BQD = self.model.query_tokens.expand(len(seen_BPD), -1, -1)
+        found_BQD = self.model.qformer(query_embeds=queries_BQD, encoder_hidden_states=seen_BPD).last_hidden_state
+        return seen_BPD, found_BQD
 
 
 def spread_weights(model: nn.Module) -> None:
@@ -140,6 +150,7 @@ def take_image_encoder(own: Any, clip: Any) -> None:
             biases = (attention.q_proj.bias, torch.zeros_like(attention.k_proj.bias), attention.v_proj.bias)
             layer.self_attn.qkv.bias.copy_(torch.cat(biases))
             layer.self_attn.projection.load_state_dict(attention.out_proj.state_dict())
+        own.post_layernorm.load_state_dict(clip.post_layernorm.state_dict())
 
 
 def build_writer_model(matcher: Matcher, clip: Any, size: Size = Size()) -> Any:
@@ -160,17 +171,16 @@ def build_writer_model(matcher: Matcher, clip: Any, size: Size = Size()) -> Any:
 # -------------------------------------------------------------------------------- the first stage
 
 
-def matching_loss(matcher: Matcher, pixels_BCHW: Tensor, texts: Sequence[str]) -> Tensor:
-    """Return image-text contrast plus image-text matching, one text an image.
+def matching_loss(matcher: Matcher, pixels_BCHW: Tensor, scenes: Sequence[KnownScene]) -> Tensor:
+    """Return image-text contrast plus image-text matching, one caption an image, and a part of the cells' loss.
 
     Contrast: the cosine of a text with the query that fits it best, against all of the batch. Matching: each image
     with its own text, and with one of the others', drawn by their cosine; is it its own?
     """
-    model = matcher.model
-    tokens = build_writer()(list(texts), padding=True, padding_side="right", return_tensors="pt")
-    seen_BPD = model.vision_model(pixel_values=pixels_BCHW).last_hidden_state
-    queries_BQD = model.query_tokens.expand(len(seen_BPD), -1, -1)
-    image_BQD = model.qformer(query_embeds=queries_BQD, encoder_hidden_states=seen_BPD).last_hidden_state
+    model, texts = matcher.model, [caption(scene) for scene in scenes]
+    tokens = build_writer()(texts, padding=True, padding_side="right", return_tensors="pt")
+    seen_BPD, image_BQD = matcher.look(pixels_BCHW)
+    cells = CELLS_WEIGHT * lessons.cell_loss(matcher.read_cells(image_BQD), scenes)
     text_TLD = model.qformer(
         query_embeds=model.embeddings(input_ids=tokens.input_ids), query_length=0, attention_mask=tokens.attention_mask
     ).last_hidden_state
@@ -180,7 +190,7 @@ def matching_loss(matcher: Matcher, pixels_BCHW: Tensor, texts: Sequence[str]) -
     same_BT = torch.tensor([[one == other for other in texts] for one in texts])
     logits_BT = matcher.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp() * cosine_BT
     contrast = (contrastive_loss(logits_BT, same_BT).mean() + contrastive_loss(logits_BT.T, same_BT).mean()) / 2
-    return contrast + _match(model, seen_BPD, tokens, logits_BT.detach().masked_fill(same_BT, -1e4))
+    return cells + contrast + _match(model, seen_BPD, tokens, logits_BT.detach().masked_fill(same_BT, -1e4))
 
 
 def _match(model: Any, seen_BPD: Tensor, tokens: Any, logits_BT: Tensor) -> Tensor:
@@ -236,28 +246,34 @@ def token_rows(pairs: Sequence[tuple[str, str]], num_queries: int) -> tuple[Tens
 # -------------------------------------------------------------------------------- training
 
 
-def teach_image_encoder(matcher: Matcher, steps: int, work: Path) -> None:
-    """Teach the image encoder what its patches show, or resume; it stays as it is from then on."""
-    encoder: Any = matcher.model.vision_model
-    teach_patches("blip2", encoder, lambda pixels: encoder(pixel_values=pixels).last_hidden_state[:, 1:], steps, work)
+def teach_queries(matcher: Matcher, drawn: Sequence[KnownScene], steps: int, work: Path) -> None:
+    """Teach the queries what their cells show, or resume; the image encoder stays as it is from then on."""
+
+    def read(pixels_BCHW: Tensor) -> Tensor:
+        found: Tensor = matcher.read_cells(matcher.look(pixels_BCHW)[1])
+        return found
+
+    prefixes = ("model.qformer.encoder.", "model.vision_model.encoder.")
+    lessons.teach(QUERIES, matcher, read, drawn, steps, work, prefixes)
+    matcher.model.vision_model.requires_grad_(False)
 
 
-def train_matcher(matcher: Matcher, steps: int, work: Path) -> None:
+def train_matcher(matcher: Matcher, drawn: Sequence[KnownScene], steps: int, work: Path) -> None:
     """Train the first stage, or resume; its state is in `work`/blip2-matching.pt."""
 
     def loss_at(step: int) -> Tensor:
-        pixels, scenes, _ = batch_of_step(MATCHING, step, BATCH_SIZE)
-        return matching_loss(matcher, pixels, [caption(scene) for scene in scenes])
+        pixels, scenes, _ = batch_of_step(MATCHING, step, BATCH_SIZE, drawn)
+        return matching_loss(matcher, pixels, scenes)
 
     prefix = "model.qformer.encoder."
     fit(matcher, loss_at, plan(MATCHING, steps, (prefix,)), work / f"{MATCHING}.pt")
 
 
-def train_writer(model: Any, steps: int, work: Path) -> None:
+def train_writer(model: Any, drawn: Sequence[KnownScene], steps: int, work: Path) -> None:
     """Train the second stage, or resume; its state is in `work`/blip2-writing.pt."""
 
     def loss_at(step: int) -> Tensor:
-        pixels, scenes, rng = batch_of_step(WRITING, step, BATCH_SIZE)
+        pixels, scenes, rng = batch_of_step(WRITING, step, BATCH_SIZE, drawn)
         texts = [texts_of(rng, scene) for scene in scenes]
         return writing_loss(model, pixels, texts)
 
@@ -266,8 +282,11 @@ def train_writer(model: Any, steps: int, work: Path) -> None:
 
 
 def texts_of(rng: random.Random, scene: KnownScene) -> list[tuple[str, str]]:
-    """Return a scene's caption, and two questions with their answers, each as (prompt, what follows it)."""
-    asked = rng.sample(questions(rng, scene), 2)
+    """Return a scene's caption, one question for yes or no and one other with answers, as (prompt, what follows it)."""
+    by_kind: dict[bool, list[Question]] = {True: [], False: []}
+    for each in questions(rng, scene):
+        by_kind[each.answer in ("yes", "no")].append(each)
+    asked = [rng.choice(found) for found in by_kind.values()]
     return [("", caption(scene)), *((PROMPT.format(question=each.text), each.answer) for each in asked)]
 
 

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 SEGMENTER = Path("checkpoints/toyworld-segmenter")
 SEGMENTER_STEPS = 1200
 BLIP2 = Path("checkpoints/toyworld-blip2")
-BLIP2_STEPS = (800, 500, 2500)  # of its image encoder and its two stages
+BLIP2_STEPS = (2000, 400, 500, 1500)  # of its image encoder, its queries and its two stages
 KOSMOS2 = Path("checkpoints/toyworld-kosmos2")
-KOSMOS2_STEPS = (800, 3000)  # of its image encoder and the rest
+KOSMOS2_STEPS = (2000, 400, 1800)  # of its image encoder, its queries and the rest
+READERS_WORK = Path("checkpoints/toyworld-readers.work")  # both begin with what the patches' lesson has left there
+NUM_RENDERINGS = 30_000
 RETRIEVAL = "retrieval"  # the first stage's model, in the folder of the second's
 CLIP = Path("checkpoints/toyworld-encoders/clip")
 
@@ -27,27 +29,29 @@ def add_commands(commands: Any) -> None:
     segmenter.add_argument(
         "--steps", type=int, default=SEGMENTER_STEPS, help="optimizer steps in all (default: %(default)s)"
     )
-    _add_folders(segmenter, SEGMENTER)
+    _add_folders(segmenter, SEGMENTER, Path(f"{SEGMENTER}.work"))
 
     blip2 = commands.add_parser("blip2", help="train what describes and answers, and measure it; run again to resume")
     blip2.add_argument(
-        "--steps", type=int, nargs=3, default=BLIP2_STEPS, metavar=("ENCODER", "FIRST", "SECOND"),
-        help=f"optimizer steps of the image encoder and the two stages (default: {' '.join(map(str, BLIP2_STEPS))})",
+        "--steps", type=int, nargs=4, default=BLIP2_STEPS, metavar=("ENCODER", "QUERIES", "FIRST", "SECOND"),
+        help="optimizer steps of the image encoder, the queries and the two stages "
+        f"(default: {' '.join(map(str, BLIP2_STEPS))})",
     )  # fmt: skip
     blip2.add_argument("--clip", type=Path, default=CLIP, help="whose image encoder it begins with (%(default)s)")
-    _add_folders(blip2, BLIP2)
+    _add_folders(blip2, BLIP2, READERS_WORK)
 
     kosmos2 = commands.add_parser("kosmos2", help="train what ties captions to boxes, and measure it; resumable")
     kosmos2.add_argument(
-        "--steps", type=int, nargs=2, default=KOSMOS2_STEPS, metavar=("ENCODER", "REST"),
-        help=f"optimizer steps of the image encoder and the rest (default: {' '.join(map(str, KOSMOS2_STEPS))})",
+        "--steps", type=int, nargs=3, default=KOSMOS2_STEPS, metavar=("ENCODER", "QUERIES", "REST"),
+        help="optimizer steps of the image encoder, the queries and the rest "
+        f"(default: {' '.join(map(str, KOSMOS2_STEPS))})",
     )  # fmt: skip
     kosmos2.add_argument("--clip", type=Path, default=CLIP, help="whose image encoder it begins with (%(default)s)")
-    _add_folders(kosmos2, KOSMOS2)
+    _add_folders(kosmos2, KOSMOS2, READERS_WORK)
 
 
-def _add_folders(parser: argparse.ArgumentParser, out: Path) -> None:
-    parser.add_argument("--work", type=Path, default=Path(f"{out}.work"), help="states (default: %(default)s)")
+def _add_folders(parser: argparse.ArgumentParser, out: Path, work: Path) -> None:
+    parser.add_argument("--work", type=Path, default=work, help="states (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=out, help="folder to write (default: %(default)s)")
     parser.add_argument("--measure-only", action="store_true", help="measure the model in the --out folder")
 
@@ -71,17 +75,19 @@ def run_blip2(args: argparse.Namespace) -> None:
     from dreambooth.readers.blip2 import Blip2Reader
     from dreambooth.readers.loading import ReaderSource
     from toyworld.evaluate import refresh_model_card
-    from toyworld.readers import blip2, blip2_metrics
+    from toyworld.readers import blip2, blip2_metrics, lessons
+    from toyworld.readers.batches import renderings
     from toyworld.readers.figures import table
 
     if not args.measure_only:
-        clip = blip2.read_clip(args.clip)
+        clip, drawn = blip2.read_clip(args.clip), renderings(NUM_RENDERINGS)
+        lessons.teach_patches(clip, drawn, args.steps[0], args.work)
         matcher = blip2.Matcher(clip)
-        blip2.teach_image_encoder(matcher, args.steps[0], args.work)
-        blip2.train_matcher(matcher, args.steps[1], args.work)
+        blip2.teach_queries(matcher, drawn, args.steps[1], args.work)
+        blip2.train_matcher(matcher, drawn, args.steps[2], args.work)
         blip2.save(matcher.model, args.out / RETRIEVAL)
         model = blip2.build_writer_model(matcher, clip)
-        blip2.train_writer(model, args.steps[2], args.work)
+        blip2.train_writer(model, drawn, args.steps[3], args.work)
         blip2.save(model, args.out)
     text = table(blip2_metrics.measure(Blip2Reader(ReaderSource(str(args.out)))))
     refresh_model_card(args.out / "README.md", text)
@@ -93,13 +99,16 @@ def run_kosmos2(args: argparse.Namespace) -> None:
     from dreambooth.readers.kosmos2 import Kosmos2Reader
     from dreambooth.readers.loading import ReaderSource
     from toyworld.evaluate import refresh_model_card
-    from toyworld.readers import blip2, kosmos2
+    from toyworld.readers import blip2, kosmos2, lessons
+    from toyworld.readers.batches import renderings
     from toyworld.readers.figures import table
 
     if not args.measure_only:
-        model = kosmos2.build(blip2.read_clip(args.clip))
-        kosmos2.teach_image_encoder(model, args.steps[0], args.work)
-        kosmos2.train(model, args.steps[1], args.work)
+        clip, drawn = blip2.read_clip(args.clip), renderings(NUM_RENDERINGS)
+        lessons.teach_patches(clip, drawn, args.steps[0], args.work)
+        model = kosmos2.build(clip)
+        kosmos2.teach_queries(model, drawn, args.steps[1], args.work)
+        kosmos2.train(model, drawn, args.steps[2], args.work)
         kosmos2.save(model, args.out)
     text = table(kosmos2.measure(Kosmos2Reader(ReaderSource(str(args.out)))))
     refresh_model_card(args.out / "README.md", text)

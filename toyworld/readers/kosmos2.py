@@ -1,7 +1,8 @@
 """A small Kosmos-2 (Peng et al. 2023, arXiv 2306.14824) that ties words of its captions to boxes, in four languages.
 
 A box is two tokens, of the patches in which its upper left and lower right corners lie. The image encoder begins as
-that of the toy world's CLIP, whose form is the same, and learns what its patches show; everything else is new.
+that of the toy world's CLIP, whose form is the same, and learns what its patches show. Its queries then learn what the
+cells of a coarser grid show (`lessons.py`). Everything else is new.
 
 Shapes: B images, H/W pixels, T texts, L tokens of a text, Q queries, V tokens of the vocabulary.
 """
@@ -18,23 +19,22 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPImageProcessor, Kosmos2Config, Kosmos2ForConditionalGeneration, Kosmos2Processor
 from transformers.models.kosmos2.processing_kosmos2 import coordinate_to_patch_index
 
-from toyworld.readers import questions
+from toyworld.readers import lessons, questions
 from toyworld.readers.batches import batch_of_step
 from toyworld.readers.blip2 import NOT_COUNTED, plan, spread_weights
 from toyworld.readers.figures import Figure, mean
 from toyworld.readers.languages import LANGUAGES, pieces
 from toyworld.readers.languages import vocabulary as other_words
-from toyworld.readers.patches import teach_patches
 from toyworld.readers.scenes import EMPTY_BOX, KnownScene, unseen_scene
 from toyworld.readers.words import MAX_LENGTH, build_words
 from toyworld.training import fit, load_average
 from toyworld.world import SIZE
 
-NAME = "kosmos2"
+NAME, QUERIES = "kosmos2", "kosmos2-queries"  # the trainings, and their states
 BATCH_SIZE = 48
 GRID = 32  # patches along a side, in which boxes are told, as in the published one; 2 pixels each
 OPENING = {"en": " An image of", **{tag: f"<{tag}>" for tag in LANGUAGES}}
@@ -46,7 +46,7 @@ MIN_IOU = 0.7  # the gate
 class Size:
     """Hold the dimensions of the language model; the defaults are those of the shipped one."""
 
-    num_queries: int = 16
+    num_queries: int = 16  # a square: one for each cell of a grid
     width: int = 128
     num_layers: int = 4
 
@@ -155,23 +155,36 @@ def writing_loss(model: Any, pixels_BCHW: Tensor, pairs: Sequence[tuple[str, str
     return F.cross_entropy(logits_TLV[:, :-1].flatten(0, 1), labels_TL[:, 1:].flatten(), ignore_index=NOT_COUNTED)
 
 
-def teach_image_encoder(model: Any, steps: int, work: Path) -> None:
-    """Teach the image encoder what its patches show, or resume; it stays as it is from then on."""
-    encoder = model.vision_model
+class QueryLesson(nn.Module):
+    """Hold a model and the layer that reads what its queries tell of their cells; the layer is not kept."""
 
-    def states(pixels_BCHW: Tensor) -> Tensor:
-        seen = encoder(pixel_values=pixels_BCHW).last_hidden_state
-        found: Tensor = encoder.model.post_layernorm(seen)[:, 1:]
-        return found
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.read_cells = lessons.new_cell_reader(model.config.text_config.embed_dim)
 
-    teach_patches(NAME, encoder, states, steps, work)
+    def forward(self, pixels_BCHW: Tensor) -> Tensor:
+        encoder = self.model.vision_model
+        seen_BPD = encoder.model.post_layernorm(encoder(pixel_values=pixels_BCHW).last_hidden_state)
+        found_BQD, _ = self.model.image_to_text_projection(F.normalize(seen_BPD, dim=-1))
+        told: Tensor = self.read_cells(found_BQD)
+        return told
 
 
-def train(model: Any, steps: int, work: Path) -> None:
+def teach_queries(model: Any, drawn: Sequence[KnownScene], steps: int, work: Path) -> None:
+    """Teach the queries what their cells show, or resume; the image encoder stays as it is from then on."""
+    torch.manual_seed(0)
+    lesson = QueryLesson(model)
+    prefixes = ("model.image_to_text_projection.x_attn.", "model.vision_model.model.encoder.")
+    lessons.teach(QUERIES, lesson, lesson, drawn, steps, work, prefixes)
+    model.vision_model.requires_grad_(False)
+
+
+def train(model: Any, drawn: Sequence[KnownScene], steps: int, work: Path) -> None:
     """Train the model, or resume; its state is in `work`/kosmos2.pt."""
 
     def loss_at(step: int) -> Tensor:
-        pixels, scenes, rng = batch_of_step(NAME, step, BATCH_SIZE)
+        pixels, scenes, rng = batch_of_step(NAME, step, BATCH_SIZE, drawn)
         return writing_loss(model, pixels, [text_of(rng, scene) for scene in scenes])
 
     prefixes = ("text_model.model.layers.", "image_to_text_projection.x_attn.")

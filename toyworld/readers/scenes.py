@@ -91,11 +91,17 @@ def first_scene(spec: world.Spec, scene: world.Scene) -> KnownScene:
 
 
 def second_scene(shown: picture.Picture) -> KnownScene:
-    """Return a rendering of the second edition with its truth."""
+    """Return a rendering of the second edition with its truth. Things side by side come from left to right.
+
+    So the image alone tells which thing a caption names first. Where both orders were right, a small model mixed the
+    colour of one thing with the class of the other.
+    """
     masks = truth(shown).masks
     things = []
     for thing, mask in zip(shown.things, masks, strict=True):
         spec = thing.spec
         worn = "" if spec.worn == "nothing" else spec.worn
         things.append(KnownThing(spec.class_noun, spec.main, spec.second, spec.accent, spec.pattern, mask, worn))
+    if shown.relation == "right of":
+        return KnownScene(picture.render(shown), shown.place, tuple(reversed(things)), "left of")
     return KnownScene(picture.render(shown), shown.place, tuple(things), shown.relation)
