@@ -195,6 +195,20 @@ def test_a_small_second_part_of_a_mask_is_no_candidate(robot, second, number):
     assert kinds["candidates"].number == number if number else "candidates" not in kinds
 
 
+@pytest.mark.parametrize(("probability", "is_found"), [(0.04, True), (0.1, False), (0.9, False)])
+def test_a_photo_in_which_nobody_sees_the_class_is_told(robot, probability, is_found):
+    asked = []
+
+    def sees(image: Image.Image, class_noun: str) -> float:
+        asked.append(class_noun)
+        return probability if len(asked) == 2 else 1.0
+
+    inspection = inspect_folder(robot, TOY, "robot", readers=PhotoReaders(sees=sees))
+    assert asked == ["robot"] * 5
+    found_in = [photo.path.name for photo in inspection.photos if "class" in {one.kind for one in photo.findings}]
+    assert found_in == ([inspection.photos[1].path.name] if is_found else [])
+
+
 def line(text: str, score: float = 0.95, box: Box = (0.1, 0.6, 0.9, 0.8)) -> TextLine:
     return TextLine(text, score, box)
 

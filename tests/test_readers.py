@@ -40,6 +40,7 @@ from dreambooth.readers.drawing import draw_word
 from dreambooth.readers.likelihood import answer_probability
 from dreambooth.readers.loading import ReaderSource, moved
 from dreambooth.readers.masks import FINDERS, find_mask, load_mask_finder
+from dreambooth.readers.one_photo import PhotoDescriber
 from dreambooth.readers.outputs import as_csv, as_json
 from dreambooth.readers.protocols import PhraseBox, WordMap
 from dreambooth.readers.request import DescribeRequest
@@ -404,6 +405,13 @@ def test_every_reader_tells_the_probability_of_an_answer(kind, images, request):
     assert written[1] == pytest.approx(
         answer_probability(reader, images[1:2], "where is it?", "on the beach")[0], rel=1e-3
     )
+
+
+@pytest.mark.parametrize(("class_noun", "asked"), [("robot", "is there a robot?"), ("orange", "is there an orange?")])
+def test_a_reader_is_asked_whether_a_photo_shows_the_class(blip2_model, images, class_noun, asked):
+    describer = PhotoDescriber(str(blip2_model))
+    expected = answer_probability(load_reader(ReaderSource(str(blip2_model))), images[:1], asked, "yes")[0]
+    assert describer.sees(images[0], class_noun) == pytest.approx(expected)
 
 
 def test_a_text_belongs_to_an_image_with_a_probability(blip2_model, clip_model, images):

@@ -1,9 +1,8 @@
 """Ask a model about one photo at a time, as `prepare` does: where is the subject, and what is to be seen?"""
 
-import math
-
 from PIL import Image
 
+from dreambooth.readers.likelihood import answer_probability
 from dreambooth.readers.loading import ReaderSource
 from dreambooth.readers.masks import load_mask_finder
 from dreambooth.readers.table import load_reader
@@ -38,5 +37,4 @@ class PhotoDescriber:
     def sees(self, image: Image.Image, class_noun: str) -> float:
         """Return the probability of "yes" to whether there is a thing of this class, of "yes" and "no" alone."""
         question = f"is there {'an' if class_noun[0].lower() in 'aeiou' else 'a'} {class_noun}?"
-        yes, no = (self.reader.likelihood([image], question, answer)[0] for answer in ("yes", "no"))
-        return 1 / (1 + math.exp(min(no - yes, 700.0)))
+        return answer_probability(self.reader, [image], question, "yes")[0]
