@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,9 @@ if TYPE_CHECKING:
 SEGMENTER = Path("checkpoints/toyworld-segmenter")
 SEGMENTER_STEPS = 1200
 BLIP2 = Path("checkpoints/toyworld-blip2")
-BLIP2_STEPS = (2000, 400, 500, 1500)  # of its image encoder, its queries and its two stages
+BLIP2_STEPS = (8000, 500, 400, 1500)  # of its image encoder, its queries and its two stages
 KOSMOS2 = Path("checkpoints/toyworld-kosmos2")
-KOSMOS2_STEPS = (2000, 400, 1800)  # of its image encoder, its queries and the rest
+KOSMOS2_STEPS = (8000, 500, 1700)  # of its image encoder, its queries and the rest
 READERS_WORK = Path("checkpoints/toyworld-readers.work")  # both begin with what the patches' lesson has left there
 NUM_RENDERINGS = 30_000
 RETRIEVAL = "retrieval"  # the first stage's model, in the folder of the second's
@@ -89,6 +90,7 @@ def run_blip2(args: argparse.Namespace) -> None:
         model = blip2.build_writer_model(matcher, clip)
         blip2.train_writer(model, drawn, args.steps[3], args.work)
         blip2.save(model, args.out)
+        _add_card(args.out, "blip2_card.md")
     text = table(blip2_metrics.measure(Blip2Reader(ReaderSource(str(args.out)))))
     refresh_model_card(args.out / "README.md", text)
     print(text)
@@ -110,9 +112,16 @@ def run_kosmos2(args: argparse.Namespace) -> None:
         kosmos2.teach_queries(model, drawn, args.steps[1], args.work)
         kosmos2.train(model, drawn, args.steps[2], args.work)
         kosmos2.save(model, args.out)
+        _add_card(args.out, "kosmos2_card.md")
     text = table(kosmos2.measure(Kosmos2Reader(ReaderSource(str(args.out)))))
     refresh_model_card(args.out / "README.md", text)
     print(text)
+
+
+def _add_card(folder: Path, name: str) -> None:
+    """Copy a model card of this package into a model's folder, where there is none yet."""
+    if not (folder / "README.md").is_file():
+        shutil.copyfile(Path(__file__).with_name(name), folder / "README.md")
 
 
 def finder(folder: Path) -> Any:
