@@ -52,8 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--caption-model",
         metavar="MODEL",
-        help="caption photos where there are no captions: hub id or folder of a BLIP-2, a Kosmos-2 or another "
-        "image-text-to-text model",
+        help="caption photos where there are no captions, and ask whether the class is there: hub id or folder of a "
+        "BLIP-2, a Kosmos-2 or another image-text-to-text model",
     )
     parser.add_argument(
         "--captions", metavar="FILE",

@@ -205,7 +205,7 @@ def other_class(photo: Photo, needs: Needs) -> Finding | None:
     number = photo.shows_class
     if number is None or number >= MIN_SHOWS_CLASS:
         return None
-    text = f"not the class that was named: its answer to whether there is one is yes by {number:.0%}"
+    text = f"not the class that was named: the model sees one with a probability of {number:.0%}"
     return Finding("class", "warning", number, text, "look whether it shows the subject; if so, name another --class")
 
 
