@@ -1,4 +1,4 @@
-"""What sampling saves by fewer steps, by skipped guidance and by cached cross-attention keys, and what each costs.
+"""Measure what fewer steps, skipped guidance and cached cross-attention keys save in sampling, and what each costs.
 
     python benchmarks/sampling_savings.py --per-class 12
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import random
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from dreambooth.families.control import load_control
 from dreambooth.generation.inputs.canny import canny
 from toyworld import world
 from toyworld.base import SCHEDULE, bfloat16_is_faster
-from toyworld.evaluate import GUIDANCE_SCALE, NUM_STEPS
+from toyworld.evaluate import GUIDANCE_SCALE, NUM_STEPS, add_model_card
 from toyworld.judge import Judge
 from toyworld.latents import PATCH, LinearCodec, to_images, to_pixels
 from toyworld.readers.figures import Figure, mean
@@ -168,8 +167,7 @@ def save(network: ControlNetModel, folder: Path) -> None:
     stored = copy.deepcopy(network).half()
     stored.register_to_config(_name_or_path="")
     stored.save_pretrained(folder)
-    if not (folder / "README.md").is_file():
-        shutil.copyfile(CARD, folder / "README.md")
+    add_model_card(CARD, folder)
 
 
 def load(folder: Path) -> ControlNetModel:

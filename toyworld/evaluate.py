@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -124,6 +125,12 @@ def table(metrics: Sequence[Metric]) -> str:
     """Return the measurements as a Markdown table."""
     head = ["| measured | value | at least |", "|---|---|---|"]
     return "\n".join(head + [metric.row() for metric in metrics])
+
+
+def add_model_card(card: Path, folder: Path) -> None:
+    """Copy a model card into a model's folder, as its README.md, where there is none yet."""
+    if not (folder / "README.md").is_file():
+        shutil.copyfile(card, folder / "README.md")
 
 
 def refresh_model_card(card: Path, text: str) -> None:

@@ -25,6 +25,7 @@ from dreambooth.exporting.pipeline import save_pipeline
 from toyworld.base import BaseSettings, DenoiserTask, Recipe, train_base
 from toyworld.dataset import Dataset, load_or_make_codec
 from toyworld.editions import FIRST, Edition
+from toyworld.evaluate import add_model_card
 from toyworld.flow_tokenizer import MAX_LENGTH, build_flow_tokenizer, with_template
 from toyworld.latents import LinearCodec
 from toyworld.tokenizer import build_tokenizer
@@ -178,6 +179,5 @@ def export_flow(work: Path, out: Path, base: Path) -> None:
     """Write the pipeline folder, its model card and the judge beside it; every float is stored in 16 bits."""
     pipeline: Any = trained_flow_pipeline(work, base)
     save_pipeline(pipeline.to(torch.float16), out)
-    if not (out / "README.md").is_file():
-        shutil.copyfile(CARD, out / "README.md")
+    add_model_card(CARD, out)
     shutil.copytree(base / "judge", out / "judge", dirs_exist_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ KOSMOS2 = Path("checkpoints/toyworld-kosmos2")
 KOSMOS2_STEPS = (8000, 500, 1700)  # of its image encoder, its queries and the rest
 READERS_WORK = Path("checkpoints/toyworld-readers.work")  # both begin with what the patches' lesson has left there
 NUM_RENDERINGS = 30_000
+BLIP2_CARD, KOSMOS2_CARD = (Path(__file__).with_name(name) for name in ("blip2_card.md", "kosmos2_card.md"))
 RETRIEVAL = "retrieval"  # the first stage's model, in the folder of the second's
 CLIP = Path("checkpoints/toyworld-encoders/clip")
 
@@ -75,7 +75,7 @@ def run_blip2(args: argparse.Namespace) -> None:
     """Train both stages of the BLIP-2, write it and what searches, and print its figures."""
     from dreambooth.readers.blip2 import Blip2Reader
     from dreambooth.readers.loading import ReaderSource
-    from toyworld.evaluate import refresh_model_card
+    from toyworld.evaluate import add_model_card, refresh_model_card
     from toyworld.readers import blip2, blip2_metrics, lessons
     from toyworld.readers.batches import renderings
     from toyworld.readers.figures import table
@@ -90,7 +90,7 @@ def run_blip2(args: argparse.Namespace) -> None:
         model = blip2.build_writer_model(matcher, clip)
         blip2.train_writer(model, drawn, args.steps[3], args.work)
         blip2.save(model, args.out)
-        _add_card(args.out, "blip2_card.md")
+        add_model_card(BLIP2_CARD, args.out)
     text = table(blip2_metrics.measure(Blip2Reader(ReaderSource(str(args.out)))))
     refresh_model_card(args.out / "README.md", text)
     print(text)
@@ -100,7 +100,7 @@ def run_kosmos2(args: argparse.Namespace) -> None:
     """Train the Kosmos-2, write it, and print its figures."""
     from dreambooth.readers.kosmos2 import Kosmos2Reader
     from dreambooth.readers.loading import ReaderSource
-    from toyworld.evaluate import refresh_model_card
+    from toyworld.evaluate import add_model_card, refresh_model_card
     from toyworld.readers import blip2, kosmos2, lessons
     from toyworld.readers.batches import renderings
     from toyworld.readers.figures import table
@@ -112,16 +112,10 @@ def run_kosmos2(args: argparse.Namespace) -> None:
         kosmos2.teach_queries(model, drawn, args.steps[1], args.work)
         kosmos2.train(model, drawn, args.steps[2], args.work)
         kosmos2.save(model, args.out)
-        _add_card(args.out, "kosmos2_card.md")
+        add_model_card(KOSMOS2_CARD, args.out)
     text = table(kosmos2.measure(Kosmos2Reader(ReaderSource(str(args.out)))))
     refresh_model_card(args.out / "README.md", text)
     print(text)
-
-
-def _add_card(folder: Path, name: str) -> None:
-    """Copy a model card of this package into a model's folder, where there is none yet."""
-    if not (folder / "README.md").is_file():
-        shutil.copyfile(Path(__file__).with_name(name), folder / "README.md")
 
 
 def finder(folder: Path) -> Any:

@@ -40,7 +40,7 @@ MIN_COVERED = 0.25  # of a cell, from which on it shows a thing
 UNKNOWN = -100  # the label of a cell without a thing, but for its class and place
 BOX_WEIGHT = 5.0  # of the box's mean error, a fraction of the image's side
 
-States = Callable[[Tensor], Tensor]  # of pixels [B, 3, H, W]: the states of the cells, [B, P, D]
+Reading = Callable[[Tensor], Tensor]  # of pixels [B, 3, H, W]: what is told of the cells, [B, P, K]
 
 
 def new_cell_reader(width: int) -> nn.Linear:
@@ -87,34 +87,33 @@ def cell_loss(read_BPK: Tensor, scenes: Sequence[KnownScene]) -> Tensor:
 
 
 class PatchLesson(nn.Module):
-    """Hold an image encoder and the layer that reads its patches; the layer is not kept."""
+    """Hold the image encoder of a CLIPModel and the layer that reads its patches; the layer is not kept."""
 
-    def __init__(self, encoder: nn.Module, width: int) -> None:
+    def __init__(self, encoder: Any, width: int) -> None:
         super().__init__()
         self.encoder = encoder
-        self.read = new_cell_reader(width)
+        self.read_cells = new_cell_reader(width)
+
+    def forward(self, pixels_BCHW: Tensor) -> Tensor:
+        seen_BPD = self.encoder.post_layernorm(self.encoder(pixel_values=pixels_BCHW).last_hidden_state)
+        told: Tensor = self.read_cells(seen_BPD[:, 1:])  # no class token
+        return told
 
 
 def teach_patches(clip: Any, drawn: Sequence[KnownScene], steps: int, work: Path) -> None:
     """Teach the image encoder of a CLIPModel what its patches show, or resume; its state is in `work`/patches.pt."""
-    encoder = clip.vision_model
     torch.manual_seed(0)
-    lesson = PatchLesson(encoder, clip.config.vision_config.hidden_size)
-
-    def states(pixels_BCHW: Tensor) -> Tensor:
-        found: Tensor = encoder.post_layernorm(encoder(pixel_values=pixels_BCHW).last_hidden_state)[:, 1:]
-        return found
-
-    teach("patches", lesson, lambda pixels: lesson.read(states(pixels)), drawn, steps, work, ("encoder.encoder.",))
+    lesson = PatchLesson(clip.vision_model, clip.config.vision_config.hidden_size)
+    teach("patches", lesson, lesson, drawn, steps, work, ("encoder.encoder.",))
 
 
 def teach(
-    name: str, module: nn.Module, read: States, drawn: Sequence[KnownScene], steps: int, work: Path,
+    name: str, module: nn.Module, read: Reading, drawn: Sequence[KnownScene], steps: int, work: Path,
     muon_prefix: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Train a module on what its cells show, or resume; its state is in `work`/NAME.pt.
 
-    read: of pixels [B, 3, H, W], what is told of the cells, [B, P, K]. muon_prefix: of names whose matrices Muon moves.
+    muon_prefix: names of the layers whose matrices Muon moves begin so.
     """
 
     def loss_at(step: int) -> Tensor:
