@@ -11,7 +11,6 @@ Shapes: B batch, C latent channels, h/w latent height and width, L tokens, T tex
 from __future__ import annotations
 
 import os
-import socket
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -19,11 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from toyworld.canvas import SIZE
@@ -31,7 +28,7 @@ from toyworld.dataset import Dataset, load_or_make_dataset
 from toyworld.editions import Edition
 from toyworld.latents import PATCH
 from toyworld.tokenizer import MAX_LENGTH, build_tokenizer
-from toyworld.training import Budget, Plan, fit, rank_and_world
+from toyworld.training import Budget, Plan, fit, rank_and_world, run_in_processes
 
 TEXT_WIDTH = 128
 CAPTION_DROPOUT = 0.1
@@ -228,19 +225,7 @@ def train_base(settings: BaseSettings, recipe: Recipe = UNET) -> None:
     num_processes = settings.num_processes if settings.device == "cpu" else 1
     num_renderers = settings.num_processes if settings.device == "cpu" else os.cpu_count() or 1
     load_or_make_dataset(settings.folder, settings.edition, settings.num_samples, num_renderers)
-    if num_processes == 1:
-        _train(settings, recipe)
-        return
-    port = _free_port()
-    spawn(_worker, args=(num_processes, port, settings, recipe), nprocs=num_processes)
-
-
-def _worker(rank: int, num_processes: int, port: int, settings: BaseSettings, recipe: Recipe) -> None:
-    torch.set_num_threads(1)
-    os.environ["USE_LIBUV"] = "0"
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=num_processes)
-    _train(settings, recipe)
-    dist.destroy_process_group()
+    run_in_processes(num_processes, _train, settings, recipe)
 
 
 def _train(settings: BaseSettings, recipe: Recipe) -> None:
@@ -249,9 +234,3 @@ def _train(settings: BaseSettings, recipe: Recipe) -> None:
     task = recipe.task(modules, dataset, settings)
     plan = Plan(recipe.name, settings.budget, settings.peak_lr, settings.muon_lr, recipe.muon_prefix)
     fit(modules, task, plan, settings.folder / f"{recipe.name}.pt")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -9,6 +9,8 @@ averaged, and rank 0 measures the time and saves the state.
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 
 from dreambooth.errors import NonFiniteError
 from dreambooth.files import atomic_file
@@ -70,6 +73,28 @@ def save_atomically(state: dict[str, Any], path: Path) -> None:
     """Save tensors and plain containers to a file that is whole or not there."""
     with atomic_file(path) as file:
         torch.save(state, file)
+
+
+def run_in_processes(number: int, work: Callable[..., None], *args: Any) -> None:
+    """Call work(*args) in so many processes of one thread each, joined by gloo; in this process if it is one."""
+    if number == 1:
+        work(*args)
+    else:
+        spawn(_join, args=(number, _free_port(), work, args), nprocs=number)
+
+
+def _join(rank: int, number: int, port: int, work: Callable[..., None], args: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    os.environ["USE_LIBUV"] = "0"
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=number)
+    work(*args)
+    dist.destroy_process_group()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def rank_and_world() -> tuple[int, int]:

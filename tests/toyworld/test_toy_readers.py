@@ -1,7 +1,6 @@
 """The toy world's readers: what they learn from is true, and the shipped ones meet their gates."""
 
 import random
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from toyworld.world import SIZE
 
 REPOSITORY = Path(__file__).parents[2]
 SEGMENTER = "checkpoints/toyworld-segmenter"
+CLIP = REPOSITORY / "checkpoints" / "toyworld-encoders" / "clip"
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_the_shipped_segmenter_meets_its_gate(shipped_segmenter):
 
 @pytest.fixture(scope="module")
 def clip():
-    return blip2.read_clip(REPOSITORY / "checkpoints" / "toyworld-encoders" / "clip")
+    return lessons.read_clip(CLIP)
 
 
 def test_each_pixel_has_the_label_of_what_covers_it():
@@ -196,11 +196,22 @@ def test_a_cell_shows_the_thing_that_covers_most_of_it(side):
                 assert row[1:-1] == [UNKNOWN] * 3
 
 
+@pytest.mark.slow
+def test_the_image_encoder_learns_in_two_processes_and_a_finished_lesson_is_read(tmp_path):
+    taught = lessons.taught_clip(CLIP, 1, tmp_path, num_renderings=4, num_processes=2)
+    again = lessons.taught_clip(CLIP, 1, tmp_path, num_renderings=4, num_processes=1)
+    for name, value in taught.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
 def test_image_encoder_and_queries_learn_what_their_cells_show_and_the_encoder_then_stays(clip, tmp_path):
+    before = clip.vision_model.encoder.layers[0].mlp.fc1.weight
+    clip = lessons.taught_clip(CLIP, 1, tmp_path, num_renderings=64, num_processes=1)
+    assert not torch.equal(clip.vision_model.encoder.layers[0].mlp.fc1.weight, before)
+
     drawn, size = renderings(6, num_processes=1), blip2.Size(width=16, num_layers=1)
-    clip = deepcopy(clip)
-    lessons.teach_patches(clip, drawn, 1, tmp_path)
     matcher, model = blip2.Matcher(clip, size), kosmos2.build(clip, kosmos2.Size(width=16))
+    blip2.match_encoders(matcher, clip, drawn, 1, tmp_path)
     for module, reader, queries in (
         (blip2, matcher, matcher.model.query_tokens),
         (kosmos2, model, model.image_to_text_projection.latent_query),
@@ -212,6 +223,26 @@ def test_image_encoder_and_queries_learn_what_their_cells_show_and_the_encoder_t
         assert not any(parameter.requires_grad for parameter in encoder.parameters())
     writer = blip2.build_writer_model(matcher, clip, size)
     assert not any(parameter.requires_grad for parameter in writer.vision_model.parameters())
+
+
+def test_an_encoder_that_sees_all_patches_tells_what_a_whole_one_does(clip):
+    lesson = lessons.PatchLesson(clip).eval()
+    pixels = torch.rand(2, 3, SIZE, SIZE)
+    whole = clip.vision_model(pixel_values=pixels).last_hidden_state[:, 1:]
+    told = lesson.read_cells(clip.vision_model.post_layernorm(whole))
+    order = torch.stack([torch.randperm(whole.shape[1]) for _ in pixels])
+    picked = torch.stack([row[kept] for row, kept in zip(told, order, strict=True)])
+    torch.testing.assert_close(lesson(pixels, order), picked, atol=1e-4, rtol=1e-4)
+
+
+def test_recoloured_images_keep_their_shapes():
+    torch.manual_seed(0)
+    pixels = torch.rand(5, 3, 8, 8) * 2 - 1
+    mixed = lessons.recolour(pixels)
+    assert mixed.abs().max() <= 1
+    assert not torch.allclose(mixed, pixels, atol=0.1)
+    flat = lessons.recolour(torch.ones(3, 3, 8, 8) * torch.tensor([0.5, -0.2, 0.9])[:, None, None])
+    torch.testing.assert_close(flat, flat[..., :1, :1].expand_as(flat))
 
 
 def test_renderings_are_the_same_on_every_call():

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ from transformers import (
     Blip2Config,
     Blip2ForConditionalGeneration,
     Blip2ForImageTextRetrieval,
-    CLIPModel,
     OPTConfig,
 )
 
@@ -39,7 +38,8 @@ from toyworld.readers.words import IMAGE, MAX_LENGTH, build_writer
 from toyworld.training import Budget, Plan, fit, load_average
 from toyworld.world import SIZE
 
-QUERIES, MATCHING, WRITING = "blip2-queries", "blip2-matching", "blip2-writing"  # the trainings, and their states
+# The trainings, and their states.
+ENCODER, QUERIES, MATCHING, WRITING = "blip2-encoder", "blip2-queries", "blip2-matching", "blip2-writing"
 BATCH_SIZE = 48
 NOT_COUNTED = -100  # a label that has no loss
 CELLS_WEIGHT = 0.3  # of what the queries tell of their cells, in the first stage: they are not to forget it
@@ -106,6 +106,7 @@ class Matcher(nn.Module):
         spread_weights(self.model)
         nn.init.normal_(self.model.query_tokens, std=0.02)
         take_image_encoder(self.model.vision_model, clip.vision_model)
+        self.model.vision_model.requires_grad_(False)
         self.logit_scale = nn.Parameter(torch.tensor(2.6592))  # ln(1 / 0.07), as in CLIP
         self.read_cells = lessons.new_cell_reader(size.width)
 
@@ -131,8 +132,8 @@ def take_image_encoder(own: Any, clip: Any) -> None:
     """Fill BLIP-2's image encoder with CLIP's weights.
 
     CLIP normalises its embeddings before the first layer, BLIP-2 does not: the norm's factors go into the embeddings,
-    each of which is divided by the root mean square of the positions' embeddings instead of its own. CLIP's bias of
-    keys changes no attention, and BLIP-2 has none.
+    each of which is divided by the root mean square of the positions' embeddings instead of its own; `match_encoders`
+    makes up for the difference. CLIP's bias of keys changes no attention, and BLIP-2 has none.
     """
     norm, given, taken = clip.pre_layrnorm, clip.embeddings, own.embeddings
     with torch.no_grad():
@@ -180,7 +181,7 @@ def matching_loss(matcher: Matcher, pixels_BCHW: Tensor, scenes: Sequence[KnownS
     model, texts = matcher.model, [caption(scene) for scene in scenes]
     tokens = build_writer()(texts, padding=True, padding_side="right", return_tensors="pt")
     seen_BPD, image_BQD = matcher.look(pixels_BCHW)
-    cells = CELLS_WEIGHT * lessons.cell_loss(matcher.read_cells(image_BQD), scenes)
+    cells = CELLS_WEIGHT * lessons.query_loss(matcher.read_cells(image_BQD), scenes)
     text_TLD = model.qformer(
         query_embeds=model.embeddings(input_ids=tokens.input_ids), query_length=0, attention_mask=tokens.attention_mask
     ).last_hidden_state
@@ -246,16 +247,32 @@ def token_rows(pairs: Sequence[tuple[str, str]], num_queries: int) -> tuple[Tens
 # -------------------------------------------------------------------------------- training
 
 
+def match_encoders(matcher: Matcher, clip: Any, drawn: Sequence[KnownScene], steps: int, work: Path) -> None:
+    """Teach BLIP-2's image encoder to tell of each patch what CLIP's does, or resume.
+
+    It learns the states that CLIP's ends in, by their mean squared error; its state is in `work`/blip2-encoder.pt.
+    """
+    own, given = matcher.model.vision_model.requires_grad_(True), clip.vision_model.eval()
+
+    def loss_at(step: int) -> Tensor:
+        pixels, _, _ = batch_of_step(ENCODER, step, BATCH_SIZE, drawn)
+        with torch.no_grad():
+            wanted_BPD = given.post_layernorm(given(pixel_values=pixels).last_hidden_state)
+        return F.mse_loss(own(pixel_values=pixels).last_hidden_state, wanted_BPD)
+
+    settings = replace(plan(ENCODER, steps, "encoder."), muon_lr=0.005)
+    fit(own, loss_at, settings, work / f"{ENCODER}.pt")
+    own.requires_grad_(False)
+
+
 def teach_queries(matcher: Matcher, drawn: Sequence[KnownScene], steps: int, work: Path) -> None:
-    """Teach the queries what their cells show, or resume; the image encoder stays as it is from then on."""
+    """Teach the queries what their cells show, or resume; its state is in `work`/blip2-queries.pt."""
 
     def read(pixels_BCHW: Tensor) -> Tensor:
         found: Tensor = matcher.read_cells(matcher.look(pixels_BCHW)[1])
         return found
 
-    prefixes = ("model.qformer.encoder.", "model.vision_model.encoder.")
-    lessons.teach(QUERIES, matcher, read, drawn, steps, work, prefixes)
-    matcher.model.vision_model.requires_grad_(False)
+    lessons.teach_queries(QUERIES, matcher, read, drawn, steps, work, "model.qformer.encoder.")
 
 
 def train_matcher(matcher: Matcher, drawn: Sequence[KnownScene], steps: int, work: Path) -> None:
@@ -265,8 +282,7 @@ def train_matcher(matcher: Matcher, drawn: Sequence[KnownScene], steps: int, wor
         pixels, scenes, _ = batch_of_step(MATCHING, step, BATCH_SIZE, drawn)
         return matching_loss(matcher, pixels, scenes)
 
-    prefix = "model.qformer.encoder."
-    fit(matcher, loss_at, plan(MATCHING, steps, (prefix,)), work / f"{MATCHING}.pt")
+    fit(matcher, loss_at, plan(MATCHING, steps, "model.qformer.encoder."), work / f"{MATCHING}.pt")
 
 
 def train_writer(model: Any, drawn: Sequence[KnownScene], steps: int, work: Path) -> None:
@@ -290,16 +306,12 @@ def texts_of(rng: random.Random, scene: KnownScene) -> list[tuple[str, str]]:
     return [("", caption(scene)), *((PROMPT.format(question=each.text), each.answer) for each in asked)]
 
 
-def plan(name: str, steps: int, muon_prefix: tuple[str, ...]) -> Plan:
+def plan(name: str, steps: int, muon_prefix: str | tuple[str, ...]) -> Plan:
     """Return how a stage is trained. muon_prefix: names of the layers whose matrices Muon moves begin so."""
     return Plan(
         name, Budget(steps=steps), peak_lr=1e-3, muon_lr=0.02, muon_prefix=muon_prefix, decay_fraction=0.7,
         ema_decay=0.99, weight_decay=1e-2, betas=(0.9, 0.98), save_every_seconds=60.0,
     )  # fmt: skip
-
-
-def read_clip(folder: Path) -> Any:
-    return CLIPModel.from_pretrained(folder, dtype=torch.float32)
 
 
 def trained_matcher(clip: Any, work: Path) -> Matcher:

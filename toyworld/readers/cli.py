@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 SEGMENTER = Path("checkpoints/toyworld-segmenter")
 SEGMENTER_STEPS = 1200
 BLIP2 = Path("checkpoints/toyworld-blip2")
-BLIP2_STEPS = (8000, 500, 400, 1500)  # of its image encoder, its queries and its two stages
+BLIP2_STEPS = (16000, 500, 400, 1500)  # of its image encoder, its queries and its two stages
+BLIP2_ENCODER_STEPS = 400  # until BLIP-2's image encoder tells what CLIP's does
 KOSMOS2 = Path("checkpoints/toyworld-kosmos2")
-KOSMOS2_STEPS = (8000, 500, 1700)  # of its image encoder, its queries and the rest
-READERS_WORK = Path("checkpoints/toyworld-readers.work")  # both begin with what the patches' lesson has left there
-NUM_RENDERINGS = 30_000
+KOSMOS2_STEPS = (16000, 500, 1700)  # of its image encoder, its queries and the rest
+READERS_WORK = Path("checkpoints/toyworld-readers.work")  # both begin with the image encoder whose state is there
+NUM_RENDERINGS = 30_000  # from which what follows the image encoder's lesson draws
 BLIP2_CARD, KOSMOS2_CARD = (Path(__file__).with_name(name) for name in ("blip2_card.md", "kosmos2_card.md"))
 RETRIEVAL = "retrieval"  # the first stage's model, in the folder of the second's
 CLIP = Path("checkpoints/toyworld-encoders/clip")
@@ -81,9 +82,10 @@ def run_blip2(args: argparse.Namespace) -> None:
     from toyworld.readers.figures import table
 
     if not args.measure_only:
-        clip, drawn = blip2.read_clip(args.clip), renderings(NUM_RENDERINGS)
-        lessons.teach_patches(clip, drawn, args.steps[0], args.work)
+        clip = lessons.taught_clip(args.clip, args.steps[0], args.work)
+        drawn = renderings(NUM_RENDERINGS)
         matcher = blip2.Matcher(clip)
+        blip2.match_encoders(matcher, clip, drawn, BLIP2_ENCODER_STEPS, args.work)
         blip2.teach_queries(matcher, drawn, args.steps[1], args.work)
         blip2.train_matcher(matcher, drawn, args.steps[2], args.work)
         blip2.save(matcher.model, args.out / RETRIEVAL)
@@ -101,13 +103,13 @@ def run_kosmos2(args: argparse.Namespace) -> None:
     from dreambooth.readers.kosmos2 import Kosmos2Reader
     from dreambooth.readers.loading import ReaderSource
     from toyworld.evaluate import add_model_card, refresh_model_card
-    from toyworld.readers import blip2, kosmos2, lessons
+    from toyworld.readers import kosmos2, lessons
     from toyworld.readers.batches import renderings
     from toyworld.readers.figures import table
 
     if not args.measure_only:
-        clip, drawn = blip2.read_clip(args.clip), renderings(NUM_RENDERINGS)
-        lessons.teach_patches(clip, drawn, args.steps[0], args.work)
+        clip = lessons.taught_clip(args.clip, args.steps[0], args.work)
+        drawn = renderings(NUM_RENDERINGS)
         model = kosmos2.build(clip)
         kosmos2.teach_queries(model, drawn, args.steps[1], args.work)
         kosmos2.train(model, drawn, args.steps[2], args.work)

@@ -93,6 +93,7 @@ def build(clip: Any, size: Size = Size()) -> Any:
     with torch.no_grad():  # what it reads has the length 1; its queries have a spread of 1
         model.image_to_text_projection.dense.weight.mul_(vision.hidden_size**0.5)
     model.vision_model.model.load_state_dict(clip.vision_model.state_dict())
+    model.vision_model.requires_grad_(False)
     return model
 
 
@@ -172,12 +173,10 @@ class QueryLesson(nn.Module):
 
 
 def teach_queries(model: Any, drawn: Sequence[KnownScene], steps: int, work: Path) -> None:
-    """Teach the queries what their cells show, or resume; the image encoder stays as it is from then on."""
+    """Teach the queries what their cells show, or resume; its state is in `work`/kosmos2-queries.pt."""
     torch.manual_seed(0)
     lesson = QueryLesson(model)
-    prefixes = ("model.image_to_text_projection.x_attn.", "model.vision_model.model.encoder.")
-    lessons.teach(QUERIES, lesson, lesson, drawn, steps, work, prefixes)
-    model.vision_model.requires_grad_(False)
+    lessons.teach_queries(QUERIES, lesson, lesson, drawn, steps, work, "model.image_to_text_projection.x_attn.")
 
 
 def train(model: Any, drawn: Sequence[KnownScene], steps: int, work: Path) -> None:

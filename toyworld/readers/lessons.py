@@ -20,14 +20,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toyworld.palette import COLOURS
-from toyworld.readers.batches import batch_of_step
+from toyworld.readers.batches import batch_of_step, renderings
 from toyworld.readers.scenes import KnownScene
 from toyworld.scenes import PLACES
 from toyworld.second.things import CLASSES
-from toyworld.training import Budget, Plan, fit
+from toyworld.training import Budget, Plan, fit, load_average, rank_and_world, run_in_processes
 from toyworld.world import PATTERNS, SIZE
 
-BATCH_SIZE = 48
+PATCHES = "patches"  # the image encoder's lesson, and its state
+NUM_RENDERINGS = 60_000  # from which each of its processes draws
+BATCH_SIZE = 64  # over all processes
+NUM_KEPT = 36  # patches of an image that the image encoder's lesson sees; nearly all that show a thing are among them
+PREFERENCE = 0.7  # for patches that show a thing
+P_RECOLOURED = 0.25  # of the images of the image encoder's lesson
+QUERIES_BATCH_SIZE = 48
 BACKGROUND = "background"
 HEADS: dict[str, tuple[str, ...]] = {
     "class_noun": (BACKGROUND, *CLASSES),
@@ -72,11 +78,14 @@ def _by_cell(mask: np.ndarray, side: int) -> np.ndarray:
     return means
 
 
-def cell_loss(read_BPK: Tensor, scenes: Sequence[KnownScene]) -> Tensor:
-    """Return the cross entropy of every head, and the mean error of the boxes of cells that show a thing."""
-    side = round(read_BPK.shape[1] ** 0.5)
+def cells_of(scenes: Sequence[KnownScene], side: int) -> tuple[Tensor, Tensor]:
+    """Return the labels of the cells of several scenes, [B, P, H], and the boxes of their things, [B, P, 4]."""
     labels, boxes = zip(*(cell_truth(scene, side) for scene in scenes), strict=True)
-    labels_BPH, boxes_BP4 = torch.from_numpy(np.stack(labels)), torch.from_numpy(np.stack(boxes))
+    return torch.from_numpy(np.stack(labels)), torch.from_numpy(np.stack(boxes))
+
+
+def cell_loss(read_BPK: Tensor, labels_BPH: Tensor, boxes_BP4: Tensor) -> Tensor:
+    """Return the cross entropy of every head, and the mean error of the boxes of cells that show a thing."""
     *heads, found_BP4 = read_BPK.split([*map(len, HEADS.values()), 4], dim=-1)
     losses = [
         F.cross_entropy(logits.flatten(0, 1), labels_BPH[..., number].flatten(), ignore_index=UNKNOWN)
@@ -86,42 +95,116 @@ def cell_loss(read_BPK: Tensor, scenes: Sequence[KnownScene]) -> Tensor:
     return torch.stack(losses).sum() + BOX_WEIGHT * (found_BP4.sigmoid() - boxes_BP4)[shows_BP].abs().mean()
 
 
+# -------------------------------------------------------------------------------- the image encoder
+
+
 class PatchLesson(nn.Module):
     """Hold the image encoder of a CLIPModel and the layer that reads its patches; the layer is not kept."""
 
-    def __init__(self, encoder: Any, width: int) -> None:
+    def __init__(self, clip: Any) -> None:
         super().__init__()
-        self.encoder = encoder
-        self.read_cells = new_cell_reader(width)
+        self.encoder = clip.vision_model
+        self.read_cells = new_cell_reader(clip.config.vision_config.hidden_size)
 
-    def forward(self, pixels_BCHW: Tensor) -> Tensor:
-        seen_BPD = self.encoder.post_layernorm(self.encoder(pixel_values=pixels_BCHW).last_hidden_state)
-        told: Tensor = self.read_cells(seen_BPD[:, 1:])  # no class token
+    def forward(self, pixels_BCHW: Tensor, kept_BP: Tensor) -> Tensor:
+        """Return what is told of the patches of these numbers; the encoder sees no others (FLIP, arXiv 2212.00794)."""
+        states_BPD = self.encoder.embeddings(pixels_BCHW)  # the class token before the patches
+        with_class_BP = torch.cat([torch.zeros_like(kept_BP[:, :1]), 1 + kept_BP], dim=1)
+        states_BPD = self.encoder.pre_layrnorm(_pick(states_BPD, with_class_BP))
+        seen_BPD = self.encoder.post_layernorm(self.encoder.encoder(inputs_embeds=states_BPD).last_hidden_state)
+        told: Tensor = self.read_cells(seen_BPD[:, 1:])
         return told
 
 
-def teach_patches(clip: Any, drawn: Sequence[KnownScene], steps: int, work: Path) -> None:
-    """Teach the image encoder of a CLIPModel what its patches show, or resume; its state is in `work`/patches.pt."""
+def patch_loss(lesson: PatchLesson, pixels_BCHW: Tensor, scenes: Sequence[KnownScene]) -> Tensor:
+    """Return the loss of some patches of each image, the first images recoloured: their shapes alone are asked for.
+
+    Otherwise the encoder tells classes by colours too: training holds back a part of the colours of each class.
+    """
+    vision = lesson.encoder.config
+    labels_BPH, boxes_BP4 = cells_of(scenes, vision.image_size // vision.patch_size)
+    num_recoloured = round(P_RECOLOURED * len(scenes))
+    pixels_BCHW = torch.cat([recolour(pixels_BCHW[:num_recoloured]), pixels_BCHW[num_recoloured:]])
+    for head in ("main", "second", "place"):
+        labels_BPH[:num_recoloured, :, list(HEADS).index(head)] = UNKNOWN
+    order_BP = PREFERENCE * (labels_BPH[..., 0] > 0) + torch.rand(labels_BPH.shape[:2])
+    kept_BP = order_BP.topk(min(NUM_KEPT, order_BP.shape[1]), dim=1).indices
+    return cell_loss(lesson(pixels_BCHW, kept_BP), _pick(labels_BPH, kept_BP), _pick(boxes_BP4, kept_BP))
+
+
+def recolour(pixels_BCHW: Tensor) -> Tensor:
+    """Return images with their channels permuted, some of them inverted, and all drawn towards their mean."""
+    mixes = [torch.eye(3)[torch.randperm(3)] * (1 - 2 * torch.randint(0, 2, (3, 1))) for _ in pixels_BCHW]
+    mix_B33, towards_B11 = torch.stack(mixes), 0.6 * torch.rand(len(mixes), 1, 1)
+    mix_B33 = torch.lerp(mix_B33, mix_B33.mean(1, keepdim=True).expand_as(mix_B33), towards_B11)
+    return torch.einsum("bij,bjhw->bihw", mix_B33, pixels_BCHW)
+
+
+def _pick(rows_BPX: Tensor, kept_BK: Tensor) -> Tensor:
+    return rows_BPX.gather(1, kept_BK[..., None].expand(-1, -1, rows_BPX.shape[-1]))
+
+
+def taught_clip(
+    folder: Path, steps: int, work: Path, num_renderings: int = NUM_RENDERINGS, num_processes: int = 2
+) -> Any:
+    """Return the CLIPModel of a folder whose image encoder has learned what its patches show.
+
+    Trains it first, or resumes; its state is in `work`/patches.pt. num_renderings: from which each process draws.
+    """
+    run_in_processes(num_processes, _teach_patches, folder, steps, work, num_renderings)
+    clip = read_clip(folder)
+    load_average(PatchLesson(clip), work / f"{PATCHES}.pt")
+    return clip
+
+
+def _teach_patches(folder: Path, steps: int, work: Path, num_renderings: int) -> None:
+    rank, num_processes = rank_and_world()
+    path = work / f"{PATCHES}.pt"
+    if path.is_file() and torch.load(path, map_location="cpu", weights_only=True)["step"] >= steps:
+        return
     torch.manual_seed(0)
-    lesson = PatchLesson(clip.vision_model, clip.config.vision_config.hidden_size)
-    teach("patches", lesson, lesson, drawn, steps, work, ("encoder.encoder.",))
+    lesson = PatchLesson(read_clip(folder))
+    drawn = renderings(num_renderings, num_processes=1, first=rank * num_renderings)
+
+    def loss_at(step: int) -> Tensor:
+        pixels, scenes, _ = batch_of_step(f"{PATCHES} {rank}", step, BATCH_SIZE // num_processes, drawn)
+        return patch_loss(lesson, pixels, scenes)
+
+    plan = Plan(
+        PATCHES, Budget(steps=steps), peak_lr=1e-3, muon_lr=0.01, muon_prefix="encoder.encoder.", decay_fraction=0.7,
+        weight_decay=1e-2, save_every_seconds=60.0,
+    )  # fmt: skip
+    fit(lesson, loss_at, plan, path)
 
 
-def teach(
-    name: str, module: nn.Module, read: Reading, drawn: Sequence[KnownScene], steps: int, work: Path,
-    muon_prefix: tuple[str, ...],
-) -> None:  # fmt: skip
-    """Train a module on what its cells show, or resume; its state is in `work`/NAME.pt.
+def read_clip(folder: Path) -> Any:
+    from transformers import CLIPModel
+
+    return CLIPModel.from_pretrained(folder, dtype=torch.float32)
+
+
+# -------------------------------------------------------------------------------- the queries
+
+
+def teach_queries(
+    name: str, module: nn.Module, read: Reading, drawn: Sequence[KnownScene], steps: int, work: Path, muon_prefix: str
+) -> None:
+    """Train a module on what the cells of its queries show, or resume; its state is in `work`/NAME.pt.
 
     muon_prefix: names of the layers whose matrices Muon moves begin so.
     """
 
     def loss_at(step: int) -> Tensor:
-        pixels, scenes, _ = batch_of_step(name, step, BATCH_SIZE, drawn)
-        return cell_loss(read(pixels), scenes)
+        pixels, scenes, _ = batch_of_step(name, step, QUERIES_BATCH_SIZE, drawn)
+        return query_loss(read(pixels), scenes)
 
     plan = Plan(
         name, Budget(steps=steps), peak_lr=2e-3, muon_lr=0.02, muon_prefix=muon_prefix, decay_fraction=0.7,
         ema_decay=0.99, weight_decay=1e-2, save_every_seconds=60.0,
     )  # fmt: skip
     fit(module, loss_at, plan, work / f"{name}.pt")
+
+
+def query_loss(read_BQK: Tensor, scenes: Sequence[KnownScene]) -> Tensor:
+    """Return the loss of what queries tell, one for each cell of a square grid."""
+    return cell_loss(read_BQK, *cells_of(scenes, round(read_BQK.shape[1] ** 0.5)))

@@ -6,7 +6,7 @@ Shapes: N things, H/W pixels.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,9 @@ from toyworld.second import picture
 from toyworld.second.truth import truth
 
 P_SECOND = 0.6  # of the renderings that are of the second edition
+# What readers learn from shows several things more often: a thing among others is the harder one to tell.
+P_SECOND_LEARNED = 0.8
+P_NUM_THINGS_LEARNED = (0.3, 0.5, 0.2)  # of one, two and three things
 EMPTY_BOX = (0, 0, 0, 0)
 
 
@@ -54,25 +57,34 @@ class KnownScene:
 
 def seen_scene(rng: random.Random) -> KnownScene:
     """Return a rendering of either edition without any thing that is held out of training."""
-    return _scene(rng, lambda held_out: not held_out)
+    return _scene(rng, lambda held_out: not held_out, P_SECOND, picture.P_NUM_THINGS)
+
+
+def learned_scene(rng: random.Random) -> KnownScene:
+    """Return a rendering like those of `seen_scene`, of several things more often."""
+    return _scene(rng, lambda held_out: not held_out, P_SECOND_LEARNED, P_NUM_THINGS_LEARNED)
 
 
 def unseen_scene(rng: random.Random) -> KnownScene:
     """Return a rendering of either edition of things that are all held out of training."""
-    return _scene(rng, lambda held_out: held_out)
+    return _scene(rng, lambda held_out: held_out, P_SECOND, picture.P_NUM_THINGS)
 
 
-def _scene(rng: random.Random, is_wanted: Callable[[bool], bool]) -> KnownScene:
-    if rng.random() < P_SECOND:
-        return second_scene(_second_picture(rng, is_wanted))
+def _scene(
+    rng: random.Random, is_wanted: Callable[[bool], bool], p_second: float, p_num_things: Sequence[float]
+) -> KnownScene:
+    if rng.random() < p_second:
+        return second_scene(_second_picture(rng, is_wanted, p_num_things))
     spec = world.random_spec(rng)
     while not is_wanted(world.is_held_out(spec)):
         spec = world.random_spec(rng)
     return first_scene(spec, world.random_scene(rng))
 
 
-def _second_picture(rng: random.Random, is_wanted: Callable[[bool], bool]) -> picture.Picture:
-    number = rng.choices((1, 2, 3), picture.P_NUM_THINGS)[0]
+def _second_picture(
+    rng: random.Random, is_wanted: Callable[[bool], bool], p_num_things: Sequence[float]
+) -> picture.Picture:
+    number = rng.choices((1, 2, 3), p_num_things)[0]
     relation = rng.choices(picture.RELATIONS, picture.P_RELATIONS)[0] if number == 2 else ""
     specs = []
     for noun in picture.random_classes(rng, number, relation):
