@@ -39,6 +39,7 @@ BATCH_SIZE = 48
 GRID = 32  # patches along a side, in which boxes are told, as in the published one; 2 pixels each
 OPENING = {"en": " An image of", **{tag: f"<{tag}>" for tag in LANGUAGES}}
 P_GROUNDED, P_QUESTION = 0.6, 0.2  # of the training texts; the rest are plain captions
+P_ENGLISH = 0.4  # of the captions; the other languages have equal parts of the rest
 MIN_IOU = 0.7  # the gate
 
 
@@ -106,7 +107,7 @@ def text_of(rng: random.Random, scene: KnownScene) -> tuple[str, str]:
     if drawn < P_QUESTION:
         asked = rng.choice(questions.questions(rng, scene))
         return f" Question: {asked.text} Answer:", f" {asked.answer}"
-    language = "en" if rng.random() < 0.5 else rng.choice(tuple(LANGUAGES))
+    language = "en" if rng.random() < P_ENGLISH else rng.choice(tuple(LANGUAGES))
     if drawn < P_QUESTION + P_GROUNDED:
         return f"<grounding>{OPENING[language]}", grounded(scene, language)
     return OPENING[language], "".join(f" {piece.text}" for piece in pieces(scene, language))
