@@ -32,7 +32,7 @@ from transformers import (
 from toyworld.encoders import MAX_LOGIT_SCALE, contrastive_loss
 from toyworld.readers import lessons
 from toyworld.readers.batches import batch_of_step
-from toyworld.readers.questions import Question, caption, questions
+from toyworld.readers.questions import caption, questions
 from toyworld.readers.scenes import KnownScene
 from toyworld.readers.words import IMAGE, MAX_LENGTH, build_writer
 from toyworld.training import Budget, Plan, fit, load_average
@@ -43,6 +43,7 @@ ENCODER, QUERIES, MATCHING, WRITING = "blip2-encoder", "blip2-queries", "blip2-m
 BATCH_SIZE = 48
 NOT_COUNTED = -100  # a label that has no loss
 CELLS_WEIGHT = 0.3  # of what the queries tell of their cells, in the first stage: they are not to forget it
+P_PRESENCE = 0.75  # that the question for yes or no is whether a thing is there: the hardest to learn
 PROMPT = "Question: {question} Answer:"
 
 
@@ -299,11 +300,10 @@ def train_writer(model: Any, drawn: Sequence[KnownScene], steps: int, work: Path
 
 def texts_of(rng: random.Random, scene: KnownScene) -> list[tuple[str, str]]:
     """Return a scene's caption, one question for yes or no and one other with answers, as (prompt, what follows it)."""
-    by_kind: dict[bool, list[Question]] = {True: [], False: []}
-    for each in questions(rng, scene):
-        by_kind[each.answer in ("yes", "no")].append(each)
-    asked = [rng.choice(found) for found in by_kind.values()]
-    return [("", caption(scene)), *((PROMPT.format(question=each.text), each.answer) for each in asked)]
+    asked = {question.kind: question for question in questions(rng, scene)}
+    yes_or_no = asked.pop("presence"), asked.pop("setting")
+    chosen = [yes_or_no[rng.random() >= P_PRESENCE], rng.choice(list(asked.values()))]
+    return [("", caption(scene)), *((PROMPT.format(question=each.text), each.answer) for each in chosen)]
 
 
 def plan(name: str, steps: int, muon_prefix: str | tuple[str, ...]) -> Plan:
