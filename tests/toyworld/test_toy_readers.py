@@ -211,7 +211,9 @@ def test_image_encoder_and_queries_learn_what_their_cells_show_and_the_encoder_t
 
     drawn, size = renderings(6, num_processes=1), blip2.Size(width=16, num_layers=1)
     matcher, model = blip2.Matcher(clip, size), kosmos2.build(clip, kosmos2.Size(width=16))
+    filled = matcher.model.vision_model.encoder.layers[0].mlp.fc1.weight.clone()
     blip2.match_encoders(matcher, clip, drawn, 1, tmp_path)
+    assert not torch.equal(matcher.model.vision_model.encoder.layers[0].mlp.fc1.weight, filled)
     for module, reader, queries in (
         (blip2, matcher, matcher.model.query_tokens),
         (kosmos2, model, model.image_to_text_projection.latent_query),

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import CLIPModel
 
 from toyworld.palette import COLOURS
 from toyworld.readers.batches import batch_of_step, renderings
@@ -43,7 +44,7 @@ HEADS: dict[str, tuple[str, ...]] = {
     "place": PLACES,
 }
 MIN_COVERED = 0.25  # of a cell, from which on it shows a thing
-UNKNOWN = -100  # the label of a cell without a thing, but for its class and place
+UNKNOWN = -100  # a label that has no loss: a cell without a thing has only class and place
 BOX_WEIGHT = 5.0  # of the box's mean error, a fraction of the image's side
 
 Reading = Callable[[Tensor], Tensor]  # of pixels [B, 3, H, W]: what is told of the cells, [B, P, K]
@@ -178,8 +179,6 @@ def _teach_patches(folder: Path, steps: int, work: Path, num_renderings: int) ->
 
 
 def read_clip(folder: Path) -> Any:
-    from transformers import CLIPModel
-
     return CLIPModel.from_pretrained(folder, dtype=torch.float32)
 
 
