@@ -4,10 +4,12 @@
 
 Writes photos and a sweep file into the folder, trains what is not finished (100 runs of about two CPU minutes), and
 prints a table: the quality of each subject with `auto`, with the best of the nine, and the ratio. Interrupted, the same
-command goes on. `--plan` says only what it would cost.
+command goes on. `--plan` says only what it would cost. `--subjects` takes some of the ten, so that two processes share
+them, each with its own `--work`.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -24,14 +26,14 @@ RATES, STEPS = (2.0e-4, 4.0e-4, 8.0e-4), (120, 240, 480)
 GOAL = 0.95  # of the best of nine
 
 
-def write_photos(work: Path) -> None:
+def write_photos(work: Path, nouns: Sequence[str]) -> None:
     """Write five photos of a subject of each class, and the classes as a sweep reads them."""
-    for noun in world.CLASSES:
+    for noun in nouns:
         folder = work / "photos" / noun
         folder.mkdir(parents=True, exist_ok=True)
         for number, image in enumerate(photos(noun, SEED)):
             image.save(folder / f"{number}.png")
-    (work / "photos" / "prompts.yaml").write_text(yaml.safe_dump({"classes": {noun: noun for noun in world.CLASSES}}))
+    (work / "photos" / "prompts.yaml").write_text(yaml.safe_dump({"classes": {noun: noun for noun in nouns}}))
 
 
 def write_sweep(work: Path) -> Path:
@@ -68,9 +70,12 @@ def print_table(path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("checkpoints/automatic"))
+    parser.add_argument(
+        "--subjects", nargs="+", default=list(world.CLASSES), choices=list(world.CLASSES), metavar="CLASS", help="(all)"
+    )
     parser.add_argument("--plan", action="store_true", help="say what it would cost, and train nothing")
     args = parser.parse_args()
-    write_photos(args.work)
+    write_photos(args.work, args.subjects)
     path = write_sweep(args.work)
     code = dreambooth(["sweep", str(path), *(["--plan"] if args.plan else [])])
     if code:
