@@ -26,7 +26,6 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from toyworld.canvas import SIZE
 from toyworld.dataset import Dataset, load_or_make_dataset
 from toyworld.editions import Edition
-from toyworld.latents import PATCH
 from toyworld.tokenizer import MAX_LENGTH, build_tokenizer
 from toyworld.training import Budget, Plan, fit, rank_and_world, run_in_processes
 
@@ -66,7 +65,7 @@ class BaseSettings:
 def build_unet(edition: Edition) -> UNet2DConditionModel:
     """Return an untrained denoiser whose residual branches start at zero (it then trains much faster)."""
     unet = UNet2DConditionModel(
-        sample_size=SIZE // PATCH,
+        sample_size=SIZE // edition.latent_patch,
         in_channels=edition.latent_channels,
         out_channels=edition.latent_channels,
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -208,13 +207,14 @@ class Recipe:
     """Hold what is trained and how: of a kind of base.
 
     name: of its state's file. task: (modules, dataset, settings) -> what computes the loss. muon_prefix: of the
-    denoiser's parameters.
+    denoiser's parameters. decay_fraction: of the budget, over which the learning rate falls.
     """
 
     name: str
     build_modules: Callable[[BaseSettings], nn.ModuleDict]
     task: Callable[[nn.ModuleDict, Dataset, BaseSettings], DenoiserTask]
     muon_prefix: str
+    decay_fraction: float = 0.3
 
 
 UNET = Recipe("base", build_modules, BaseTask, "unet.")
@@ -232,5 +232,6 @@ def _train(settings: BaseSettings, recipe: Recipe) -> None:
     modules = recipe.build_modules(settings).to(settings.device)
     dataset = load_or_make_dataset(settings.folder, settings.edition, settings.num_samples)
     task = recipe.task(modules, dataset, settings)
-    plan = Plan(recipe.name, settings.budget, settings.peak_lr, settings.muon_lr, recipe.muon_prefix)
+    rates = settings.peak_lr, settings.muon_lr, recipe.muon_prefix, recipe.decay_fraction
+    plan = Plan(recipe.name, settings.budget, *rates)
     fit(modules, task, plan, settings.folder / f"{recipe.name}.pt")

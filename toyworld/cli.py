@@ -18,7 +18,8 @@ DEMO_SEED = 21  # of the robot in data/robot
 STAGES = ("decoder", "encoder", "judge", "base")
 # Each stage's fraction of --minutes; the base, which everything waits for, takes most.
 MINUTES = 120.0  # of the first edition's training
-FLOW_MINUTES = 180.0  # of the flow base's; not measured yet
+FLOW_STAGES, FLOW_STEPS = ("decoder", "encoder", "flow"), (8_000, 4_000, 12_000)
+FLOW_MUON_LR = 0.01
 CONTROLNET_STEPS = 520
 MINUTES_FRACTION = {"decoder": 0.2, "encoder": 0.05, "judge": 0.08, "base": 0.67}
 EDITIONS = ("first", "second")  # of the world; the shipped base is of the first
@@ -112,13 +113,16 @@ def _add_flow(commands: Any) -> None:
     flow = commands.add_parser(
         "flow", help="train the embedded flow base, a tiny Z-Image, from scratch; run again to resume"
     )
-    flow.add_argument("--minutes", type=float, default=FLOW_MINUTES, help="of training (default: %(default)s)")
+    flow.add_argument(
+        "--steps", type=int, nargs=3, default=FLOW_STEPS, metavar=("DECODER", "ENCODER", "FLOW"),
+        help="optimizer steps of the VAE's halves, and of text encoder and transformer (default: %(default)s)",
+    )  # fmt: skip
     flow.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     flow.add_argument("--batch-size", type=int, default=64, help="(default: %(default)s)")
     flow.add_argument("--processes", type=int, default=2, help="on a CPU (default: %(default)s)")
     flow.add_argument("--num-samples", type=int, default=100_000, help="in the training set (default: %(default)s)")
-    flow.add_argument("--base", type=Path, default=SHIPPED, help="whose VAE and judge it takes (default: %(default)s)")
-    flow.add_argument("--work", type=Path, default=Path(f"{SHIPPED}.work"), help="states, data set (%(default)s)")
+    flow.add_argument("--base", type=Path, default=SHIPPED, help="whose judge it takes (default: %(default)s)")
+    flow.add_argument("--work", type=Path, default=Path(f"{FLOW_BASE}.work"), help="states, data set (%(default)s)")
     flow.add_argument("--out", type=Path, default=FLOW_BASE, help="folder to write (default: %(default)s)")
 
 
@@ -225,20 +229,20 @@ def _train(args: argparse.Namespace) -> None:
 
 def _flow(args: argparse.Namespace) -> None:
     from toyworld.base import BaseSettings
-    from toyworld.editions import FIRST
+    from toyworld.editions import FLOW
     from toyworld.flow_base import export_flow, train_flow_base
     from toyworld.training import Budget
 
     settings = BaseSettings(
         args.work,
-        FIRST,
-        Budget(args.minutes),
+        FLOW,
         num_samples=args.num_samples,
         batch_size=args.batch_size,
+        muon_lr=FLOW_MUON_LR,
         device=args.device,
         num_processes=args.processes,
     )
-    train_flow_base(settings, args.base)
+    train_flow_base(settings, {stage: Budget(steps=n) for stage, n in zip(FLOW_STAGES, args.steps, strict=True)})
     export_flow(args.work, args.out, args.base)
     print(args.out)
 

@@ -31,7 +31,7 @@ from toyworld import world
 from toyworld.base import SCHEDULE, bfloat16_is_faster
 from toyworld.evaluate import GUIDANCE_SCALE, NUM_STEPS, add_model_card
 from toyworld.judge import Judge
-from toyworld.latents import PATCH, LinearCodec, to_images, to_pixels
+from toyworld.latents import LinearCodec, to_images, to_pixels
 from toyworld.readers.figures import Figure, mean
 from toyworld.training import Budget, Plan, fit, load_average
 from toyworld.vae import fresh_pixels, round_trip
@@ -94,7 +94,8 @@ def codec_of(vae: Any) -> LinearCodec:
     """Return the affine map from patches to latents that the base's encoder has learned; it takes no time."""
     pixels_BCHW = fresh_pixels(NUM_CODEC_IMAGES)
     latents_BChw = vae.encode(pixels_BCHW).latent_dist.mean * vae.config.scaling_factor
-    patches_ND = F.pixel_unshuffle(pixels_BCHW, PATCH).permute(0, 2, 3, 1).flatten(0, 2).double()
+    patch = pixels_BCHW.shape[-1] // latents_BChw.shape[-1]
+    patches_ND = F.pixel_unshuffle(pixels_BCHW, patch).permute(0, 2, 3, 1).flatten(0, 2).double()
     latents_NC = latents_BChw.permute(0, 2, 3, 1).flatten(0, 2).double()
     mean_D, mean_C = patches_ND.mean(0), latents_NC.mean(0)
     encode_DC = torch.linalg.lstsq(patches_ND - mean_D, latents_NC - mean_C, driver="gelsd").solution

@@ -22,7 +22,7 @@ from transformers import CLIPTokenizer
 from dreambooth.errors import UserError
 from dreambooth.files import atomic_file
 from toyworld.editions import EDITIONS, Edition
-from toyworld.latents import PATCH, LinearCodec, fit_codec, to_pixels
+from toyworld.latents import LinearCodec, fit_codec, to_pixels
 from toyworld.tokenizer import build_tokenizer
 
 NUM_CODEC_IMAGES = 4000
@@ -66,12 +66,13 @@ def load_or_make_codec(folder: Path, edition: Edition) -> LinearCodec:
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         seeds = range(FRESH_SEEDS, FRESH_SEEDS + NUM_CODEC_IMAGES)
-        fit_codec(to_pixels([edition.image(seed) for seed in seeds]), edition.latent_channels).save(path)
+        pixels_BCHW = to_pixels([edition.image(seed) for seed in seeds])
+        fit_codec(pixels_BCHW, edition.latent_channels, edition.latent_patch).save(path)
     codec = LinearCodec.load(path)
-    if codec.num_channels != edition.latent_channels:
-        raise UserError(
-            f"{path} has {codec.num_channels} channels, the {edition.name} edition {edition.latent_channels}"
-        )
+    found, wanted = (codec.num_channels, codec.patch), (edition.latent_channels, edition.latent_patch)
+    if found != wanted:
+        has, takes = (f"{channels} channels of {patch} px" for channels, patch in (found, wanted))
+        raise UserError(f"{path} has {has}, the {edition.name} edition {takes}")
     return codec
 
 
@@ -117,10 +118,11 @@ def _rendered(chunks: list[tuple[str, int, int]], num_processes: int) -> Iterato
 def _render_chunk(chunk: tuple[str, int, int]) -> Chunk:
     """Return images [n, 64, 64, 3], masks [n, M, h, w] and captions of the samples of an edition from start to end."""
     name, start, end = chunk
-    samples = [EDITIONS[name].sample(seed) for seed in range(start, end)]
+    edition = EDITIONS[name]
+    samples, patch = [edition.sample(seed) for seed in range(start, end)], edition.latent_patch
     masks = np.stack([sample.masks for sample in samples])
     n, m, height, width = masks.shape
-    small = masks.reshape(n, m, height // PATCH, PATCH, width // PATCH, PATCH).mean((3, 5))
+    small = masks.reshape(n, m, height // patch, patch, width // patch, patch).mean((3, 5))
     images = np.stack([np.asarray(sample.image) for sample in samples])
     return images, small.astype(np.float16), [sample.captions for sample in samples]
 

@@ -2,6 +2,7 @@
 
 The first edition shows one thing in each image; the shipped weights were trained on it, and it stays until others ship.
 The second shows up to three, with more to tell in the same 64 pixels: hence more latent channels, a wider denoiser.
+The flow base's is the first with more and smaller latents, since its transformer joins four to a token.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -44,6 +45,7 @@ class Edition:
     mask_weights: tuple[float, ...]  # added to the loss's weight of 1 where each mask is 1
     num_samples: int  # in the training set
     latent_channels: int
+    latent_patch: int = 8  # pixels a latent position covers, each way
     vae_widths: tuple[int, ...] = (24, 48, 64, 96)
     # Of Muon in the autoencoder's training; 0: AdamW alone. In the first two minutes it is 2 dB ahead of AdamW.
     vae_muon_lr: float = 0.0
@@ -122,7 +124,15 @@ SECOND = Edition(
     text_layers=3,
     steps={"decoder": 8_000, "encoder": 4_000, "judge": 6_000, "base": 12_000},
 )
-EDITIONS = {edition.name: edition for edition in (FIRST, SECOND)}
+FLOW = replace(
+    FIRST,
+    name="flow",
+    latent_channels=8,
+    latent_patch=4,
+    vae_widths=(24, 48, 96),
+    vae_muon_lr=0.02,
+)
+EDITIONS = {edition.name: edition for edition in (FIRST, SECOND, FLOW)}
 
 
 def edition_of(judge: Path) -> Edition:

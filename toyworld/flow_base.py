@@ -1,8 +1,8 @@
-"""The embedded flow base: a tiny Z-Image, its text encoder and transformer trained together from scratch.
+"""The embedded flow base: a tiny Z-Image, its VAE, then its text encoder and transformer, trained from scratch.
 
 Rectified flow (Liu et al. 2022, arXiv 2209.03003) between latents and noise, timesteps logit-normal (Esser et al. 2024,
 arXiv 2403.03206, eq. 19). Data, draws, weights where the object is, optimizers and loop are those of the UNet's base.
-Latents and VAE are that base's too: what it calls a latent, this one does.
+Its latents are of 4 x 4 pixels, since a token is 2 x 2 latents.
 
 Shapes: B batch, C latent channels, h/w latent height and width, L tokens, T text width.
 """
@@ -24,26 +24,25 @@ from dreambooth.errors import UserError
 from dreambooth.exporting.pipeline import save_pipeline
 from toyworld.base import BaseSettings, DenoiserTask, Recipe, train_base
 from toyworld.dataset import Dataset, load_or_make_codec
-from toyworld.editions import FIRST, Edition
+from toyworld.editions import FLOW
 from toyworld.evaluate import add_model_card
+from toyworld.export import trained_vae
 from toyworld.flow_tokenizer import MAX_LENGTH, build_flow_tokenizer, with_template
-from toyworld.latents import LinearCodec
 from toyworld.tokenizer import build_tokenizer
-from toyworld.training import load_average
-from toyworld.vae import fresh_pixels
+from toyworld.training import Budget, load_average
+from toyworld.vae import train_decoder, train_encoder
 
 TEXT_WIDTH = 128
 WIDTH, NUM_HEADS, NUM_LAYERS = 160, 5, 6
-SAMPLER_SHIFT = 1.0  # 8 x 8 latents are unrecognisable with as much noise as they have signal
+SAMPLER_SHIFT = 1.0  # so few latents are unrecognisable with as much noise as they have signal
 CARD = Path(__file__).with_name("flow_card.md")
-MAX_CODEC_ERROR = 0.5  # of latents of standard deviation 1; another set of components comes to 1.4
 
 
-def build_transformer(edition: Edition) -> ZImageTransformer2DModel:
+def build_transformer() -> ZImageTransformer2DModel:
     """Return an untrained transformer."""
     head = WIDTH // NUM_HEADS
     transformer = ZImageTransformer2DModel(
-        in_channels=edition.latent_channels,
+        in_channels=FLOW.latent_channels,
         dim=WIDTH,
         n_layers=NUM_LAYERS,
         n_refiner_layers=1,
@@ -58,13 +57,13 @@ def build_transformer(edition: Edition) -> ZImageTransformer2DModel:
     return transformer
 
 
-def build_flow_text_encoder(tokenizer: PreTrainedTokenizerFast, num_layers: int) -> Qwen3Model:
+def build_flow_text_encoder(tokenizer: PreTrainedTokenizerFast) -> Qwen3Model:
     """Return an untrained Qwen3 with one layer more than those that are read: Z-Image reads the last but one."""
     config = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=TEXT_WIDTH,
         intermediate_size=4 * TEXT_WIDTH,
-        num_hidden_layers=num_layers + 1,
+        num_hidden_layers=FLOW.text_layers + 1,
         num_attention_heads=4,
         num_key_value_heads=4,
         head_dim=TEXT_WIDTH // 4,
@@ -79,17 +78,16 @@ def build_flow_modules(settings: BaseSettings) -> nn.ModuleDict:
     if settings.init_from is not None:
         raise UserError("--init-from: the flow base is trained from scratch; leave it out")
     torch.manual_seed(settings.seed)
-    tokenizer = build_flow_tokenizer(settings.edition.vocabulary())
-    text_encoder = build_flow_text_encoder(tokenizer, settings.edition.text_layers)
-    return nn.ModuleDict({"text_encoder": text_encoder, "transformer": build_transformer(settings.edition)})
+    text_encoder = build_flow_text_encoder(build_flow_tokenizer(FLOW.vocabulary()))
+    return nn.ModuleDict({"text_encoder": text_encoder, "transformer": build_transformer()})
 
 
 class FlowTask(DenoiserTask):
     """Train a transformer that predicts noise - x0, as Z-Image counts: its time goes from noise to image."""
 
     def __init__(self, modules: nn.ModuleDict, dataset: Dataset, settings: BaseSettings) -> None:
-        tokenizer = build_flow_tokenizer(settings.edition.vocabulary())
-        own = replace(dataset, tokens=flow_tokens(dataset.tokens, tokenizer, settings))
+        tokenizer = build_flow_tokenizer(FLOW.vocabulary())
+        own = replace(dataset, tokens=flow_tokens(dataset.tokens, tokenizer))
         super().__init__(own, settings, torch.from_numpy(encode_captions(tokenizer, [""])[0]).long())
         self.transformer, self.text_encoder = modules["transformer"], modules["text_encoder"]
         self.pad_id = tokenizer.pad_token_id
@@ -117,67 +115,56 @@ def encode_captions(tokenizer: PreTrainedTokenizerFast, captions: list[str]) -> 
     return np.array(read.input_ids, dtype=np.int16)
 
 
-def flow_tokens(tokens: np.ndarray, tokenizer: PreTrainedTokenizerFast, settings: BaseSettings) -> np.ndarray:
+def flow_tokens(tokens: np.ndarray, tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
     """Return the data set's captions by this tokenizer, in the same shape but for the number of tokens.
 
     tokens: int16 [N, K, 32] or [N, 32] of the UNet's tokenizer, which decodes them to the words that they were.
     """
-    theirs = build_tokenizer(settings.edition.vocabulary())
+    theirs = build_tokenizer(FLOW.vocabulary())
     rows, inverse = np.unique(tokens.reshape(-1, tokens.shape[-1]), axis=0, return_inverse=True)
     captions = theirs.batch_decode(rows, skip_special_tokens=True)
     return encode_captions(tokenizer, captions)[inverse.reshape(-1)].reshape(*tokens.shape[:-1], MAX_LENGTH)
 
 
-RECIPE = Recipe("flow", build_flow_modules, FlowTask, "transformer.")
+RECIPE = Recipe("flow", build_flow_modules, FlowTask, "transformer.", decay_fraction=0.6)
 
 
-def train_flow_base(settings: BaseSettings, base: Path) -> None:
-    """Train, or resume training, the flow base; its state is in `settings.folder`/flow.pt.
+def train_flow_base(settings: BaseSettings, budgets: dict[str, Budget]) -> None:
+    """Train, or resume training, the flow base; its states are in `settings.folder`.
 
-    base: the embedded base whose VAE draws what the data set's codec calls latents. Raises UserError where it does not.
+    budgets: of decoder, encoder and flow (text encoder and transformer).
     """
-    check_codec(load_flow_vae(base), load_or_make_codec(settings.folder, settings.edition))
-    train_base(settings, RECIPE)
+    codec = load_or_make_codec(settings.folder, FLOW)
+    train_decoder(FLOW, codec, budgets["decoder"], settings.folder, settings.device)
+    train_encoder(FLOW, codec, budgets["encoder"], settings.folder, settings.device)
+    train_base(replace(settings, budget=budgets["flow"]), RECIPE)
 
 
-@torch.no_grad()
-def check_codec(vae: AutoencoderKL, codec: LinearCodec) -> None:
-    """Raise UserError for a codec whose components are not those that the VAE was trained on."""
-    pixels_BCHW = fresh_pixels(16)
-    own = vae.encode(pixels_BCHW).latent_dist.mean * vae.config.scaling_factor
-    error = float((own - codec.encode(pixels_BCHW)).square().mean().sqrt())
-    if error > MAX_CODEC_ERROR:
-        raise UserError(
-            f"the VAE's latents and the data set's differ by {error:.2f}: their components have other signs on this "
-            "machine; train a VAE here (`toyworld train --stages decoder encoder`) and name it with --base"
-        )
+def load_flow_vae(work: Path) -> AutoencoderKL:
+    """Return the VAE with the averaged weights of its training so far, and the shift that Z-Image's pipeline wants."""
+    vae = trained_vae(work, FLOW)
+    vae.register_to_config(shift_factor=0.0)
+    return vae
 
 
-def load_flow_vae(base: Path) -> AutoencoderKL:
-    """Return an embedded base's VAE, with the shift that Z-Image's pipeline asks for."""
-    vae: AutoencoderKL = AutoencoderKL.from_pretrained(base, subfolder="vae", dtype=torch.float32)
-    vae.register_to_config(shift_factor=0.0, _name_or_path="")
-    return vae.eval()
-
-
-def trained_flow_pipeline(work: Path, base: Path, edition: Edition = FIRST) -> ZImagePipeline:
+def trained_flow_pipeline(work: Path) -> ZImagePipeline:
     """Return the flow base with the averaged weights of its training so far. Raises UserError if it has not begun."""
     if not (work / "flow.pt").is_file():
         raise UserError(f"nothing to export in {work}: flow.pt is missing; `toyworld flow` makes it")
-    modules: Any = build_flow_modules(BaseSettings(work, edition))
+    modules: Any = build_flow_modules(BaseSettings(work, FLOW))
     load_average(modules, work / "flow.pt")
     return ZImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=SAMPLER_SHIFT),
-        vae=load_flow_vae(base),
+        vae=load_flow_vae(work),
         text_encoder=modules["text_encoder"].eval(),
-        tokenizer=build_flow_tokenizer(edition.vocabulary()),
+        tokenizer=build_flow_tokenizer(FLOW.vocabulary()),
         transformer=modules["transformer"].eval(),
     )
 
 
 def export_flow(work: Path, out: Path, base: Path) -> None:
-    """Write the pipeline folder, its model card and the judge beside it; every float is stored in 16 bits."""
-    pipeline: Any = trained_flow_pipeline(work, base)
+    """Write the pipeline folder, its model card and the judge of `base` beside it; every float is stored in 16 bits."""
+    pipeline: Any = trained_flow_pipeline(work)
     save_pipeline(pipeline.to(torch.float16), out)
     add_model_card(CARD, out)
     shutil.copytree(base / "judge", out / "judge", dirs_exist_ok=True)

@@ -20,8 +20,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-PATCH = 8  # pixels a latent position covers, each way
-
 
 def to_pixels(images: Sequence[Image.Image]) -> Tensor:
     """Return PIL images as one float tensor [B, 3, H, W] in -1..1."""
@@ -71,7 +69,7 @@ class LinearCodec:
         return LinearCodec(tensors["mean"], tensors["encode"], tensors["decode"])
 
 
-def fit_codec(pixels_BCHW: Tensor, channels: int, patch: int = PATCH) -> LinearCodec:
+def fit_codec(pixels_BCHW: Tensor, channels: int, patch: int) -> LinearCodec:
     """Return the codec of the principal components of all patches, each scaled by variance^(-1/4).
 
     Full whitening (-1/2) would make fine texture as loud as the layout and the denoiser would spend itself on it; no

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from toyworld.canvas import SIZE
 from toyworld.dataset import random_pixels
 from toyworld.editions import FIRST, Edition
-from toyworld.latents import PATCH, LinearCodec, to_pixels
+from toyworld.latents import LinearCodec, to_pixels
 from toyworld.training import Budget, Plan, fit
 
 # The autoencoder's own latents are twice as large as the denoiser's. Every Stable Diffusion has a factor other than 1,
@@ -32,7 +32,7 @@ BATCH_SIZE = 8
 def build_vae(edition: Edition) -> AutoencoderKL:
     """Return an untrained autoencoder whose residual branches start at zero."""
     channels = edition.vae_widths
-    assert 2 ** (len(channels) - 1) == PATCH
+    assert 2 ** (len(channels) - 1) == edition.latent_patch
     vae = AutoencoderKL(
         in_channels=3,
         out_channels=3,

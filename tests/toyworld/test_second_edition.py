@@ -390,7 +390,7 @@ def test_the_data_set_holds_masks_and_several_captions_of_each_image(tmp_path):
     small = replace(SECOND, latent_channels=16)
     folder = tmp_path / "work"
     folder.mkdir()
-    dataset.fit_codec(dataset.to_pixels([picture.render(shown) for shown in SAMPLES[:40]]), 16).save(
+    dataset.fit_codec(dataset.to_pixels([picture.render(shown) for shown in SAMPLES[:40]]), 16, 8).save(
         folder / "codec.safetensors"
     )
     made = dataset.load_or_make_dataset(folder, small, 12)
@@ -411,8 +411,8 @@ def test_a_codec_of_another_edition_is_refused(tmp_path):
     from toyworld import dataset
 
     pixels = dataset.to_pixels([picture.render(shown) for shown in SAMPLES[:40]])
-    dataset.fit_codec(pixels, 8).save(tmp_path / "codec.safetensors")
-    with pytest.raises(UserError, match=r"8 channels, the second edition 64"):
+    dataset.fit_codec(pixels, 8, 4).save(tmp_path / "codec.safetensors")
+    with pytest.raises(UserError, match="8 channels of 4 px, the second edition 64 channels of 8 px"):
         dataset.load_or_make_codec(tmp_path, SECOND)
 
 
@@ -424,7 +424,7 @@ def test_a_budget_of_steps_ends_after_so_many_and_one_of_minutes_by_the_clock():
     assert Budget().spent(step=0, seconds=0) == 1.0
 
 
-@pytest.mark.parametrize("name", EDITIONS)
+@pytest.mark.parametrize("name", ["first", "second"])
 def test_networks_of_each_edition_fit_its_latents_and_words(name):
     from toyworld.base import BaseSettings, BaseTask, build_modules
     from toyworld.dataset import Dataset
@@ -451,7 +451,7 @@ def test_an_edition_is_trained_beside_the_shipped_base_not_over_it():
 
 def test_render_writes_a_contact_sheet_of_an_edition(tmp_path):
     sheets = []
-    for name in EDITIONS:
+    for name in ("first", "second"):
         sheets.append(tmp_path / f"{name}.png")
         assert main(["toyworld", "render", "--edition", name, "--count", "12", "--out", str(sheets[-1])]) == 0
     assert Image.open(sheets[0]).tobytes() != Image.open(sheets[1]).tobytes()
