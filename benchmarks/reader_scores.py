@@ -3,10 +3,12 @@
     python benchmarks/reader_scores.py prompts            right and wrong prompts of unseen renderings
     python benchmarks/reader_scores.py drawn              right and wrong prompts of images that the base drew
     python benchmarks/reader_scores.py subjects           a subject against others of its class, and near misses
+    python benchmarks/reader_scores.py attention          how much of a word's map of attention lies on the thing
 
-Each prints a Markdown table of areas under the ROC curve (AUC): 1 where every right image scores above every wrong one,
-.5 where the score knows nothing. The 95 % intervals are over images, drawn again a thousand times; of a difference both
-scores are of the same draws. `subjects` teaches a reader each subject first, and goes on where it was interrupted.
+The first three print a Markdown table of areas under the ROC curve (AUC): 1 where every right image scores above every
+wrong one, .5 where the score knows nothing. The 95 % intervals are over images, drawn again a thousand times; of a
+difference both scores are of the same draws. `subjects` teaches a reader each subject first, and goes on where it was
+interrupted.
 """
 
 import argparse
@@ -17,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL.Image import Image
 from scipy.stats import rankdata
 
@@ -33,6 +36,7 @@ from dreambooth.readers.loading import ReaderSource
 from dreambooth.readers.protocols import Matcher, Reader, Searcher
 from dreambooth.readers.table import load_matcher, load_reader, load_searcher
 from dreambooth.readers.teach import Lesson, is_it, teach
+from dreambooth.readers.text_options import TextOptions
 from toyworld import world
 from toyworld.captions import with_articles
 from toyworld.judge import Judge
@@ -289,6 +293,33 @@ def subject_scores(
     return found
 
 
+# -------------------------------------------------------------------------------- attention
+
+
+def of_attention(folder: Path, num_images: int) -> str:
+    """Return a table: of words of captions that name a colour, the class or the place, how much lies on the thing."""
+    scenes = unseen_scenes(num_images)
+    found = load_reader(ReaderSource(str(folder))).attend([scene.image for scene in scenes], TextOptions(max_tokens=32))
+    covered = [float(scene.things[0].mask.mean()) for scene in scenes]
+    shares: dict[str, list[float]] = defaultdict(list)
+    for scene, caption in zip(scenes, found, strict=True):
+        kinds = [(COLOURS, "colour"), (CLASSES, "class"), (place_phrase(scene.place).split()[-1:], "place")]
+        for word in caption.words:
+            for _, kind in [each for each in kinds if word.word in each[0]]:
+                shares[kind].append(on_thing(word.map_hw, scene.things[0].mask))
+    lines = ["| word | words | of its map on the thing | the thing's part of the image |", "|---" * 4 + "|"]
+    part = np.mean(covered)
+    return "\n".join(lines + [f"| {k} | {len(v)} | {np.mean(v):.2f} | {part:.2f} |" for k, v in shares.items()])
+
+
+def on_thing(map_hw: torch.Tensor, mask_HW: np.ndarray) -> float:
+    """Return the part of a map, which sums to 1, that lies on a mask."""
+    side = len(map_hw)
+    height, width = mask_HW.shape
+    small = mask_HW.reshape(side, height // side, side, width // side).mean((1, 3))
+    return float((map_hw.numpy() * small).sum())
+
+
 def _written(images: Sequence[Image], folder: Path) -> tuple[Path, ...]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = tuple(folder / f"{number:02d}.png" for number in range(len(images)))
@@ -299,7 +330,7 @@ def _written(images: Sequence[Image], folder: Path) -> tuple[Path, ...]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("prompts", "drawn", "subjects"))
+    parser.add_argument("what", choices=("prompts", "drawn", "subjects", "attention"))
     parser.add_argument("--reader", type=Path, default=Path("checkpoints/toyworld-blip2"), help="(%(default)s)")
     parser.add_argument("--work", type=Path, default=Path("outputs/reader-scores"), help="taught readers (%(default)s)")
     parser.add_argument("--num-images", type=int, default=120, help="right ones and wrong ones each (%(default)s)")
@@ -311,6 +342,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.what == "subjects":
         print(of_subjects(args.reader, args.work, args.num_images, args.steps, args.nouns))
+        return
+    if args.what == "attention":
+        print(of_attention(args.reader, args.num_images))
         return
     tools = load_tools(args.reader)
     if args.what == "prompts":

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from dreambooth.readers.kosmos2 import Kosmos2Reader
+from dreambooth.readers.loading import ReaderSource
+from dreambooth.readers.text_options import TextOptions
 from toyworld import world
 from toyworld.photos import PLACES, photos
 from toyworld.readers import blip2, kosmos2, lessons, segmenter
@@ -17,14 +19,15 @@ from toyworld.readers.blip2_metrics import caption_right
 from toyworld.readers.cli import finder
 from toyworld.readers.languages import LANGUAGES, pieces
 from toyworld.readers.lessons import HEADS, UNKNOWN, cell_truth
-from toyworld.readers.questions import caption, questions
-from toyworld.readers.scenes import seen_scene, unseen_scene
+from toyworld.readers.questions import caption, place_phrase, questions
+from toyworld.readers.scenes import first_scene, seen_scene, unseen_scene
 from toyworld.readers.words import build_writer
 from toyworld.world import SIZE
 
 REPOSITORY = Path(__file__).parents[2]
 SEGMENTER = "checkpoints/toyworld-segmenter"
 CLIP = REPOSITORY / "checkpoints" / "toyworld-encoders" / "clip"
+KOSMOS2 = REPOSITORY / "checkpoints" / "toyworld-kosmos2"
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +54,40 @@ def test_the_shipped_segmenter_meets_its_gate(shipped_segmenter):
     for figure in segmenter.measure(shipped_segmenter):
         print(figure.row())
         assert figure.gate is None or figure.value >= figure.gate, figure.row()
+
+
+@pytest.fixture(scope="module")
+def shipped_kosmos2():
+    return Kosmos2Reader(ReaderSource(str(KOSMOS2)))
+
+
+def test_the_shipped_kosmos2_names_and_boxes_the_robot_of_the_photos(shipped_kosmos2):
+    spec, rng = world.subject("robot", 21), random.Random("pictures of robot 21")
+    scenes = [first_scene(spec, world.random_scene(rng, place)) for place in PLACES]
+    found = shipped_kosmos2.ground([scene.image for scene in scenes], TextOptions(max_tokens=64))
+    for scene, told in zip(scenes, found, strict=True):
+        (box,) = told.boxes
+        assert box.phrase.endswith("robot")
+        assert told.text.endswith(place_phrase(scene.place))
+        assert kosmos2.box_iou(box.pixels((SIZE, SIZE)), scene.things[0].box) > 0.7
+
+
+def test_the_shipped_kosmos2_meets_its_gate_on_some(shipped_kosmos2):
+    boxes, *captions = kosmos2.measure(shipped_kosmos2, 40, seed=1)
+    assert boxes.value >= boxes.gate - 0.06
+    assert min(figure.value for figure in captions) > 0.6, [figure.row() for figure in captions]
+
+
+@pytest.mark.slow
+def test_the_shipped_kosmos2_meets_its_gate(shipped_kosmos2):
+    figures = kosmos2.measure(shipped_kosmos2)
+    print(*(figure.row() for figure in figures), sep="\n")
+    assert figures[0].value >= figures[0].gate
+
+
+def test_the_embedded_readers_take_25_mb_at_most():
+    files = [file for folder in (KOSMOS2, REPOSITORY / SEGMENTER) for file in folder.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) <= 25e6
 
 
 @pytest.fixture(scope="module")
@@ -148,8 +185,12 @@ def test_both_stages_learn(clip):
     blip2.matching_loss(matcher, pixels, scenes).backward()
     model = blip2.build_writer_model(matcher, clip, size)
     blip2.writing_loss(model, pixels, [blip2.texts_of(rng, scene) for scene in scenes]).backward()
-    for part in (matcher.model.qformer, matcher.model.itm_head, model.qformer, model.language_model):
+    for part in (matcher.model.qformer, matcher.model.itm_head, model.language_projection, model.language_model):
         assert all(parameter.grad is not None for parameter in part.parameters())
+    assert not any(
+        parameter.requires_grad for part in (model.vision_model, model.qformer) for parameter in part.parameters()
+    )
+    assert not model.query_tokens.requires_grad
 
 
 def test_captions_of_all_languages_name_each_thing_once():
