@@ -12,6 +12,7 @@ from dreambooth.readers.kosmos2 import Kosmos2Reader
 from dreambooth.readers.loading import ReaderSource
 from dreambooth.readers.text_options import TextOptions
 from toyworld import world
+from toyworld.captions import with_articles
 from toyworld.photos import PLACES, photos
 from toyworld.readers import blip2, kosmos2, lessons, segmenter
 from toyworld.readers.batches import batch_of_step, renderings
@@ -19,9 +20,10 @@ from toyworld.readers.blip2_metrics import caption_right
 from toyworld.readers.cli import finder
 from toyworld.readers.languages import LANGUAGES, pieces
 from toyworld.readers.lessons import HEADS, UNKNOWN, cell_truth
-from toyworld.readers.questions import caption, place_phrase, questions
+from toyworld.readers.questions import caption, place_phrase, questions, statements
 from toyworld.readers.scenes import first_scene, seen_scene, unseen_scene
 from toyworld.readers.words import build_writer
+from toyworld.scenes import PHRASES
 from toyworld.world import SIZE
 
 REPOSITORY = Path(__file__).parents[2]
@@ -148,6 +150,29 @@ def test_a_caption_is_right_of_its_own_scene_alone():
         assert not caption_right(scene, caption(painted))["main colour"]
 
 
+def test_of_two_statements_one_is_true_and_the_other_differs_in_one_thing():
+    rng, lengths = random.Random(9), set()
+    for _ in range(200):
+        scene = seen_scene(rng)
+        facts = {caption(scene), place_phrase(scene.place)}
+        for thing in scene.things:
+            facts |= {with_articles(f"a {thing.class_noun}"), with_articles(f"a {thing.main} {thing.class_noun}")}
+        true, wrong = (text.removeprefix("a photo of ") for text in statements(rng, scene))
+        assert true in facts
+        assert wrong not in facts
+        own, other = (set(with_place_as_word(text).split()) for text in (true, wrong))
+        assert len((own ^ other) - {"a", "an"}) <= 2, (true, wrong)
+        lengths.add(len(true.split()))
+    assert {2, 3} < lengths
+    assert max(lengths) > 8
+
+
+def with_place_as_word(text):
+    for place in PHRASES:
+        text = text.replace(place_phrase(place), f"@{place}")
+    return text
+
+
 def test_every_word_is_one_token():
     words, rng = build_writer(), random.Random(3)
     for _ in range(20):
@@ -182,7 +207,7 @@ def test_both_stages_learn(clip):
     size = blip2.Size(num_queries=4, width=16, num_layers=2, text_width=16, num_text_layers=1, embedding_dim=8)
     matcher = blip2.Matcher(clip, size)
     pixels, scenes, rng = batch_of_step("test", 0, 4)
-    blip2.matching_loss(matcher, pixels, scenes).backward()
+    blip2.matching_loss(matcher, pixels, scenes, rng).backward()
     model = blip2.build_writer_model(matcher, clip, size)
     blip2.writing_loss(model, pixels, [blip2.texts_of(rng, scene) for scene in scenes]).backward()
     for part in (matcher.model.qformer, matcher.model.itm_head, model.language_projection, model.language_model):

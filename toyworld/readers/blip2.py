@@ -33,7 +33,7 @@ from transformers import (
 from toyworld.encoders import MAX_LOGIT_SCALE, contrastive_loss
 from toyworld.readers import lessons
 from toyworld.readers.batches import batch_of_step
-from toyworld.readers.questions import caption, questions
+from toyworld.readers.questions import caption, questions, statements
 from toyworld.readers.scenes import KnownScene
 from toyworld.readers.words import IMAGE, MAX_LENGTH, build_writer
 from toyworld.training import Budget, Plan, fit, load_average
@@ -176,17 +176,24 @@ def build_writer_model(matcher: Matcher, clip: Any, size: Size = Size()) -> Any:
 # -------------------------------------------------------------------------------- the first stage
 
 
-def matching_loss(matcher: Matcher, pixels_BCHW: Tensor, scenes: Sequence[KnownScene]) -> Tensor:
-    """Return image-text contrast plus image-text matching, one caption an image, and a part of the cells' loss.
+def matching_loss(matcher: Matcher, pixels_BCHW: Tensor, scenes: Sequence[KnownScene], rng: random.Random) -> Tensor:
+    """Return image-text contrast plus image-text matching, and a part of the cells' loss.
 
-    Contrast: the cosine of a text with the query that fits it best, against all of the batch. Matching: each image
-    with its own text, and with one of the others', half of the time drawn by their cosine; is it its own? (The paper draws
-    always so. Such texts differ in a word: from them alone the head had learned next to nothing after 800 steps.)
+    Contrast: the cosine of a caption with the query that fits it best, against all of the batch. Matching: a true and a
+    wrong statement about each image; is it true? (The paper draws the wrong ones among the others' captions.)
     """
-    model, texts = matcher.model, [caption(scene) for scene in scenes]
-    tokens = build_writer()(texts, padding=True, padding_side="right", return_tensors="pt")
     seen_BPD, image_BQD = matcher.look(pixels_BCHW)
     cells = CELLS_WEIGHT * lessons.query_loss(matcher.read_cells(image_BQD), scenes)
+    true, wrong = zip(*(statements(rng, scene) for scene in scenes), strict=True)
+    match = _match(
+        matcher.model, seen_BPD.repeat(2, 1, 1), [*true, *wrong], torch.arange(2 * len(scenes)) < len(scenes)
+    )
+    return cells + _contrast(matcher, image_BQD, [caption(scene) for scene in scenes]) + match
+
+
+def _contrast(matcher: Matcher, image_BQD: Tensor, texts: Sequence[str]) -> Tensor:
+    """Return the cross entropy of which text belongs to which image, and the other way round."""
+    model, tokens = matcher.model, _tokens(texts)
     text_TLD = model.qformer(
         query_embeds=model.embeddings(input_ids=tokens.input_ids), query_length=0, attention_mask=tokens.attention_mask
     ).last_hidden_state
@@ -195,29 +202,26 @@ def matching_loss(matcher: Matcher, pixels_BCHW: Tensor, scenes: Sequence[KnownS
     cosine_BT = torch.einsum("bqd,td->bqt", image_BQD, text_TD).amax(1)
     same_BT = torch.tensor([[one == other for other in texts] for one in texts])
     logits_BT = matcher.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp() * cosine_BT
-    contrast = (contrastive_loss(logits_BT, same_BT).mean() + contrastive_loss(logits_BT.T, same_BT).mean()) / 2
-    near_BT = logits_BT.detach().masked_fill(same_BT, -1e4).softmax(-1)
-    any_BT = (~same_BT).float()
-    any_BT = any_BT / any_BT.sum(1, keepdim=True).clamp(min=1)
-    return cells + contrast + _match(model, seen_BPD, tokens, near_BT + any_BT)
+    return (contrastive_loss(logits_BT, same_BT).mean() + contrastive_loss(logits_BT.T, same_BT).mean()) / 2
 
 
-def _match(model: Any, seen_BPD: Tensor, tokens: Any, weights_BT: Tensor) -> Tensor:
-    """Return the cross entropy of whether a text belongs to an image, of own texts and of others drawn by `weights`."""
-    num = len(seen_BPD)
-    others = torch.multinomial(weights_BT, 1)[:, 0]
-    rows = torch.cat([torch.arange(num), others])
-    ids, mask = tokens.input_ids[rows], tokens.attention_mask[rows]
-    queries = model.query_tokens.expand(2 * num, -1, -1)
-    found = model.qformer(
-        query_embeds=model.embeddings(input_ids=ids, query_embeds=queries),
-        query_length=queries.shape[1],
-        attention_mask=torch.cat([torch.ones(queries.shape[:2], dtype=mask.dtype), mask], dim=1),
-        encoder_hidden_states=torch.cat([seen_BPD, seen_BPD]),
+def _match(model: Any, seen_TPD: Tensor, texts: Sequence[str], is_true_T: Tensor) -> Tensor:
+    """Return the cross entropy of whether each text is true of its image."""
+    tokens = _tokens(texts)
+    queries_TQD = model.query_tokens.expand(len(texts), -1, -1)
+    mask_TQ = torch.ones(queries_TQD.shape[:2], dtype=tokens.attention_mask.dtype)
+    found_TLD = model.qformer(
+        query_embeds=model.embeddings(input_ids=tokens.input_ids, query_embeds=queries_TQD),
+        query_length=queries_TQD.shape[1],
+        attention_mask=torch.cat([mask_TQ, tokens.attention_mask], dim=1),
+        encoder_hidden_states=seen_TPD,
     ).last_hidden_state
-    logits = model.itm_head(found[:, : queries.shape[1]]).mean(1)
-    is_own = torch.cat([torch.ones(num), torch.zeros(num)]).long()
-    return F.cross_entropy(logits.float(), is_own)
+    logits = model.itm_head(found_TLD[:, : queries_TQD.shape[1]]).mean(1)
+    return F.cross_entropy(logits.float(), is_true_T.long())
+
+
+def _tokens(texts: Sequence[str]) -> Any:
+    return build_writer()(list(texts), padding=True, padding_side="right", return_tensors="pt")
 
 
 # -------------------------------------------------------------------------------- the second stage
@@ -280,15 +284,17 @@ def teach_queries(matcher: Matcher, drawn: Sequence[KnownScene], steps: int, wor
         found: Tensor = matcher.read_cells(matcher.look(pixels_BCHW)[1])
         return found
 
-    lessons.teach_queries(QUERIES, matcher, read, drawn, steps, work, "model.qformer.encoder.")
+    settings = lessons.query_plan(QUERIES, steps, "model.qformer.encoder.")
+    settings = replace(settings, muon_lr=0.01, decay_fraction=0.8, ema_decay=0.998)
+    lessons.teach_queries(settings, matcher, read, drawn, work)
 
 
 def train_matcher(matcher: Matcher, drawn: Sequence[KnownScene], steps: int, work: Path) -> None:
     """Train the first stage, or resume; its state is in `work`/blip2-matching.pt."""
 
     def loss_at(step: int) -> Tensor:
-        pixels, scenes, _ = batch_of_step(MATCHING, step, BATCH_SIZE, drawn)
-        return matching_loss(matcher, pixels, scenes)
+        pixels, scenes, rng = batch_of_step(MATCHING, step, BATCH_SIZE, drawn)
+        return matching_loss(matcher, pixels, scenes, rng)
 
     settings = replace(plan(MATCHING, steps, "model.qformer.encoder."), muon_lr=0.01)
     fit(matcher, loss_at, settings, work / f"{MATCHING}.pt")

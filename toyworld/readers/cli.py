@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 SEGMENTER = Path("checkpoints/toyworld-segmenter")
 SEGMENTER_STEPS = 1200
 BLIP2 = Path("checkpoints/toyworld-blip2")
-BLIP2_STEPS = (16000, 500, 1000, 1500)  # of its image encoder, its queries and its two stages
+BLIP2_STEPS = (16000, 1500, 2000, 1500)  # of its image encoder, its queries and its two stages
 BLIP2_ENCODER_STEPS = 400  # until BLIP-2's image encoder tells what CLIP's does
 KOSMOS2 = Path("checkpoints/toyworld-kosmos2")
 KOSMOS2_STEPS = (16000, 500, 3400)  # of its image encoder, its queries and the rest

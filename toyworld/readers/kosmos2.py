@@ -177,7 +177,8 @@ def teach_queries(model: Any, drawn: Sequence[KnownScene], steps: int, work: Pat
     """Teach the queries what their cells show, or resume; its state is in `work`/kosmos2-queries.pt."""
     torch.manual_seed(0)
     lesson = QueryLesson(model)
-    lessons.teach_queries(QUERIES, lesson, lesson, drawn, steps, work, "model.image_to_text_projection.x_attn.")
+    settings = lessons.query_plan(QUERIES, steps, "model.image_to_text_projection.x_attn.")
+    lessons.teach_queries(settings, lesson, lesson, drawn, work)
 
 
 def train(model: Any, drawn: Sequence[KnownScene], steps: int, work: Path) -> None:

@@ -185,23 +185,22 @@ def read_clip(folder: Path) -> Any:
 # -------------------------------------------------------------------------------- the queries
 
 
-def teach_queries(
-    name: str, module: nn.Module, read: Reading, drawn: Sequence[KnownScene], steps: int, work: Path, muon_prefix: str
-) -> None:
-    """Train a module on what the cells of its queries show, or resume; its state is in `work`/NAME.pt.
-
-    muon_prefix: names of the layers whose matrices Muon moves begin so.
-    """
+def teach_queries(plan: Plan, module: nn.Module, read: Reading, drawn: Sequence[KnownScene], work: Path) -> None:
+    """Train a module on what the cells of its queries show, or resume; its state is in `work`, by the plan's name."""
 
     def loss_at(step: int) -> Tensor:
-        pixels, scenes, _ = batch_of_step(name, step, QUERIES_BATCH_SIZE, drawn)
+        pixels, scenes, _ = batch_of_step(plan.name, step, QUERIES_BATCH_SIZE, drawn)
         return query_loss(read(pixels), scenes)
 
-    plan = Plan(
+    fit(module, loss_at, plan, work / f"{plan.name}.pt")
+
+
+def query_plan(name: str, steps: int, muon_prefix: str) -> Plan:
+    """Return how queries are taught. muon_prefix: names of the layers whose matrices Muon moves begin so."""
+    return Plan(
         name, Budget(steps=steps), peak_lr=2e-3, muon_lr=0.02, muon_prefix=muon_prefix, decay_fraction=0.7,
         ema_decay=0.99, weight_decay=1e-2, save_every_seconds=60.0,
     )  # fmt: skip
-    fit(module, loss_at, plan, work / f"{name}.pt")
 
 
 def query_loss(read_BQK: Tensor, scenes: Sequence[KnownScene]) -> Tensor:
