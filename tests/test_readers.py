@@ -36,7 +36,7 @@ from dreambooth.generation.inputs.found_mask import find_mask_of, is_words
 from dreambooth.readers.attention import PUNCTUATION, seen_part, word_maps
 from dreambooth.readers.blip2 import Blip2Reader
 from dreambooth.readers.describe import Description, describe, in_batches
-from dreambooth.readers.drawing import draw_word
+from dreambooth.readers.drawing import draw_boxes, draw_word
 from dreambooth.readers.likelihood import answer_probability
 from dreambooth.readers.loading import ReaderSource, moved
 from dreambooth.readers.masks import FINDERS, find_mask, load_mask_finder
@@ -330,6 +330,12 @@ def test_a_map_lies_over_the_part_that_the_model_sees():
     drawn = draw_word(Image.new("RGB", (512, 256), "white"), WordMap("a", torch.eye(2) / 2, 0.5), (0.25, 0, 0.75, 1))
     assert drawn.getpixel((10, 128)) == drawn.getpixel((500, 128)) == (255, 255, 255)
     assert drawn.getpixel((256, 128)) != (255, 255, 255)
+
+
+def test_phrases_of_boxes_are_written_in_other_alphabets_too():
+    image, missing = Image.new("RGB", (256, 256), "white"), "\ue000"  # no font has a letter there
+    drawn = [draw_boxes(image, [PhraseBox(letter, 0, 0, 1, 1)]).tobytes() for letter in ("à", "ñ", "ж", missing)]
+    assert len(set(drawn)) == 4
 
 
 def test_a_model_without_such_attention_is_refused(chat_model, images):

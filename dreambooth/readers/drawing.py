@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from dreambooth.data.fonts import load_font
 from dreambooth.data.overlays import overlay
 from dreambooth.readers.protocols import Box, PhraseBox, WordMap
 
@@ -16,7 +17,7 @@ def draw_boxes(image: Image.Image, boxes: Sequence[PhraseBox]) -> Image.Image:
     """Return the image with the boxes of its phrases and their words, enlarged to 256 pixels where it is smaller."""
     drawn = _enlarged(image)
     draw, line = ImageDraw.Draw(drawn), max(2, min(drawn.size) // 200)
-    font = ImageFont.load_default(max(10, min(drawn.size) // 28))
+    font = load_font(max(10, min(drawn.size) // 28))
     for number, box in enumerate(boxes):
         colour = COLOURS[number % len(COLOURS)]
         left, top, right, bottom = box.pixels(drawn.size)

@@ -3,17 +3,16 @@
 The PNG of a grid that `write_grid` has written says where its images lie: `cut` takes them out again, as they were.
 """
 
-import importlib.util
 import json
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
+from dreambooth.data.fonts import Font, load_font
 from dreambooth.errors import UserError
 from dreambooth.files import atomic_file
 from dreambooth.generation.request import GeneratedImage
@@ -21,10 +20,7 @@ from dreambooth.generation.request import GeneratedImage
 PADDING = 2  # white pixels around an image, as in `data.images.grid`
 MAX_LINES = 3  # of a prompt; a longer one ends with ...
 CUT = " ..."  # at the end of a text that has more lines
-FONT = Path("mpl-data", "fonts", "ttf", "DejaVuSans.ttf")  # knows most alphabets; matplotlib brings it
 CELLS = "dreambooth-cells"  # the PNG's text chunk: [left, top, right, bottom] of each image, row by row, as JSON
-
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclass(frozen=True)
@@ -169,14 +165,3 @@ def _wrapped(text: str, font: Font, width: int) -> list[str]:
         return []
     letters = max(len(CUT), int(width / (font.getlength(text) / len(text))))
     return textwrap.wrap(text, letters, max_lines=MAX_LINES, placeholder=CUT)
-
-
-@cache
-def load_font(size: int) -> Font:
-    """Return a font of `size` pixels that knows more than Latin letters, else Pillow's own."""
-    matplotlib = importlib.util.find_spec("matplotlib")
-    folders = list(matplotlib.submodule_search_locations or []) if matplotlib is not None else []
-    for folder in folders:
-        if (Path(folder) / FONT).is_file():
-            return ImageFont.truetype(Path(folder) / FONT, size)
-    return ImageFont.load_default(size)
