@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL.Image import Image
 from scipy.stats import rankdata
 
@@ -43,6 +42,7 @@ from toyworld.judge import Judge
 from toyworld.outcome import UNSEEN_PLACES
 from toyworld.palette import COLOURS
 from toyworld.photos import photos
+from toyworld.readers.lessons import by_cell
 from toyworld.readers.questions import place_phrase
 from toyworld.readers.scenes import KnownScene, unseen_scene
 from toyworld.second.things import CLASSES
@@ -300,24 +300,16 @@ def of_attention(folder: Path, num_images: int) -> str:
     """Return a table: of words of captions that name a colour, the class or the place, how much lies on the thing."""
     scenes = unseen_scenes(num_images)
     found = load_reader(ReaderSource(str(folder))).attend([scene.image for scene in scenes], TextOptions(max_tokens=32))
-    covered = [float(scene.things[0].mask.mean()) for scene in scenes]
-    shares: dict[str, list[float]] = defaultdict(list)
+    parts: dict[str, list[float]] = defaultdict(list)
     for scene, caption in zip(scenes, found, strict=True):
-        kinds = [(COLOURS, "colour"), (CLASSES, "class"), (place_phrase(scene.place).split()[-1:], "place")]
+        kinds = {"colour": COLOURS, "class": CLASSES, "place": place_phrase(scene.place).split()[-1:]}
         for word in caption.words:
-            for _, kind in [each for each in kinds if word.word in each[0]]:
-                shares[kind].append(on_thing(word.map_hw, scene.things[0].mask))
+            on_thing = float(word.map_hw.flatten().numpy() @ by_cell(scene.things[0].mask, len(word.map_hw)))
+            for kind in [kind for kind, words in kinds.items() if word.word in words]:
+                parts[kind].append(on_thing)
+    covered = np.mean([scene.things[0].mask.mean() for scene in scenes])
     lines = ["| word | words | of its map on the thing | the thing's part of the image |", "|---" * 4 + "|"]
-    part = np.mean(covered)
-    return "\n".join(lines + [f"| {k} | {len(v)} | {np.mean(v):.2f} | {part:.2f} |" for k, v in shares.items()])
-
-
-def on_thing(map_hw: torch.Tensor, mask_HW: np.ndarray) -> float:
-    """Return the part of a map, which sums to 1, that lies on a mask."""
-    side = len(map_hw)
-    height, width = mask_HW.shape
-    small = mask_HW.reshape(side, height // side, side, width // side).mean((1, 3))
-    return float((map_hw.numpy() * small).sum())
+    return "\n".join(lines + [f"| {k} | {len(v)} | {np.mean(v):.2f} | {covered:.2f} |" for k, v in parts.items()])
 
 
 def _written(images: Sequence[Image], folder: Path) -> tuple[Path, ...]:

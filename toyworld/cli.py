@@ -115,7 +115,8 @@ def _add_flow(commands: Any) -> None:
     )
     flow.add_argument(
         "--steps", type=int, nargs=3, default=FLOW_STEPS, metavar=("DECODER", "ENCODER", "FLOW"),
-        help="optimizer steps of the VAE's halves, and of text encoder and transformer (default: %(default)s)",
+        help="optimizer steps of the VAE's halves, and of text encoder and transformer "
+        f"(default: {' '.join(map(str, FLOW_STEPS))})",
     )  # fmt: skip
     flow.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     flow.add_argument("--batch-size", type=int, default=64, help="(default: %(default)s)")

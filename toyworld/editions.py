@@ -2,7 +2,7 @@
 
 The first edition shows one thing in each image; the shipped weights were trained on it, and it stays until others ship.
 The second shows up to three, with more to tell in the same 64 pixels: hence more latent channels, a wider denoiser.
-The flow base's is the first with more and smaller latents, since its transformer joins four to a token.
+FLOW is the first edition for the flow base: latents cover fewer pixels, since its transformer joins four to a token.
 """
 
 from __future__ import annotations
@@ -124,14 +124,7 @@ SECOND = Edition(
     text_layers=3,
     steps={"decoder": 8_000, "encoder": 4_000, "judge": 6_000, "base": 12_000},
 )
-FLOW = replace(
-    FIRST,
-    name="flow",
-    latent_channels=8,
-    latent_patch=4,
-    vae_widths=(24, 48, 96),
-    vae_muon_lr=0.02,
-)
+FLOW = replace(FIRST, name="flow", latent_channels=8, latent_patch=4, vae_widths=(24, 48, 96), vae_muon_lr=0.02)
 EDITIONS = {edition.name: edition for edition in (FIRST, SECOND, FLOW)}
 
 

@@ -34,7 +34,7 @@ from toyworld.vae import train_decoder, train_encoder
 
 TEXT_WIDTH = 128
 WIDTH, NUM_HEADS, NUM_LAYERS = 160, 5, 6
-SAMPLER_SHIFT = 1.0  # so few latents are unrecognisable with as much noise as they have signal
+SAMPLER_SHIFT = 1.0  # an image of 64 pixels is unrecognisable with as much noise as signal
 CARD = Path(__file__).with_name("flow_card.md")
 
 

@@ -63,7 +63,7 @@ def cell_truth(scene: KnownScene, side: int) -> tuple[np.ndarray, np.ndarray]:
     labels = np.full((side * side, len(HEADS)), UNKNOWN, dtype=np.int64)
     labels[:, 0], labels[:, -1] = 0, PLACES.index(scene.place)
     boxes = np.zeros((side * side, 4), dtype=np.float32)
-    covered = np.stack([_by_cell(thing.mask, side) for thing in scene.things])
+    covered = np.stack([by_cell(thing.mask, side) for thing in scene.things])
     for number, thing in enumerate(scene.things):
         own = (covered.argmax(0) == number) & (covered[number] >= MIN_COVERED)
         for head, name in enumerate(list(HEADS)[:-1]):
@@ -72,7 +72,7 @@ def cell_truth(scene: KnownScene, side: int) -> tuple[np.ndarray, np.ndarray]:
     return labels, boxes
 
 
-def _by_cell(mask: np.ndarray, side: int) -> np.ndarray:
+def by_cell(mask: np.ndarray, side: int) -> np.ndarray:
     """Return the part of each cell that a mask covers, [P]."""
     step = SIZE // side
     means: np.ndarray = mask.reshape(side, step, side, step).mean((1, 3)).reshape(-1)
