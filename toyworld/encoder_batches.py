@@ -132,8 +132,8 @@ def blur(pixels_BCHW: Tensor, rng: random.Random) -> Tensor:
     return F.interpolate(F.avg_pool2d(pixels_BCHW, 2), scale_factor=2, mode="bilinear")
 
 
-def augment(pixels_BCHW: Tensor, soft_BCHW: Tensor) -> Tensor:
-    """Replace half of the images by their soft form, and add noise of standard deviation up to 0.04 to all."""
-    softened_B111 = torch.rand(len(pixels_BCHW), 1, 1, 1) < P_SOFTENED
+def augment(pixels_BCHW: Tensor, soft_BCHW: Tensor, p_softened: float = P_SOFTENED) -> Tensor:
+    """Replace a part of the images by their soft form, and add noise of standard deviation up to 0.04 to all."""
+    softened_B111 = torch.rand(len(pixels_BCHW), 1, 1, 1) < p_softened
     pixels = torch.where(softened_B111, soft_BCHW, pixels_BCHW)
     return pixels + MAX_PIXEL_NOISE * torch.rand(len(pixels), 1, 1, 1) * torch.randn_like(pixels)

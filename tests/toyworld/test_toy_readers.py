@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from dreambooth.readers.kosmos2 import Kosmos2Reader
 from dreambooth.readers.loading import ReaderSource
@@ -15,7 +16,7 @@ from toyworld import world
 from toyworld.captions import with_articles
 from toyworld.photos import PLACES, photos
 from toyworld.readers import blip2, kosmos2, lessons, segmenter
-from toyworld.readers.batches import batch_of_step, renderings
+from toyworld.readers.batches import augmented, batch_of_step, renderings, see_once
 from toyworld.readers.blip2_metrics import caption_right
 from toyworld.readers.cli import finder
 from toyworld.readers.languages import LANGUAGES, pieces
@@ -194,22 +195,41 @@ def test_what_is_written_alone_has_a_loss():
         assert [own for own, number in zip(row, label, strict=True) if number != blip2.NOT_COUNTED] == counted
 
 
-def test_the_image_encoder_begins_as_that_of_clip(clip):
+def test_the_image_encoder_begins_as_that_of_clip_where_its_patches_are_of_one_colour(clip):
     pixels, _, _ = batch_of_step("test", 0, 4)
-    matcher = blip2.Matcher(clip)
+    pixels = F.interpolate(F.avg_pool2d(pixels, 8), scale_factor=8)
+    own, given = blip2.Matcher(clip).model.vision_model, clip.vision_model
     with torch.no_grad():
-        own = matcher.model.vision_model(pixel_values=pixels, output_hidden_states=True).hidden_states[-1]
-        given = clip.vision_model(pixel_values=pixels).last_hidden_state
-    assert torch.cosine_similarity(own.flatten(1), given.flatten(1)).min() > 0.5
+        found = own.embeddings(pixels)[:, 1:].unflatten(1, (8, 2, 8, 2)).mean((2, 4)).flatten(1, 2)
+        wanted = given.pre_layrnorm(given.embeddings(pixels))[:, 1:]
+    assert torch.cosine_similarity(found, wanted, dim=-1).mean() > 0.95
+    assert found.std() == pytest.approx(wanted.std().item(), rel=0.3)
+
+
+def test_what_was_seen_once_is_what_the_model_sees_in_a_batch(clip):
+    size = blip2.Size(num_queries=4, width=16, num_layers=1)
+    matcher, drawn = blip2.Matcher(clip, size).eval(), renderings(6, num_processes=1)
+    seen = see_once(matcher.look, drawn)
+    states, scenes, _ = seen.batch("test", 3, 5)
+    for state, scene in zip(states, scenes, strict=True):
+        number = next(number for number, each in enumerate(drawn) if each is scene)
+        assert torch.equal(state, seen.states_NPD[number].float())
+    pixels = augmented(drawn, random.Random("see once"), 0)
+    with torch.no_grad():
+        torch.testing.assert_close(seen.states_NPD.float(), matcher.look(pixels), atol=1e-2, rtol=1e-2)
+        found = matcher.find(seen.states_NPD.float())
+    torch.testing.assert_close(seen.read_by(matcher.find).states_NPD.float(), found, atol=1e-2, rtol=1e-2)
 
 
 def test_both_stages_learn(clip):
     size = blip2.Size(num_queries=4, width=16, num_layers=2, text_width=16, num_text_layers=1, embedding_dim=8)
     matcher = blip2.Matcher(clip, size)
-    pixels, scenes, rng = batch_of_step("test", 0, 4)
-    blip2.matching_loss(matcher, pixels, scenes, rng).backward()
+    seen = see_once(matcher.look, renderings(4, num_processes=1))
+    states, scenes, rng = seen.batch("test", 0, 4)
+    blip2.matching_loss(matcher, states, scenes, rng).backward()
     model = blip2.build_writer_model(matcher, clip, size)
-    blip2.writing_loss(model, pixels, [blip2.texts_of(rng, scene) for scene in scenes]).backward()
+    found, scenes, rng = seen.read_by(matcher.find).batch("test", 0, 4)
+    blip2.writing_loss(model, found, [blip2.texts_of(rng, scene) for scene in scenes]).backward()
     for part in (matcher.model.qformer, matcher.model.itm_head, model.language_projection, model.language_model):
         assert all(parameter.grad is not None for parameter in part.parameters())
     assert not any(
@@ -270,7 +290,7 @@ def test_the_image_encoder_learns_in_two_processes_and_a_finished_lesson_is_read
         assert torch.equal(value, again.state_dict()[name]), name
 
 
-def test_image_encoder_and_queries_learn_what_their_cells_show_and_the_encoder_then_stays(clip, tmp_path):
+def test_image_encoders_and_queries_learn_what_their_cells_show_and_the_encoders_then_stay(clip, tmp_path):
     before = clip.vision_model.encoder.layers[0].mlp.fc1.weight
     clip = lessons.taught_clip(CLIP, 1, tmp_path, num_renderings=64, num_processes=1)
     assert not torch.equal(clip.vision_model.encoder.layers[0].mlp.fc1.weight, before)
@@ -278,14 +298,14 @@ def test_image_encoder_and_queries_learn_what_their_cells_show_and_the_encoder_t
     drawn, size = renderings(6, num_processes=1), blip2.Size(width=16, num_layers=1)
     matcher, model = blip2.Matcher(clip, size), kosmos2.build(clip, kosmos2.Size(width=16))
     filled = matcher.model.vision_model.encoder.layers[0].mlp.fc1.weight.clone()
-    blip2.match_encoders(matcher, clip, drawn, 1, tmp_path)
+    blip2.teach_image_encoder(matcher, CLIP, 1, tmp_path, num_renderings=64, num_processes=1)
     assert not torch.equal(matcher.model.vision_model.encoder.layers[0].mlp.fc1.weight, filled)
-    for module, reader, queries in (
-        (blip2, matcher, matcher.model.query_tokens),
-        (kosmos2, model, model.image_to_text_projection.latent_query),
+    for module, reader, shown, queries in (
+        (blip2, matcher, see_once(matcher.look, drawn), matcher.model.query_tokens),
+        (kosmos2, model, drawn, model.image_to_text_projection.latent_query),
     ):
         before = queries.detach().clone()
-        module.teach_queries(reader, drawn, 2, tmp_path)
+        module.teach_queries(reader, shown, 2, tmp_path)
         assert not torch.equal(queries, before)
     for encoder in (matcher.model.vision_model, model.vision_model):
         assert not any(parameter.requires_grad for parameter in encoder.parameters())
@@ -293,11 +313,13 @@ def test_image_encoder_and_queries_learn_what_their_cells_show_and_the_encoder_t
     assert not any(parameter.requires_grad for parameter in writer.vision_model.parameters())
 
 
-def test_an_encoder_that_sees_all_patches_tells_what_a_whole_one_does(clip):
-    lesson = lessons.PatchLesson(clip).eval()
+@pytest.mark.parametrize("kind", ["clip", "blip2"])
+def test_an_encoder_that_sees_all_patches_tells_what_a_whole_one_does(clip, kind):
+    encoder = clip.vision_model if kind == "clip" else blip2.Matcher(clip).model.vision_model
+    lesson = lessons.PatchLesson(encoder).eval()
     pixels = torch.rand(2, 3, SIZE, SIZE)
-    whole = clip.vision_model(pixel_values=pixels).last_hidden_state[:, 1:]
-    told = lesson.read_cells(clip.vision_model.post_layernorm(whole))
+    whole = encoder(pixel_values=pixels).last_hidden_state[:, 1:]
+    told = lesson.read_cells(encoder.post_layernorm(whole) if kind == "clip" else whole)
     order = torch.stack([torch.randperm(whole.shape[1]) for _ in pixels])
     picked = torch.stack([row[kept] for row, kept in zip(told, order, strict=True)])
     torch.testing.assert_close(lesson(pixels, order), picked, atol=1e-4, rtol=1e-4)

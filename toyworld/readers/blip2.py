@@ -2,9 +2,9 @@
 
 Trained in the paper's two stages. First the Q-Former learns which caption belongs to which image, by contrast and by
 matching (section 3.1). Then a language model learns to write what the Q-Former's queries have seen (section 3.2). The
-image encoder begins as that of the toy world's CLIP, as the paper's begins as EVA-CLIP's, and stays as it is in both
-stages, as there. Before them it learns what its patches show, and the queries what the cells of a coarser grid show
-(`lessons.py`). The paper's second stage holds a trained language model and moves the Q-Former. Here the language model
+image encoder begins as that of the toy world's CLIP, with smaller patches, as the paper's begins as EVA-CLIP's, and
+stays as it is in both stages, as there. Before them it learns what its patches show, and the queries what the cells of
+a coarser grid show (`lessons.py`). The paper's second stage holds a trained language model and moves the Q-Former. Here the language model
 is new, so it is the other way round: what the queries tell has to stay what it is while something learns to read it.
 The third loss of the paper's first stage, captions by the Q-Former itself, is left to the second stage.
 
@@ -17,6 +17,7 @@ import copy
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,9 @@ from transformers import (
 )
 
 from toyworld.encoders import MAX_LOGIT_SCALE, contrastive_loss
+from toyworld.latents import to_pixels
 from toyworld.readers import lessons
-from toyworld.readers.batches import batch_of_step
+from toyworld.readers.batches import SeenScenes, renderings
 from toyworld.readers.questions import caption, questions, statements
 from toyworld.readers.scenes import KnownScene
 from toyworld.readers.words import IMAGE, MAX_LENGTH, build_writer
@@ -42,6 +44,10 @@ from toyworld.world import SIZE
 # The trainings, and their states.
 ENCODER, QUERIES, MATCHING, WRITING = "blip2-encoder", "blip2-queries", "blip2-matching", "blip2-writing"
 BATCH_SIZE = 48
+PATCH_SIZE = (
+    4  # pixels; CLIP's of 8 show a small thing's stripes and spots too coarsely to tell which colour is its main
+)
+NUM_KEPT_PATCHES = 80  # of 256, in the image encoder's lesson
 NOT_COUNTED = -100  # a label that has no loss
 CELLS_WEIGHT = 0.3  # of what the queries tell of their cells, in the first stage: they are not to forget it
 P_PRESENCE = 0.75  # that the question for yes or no is whether a thing is there: the hardest to learn
@@ -69,7 +75,7 @@ def build_config(clip: Any, size: Size, *, reads_text: bool) -> Any:
     ids = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id}
     vision = clip.config.vision_config
     fields = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size")
-    image = {name: getattr(vision, name) for name in (*fields, "patch_size", "hidden_act", "layer_norm_eps")}
+    image = {name: getattr(vision, name) for name in (*fields, "hidden_act", "layer_norm_eps")}
     qformer = {
         "vocab_size": len(words),
         "hidden_size": size.width,
@@ -89,7 +95,7 @@ def build_config(clip: Any, size: Size, *, reads_text: bool) -> Any:
         max_position_embeddings=MAX_LENGTH + size.num_queries, dropout=0.0, **ids,
     )  # fmt: skip
     return Blip2Config(
-        vision_config={**image, "initializer_range": 0.02},
+        vision_config={**image, "patch_size": PATCH_SIZE, "initializer_range": 0.02},
         qformer_config=qformer,
         text_config=text,
         num_query_tokens=size.num_queries,
@@ -112,12 +118,18 @@ class Matcher(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(2.6592))  # ln(1 / 0.07), as in CLIP
         self.read_cells = lessons.new_cell_reader(size.width)
 
-    def look(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the image encoder's states [B, P, D], and the queries' that have read them [B, Q, D]."""
-        seen_BPD = self.model.vision_model(pixel_values=pixels_BCHW).last_hidden_state
+    def look(self, pixels_BCHW: Tensor) -> Tensor:
+        """Return the image encoder's states, [B, P, D]."""
+        seen_BPD: Tensor = self.model.vision_model(pixel_values=pixels_BCHW).last_hidden_state
+        return seen_BPD
+
+    def find(self, seen_BPD: Tensor) -> Tensor:
+        """Return the states of the queries that have read the image encoder's, [B, Q, D]."""
         queries_BQD = self.model.query_tokens.expand(len(seen_BPD), -1, -1)
-        found_BQD = self.model.qformer(query_embeds=queries_BQD, encoder_hidden_states=seen_BPD).last_hidden_state
-        return seen_BPD, found_BQD
+        found_BQD: Tensor = self.model.qformer(
+            query_embeds=queries_BQD, encoder_hidden_states=seen_BPD
+        ).last_hidden_state
+        return found_BQD
 
 
 def spread_weights(model: nn.Module) -> None:
@@ -133,17 +145,23 @@ def spread_weights(model: nn.Module) -> None:
 def take_image_encoder(own: Any, clip: Any) -> None:
     """Fill BLIP-2's image encoder with CLIP's weights.
 
-    CLIP normalises its embeddings before the first layer, BLIP-2 does not: the norm's factors go into the embeddings,
-    each of which is divided by the root mean square of the positions' embeddings instead of its own; `match_encoders`
-    makes up for the difference. CLIP's bias of keys changes no attention, and BLIP-2 has none.
+    Its patches are smaller: of one of CLIP's filters it takes the sum over its smaller patches, so that a patch of one
+    colour says the same, and positions between CLIP's. CLIP normalises its embeddings before the first layer, BLIP-2
+    does not: the norm's factors go into the embeddings, divided by the spread that those of CLIP have on average over
+    some renderings. CLIP's bias of keys changes no attention, and BLIP-2 has none.
     """
     norm, given, taken = clip.pre_layrnorm, clip.embeddings, own.embeddings
     with torch.no_grad():
-        factor_D = norm.weight / given.position_embedding.weight.std()
-        taken.patch_embedding.weight.copy_(given.patch_embedding.weight * factor_D[:, None, None, None])
+        spread_P = given(to_pixels([scene.image for scene in renderings(16, num_processes=1)])).std(-1).mean(0)
+        class_factor_D, factor_D = norm.weight / spread_P[0], norm.weight / spread_P[1:].mean()
+        parts = given.patch_size // taken.patch_size
+        filters = given.patch_embedding.weight.unflatten(3, (parts, -1)).unflatten(2, (parts, -1)).sum((2, 4))
+        taken.patch_embedding.weight.copy_(filters * factor_D[:, None, None, None])
         taken.patch_embedding.bias.zero_()
-        taken.class_embedding.copy_(given.class_embedding * factor_D)
-        taken.position_embedding.copy_(given.position_embedding.weight * factor_D + norm.bias)
+        taken.class_embedding.copy_(given.class_embedding * class_factor_D)
+        class_PD, patches_PD = given.position_embedding.weight.split([1, len(spread_P) - 1])
+        patches_PD = _between(patches_PD, own.config.image_size // taken.patch_size)
+        taken.position_embedding.copy_(torch.cat([class_PD * class_factor_D, patches_PD * factor_D]) + norm.bias)
         for layer, source in zip(own.encoder.layers, clip.encoder.layers, strict=True):
             for name in ("layer_norm1", "layer_norm2", "mlp"):
                 getattr(layer, name).load_state_dict(getattr(source, name).state_dict())
@@ -154,6 +172,12 @@ def take_image_encoder(own: Any, clip: Any) -> None:
             layer.self_attn.qkv.bias.copy_(torch.cat(biases))
             layer.self_attn.projection.load_state_dict(attention.out_proj.state_dict())
         own.post_layernorm.load_state_dict(clip.post_layernorm.state_dict())
+
+
+def _between(positions_PD: Tensor, side: int) -> Tensor:
+    """Return embeddings of positions for so many patches along a side, between those of a coarser square."""
+    grid_DHW = positions_PD.T.unflatten(1, (round(len(positions_PD) ** 0.5), -1))
+    return F.interpolate(grid_DHW[None], size=(side, side), mode="bilinear")[0].flatten(1).T
 
 
 def build_writer_model(matcher: Matcher, clip: Any, size: Size = Size()) -> Any:
@@ -176,13 +200,13 @@ def build_writer_model(matcher: Matcher, clip: Any, size: Size = Size()) -> Any:
 # -------------------------------------------------------------------------------- the first stage
 
 
-def matching_loss(matcher: Matcher, pixels_BCHW: Tensor, scenes: Sequence[KnownScene], rng: random.Random) -> Tensor:
+def matching_loss(matcher: Matcher, seen_BPD: Tensor, scenes: Sequence[KnownScene], rng: random.Random) -> Tensor:
     """Return image-text contrast plus image-text matching, and a part of the cells' loss.
 
     Contrast: the cosine of a caption with the query that fits it best, against all of the batch. Matching: a true and a
     wrong statement about each image; is it true? (The paper draws the wrong ones among the others' captions.)
     """
-    seen_BPD, image_BQD = matcher.look(pixels_BCHW)
+    image_BQD = matcher.find(seen_BPD)
     cells = CELLS_WEIGHT * lessons.query_loss(matcher.read_cells(image_BQD), scenes)
     true, wrong = zip(*(statements(rng, scene) for scene in scenes), strict=True)
     match = _match(
@@ -227,9 +251,12 @@ def _tokens(texts: Sequence[str]) -> Any:
 # -------------------------------------------------------------------------------- the second stage
 
 
-def writing_loss(model: Any, pixels_BCHW: Tensor, texts: Sequence[Sequence[tuple[str, str]]]) -> Tensor:
-    """Return the mean cross entropy of what is to be written: each image's texts, as (prompt, what follows it)."""
-    features_BQD = model.get_image_features(pixels_BCHW).pooler_output
+def writing_loss(model: Any, found_BQD: Tensor, texts: Sequence[Sequence[tuple[str, str]]]) -> Tensor:
+    """Return the mean cross entropy of what is to be written: each image's texts, as (prompt, what follows it).
+
+    found_BQD: what the queries have found in the images.
+    """
+    features_BQD = model.language_projection(found_BQD)
     per_image = len(texts[0])
     ids_TL, labels_TL = token_rows([pair for pairs in texts for pair in pairs], features_BQD.shape[1])
     embeds_TLD = model.get_input_embeddings()(ids_TL)
@@ -259,54 +286,51 @@ def token_rows(pairs: Sequence[tuple[str, str]], num_queries: int) -> tuple[Tens
 # -------------------------------------------------------------------------------- training
 
 
-def match_encoders(matcher: Matcher, clip: Any, drawn: Sequence[KnownScene], steps: int, work: Path) -> None:
-    """Teach BLIP-2's image encoder to tell of each patch what CLIP's does, or resume.
+def teach_image_encoder(
+    matcher: Matcher, folder: Path, steps: int, work: Path, num_renderings: int, num_processes: int = 2
+) -> None:
+    """Teach the image encoder what its patches show, or resume; its state is in `work`/blip2-encoder.pt.
 
-    It learns the states that CLIP's ends in, by their mean squared error; its state is in `work`/blip2-encoder.pt.
+    folder: of the CLIP whose image encoder has had the same lesson with larger patches, by the state in `work`.
     """
-    own, given = matcher.model.vision_model.requires_grad_(True), clip.vision_model.eval()
-
-    def loss_at(step: int) -> Tensor:
-        pixels, _, _ = batch_of_step(ENCODER, step, BATCH_SIZE, drawn)
-        with torch.no_grad():
-            wanted_BPD = given.post_layernorm(given(pixel_values=pixels).last_hidden_state)
-        return F.mse_loss(own(pixel_values=pixels).last_hidden_state, wanted_BPD)
-
-    settings = replace(plan(ENCODER, steps, "encoder."), muon_lr=0.005)
-    fit(own, loss_at, settings, work / f"{ENCODER}.pt")
-    own.requires_grad_(False)
+    build = partial(_encoder_lesson, folder, work)
+    lessons.teach_patches(ENCODER, build, steps, work, num_renderings, num_processes)
+    load_average(lessons.PatchLesson(matcher.model.vision_model), work / f"{ENCODER}.pt")
 
 
-def teach_queries(matcher: Matcher, drawn: Sequence[KnownScene], steps: int, work: Path) -> None:
+def _encoder_lesson(folder: Path, work: Path) -> lessons.PatchLesson:
+    encoder = Matcher(lessons.learned_clip(folder, work)).model.vision_model
+    return lessons.PatchLesson(encoder.requires_grad_(True), NUM_KEPT_PATCHES)
+
+
+def teach_queries(matcher: Matcher, seen: SeenScenes, steps: int, work: Path) -> None:
     """Teach the queries what their cells show, or resume; its state is in `work`/blip2-queries.pt."""
 
-    def read(pixels_BCHW: Tensor) -> Tensor:
-        found: Tensor = matcher.read_cells(matcher.look(pixels_BCHW)[1])
-        return found
+    def loss_at(step: int) -> Tensor:
+        seen_BPD, scenes, _ = seen.batch(QUERIES, step, lessons.QUERIES_BATCH_SIZE)
+        return lessons.query_loss(matcher.read_cells(matcher.find(seen_BPD)), scenes)
 
     settings = lessons.query_plan(QUERIES, steps, "model.qformer.encoder.")
     settings = replace(settings, muon_lr=0.01, decay_fraction=0.8, ema_decay=0.998)
-    lessons.teach_queries(settings, matcher, read, drawn, work)
+    fit(matcher, loss_at, settings, work / f"{QUERIES}.pt")
 
 
-def train_matcher(matcher: Matcher, drawn: Sequence[KnownScene], steps: int, work: Path) -> None:
+def train_matcher(matcher: Matcher, seen: SeenScenes, steps: int, work: Path) -> None:
     """Train the first stage, or resume; its state is in `work`/blip2-matching.pt."""
 
     def loss_at(step: int) -> Tensor:
-        pixels, scenes, rng = batch_of_step(MATCHING, step, BATCH_SIZE, drawn)
-        return matching_loss(matcher, pixels, scenes, rng)
+        return matching_loss(matcher, *seen.batch(MATCHING, step, BATCH_SIZE))
 
     settings = replace(plan(MATCHING, steps, "model.qformer.encoder."), muon_lr=0.01)
     fit(matcher, loss_at, settings, work / f"{MATCHING}.pt")
 
 
-def train_writer(model: Any, drawn: Sequence[KnownScene], steps: int, work: Path) -> None:
-    """Train the second stage, or resume; its state is in `work`/blip2-writing.pt."""
+def train_writer(model: Any, found: SeenScenes, steps: int, work: Path) -> None:
+    """Train the second stage, or resume; its state is in `work`/blip2-writing.pt. found: with the queries' states."""
 
     def loss_at(step: int) -> Tensor:
-        pixels, scenes, rng = batch_of_step(WRITING, step, BATCH_SIZE, drawn)
-        texts = [texts_of(rng, scene) for scene in scenes]
-        return writing_loss(model, pixels, texts)
+        found_BQD, scenes, rng = found.batch(WRITING, step, BATCH_SIZE)
+        return writing_loss(model, found_BQD, [texts_of(rng, scene) for scene in scenes])
 
     fit(model, loss_at, plan(WRITING, steps, "language_model.model.decoder.layers."), work / f"{WRITING}.pt")
 

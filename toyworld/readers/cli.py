@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 SEGMENTER = Path("checkpoints/toyworld-segmenter")
 SEGMENTER_STEPS = 1200
 BLIP2 = Path("checkpoints/toyworld-blip2")
-BLIP2_STEPS = (16000, 1500, 2000, 1500)  # of its image encoder, its queries and its two stages
-BLIP2_ENCODER_STEPS = 400  # until BLIP-2's image encoder tells what CLIP's does
+BLIP2_STEPS = (16000, 4500, 1500, 2000, 1500)  # of its image encoder with large and small patches, queries, two stages
 KOSMOS2 = Path("checkpoints/toyworld-kosmos2")
 KOSMOS2_STEPS = (16000, 500, 3400)  # of its image encoder, its queries and the rest
 READERS_WORK = Path("checkpoints/toyworld-readers.work")  # both begin with the image encoder whose state is there
@@ -35,8 +34,8 @@ def add_commands(commands: Any) -> None:
 
     blip2 = commands.add_parser("blip2", help="train what describes and answers, and measure it; run again to resume")
     blip2.add_argument(
-        "--steps", type=int, nargs=4, default=BLIP2_STEPS, metavar=("ENCODER", "QUERIES", "FIRST", "SECOND"),
-        help="optimizer steps of the image encoder, the queries and the two stages "
+        "--steps", type=int, nargs=5, default=BLIP2_STEPS, metavar=("LARGE", "SMALL", "QUERIES", "FIRST", "SECOND"),
+        help="optimizer steps of the image encoder with large and with small patches, the queries and the two stages "
         f"(default: {' '.join(map(str, BLIP2_STEPS))})",
     )  # fmt: skip
     blip2.add_argument("--clip", type=Path, default=CLIP, help="whose image encoder it begins with (%(default)s)")
@@ -78,19 +77,19 @@ def run_blip2(args: argparse.Namespace) -> None:
     from dreambooth.readers.loading import ReaderSource
     from toyworld.evaluate import add_model_card, refresh_model_card
     from toyworld.readers import blip2, blip2_metrics, lessons
-    from toyworld.readers.batches import renderings
+    from toyworld.readers.batches import renderings, see_once
     from toyworld.readers.figures import table
 
     if not args.measure_only:
         clip = lessons.taught_clip(args.clip, args.steps[0], args.work)
-        drawn = renderings(NUM_RENDERINGS)
         matcher = blip2.Matcher(clip)
-        blip2.match_encoders(matcher, clip, drawn, BLIP2_ENCODER_STEPS, args.work)
-        blip2.teach_queries(matcher, drawn, args.steps[1], args.work)
-        blip2.train_matcher(matcher, drawn, args.steps[2], args.work)
+        blip2.teach_image_encoder(matcher, args.clip, args.steps[1], args.work, lessons.NUM_RENDERINGS)
+        seen = see_once(matcher.look, renderings(NUM_RENDERINGS))
+        blip2.teach_queries(matcher, seen, args.steps[2], args.work)
+        blip2.train_matcher(matcher, seen, args.steps[3], args.work)
         blip2.save(matcher.model, args.out / RETRIEVAL)
         model = blip2.build_writer_model(matcher, clip)
-        blip2.train_writer(model, drawn, args.steps[3], args.work)
+        blip2.train_writer(model, seen.read_by(matcher.find), args.steps[4], args.work)
         blip2.save(model, args.out)
         add_model_card(BLIP2_CARD, args.out)
     text = table(blip2_metrics.measure(Blip2Reader(ReaderSource(str(args.out)))))

@@ -177,8 +177,13 @@ def teach_queries(model: Any, drawn: Sequence[KnownScene], steps: int, work: Pat
     """Teach the queries what their cells show, or resume; its state is in `work`/kosmos2-queries.pt."""
     torch.manual_seed(0)
     lesson = QueryLesson(model)
+
+    def loss_at(step: int) -> Tensor:
+        pixels, scenes, _ = batch_of_step(QUERIES, step, lessons.QUERIES_BATCH_SIZE, drawn)
+        return lessons.query_loss(lesson(pixels), scenes)
+
     settings = lessons.query_plan(QUERIES, steps, "model.image_to_text_projection.x_attn.")
-    lessons.teach_queries(settings, lesson, lesson, drawn, work)
+    fit(lesson, loss_at, settings, work / f"{QUERIES}.pt")
 
 
 def train(model: Any, drawn: Sequence[KnownScene], steps: int, work: Path) -> None:

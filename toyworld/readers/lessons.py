@@ -11,6 +11,7 @@ Shapes: B images, P cells (patches, then queries), D channels, H heads, K labels
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPModel
+from transformers import CLIPModel, CLIPVisionModel
 
 from toyworld.palette import COLOURS
 from toyworld.readers.batches import batch_of_step, renderings
@@ -31,7 +32,8 @@ from toyworld.world import PATTERNS, SIZE
 PATCHES = "patches"  # the image encoder's lesson, and its state
 NUM_RENDERINGS = 60_000  # from which each of its processes draws
 BATCH_SIZE = 64  # over all processes
-NUM_KEPT = 36  # patches of an image that the image encoder's lesson sees; nearly all that show a thing are among them
+# Patches of an image that the image encoder's lesson sees. With 64 in all nearly all that show a thing are among them.
+NUM_KEPT = 36
 PREFERENCE = 0.7  # for patches that show a thing
 P_RECOLOURED = 0.25  # of the images of the image encoder's lesson
 QUERIES_BATCH_SIZE = 48
@@ -46,8 +48,6 @@ HEADS: dict[str, tuple[str, ...]] = {
 MIN_COVERED = 0.25  # of a cell, from which on it shows a thing
 UNKNOWN = -100  # a label that has no loss: a cell without a thing has only class and place
 BOX_WEIGHT = 5.0  # of the box's mean error, a fraction of the image's side
-
-Reading = Callable[[Tensor], Tensor]  # of pixels [B, 3, H, W]: what is told of the cells, [B, P, K]
 
 
 def new_cell_reader(width: int) -> nn.Linear:
@@ -100,18 +100,21 @@ def cell_loss(read_BPK: Tensor, labels_BPH: Tensor, boxes_BP4: Tensor) -> Tensor
 
 
 class PatchLesson(nn.Module):
-    """Hold the image encoder of a CLIPModel and the layer that reads its patches; the layer is not kept."""
+    """Hold the image encoder of a CLIP or a BLIP-2 and the layer that reads its patches; the layer is not kept."""
 
-    def __init__(self, clip: Any) -> None:
+    def __init__(self, encoder: Any, num_kept: int = NUM_KEPT) -> None:
         super().__init__()
-        self.encoder = clip.vision_model
-        self.read_cells = new_cell_reader(clip.config.vision_config.hidden_size)
+        self.encoder = encoder
+        self.num_kept = num_kept
+        self.read_cells = new_cell_reader(encoder.config.hidden_size)
 
     def forward(self, pixels_BCHW: Tensor, kept_BP: Tensor) -> Tensor:
         """Return what is told of the patches of these numbers; the encoder sees no others (FLIP, arXiv 2212.00794)."""
         states_BPD = self.encoder.embeddings(pixels_BCHW)  # the class token before the patches
         with_class_BP = torch.cat([torch.zeros_like(kept_BP[:, :1]), 1 + kept_BP], dim=1)
-        states_BPD = self.encoder.pre_layrnorm(_pick(states_BPD, with_class_BP))
+        states_BPD = _pick(states_BPD, with_class_BP)
+        if isinstance(self.encoder, CLIPVisionModel):
+            states_BPD = self.encoder.pre_layrnorm(states_BPD)
         seen_BPD = self.encoder.post_layernorm(self.encoder.encoder(inputs_embeds=states_BPD).last_hidden_state)
         told: Tensor = self.read_cells(seen_BPD[:, 1:])
         return told
@@ -129,7 +132,7 @@ def patch_loss(lesson: PatchLesson, pixels_BCHW: Tensor, scenes: Sequence[KnownS
     for head in ("main", "second", "place"):
         labels_BPH[:num_recoloured, :, list(HEADS).index(head)] = UNKNOWN
     order_BP = PREFERENCE * (labels_BPH[..., 0] > 0) + torch.rand(labels_BPH.shape[:2])
-    kept_BP = order_BP.topk(min(NUM_KEPT, order_BP.shape[1]), dim=1).indices
+    kept_BP = order_BP.topk(min(lesson.num_kept, order_BP.shape[1]), dim=1).indices
     return cell_loss(lesson(pixels_BCHW, kept_BP), _pick(labels_BPH, kept_BP), _pick(boxes_BP4, kept_BP))
 
 
@@ -152,27 +155,46 @@ def taught_clip(
 
     Trains it first, or resumes; its state is in `work`/patches.pt. num_renderings: from which each process draws.
     """
-    run_in_processes(num_processes, _teach_patches, folder, steps, work, num_renderings)
+    teach_patches(PATCHES, partial(_clip_lesson, folder), steps, work, num_renderings, num_processes)
+    return learned_clip(folder, work)
+
+
+def learned_clip(folder: Path, work: Path) -> Any:
+    """Return the CLIPModel of a folder with the image encoder of the lesson so far, whose state is in `work`."""
     clip = read_clip(folder)
-    load_average(PatchLesson(clip), work / f"{PATCHES}.pt")
+    load_average(PatchLesson(clip.vision_model), work / f"{PATCHES}.pt")
     return clip
 
 
-def _teach_patches(folder: Path, steps: int, work: Path, num_renderings: int) -> None:
+def _clip_lesson(folder: Path) -> PatchLesson:
+    return PatchLesson(read_clip(folder).vision_model)
+
+
+def teach_patches(
+    name: str, build: Callable[[], PatchLesson], steps: int, work: Path, num_renderings: int, num_processes: int
+) -> None:
+    """Train an image encoder on what its patches show, or resume; its state is in `work`, by the lesson's name.
+
+    build: returns the lesson as it begins, in each of the processes; each draws from so many renderings of its own.
+    """
+    run_in_processes(num_processes, _teach_patches, name, build, steps, work, num_renderings)
+
+
+def _teach_patches(name: str, build: Callable[[], PatchLesson], steps: int, work: Path, num_renderings: int) -> None:
     rank, num_processes = rank_and_world()
-    path = work / f"{PATCHES}.pt"
+    path = work / f"{name}.pt"
     if path.is_file() and torch.load(path, map_location="cpu", weights_only=True)["step"] >= steps:
         return
     torch.manual_seed(0)
-    lesson = PatchLesson(read_clip(folder))
+    lesson = build()
     drawn = renderings(num_renderings, num_processes=1, first=rank * num_renderings)
 
     def loss_at(step: int) -> Tensor:
-        pixels, scenes, _ = batch_of_step(f"{PATCHES} {rank}", step, BATCH_SIZE // num_processes, drawn)
+        pixels, scenes, _ = batch_of_step(f"{name} {rank}", step, BATCH_SIZE // num_processes, drawn)
         return patch_loss(lesson, pixels, scenes)
 
     plan = Plan(
-        PATCHES, Budget(steps=steps), peak_lr=1e-3, muon_lr=0.01, muon_prefix="encoder.encoder.", decay_fraction=0.7,
+        name, Budget(steps=steps), peak_lr=1e-3, muon_lr=0.01, muon_prefix="encoder.encoder.", decay_fraction=0.7,
         weight_decay=1e-2, save_every_seconds=60.0,
     )  # fmt: skip
     fit(lesson, loss_at, plan, path)
@@ -183,16 +205,6 @@ def read_clip(folder: Path) -> Any:
 
 
 # -------------------------------------------------------------------------------- the queries
-
-
-def teach_queries(plan: Plan, module: nn.Module, read: Reading, drawn: Sequence[KnownScene], work: Path) -> None:
-    """Train a module on what the cells of its queries show, or resume; its state is in `work`, by the plan's name."""
-
-    def loss_at(step: int) -> Tensor:
-        pixels, scenes, _ = batch_of_step(plan.name, step, QUERIES_BATCH_SIZE, drawn)
-        return query_loss(read(pixels), scenes)
-
-    fit(module, loss_at, plan, work / f"{plan.name}.pt")
 
 
 def query_plan(name: str, steps: int, muon_prefix: str) -> Plan:
