@@ -285,7 +285,7 @@ def test_any_model_of_images_and_texts_is_asked_through_its_chat_template(chat_m
 # -------------------------------------------------------------------------------- attention
 
 
-@pytest.mark.parametrize(("family", "side"), [("blip2", 8), ("kosmos2", 2)])
+@pytest.mark.parametrize(("family", "side"), [("blip2", 16), ("kosmos2", 2)])
 def test_each_word_has_a_map_of_the_patches_and_the_caption_stays_the_same(family, side, request, images):
     reader = load_reader(ReaderSource(str(request.getfixturevalue(f"{family}_model"))))
     options = TextOptions(max_tokens=6, temperature=3.0, seed=2)
