@@ -4,9 +4,10 @@ Trained in the paper's two stages. First the Q-Former learns which caption belon
 matching (section 3.1). Then a language model learns to write what the Q-Former's queries have seen (section 3.2). The
 image encoder begins as that of the toy world's CLIP, with smaller patches, as the paper's begins as EVA-CLIP's, and
 stays as it is in both stages, as there. Before them it learns what its patches show, and the queries what the cells of
-a coarser grid show (`lessons.py`). The paper's second stage holds a trained language model and moves the Q-Former. Here the language model
-is new, so it is the other way round: what the queries tell has to stay what it is while something learns to read it.
-The third loss of the paper's first stage, captions by the Q-Former itself, is left to the second stage.
+a coarser grid show (`lessons.py`). The paper's second stage holds a trained language model and moves the Q-Former. Here
+the language model is new, so it is the other way round: what the queries tell has to stay what it is while something
+learns to read it. The third loss of the paper's first stage, captions by the Q-Former itself, is left to the second
+stage.
 
 Shapes: B images, T texts, L tokens of a text, Q queries, D embedding dimensions, V tokens of the vocabulary.
 """
@@ -44,9 +45,8 @@ from toyworld.world import SIZE
 # The trainings, and their states.
 ENCODER, QUERIES, MATCHING, WRITING = "blip2-encoder", "blip2-queries", "blip2-matching", "blip2-writing"
 BATCH_SIZE = 48
-PATCH_SIZE = (
-    4  # pixels; CLIP's of 8 show a small thing's stripes and spots too coarsely to tell which colour is its main
-)
+# Pixels. With CLIP's patches of 8 it is hard to tell which colour of a small thing's stripes and spots is its main one.
+PATCH_SIZE = 4
 NUM_KEPT_PATCHES = 80  # of 256, in the image encoder's lesson
 NOT_COUNTED = -100  # a label that has no loss
 CELLS_WEIGHT = 0.3  # of what the queries tell of their cells, in the first stage: they are not to forget it
