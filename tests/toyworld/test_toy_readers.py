@@ -200,10 +200,17 @@ def test_the_image_encoder_begins_as_that_of_clip_where_its_patches_are_of_one_c
     pixels = F.interpolate(F.avg_pool2d(pixels, 8), scale_factor=8)
     own, given = blip2.Matcher(clip).model.vision_model, clip.vision_model
     with torch.no_grad():
-        found = own.embeddings(pixels)[:, 1:].unflatten(1, (8, 2, 8, 2)).mean((2, 4)).flatten(1, 2)
+        found = coarser(own.embeddings(pixels)[:, 1:])
         wanted = given.pre_layrnorm(given.embeddings(pixels))[:, 1:]
+        found_last = coarser(own(pixel_values=pixels, output_hidden_states=True).hidden_states[-1][:, 1:])
+        wanted_last = given(pixel_values=pixels).last_hidden_state[:, 1:]
     assert torch.cosine_similarity(found, wanted, dim=-1).mean() > 0.95
     assert found.std() == pytest.approx(wanted.std().item(), rel=0.3)
+    assert torch.cosine_similarity(found_last.flatten(1), wanted_last.flatten(1)).min() > 0.5
+
+
+def coarser(patches_BPD):
+    return patches_BPD.unflatten(1, (8, 2, 8, 2)).mean((2, 4)).flatten(1, 2)
 
 
 def test_what_was_seen_once_is_what_the_model_sees_in_a_batch(clip):

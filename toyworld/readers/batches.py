@@ -80,7 +80,7 @@ class SeenScenes:
 
 
 def see_once(look: Callable[[Tensor], Tensor], drawn: Sequence[KnownScene]) -> SeenScenes:
-    """Return renderings with what `look` makes of their pixels; 30,000 of 256 patches take 7 minutes and 2 GB."""
+    """Return renderings with what `look` makes of their pixels; 30,000 of 256 patches and 128 channels take 2 GB."""
     rng = random.Random("see once")
     chunks = range(0, len(drawn), CHUNK)
     parts = (look(augmented(drawn[start : start + CHUNK], rng, start)) for start in chunks)
