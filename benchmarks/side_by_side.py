@@ -37,7 +37,7 @@ from dreambooth.generation.settings import SCHEDULERS
 HERE = Path(__file__).resolve().parent
 PROMPT, CLASS_PROMPT = "a photo of sks dog", "a photo of a dog"
 RANK = 4  # the script's default
-KEEP_FREED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"}  # as `engine.keep_freed_memory`
+KEEP_FREED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"}  # as `devices.keep_freed_memory`
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,8 @@ Here and in `build/`, settings become arguments: below this layer nothing sees t
 """
 
 import contextlib
-import ctypes
 import logging
 import signal
-import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -22,6 +20,7 @@ from dreambooth.checkpointing import AtomicCheckpointIO, FoundState, InputFinger
 from dreambooth.config import Config, with_brackets
 from dreambooth.data.captions import Captions
 from dreambooth.data.latents import LatentDataset
+from dreambooth.devices import keep_freed_memory
 from dreambooth.distributed import is_first, join_run
 from dreambooth.errors import UserError
 from dreambooth.exporting.result import export_model
@@ -294,18 +293,6 @@ def set_up_process(config: Config) -> None:
         torch.set_num_threads(config.train.num_threads)
     if build.pick_device(config).type == "cpu":
         keep_freed_memory()
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep freed memory for the next tensors, instead of returning it to the system.
-
-    Otherwise the system maps and clears the pages of every large tensor again in every step: about a tenth of a step's
-    time where weights and activations have gigabytes. Peak memory rises by some MiB only.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(-4, 0)  # M_MMAP_MAX: no allocation is a mapping of its own
-        mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap is not cut at its end
 
 
 def finish(

@@ -16,7 +16,8 @@ from warm import Warm
 
 from dreambooth.checkpointing import find_state
 from dreambooth.config import load_config
-from dreambooth.engine import keep_freed_memory, train
+from dreambooth.devices import keep_freed_memory
+from dreambooth.engine import train
 from dreambooth.errors import NonFiniteError, UserError
 from dreambooth.families import Family, load_family
 from dreambooth.methods import find_method

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
+from dreambooth.devices import keep_freed_memory
 from dreambooth.errors import NonFiniteError
 from dreambooth.files import atomic_file
 from toyworld.muon import Muon
@@ -228,6 +229,7 @@ def fit(module: nn.Module, loss_at: Callable[[int], Tensor], plan: Plan, state_p
     loss_at(step) computes the loss of one batch; whatever it draws at random must follow from the step (and the rank),
     so that a resumed training goes on as it would have.
     """
+    keep_freed_memory()
     run = Run(module, plan, state_path)
     run.restore()
     started = time.monotonic() - run.seconds
