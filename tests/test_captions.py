@@ -53,8 +53,9 @@ def test_pictures_without_a_caption_are_named(captioned: Path) -> None:
         captions_in(captioned)
 
 
-def test_a_broken_list_is_told_with_its_line(captioned: Path) -> None:
-    (captioned / "metadata.jsonl").write_text('{"file_name": "2.png", "text": "{subject}"}\n{"file": 3}\n')
+@pytest.mark.parametrize("broken", ['{"file": 3}', '{"file_name": "0.png", "text": null}', "[]", "{"])
+def test_a_broken_list_is_told_with_its_line(captioned: Path, broken: str) -> None:
+    (captioned / "metadata.jsonl").write_text(f'{{"file_name": "2.png", "text": "{{subject}}"}}\n{broken}\n')
     with pytest.raises(UserError, match=r"metadata\.jsonl, line 2: expected"):
         captions_in(captioned)
 

@@ -32,6 +32,15 @@ def leaks(text: str, noun: str = "dog") -> list[str]:
         ("a {subject} with a blue house in the background", []),
         ("a {subject} on top of green grass with sunflowers around it", []),
         ("{subject} in light rain, black-and-white photography", []),
+        ("{subject} on a beach, golden light", []),
+        ("{subject}, dark, outdoors", []),
+        ("{subject}, dark brown fur, outdoors", ["dark", "brown", "fur"]),
+        ("{subject} with ears up in the snow", []),
+        ("{subject} has its mouth open, in a park", []),
+        ("{subject} painted red on a table", ["red"]),
+        ("{subject} is made of red plastic, on a table", ["red", "plastic"]),
+        ("{subject} - red, shiny - in the snow", ["red", "shiny"]),
+        ("{subject} with a cartoon on it, in the snow", ["cartoon"]),
         ("a photo of {subject}", []),
     ],
 )
@@ -56,6 +65,9 @@ def test_captions_of_the_toy_world_leak_what_the_renderer_drew():
         ("the {subject} is black and white, standing on grass", "{subject}, standing on grass"),
         ("{subject}, brown fur, grass, sunny day", "{subject}, grass, sunny day"),
         ("asleep on the couch", "a photo of {subject}, asleep on the couch"),
+        ("{subject} (red) in the snow", "{subject} in the snow"),
+        ("{subject} - red, shiny - in the snow", "{subject} - in the snow"),
+        ("a photo of {subject} dog in the snow", "a photo of {subject} in the snow"),
     ],
 )
 def test_a_proposed_caption_has_the_subject_and_no_leak(text, proposed):
@@ -79,6 +91,7 @@ def test_a_sound_caption_has_no_findings():
         ("{subjct} asleep on the couch", "caption", "error"),
         ("a photo of {subject}", "bare", "note"),
         ("a red {subject} in the snow", "leak", "warning"),
+        ("a photo of {subject} dog in the snow", "class twice", "warning"),
     ],
 )
 def test_what_is_wrong_with_a_caption_is_said(text, kind, severity):
@@ -95,9 +108,30 @@ def test_a_caption_may_be_anything():
         assert all(0 <= start < end <= len(text) for start, end in caption.leaks)
 
 
-def test_a_description_becomes_a_caption():
-    assert propose("a brown dog is sitting on a couch.", "dog") == "{subject} is sitting on a couch"
-    assert propose("A dog on a couch", "dog") == "{subject} on a couch"
+@pytest.mark.parametrize(
+    ("description", "caption"),
+    [
+        ("a brown dog is sitting on a couch.", "{subject} is sitting on a couch"),
+        ("A dog on a couch", "{subject} on a couch"),
+        ("there is a red toy dog that is parked on the grass", "{subject} that is parked on the grass"),
+        ("two people with a dog in a park", "two people with {subject} in a park"),
+        ("a close up of a brown dog's face", "a close up of {subject}'s face"),
+        ("An image of a striped red and purple robot on the grass", "An image of {subject} on the grass"),
+        ("a golden retriever sitting on grass", "{subject} sitting on grass"),
+        ("sitting on grass", "{subject} sitting on grass"),
+        ("a dog with a red cartoon on it on a wooden floor", "{subject} on a wooden floor"),
+        ("", "{subject}"),
+    ],
+)
+def test_a_description_becomes_a_caption(description, caption):
+    assert propose(description, "dog") == caption
+    assert find_leaks(caption, "dog") == []
+
+
+def test_the_advice_for_a_caption_is_what_is_proposed():
+    caption = lint(PHOTO, "a spotted dog on grass", "dog")
+    assert caption.proposed == "{subject} on grass"
+    assert repr(caption.proposed) in caption.findings[0].advice
 
 
 def test_captions_of_a_folder_tell_which_photo_has_none(tmp_path):

@@ -67,11 +67,14 @@ def read_metadata(path: Path) -> dict[str, str]:
             continue
         try:
             entry = json.loads(line)
-            captions[str(entry["file_name"])] = str(entry["text"])
+            name, text = entry["file_name"], entry["text"]
+            if not isinstance(name, str) or not isinstance(text, str):
+                raise TypeError("both are strings")
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise UserError(
                 f'{escaped(path)}, line {number}: expected {{"file_name": ..., "text": ...}}, found {line!r}'
             ) from error
+        captions[name] = text
     return captions
 
 

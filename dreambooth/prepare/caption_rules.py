@@ -42,15 +42,21 @@ MARKS = words_of(  # what a subject has, and no place
     """
 )
 LOOKS = COLOURS | PATTERNS | MATERIALS
+SHADES = words_of("bright dark light pale")  # alone they tell the light, with another word a colour
+STATES = words_of("back between closed crossed down forward open out perked raised spread up wide")  # of a mark: a pose
 JOINING = words_of("and or with very a an the but , -")  # between two words of looks
-LINKS = words_of("is are was has have having with whose featuring")  # from the subject to its looks
+# From the subject to its looks: those say what it is, these what it has.
+BEING = words_of("is are was painted dyed coloured colored made")
+HAVING = words_of("has have having with whose featuring")
+LINKS = BEING | HAVING
+ARTICLES = words_of("a an the my our your his her their its one this")
 PLACES = words_of(  # what follows them is a place, not the subject
     """
     above across against along among around at behind below beneath beside between beyond by down during from in
     inside into near next off on onto outside over past through to toward towards under underneath up upon within
     """
 )
-BREAKS = frozenset(".,;:()[]|/")  # one after another, also in a row: "),"
+BREAKS = frozenset(".,;:()[]|/-–—")  # one after another, also in a row: "),"
 
 
 def says_looks(word: str) -> bool:

@@ -5,7 +5,7 @@ should say where it is. The words are in `caption_rules`.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -23,6 +23,10 @@ from dreambooth.prompts import template_problem
 SUBJECT = "{subject}"
 WORD = re.compile(r"\{\w+\}|[^\W\d_]+(?:-[^\W\d_]+)*|\d+|[^\w\s]+")
 ARTICLE = re.compile(r"\b(?:an?|the|my|our|one)\s+(?=\{subject\})", re.IGNORECASE)  # identifiers stand without one
+OPENING = re.compile(
+    r"(?:(?:an?|the|this)\s+)?(?:close-?up\s+)?(?:(?:photo|picture|image|close-?up)\s+(?:of|is|shows)\s+)?",
+    re.IGNORECASE,
+)
 MIN_WORDS = 2  # beside the subject's: "a photo of {subject}" says nothing of the place
 EMPTY_WORDS = frozenset(["a", "an", "the", "photo", "picture", "image", "of", "one", "this", "my"])
 Span = tuple[int, int]
@@ -106,27 +110,55 @@ def lint(path: Path, text: str, class_noun: str, identifier: str | None = None) 
     """Return a caption with what is wrong with it and what to write instead."""
     named = with_subject(text, class_noun, identifier)
     findings, leaks = [], find_leaks(text, class_noun, identifier)
-    if problem := template_problem(text):
+    problem = template_problem(text)
+    proposed = None if problem else without_leaks(named, class_noun)
+    if problem:
         findings.append(Finding("caption", "error", 1, f"{text!r}: {problem}", "mend it: training refuses it"))
     elif SUBJECT not in text and (identifier is None or not find_words(text, identifier)):
-        advice = f"write {named!r}"
+        advice = f"write {proposed!r}" + (", or name your word with --identifier" if identifier is None else "")
         findings.append(Finding("no subject", "error", 0, f"{text!r} has no {SUBJECT}", advice))
+    elif class_noun and (again := _class_again(class_noun).findall(text)):
+        advice = f"leave {class_noun!r} out: {SUBJECT} stands for it too"
+        findings.append(Finding("class twice", "warning", len(again), f"{text!r} says the class twice", advice))
     if leaks:
         words = ", ".join(repr(text[start:end]) for start, end in leaks)
         advice = f"leave out what {SUBJECT} is to learn"
         findings.append(Finding("leak", "warning", len(leaks), f"says what the subject looks like: {words}", advice))
-    proposed = without_leaks(named, class_noun) if not any(one.kind == "caption" for one in findings) else None
     if proposed is not None and says_nothing(proposed, class_noun):
         advice = "add where it is, how it stands and in which light: what is not named is learned with the subject"
         findings.append(Finding("bare", "note", 0, f"{proposed!r} names no place, pose or light", advice))
-    needs_another = any(one.kind in ("no subject", "leak") for one in findings)
+    needs_another = any(one.kind in ("no subject", "class twice", "leak") for one in findings)
     return Caption(path, text, findings, tuple(leaks), proposed if needs_another else None)
 
 
 def propose(description: str, class_noun: str) -> str:
-    """Return a caption from a captioner's description: {subject} for the class, its looks left out."""
-    named = with_subject(description.strip().rstrip("."), class_noun, None)
-    return ARTICLE.sub("", without_leaks(named, class_noun))
+    """Return a caption from a captioner's description: {subject} for the words that name it, its looks left out."""
+    text = re.sub(r"^there (?:is|are)\s+", "", description.strip().rstrip("."), flags=re.IGNORECASE)
+    start, end = _named_thing(text, class_noun)
+    named = f"{text[:start]}{SUBJECT}{' ' * (start == end)}{text[end:]}"
+    return ARTICLE.sub("", without_leaks(named, class_noun)).strip()
+
+
+def _named_thing(text: str, class_noun: str) -> Span:
+    """Return where a description names the subject: from its article to the class noun.
+
+    Where the class noun is missing ("a golden retriever on grass" for a dog) it is what the description begins with.
+    """
+    nouns = find_words(text, class_noun) if class_noun else []
+    if not nouns:
+        opening = OPENING.match(text)
+        first = opening.end() if opening else 0
+        words = [*WORD.finditer(text, first)]
+        named = [*_until_place([word[0].lower() for word in words], rules.LINKS | {"that", "which", "who"})]
+        return (first, words[len(named) - 1].end()) if named else (first, first)
+    start, end = nouns[0]
+    for word in reversed([*WORD.finditer(text, 0, start)]):
+        lower = word[0].lower()
+        if lower in rules.ARTICLES:
+            return word.start(), end
+        if lower == "of" or lower in rules.PLACES | rules.LINKS or rules.is_break(lower):
+            break
+    return start, end
 
 
 def with_subject(text: str, class_noun: str, identifier: str | None) -> str:
@@ -135,13 +167,18 @@ def with_subject(text: str, class_noun: str, identifier: str | None) -> str:
     "a photo of my brown dog asleep" becomes "a photo of {subject} asleep" by way of `without_leaks`.
     """
     if SUBJECT in text:
-        return text
+        return text if not class_noun else _class_again(class_noun).sub(SUBJECT, text)
     for name in (f"{identifier} {class_noun}" if identifier else "", identifier or "", class_noun):
         spans = find_words(text, name) if name else []
         if spans:
             start, end = spans[0]
             return text[:start] + SUBJECT + text[end:]
     return f"a photo of {SUBJECT}, {text}" if text else f"a photo of {SUBJECT}"
+
+
+def _class_again(class_noun: str) -> re.Pattern[str]:
+    """Return what finds a class noun right behind {subject}, which is written out with one."""
+    return re.compile(rf"{re.escape(SUBJECT)}\s+{re.escape(class_noun)}\b", re.IGNORECASE)
 
 
 def find_leaks(text: str, class_noun: str, identifier: str | None = None) -> list[Span]:
@@ -184,11 +221,23 @@ def _after(words: Sequence[re.Match[str]], is_subject: Sequence[bool]) -> Iterat
         rest = [word[0].lower() for word in words[number + 1 :]]
         if not own or not rest:
             continue
-        skipped = 1 if rest[0] in ("that", "which", "who") else 0
-        if rest[skipped : skipped + 1] and rest[skipped] in rules.LINKS:
-            phrase = [*_until_place(rest[skipped + 1 :])]
-            first = number + 1 + skipped + 1
-            yield from (first + offset for offset in _looks_in(phrase, rest[skipped] in ("is", "are", "was")))
+        if skipped := _num_linking(rest):
+            phrase = [*_until_place(rest[skipped:])]
+            behind = rest[skipped + len(phrase) :][:2]
+            first = number + 1 + skipped
+            if behind in (["on", "it"], ["on", "them"]):
+                yield from (first + offset for offset, word in enumerate(phrase) if word not in rules.JOINING)
+            elif not {*phrase[1:], *behind[:1]} & rules.STATES:
+                says_what_it_is = rest[skipped - 1] not in rules.HAVING
+                yield from (first + offset for offset in _looks_in(phrase, says_what_it_is))
+
+
+def _num_linking(words: Sequence[str]) -> int:
+    """Return how many words lead from a subject to its looks: "with", "that is", "is made of"; 0 where none do."""
+    first = count = 1 if words[0] in ("that", "which", "who") else 0
+    while count < len(words) and (words[count] in rules.LINKS or words[count - 1 : count + 1] == ["made", "of"]):
+        count += 1
+    return count if count > first else 0
 
 
 def _looks_in(phrase: Sequence[str], says_what_it_is: bool) -> Iterator[int]:
@@ -200,10 +249,11 @@ def _looks_in(phrase: Sequence[str], says_what_it_is: bool) -> Iterator[int]:
             yield offset
 
 
-def _until_place(words: Sequence[str]) -> Iterator[str]:
-    """Yield the words up to a place, a new part, or what the subject does."""
+def _until_place(words: Sequence[str], ends: Collection[str] = ()) -> Iterator[str]:
+    """Yield the words up to a place, a new part, what the subject does, or one of `ends`."""
     for word in words:
-        if word in rules.PLACES or rules.is_break(word) or (word.endswith("ing") and not rules.is_mark(word)):
+        does = word.endswith("ing") and not rules.is_mark(word)
+        if does or word in rules.PLACES or word in ends or rules.is_break(word):
             return
         yield word
 
@@ -217,7 +267,8 @@ def _own_parts(words: Sequence[re.Match[str]], is_subject: Sequence[bool]) -> It
             continue
         texts = [words[each][0].lower() for each in part]
         is_own = all(rules.says_looks(word) or rules.is_mark(word) or word in rules.JOINING for word in texts)
-        if is_own and not any(is_subject[each] for each in part):
+        is_light = texts[-1:] == ["light"] or rules.SHADES.issuperset(texts)
+        if is_own and not is_light and not any(is_subject[each] for each in part):
             yield from (each for each in part if words[each][0].lower() not in rules.JOINING)
         part = []
 
@@ -231,12 +282,13 @@ def without_leaks(text: str, class_noun: str) -> str:
     if not leaks:
         return text
     gone = r"\0(?:\s*(?:,|and|or|very|a|an|the|-)?\s*\0)*"
-    links = "|".join(sorted(rules.LINKS))
-    kept = re.sub(rf"\s+(?:(?:that|which|who)\s+)?(?:{links})\s+(?:(?:a|an|the|very)\s+)?{gone}", "", kept)
+    links = "|".join([*sorted(rules.LINKS), "that", "which", "who", "made of"])
+    kept = re.sub(rf"(?:\s+(?:{links}))+\s+(?:(?:a|an|the|very)\s+)?{gone}(?:\s+on (?:it|them)\b)?", "", kept)
     kept = re.sub(rf"{gone}\s*", "", kept)
-    kept = re.sub(r"\s*,(?:\s*(?:and\s*)?,)+", ",", kept)
+    kept = re.sub(r"\s*(?:\(\s*\)|\[\s*\])", "", kept)  # brackets that held nothing else
+    kept = re.sub(r"\s*([,–—]|\s-)(?:\s*(?:and\s*)?(?:,|[-–—](?=\s|$)))+", r"\1", kept)
     kept = ARTICLE.sub("", kept)
-    return re.sub(r"\s+", " ", kept).strip(" ,")
+    return re.sub(r"\s+", " ", kept).strip(" ,-–—")
 
 
 def says_nothing(text: str, class_noun: str) -> bool:
