@@ -23,9 +23,8 @@ from dreambooth.prompts import template_problem
 SUBJECT = "{subject}"
 WORD = re.compile(r"\{\w+\}|[^\W\d_]+(?:-[^\W\d_]+)*|\d+|[^\w\s]+")
 ARTICLE = re.compile(r"\b(?:an?|the|my|our|one)\s+(?=\{subject\})", re.IGNORECASE)  # identifiers stand without one
-OPENING = re.compile(
-    r"(?:(?:an?|the|this)\s+)?(?:close-?up\s+)?(?:(?:photo|picture|image|close-?up)\s+(?:of|is|shows)\s+)?",
-    re.IGNORECASE,
+OPENING = re.compile(  # before what an image is of
+    r"(?:(?:an?|the|this)\s+)?(?:close-?up\s+)?(?:(?:photo|picture|image|close-?up)\s+(?:of|is|shows)\s+)?", re.I
 )
 MIN_WORDS = 2  # beside the subject's: "a photo of {subject}" says nothing of the place
 EMPTY_WORDS = frozenset(["a", "an", "the", "photo", "picture", "image", "of", "one", "this", "my"])
