@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +33,12 @@ from transformers import (
 )
 
 from dreambooth.cli import main
+from dreambooth.cli.describe import image_paths
 from dreambooth.errors import ModelError, UserError
 from dreambooth.generation.inputs.found_mask import find_mask_of, is_words
 from dreambooth.readers.attention import PUNCTUATION, seen_part, word_maps
 from dreambooth.readers.blip2 import Blip2Reader
-from dreambooth.readers.describe import Description, describe, in_batches
+from dreambooth.readers.describe import Description, describe, in_batches, ranked
 from dreambooth.readers.drawing import draw_boxes, draw_word
 from dreambooth.readers.likelihood import answer_probability
 from dreambooth.readers.loading import ReaderSource, moved
@@ -276,6 +279,14 @@ def test_kosmos2_reads_boxes_from_its_text(kosmos2_model, images):
         reader.caption(images, SHORT, "fr")
 
 
+@pytest.mark.parametrize("phrase", ["", "<phrase> .</phrase>"], ids=("none", "no words"))
+def test_a_box_without_words_is_left_out(phrase, kosmos2_model):
+    reader = load_reader(ReaderSource(str(kosmos2_model)))
+    boxes = "<object><patch_index_0624><patch_index_0956></object>"
+    named = "<phrase> a robot</phrase>" + boxes
+    assert [box.phrase for box in reader._parsed(f"<grounding> An image of{phrase}{boxes}{named}")[1]] == ["a robot"]
+
+
 def test_any_model_of_images_and_texts_is_asked_through_its_chat_template(chat_model, images):
     reader = load_reader(ReaderSource(str(chat_model)))
     assert len(reader.caption(images, SHORT, "de")) == 3
@@ -327,6 +338,9 @@ def test_a_map_lies_over_the_part_that_the_model_sees():
     assert seen_part(processor, (64, 64)) == (0, 0, 1, 1)
     left, top, right, bottom = seen_part(processor, (128, 64))
     assert (left, top, right, bottom) == (0.25, 0, 0.75, 1)
+    squeezed = CLIPImageProcessor(size={"shortest_edge": 32}, use_square_size=True)  # as the published Kosmos-2 has it
+    assert seen_part(squeezed, (128, 64)) == (0, 0, 1, 1)
+    assert PhraseBox("a", 0.5, 0.5, 1, 1).placed((0.25, 0, 0.75, 1)) == PhraseBox("a", 0.5, 0.5, 0.75, 1)
     drawn = draw_word(Image.new("RGB", (512, 256), "white"), WordMap("a", torch.eye(2) / 2, 0.5), (0.25, 0, 0.75, 1))
     assert drawn.getpixel((10, 128)) == drawn.getpixel((500, 128)) == (255, 255, 255)
     assert drawn.getpixel((256, 128)) != (255, 255, 255)
@@ -359,8 +373,15 @@ def test_a_model_that_describes_nothing_is_named(clip_model):
 
 
 @pytest.mark.parametrize(
-    "options", [{"max_tokens": 0}, {"beams": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"repetition_penalty": 0.0}]
-)
+    "options",
+    [
+        {"max_tokens": 0}, {"min_tokens": 41}, {"beams": 0}, {"beams": 65}, {"temperature": -1.0},
+        {"temperature": 1e-40}, {"temperature": float("inf")}, {"top_p": 0.0}, {"repetition_penalty": 0.0},
+        {"repetition_penalty": float("inf")}, {"length_penalty": float("nan")}, {"length_penalty": 1e300},
+        {"seed": -1}, {"seed": 2**64},
+    ],
+    ids=str,
+)  # fmt: skip
 def test_options_out_of_range_are_refused(options):
     (name,) = options
     with pytest.raises(UserError, match=f"{name}="):
@@ -372,7 +393,10 @@ def test_options_out_of_range_are_refused(options):
 
 def test_images_are_ranked_by_the_text(clip_model, photos):
     searcher = load_searcher(ReaderSource(str(clip_model)))
-    found = describe(photos, DescribeRequest(captions=False, search="a red robot"), None, searcher, batch_size=2)
+    request = DescribeRequest(captions=False, search="a red robot")
+    batches = list(describe(photos, request, None, searcher, batch_size=2))
+    assert [[each.path for each in batch] for batch in batches] == [photos[:2], photos[2:]]
+    found = ranked([each for batch in batches for each in batch])
     likeness = [each.likeness for each in found]
     assert likeness == sorted(likeness, reverse=True)
     assert {each.path for each in found} == set(photos)
@@ -461,6 +485,75 @@ def test_describe_writes_lines_a_table_and_a_page(blip2_model, photos, tmp_path,
     assert str(photos[0]) in capsys.readouterr().out
 
 
+def test_what_was_read_before_an_interruption_is_written(blip2_model, photos, tmp_path, monkeypatch, capsys):
+    caption, num_batches = Blip2Reader.caption, 0
+
+    def interrupted(*args):
+        nonlocal num_batches
+        num_batches += 1
+        if num_batches == 3:
+            signal.raise_signal(signal.SIGINT)
+        return caption(*args)
+
+    monkeypatch.setattr(Blip2Reader, "caption", interrupted)
+    monkeypatch.setattr("dreambooth.status_line.SECONDS_BETWEEN_LINES", (0.0, 0.0))
+    command = ["describe", str(photos[0].parent), "--model", str(blip2_model), "--batch-size", "1"]
+    assert main([*command, "--out", str(tmp_path)]) == 128 + signal.SIGINT
+    lines = [json.loads(line) for line in (tmp_path / "descriptions.jsonl").read_text().splitlines()]
+    assert [line["file"] for line in lines] == [str(path) for path in photos[:2]]
+    assert "2 of 3 images" in (tmp_path / "index.html").read_text()
+    assert "describing  33% image 1/3" in capsys.readouterr().err
+
+
+def test_a_second_image_of_the_same_name_keeps_the_first_description(blip2_model, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(3):
+        assert main(["describe", str(photos[0]), "--model", str(blip2_model), "--max-tokens", "1"]) == 0
+    assert sorted(path.name for path in Path("outputs").iterdir()) == ["describe-0", "describe-0-2", "describe-0-3"]
+
+
+def test_describing_again_removes_the_images_of_before_and_no_others(blip2_model, photos, tmp_path):
+    options = ["--model", str(blip2_model), "--max-tokens", "4", "--out", str(tmp_path)]
+    assert main(["describe", *map(str, photos[:2]), "--attention", *options]) == 0
+    assert len(list(tmp_path.glob("*/*.png"))) > 2
+    (tmp_path / "images" / "mine.png").touch()
+    assert main(["describe", str(photos[0]), *options]) == 0
+    assert sorted(path.name for path in tmp_path.glob("*/*")) == ["00000.png", "mine.png"]
+
+
+def test_images_of_another_command_are_not_written_over(blip2_model, photos, tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    assert main(["describe", str(photos[0]), "--model", str(blip2_model), "--out", str(tmp_path)]) == 2
+    assert f"--out {tmp_path}: has images, but no descriptions.jsonl" in capsys.readouterr().err
+
+
+def test_the_grids_of_sample_are_no_images_of_their_own(photos, tmp_path):
+    for name in ("00000-a-robot.png", "grid-00000.png", "attention-00000.png"):
+        shutil.copy(photos[0], tmp_path / name)
+    assert image_paths([tmp_path]) == [tmp_path / "00000-a-robot.png"]
+    assert image_paths([tmp_path / "grid-00000.png"]) == [tmp_path / "grid-00000.png"], "it was named"
+    (tmp_path / "00000-a-robot.png").unlink()
+    with pytest.raises(UserError, match="has grids of images alone"):
+        image_paths([tmp_path])
+
+
+def test_a_name_that_is_not_utf8_is_reported(photos, tmp_path):
+    path = tmp_path / os.fsdecode(b"dog-\xff.png")
+    try:
+        shutil.copy(photos[0], path)
+    except OSError:
+        pytest.skip("this file system has names in UTF-8 alone")
+    for named in (path, tmp_path):
+        with pytest.raises(UserError, match=r"dog-\\udcff\.png: the name is not UTF-8"):
+            image_paths([named])
+
+
+def test_lines_have_what_was_asked_for_where_nothing_was_found():
+    found = Description(Path("a.png"), (64, 32), "a robot", boxes=(), words=())
+    assert as_json(found) == {"file": "a.png", "caption": "a robot", "boxes": [], "attention": []}
+    assert set(as_json(Description(Path("a.png"), (64, 32), "a robot"))) == {"file", "caption"}
+
+
 def test_boxes_are_told_in_pixels():
     box = PhraseBox("a robot", 0.25, 0.5, 0.75, 1.0)
     found = Description(Path("a.png"), (64, 32), "a robot", boxes=(box,))
@@ -473,11 +566,14 @@ def test_boxes_are_told_in_pixels():
     [
         (("nothing.png",), "nothing.png: there is no such image"),
         (("--batch-size", "0"), "--batch-size 0"),
-        (("--question", " "), "the text is empty"),
+        (("--question", " "), "--question: the text is empty"),
+        (("--search", ""), "--search: the text is empty"),
+        (("--min-tokens", "50"), "error: --min-tokens 50: more than --max-tokens 40"),
+        (("--seed", "99999999999999999999"), "--seed 99999999999999999999: must be 0 to"),
         (("--top-p", "2"), "--top-p 2.0: must be"),
         (("--ground", "--attention"), "--attention: not together with --ground"),
     ],
-    ids=("file", "batch", "question", "top-p", "both"),
+    ids=("file", "batch", "question", "search", "tokens", "seed", "top-p", "both"),
 )
 def test_wrong_options_are_reported_before_a_model_is_loaded(arguments, message, photos, tmp_path, capsys):
     given = arguments if len(arguments) == 1 else (str(photos[0]), *arguments)

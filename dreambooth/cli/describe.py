@@ -1,6 +1,10 @@
 """`describe IMAGES`: captions, answers to questions, boxes of what captions name, and images ranked by a text."""
 
 import argparse
+import re
+import sys
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,6 +12,7 @@ from dreambooth.cli import loading_libraries
 from dreambooth.devices import AUTO, NAMES
 from dreambooth.errors import UserError, escaped
 from dreambooth.readers.usual import DESCRIBE, GROUND, SEARCH
+from dreambooth.status_line import STATUS_LINE, ProgressDisplay
 
 if TYPE_CHECKING:
     from dreambooth.readers.describe import Description
@@ -15,6 +20,7 @@ if TYPE_CHECKING:
     from dreambooth.readers.text_options import TextOptions
 
 BATCH_SIZE = 8
+ABOUT_OTHERS = re.compile(r"(grid|attention)-\d{5,}\.png")  # what `sample` writes beside its images
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_text_options(parser)
     _add_teaching(parser)
     parser.add_argument(
-        "--out", metavar="DIR", help="where the lines, the table and the page go (default outputs/describe-<name>)"
+        "--out",
+        metavar="DIR",
+        help="where the lines, the table and the page go, in the place of those there are (default "
+        "outputs/describe-<name>, or with -2, -3 ... at its end where that is there)",
     )
 
 
@@ -42,7 +51,7 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="a caption, and which part of the image each word was written from, as overlays (BLIP-2 and Kosmos-2)",
     )
-    group.add_argument("--search", metavar="TEXT", default="", help="rank the images by how well they fit this text")
+    group.add_argument("--search", metavar="TEXT", help="rank the images by how well they fit this text")
     group.add_argument(
         "--language",
         metavar="TAG",
@@ -85,7 +94,7 @@ def _add_text_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how texts are written")
     group.add_argument("--max-tokens", type=int, default=40, metavar="N", help="of a text, at most (default 40)")
     group.add_argument("--min-tokens", type=int, default=0, metavar="N", help="of a text, at least (default 0)")
-    group.add_argument("--beams", type=int, default=1, metavar="N", help="texts followed at once (default 1)")
+    group.add_argument("--beams", type=int, default=1, metavar="N", help="texts followed at once, 1 (default) to 64")
     group.add_argument(
         "--temperature",
         type=float,
@@ -119,24 +128,54 @@ def _add_teaching(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.teach is not None:
         return run_teaching(args)
-    from dreambooth.disk import check_writable, translate_write_errors
+    from dreambooth.disk import check_writable
 
     if not args.images:
         raise UserError("IMAGES: name image files or folders, or photos to learn from with --teach")
     request = request_of(args)
     paths = image_paths(args.images)
-    folder = Path(args.out or Path("outputs") / f"describe-{args.images[0].resolve().stem}")
-    check_writable(folder, "--out")
+    check_writable(Path(args.out or "outputs"), "--out")
     with loading_libraries():
-        from dreambooth.readers.outputs import write_all
+        from dreambooth.readers.outputs import check_folder
 
-    found = _describe(args, request, paths)
+    if args.out:
+        check_folder(Path(args.out), "--out")
+    found: list[Description] = []
+    try:
+        _read(args, request, paths, found)
+    finally:  # after Ctrl-C too, so that what was read by then is not lost
+        STATUS_LINE.clear()
+        if found:
+            _write(args, found, len(paths))
+    return 0
+
+
+def _read(args: argparse.Namespace, request: "DescribeRequest", paths: list[Path], found: "list[Description]") -> None:
+    """Add what is read in the images to `found`, batch by batch, and show how far that is."""
+    batches = _describe(args, request, paths)
+    display = ProgressDisplay("describing", partial(print, file=sys.stderr, flush=True))
+    for batch in batches:
+        found += batch
+        fraction = len(found) / len(paths)
+        if display.is_due(fraction):
+            display.show(fraction, [f"image {len(found)}/{len(paths)}", display.time_left(fraction)])
+
+
+def _write(args: argparse.Namespace, found: "list[Description]", num_images: int) -> None:
+    """Print what was read, and write it. num_images: that were to be read."""
+    from dreambooth.disk import translate_write_errors
+    from dreambooth.readers.describe import ranked
+    from dreambooth.readers.outputs import take_folder, write_all
+
+    found = ranked(found)
     for each in found:
         print(in_words(each))
-    with translate_write_errors(folder, "--out"):
-        for path in write_all(folder, found, f"{len(found)} images"):
+    title = f"{num_images} images" if len(found) == num_images else f"{len(found)} of {num_images} images"
+    usual = Path("outputs") / f"describe-{args.images[0].resolve().stem}"
+    with translate_write_errors(Path(args.out or usual), "--out"):
+        folder = Path(args.out) if args.out else take_folder(usual)
+        for path in write_all(folder, found, title):
             print(path)
-    return 0
 
 
 def run_teaching(args: argparse.Namespace) -> int:
@@ -162,7 +201,8 @@ def run_teaching(args: argparse.Namespace) -> int:
     return 0
 
 
-def _describe(args: argparse.Namespace, request: "DescribeRequest", paths: list[Path]) -> "list[Description]":
+def _describe(args: argparse.Namespace, request: "DescribeRequest", paths: list[Path]) -> "Iterator[list[Description]]":
+    """Load what is needed, and return what reads the images."""
     from dreambooth.data.image_files import load_image
     from dreambooth.devices import find_device
     from dreambooth.readers.describe import describe
@@ -185,9 +225,10 @@ def request_of(args: argparse.Namespace) -> "DescribeRequest":
 
     if args.batch_size < 1:
         raise UserError(f"--batch-size {args.batch_size}: must be at least 1")
-    for question in (*args.question, args.search or "-"):
-        if not question.strip():
-            raise UserError("--question, --search: the text is empty; write what to ask or to look for")
+    if not all(question.strip() for question in args.question):
+        raise UserError("--question: the text is empty; write what to ask")
+    if args.search is not None and not args.search.strip():
+        raise UserError("--search: the text is empty; write what to look for")
     if args.attention and args.ground:
         raise UserError("--attention: not together with --ground; ask for one, then for the other")
     only_other = bool(args.question or args.search)
@@ -197,7 +238,7 @@ def request_of(args: argparse.Namespace) -> "DescribeRequest":
         ground=args.ground,
         attention=args.attention,
         language=args.language,
-        search=args.search,
+        search=args.search or "",
         options=text_options(args),
     )
 
@@ -206,6 +247,8 @@ def text_options(args: argparse.Namespace) -> "TextOptions":
     """Return how texts are written. Raises UserError for a value out of its range."""
     from dreambooth.readers.text_options import TextOptions
 
+    if 1 <= args.max_tokens < args.min_tokens:
+        raise UserError(f"--min-tokens {args.min_tokens}: more than --max-tokens {args.max_tokens}; change one of them")
     return TextOptions(
         max_tokens=args.max_tokens,
         min_tokens=args.min_tokens,
@@ -219,7 +262,10 @@ def text_options(args: argparse.Namespace) -> "TextOptions":
 
 
 def image_paths(named: list[Path]) -> list[Path]:
-    """Return the images that are named, and those in folders that are named. Raises UserError for what is no image."""
+    """Return the images that are named, and those in folders that are named, without the grids of `sample`.
+
+    Raises UserError for what is no image, and for a name that the lines could not hold.
+    """
     from dreambooth.data.image_files import load_image
     from dreambooth.data.image_folder import list_images
 
@@ -227,10 +273,24 @@ def image_paths(named: list[Path]) -> list[Path]:
     for path in named:
         if not path.exists():
             raise UserError(f"{escaped(path)}: there is no such image or folder")
-        paths += list_images(path) if path.is_dir() else [path]
+        found = list_images(path) if path.is_dir() else [path]
+        paths += [each for each in found if each == path or not ABOUT_OTHERS.fullmatch(each.name)]
+    if not paths:
+        raise UserError(f"{escaped(named[0])}: has grids of images alone; name the file of one to have it described")
     for path in paths:
+        if not is_utf8(path):
+            raise UserError(f"{escaped(path)}: the name is not UTF-8; rename the file, or its folder")
         load_image(path)  # what cannot be read is reported before a model is loaded
     return paths
+
+
+def is_utf8(path: Path) -> bool:
+    """Return whether a file's name is text, as JSON and pages need it; a system may hold any bytes as one."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def in_words(found: "Description") -> str:
@@ -238,5 +298,5 @@ def in_words(found: "Description") -> str:
     likeness = "" if found.likeness is None else f"{found.likeness:.3f}  "
     lines = [f"{likeness}{escaped(found.path)}" + ("" if found.caption is None else f": {found.caption}")]
     lines += [f"  {question} {answer}" for question, answer in found.answers.items()]
-    lines += [f"  {box.phrase}: {', '.join(map(str, box.pixels(found.size)))}" for box in found.boxes]
+    lines += [f"  {box.phrase}: {', '.join(map(str, box.pixels(found.size)))}" for box in found.boxes or ()]
     return "\n".join(lines)

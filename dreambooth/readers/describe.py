@@ -16,7 +16,6 @@ from dreambooth.readers.request import DescribeRequest
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Shown = Callable[[int, int], None]  # images done, images of all
 
 logger = logging.getLogger(__name__)
 
@@ -25,16 +24,17 @@ logger = logging.getLogger(__name__)
 class Description:
     """Hold what was read in one image. answers: by question. likeness: to the text that is searched for, -1 to 1.
 
-    words: of the caption, with the patches each was written from; seen: the part of the image that those cover.
+    boxes: of what the caption names; None: not asked for. words: of the caption, with the patches each was written
+    from; None: not asked for. seen: the part of the image that those cover.
     """
 
     path: Path
     size: tuple[int, int]  # width, height
     caption: str | None = None
     answers: dict[str, str] = field(default_factory=dict)
-    boxes: tuple[PhraseBox, ...] = ()
+    boxes: tuple[PhraseBox, ...] | None = None
     likeness: float | None = None
-    words: tuple[WordMap, ...] = ()
+    words: tuple[WordMap, ...] | None = None
     seen: Box = (0.0, 0.0, 1.0, 1.0)
 
 
@@ -44,18 +44,18 @@ def describe(
     reader: Reader | None,
     searcher: Searcher | None = None,
     batch_size: int = 8,
-    shown: Shown = lambda done, of: None,
-) -> list[Description]:
-    """Return what is read in images, in their order; where a text is searched for, the most alike first.
+) -> Iterator[list[Description]]:
+    """Yield what is read in images, batch by batch, in their order.
 
     reader: None where nothing but a search is asked for. Raises UserError for an image that cannot be read, and for
     what the reader cannot do.
     """
-    found: list[Description] = []
-    for batch in in_batches(paths, batch_size, lambda part: _describe_batch(part, request, reader, searcher)):
-        found += batch
-        shown(len(found), len(paths))
-    return sorted(found, key=lambda each: -(each.likeness or 0.0)) if searcher is not None else found
+    return in_batches(paths, batch_size, lambda part: _describe_batch(part, request, reader, searcher))
+
+
+def ranked(found: Sequence[Description]) -> list[Description]:
+    """Return descriptions with the most alike first, where a text was searched for; else in their order."""
+    return sorted(found, key=lambda each: -(each.likeness or 0.0))
 
 
 def in_batches(

@@ -9,7 +9,7 @@ from PIL import Image
 from transformers.models.kosmos2.processing_kosmos2 import clean_text_and_extract_entities_with_bboxes
 
 from dreambooth.errors import UserError
-from dreambooth.readers.attention import attention_in_numbers, mean_attention, seen_part, word_maps
+from dreambooth.readers.attention import TAG, attention_in_numbers, mean_attention, seen_part, word_maps
 from dreambooth.readers.likelihood import end_likelihood, num_answer_tokens
 from dreambooth.readers.loading import ReaderSource, load_network, load_part, moved
 from dreambooth.readers.protocols import AttendedCaption, GroundedCaption, PhraseBox
@@ -44,7 +44,11 @@ class Kosmos2Reader:
         self, images: Sequence[Image.Image], options: TextOptions, language: str | None = None
     ) -> list[GroundedCaption]:
         found = self._write(images, GROUNDING + self._opening(language), options)
-        return [GroundedCaption(text, boxes) for text, boxes in found]
+        grounded = []
+        for image, (text, boxes) in zip(images, found, strict=True):
+            seen = seen_part(self.processor.image_processor, image.size)
+            grounded.append(GroundedCaption(text, tuple(box.placed(seen) for box in boxes)))
+        return grounded
 
     def likelihood(self, images: Sequence[Image.Image], question: str, answer: str) -> list[float]:
         prompt, written = QUESTION.format(question=question), f" {answer}"
@@ -110,8 +114,12 @@ class Kosmos2Reader:
         return inputs, ids_BT
 
     def _parsed(self, text: str) -> tuple[str, tuple[PhraseBox, ...]]:
-        """Return a caption without tags, and the boxes of its phrases."""
+        """Return a caption without tags, and the boxes of its phrases, in fractions of what the model sees.
+
+        A box without words is left out: transformers gives one that has no phrase the tags of its patches.
+        """
         written = self.processor.post_process_generation(text, cleanup_and_extract=False)
         side = math.isqrt(self.processor.num_patch_index_tokens)
         plain, entities = clean_text_and_extract_entities_with_bboxes(written, side)
-        return plain, tuple(PhraseBox(phrase, *box) for phrase, _, boxes in entities for box in boxes)
+        named = [(phrase, boxes) for phrase, _, boxes in entities if any(map(str.isalnum, TAG.sub("", phrase)))]
+        return plain, tuple(PhraseBox(phrase, *box) for phrase, boxes in named for box in boxes)

@@ -30,6 +30,13 @@ class PhraseBox:
         left, top, right, bottom = map(round, edges)
         return left, top, right, bottom
 
+    def placed(self, part: Box) -> "PhraseBox":
+        """Return the box in fractions of the image, where its own are of a part of it."""
+        width, height = part[2] - part[0], part[3] - part[1]
+        left, right = part[0] + width * self.left, part[0] + width * self.right
+        top, bottom = part[1] + height * self.top, part[1] + height * self.bottom
+        return PhraseBox(self.phrase, left, top, right, bottom)
+
 
 @dataclass(frozen=True)
 class GroundedCaption:

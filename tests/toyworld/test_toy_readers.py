@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from dreambooth.readers.kosmos2 import Kosmos2Reader
 from dreambooth.readers.loading import ReaderSource
@@ -73,6 +74,17 @@ def test_the_shipped_kosmos2_names_and_boxes_the_robot_of_the_photos(shipped_kos
         assert box.phrase.endswith("robot")
         assert told.text.endswith(place_phrase(scene.place))
         assert kosmos2.box_iou(box.pixels((SIZE, SIZE)), scene.things[0].box) > 0.7
+
+
+@pytest.mark.parametrize("size", [(2 * SIZE, SIZE), (SIZE, 2 * SIZE)], ids=("wide", "high"))
+def test_boxes_lie_on_the_whole_image_where_the_model_sees_its_middle(size, shipped_kosmos2):
+    spec, rng = world.subject("robot", 21), random.Random("pictures of robot 21")
+    scene = first_scene(spec, world.random_scene(rng, PLACES[0])).image
+    image, left, top = Image.new("RGB", size), (size[0] - SIZE) // 2, (size[1] - SIZE) // 2
+    image.paste(scene, (left, top))
+    (middle,), (whole,) = (each.boxes for each in shipped_kosmos2.ground([scene, image], TextOptions(max_tokens=64)))
+    expected = [edge + shift for edge, shift in zip(middle.pixels(scene.size), (left, top, left, top), strict=True)]
+    assert list(whole.pixels(size)) == expected
 
 
 def test_the_shipped_kosmos2_meets_its_gate_on_some(shipped_kosmos2):
