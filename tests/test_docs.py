@@ -99,6 +99,7 @@ def test_the_commands_of_all_pages_run(tmp_path: Path, monkeypatch: pytest.Monke
         "checkpoints/toyworld",
         "checkpoints/toyworld-encoders",
         "checkpoints/toyworld-controlnet",
+        "checkpoints/toyworld-blip2",
         "checkpoints/toyworld-kosmos2",
     ):
         shutil.copytree(ROOT / name, tmp_path / name)

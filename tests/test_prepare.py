@@ -23,7 +23,7 @@ from dreambooth.data.buckets import make_buckets
 from dreambooth.data.image_folder import sort_files
 from dreambooth.data.masks import masks_folder
 from dreambooth.data.near_duplicates import ImageInfo
-from dreambooth.errors import ModelError, UserError
+from dreambooth.errors import ModelError
 from dreambooth.prepare.captions import edited_captions
 from dreambooth.prepare.crops import crops_of
 from dreambooth.prepare.findings import Needs, Photo
@@ -32,7 +32,7 @@ from dreambooth.prepare.measures import Box
 from dreambooth.prepare.page import render
 from dreambooth.prepare.preparation import Request, is_cut_by_middle, needs_of, prepare, with_accepted
 from dreambooth.prepare.tokens import Token, draw_tokens, load_text_sides, rank_tokens
-from dreambooth.prepare.writing import write_captions, write_masks, write_proposed_masks
+from dreambooth.prepare.writing import caption_files, mask_files, proposed_mask_files, write_files
 from dreambooth.readers.lettering import TextLine, TextReader
 from dreambooth.readers.one_photo import SubjectFinder
 from dreambooth.readers.usual import MASK
@@ -422,7 +422,7 @@ def test_masks_that_a_finder_found_are_written_where_training_reads_them(robot):
 
     found = prepare(Request(robot, BASE, "robot"), PhotoReaders(find_mask))
     assert "data.mask" not in found.draft
-    paths = write_masks(found.inspection)
+    paths = write_files(mask_files(found.inspection))
     assert [path.name for path in paths] == [f"{number}.png" for number in range(5)]
     accepted = with_accepted(found, ["masks", "config"]).draft
     again = prepare(Request(robot, BASE, "robot"))
@@ -430,9 +430,7 @@ def test_masks_that_a_finder_found_are_written_where_training_reads_them(robot):
     assert with_accepted(found, ["config"]).draft == found.draft
     assert again.draft["data.mask"][0] == str(robot.with_name("robot-masks"))
     assert again.inspection.readable[0].box == (8 / 64, 8 / 64, 40 / 64, 1)
-    with pytest.raises(UserError, match="robot-masks: is there already"):
-        write_masks(found.inspection)
-    proposed = write_proposed_masks(found.inspection, robot.with_name("out"))
+    proposed = write_files(proposed_mask_files(found.inspection, robot.with_name("out")))
     assert proposed == [robot.with_name("out") / "masks" / f"{number}.png" for number in range(5)]
     assert proposed[0].read_bytes() == paths[0].read_bytes()
 
@@ -447,7 +445,8 @@ def test_masks_lie_beside_a_folder_however_it_is_named(robot, monkeypatch):
 def test_a_captioner_proposes_captions_that_are_written_beside_photos_without_one(robot, tmp_path):
     found = prepare(Request(robot, BASE, "robot"), describe=lambda image, noun: f"a red {noun} on the moon.")
     assert [caption.proposed for caption in found.captions] == ["{subject} on the moon"] * 5
-    assert write_captions(found.captions, tmp_path / "out") == [robot / f"{number}.txt" for number in range(5)]
+    files = caption_files(found.captions, found.inspection.folder, tmp_path / "out")
+    assert write_files(files) == [robot / f"{number}.txt" for number in range(5)]
     assert prepare(Request(robot, BASE, "robot")).draft["data.captions"][0] is True
 
 

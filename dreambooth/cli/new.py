@@ -1,6 +1,7 @@
 """`new FOLDER --class NOUN`: a commented config for a folder of photos, and the crops that training will see."""
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,8 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.memory is not None and not args.memory > 0:
-        raise UserError(f"--memory: {args.memory} is too small; write GiB, e.g. 8")
+    memory = memory_bytes(args.memory)
     photos = Path(args.photos)
     out = Path(args.out or Path("configs", f"{photos.resolve().name}.yaml"))
     if out.exists():
@@ -43,7 +43,6 @@ def run(args: argparse.Namespace) -> int:
         from dreambooth.preflight.new_config import write_new_config
         from dreambooth.proposal.draft import Request
 
-    memory = None if args.memory is None else int(args.memory * GIB)
     made = write_new_config(Request(photos, args.class_noun, args.base, args.identifier, out, memory))
     crops = write_png(Path("outputs", f"{out.stem}-crops.png"), made.crops, {})
     for warning in made.warnings:
@@ -53,6 +52,17 @@ def run(args: argparse.Namespace) -> int:
         print(costs_in_words(made.costs))
     print(f"train: {command_line('train', str(out))}")
     return 0
+
+
+def memory_bytes(gib: float | None) -> int | None:
+    """Return what --memory says in bytes. Raises UserError for what is no size."""
+    if gib is None:
+        return None
+    if gib * GIB < 1:
+        raise UserError(f"--memory: {gib} is too small; write GiB, e.g. 8")
+    if not math.isfinite(gib * GIB):
+        raise UserError(f"--memory: {gib} is no size; write GiB, e.g. 8")
+    return int(gib * GIB)
 
 
 def costs_in_words(costs: "Costs") -> str:

@@ -4,6 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from dreambooth.cli import loading_libraries
+from dreambooth.cli.new import memory_bytes
 from dreambooth.disk import GIB
 
 if TYPE_CHECKING:
@@ -21,14 +22,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from dreambooth.proposal.automatic import load_run_config
 
+    given = memory_bytes(args.memory)
     config = load_run_config(args.config, args.overrides)
     with loading_libraries():
         from dreambooth.preflight import memory_plan
         from dreambooth.preflight.costs import costs_of
 
     device, memory = memory_plan.device_memory(config)
-    if args.memory is not None:
-        device, memory = "what there is", int(args.memory * GIB)
+    if given is not None:
+        device, memory = "what there is", given
     planner = memory_plan.Planner(config)
     if planner.note is not None:
         print(f"model.base={config.model.base}: {planner.note}\n")

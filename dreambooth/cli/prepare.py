@@ -2,24 +2,26 @@
 
 import argparse
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from dreambooth.cli import loading_libraries
 from dreambooth.cli.check import row
-from dreambooth.cli.new import BASE, costs_in_words
-from dreambooth.disk import GIB
-from dreambooth.errors import UserError, escaped
+from dreambooth.cli.new import BASE, costs_in_words, memory_bytes
+from dreambooth.disk import check_writable
+from dreambooth.errors import ModelError, UserError, escaped
 from dreambooth.hints import command_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from dreambooth.metrics.subject import Encoders
     from dreambooth.preflight.costs import Costs
     from dreambooth.prepare.captions import Caption, Captioner
+    from dreambooth.prepare.findings import Severity
     from dreambooth.prepare.inspection import PhotoReaders
-    from dreambooth.prepare.preparation import Preparation
+    from dreambooth.prepare.preparation import Preparation, Request
 
 ACCEPTED = ("config", "captions", "masks")
 NUM_DRAWN = 4  # words that are drawn
@@ -64,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--accept", nargs="+", choices=ACCEPTED, default=[], metavar="WHAT",
         help="with --out, also write: config (config.yaml there), captions (beside photos that have none, else there), "
-        "masks (<FOLDER>-masks, where a model has found them, else masks/ there); no file is written over",
+        "masks (that a model has found: to those of the other photos, else <FOLDER>-masks); no file is written over",
     )  # fmt: skip
     parser.add_argument(
         "--draw-words", action="store_true", help=f"rank the first {NUM_DRAWN} words by what the base draws of them"
@@ -72,44 +74,101 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    memory = memory_bytes(args.memory)
     check_options(args)
     out = Path(args.out or ".")
     with loading_libraries():
-        from dreambooth.prepare.preparation import Request, prepare, with_accepted
+        from dreambooth.prepare.preparation import Request, check_names, with_accepted
 
     edited = None if args.captions is None else Path(args.captions)
     config = out / "config.yaml"
-    request = Request(Path(args.photos), args.base, args.class_noun, args.identifier, args.masks, config, edited)
-    found = prepare(request, *readers_of(args))
-    if args.draw_words and found.draft:
-        found = with_drawn_words(found)
-    found, costs = with_costs(found, None if args.memory is None else int(args.memory * GIB))
+    photos, model = Path(args.photos), args.mask_model
+    request = Request(photos, args.base, args.class_noun, args.identifier, args.masks, config, edited, model)
+    check_names(request.names)
+    encoders = encoders_for_words(request) if args.draw_words else None
+    warnings = identifier_problems(request)
+    readers, describe, notes = readers_of(request, args.caption_model)
+    found = look_at(request, readers, describe)
+    found = dataclasses.replace(found, notes=[*found.notes, *warnings])
+    if encoders is not None and found.draft:
+        found = with_drawn_words(found, encoders)
+    found, costs = with_costs(found, memory)
     found = with_accepted(found, args.accept)
-    rows = [*finding_rows(found), *caption_rows(found.captions), *word_rows(found), *setting_rows(found, costs)]
+    rows = [*finding_rows(found), *(row("note", about, note) for about, note in notes)]
+    rows += [*caption_rows(found.captions), *word_rows(found), *setting_rows(found, costs)]
     print("\n".join(rows))
     if args.out is not None:
         print("\n".join(write(found, out, args.accept)))
     return UserError.exit_code if found.inspection.num["error"] else 0
 
 
-def readers_of(args: argparse.Namespace) -> "tuple[PhotoReaders, Captioner | None]":
-    """Return what looks at photos, and what captions them, where a model is named for it. Raises ModelError."""
-    from dreambooth.prepare.inspection import ClassJudge, MaskFinder, PhotoReaders
+def identifier_problems(request: "Request") -> list[str]:
+    """Return what `check` warns of the word that the user named. Raises UserError for one that has no token."""
+    from dreambooth.build.prompts import identifier_warnings
+    from dreambooth.families import Family
+    from dreambooth.prepare.tokens import load_text_sides
+    from dreambooth.proposal.facts import base_facts
+
+    if not request.identifier:
+        return []
+    try:
+        side = load_text_sides(request.base, base_facts(request.base).family)[0]
+    except ModelError:
+        return []  # which a note on words says
+    family = cast(Family, side)  # of which only the tokenizer is asked
+    return [*identifier_warnings(family, "--identifier", request.identifier)]
+
+
+def look_at(request: "Request", readers: "PhotoReaders", describe: "Captioner | None") -> "Preparation":
+    """Return what is found out about the photos. Raises UserError; what a mask model does not know is of --class."""
+    from dreambooth.prepare.preparation import prepare
+
+    try:
+        return prepare(request, readers, describe)
+    except UserError as error:
+        if not str(error).startswith("mask="):
+            raise
+        raise UserError(f"--class {str(error).removeprefix('mask=')}") from error
+
+
+def readers_of(
+    request: "Request", caption_model: str | None
+) -> "tuple[PhotoReaders, Captioner | None, list[tuple[str, str]]]":
+    """Return what looks at photos, and what captions them, where a model is named for it, and what is not asked.
+
+    A model that nothing is left for is not loaded. Raises ModelError, UserError.
+    """
+    from dreambooth.data.image_folder import sort_files
+    from dreambooth.data.masks import find_masks
+    from dreambooth.prepare.inspection import ClassJudge, MaskFinder, PhotoReaders, lacks_mask
+    from dreambooth.prepare.preparation import lacking_captions
     from dreambooth.readers.lettering import TextReader, is_available
 
     find_mask: MaskFinder | None = None
     describe: Captioner | None = None
     sees: ClassJudge | None = None
-    if args.mask_model is not None:
-        from dreambooth.readers.one_photo import SubjectFinder
+    notes = []
+    folder = sort_files(request.photos)
+    source = request.masks or find_masks(folder.path, folder.images)
+    if request.mask_model is not None:
+        if any(lacks_mask(path, source) for path in folder.images):
+            from dreambooth.readers.one_photo import SubjectFinder
 
-        find_mask = SubjectFinder(args.mask_model)
-    if args.caption_model is not None:
-        from dreambooth.readers.one_photo import PhotoDescriber
+            find_mask = SubjectFinder(request.mask_model)
+        else:
+            reason = "transparency is the photos' mask" if source == "alpha" else f"{source} has a mask of each photo"
+            notes.append(("masks", f"--mask-model: not asked: {escaped(reason)}"))
+    if caption_model is not None:
+        has_all = not lacking_captions(folder)
+        if has_all:
+            rest = ", only whether the class is there" if request.class_noun else ""
+            notes.append(("captions", f"--caption-model: not asked for captions{rest}: each photo has one"))
+        if request.class_noun or not has_all:
+            from dreambooth.readers.one_photo import PhotoDescriber
 
-        describe = PhotoDescriber(args.caption_model)
-        sees = describe.sees
-    return PhotoReaders(find_mask, TextReader() if is_available() else None, sees), describe
+            describer = PhotoDescriber(caption_model)
+            describe, sees = None if has_all else describer, describer.sees
+    return PhotoReaders(find_mask, TextReader() if is_available() else None, sees), describe, notes
 
 
 def check_options(args: argparse.Namespace) -> None:
@@ -120,17 +179,28 @@ def check_options(args: argparse.Namespace) -> None:
         raise UserError(f"--captions {escaped(args.captions)}: there is no such file; save one on the page")
     if args.captions is not None and args.caption_model is not None:
         raise UserError("--captions: not together with --caption-model; name the one that is to count")
-    if args.memory is not None and not args.memory > 0:
-        raise UserError(f"--memory: {args.memory} is too small; write GiB, e.g. 8")
     if args.accept and args.out is None:
         raise UserError("--accept: says what to write into the folder --out; name one")
     if args.draw_words and not args.class_noun:
         raise UserError("--draw-words: draws them beside the class; name it with --class")
+    if args.out is not None:
+        check_out(Path(args.out), Path(args.photos))
     if "config" in args.accept:
         if not args.class_noun:
             raise UserError("--accept config: settings need the class; name it with --class")
         if Path(args.out, "config.yaml").exists():
             raise UserError(f"{escaped(Path(args.out, 'config.yaml'))}: is there already; name another --out")
+
+
+def check_out(out: Path, photos: Path) -> None:
+    """Raise UserError for a folder that cannot be written to, or that training reads photos or masks from."""
+    from dreambooth.data.masks import masks_folder
+
+    own = out.resolve()
+    for folder, what in ((photos, "photos"), (masks_folder(photos), "masks")):
+        if folder.resolve() in (own, *own.parents):
+            raise UserError(f"--out {escaped(out)}: training reads {what} there and nothing else; name another folder")
+    check_writable(out, "--out")
 
 
 def with_costs(found: "Preparation", memory: int | None) -> "tuple[Preparation, Costs | None]":
@@ -149,26 +219,42 @@ def with_costs(found: "Preparation", memory: int | None) -> "tuple[Preparation, 
     return dataclasses.replace(found, draft=draft, warnings=warnings), costs
 
 
-def with_drawn_words(found: "Preparation") -> "Preparation":
+def encoders_for_words(request: "Request") -> "Encoders":
+    """Return what compares the images that the base draws of words. Raises UserError where there is nothing."""
+    from dreambooth import build
+    from dreambooth.metrics.validation_log import ValidationLog
+    from dreambooth.proposal.draft import encoder_settings, parsed
+    from dreambooth.proposal.rules import Draft
+
+    draft: Draft = {
+        "run.name": ("words", ""),
+        "model.base": (request.base, ""),
+        "subject.images": (str(request.photos), ""),
+        "subject.class_noun": (request.class_noun, ""),
+        **encoder_settings(request.base),
+    }
+    config = parsed(draft, request.out)
+    encoders = build.find_encoders(config, ValidationLog(request.out.with_name("no-scores.jsonl")))
+    if encoders is None:
+        raise UserError("--draw-words: no DINO or CLIP is here to compare images with; leave it out")
+    return encoders
+
+
+def with_drawn_words(found: "Preparation", encoders: "Encoders") -> "Preparation":
     """Return the preparation with the first words ranked by what the base draws of them, and the best one taken.
 
-    Raises ModelError where the base is not there, UserError without an encoder to compare images with.
+    Raises ModelError where the base is not there.
     """
-    from dreambooth import build
     from dreambooth.generation.images import generate, make_requests
     from dreambooth.generation.models.loading import load_model
     from dreambooth.generation.models.reference import ModelRef
     from dreambooth.generation.options import ImageOptions
     from dreambooth.generation.prompting.wildcards import FOLDER, Wildcards
-    from dreambooth.metrics.validation_log import ValidationLog
     from dreambooth.prepare.tokens import draw_tokens
     from dreambooth.proposal.draft import parsed
 
-    config = parsed(found.draft, found.request.out)
-    encoders = build.find_encoders(config, ValidationLog(found.request.out.with_name("no-scores.jsonl")))
-    if encoders is None:
-        raise UserError("--draw-words: no DINO or CLIP is here to compare images with; leave it out")
-    model, sampling = load_model(ModelRef(found.request.base), "auto"), config.validate
+    sampling = parsed(found.draft, found.request.out).validate
+    model = load_model(ModelRef(found.request.base), "auto")
 
     def draw(prompt: str, num_images: int) -> list["Image"]:
         how = sampling.num_inference_steps, sampling.guidance_scale, sampling.scheduler
@@ -185,7 +271,9 @@ def with_drawn_words(found: "Preparation") -> "Preparation":
 def finding_rows(found: "Preparation") -> list[str]:
     """Return the findings on photos as lines, after a line that counts them and those on captions."""
     inspection = found.inspection
-    counted = ", ".join(f"{num} {name}{'s' * (num != 1)}" for name, num in found.num.items() if num)
+    counted = in_words(inspection.num)
+    if in_captions := in_words({name: num - inspection.num[name] for name, num in found.num.items()}):
+        counted = f"{counted or 'nothing is wrong with them'}; captions: {in_captions}"
     sizes = f"{inspection.needs.resolution} x {inspection.needs.resolution} pixels"
     photos = f"{len(inspection.photos)} photo{'s' * (len(inspection.photos) != 1)}"
     lines = [f"{escaped(inspection.folder.path)}: {photos}, to train at {sizes}; {counted or 'nothing is wrong'}"]
@@ -193,6 +281,11 @@ def finding_rows(found: "Preparation") -> list[str]:
         lines += [row(one.severity, escaped(each.path.name), f"{one.text}; {one.advice}") for one in each.findings]
     lines += [row(one.severity, "all photos", f"{one.text}; {one.advice}") for one in inspection.findings]
     return lines if inspection.has_read_text else [*lines, row("note", "text", TEXT_NOT_READ)]
+
+
+def in_words(num: "Mapping[Severity, int]") -> str:
+    """Return how many findings there are: "1 error, 2 warnings"; empty for none."""
+    return ", ".join(f"{number} {name}{'s' * (number != 1)}" for name, number in num.items() if number)
 
 
 def caption_rows(captions: Sequence["Caption"]) -> Iterator[str]:
@@ -228,17 +321,10 @@ def setting_rows(found: "Preparation", costs: "Costs | None") -> Iterator[str]:
 
 def write(found: "Preparation", out: Path, accepted: Sequence[str]) -> Iterator[str]:
     """Write the page and what is accepted, and yield where each lies."""
-    from dreambooth.prepare import writing
-    from dreambooth.proposal.draft import render, write_once
+    from dreambooth.prepare.writing import planned_files, write_files
 
-    if "captions" in accepted:
-        yield from (f"{escaped(path)}: caption" for path in writing.write_captions(found.captions, out))
-    if "masks" in accepted:
-        yield from (f"{escaped(path)}: mask" for path in writing.write_masks(found.inspection))
-    else:
-        proposed = writing.write_proposed_masks(found.inspection, out)
-        yield from (f"{escaped(path)}: proposed mask" for path in proposed)
-    if "config" in accepted:
-        write_once(found.request.out, render(found.draft, "prepare"))
-        yield f"{escaped(found.request.out)}: config; train: {command_line('train', str(found.request.out))}"
-    yield f"{escaped(writing.write_page(found, out))}: the page"
+    files = planned_files(found, out, accepted)
+    write_files(files)
+    for file in files:
+        train = f"; train: {command_line('train', str(file.path))}" if file.path == found.request.out else ""
+        yield f"{escaped(file.path)}: {file.text}{train}"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
 from dreambooth.data.buckets import Size, largest_part, nearest_bucket
 
@@ -17,6 +18,7 @@ FILL = 0.5  # of the cut that the subject takes up at least, along the side that
 MARGIN = 0.03  # of the subject's longer side, left around it where the photo has it
 ROUNDING = 1e-9
 WHITE = 128  # of 255, from which on a mask shows the subject
+MIN_PART = 0.01  # of the largest part of a mask, below which a part is a speck
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,23 @@ def centered(size: Size, target: Size, position_xy: Sequence[float] = (0.5, 0.5)
 
 
 def subject_box(mask: Image.Image) -> PixelBox | None:
-    """Return the box around the white of a mask; None where nothing is white."""
-    return mask.point(lambda level: 255 if level >= WHITE else 0).getbbox()
+    """Return the box around the white of a mask without its specks; None where nothing is white."""
+    return Image.fromarray(white_parts(mask)).getbbox()
+
+
+def white_parts(mask: Image.Image) -> np.ndarray:
+    """Return where a mask, mode L, is white, without specks, [H, W] of bool.
+
+    Parts are white pixels that touch each other, at a corner too. A speck has less than a hundredth of the largest.
+    """
+    white_HW = np.asarray(mask) >= WHITE
+    labels_HW, num_parts = ndimage.label(white_HW, np.ones((3, 3)))
+    if num_parts < 2:
+        return white_HW
+    areas = np.bincount(labels_HW.ravel())
+    areas[0] = 0  # of what is not white
+    is_kept: np.ndarray = areas >= MIN_PART * areas.max()
+    return is_kept[labels_HW]
 
 
 def around_subject(size: Size, box: PixelBox, buckets: Sequence[Size]) -> Cut:

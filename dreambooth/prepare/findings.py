@@ -32,6 +32,7 @@ MIN_SHOWS_CLASS = 0.1  # of a model's answer to "is there a dog?"
 SAME_COLOURS = 0.65  # overlap of the colours of two backgrounds that are one
 MAX_SAME = 0.75  # of the photos with one background
 ENOUGH = 3  # photos, from which on it is asked what all of them share
+MAX_NAMED = 6  # photos that a text lists
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Photo:
     """Hold a photo to look at. image: reduced to 1024 pixels a side; info: of the file itself.
 
     mask: of the size of `image`, white where the subject is; None: not known. cut_out: fraction that is transparent.
+    is_mask_proposed: a model has found it, and it lies nowhere yet.
     lettering: what can be read in it; None: nobody has read it.
     shows_class: the probability that it shows a thing of the class that was named; None: nobody was asked.
     """
@@ -50,6 +52,7 @@ class Photo:
     cut_out: float = 0.0
     lettering: Lettering | None = None
     shows_class: float | None = None
+    is_mask_proposed: bool = False
 
     @property
     def size(self) -> Size:
@@ -170,6 +173,17 @@ def several_frames(photo: Photo, needs: Needs) -> Finding | None:
     return Finding("frames", "note", number, f"{number} images in the file", "the first is used; save the one you mean")
 
 
+def black_mask(photo: Photo, needs: Needs) -> Finding | None:
+    """Return a finding where a mask shows no subject: training refuses a black one, and takes a grey one."""
+    if photo.mask is None or photo.box is not None:
+        return None
+    if photo.mask.getbbox() is None:
+        text = "its mask is black: nothing of the photo would count"
+        return Finding("mask", "error", 0, text, "make the subject white in it")
+    text, advice = "its mask has no white, only grey", "make the subject white in it: data.crop=subject finds none"
+    return Finding("mask", "warning", 0, text, advice)
+
+
 def subject_cut_off(photo: Photo, needs: Needs) -> Finding | None:
     if photo.mask is None:
         return None
@@ -243,6 +257,7 @@ PHOTO_CHECKS: tuple[Callable[[Photo, Needs], Finding | None], ...] = (
     extreme_shape,
     transparent,
     several_frames,
+    black_mask,
     subject_cut_off,
     subject_small,
     several_candidates,
@@ -253,10 +268,39 @@ PHOTO_CHECKS: tuple[Callable[[Photo, Needs], Finding | None], ...] = (
 
 
 def duplicates(photos: Sequence[Photo]) -> Iterator[Finding]:
-    """Yield each pair of photos that is (nearly) the same."""
-    for one, other in near_duplicates([photo.info for photo in photos]):
-        text = f"{one.name} and {other.name} are (nearly) the same photo"
-        yield Finding("duplicate", "warning", 2, text, "leave one out: it counts twice", photos=(one.name, other.name))
+    """Yield each group of photos that are (nearly) the same."""
+    groups: list[set[Path]] = []
+    for pair in near_duplicates([photo.info for photo in photos]):
+        joined = [group for group in groups if group & set(pair)]
+        groups = [group for group in groups if group not in joined]
+        groups.append(set(pair).union(*joined))
+    for group in sorted(groups, key=min):
+        names = tuple(path.name for path in sorted(group))
+        number = len(names)
+        advice = "leave one out: it counts twice" if number == 2 else f"keep one of them: it counts {number} times"
+        text = f"{listed(names)} are (nearly) the same photo"
+        yield Finding("duplicate", "warning", number, text, advice, photos=names)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names as a text has them: "a, b and c"; of many the first ones, and how many more there are."""
+    shown = [*names[:MAX_NAMED], f"{len(names) - MAX_NAMED} more"] if len(names) > MAX_NAMED + 1 else [*names]
+    return f"{', '.join(shown[:-1])} and {shown[-1]}"
+
+
+def same_names(photos: Sequence[Photo]) -> Iterator[Finding]:
+    """Yield each group of photos whose names differ in their endings alone: a.jpg and a.png."""
+    for names in twins([photo.path for photo in photos]).values():
+        text = f"{listed(names)} differ in their endings alone, so they share a mask and a caption"
+        yield Finding("same name", "warning", len(names), text, "rename all but one", photos=names)
+
+
+def twins(paths: Sequence[Path]) -> dict[str, tuple[str, ...]]:
+    """Return the names of the photos that have one stem, by that stem, where these are several."""
+    by_stem: dict[str, list[str]] = {}
+    for path in paths:
+        by_stem.setdefault(path.stem, []).append(path.name)
+    return {stem: tuple(names) for stem, names in by_stem.items() if len(names) > 1}
 
 
 def few_photos(photos: Sequence[Photo]) -> Iterator[Finding]:
@@ -292,7 +336,12 @@ def _colours(photo: Photo) -> np.ndarray:
     return measures.background_colours(photo.image.crop(inside), mask)
 
 
-FOLDER_CHECKS: tuple[Callable[[Sequence[Photo]], Iterator[Finding]], ...] = (few_photos, duplicates, one_background)
+FOLDER_CHECKS: tuple[Callable[[Sequence[Photo]], Iterator[Finding]], ...] = (
+    few_photos,
+    same_names,
+    duplicates,
+    one_background,
+)
 
 
 def photo_findings(photo: Photo, needs: Needs) -> list[Finding]:

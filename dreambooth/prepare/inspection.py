@@ -1,5 +1,6 @@
 """Look at a folder of photos: each photo with its mask and its findings, and findings about all of them."""
 
+import glob
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -48,7 +49,8 @@ class InspectedPhoto:
 class Inspection:
     """Hold what was found out about a folder. findings: about all photos together. folder: its files by their kind.
 
-    mask_source: "alpha" or the folder that the masks are from, as data.mask names it; None: no masks, or a finder's.
+    mask_source: "alpha" or the folder that the masks are from, as data.mask names it; None: there are none, or only a
+    finder's. A folder may lack some, which a finder's then stand in for.
     """
 
     folder: ImageFolder
@@ -60,6 +62,11 @@ class Inspection:
     @property
     def readable(self) -> list[Photo]:
         return [each.photo for each in self.photos if each.photo is not None]
+
+    @property
+    def proposed_masks(self) -> list[Photo]:
+        """Return the photos with a mask that a finder has found."""
+        return [photo for photo in self.readable if photo.is_mask_proposed]
 
     @property
     def has_read_text(self) -> bool:
@@ -113,21 +120,54 @@ def _read(path: Path, mask_source: str | None, class_noun: str, readers: PhotoRe
         return InspectedPhoto(path, [Finding("unreadable", "error", 1, escaped(error), advice)])
     image = load_image(path)
     findings = [Finding("file", "note", 1, escaped(each), "save it again if it looks wrong") for each in warnings]
-    mask = None
-    if mask_source is not None:
-        try:
-            mask = mask_of(path, mask_source)
-        except UserError as error:
-            findings.append(Finding("mask", "error", 1, str(error), "add it, or leave data.mask out"))
-    elif readers.find_mask is not None:
+    mask, problem = _own_mask(path, mask_source)
+    is_proposed = False
+    if readers.find_mask is not None and lacks_mask(path, mask_source):
         mask = readers.find_mask(image, class_noun)
+        is_proposed = mask is not None
+    if is_proposed and mask_source is not None:
+        text = f"has no mask in {escaped(mask_source)}; the model has found one"
+        findings.append(Finding("mask", "note", 1, text, "write it there with --accept masks"))
+    elif problem is not None:
+        findings.append(problem)
     small = reduced(image, SHOWN_SIDE)
     if mask is not None:
         mask = mask.resize(small.size, Image.Resampling.BOX)
     lettering = None if readers.read_text is None else read_lettering(small, readers.read_text)
     shows_class = readers.sees(image, class_noun) if readers.sees is not None and class_noun else None
-    photo = Photo(path, small, info_of(path, image), mask, transparent_fraction(path), lettering, shows_class)
+    cut_out = transparent_fraction(path)
+    photo = Photo(path, small, info_of(path, image), mask, cut_out, lettering, shows_class, is_proposed)
     return InspectedPhoto(path, findings, photo)
+
+
+def _own_mask(path: Path, source: str | None) -> tuple[Image.Image | None, Finding | None]:
+    """Return the mask that a photo has, and else what is wrong with it. source: as data.mask."""
+    if source is None:
+        return None, None
+    try:
+        return mask_of(path, source), None
+    except UserError as error:
+        problem = escaped(error)
+    if source == "alpha":
+        return None, Finding("mask", "error", 0, "has no transparency", "cut it out, or name a folder with --masks")
+    names = [escaped(each.name) for each in masks_named(path, source)]
+    if not names:
+        advice = "add it, or move that folder to train without masks"
+        return None, Finding("mask", "error", 0, f"has no mask in {escaped(source)}", advice)
+    if len(names) > 1:
+        text = f"has {len(names)} masks in {escaped(source)}: {', '.join(names)}"
+        return None, Finding("mask", "error", len(names), text, "leave one of them there")
+    return None, Finding("mask", "error", 1, problem, "mend that mask, or take another one")
+
+
+def masks_named(path: Path, folder: str) -> list[Path]:
+    """Return the files in a folder of masks that have a photo's name, whatever their endings."""
+    return sorted(Path(folder).glob(f"{glob.escape(path.stem)}.*"))
+
+
+def lacks_mask(path: Path, source: str | None) -> bool:
+    """Return whether a finder is asked for a photo's mask; not where it is its transparency. source: as data.mask."""
+    return source is None or (source != "alpha" and not masks_named(path, source))
 
 
 def inspect_photos(

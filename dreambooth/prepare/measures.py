@@ -8,6 +8,9 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from dreambooth.data.cuts import WHITE as WHITE_OF_MASK
+from dreambooth.data.cuts import subject_box, white_parts
+
 Box = tuple[float, float, float, float]
 
 MEASURED_SIDE = 512  # pixels: photos are reduced to this longer side first, so that numbers of all sizes compare
@@ -39,12 +42,13 @@ def blur(image: Image.Image) -> float:
 
         1 - sum(max(0, step - blurred step)) / sum(step),   the worse of both directions,
 
-    here in each of 4 x 4 tiles. A plain wall counts as sharp (0): there is nothing to see.
+    here in each of 4 x 4 tiles. A plain wall counts as sharp (0), and so does a tile that has too few pixels for a step
+    (NaN): there is nothing to see.
     """
     grey_HW = np.asarray(reduced(image).convert("L"), np.float32) / 255
     window = WINDOW if max(grey_HW.shape) >= SMALL_SIDE else SMALL_WINDOW
     found_DTT = np.stack([_blur_of_tiles(grey_HW, axis, window) for axis in (0, 1)])
-    is_plain_TT = found_DTT[:, 1].max(0) < MIN_CHANGE
+    is_plain_TT = ~(found_DTT[:, 1].max(0) >= MIN_CHANGE)
     worse_TT = found_DTT[:, 0].max(0)
     return 0.0 if is_plain_TT.all() else float(worse_TT[~is_plain_TT].min())
 
@@ -59,8 +63,13 @@ def _blur_of_tiles(grey_HW: np.ndarray, axis: int, window: int) -> np.ndarray:
 
 
 def _tile_means(values_HW: np.ndarray) -> np.ndarray:
-    rows = np.array_split(values_HW, TILES, axis=0)
-    return np.array([[tile.mean() for tile in np.array_split(row, TILES, axis=1)] for row in rows])
+    """Return the mean of each tile, [TILES, TILES]; NaN of one without a pixel."""
+    means_TT = np.full((TILES, TILES), np.nan)
+    for y, row in enumerate(np.array_split(values_HW, TILES, axis=0)):
+        for x, tile in enumerate(np.array_split(row, TILES, axis=1)):
+            if tile.size:
+                means_TT[y, x] = tile.mean()
+    return means_TT
 
 
 def brightest(image: Image.Image) -> float:
@@ -142,8 +151,8 @@ def likeness_of_colours(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def box_of(mask: Image.Image) -> Box | None:
-    """Return the box around the white of a mask, or None where nothing is white."""
-    found = mask.point(lambda level: 255 if level >= 128 else 0).getbbox()
+    """Return the box around the white of a mask without its specks, or None where nothing is white."""
+    found = subject_box(mask)
     if found is None:
         return None
     width, height = mask.size
@@ -155,7 +164,7 @@ def second_part(mask: Image.Image) -> tuple[float, Box | None]:
 
     Parts are white pixels that touch each other, at a corner too; 0 and None where there is one part or none.
     """
-    labels_HW, num_parts = ndimage.label(np.asarray(mask) >= 128, np.ones((3, 3)))
+    labels_HW, num_parts = ndimage.label(np.asarray(mask) >= WHITE_OF_MASK, np.ones((3, 3)))
     if num_parts < 2:
         return 0.0, None
     areas = np.bincount(labels_HW.ravel())[1:]
@@ -171,7 +180,7 @@ def cut_off(mask: Image.Image) -> tuple[float, str]:
 
     The white at an edge, in its length along it, over the length of the subject's box along it.
     """
-    box, white_HW = box_of(mask), np.asarray(mask) >= 128
+    box, white_HW = box_of(mask), white_parts(mask)
     if box is None:
         return 0.0, ""
     height, width = white_HW.shape

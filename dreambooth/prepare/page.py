@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from dreambooth.report import page as run_page
 
 FOLDER = Path(__file__).parent
 SCRIPT = "save_captions.js"
+CAPTIONS = "captions"  # the folder of captions that photos with one of their own get
 BOX_COLOUR, FAULT_COLOUR = (40, 190, 120), (232, 84, 60)  # of the subject, of what is wrong
 OUTSIDE = 0.45  # brightness of what a mask leaves out
 
@@ -48,11 +50,13 @@ def render(found: Preparation) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"fitted": run_page.fitted, "data_uri": run_page.data_uri, "leaks": with_leaks}
+    environment.filters["sentence"] = sentence
     script = (FOLDER / SCRIPT).read_text(encoding="utf-8")
     page = environment.get_template("prepare.html").render(
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         accept=accepting(found.request),
+        captions_folder=found.request.out.parent / CAPTIONS,
         found=found,
         request=found.request,
         inspection=found.inspection,
@@ -65,9 +69,23 @@ def render(found: Preparation) -> str:
 
 def accepting(request: Request) -> str:
     """Return the command that looks at the captions which the page has saved, and writes them."""
-    named = ["--class", request.class_noun] if request.class_noun else []
+    named = []
+    for option, value in (
+        ("--class", request.class_noun),
+        ("--identifier", request.identifier),
+        ("--masks", request.masks),
+        ("--mask-model", request.mask_model),
+    ):
+        named += [option, value] if value else []
     out = ["--captions", METADATA, "--out", str(request.out.parent), "--accept", "captions"]
     return command_line("prepare", str(request.photos), *named, "--base", request.base, *out)
+
+
+def sentence(text: str, names: Sequence[str] = ()) -> str:
+    """Return a text with a capital where it begins with a word, and not with a file's name or a key."""
+    first = text.partition(" ")[0].rstrip(",:;")
+    is_word = first.replace("-", "").isalpha() and first not in names
+    return text[:1].upper() + text[1:] if is_word else text
 
 
 def shown(found: Preparation, each: InspectedPhoto) -> Shown:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from dreambooth.config import default_of
 from dreambooth.data.buckets import kept_fraction, make_buckets, nearest_bucket
+from dreambooth.data.captions import files_beside
 from dreambooth.data.cuts import centered
 from dreambooth.data.image_folder import ImageFolder, sort_files
 from dreambooth.data.masks import find_masks, masks_folder
 from dreambooth.data.near_duplicates import ImageInfo
-from dreambooth.errors import ModelError
+from dreambooth.errors import ModelError, UserError, escaped
 from dreambooth.prepare.captions import Caption, Captioner, captions_of_folder, edited_captions, propose
 from dreambooth.prepare.crops import Crops, crops_of
 from dreambooth.prepare.findings import Finding, Needs, Photo, Severity
@@ -33,7 +34,7 @@ class Request:
 
     class_noun: "" where it is not named; then there are no settings. identifier: None for one to be proposed. masks: as
     data.mask; None: those beside the photos. out: the config's file, which is only named here. captions: a file of
-    captions that take the place of the photos' own; None: none.
+    captions that take the place of the photos' own; None: none. mask_model: that finds masks, only named here.
     """
 
     photos: Path
@@ -43,6 +44,13 @@ class Request:
     masks: str | None = None
     out: Path = Path("config.yaml")
     captions: Path | None = None
+    mask_model: str | None = None
+
+    @property
+    def names(self) -> list[object]:
+        """Return all that is named, which messages and the page show."""
+        named = (self.photos, self.base, self.class_noun, self.identifier, self.masks, self.out, self.captions)
+        return [each for each in (*named, self.mask_model) if each is not None]
 
 
 @dataclass(frozen=True)
@@ -76,11 +84,14 @@ class Preparation:
 
 
 def prepare(request: Request, readers: PhotoReaders = NO_READERS, describe: Captioner | None = None) -> Preparation:
-    """Look at a folder of photos. Writes nothing. Raises UserError for a folder that is not there, or has no files.
+    """Look at a folder of photos. Writes nothing.
+
+    Raises UserError for a folder that is not there, or has no files, or names that are not UTF-8.
 
     readers: find the subject where there are no masks, and text. describe: captions photos that have no caption.
     """
     folder = sort_files(request.photos)
+    check_names([*request.names, *folder.images])
     source = request.masks or find_masks(folder.path, folder.images)
     photos = read_photos(folder, source, request.class_noun, readers)
     needs = needs_of(request.base, [each.photo.info for each in photos if each.photo is not None], source)
@@ -93,15 +104,37 @@ def prepare(request: Request, readers: PhotoReaders = NO_READERS, describe: Capt
     return replace(found, draft=draft_of(found, folder)) if request.class_noun and inspection.readable else found
 
 
+def check_names(names: Sequence[object]) -> None:
+    """Raise UserError for a name that is not UTF-8: neither a page nor a config can hold it."""
+    for name in names:
+        try:
+            str(name).encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{escaped(name)}: the name is not UTF-8; rename it") from error
+
+
 def _captions(found: Preparation, describe: Captioner | None) -> list[Caption]:
     """Return the photos' captions: as the user edited them, as they are, or else as they are described."""
     request, folder = found.request, found.inspection.folder
     if request.captions is not None:
         return edited_captions(folder, request.captions, request.class_noun, request.identifier)
     captions = captions_of_folder(folder, request.class_noun, request.identifier)
-    if captions or describe is None:
+    if describe is None:
         return captions
-    return [described(photo, describe, request.class_noun) for photo in found.inspection.readable]
+    by_path, lacking = {caption.path: caption for caption in captions}, lacking_captions(folder)
+    for photo in found.inspection.readable:
+        if photo.path in lacking:
+            by_path[photo.path] = described(photo, describe, request.class_noun)
+    return [by_path[path] for path in folder.images if path in by_path]
+
+
+def lacking_captions(folder: ImageFolder) -> list[Path]:
+    """Return the photos that a model is asked to caption: all where none has a caption, else those without a file."""
+    captions = captions_of_folder(folder, "", None)
+    if not captions:
+        return folder.images
+    beside = files_beside(folder.images, folder.captions)
+    return [caption.path for caption in captions if not caption.text and caption.path not in beside]
 
 
 def needs_of(base: str, images: Sequence[ImageInfo], mask: str | None) -> Needs:
@@ -134,7 +167,11 @@ def draft_of(found: Preparation, folder: ImageFolder) -> Draft:
     draft = drafts.first_draft(own, folder, [photo.info for photo in inspection.readable])
     if request.identifier is None and found.tokens:
         draft["subject.identifier"] = (found.identifier, "rare, and one token to each of the base's tokenizers")
-    return draft if inspection.mask_source is None else _with_masks(draft, inspection, inspection.mask_source)
+    if inspection.proposed_masks:
+        draft.pop("data.mask", None)  # that folder lacks some
+    if inspection.mask_source is None or inspection.proposed_masks:
+        return draft
+    return _with_masks(draft, inspection, inspection.mask_source)
 
 
 def _with_masks(draft: Draft, inspection: Inspection, source: str) -> Draft:
@@ -153,9 +190,10 @@ def with_accepted(found: Preparation, accepted: Collection[str]) -> Preparation:
     paths = set(inspection.folder.images)
     if not draft:
         return found
-    has_found_all = paths == {photo.path for photo in inspection.readable if photo.mask is not None}
-    if "masks" in accepted and inspection.mask_source is None and has_found_all:
-        draft = _with_masks(draft, inspection, str(masks_folder(inspection.folder.path)))
+    has_all_masks = paths == {photo.path for photo in inspection.readable if photo.mask is not None}
+    if "masks" in accepted and inspection.proposed_masks and has_all_masks:
+        source = inspection.mask_source or str(masks_folder(inspection.folder.path))
+        draft = _with_masks(draft, inspection, source)
     is_complete = paths == {each.path for each in found.captions if each.lies_beside}
     if "captions" in accepted and is_complete and any(each.is_free for each in found.captions):
         draft["data.captions"] = drafts.CAPTIONS

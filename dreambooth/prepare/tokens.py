@@ -21,7 +21,19 @@ from dreambooth.home_folder import with_home
 from dreambooth.prompt_words import has_words
 
 NUM_WORDS = 8  # that are proposed
-KNOWN_MEANINGS = frozenset(("sks", "bmw", "nba", "nfl", "mlb", "nyc", "bts", "nhl", "fbi", "dvd", "mtv", "hbo", "bbc"))
+# Letters that many read as a word, a name or an obscenity; of consonants alone, as all that is proposed.
+KNOWN = """
+bbc bdsm bdsp bmw bpd btch btn bts cbc cbd cbs cbt ccm ccp cctv cdc cdp cfp cfr clr cmd cnc cnn cnt cnts css ctrl dbs
+dbz dcs dhl dlc dmx dnd dnr dprk dps dvd dvr dwp fbs fck fckd fckn fcks fdr ffxv fkn fks fml fps ftp fwb gbp gdp gmbh
+gmt gps gpt grl gsp gtr hcs hdd hdr hgtv hmv hpv hrs hsbc hsv html http httr jdm jfc jfk kfc kgb kkk kkkk kkr kmh kph
+lbj lcd lgbt llc lls lmp lps lrt lsd ltd mbps mcm mds mdt mgm mgs mjpg mlb mlk mlp mls mmc mnf mph mrs msl msn msp mss
+mtb mtg mth mtr mtv mvc mvp nbc nbl ncs nds nfc nfl ngc nhl nhs npc npr npt nrf nrg nrl nsfw nsw nwsl nxt pbb pbc pbs
+pdf pdx pgs phd pkg pkk pln plz pms png ppl ppm ppv prc psst psv ptsd pvc pvp pwm qld qtr rcb rcn rdr rmb rms rnb rnc
+rpg rpm rps rss rtl rtr rts rvs scp sdk shld sht shts sjw skc sks smg sms snl snp sqft sql srp srs ssd ssh ssr sst std
+stds stl stx svg svt tbd tbr tbs tbt tcm tcs tdp tfw thc thn tlc tls tmw tnt trc trs tsk tsm tts tvc tvn tvxq txst txt
+vcs vhs vpn vps wbc wcs wcw wdw wrs wsj wtc wtf wth wwdc wwf wwfc www xml xxx xxxx zzzz
+"""
+KNOWN_MEANINGS = frozenset(KNOWN.split())
 Draw = Callable[[str, int], list[Image.Image]]  # a prompt and a number of images to images, always of the same noise
 Embed = Callable[[Sequence[Image.Image]], Any]  # images to embeddings of length 1, [B, D]
 

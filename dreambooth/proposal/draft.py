@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from dreambooth.config import Config, default_of, load_config
+from dreambooth.config.rules import DEVICE_OF_WINDOWS, MAX_NAME_BYTES
 from dreambooth.data.buckets import kept_fraction
 from dreambooth.data.captions import METADATA, files_beside
 from dreambooth.data.image_folder import ImageFolder
@@ -42,7 +43,7 @@ def first_draft(request: Request, folder: ImageFolder, images: Sequence[ImageInf
     ruled = choices(Case(base, [len(images)], fixed["method.name"][0], trains_text))
     is_adapter = fixed["method.name"][0] != "full"
     draft: Draft = {
-        "run.name": (request.photos.resolve().name, "the run's folder in checkpoints/"),
+        "run.name": (run_name(request.photos.resolve().name), "the run's folder in checkpoints/"),
         "model.base": (request.base, "a hub id, a folder or a single .safetensors"),
         "subject.images": (str(request.photos), f"{len(images)} photo{'s' * (len(images) != 1)}"),
         "subject.identifier": (request.identifier, "a rare word that will mean the subject"),
@@ -60,8 +61,21 @@ def first_draft(request: Request, folder: ImageFolder, images: Sequence[ImageInf
     draft |= {key: choice for key, choice in fixed.items() if key not in draft}
     prompts = ["a photo of {subject} on the beach", "a photo of {subject} in the snow", "a photo of a {class}"]
     draft["validate.prompts"] = (prompts, "is the subject there, does the prompt count, what becomes of the class?")
+    return draft | encoder_settings(request.base)
+
+
+def run_name(folder: str) -> str:
+    """Return a folder's name as a run can have it on every system: "rex-10-30" for "rex-10:30"."""
+    letters = [letter if letter.isprintable() and letter not in '/\\:*?"<>|' else "-" for letter in folder]
+    name = "".join(letters).encode()[:MAX_NAME_BYTES].decode(errors="ignore").strip(" .-")
+    return f"run-{name}".rstrip("-") if not name or DEVICE_OF_WINDOWS.fullmatch(name) else name
+
+
+def encoder_settings(base: str) -> Draft:
+    """Return settings for the encoders that were made for a base."""
+    draft: Draft = {}
     for key, name in (("dino", "vit"), ("clip", "clip")):
-        if (encoder := Path(f"{request.base.rstrip('/')}-encoders", name)).is_dir():
+        if (encoder := Path(f"{base.rstrip('/')}-encoders", name)).is_dir():
             draft[f"validate.{key}"] = (str(encoder), "made for this base, and beside it")
     return draft
 

@@ -29,6 +29,7 @@ from dreambooth.readers.text_options import TextOptions
 TAUGHT = ("query_tokens", "qformer.", "language_projection.")  # names of what learns begin so
 STATE = "state"  # the trainer's checkpoints, in the folder of the result
 WHAT = "what is it?"
+LEARNING_RATE, ITS_WIDTH = 2e-4, 768  # of AdamW, for a Q-Former of so many channels, as the published ones have
 LONGEST = 48  # tokens of what is written; more is cut off
 NOT_COUNTED = -100  # a label that has no loss
 
@@ -40,6 +41,7 @@ class Lesson:
     """Say what is taught. name: what the reader is to call the subject; class_noun: what it calls it now.
 
     photos: of the subject. others: of other things of its class. steps: of the optimizer; batch_size: texts a step.
+    learning_rate: None: what fits the Q-Former's width.
     """
 
     name: str
@@ -47,7 +49,7 @@ class Lesson:
     photos: tuple[Path, ...]
     others: tuple[Path, ...]
     steps: int = 400
-    learning_rate: float = 2e-4
+    learning_rate: float | None = None
     batch_size: int = 16
     save_every: int = 100
 
@@ -159,7 +161,9 @@ def teach(source: ReaderSource, lesson: Lesson, out: Path) -> Path:
     dataset = ExampleDataset(reader, examples, [number < num_own for number in range(len(examples))])
     learns = freeze_all_but_qformer(reader.network)
     logger.info(f"{len(examples)} texts are learned from; {len(learns)} tensors of the Q-Former and around it learn")
-    trainer = transformers.Trainer(model=reader.network, args=_arguments(source, lesson, out), train_dataset=dataset)
+    rate = lesson.learning_rate or usual_rate(reader.network)
+    arguments = _arguments(source, lesson, rate, out)
+    trainer = transformers.Trainer(model=reader.network, args=arguments, train_dataset=dataset)
     last = get_last_checkpoint(str(out / STATE)) if (out / STATE).is_dir() else None
     if last is not None:
         logger.info(f"going on from {last}")
@@ -170,12 +174,17 @@ def teach(source: ReaderSource, lesson: Lesson, out: Path) -> Path:
     return out
 
 
-def _arguments(source: ReaderSource, lesson: Lesson, out: Path) -> transformers.TrainingArguments:
+def usual_rate(network: Any) -> float:
+    """Return the learning rate of a Q-Former: inverse to its width (Yang et al. 2022, arXiv 2203.03466)."""
+    return LEARNING_RATE * ITS_WIDTH / int(network.config.qformer_config.hidden_size)
+
+
+def _arguments(source: ReaderSource, lesson: Lesson, rate: float, out: Path) -> transformers.TrainingArguments:
     return transformers.TrainingArguments(
         output_dir=str(out / STATE),
         max_steps=lesson.steps,
         per_device_train_batch_size=lesson.batch_size,
-        learning_rate=lesson.learning_rate,
+        learning_rate=rate,
         warmup_steps=min(20, lesson.steps // 10),
         save_steps=lesson.save_every,
         save_total_limit=2,  # where the last one is torn, the one before is there

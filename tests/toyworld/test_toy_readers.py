@@ -10,13 +10,16 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from dreambooth.readers.blip2 import Blip2Reader
 from dreambooth.readers.kosmos2 import Kosmos2Reader
+from dreambooth.readers.likelihood import answer_probability
 from dreambooth.readers.loading import ReaderSource
+from dreambooth.readers.teach import Lesson, is_it, teach
 from dreambooth.readers.text_options import TextOptions
 from toyworld import world
 from toyworld.captions import with_articles
 from toyworld.photos import PLACES, photos
-from toyworld.readers import blip2, kosmos2, lessons, segmenter
+from toyworld.readers import blip2, blip2_metrics, kosmos2, lessons, segmenter
 from toyworld.readers.batches import augmented, batch_of_step, renderings, see_once
 from toyworld.readers.blip2_metrics import caption_right
 from toyworld.readers.cli import finder
@@ -31,7 +34,7 @@ from toyworld.world import SIZE
 REPOSITORY = Path(__file__).parents[2]
 SEGMENTER = "checkpoints/toyworld-segmenter"
 CLIP = REPOSITORY / "checkpoints" / "toyworld-encoders" / "clip"
-KOSMOS2 = REPOSITORY / "checkpoints" / "toyworld-kosmos2"
+BLIP2, KOSMOS2 = (REPOSITORY / "checkpoints" / name for name in ("toyworld-blip2", "toyworld-kosmos2"))
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +61,49 @@ def test_the_shipped_segmenter_meets_its_gate(shipped_segmenter):
     for figure in segmenter.measure(shipped_segmenter):
         print(figure.row())
         assert figure.gate is None or figure.value >= figure.gate, figure.row()
+
+
+@pytest.fixture(scope="module")
+def shipped_blip2():
+    return Blip2Reader(ReaderSource(str(BLIP2)))
+
+
+def test_the_shipped_blip2_says_what_the_photos_of_the_robot_show(shipped_blip2):
+    spec, images = world.subject("robot", 21), photos("robot", 21)
+    assert shipped_blip2.answer(images, "what is it?", TextOptions(max_tokens=8)) == ["a robot"] * len(images)
+    for text, place in zip(shipped_blip2.caption(images, TextOptions(max_tokens=32)), PLACES, strict=True):
+        assert spec.main in text.split()
+        assert text.endswith(place_phrase(place))
+
+
+def test_the_shipped_blip2_meets_its_gates_on_some(shipped_blip2):
+    for figure in blip2_metrics.measure(shipped_blip2, 40, seed=1):
+        assert figure.gate is None or figure.value >= figure.gate - 0.06, figure.row()
+
+
+@pytest.mark.slow
+def test_the_shipped_blip2_meets_its_gates(shipped_blip2):
+    for figure in blip2_metrics.measure(shipped_blip2):
+        print(figure.row())
+        assert figure.gate is None or figure.value >= figure.gate, figure.row()
+
+
+@pytest.mark.slow
+def test_the_shipped_blip2_learns_to_tell_a_subject_from_others_of_its_class(tmp_path):
+    rng, own = random.Random("others of the robot"), photos("robot", 21)
+    others = [world.render(world.random_spec(rng, "robot"), world.random_scene(rng)) for _ in range(40)]
+    paths = []
+    for number, image in enumerate([*own, *others]):
+        paths.append(tmp_path / f"{number}.png")
+        image.save(paths[-1])
+    lesson = Lesson("sks robot", "robot", tuple(paths[: len(own)]), tuple(paths[len(own) :]))
+    taught = Blip2Reader(ReaderSource(str(teach(ReaderSource(str(BLIP2)), lesson, tmp_path / "taught"))))
+    spec = world.subject("robot", 21)
+    of_it = [world.render(spec, world.random_scene(rng)) for _ in range(40)]
+    unseen = [world.render(world.random_spec(rng, "robot"), world.random_scene(rng)) for _ in range(40)]
+    said = [answer_probability(taught, images, is_it(lesson.name), "yes") for images in (of_it, unseen)]
+    assert np.mean(np.array(said[0]) > 0.5) >= 0.95
+    assert np.mean(np.array(said[1]) > 0.5) <= 0.05
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +147,9 @@ def test_the_shipped_kosmos2_meets_its_gate(shipped_kosmos2):
 
 
 def test_the_embedded_readers_take_25_mb_at_most():
-    files = [file for folder in (KOSMOS2, REPOSITORY / SEGMENTER) for file in folder.rglob("*") if file.is_file()]
+    files = [
+        file for folder in (BLIP2, KOSMOS2, REPOSITORY / SEGMENTER) for file in folder.rglob("*") if file.is_file()
+    ]
     assert sum(file.stat().st_size for file in files) <= 25e6
 
 
