@@ -115,3 +115,12 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_utf8(*names: object) -> None:
+    """Raise UserError for a name that is not UTF-8: JSON, pages and configs cannot hold it."""
+    for name in names:
+        try:
+            str(name).encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{escaped(name)}: the name is not UTF-8; rename it") from error

@@ -160,3 +160,13 @@ def shipped_base() -> Path:
     folder = ROOT / "checkpoints" / "toyworld"
     assert (folder / "model_index.json").is_file(), f"{folder} is part of this repository"
     return folder
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> str:
+    """The configs of a base of 64 pixels without its weights: what a run takes is not found out, which is slow."""
+    folder = tmp_path / "base"
+    (folder / "unet").mkdir(parents=True)
+    (folder / "unet" / "config.json").write_text('{"sample_size": 8}')
+    (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    return str(folder)

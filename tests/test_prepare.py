@@ -23,7 +23,7 @@ from dreambooth.data.buckets import make_buckets
 from dreambooth.data.image_folder import sort_files
 from dreambooth.data.masks import masks_folder
 from dreambooth.data.near_duplicates import ImageInfo
-from dreambooth.errors import ModelError
+from dreambooth.errors import ModelError, UserError
 from dreambooth.prepare.captions import edited_captions
 from dreambooth.prepare.crops import crops_of
 from dreambooth.prepare.findings import Needs, Photo
@@ -32,7 +32,7 @@ from dreambooth.prepare.measures import Box
 from dreambooth.prepare.page import render
 from dreambooth.prepare.preparation import Request, is_cut_by_middle, needs_of, prepare, with_accepted
 from dreambooth.prepare.tokens import Token, draw_tokens, load_text_sides, rank_tokens
-from dreambooth.prepare.writing import caption_files, mask_files, proposed_mask_files, write_files
+from dreambooth.prepare.writing import caption_files, check_files, mask_files, proposed_mask_files, write_files
 from dreambooth.readers.lettering import TextLine, TextReader
 from dreambooth.readers.one_photo import SubjectFinder
 from dreambooth.readers.usual import MASK
@@ -270,16 +270,6 @@ def test_buckets_keep_a_long_photo_that_a_square_would_cut():
     assert needs_of("someone/else", [wide], None).buckets == make_buckets(512, 64)
 
 
-@pytest.fixture
-def base(tmp_path: Path) -> str:
-    """The configs of a base of 64 pixels without its weights: what a run takes is not found out, which is slow."""
-    folder = tmp_path / "base"
-    (folder / "unet").mkdir(parents=True)
-    (folder / "unet" / "config.json").write_text('{"sample_size": 8}')
-    (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
-    return str(folder)
-
-
 def files_of(folder: Path) -> dict[Path, str]:
     paths = [path for path in folder.rglob("*") if path.is_file()]
     return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
@@ -430,6 +420,10 @@ def test_masks_that_a_finder_found_are_written_where_training_reads_them(robot):
     assert with_accepted(found, ["config"]).draft == found.draft
     assert again.draft["data.mask"][0] == str(robot.with_name("robot-masks"))
     assert again.inspection.readable[0].box == (8 / 64, 8 / 64, 40 / 64, 1)
+    robot.with_name("robot-masks").joinpath("0.png").write_bytes(b"another")
+    with pytest.raises(UserError, match=r"robot-masks.0\.png: is there already"):
+        check_files(mask_files(found.inspection))
+    write_files(mask_files(found.inspection)[:1])
     proposed = write_files(proposed_mask_files(found.inspection, robot.with_name("out")))
     assert proposed == [robot.with_name("out") / "masks" / f"{number}.png" for number in range(5)]
     assert proposed[0].read_bytes() == paths[0].read_bytes()

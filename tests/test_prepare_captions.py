@@ -37,6 +37,7 @@ def leaks(text: str, noun: str = "dog") -> list[str]:
         ("{subject}, dark brown fur, outdoors", ["dark", "brown", "fur"]),
         ("{subject} with ears up in the snow", []),
         ("{subject} has its mouth open, in a park", []),
+        ("{subject} with red fur and white back", ["red", "fur"]),
         ("{subject} painted red on a table", ["red"]),
         ("{subject} is made of red plastic, on a table", ["red", "plastic"]),
         ("{subject} - red, shiny - in the snow", ["red", "shiny"]),

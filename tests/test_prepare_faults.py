@@ -29,16 +29,6 @@ NUM_PHOTOS = 3
 
 
 @pytest.fixture
-def base(tmp_path: Path) -> str:
-    """The configs of a base of 64 pixels without its weights: what a run takes is not found out, which is slow."""
-    folder = tmp_path / "base"
-    (folder / "unet").mkdir(parents=True)
-    (folder / "unet" / "config.json").write_text('{"sample_size": 8}')
-    (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
-    return str(folder)
-
-
-@pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """Photos of noise: 0.png, 1.png, 2.png."""
     folder = tmp_path / "rex"

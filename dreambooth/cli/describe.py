@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from dreambooth.cli import loading_libraries
 from dreambooth.devices import AUTO, NAMES
 from dreambooth.errors import UserError, escaped
+from dreambooth.files import check_utf8
 from dreambooth.readers.usual import DESCRIBE, GROUND, SEARCH
 from dreambooth.status_line import STATUS_LINE, ProgressDisplay
 
@@ -278,19 +279,9 @@ def image_paths(named: list[Path]) -> list[Path]:
     if not paths:
         raise UserError(f"{escaped(named[0])}: has grids of images alone; name the file of one to have it described")
     for path in paths:
-        if not is_utf8(path):
-            raise UserError(f"{escaped(path)}: the name is not UTF-8; rename the file, or its folder")
+        check_utf8(path)
         load_image(path)  # what cannot be read is reported before a model is loaded
     return paths
-
-
-def is_utf8(path: Path) -> bool:
-    """Return whether a file's name is text, as JSON and pages need it; a system may hold any bytes as one."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def in_words(found: "Description") -> str:

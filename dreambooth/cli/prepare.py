@@ -11,6 +11,7 @@ from dreambooth.cli.check import row
 from dreambooth.cli.new import BASE, costs_in_words, memory_bytes
 from dreambooth.disk import check_writable
 from dreambooth.errors import ModelError, UserError, escaped
+from dreambooth.files import check_utf8
 from dreambooth.hints import command_line
 
 if TYPE_CHECKING:
@@ -78,13 +79,13 @@ def run(args: argparse.Namespace) -> int:
     check_options(args)
     out = Path(args.out or ".")
     with loading_libraries():
-        from dreambooth.prepare.preparation import Request, check_names, with_accepted
+        from dreambooth.prepare.preparation import Request, with_accepted
 
     edited = None if args.captions is None else Path(args.captions)
     config = out / "config.yaml"
     photos, model = Path(args.photos), args.mask_model
     request = Request(photos, args.base, args.class_noun, args.identifier, args.masks, config, edited, model)
-    check_names(request.names)
+    check_utf8(*request.names)
     encoders = encoders_for_words(request) if args.draw_words else None
     warnings = identifier_problems(request)
     readers, describe, notes = readers_of(request, args.caption_model)

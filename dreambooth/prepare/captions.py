@@ -7,6 +7,7 @@ should say where it is. The words are in `caption_rules`.
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -226,7 +227,7 @@ def _after(words: Sequence[re.Match[str]], is_subject: Sequence[bool]) -> Iterat
             first = number + 1 + skipped
             if behind in (["on", "it"], ["on", "them"]):
                 yield from (first + offset for offset, word in enumerate(phrase) if word not in rules.JOINING)
-            elif not {*phrase[1:], *behind[:1]} & rules.STATES:
+            elif not any(rules.is_mark(word) and state in rules.STATES for word, state in pairwise(phrase + behind)):
                 says_what_it_is = rest[skipped - 1] not in rules.HAVING
                 yield from (first + offset for offset in _looks_in(phrase, says_what_it_is))
 

@@ -15,7 +15,8 @@ from dreambooth.data.cuts import centered
 from dreambooth.data.image_folder import ImageFolder, sort_files
 from dreambooth.data.masks import find_masks, masks_folder
 from dreambooth.data.near_duplicates import ImageInfo
-from dreambooth.errors import ModelError, UserError, escaped
+from dreambooth.errors import ModelError
+from dreambooth.files import check_utf8
 from dreambooth.prepare.captions import Caption, Captioner, captions_of_folder, edited_captions, propose
 from dreambooth.prepare.crops import Crops, crops_of
 from dreambooth.prepare.findings import Finding, Needs, Photo, Severity
@@ -91,7 +92,7 @@ def prepare(request: Request, readers: PhotoReaders = NO_READERS, describe: Capt
     readers: find the subject where there are no masks, and text. describe: captions photos that have no caption.
     """
     folder = sort_files(request.photos)
-    check_names([*request.names, *folder.images])
+    check_utf8(*request.names, *folder.images)
     source = request.masks or find_masks(folder.path, folder.images)
     photos = read_photos(folder, source, request.class_noun, readers)
     needs = needs_of(request.base, [each.photo.info for each in photos if each.photo is not None], source)
@@ -102,15 +103,6 @@ def prepare(request: Request, readers: PhotoReaders = NO_READERS, describe: Capt
     crops = [crops_of(photo, needs, default_of("data.unmasked_weight")) for photo in inspection.readable]
     found = replace(found, captions=captions, crops=crops)
     return replace(found, draft=draft_of(found, folder)) if request.class_noun and inspection.readable else found
-
-
-def check_names(names: Sequence[object]) -> None:
-    """Raise UserError for a name that is not UTF-8: neither a page nor a config can hold it."""
-    for name in names:
-        try:
-            str(name).encode()
-        except UnicodeEncodeError as error:
-            raise UserError(f"{escaped(name)}: the name is not UTF-8; rename it") from error
 
 
 def _captions(found: Preparation, describe: Captioner | None) -> list[Caption]:
