@@ -34,14 +34,14 @@ from dreambooth.readers.likelihood import answer_probability
 from dreambooth.readers.loading import ReaderSource
 from dreambooth.readers.protocols import Matcher, Reader, Searcher
 from dreambooth.readers.table import load_matcher, load_reader, load_searcher
-from dreambooth.readers.teach import Lesson, is_it, teach
+from dreambooth.readers.teach import Lesson, is_it, load_pupil, teach
 from dreambooth.readers.text_options import TextOptions
 from toyworld import world
 from toyworld.captions import with_articles
 from toyworld.judge import Judge
 from toyworld.outcome import UNSEEN_PLACES
 from toyworld.palette import COLOURS
-from toyworld.photos import photos
+from toyworld.photos import PLACES, photos
 from toyworld.readers.lessons import by_cell
 from toyworld.readers.questions import place_phrase
 from toyworld.readers.scenes import KnownScene, unseen_scene
@@ -51,7 +51,7 @@ RETRIEVAL = "retrieval"  # the folder of what matches, in the reader's
 BASE, ENCODERS = Path("checkpoints/toyworld"), Path("checkpoints/toyworld-encoders")
 NUM_DRAWS = 1000
 SUBJECTS = (("robot", 0), ("dog", 1), ("backpack", 2), ("car", 3))  # class and seed
-NAME, ASKED = "sks", "“is this the subject?”"
+NAME, ASKED = "a pink", "“is this the subject?”"  # no subject is pink; the language model writes words it knows
 
 
 @dataclass(frozen=True)
@@ -270,13 +270,17 @@ def of_subjects(folder: Path, work: Path, num_images: int, steps: int, nouns: Se
 def subject_scores(
     folder: Path, work: Path, noun: str, seed: int, num_images: int, steps: int
 ) -> list[dict[str, np.ndarray]]:
-    """Teach a reader a subject by five photos, and score unseen renderings of it, of others and of near misses."""
+    """Teach a reader a subject by five photos, and score unseen renderings of it, of others and of near misses.
+
+    The others that it learns from are in the photos' places; what is scored is in places of neither.
+    """
     rng, spec = random.Random(f"others of {noun} {seed}"), world.subject(noun, seed)
     own = photos(noun, seed)
-    known = [world.render(world.random_spec(rng, noun), world.random_scene(rng)) for _ in range(40)]
+    scenes = [world.random_scene(rng, PLACES[i % len(PLACES)]) for i in range(40)]
+    known = [world.render(world.random_spec(rng, noun), scene) for scene in scenes]
     paths = {name: _written(images, work / name) for name, images in (("own", own), ("others", known))}
     lesson = Lesson(f"{NAME} {noun}", noun, paths["own"], paths["others"], steps=steps)
-    reader = load_reader(ReaderSource(str(teach(ReaderSource(str(folder)), lesson, work / "taught"))))
+    reader = load_reader(ReaderSource(str(teach(load_pupil(ReaderSource(str(folder))), lesson, work / "taught"))))
     scorer = SubjectScorer(load_encoders(str(ENCODERS / "vit"), None), own)
     free = [colour for colour in COLOURS if colour not in (spec.main, spec.second, spec.accent)]
     kinds = [
@@ -328,7 +332,7 @@ def main() -> None:
     parser.add_argument("--num-images", type=int, default=120, help="right ones and wrong ones each (%(default)s)")
     known = [noun for noun, _ in SUBJECTS]
     parser.add_argument("--nouns", nargs="+", choices=known, default=known, help="of the subjects (%(default)s)")
-    parser.add_argument("--steps", type=int, default=400, help="of a lesson (%(default)s)")
+    parser.add_argument("--steps", type=int, default=200, help="of a lesson (%(default)s)")
     parser.add_argument("--sampler-steps", type=int, default=8, help="of images of the base (%(default)s)")
     parser.add_argument("--guidance", type=float, default=4.0, help="of the same (%(default)s)")
     args = parser.parse_args()

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +33,8 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from dreambooth.cli import main
-from dreambooth.cli.describe import image_paths
+from dreambooth.cli import main, teaching
+from dreambooth.cli.image_paths import image_paths
 from dreambooth.errors import ModelError, UserError
 from dreambooth.generation.inputs.found_mask import find_mask_of, is_words
 from dreambooth.readers.attention import PUNCTUATION, seen_part, word_maps
@@ -49,7 +50,7 @@ from dreambooth.readers.protocols import PhraseBox, WordMap
 from dreambooth.readers.request import DescribeRequest
 from dreambooth.readers.table import load_matcher, load_reader, load_searcher
 from dreambooth.readers.taught import read_taught
-from dreambooth.readers.teach import Lesson, teach, with_name
+from dreambooth.readers.teach import Lesson, load_pupil, teach, with_name
 from dreambooth.readers.text_options import TextOptions
 from dreambooth.readers.usual import Usual
 from toyworld import encoders
@@ -591,16 +592,71 @@ def test_teaching_moves_the_qformer_and_its_projection_alone_and_goes_on_to_the_
     source, out = ReaderSource(str(blip2_model)), tmp_path / "taught"
     lesson = Lesson("krz", "robot", tuple(photos[:1]), tuple(photos[1:]), steps=3, batch_size=2, save_every=2)
     before = load_reader(source).network.state_dict()
-    after = load_reader(ReaderSource(str(teach(source, lesson, out)))).network.state_dict()
+    after = load_reader(ReaderSource(str(teach(load_pupil(source), lesson, out)))).network.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert {name.partition(".")[0] for name in changed} == {"query_tokens", "qformer", "language_projection"}
     assert (read_taught(str(out)), read_taught(str(blip2_model))) == ("krz", "")
 
     shutil.rmtree(out / "state" / "checkpoint-3")
     with caplog.at_level("INFO"):
-        again = load_reader(ReaderSource(str(teach(source, lesson, out)))).network.state_dict()
+        again = load_reader(ReaderSource(str(teach(load_pupil(source), lesson, out)))).network.state_dict()
     assert "checkpoint-2" in caplog.text
     assert all(torch.equal(after[name], again[name]) for name in after)
+
+
+def test_another_lesson_is_not_begun_in_the_same_folder(blip2_model, photos, tmp_path):
+    source, out = ReaderSource(str(blip2_model)), tmp_path / "taught"
+    lesson = Lesson("krz", "robot", tuple(photos[:1]), tuple(photos[1:]), steps=1, batch_size=2)
+    teach(load_pupil(source), lesson, out)
+    with pytest.raises(UserError, match=r"another lesson was begun there \(other name, batch_size\)"):
+        teach(load_pupil(source), replace(lesson, name="plv", batch_size=3), out)
+
+
+def test_the_base_draws_the_others_where_none_are_named(blip2_model, tiny_base, photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(teaching, "NUM_OTHERS", 3)
+    out = tmp_path / "taught"
+    models = ("--model", str(blip2_model), "--base", str(tiny_base))
+    command = [
+        "describe",
+        "--teach",
+        str(photos[0].parent),
+        "--name",
+        "krz",
+        *models,
+        "--steps",
+        "2",
+        "--out",
+        str(out),
+    ]
+    assert main(command) == 0
+    assert "“krz” is not what the reader calls 3 of its 3 photos" in capsys.readouterr().err
+    drawn = sorted((out / "others").iterdir())
+    prompts = [Image.open(path).info["parameters"].partition("\n")[0] for path in drawn]
+    assert len(prompts) == 3
+    assert all(prompt.startswith("a photo of a ") for prompt in prompts)
+    written = [path.stat().st_mtime_ns for path in drawn]
+    assert main(command) == 0
+    assert [path.stat().st_mtime_ns for path in drawn] == written, "they are not drawn again"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--out", "taught"), "--teach: needs --name"),
+        (("--name", "krz", "--out", "taught"), "--others: name images of others of its class, or with --base"),
+        (("--name", "krz", "--out", "taught", "--base", "x", "--others", "."), "--base: not together with --others"),
+        (("--name", "krz", "--out", "taught", "--base", "x", "--steps", "0"), "--steps 0: must be at least 1"),
+    ],
+    ids=("name", "others", "both", "steps"),
+)
+def test_wrong_options_of_teaching_are_reported_before_a_model_is_loaded(
+    options, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (640, 480)).save("photo.png")
+    assert main(["describe", "--teach", ".", *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not Path("taught").exists()
 
 
 def test_the_subjects_name_takes_the_place_of_class_and_looks():

@@ -1,17 +1,16 @@
 """`describe IMAGES`: captions, answers to questions, boxes of what captions name, and images ranked by a text."""
 
 import argparse
-import re
 import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dreambooth.cli import loading_libraries
+from dreambooth.cli import loading_libraries, teaching
+from dreambooth.cli.image_paths import image_paths
 from dreambooth.devices import AUTO, NAMES
 from dreambooth.errors import UserError, escaped
-from dreambooth.files import check_utf8
 from dreambooth.readers.usual import DESCRIBE, GROUND, SEARCH
 from dreambooth.status_line import STATUS_LINE, ProgressDisplay
 
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from dreambooth.readers.text_options import TextOptions
 
 BATCH_SIZE = 8
-ABOUT_OTHERS = re.compile(r"(grid|attention)-\d{5,}\.png")  # what `sample` writes beside its images
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_what(parser)
     _add_model(parser)
     _add_text_options(parser)
-    _add_teaching(parser)
+    teaching.add_arguments(parser)
     parser.add_argument(
         "--out",
         metavar="DIR",
@@ -117,18 +115,9 @@ def _add_text_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, default=0, metavar="S", help="of what is drawn (default 0)")
 
 
-def _add_teaching(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("teach a BLIP-2 a subject; the same command again goes on")
-    group.add_argument("--teach", metavar="DIR", type=Path, help="photos of the subject, in the place of IMAGES")
-    group.add_argument("--name", metavar="T", default="", help="what to call it")
-    group.add_argument("--class-noun", metavar="T", default="", help="what the model calls it now, such as dog")
-    group.add_argument("--others", metavar="DIR", type=Path, help="images of others of its class")
-    group.add_argument("--steps", type=int, default=400, metavar="N", help="optimizer steps (default 400)")
-
-
 def run(args: argparse.Namespace) -> int:
     if args.teach is not None:
-        return run_teaching(args)
+        return teaching.run(args)
     from dreambooth.disk import check_writable
 
     if not args.images:
@@ -177,29 +166,6 @@ def _write(args: argparse.Namespace, found: "list[Description]", num_images: int
         folder = Path(args.out) if args.out else take_folder(usual)
         for path in write_all(folder, found, title):
             print(path)
-
-
-def run_teaching(args: argparse.Namespace) -> int:
-    """Teach a BLIP-2 the subject of a folder of photos."""
-    from dreambooth.disk import check_writable, translate_write_errors
-
-    if args.images or args.out is None or args.others is None:
-        raise UserError("--teach: needs --others DIR, --out DIR, --name and --class-noun, and no IMAGES")
-    photos, others = (tuple(image_paths([folder])) for folder in (args.teach, args.others))
-    folder = Path(args.out)
-    check_writable(folder, "--out")
-    with loading_libraries():
-        from dreambooth.data.image_files import load_image
-        from dreambooth.devices import find_device
-        from dreambooth.readers.loading import ReaderSource
-        from dreambooth.readers.teach import Lesson, teach
-
-        lesson = Lesson(args.name, args.class_noun, photos, others, args.steps)
-        name = args.model or DESCRIBE.model_for(load_image(photos[0]).size)
-        source = ReaderSource(name, find_device(args.device).type, args.dtype or "float32", args.quantize)
-    with translate_write_errors(folder, "--out"):
-        print(teach(source, lesson, folder))
-    return 0
 
 
 def _describe(args: argparse.Namespace, request: "DescribeRequest", paths: list[Path]) -> "Iterator[list[Description]]":
@@ -260,28 +226,6 @@ def text_options(args: argparse.Namespace) -> "TextOptions":
         length_penalty=args.length_penalty,
         seed=args.seed,
     )
-
-
-def image_paths(named: list[Path]) -> list[Path]:
-    """Return the images that are named, and those in folders that are named, without the grids of `sample`.
-
-    Raises UserError for what is no image, and for a name that the lines could not hold.
-    """
-    from dreambooth.data.image_files import load_image
-    from dreambooth.data.image_folder import list_images
-
-    paths: list[Path] = []
-    for path in named:
-        if not path.exists():
-            raise UserError(f"{escaped(path)}: there is no such image or folder")
-        found = list_images(path) if path.is_dir() else [path]
-        paths += [each for each in found if each == path or not ABOUT_OTHERS.fullmatch(each.name)]
-    if not paths:
-        raise UserError(f"{escaped(named[0])}: has grids of images alone; name the file of one to have it described")
-    for path in paths:
-        check_utf8(path)
-        load_image(path)  # what cannot be read is reported before a model is loaded
-    return paths
 
 
 def in_words(found: "Description") -> str:

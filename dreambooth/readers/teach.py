@@ -5,34 +5,44 @@ model learn, by transformers' Trainer, from the subject's photos and from images
 says of an image without the subject is what it said before, so that it forgets nothing.
 """
 
+import json
 import logging
+import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.trainer_utils import get_last_checkpoint
 
 from dreambooth.data.image_files import load_image
 from dreambooth.errors import ModelError, UserError
+from dreambooth.files import read_text, write_text
 from dreambooth.readers.blip2 import QUESTION, Blip2Reader
 from dreambooth.readers.loading import ReaderSource
 from dreambooth.readers.table import load_reader
 from dreambooth.readers.taught import write_taught
 from dreambooth.readers.text_options import TextOptions
+from dreambooth.status_line import STATUS_LINE, ProgressDisplay
 
 TAUGHT = ("query_tokens", "qformer.", "language_projection.")  # names of what learns begin so
 STATE = "state"  # the trainer's checkpoints, in the folder of the result
+LESSON = "lesson.json"  # beside them
+MAY_CHANGE = ("steps", "save_every")  # of a lesson that was begun
 WHAT = "what is it?"
+ARTICLE = re.compile("^(an?|the) ", re.IGNORECASE)
 LEARNING_RATE = 2e-4  # of AdamW
-# Of a Q-Former of few channels. On the toy world's, of 128, 1.2e-3 is too slow for 400 steps.
-SMALL, SMALL_RATE = 256, 2e-3
+SMALL, SMALL_RATE = 256, 1e-3  # of a Q-Former of few channels, such as the toy world's, which hardly learns at 2e-4
+IMAGES_AT_ONCE = 16  # that the image encoder sees
 LONGEST = 48  # tokens of what is written; more is cut off
+LONGEST_NAME = 12  # tokens
 NOT_COUNTED = -100  # a label that has no loss
 
 logger = logging.getLogger(__name__)
@@ -50,7 +60,7 @@ class Lesson:
     class_noun: str
     photos: tuple[Path, ...]
     others: tuple[Path, ...]
-    steps: int = 400
+    steps: int = 200  # on the toy world 400 say no to the subject in some new places
     learning_rate: float | None = None
     batch_size: int = 16
     save_every: int = 100
@@ -67,11 +77,12 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Example:
-    """Hold an image, what is asked of it ("": a caption), and what is to be written."""
+    """Hold what is to be written of an image, by its number. question: what is asked of it; "": a caption."""
 
-    image: Image.Image
+    image: int
     question: str
     answer: str
+    is_subject: bool
 
 
 def is_it(name: str) -> str:
@@ -79,17 +90,20 @@ def is_it(name: str) -> str:
     return f"is this {name}?"
 
 
-def make_examples(reader: Blip2Reader, lesson: Lesson) -> list[Example]:
-    """Return what is learned from: of each image its caption, what it is, and whether it is the subject."""
-    photos, others = ([load_image(path) for path in paths] for paths in (lesson.photos, lesson.others))
+def make_examples(reader: Blip2Reader, images: Sequence[Image.Image], lesson: Lesson) -> list[Example]:
+    """Return what is learned from: of each image its caption, what it is, and twice whether it is the subject.
+
+    images: the photos, then the others.
+    """
     options = TextOptions(max_tokens=40)
+    captions, classes = reader.caption(images, options), reader.answer(images, WHAT, options)
     examples: list[Example] = []
-    for images, is_subject in ((photos, True), (others, False)):
-        captions, classes = reader.caption(images, options), reader.answer(images, WHAT, options)
-        for image, caption, named in zip(images, captions, classes, strict=True):
-            examples.append(Example(image, "", with_name(caption, lesson) if is_subject else caption))
-            examples.append(Example(image, WHAT, lesson.name if is_subject else named))
-            examples.append(Example(image, is_it(lesson.name), "yes" if is_subject else "no"))
+    for number, (caption, class_noun) in enumerate(zip(captions, classes, strict=True)):
+        is_subject = number < len(lesson.photos)
+        texts = (with_name(caption, lesson), lesson.name, "yes") if is_subject else (caption, class_noun, "no")
+        questions = ("", WHAT, is_it(lesson.name))
+        found = [Example(number, *pair, is_subject) for pair in zip(questions, texts, strict=True)]
+        examples += [*found, found[-1]]  # so that yes and no weigh as much as the name
     return examples
 
 
@@ -99,13 +113,29 @@ def with_name(caption: str, lesson: Lesson) -> str:
     return f"{lesson.name}{after}" if noun else f"{lesson.name}, {before}".rstrip(", ")
 
 
+class SeenImages(nn.Module):
+    """Stand in for an image encoder that does not learn: take the states that it gave, and give them back."""
+
+    def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
+        return BaseModelOutputWithPooling(last_hidden_state=pixel_values)
+
+
+@torch.no_grad()
+def image_states(reader: Blip2Reader, images: Sequence[Image.Image]) -> Tensor:
+    """Return the image encoder's last states of each image, [N, P, D]: P patches and one for the whole, D channels."""
+    encoder = reader.network.vision_model
+    pixels_NCHW = reader.processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
+    parts = pixels_NCHW.to(encoder.device, encoder.dtype).split(IMAGES_AT_ONCE)
+    return torch.cat([encoder(pixel_values=part_BCHW).last_hidden_state.cpu() for part_BCHW in parts])
+
+
 class ExampleDataset(Dataset[dict[str, Tensor]]):
-    """Give the examples as the model takes them, padded on the right to the longest.
+    """Give the examples as the model takes them, padded on the right to the longest, with its images' states.
 
     The subject and the others come equally often: the fewer ones are repeated.
     """
 
-    def __init__(self, reader: Blip2Reader, examples: Sequence[Example], is_subject: Sequence[bool]) -> None:
+    def __init__(self, reader: Blip2Reader, examples: Sequence[Example], states_NPD: Tensor) -> None:
         words, network = reader.processor.tokenizer, reader.network
         image = [network.config.image_token_index] * network.config.num_query_tokens
         rows, labels = [], []
@@ -120,17 +150,16 @@ class ExampleDataset(Dataset[dict[str, Tensor]]):
         self.ids = torch.tensor([row + [words.pad_token_id] * (longest - len(row)) for row in rows])
         self.mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
         self.labels = torch.tensor([row + [NOT_COUNTED] * (longest - len(row)) for row in labels])
-        images = [each.image for each in examples]
-        self.pixels = reader.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
-        self.order = _balanced(is_subject)
+        self.states, self.images = states_NPD, [each.image for each in examples]
+        self.order = _balanced([each.is_subject for each in examples])
 
     def __len__(self) -> int:
         return len(self.order)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         row = self.order[index]
-        parts = {"pixel_values": self.pixels, "input_ids": self.ids, "attention_mask": self.mask, "labels": self.labels}
-        return {name: tensor[row] for name, tensor in parts.items()}
+        parts = {"input_ids": self.ids, "attention_mask": self.mask, "labels": self.labels}
+        return {"pixel_values": self.states[self.images[row]], **{name: part[row] for name, part in parts.items()}}
 
 
 def _balanced(is_subject: Sequence[bool]) -> list[int]:
@@ -147,33 +176,102 @@ def freeze_all_but_qformer(network: Any) -> list[str]:
     return [name for name, parameter in network.named_parameters() if parameter.requires_grad]
 
 
-def teach(source: ReaderSource, lesson: Lesson, out: Path) -> Path:
-    """Teach a BLIP-2 a subject, write it into a folder that `--model` takes, and return that folder.
-
-    The same call resumes from where an interrupted one saved last. Raises UserError for a quantized reader, ModelError
-    for another kind of reader.
-    """
+def load_pupil(source: ReaderSource) -> Blip2Reader:
+    """Return a BLIP-2 that can be taught. Raises UserError for a quantized one, ModelError for another reader."""
     if source.quantize is not None:
         raise UserError(f"--quantize {source.quantize}: weights in so few bits cannot be taught; leave it out")
     reader = load_reader(source)
     if not isinstance(reader, Blip2Reader):
         raise ModelError(f"{source.title}: a BLIP-2 alone can be taught a subject; name one with --model")
-    examples = make_examples(reader, lesson)
-    num_own = 3 * len(lesson.photos)
-    dataset = ExampleDataset(reader, examples, [number < num_own for number in range(len(examples))])
+    return reader
+
+
+def said_class(reader: Blip2Reader, photos: Sequence[Image.Image]) -> str:
+    """Return what the reader calls most of the photos' subject, without an article."""
+    answers = Counter(reader.answer(photos, WHAT, TextOptions(max_tokens=40)))
+    return ARTICLE.sub("", answers.most_common(1)[0][0])
+
+
+def class_prompts(reader: Blip2Reader, photos: Sequence[Image.Image], class_noun: str) -> list[str]:
+    """Return a prompt of each photo, which has another of its class in the photo's place."""
+    captions = reader.caption(photos, TextOptions(max_tokens=40))
+    return [f"a photo of a {class_noun}{caption.partition(class_noun)[2]}" for caption in captions]
+
+
+def teach(reader: Blip2Reader, lesson: Lesson, out: Path) -> Path:
+    """Teach a BLIP-2 a subject, write it into a folder that `--model` takes, and return that folder.
+
+    The same call resumes from where an interrupted one saved last. Raises UserError where `out` has another lesson.
+    """
+    check_same_lesson(lesson, out)
+    images = [load_image(path) for path in (*lesson.photos, *lesson.others)]
+    examples = make_examples(reader, images, lesson)
+    dataset = ExampleDataset(reader, examples, image_states(reader, images))
     learns = freeze_all_but_qformer(reader.network)
     logger.info(f"{len(examples)} texts are learned from; {len(learns)} tensors of the Q-Former and around it learn")
-    rate = lesson.learning_rate or usual_rate(reader.network)
-    arguments = _arguments(source, lesson, rate, out)
-    trainer = transformers.Trainer(model=reader.network, args=arguments, train_dataset=dataset)
-    last = get_last_checkpoint(str(out / STATE)) if (out / STATE).is_dir() else None
-    if last is not None:
-        logger.info(f"going on from {last}")
-    trainer.train(resume_from_checkpoint=last)
+    _train(reader.network, dataset, _arguments(lesson, reader.network, out))
     reader.network.eval().save_pretrained(out)
     reader.processor.save_pretrained(out)
     write_taught(out, lesson.name, lesson.class_noun)
+    _tell_unnamed(reader, images[: len(lesson.photos)], lesson.name)
     return out
+
+
+def check_same_lesson(lesson: Lesson, out: Path) -> None:
+    """Write the lesson into the folder of its states. Raises UserError where a different one was begun there."""
+    told = {name: str(value) for name, value in asdict(lesson).items() if name not in MAY_CHANGE}
+    path = out / STATE / LESSON
+    if path.is_file():
+        begun = json.loads(read_text(path))
+        different = [name for name in told if begun.get(name) != told[name]]
+        if different:
+            raise UserError(
+                f"--out {out}: another lesson was begun there (other {', '.join(different)}); name another folder"
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(told) + "\n")
+
+
+def _train(network: Any, dataset: ExampleDataset, arguments: transformers.TrainingArguments) -> None:
+    """Train a network on states of its image encoder, from the last saved state if there is one."""
+    state = Path(str(arguments.output_dir))
+    last = get_last_checkpoint(str(state)) if state.is_dir() else None
+    if last is not None:
+        logger.info(f"going on from {last}")
+    image_encoder, network.vision_model = network.vision_model, SeenImages()
+    try:
+        trainer = transformers.Trainer(network, arguments, train_dataset=dataset, callbacks=[_ShowProgress()])
+        trainer.remove_callback(transformers.PrinterCallback)
+        trainer.train(resume_from_checkpoint=last)
+    finally:
+        network.vision_model = image_encoder
+
+
+class _ShowProgress(transformers.TrainerCallback):
+    """Show how far the training is."""
+
+    def __init__(self) -> None:
+        self.display = ProgressDisplay("teaching", logger.info)
+
+    def on_step_end(self, args: Any, state: transformers.TrainerState, control: Any, **_: Any) -> None:
+        fraction = state.global_step / state.max_steps
+        if self.display.is_due(fraction):
+            step = f"step {state.global_step}/{state.max_steps}"
+            self.display.show(fraction, [step, self.display.time_left(fraction)])
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        STATUS_LINE.clear()
+
+
+def _tell_unnamed(reader: Blip2Reader, photos: Sequence[Image.Image], name: str) -> None:
+    """Warn where the reader does not name the subject in the photos that it learned from."""
+    answers = reader.answer(photos, WHAT, TextOptions(max_tokens=LONGEST_NAME))
+    unnamed = [answer for answer in answers if name not in answer]
+    if unnamed:
+        logger.warning(
+            f"“{name}” is not what the reader calls {len(unnamed)} of its {len(photos)} photos, but “{unnamed[0]}”: "
+            "teach longer (--steps), or choose a name of words that its language model writes"
+        )
 
 
 def usual_rate(network: Any) -> float:
@@ -181,12 +279,12 @@ def usual_rate(network: Any) -> float:
     return SMALL_RATE if network.config.qformer_config.hidden_size <= SMALL else LEARNING_RATE
 
 
-def _arguments(source: ReaderSource, lesson: Lesson, rate: float, out: Path) -> transformers.TrainingArguments:
+def _arguments(lesson: Lesson, network: Any, out: Path) -> transformers.TrainingArguments:
     return transformers.TrainingArguments(
         output_dir=str(out / STATE),
         max_steps=lesson.steps,
         per_device_train_batch_size=lesson.batch_size,
-        learning_rate=rate,
+        learning_rate=lesson.learning_rate or usual_rate(network),
         warmup_steps=min(20, lesson.steps // 10),
         save_steps=lesson.save_every,
         save_total_limit=2,  # where the last one is torn, the one before is there
@@ -195,6 +293,6 @@ def _arguments(source: ReaderSource, lesson: Lesson, rate: float, out: Path) -> 
         remove_unused_columns=False,
         disable_tqdm=True,
         dataloader_pin_memory=False,
-        use_cpu=source.device == "cpu",
+        use_cpu=network.device.type == "cpu",
         seed=0,
     )

@@ -8,18 +8,19 @@ TOY_SIDE = 128  # pixels; up to here an image is the toy world's
 
 @dataclass(frozen=True)
 class Usual:
-    """Hold the models of one task: hub id of the published one, folder of the embedded one."""
+    """Hold the models of one task: hub id of the published one ("": none is usual), folder of the embedded one."""
 
     published: str
     embedded: str
 
     def model_for(self, size: tuple[int, int]) -> str:
         """Return the model that reads an image of this size, (width, height) in pixels."""
-        is_toy = max(size) <= TOY_SIDE and (Path(self.embedded) / "model.safetensors").is_file()
+        is_toy = max(size) <= TOY_SIDE and Path(self.embedded).is_dir()
         return self.embedded if is_toy else self.published
 
 
 DESCRIBE = Usual("Salesforce/blip2-opt-2.7b-coco", "checkpoints/toyworld-blip2")
 GROUND = Usual("microsoft/kosmos-2-patch14-224", "checkpoints/toyworld-kosmos2")
 SEARCH = Usual("Salesforce/blip2-itm-vit-g", "checkpoints/toyworld-blip2/retrieval")
+DRAW = Usual("", "checkpoints/toyworld")  # images of the same class
 MASK = Usual("CIDAS/clipseg-rd64-refined", "checkpoints/toyworld-segmenter")  # Apache-2.0, 151 M weights

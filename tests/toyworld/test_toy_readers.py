@@ -1,7 +1,9 @@
 """The toy world's readers: what they learn from is true, and the shipped ones meet their gates."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,9 @@ from PIL import Image
 
 from dreambooth.readers.blip2 import Blip2Reader
 from dreambooth.readers.kosmos2 import Kosmos2Reader
+from dreambooth.readers.likelihood import answer_probability
 from dreambooth.readers.loading import ReaderSource
+from dreambooth.readers.teach import Lesson, is_it, load_pupil, teach
 from dreambooth.readers.text_options import TextOptions
 from toyworld import world
 from toyworld.captions import with_articles
@@ -84,6 +88,35 @@ def test_the_shipped_blip2_meets_its_gates(shipped_blip2):
     for figure in blip2_metrics.measure(shipped_blip2):
         print(figure.row())
         assert figure.gate is None or figure.value >= figure.gate, figure.row()
+
+
+def dogs(specs: Sequence[world.Spec], places: Sequence[str], rng: random.Random) -> list[Image.Image]:
+    return [
+        world.render(spec, world.random_scene(rng, place)) for spec, place in zip(specs, cycle(places), strict=False)
+    ]
+
+
+@pytest.mark.slow
+def test_the_shipped_blip2_is_taught_a_dog_and_tells_it_from_others(tmp_path):
+    rng = random.Random("others of dog 1")
+    folders = {"own": photos("dog", 1), "others": dogs([world.random_spec(rng, "dog") for _ in range(40)], PLACES, rng)}
+    paths = {}
+    for name, images in folders.items():
+        paths[name] = tuple(tmp_path / f"{name}-{number:02d}.png" for number in range(len(images)))
+        for image, path in zip(images, paths[name], strict=True):
+            image.save(path)
+    lesson = Lesson("a pink dog", "dog", paths["own"], paths["others"])
+    taught = teach(load_pupil(ReaderSource(str(BLIP2))), lesson, tmp_path / "taught")
+    reader = Blip2Reader(ReaderSource(str(taught)))
+    unseen = dogs([world.subject("dog", 1)] * 54, world.PLACES, rng)
+    others = dogs([world.random_spec(rng, "dog") for _ in range(54)], world.PLACES, rng)
+    own, wrong = (
+        np.array(answer_probability(reader, images, is_it(lesson.name), "yes")) for images in (unseen, others)
+    )
+    assert np.mean(own > 0.5) >= 0.95
+    assert np.mean(wrong > 0.5) <= 0.05
+    captions = reader.caption(unseen, TextOptions(max_tokens=32))
+    assert np.mean([caption.startswith("a pink dog ") for caption in captions]) >= 0.95
 
 
 @pytest.fixture(scope="module")
