@@ -332,7 +332,7 @@ def main() -> None:
     parser.add_argument("--num-images", type=int, default=120, help="right ones and wrong ones each (%(default)s)")
     known = [noun for noun, _ in SUBJECTS]
     parser.add_argument("--nouns", nargs="+", choices=known, default=known, help="of the subjects (%(default)s)")
-    parser.add_argument("--steps", type=int, default=200, help="of a lesson (%(default)s)")
+    parser.add_argument("--steps", type=int, default=300, help="of a lesson (%(default)s)")
     parser.add_argument("--sampler-steps", type=int, default=8, help="of images of the base (%(default)s)")
     parser.add_argument("--guidance", type=float, default=4.0, help="of the same (%(default)s)")
     args = parser.parse_args()

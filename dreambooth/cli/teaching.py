@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help=f"what draws the others, as --model of sample (default for the toy world: {DRAW.embedded})",
     )
-    group.add_argument("--steps", type=int, default=200, metavar="N", help="optimizer steps (default 200)")
+    group.add_argument("--steps", type=int, default=300, metavar="N", help="optimizer steps (default 300)")
 
 
 def run(args: argparse.Namespace) -> int:

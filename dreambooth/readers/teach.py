@@ -9,7 +9,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ WHAT = "what is it?"
 ARTICLE = re.compile("^(an?|the) ", re.IGNORECASE)
 LEARNING_RATE = 2e-4  # of AdamW
 SMALL, SMALL_RATE = 256, 1e-3  # of a Q-Former of few channels, such as the toy world's, which hardly learns at 2e-4
-IMAGES_AT_ONCE = 16  # that the image encoder sees
+IMAGES_AT_ONCE = 16  # that are read
 LONGEST = 48  # tokens of what is written; more is cut off
 LONGEST_NAME = 12  # tokens
 NOT_COUNTED = -100  # a label that has no loss
@@ -60,7 +60,7 @@ class Lesson:
     class_noun: str
     photos: tuple[Path, ...]
     others: tuple[Path, ...]
-    steps: int = 200  # on the toy world 400 say no to the subject in some new places
+    steps: int = 300  # on the toy world more of them say no to the subject in some new places
     learning_rate: float | None = None
     batch_size: int = 16
     save_every: int = 100
@@ -90,21 +90,33 @@ def is_it(name: str) -> str:
     return f"is this {name}?"
 
 
-def make_examples(reader: Blip2Reader, images: Sequence[Image.Image], lesson: Lesson) -> list[Example]:
+def mirrored_too(images: Sequence[Image.Image]) -> list[Image.Image]:
+    """Return the images, then their mirror images."""
+    return [*images, *(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in images)]
+
+
+def make_examples(reader: Blip2Reader, images: Sequence[Image.Image], num_own: int, lesson: Lesson) -> list[Example]:
     """Return what is learned from: of each image its caption, what it is, and twice whether it is the subject.
 
-    images: the photos, then the others.
+    images: so many of the subject, then the others.
     """
-    options = TextOptions(max_tokens=40)
-    captions, classes = reader.caption(images, options), reader.answer(images, WHAT, options)
+    options = TextOptions(max_tokens=LONGEST)
+    captions = in_parts(lambda part: reader.caption(part, options), images)
+    classes = in_parts(lambda part: reader.answer(part, WHAT, options), images)
     examples: list[Example] = []
     for number, (caption, class_noun) in enumerate(zip(captions, classes, strict=True)):
-        is_subject = number < len(lesson.photos)
-        texts = (with_name(caption, lesson), lesson.name, "yes") if is_subject else (caption, class_noun, "no")
+        own = number < num_own
+        texts = (with_name(caption, lesson), lesson.name, "yes") if own else (caption, class_noun, "no")
         questions = ("", WHAT, is_it(lesson.name))
-        found = [Example(number, *pair, is_subject) for pair in zip(questions, texts, strict=True)]
+        found = [Example(number, question, text, own) for question, text in zip(questions, texts, strict=True)]
         examples += [*found, found[-1]]  # so that yes and no weigh as much as the name
     return examples
+
+
+def in_parts(read: Callable[[Sequence[Image.Image]], list[str]], images: Sequence[Image.Image]) -> list[str]:
+    """Return what is read in images, a few at once."""
+    starts = range(0, len(images), IMAGES_AT_ONCE)
+    return [text for start in starts for text in read(images[start : start + IMAGES_AT_ONCE])]
 
 
 def with_name(caption: str, lesson: Lesson) -> str:
@@ -204,8 +216,9 @@ def teach(reader: Blip2Reader, lesson: Lesson, out: Path) -> Path:
     The same call resumes from where an interrupted one saved last. Raises UserError where `out` has another lesson.
     """
     check_same_lesson(lesson, out)
-    images = [load_image(path) for path in (*lesson.photos, *lesson.others)]
-    examples = make_examples(reader, images, lesson)
+    photos, others = (mirrored_too([load_image(path) for path in paths]) for paths in (lesson.photos, lesson.others))
+    images = [*photos, *others]
+    examples = make_examples(reader, images, len(photos), lesson)
     dataset = ExampleDataset(reader, examples, image_states(reader, images))
     learns = freeze_all_but_qformer(reader.network)
     logger.info(f"{len(examples)} texts are learned from; {len(learns)} tensors of the Q-Former and around it learn")
@@ -213,7 +226,7 @@ def teach(reader: Blip2Reader, lesson: Lesson, out: Path) -> Path:
     reader.network.eval().save_pretrained(out)
     reader.processor.save_pretrained(out)
     write_taught(out, lesson.name, lesson.class_noun)
-    _tell_unnamed(reader, images[: len(lesson.photos)], lesson.name)
+    _tell_unnamed(reader, photos[: len(lesson.photos)], lesson.name)
     return out
 
 
