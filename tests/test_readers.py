@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +49,7 @@ from dreambooth.readers.protocols import PhraseBox, WordMap
 from dreambooth.readers.request import DescribeRequest
 from dreambooth.readers.table import load_matcher, load_reader, load_searcher
 from dreambooth.readers.taught import read_taught
-from dreambooth.readers.teach import Lesson, load_pupil, teach, with_name
+from dreambooth.readers.teach import Example, ExampleDataset, Lesson, image_states, load_pupil, teach, with_name
 from dreambooth.readers.text_options import TextOptions
 from dreambooth.readers.usual import Usual
 from toyworld import encoders
@@ -604,12 +603,47 @@ def test_teaching_moves_the_qformer_and_its_projection_alone_and_goes_on_to_the_
     assert all(torch.equal(after[name], again[name]) for name in after)
 
 
-def test_another_lesson_is_not_begun_in_the_same_folder(blip2_model, photos, tmp_path):
+def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(blip2_model, photos, tmp_path, caplog):
     source, out = ReaderSource(str(blip2_model)), tmp_path / "taught"
-    lesson = Lesson("krz", "robot", tuple(photos[:1]), tuple(photos[1:]), steps=1, batch_size=2)
+    lesson = Lesson("krz", "robot", tuple(photos[:1]), tuple(photos[1:]), steps=2, batch_size=2, save_every=1)
     teach(load_pupil(source), lesson, out)
-    with pytest.raises(UserError, match=r"another lesson was begun there \(other name, batch_size\)"):
-        teach(load_pupil(source), replace(lesson, name="plv", batch_size=3), out)
+    weights = out / "state" / "checkpoint-2" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    (out / "state" / "checkpoint-3").mkdir()
+    with caplog.at_level("INFO"):
+        teach(load_pupil(source), lesson, out)
+    assert "checkpoint-1" in caplog.text
+
+
+def test_what_is_learned_ends_where_the_language_model_ends_a_text(blip2_model, images):
+    """Published ones end it with a line's end; the tokenizer's own end is another token."""
+    reader = load_pupil(ReaderSource(str(blip2_model)))
+    reader.network.language_model.generation_config.eos_token_id = [7, 8]
+    states = image_states(reader, images[:1])
+    found = ExampleDataset(reader, [Example(0, "", "a robot", True), Example(0, "", "a robot", False)], states)
+    assert found[0]["labels"][-1] == 7
+
+
+def test_another_lesson_is_not_begun_in_the_same_folder(blip2_model, photos, tmp_path, capsys):
+    out, others = tmp_path / "taught", tmp_path / "others"
+    others.mkdir()
+    Image.new("RGB", (64, 64)).save(others / "0.png")
+    options = ("--model", str(blip2_model), "--class-noun", "robot", "--steps", "1", "--out", str(out))
+    command = ["describe", "--teach", str(photos[0].parent), "--others", str(others), *options]
+    assert main([*command, "--name", "krz"]) == 0
+    assert main([*command, "--name", " krz "]) == 0
+    before = sorted((path, path.stat().st_mtime_ns) for path in out.rglob("*"))
+    Image.new("RGB", (64, 64), "red").save(others / "0.png")
+    assert main([*command, "--name", "plv"]) == 2
+    assert "another lesson was begun there (other --name, --others); name another folder" in capsys.readouterr().err
+    (out / "lesson.json").write_text("{")
+    assert main([*command, "--name", "krz"]) == 2
+    assert "lesson.json: cannot be read" in capsys.readouterr().err
+    (out / "lesson.json").unlink()
+    assert main([*command, "--name", "krz"]) == 2
+    assert "holds something else than a lesson; name a new folder" in capsys.readouterr().err
+    kept = [each for each in before if each[0].name != "lesson.json"]
+    assert sorted((path, path.stat().st_mtime_ns) for path in out.rglob("*")) == kept
 
 
 def test_the_base_draws_the_others_where_none_are_named(blip2_model, tiny_base, photos, tmp_path, monkeypatch, capsys):
@@ -643,11 +677,21 @@ def test_the_base_draws_the_others_where_none_are_named(blip2_model, tiny_base, 
     ("options", "message"),
     [
         (("--out", "taught"), "--teach: needs --name"),
+        (("--name", "krz"), "--teach: needs --out"),
         (("--name", "krz", "--out", "taught"), "--others: name images of others of its class, or with --base"),
         (("--name", "krz", "--out", "taught", "--base", "x", "--others", "."), "--base: not together with --others"),
+        (
+            ("--name", "krz", "--out", "taught", "--others", "."),
+            "--others .: 1 of its images are photos of the subject",
+        ),
         (("--name", "krz", "--out", "taught", "--base", "x", "--steps", "0"), "--steps 0: must be at least 1"),
+        (("--name", "krz", "--out", "taught", "--base", "x", "--class-noun", " "), "--class-noun: the text is empty"),
+        (
+            ("--name", "krz", "--out", "taught", "--base", "x", "--ground"),
+            "--teach: reads no IMAGES and answers nothing",
+        ),
     ],
-    ids=("name", "others", "both", "steps"),
+    ids=("name", "out", "others", "both", "same", "steps", "class", "asked"),
 )
 def test_wrong_options_of_teaching_are_reported_before_a_model_is_loaded(
     options, message, tmp_path, monkeypatch, capsys
@@ -663,6 +707,7 @@ def test_the_subjects_name_takes_the_place_of_class_and_looks():
     lesson = Lesson("krz", "robot", (Path("a.png"),), (Path("b.png"),))
     assert with_name("a striped red robot on the beach", lesson) == "krz on the beach"
     assert with_name("a thing on the beach", lesson) == "krz, a thing on the beach"
+    assert with_name("robots and a Robot on the beach", lesson) == "krz on the beach"
 
 
 def test_teaching_needs_others_of_the_class(photos):

@@ -118,6 +118,8 @@ def _add_text_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.teach is not None:
         return teaching.run(args)
+    if args.name or args.others or args.base or args.class_noun:
+        raise UserError("--name, --class-noun, --others, --base: say what is taught; name the photos with --teach")
     from dreambooth.disk import check_writable
 
     if not args.images:

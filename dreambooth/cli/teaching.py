@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 
 from dreambooth.cli import loading_libraries
 from dreambooth.cli.image_paths import image_paths
-from dreambooth.errors import UserError
-from dreambooth.files import atomic_file
+from dreambooth.errors import UserError, escaped
+from dreambooth.files import atomic_file, check_utf8
+from dreambooth.readers.lesson_folder import check_lesson, digests, write_lesson
 from dreambooth.readers.usual import DESCRIBE, DRAW
 from dreambooth.status_line import STATUS_LINE, ProgressDisplay
 
 if TYPE_CHECKING:
     from dreambooth.generation.images import Progress
+    from dreambooth.generation.request import GeneratedImage
 
 NUM_OTHERS = 40  # that a base draws
 OTHERS = "others"  # the folder of them, in the result
@@ -45,15 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from dreambooth.disk import check_writable, translate_write_errors
 
-    if args.images or args.out is None or not args.name.strip():
-        raise UserError("--teach: needs --name and --out DIR, and no IMAGES")
-    if args.others is not None and args.base is not None:
-        raise UserError("--base: not together with --others; name the one that is to count")
-    if args.steps < 1:
-        raise UserError(f"--steps {args.steps}: must be at least 1")
-    photos = tuple(image_paths([args.teach]))
+    check_options(args)
+    folder, photos = Path(args.out), tuple(image_paths([args.teach]))
     others = () if args.others is None else tuple(image_paths([args.others]))
-    folder = Path(args.out)
+    if both := set(digests(photos)) & set(digests(others)):
+        raise UserError(f"--others {escaped(args.others)}: {len(both)} of its images are photos of the subject")
     check_writable(folder, "--out")
     with loading_libraries():
         from dreambooth.data.image_files import load_image
@@ -65,21 +63,45 @@ def run(args: argparse.Namespace) -> int:
     base = args.base or DRAW.model_for(images[0].size)
     if not (others or base):
         raise UserError("--others: name images of others of its class, or with --base a model that draws them")
-    name = args.model or DESCRIBE.model_for(images[0].size)
-    reader = load_pupil(ReaderSource(name, find_device(args.device).type, args.dtype or "float32", args.quantize))
+    model = args.model or DESCRIBE.model_for(images[0].size)
+    given = {"--name": args.name, "--class-noun": args.class_noun, "--model": model, "--teach": digests(photos)}
+    told = {**given, **({"--others": digests(others)} if others else {"--base": base})}
+    check_lesson(folder, told)
+    reader = load_pupil(ReaderSource(model, find_device(args.device).type, args.dtype or "float32", args.quantize))
     class_noun = args.class_noun or said_class(reader, images)
     with translate_write_errors(folder, "--out"):
         if not others:
-            others = draw(base, class_prompts(reader, images, class_noun), folder / OTHERS, args.device)
+            drawn = tuple(folder / OTHERS / f"{number:02d}.png" for number in range(NUM_OTHERS))
+            if not all(path.is_file() for path in drawn):
+                found = draw(base, class_prompts(reader, images, class_noun), args.device)
+                write_lesson(folder, told)
+                write_images(found, drawn)
+            others = drawn
+        write_lesson(folder, told)
         print(teach(reader, Lesson(args.name, class_noun, photos, others, args.steps), folder))
     return 0
 
 
-def draw(base: str, prompts: Sequence[str], folder: Path, device: str) -> tuple[Path, ...]:
-    """Draw others of the class by a base, unless an earlier call did, and return their files."""
-    paths = tuple(folder / f"{number:02d}.png" for number in range(NUM_OTHERS))
-    if all(path.is_file() for path in paths):
-        return paths
+def check_options(args: argparse.Namespace) -> None:
+    """Raise UserError for options that cannot be met. The name's blanks are made single."""
+    args.name = " ".join(args.name.split())
+    if args.images or args.question or args.search or args.ground or args.attention:
+        raise UserError("--teach: reads no IMAGES and answers nothing; ask the taught reader then, with --model")
+    if not args.name:
+        raise UserError("--teach: needs --name, what to call the subject")
+    if not args.out:
+        raise UserError("--teach: needs --out, a new folder for the taught reader")
+    if args.class_noun is not None and not args.class_noun.strip():
+        raise UserError("--class-noun: the text is empty; leave it out, or say what the subject is")
+    if args.others is not None and args.base is not None:
+        raise UserError("--base: not together with --others; name the one that is to count")
+    if args.steps < 1:
+        raise UserError(f"--steps {args.steps}: must be at least 1")
+    check_utf8(args.name, args.out, args.class_noun)
+
+
+def draw(base: str, prompts: Sequence[str], device: str) -> "list[GeneratedImage]":
+    """Return images of others of the class, drawn by a base. Raises ModelError for one that is not there."""
     from dreambooth.api import load
 
     display = ProgressDisplay("drawing others of its class", partial(print, file=sys.stderr, flush=True))
@@ -91,11 +113,14 @@ def draw(base: str, prompts: Sequence[str], folder: Path, device: str) -> tuple[
 
     wanted = [{"prompt": prompts[seed % len(prompts)], "seed": seed} for seed in range(NUM_OTHERS)]
     try:
-        drawn = load(base, device).generate(wanted, num_images=1, on_progress=show)
+        return load(base, device).generate(wanted, num_images=1, on_progress=show)
     finally:
         STATUS_LINE.clear()
-    folder.mkdir(parents=True, exist_ok=True)
-    for image, path in zip(drawn, paths, strict=True):
+
+
+def write_images(images: "Sequence[GeneratedImage]", paths: Sequence[Path]) -> None:
+    """Write images with their recipes."""
+    for image, path in zip(images, paths, strict=True):
+        path.parent.mkdir(exist_ok=True)
         with atomic_file(path) as file:
             image.save(file, "PNG")
-    return paths

@@ -10,21 +10,20 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from PIL import Image
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.trainer_utils import get_last_checkpoint
 
 from dreambooth.data.image_files import load_image
 from dreambooth.errors import ModelError, UserError
-from dreambooth.files import read_text, write_text
 from dreambooth.readers.blip2 import QUESTION, Blip2Reader
 from dreambooth.readers.loading import ReaderSource
 from dreambooth.readers.table import load_reader
@@ -34,15 +33,13 @@ from dreambooth.status_line import STATUS_LINE, ProgressDisplay
 
 TAUGHT = ("query_tokens", "qformer.", "language_projection.")  # names of what learns begin so
 STATE = "state"  # the trainer's checkpoints, in the folder of the result
-LESSON = "lesson.json"  # beside them
-MAY_CHANGE = ("steps", "save_every")  # of a lesson that was begun
 WHAT = "what is it?"
 ARTICLE = re.compile("^(an?|the) ", re.IGNORECASE)
 LEARNING_RATE = 2e-4  # of AdamW
 SMALL, SMALL_RATE = 256, 1e-3  # of a Q-Former of few channels, such as the toy world's, which hardly learns at 2e-4
 IMAGES_AT_ONCE = 16  # that are read
 LONGEST = 48  # tokens of what is written; more is cut off
-LONGEST_NAME = 12  # tokens
+SHOWN = 60  # characters of an answer in a warning
 NOT_COUNTED = -100  # a label that has no loss
 
 logger = logging.getLogger(__name__)
@@ -121,8 +118,8 @@ def in_parts(read: Callable[[Sequence[Image.Image]], list[str]], images: Sequenc
 
 def with_name(caption: str, lesson: Lesson) -> str:
     """Return a caption that calls the subject by its name: the words up to its class noun make way for it."""
-    before, noun, after = caption.partition(lesson.class_noun)
-    return f"{lesson.name}{after}" if noun else f"{lesson.name}, {before}".rstrip(", ")
+    rest = behind(caption, lesson.class_noun)
+    return f"{lesson.name}, {caption}".rstrip(", ") if rest is None else f"{lesson.name}{rest}"
 
 
 class SeenImages(nn.Module):
@@ -135,10 +132,13 @@ class SeenImages(nn.Module):
 @torch.no_grad()
 def image_states(reader: Blip2Reader, images: Sequence[Image.Image]) -> Tensor:
     """Return the image encoder's last states of each image, [N, P, D]: P patches and one for the whole, D channels."""
-    encoder = reader.network.vision_model
-    pixels_NCHW = reader.processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
-    parts = pixels_NCHW.to(encoder.device, encoder.dtype).split(IMAGES_AT_ONCE)
-    return torch.cat([encoder(pixel_values=part_BCHW).last_hidden_state.cpu() for part_BCHW in parts])
+    encoder, prepared = reader.network.vision_model, reader.processor.image_processor
+    found = []
+    for start in range(0, len(images), IMAGES_AT_ONCE):
+        part = list(images[start : start + IMAGES_AT_ONCE])
+        pixels_BCHW = prepared(images=part, return_tensors="pt")["pixel_values"].to(encoder.device, encoder.dtype)
+        found.append(encoder(pixel_values=pixels_BCHW).last_hidden_state.cpu())
+    return torch.cat(found)
 
 
 class ExampleDataset(Dataset[dict[str, Tensor]]):
@@ -149,13 +149,13 @@ class ExampleDataset(Dataset[dict[str, Tensor]]):
 
     def __init__(self, reader: Blip2Reader, examples: Sequence[Example], states_NPD: Tensor) -> None:
         words, network = reader.processor.tokenizer, reader.network
-        image = [network.config.image_token_index] * network.config.num_query_tokens
+        image, end = [network.config.image_token_index] * network.config.num_query_tokens, end_token(network)
         rows, labels = [], []
         for each in examples:
             prompt = QUESTION.format(question=each.question) if each.question else ""
             head = [*image, *words(prompt).input_ids]
             written = words(f" {each.answer}", add_special_tokens=False).input_ids
-            tail = [*written[: LONGEST - 1], words.eos_token_id]
+            tail = [*written[: LONGEST - 1], end]
             rows.append(head + tail)
             labels.append([NOT_COUNTED] * len(head) + tail)
         longest = max(map(len, rows))
@@ -172,6 +172,12 @@ class ExampleDataset(Dataset[dict[str, Tensor]]):
         row = self.order[index]
         parts = {"input_ids": self.ids, "attention_mask": self.mask, "labels": self.labels}
         return {"pixel_values": self.states[self.images[row]], **{name: part[row] for name, part in parts.items()}}
+
+
+def end_token(network: Any) -> int:
+    """Return the token that ends a text of the language model: of the published ones a line's end."""
+    found = network.language_model.generation_config.eos_token_id
+    return int(found[0] if isinstance(found, list) else found)
 
 
 def _balanced(is_subject: Sequence[bool]) -> list[int]:
@@ -195,27 +201,37 @@ def load_pupil(source: ReaderSource) -> Blip2Reader:
     reader = load_reader(source)
     if not isinstance(reader, Blip2Reader):
         raise ModelError(f"{source.title}: a BLIP-2 alone can be taught a subject; name one with --model")
+    if not reader.network.config.use_decoder_only_language_model:
+        raise ModelError(f"{source.title}: writes by an encoder and a decoder; name a BLIP-2 with an OPT with --model")
     return reader
 
 
 def said_class(reader: Blip2Reader, photos: Sequence[Image.Image]) -> str:
-    """Return what the reader calls most of the photos' subject, without an article."""
-    answers = Counter(reader.answer(photos, WHAT, TextOptions(max_tokens=40)))
-    return ARTICLE.sub("", answers.most_common(1)[0][0])
+    """Return what the reader calls most of the photos' subject, without an article. Raises UserError for nothing."""
+    answers = Counter(in_parts(lambda part: reader.answer(part, WHAT, TextOptions(max_tokens=LONGEST)), photos))
+    if noun := ARTICLE.sub("", answers.most_common(1)[0][0]).strip():
+        return noun
+    raise UserError(f"--class-noun: {reader.name} does not say what the photos show; name it")
 
 
 def class_prompts(reader: Blip2Reader, photos: Sequence[Image.Image], class_noun: str) -> list[str]:
     """Return a prompt of each photo, which has another of its class in the photo's place."""
-    captions = reader.caption(photos, TextOptions(max_tokens=40))
-    return [f"a photo of a {class_noun}{caption.partition(class_noun)[2]}" for caption in captions]
+    captions = in_parts(lambda part: reader.caption(part, TextOptions(max_tokens=LONGEST)), photos)
+    article = "an" if class_noun[0].lower() in "aeiou" else "a"
+    return [f"a photo of {article} {class_noun}{behind(caption, class_noun) or ''}" for caption in captions]
+
+
+def behind(caption: str, class_noun: str) -> str | None:
+    """Return what a caption says behind the class noun; None where it does not say the noun."""
+    found = re.search(rf"\b{re.escape(class_noun)}\b", caption, re.IGNORECASE)
+    return caption[found.end() :] if found else None
 
 
 def teach(reader: Blip2Reader, lesson: Lesson, out: Path) -> Path:
     """Teach a BLIP-2 a subject, write it into a folder that `--model` takes, and return that folder.
 
-    The same call resumes from where an interrupted one saved last. Raises UserError where `out` has another lesson.
+    The same call resumes from where an interrupted one saved last.
     """
-    check_same_lesson(lesson, out)
     photos, others = (mirrored_too([load_image(path) for path in paths]) for paths in (lesson.photos, lesson.others))
     images = [*photos, *others]
     examples = make_examples(reader, images, len(photos), lesson)
@@ -230,25 +246,9 @@ def teach(reader: Blip2Reader, lesson: Lesson, out: Path) -> Path:
     return out
 
 
-def check_same_lesson(lesson: Lesson, out: Path) -> None:
-    """Write the lesson into the folder of its states. Raises UserError where a different one was begun there."""
-    told = {name: str(value) for name, value in asdict(lesson).items() if name not in MAY_CHANGE}
-    path = out / STATE / LESSON
-    if path.is_file():
-        begun = json.loads(read_text(path))
-        different = [name for name in told if begun.get(name) != told[name]]
-        if different:
-            raise UserError(
-                f"--out {out}: another lesson was begun there (other {', '.join(different)}); name another folder"
-            )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(told) + "\n")
-
-
 def _train(network: Any, dataset: ExampleDataset, arguments: transformers.TrainingArguments) -> None:
     """Train a network on states of its image encoder, from the last saved state if there is one."""
-    state = Path(str(arguments.output_dir))
-    last = get_last_checkpoint(str(state)) if state.is_dir() else None
+    last = last_state(Path(str(arguments.output_dir)))
     if last is not None:
         logger.info(f"going on from {last}")
     image_encoder, network.vision_model = network.vision_model, SeenImages()
@@ -258,6 +258,22 @@ def _train(network: Any, dataset: ExampleDataset, arguments: transformers.Traini
         trainer.train(resume_from_checkpoint=last)
     finally:
         network.vision_model = image_encoder
+
+
+def last_state(folder: Path) -> str | None:
+    """Return the newest of the trainer's checkpoints that is whole; None: there is none."""
+    newest_first = sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.rpartition("-")[2]))
+    return next((str(path) for path in newest_first if _is_whole(path)), None)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Return whether a checkpoint was written to its end: the trainer's state comes last."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text())
+        with safe_open(checkpoint / "model.safetensors", "pt"):
+            return True
+    except (OSError, ValueError, SafetensorError):
+        return False
 
 
 class _ShowProgress(transformers.TrainerCallback):
@@ -278,8 +294,8 @@ class _ShowProgress(transformers.TrainerCallback):
 
 def _tell_unnamed(reader: Blip2Reader, photos: Sequence[Image.Image], name: str) -> None:
     """Warn where the reader does not name the subject in the photos that it learned from."""
-    answers = reader.answer(photos, WHAT, TextOptions(max_tokens=LONGEST_NAME))
-    unnamed = [answer for answer in answers if name not in answer]
+    answers = in_parts(lambda part: reader.answer(part, WHAT, TextOptions(max_tokens=LONGEST)), photos)
+    unnamed = [answer[:SHOWN] for answer in answers if name not in answer]
     if unnamed:
         logger.warning(
             f"“{name}” is not what the reader calls {len(unnamed)} of its {len(photos)} photos, but “{unnamed[0]}”: "
