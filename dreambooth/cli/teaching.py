@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dreambooth.generation.request import GeneratedImage
 
 NUM_OTHERS = 40  # that a base draws
+BATCH_SIZE = 4  # that it draws at once
 OTHERS = "others"  # the folder of them, in the result
 
 
@@ -102,8 +103,15 @@ def check_options(args: argparse.Namespace) -> None:
 
 def draw(base: str, prompts: Sequence[str], device: str) -> "list[GeneratedImage]":
     """Return images of others of the class, drawn by a base. Raises ModelError for one that is not there."""
-    from dreambooth.api import load
+    from dreambooth.generation.images import generate, make_requests
+    from dreambooth.generation.models.loading import load_model
+    from dreambooth.generation.models.reference import ModelRef
+    from dreambooth.generation.options import ImageOptions
+    from dreambooth.generation.prompting.wildcards import FOLDER, Wildcards
 
+    model = load_model(ModelRef(base), device)
+    wanted = [ImageOptions(prompts[seed % len(prompts)], num_images=1, seed=seed) for seed in range(NUM_OTHERS)]
+    requests = make_requests(model, wanted, Wildcards((Path(FOLDER),)))
     display = ProgressDisplay("drawing others of its class", partial(print, file=sys.stderr, flush=True))
 
     def show(progress: "Progress") -> None:
@@ -111,9 +119,8 @@ def draw(base: str, prompts: Sequence[str], device: str) -> "list[GeneratedImage
             count = f"image {progress.images + 1}/{progress.num_images}"
             display.show(progress.fraction, [count, display.time_left(progress.fraction)])
 
-    wanted = [{"prompt": prompts[seed % len(prompts)], "seed": seed} for seed in range(NUM_OTHERS)]
     try:
-        return load(base, device).generate(wanted, num_images=1, on_progress=show)
+        return list(generate(model, requests, BATCH_SIZE, show))
     finally:
         STATUS_LINE.clear()
 
