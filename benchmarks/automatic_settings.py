@@ -60,6 +60,10 @@ def read_qualities(works: Sequence[Path]) -> dict[str, dict[str, float]]:
         for result in (read_cell(sweep, cell) for cell in sweep.cells(sweep.grid())):
             found.setdefault(result.cell.subject_name, {})[result.setting] = result.quality
     whole = {subject: own for subject, own in found.items() if None not in own.values()}
+    for subject in found.keys() - whole.keys():
+        print(f"{subject}: not finished")
+    if not whole:
+        raise SystemExit("no subject has all its runs; the same command goes on")
     return cast(dict[str, dict[str, float]], whole)
 
 

@@ -76,3 +76,8 @@ def foreign_syntax_warning(name: str, prompt: str, reads_weights: bool = False) 
     hint = "".join(f"; {text}" for start, text in hints.items() if any(piece.startswith(start) for piece in pieces))
     called = "keywords" if reads_weights else "weights and keywords"
     return f"{name}: {called} of other tools are plain text here; leave them out: {', '.join(pieces)}{hint}"
+
+
+def with_article(noun: str) -> str:
+    """Return a noun behind "a", or "an" before a vowel."""
+    return f"{'an' if noun[0].lower() in 'aeiou' else 'a'} {noun}"

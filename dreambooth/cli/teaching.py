@@ -71,14 +71,13 @@ def run(args: argparse.Namespace) -> int:
     reader = load_pupil(ReaderSource(model, find_device(args.device).type, args.dtype or "float32", args.quantize))
     class_noun = args.class_noun or said_class(reader, images)
     with translate_write_errors(folder, "--out"):
-        if not others:
-            drawn = tuple(folder / OTHERS / f"{number:02d}.png" for number in range(NUM_OTHERS))
-            if not all(path.is_file() for path in drawn):
-                found = draw(base, class_prompts(reader, images, class_noun), args.device)
-                write_lesson(folder, told)
-                write_images(found, drawn)
-            others = drawn
+        drawn = tuple(folder / OTHERS / f"{number:02d}.png" for number in range(NUM_OTHERS))
+        is_drawn = bool(others) or all(path.is_file() for path in drawn)
+        new = [] if is_drawn else draw(base, class_prompts(reader, images, class_noun), args.device)
         write_lesson(folder, told)
+        if new:
+            write_images(new, drawn)
+        others = others or drawn
         print(teach(reader, Lesson(args.name, class_noun, photos, others, args.steps), folder))
     return 0
 

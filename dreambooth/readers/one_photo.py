@@ -2,6 +2,7 @@
 
 from PIL import Image
 
+from dreambooth.prompt_words import with_article
 from dreambooth.readers.likelihood import answer_probability
 from dreambooth.readers.loading import ReaderSource
 from dreambooth.readers.masks import load_mask_finder
@@ -36,5 +37,5 @@ class PhotoDescriber:
 
     def sees(self, image: Image.Image, class_noun: str) -> float:
         """Return the probability of "yes" to whether there is a thing of this class, of "yes" and "no" alone."""
-        question = f"is there {'an' if class_noun[0].lower() in 'aeiou' else 'a'} {class_noun}?"
+        question = f"is there {with_article(class_noun)}?"
         return answer_probability(self.reader, [image], question, "yes")[0]

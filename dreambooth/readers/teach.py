@@ -24,6 +24,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from dreambooth.data.image_files import load_image
 from dreambooth.errors import ModelError, UserError
+from dreambooth.prompt_words import with_article
 from dreambooth.readers.blip2 import QUESTION, Blip2Reader
 from dreambooth.readers.loading import ReaderSource
 from dreambooth.readers.table import load_reader
@@ -217,8 +218,7 @@ def said_class(reader: Blip2Reader, photos: Sequence[Image.Image]) -> str:
 def class_prompts(reader: Blip2Reader, photos: Sequence[Image.Image], class_noun: str) -> list[str]:
     """Return a prompt of each photo, which has another of its class in the photo's place."""
     captions = in_parts(lambda part: reader.caption(part, TextOptions(max_tokens=LONGEST)), photos)
-    article = "an" if class_noun[0].lower() in "aeiou" else "a"
-    return [f"a photo of {article} {class_noun}{behind(caption, class_noun) or ''}" for caption in captions]
+    return [f"a photo of {with_article(class_noun)}{behind(caption, class_noun) or ''}" for caption in captions]
 
 
 def behind(caption: str, class_noun: str) -> str | None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TOY_SIDE = 128  # pixels; up to here an image is the toy world's
+WHOLE = ("model.safetensors", "model_index.json")  # a folder that is there has one of them
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Usual:
 
     def model_for(self, size: tuple[int, int]) -> str:
         """Return the model that reads an image of this size, (width, height) in pixels."""
-        is_toy = max(size) <= TOY_SIDE and Path(self.embedded).is_dir()
+        is_toy = max(size) <= TOY_SIDE and any((Path(self.embedded) / name).is_file() for name in WHOLE)
         return self.embedded if is_toy else self.published
 
 
