@@ -5,7 +5,7 @@ Adam lets a few dominate. A convolution counts as the matrix [out, in * 3 * 3]. 
 took a quarter fewer images than AdamW to the same loss. torch.optim.Muon takes no convolutions and knows nothing of
 several processes.
 
-Shapes: M rows, N columns of a weight seen as a matrix.
+Shapes: K matrices of M rows and N columns, which is how weights are seen.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 NUM_ROUNDS = 5
 
 
-def orthogonalise(matrix_MN: Tensor) -> Tensor:
-    """Return nearly U V^T, where U S V^T is the singular value decomposition.
+def orthogonalise(matrices_KMN: Tensor) -> Tensor:
+    """Return nearly U V^T of each matrix, where U S V^T is the singular value decomposition.
 
     By Newton-Schulz:  X <- a X + (b A + c A^2) X  with A = X X^T.
     """
-    x = matrix_MN.T if matrix_MN.shape[0] > matrix_MN.shape[1] else matrix_MN
-    x = x / (x.norm() + 1e-7)
+    is_tall = matrices_KMN.shape[1] > matrices_KMN.shape[2]
+    x = matrices_KMN.mT if is_tall else matrices_KMN
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     a, b, c = COEFFICIENTS
     for _ in range(NUM_ROUNDS):
-        gram = x @ x.T
-        x = a * x + torch.addmm(gram, gram, gram, beta=b, alpha=c) @ x
-    return x.T if matrix_MN.shape[0] > matrix_MN.shape[1] else x
+        gram = x @ x.mT
+        x = a * x + torch.baddbmm(gram, gram, gram, beta=b, alpha=c) @ x
+    return x.mT if is_tall else x
 
 
 class Muon(torch.optim.Optimizer):
@@ -49,29 +50,36 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             parameters: list[nn.Parameter] = [each for each in group["params"] if each.grad is not None]
-            updates = [torch.zeros_like(parameter) for parameter in parameters]
-            several = dist.is_initialized()
-            rank, num_processes = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
-            for i, parameter in enumerate(parameters):
-                direction = self._momentum(parameter, group["momentum"])
-                if i % num_processes == rank:
-                    updates[i].copy_(orthogonalise(direction.flatten(1)).view_as(parameter))
-            if several:
-                updates = _sum_over_processes(updates)
+            updates = _orthogonal(self._momentum(parameters, group["momentum"]))
             for parameter, update in zip(parameters, updates, strict=True):
                 rows, columns = parameter.flatten(1).shape
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+                parameter.add_(update.view_as(parameter), alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
 
-    def _momentum(self, parameter: nn.Parameter, momentum: float) -> Tensor:
-        """Return Nesterov's momentum: one more step of the running mean of gradients ahead."""
-        assert parameter.grad is not None
-        state = self.state[parameter]
-        if not state:
-            state["mean"] = torch.zeros_like(parameter)
-        mean: Tensor = state["mean"]
-        mean.lerp_(parameter.grad, 1 - momentum)
-        return parameter.grad.lerp(mean, momentum)
+    def _momentum(self, parameters: list[nn.Parameter], momentum: float) -> list[Tensor]:
+        """Return Nesterov's momentum as matrices: one more step of the running mean of gradients ahead."""
+        for parameter in parameters:
+            self.state[parameter].setdefault("mean", torch.zeros_like(parameter))
+        means = [self.state[parameter]["mean"] for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        torch._foreach_lerp_(means, gradients, 1 - momentum)
+        ahead = torch._foreach_lerp(gradients, means, momentum)
+        return [direction.flatten(1) for direction in ahead]
+
+
+def _orthogonal(matrices: list[Tensor]) -> list[Tensor]:
+    """Return each matrix made orthogonal: those of one shape at once, in turn by the processes if there are several."""
+    several = dist.is_initialized()
+    rank, num_processes = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
+    by_shape: dict[torch.Size, list[int]] = {}
+    for i, matrix in enumerate(matrices):
+        if i % num_processes == rank:
+            by_shape.setdefault(matrix.shape, []).append(i)
+    found = [torch.zeros_like(matrix) for matrix in matrices] if several else list(matrices)
+    for numbers in by_shape.values():
+        for i, update in zip(numbers, orthogonalise(torch.stack([matrices[i] for i in numbers])), strict=True):
+            found[i] = update
+    return _sum_over_processes(found) if several else found
 
 
 def _sum_over_processes(tensors: list[Tensor]) -> list[Tensor]:

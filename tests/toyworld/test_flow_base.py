@@ -13,7 +13,16 @@ from toyworld import captions, world
 from toyworld.base import BaseSettings
 from toyworld.dataset import Dataset
 from toyworld.editions import FLOW
-from toyworld.flow_base import FlowTask, build_flow_modules, encode_captions, export_flow, flow_tokens
+from toyworld.flow_base import (
+    TEXT_WIDTH,
+    FlowTask,
+    build_flow_modules,
+    build_transformer,
+    encode_captions,
+    export_flow,
+    flow_tokens,
+)
+from toyworld.flow_forward import predict
 from toyworld.flow_tokenizer import MAX_LENGTH, build_flow_tokenizer, with_template
 from toyworld.tokenizer import build_tokenizer
 from toyworld.training import Budget, Plan, fit
@@ -48,6 +57,18 @@ def test_the_data_sets_captions_are_the_same_by_this_tokenizer(tokenizer):
     found = flow_tokens(theirs, tokenizer)
     assert found.shape == (20, 1, MAX_LENGTH)
     assert np.array_equal(found[:, 0], encode_captions(tokenizer, texts))
+
+
+def test_a_batch_is_predicted_as_the_transformer_predicts_its_images_one_by_one():
+    torch.manual_seed(0)
+    transformer = build_transformer()
+    images, time = torch.randn(3, FLOW.latent_channels, 16, 16), torch.rand(3)
+    states, lengths = torch.randn(3, 40, TEXT_WIDTH), torch.tensor([33, 20, 32])
+    prompts = [row[:length] for row, length in zip(states, lengths.tolist(), strict=True)]
+    with torch.no_grad():
+        one_by_one = transformer(list(images.unsqueeze(2).unbind()), time, prompts, return_dict=False)[0]
+        together = predict(transformer, images, time, states, lengths)
+    assert torch.allclose(together, torch.stack(one_by_one).squeeze(2), atol=1e-5)
 
 
 def a_dataset(count):
