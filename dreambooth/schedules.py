@@ -34,13 +34,15 @@ X0_FROM: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
 class Schedule:
     """Hold the coefficients by timestep, float32 [T].
 
-    prediction: 'epsilon', 'v_prediction' or 'flow'. density: how often each timestep is trained on.
+    prediction: 'epsilon', 'v_prediction' or 'flow'. density: how often each timestep is trained on; prior_density: on
+    class images, where that differs.
     """
 
     alpha_T: Tensor
     sigma_T: Tensor
     prediction: str
     density: TimestepDensity = UNIFORM
+    prior_density: TimestepDensity | None = None
 
     def __post_init__(self) -> None:
         if self.prediction not in TARGETS:
@@ -71,9 +73,10 @@ class Schedule:
         """Copy the tables to a device, so that looking up a timestep needs no synchronisation."""
         return replace(self, alpha_T=self.alpha_T.to(device), sigma_T=self.sigma_T.to(device))
 
-    def draw_timestep(self, generator: np.random.Generator, size: Size) -> int:
+    def draw_timestep(self, generator: np.random.Generator, size: Size, is_prior: bool = False) -> int:
         """Draw a timestep to train on, for latents of this size (height, width)."""
-        return self.density.draw(generator, self.num_timesteps, size)
+        density = self.prior_density if is_prior and self.prior_density is not None else self.density
+        return density.draw(generator, self.num_timesteps, size)
 
     def network_time(self, t_B: Tensor) -> Tensor:
         """Return the network's input for timesteps: for DDPM the timesteps themselves, for flow 1000 sigma."""

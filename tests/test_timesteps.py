@@ -12,10 +12,12 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 from dreambooth import build
 from dreambooth.config import Config, load_config
+from dreambooth.data.latents import Batch, Sample, Source
 from dreambooth.errors import UserError
 from dreambooth.families import Family
 from dreambooth.randomness import Randomness
 from dreambooth.timesteps import ShiftBySize, TimestepDensity, shift_at, shifted
+from dreambooth.training.objective import LossSettings, draw
 
 NUM_TIMESTEPS, NUM_DRAWS = 1000, 3000
 SIZE = (64, 64)
@@ -121,3 +123,17 @@ def test_a_setting_that_would_not_be_read_is_refused(settings: list[str], config
     name = settings[-1].partition("=")[0]
     with pytest.raises(UserError, match=rf"{name}: \d, but loss.timesteps is \w+, which does not read it"):
         load_config(config_file, settings)
+
+
+def test_class_images_can_be_trained_on_at_the_timesteps_of_the_base(family: Family, config: Config) -> None:
+    """With loss.timesteps far on the side of images; the base, Stable Diffusion's kind, is trained on all alike."""
+    config.loss.timesteps, config.loss.timestep_mean = "logit_normal", -3.0
+    config.prior.timesteps = "base"
+    build.apply_schedule(family, config)
+    sources: tuple[Source, ...] = ("subject", "prior")
+    samples = [Sample(source, number, torch.zeros(4, 8, 8), "") for source in sources for number in range(200)]
+    batch = Batch.stack(samples, 8)
+    t_B = draw(batch, family.schedule, Randomness(0), LossSettings()).t_B.float() / NUM_TIMESTEPS
+    of_subject, of_class = t_B[~batch.is_prior_B].mean(), t_B[batch.is_prior_B].mean()
+    assert of_subject < 0.1
+    assert 0.4 < of_class < 0.6

@@ -18,8 +18,7 @@ DEMO_SEED = 21  # of the robot in data/robot
 STAGES = ("decoder", "encoder", "judge", "base")
 # Each stage's fraction of --minutes; the base, which everything waits for, takes most.
 MINUTES = 120.0  # of the first edition's training
-FLOW_STAGES, FLOW_STEPS = ("decoder", "encoder", "flow"), (8_000, 4_000, 12_000)
-FLOW_MUON_LR = 0.01
+FLOW_STAGES, FLOW_STEPS = ("decoder", "encoder", "flow"), (1_800, 900, 2_200)
 CONTROLNET_STEPS = 520
 MINUTES_FRACTION = {"decoder": 0.2, "encoder": 0.05, "judge": 0.08, "base": 0.67}
 EDITIONS = ("first", "second")  # of the world; the shipped base is of the first
@@ -239,7 +238,6 @@ def _flow(args: argparse.Namespace) -> None:
         FLOW,
         num_samples=args.num_samples,
         batch_size=args.batch_size,
-        muon_lr=FLOW_MUON_LR,
         device=args.device,
         num_processes=args.processes,
     )

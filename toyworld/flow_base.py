@@ -38,7 +38,7 @@ WIDTH, NUM_HEADS, NUM_LAYERS = 160, 5, 6
 # sigma = sigmoid(LOCATION + SCALE * normal). A place shows even through nine parts of noise in ten: with 0 and 1, where
 # one draw in seventy has more noise than that, 900 steps learned classes and colours, and no places.
 LOCATION, SCALE = 0.8, 1.3
-SAMPLER_SHIFT = 1.0
+SAMPLER_SHIFT = 2.0  # small things far from the object, a moon or a cactus, come a little more often than with 1
 CARD = Path(__file__).with_name("flow_card.md")
 
 

@@ -86,7 +86,8 @@ def apply_schedule(family: Family, config: Config) -> None:
     if config.loss.zero_terminal_snr:
         check_terminal_snr(family.schedule.prediction)
         family.set_scheduler({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"})
-    family.schedule = replace(family.schedule, density=timestep_density(family, config))
+    as_the_base = family.schedule.density if config.prior.timesteps == "base" else None
+    family.schedule = replace(family.schedule, density=timestep_density(family, config), prior_density=as_the_base)
 
 
 def check_terminal_snr(prediction: str) -> None:

@@ -168,6 +168,11 @@ class PriorConfig:
         200, "class images, used in turn; no more are generated than the run's steps see", minimum=1
     )
     weight: float = setting(1.0, "lambda: weight of the prior's loss relative to the subject's", minimum=0)
+    timesteps: Literal["loss", "base"] = setting(
+        "loss",
+        "how often each timestep is trained on with the class; loss: as loss.timesteps says; base: as the base was "
+        "trained, which keeps the class where loss.timesteps trains little",
+    )
     folder: str | None = setting(None, "folder of class images for prior.source=folder")
     num_inference_steps: int = setting(20, "sampler steps per class image", minimum=1)
     guidance_scale: float = setting(
@@ -214,8 +219,8 @@ class MethodConfig:
     rslora: bool = setting(False, "lora, pivotal: scale by alpha / sqrt(rank), so that high ranks learn as fast")
     targets: list[str] = setting(
         ("attention",),
-        "lora, loha, lokr, pivotal: modules to adapt: attention, feed-forward, projections, convolutions, or the last "
-        "parts of module names",
+        "lora, loha, lokr, pivotal: modules to adapt: attention, feed-forward, projections, convolutions, modulation, text "
+        "(what reads the text encoder's output; z_image), as the base has them, or the last parts of module names",
     )
     start: str | None = setting(
         None,

@@ -33,11 +33,15 @@ from dreambooth.families.vae import load_vae
 from dreambooth.timesteps import ShiftBySize, TimestepDensity
 
 LAYERS = "layers"  # what ControlNets add to
-# Ends of the names of modules. The refiners, which see image or text alone, are left out, as peers leave them out.
+ATTENTION = tuple(f"attention.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0"))
+FEED_FORWARD = tuple(f"feed_forward.{name}" for name in ("w1", "w2", "w3"))
+# Ends of the names of modules. Peers leave out the refiners, which see image or text alone. Those of the text are a
+# group: the text encoder is frozen, so only they can give an identifier a meaning of its own.
 TARGET_GROUPS = {
-    "attention": tuple(f"layers.*.attention.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")),
-    "feed-forward": tuple(f"layers.*.feed_forward.{name}" for name in ("w1", "w2", "w3")),
+    "attention": tuple(f"layers.*.{name}" for name in ATTENTION),
+    "feed-forward": tuple(f"layers.*.{name}" for name in FEED_FORWARD),
     "modulation": ("layers.*.adaLN_modulation.0",),
+    "text": ("cap_embedder.1", *(f"context_refiner.*.{name}" for name in (*ATTENTION, *FEED_FORWARD))),
 }
 
 

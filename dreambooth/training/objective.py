@@ -107,8 +107,10 @@ def draw(batch: Batch, schedule: Schedule, randomness: Randomness, settings: Los
     height, width = batch.latents_BCHW.shape[-2:]
     t_B = torch.tensor(
         [
-            schedule.draw_timestep(randomness.generator(f"{source}/timestep", index), (height, width))
-            for source, index in zip(batch.sources, batch.sample_indices, strict=True)
+            schedule.draw_timestep(randomness.generator(f"{source}/timestep", index), (height, width), is_prior)
+            for source, index, is_prior in zip(
+                batch.sources, batch.sample_indices, batch.is_prior_B.tolist(), strict=True
+            )
         ]
     )
     shape = batch.latents_BCHW.shape[1:]

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL, DiffusionPipeline
 
 from dreambooth.cli import main
 from dreambooth.families import load_family
@@ -13,6 +14,7 @@ from toyworld import captions, world
 from toyworld.base import BaseSettings
 from toyworld.dataset import Dataset
 from toyworld.editions import FLOW
+from toyworld.evaluate import draw, questions
 from toyworld.flow_base import (
     TEXT_WIDTH,
     FlowTask,
@@ -24,10 +26,13 @@ from toyworld.flow_base import (
 )
 from toyworld.flow_forward import predict
 from toyworld.flow_tokenizer import MAX_LENGTH, build_flow_tokenizer, with_template
+from toyworld.judge import Judge
 from toyworld.tokenizer import build_tokenizer
 from toyworld.training import Budget, Plan, fit
+from toyworld.vae import fresh_pixels, psnr, round_trip
 
 SHIPPED = Path(__file__).parents[2] / "checkpoints" / "toyworld"
+SHIPPED_FLOW = SHIPPED.with_name("toyworld-flow")
 MAX_MEGABYTES = 15
 
 
@@ -114,3 +119,32 @@ def test_the_documented_command_trains_and_goes_on_when_run_again(tmp_path, caps
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "base")
     for stage in ("decoder", "encoder", "flow"):
         assert torch.load(tmp_path / "work" / f"{stage}.pt", weights_only=True)["step"] == 2
+
+
+# --- the shipped base
+
+
+def test_the_shipped_base_is_small_and_complete():
+    files = [path for path in SHIPPED_FLOW.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) / 1e6 <= MAX_MEGABYTES
+    names = {path.relative_to(SHIPPED_FLOW).parts[0] for path in files}
+    parts = {"transformer", "vae", "text_encoder", "tokenizer", "scheduler", "judge"}
+    assert parts | {"model_index.json", "README.md"} <= names
+    assert not any(path.suffix in {".bin", ".pt", ".ckpt"} for path in files), "weights are safetensors only"
+
+
+def test_the_shipped_autoencoder_returns_images_it_never_saw():
+    vae = AutoencoderKL.from_pretrained(SHIPPED_FLOW, subfolder="vae", dtype=torch.float32)
+    pixels = fresh_pixels(20)
+    assert psnr(pixels, round_trip(vae, pixels)) >= 28.0
+
+
+@pytest.mark.slow
+def test_the_shipped_base_draws_what_its_prompts_name():
+    pipeline = DiffusionPipeline.from_pretrained(SHIPPED_FLOW, dtype=torch.float32)
+    asked = questions(4)
+    verdict = Judge.load(SHIPPED_FLOW / "judge")(draw(pipeline, [question.prompt for question in asked]))
+    assert verdict.accuracy("class_noun", [question.class_noun for question in asked]) >= 0.9
+    named = [number for number, question in enumerate(asked) if question.place]
+    places = [verdict.labels["place"][number] for number in named]
+    assert sum(place == asked[number].place for place, number in zip(places, named, strict=True)) >= 0.9 * len(named)

@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +51,7 @@ def workspace(tmp_path: Path, tiny_base: Path, small_encoders: Path) -> Workspac
 
 
 def fingerprint_of(variant: Variant, workspace: Workspace) -> str:
-    return plan.trials_of("any", variant, workspace)[0].fingerprint
+    return plan.trials_of("weight", variant, workspace)[0].fingerprint
 
 
 def made_up(seed: int) -> dict[str, float]:
@@ -65,7 +64,7 @@ def made_up(seed: int) -> dict[str, float]:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_settings_of_every_variant_are_allowed(variant: Variant, workspace: Workspace):
-    assert len(plan.trials_of("any", variant, workspace)) == variant.grid[0] * variant.grid[1]
+    assert len(plan.trials_of("weight", variant, workspace)) == variant.grid[0] * variant.grid[1]
 
 
 def test_headline_variants_have_five_subjects_and_three_seeds_and_all_others_at_least_three_and_two():
@@ -146,7 +145,7 @@ def test_other_encoders_need_no_other_training(workspace: Workspace, tmp_path: P
     encoders.save(encoders.build_vit(encoders.Size(8, 1, 1)), tmp_path / "other" / "vit")
     encoders.save(encoders.build_clip(encoders.Size(8, 1, 1, 8, 1, 8)), tmp_path / "other" / "clip")
     other = Workspace(CONFIG, tmp_path / "other", workspace.judge, more=workspace.more)
-    first, second = (plan.trials_of("any", Variant("default"), one)[0] for one in (workspace, other))
+    first, second = (plan.trials_of("weight", Variant("default"), one)[0] for one in (workspace, other))
     assert first.training == second.training
     assert first.fingerprint != second.fingerprint
 
@@ -154,7 +153,7 @@ def test_other_encoders_need_no_other_training(workspace: Workspace, tmp_path: P
 def test_a_laboratory_without_encoders_says_what_is_missing(workspace: Workspace, tmp_path: Path):
     nowhere = Workspace(CONFIG, tmp_path / "none", workspace.judge, more=workspace.more)
     with pytest.raises(ModelError, match="no weights"):
-        plan.trials_of("any", Variant("default"), nowhere)
+        plan.trials_of("weight", Variant("default"), nowhere)
 
 
 def test_each_trial_is_planned_once_and_first_seeds_come_first(workspace: Workspace):
@@ -401,7 +400,7 @@ def test_a_model_that_draws_the_subject_for_the_class_has_leaked_all_of_it(tools
 
 
 def test_a_trial_has_every_metric_and_is_not_sampled_again(workspace: Workspace, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(outcome, "SETTINGS", replace(outcome.SETTINGS, num_inference_steps=2))
+    monkeypatch.setattr(outcome, "NUM_STEPS", 2)
     trial = plan.plan(["headline"], workspace)[0]
     metrics = run_trial(workspace, trial)
     assert set(metrics) == set(METRICS)

@@ -72,7 +72,8 @@ class Experiment:
     """Hold a question and its variants, the first of which the others are compared with.
 
     metrics: columns of the table. paper: variant -> metric -> the paper's value. late: after all others in `lab all`.
-    heat: the two numbers in a variant's name are the axes of a heat map.
+    heat: the two numbers in a variant's name are the axes of a heat map. on_flow_base: variants say what differs from
+    `configs/toyworld-flow.yaml` instead.
     """
 
     title: str
@@ -83,6 +84,7 @@ class Experiment:
     paper: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     late: bool = False
     heat: bool = False
+    on_flow_base: bool = False
 
 
 HEADLINE = (5, 3)  # subjects, seeds
@@ -251,6 +253,25 @@ EXPERIMENTS: dict[str, Experiment] = {
         "`configs/toyworld-lora.yaml`, a new word and a LoRA of rank 14, beside all weights.",
         (Variant("full"), Variant("word and LoRA", WORD_AND_LORA)),
         metrics=("fidelity_way", "place_right", "div_share", "pres_way", "dino", "clip_t", "seconds_training"),
+    ),
+    "flow": Experiment(
+        "A flow base",
+        "Five subjects, two seeds. A LoRA of the embedded Z-Image, `configs/toyworld-flow.yaml`: the frozen base as "
+        "the teacher on class images, and class images as the target. Goals: fidelity ≥ .80, place ≥ .95, diversity "
+        "≥ .90 of the base's.",
+        (Variant("teacher", grid=(5, 2)), Variant("sampled class pictures", SAMPLED, grid=(5, 2))),
+        metrics=(
+            "fidelity_way",
+            "place_right",
+            "div_share",
+            "pres_way",
+            "leak_way",
+            "nearer_to_subject",
+            "main_right",
+            "seconds_training",
+        ),
+        late=True,
+        on_flow_base=True,
     ),
     "map": Experiment(
         "Learning rate and steps",

@@ -39,6 +39,11 @@ class Workspace:
     results: Path = Path("benchmarks/lab/results.csv")
     work: Path = Path("checkpoints/lab.work")
     more: tuple[str, ...] = ()  # overrides of every variant
+    flow_config: Path = Path("configs/toyworld-flow.yaml")  # in place of `config` for experiments on the flow base
+
+    def of(self, experiment: str) -> Workspace:
+        """Return the workspace of an experiment, with the config of its base."""
+        return _on_flow_base(self) if EXPERIMENTS[experiment].on_flow_base else self
 
     @cached_property
     def base(self) -> Path:
@@ -46,14 +51,17 @@ class Workspace:
         return Path(load_config(self.config, self.more).model.base)
 
     def frozen(self) -> Workspace:
-        """Return the same with a copy of the config in the work folder.
+        """Return the same with copies of the configs in the work folder.
 
-        Editing the config then does not affect a laboratory that is running.
+        Editing a config then does not affect a laboratory that is running.
         """
-        text = self.config.read_text(encoding="utf-8")
+        return replace(self, config=self._copy(self.config), flow_config=self._copy(self.flow_config))
+
+    def _copy(self, config: Path) -> Path:
+        text = config.read_text(encoding="utf-8")
         copy = self.work / f"config-{hashlib.sha256(text.encode()).hexdigest()[:8]}.yaml"
         write_text(copy, text)
-        return replace(self, config=copy)
+        return copy
 
     @cached_property
     def base_digest(self) -> str:
@@ -64,6 +72,11 @@ class Workspace:
     def measure_digest(self) -> str:
         folders = (self.encoders / "vit", self.encoders / "clip", self.judge)
         return digest_of(path for folder in folders for path in weights_in(folder))
+
+
+@cache  # with the digests of its weights
+def _on_flow_base(workspace: Workspace) -> Workspace:
+    return replace(workspace, config=workspace.flow_config)
 
 
 @dataclass(frozen=True)
@@ -156,6 +169,7 @@ def fingerprint(*depends_on: Any) -> str:
 
 def trials_of(experiment: str, variant: Variant, workspace: Workspace) -> list[Trial]:
     """Return all trials of a variant. Raises UserError where its settings are not allowed."""
+    workspace = workspace.of(experiment)
     settings, num_steps = _settings(workspace.config, tuple(overrides_of(variant, workspace)))
     training = fingerprint(VERSION, settings, variant.num_photos, variant.noun, workspace.base_digest)
     measured = fingerprint(training, workspace.measure_digest)

@@ -47,6 +47,7 @@ class Drawn:
 def run_trial(workspace: Workspace, trial: Trial) -> dict[str, float]:
     """Train, sample and measure a trial. Returns every metric by the names in `metrics.METRICS`."""
     print(f"\n{trial}", flush=True)
+    workspace = workspace.of(trial.experiment)
     kept = workspace.work / "pictures" / f"{trial.folder_name}.npz"
     if not kept.is_file():
         save_drawn(kept, train_and_draw(workspace, trial))
