@@ -219,8 +219,8 @@ class MethodConfig:
     rslora: bool = setting(False, "lora, pivotal: scale by alpha / sqrt(rank), so that high ranks learn as fast")
     targets: list[str] = setting(
         ("attention",),
-        "lora, loha, lokr, pivotal: modules to adapt: attention, feed-forward, projections, convolutions, modulation, text "
-        "(what reads the text encoder's output; z_image), as the base has them, or the last parts of module names",
+        "lora, loha, lokr, pivotal: modules to adapt: attention, feed-forward, projections, convolutions, modulation, "
+        "text (what reads the text encoder's output; z_image), as the base has them, or the last parts of module names",
     )
     start: str | None = setting(
         None,
