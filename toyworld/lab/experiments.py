@@ -259,7 +259,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Five subjects, two seeds. A LoRA of the embedded Z-Image, `configs/toyworld-flow.yaml`: the frozen base as "
         "the teacher on class images, and class images as the target. Goals: fidelity ≥ .80, place ≥ .95, diversity "
         "≥ .90 of the base's.",
-        (Variant("teacher", grid=(5, 2)), Variant("sampled class pictures", SAMPLED, grid=(5, 2))),
+        (Variant("teacher", grid=(5, 2)), Variant("sampled class pictures", ("prior.source=stream",), grid=(5, 2))),
         metrics=(
             "fidelity_way",
             "place_right",
