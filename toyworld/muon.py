@@ -59,7 +59,8 @@ class Muon(torch.optim.Optimizer):
     def _momentum(self, parameters: list[nn.Parameter], momentum: float) -> list[Tensor]:
         """Return Nesterov's momentum as matrices: one more step of the running mean of gradients ahead."""
         for parameter in parameters:
-            self.state[parameter].setdefault("mean", torch.zeros_like(parameter))
+            if not self.state[parameter]:
+                self.state[parameter]["mean"] = torch.zeros_like(parameter)
         means = [self.state[parameter]["mean"] for parameter in parameters]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         torch._foreach_lerp_(means, gradients, 1 - momentum)

@@ -396,6 +396,11 @@ def test_a_model_that_draws_the_subject_for_the_class_has_leaked_all_of_it(tools
     assert measure.measure(tools, spec, own, wrong_place)["place_right"] <= 0.05
 
 
+def test_trials_on_the_flow_base_have_its_config(workspace: Workspace):
+    assert workspace.of("headline") == workspace
+    assert workspace.of("flow").config == workspace.flow_config
+
+
 # ------------------------------------------------------------------------------------------------ a trial
 
 

@@ -88,6 +88,7 @@ class Experiment:
 
 
 HEADLINE = (5, 3)  # subjects, seeds
+OUTCOME = ("fidelity_way", "place_right", "div_share", "pres_way", "leak_way", "nearer_to_subject", "main_right")
 NO_PRIOR = ("prior.source=none",)
 SAMPLED = ("prior.source=stream", "prior.weight=1")  # the paper's weight; 2 learns the dog half as well
 TAUGHT_ON_SUBJECT = ("prior.source=teacher", "prior.teacher_latents=subject")
@@ -127,16 +128,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             Variant("teacher, subject latents", TAUGHT_ON_SUBJECT),
             Variant("default, kept step", validates=True, grid=HEADLINE),
         ),
-        metrics=(
-            "fidelity_way",
-            "place_right",
-            "div_share",
-            "pres_way",
-            "leak_way",
-            "nearer_to_subject",
-            "main_right",
-            "kept_step",
-        ),
+        metrics=(*OUTCOME, "kept_step"),
     ),
     "prior": Experiment(
         "Prior on and off",
@@ -260,16 +252,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "the teacher on class images, and class images as the target. Goals: fidelity ≥ .80, place ≥ .95, diversity "
         "≥ .90 of the base's.",
         (Variant("teacher", grid=(5, 2)), Variant("sampled class pictures", ("prior.source=stream",), grid=(5, 2))),
-        metrics=(
-            "fidelity_way",
-            "place_right",
-            "div_share",
-            "pres_way",
-            "leak_way",
-            "nearer_to_subject",
-            "main_right",
-            "seconds_training",
-        ),
+        metrics=(*OUTCOME, "seconds_training"),
         late=True,
         on_flow_base=True,
     ),
