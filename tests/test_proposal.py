@@ -22,6 +22,7 @@ from dreambooth.sweep.axes import read_axis
 ROOT = Path(__file__).parents[1]
 BASES = {
     "toy": BaseFacts("sd", 64),
+    "toy_flow": BaseFacts("z_image", 64),
     "sd": BaseFacts("sd", 512),
     "sdxl": BaseFacts("sdxl", 1024),
     "z_image": BaseFacts("z_image", 1024),
@@ -50,6 +51,18 @@ def test_every_rule_gives_a_value_that_its_key_allows_with_a_reason():
             for key, (value, reason) in choices(Case(base, [5], method)).items():
                 assert problem_of(key, value) is None, (name, method, key, value)
                 assert reason, (name, method, key)
+
+
+def test_the_embedded_flow_base_gets_the_values_of_its_own_config():
+    """`configs/toyworld-flow.yaml` is what the laboratory measured."""
+    base = base_facts(str(ROOT / "checkpoints" / "toyworld-flow"))
+    assert base == BASES["toy_flow"]
+    proposed = {**choices(Case(base, [5])), **FIXED["toy_flow"]}
+    sections = to_dict(load_config(ROOT / "configs" / "toyworld-flow.yaml"))
+    flat = {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
+    assert {key: value for key, (value, _) in proposed.items()} == {key: flat[key] for key in proposed}
+    assert choices(Case(base, [5, 5]))["train.max_steps"][0] == 2 * flat["train.max_steps"]
+    assert choices(Case(base, [5], has_class=False))["prior.source"][0] == "none"
 
 
 def test_auto_takes_the_rule_and_leaves_what_the_user_set(tmp_path):

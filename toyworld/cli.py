@@ -193,12 +193,14 @@ def _render(args: argparse.Namespace) -> None:
 
 
 def _subject(args: argparse.Namespace) -> None:
-    from toyworld.photos import photos
+    from toyworld.photos import captions, photos
 
     args.out.mkdir(parents=True, exist_ok=True)
-    for i, image in enumerate(photos(args.class_noun, args.seed, args.count, args.places)):
+    images = photos(args.class_noun, args.seed, args.count, args.places)
+    for i, (image, caption) in enumerate(zip(images, captions(args.count, args.places), strict=True)):
         path = args.out / f"{i:02d}.png"
         image.save(path)
+        path.with_suffix(".txt").write_text(f"{caption}\n", encoding="utf-8")
         print(path)
 
 

@@ -25,15 +25,21 @@ NUM_ROUNDS = 5
 def orthogonalise(matrices_KMN: Tensor) -> Tensor:
     """Return nearly U V^T of each matrix, where U S V^T is the singular value decomposition.
 
-    By Newton-Schulz:  X <- a X + (b A + c A^2) X  with A = X X^T.
+    By Newton-Schulz:  X <- P X  with P = a I + b A + c A^2 and A = X X^T. All P are polynomials of the first A, so they
+    commute and A <- P A P: the rounds need the small square matrices alone, and X is multiplied once, by all P.
     """
     is_tall = matrices_KMN.shape[1] > matrices_KMN.shape[2]
     x = matrices_KMN.mT if is_tall else matrices_KMN
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    gram = x @ x.mT
+    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     a, b, c = COEFFICIENTS
+    product = identity
     for _ in range(NUM_ROUNDS):
-        gram = x @ x.mT
-        x = a * x + torch.baddbmm(gram, gram, gram, beta=b, alpha=c) @ x
+        factor = a * identity + torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        gram = factor @ gram @ factor
+        product = factor @ product
+    x = product @ x
     return x.mT if is_tall else x
 
 

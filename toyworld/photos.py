@@ -1,4 +1,4 @@
-"""The photos of a subject that DreamBooth learns from."""
+"""The photos of a subject that DreamBooth learns from, and their captions."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from toyworld import world
+from toyworld.scenes import PHRASES
 
 PLACES = ("grass", "studio", "city", "snow", "forest")  # none of them in `outcome.UNSEEN_PLACES`
 
@@ -20,3 +21,8 @@ def photos(class_noun: str, seed: int, count: int = 5, places: Sequence[str] = P
     spec = world.subject(class_noun, seed)
     rng = random.Random(f"pictures of {class_noun} {seed}")
     return [world.render(spec, world.random_scene(rng, places[i % len(places)])) for i in range(count)]
+
+
+def captions(count: int = 5, places: Sequence[str] = PLACES) -> list[str]:
+    """Return the captions of a subject's photos, which name their places: "a photo of {subject} on the grass"."""
+    return [f"a photo of {{subject}} {PHRASES[places[i % len(places)]][0]}" for i in range(count)]

@@ -133,7 +133,7 @@ def needs_of(base: str, images: Sequence[ImageInfo], mask: str | None) -> Needs:
     """Return what a base's resolution asks of photos: buckets where a square would cut much."""
     facts = base_facts(base)
     side = facts.resolution
-    has_buckets = not facts.is_toy and any(kept_fraction(each.size, (1, 1)) < drafts.MIN_KEPT for each in images)
+    has_buckets = not facts.is_tiny and any(kept_fraction(each.size, (1, 1)) < drafts.MIN_KEPT for each in images)
     buckets = make_buckets(side, default_of("data.bucket_step")) if has_buckets else [(side, side)]
     return Needs(side, buckets, mask)
 

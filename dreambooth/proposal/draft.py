@@ -49,7 +49,7 @@ def first_draft(request: Request, folder: ImageFolder, images: Sequence[ImageInf
         "subject.identifier": (request.identifier, "a rare word that will mean the subject"),
         "subject.class_noun": (request.class_noun, "what kind of thing it is"),
         "data.resolution": ruled.pop("data.resolution"),
-        **found_settings(folder, images, may_have_buckets=not base.is_toy),
+        **found_settings(folder, images, may_have_buckets=not base.is_tiny),
         "method.name": fixed["method.name"],
     }
     for key, choice in ruled.items():
@@ -72,10 +72,13 @@ def run_name(folder: str) -> str:
 
 
 def encoder_settings(base: str) -> Draft:
-    """Return settings for the encoders that were made for a base."""
+    """Return settings for the encoders that were made for a base, or for the toy world and lie beside a toy base."""
+    folders = [Path(f"{base.rstrip('/')}-encoders")]
+    if base_facts(base).is_tiny:
+        folders.append(Path(base).parent / "toyworld-encoders")
     draft: Draft = {}
     for key, name in (("dino", "vit"), ("clip", "clip")):
-        if (encoder := Path(f"{base.rstrip('/')}-encoders", name)).is_dir():
+        if encoder := next((folder / name for folder in folders if (folder / name).is_dir()), None):
             draft[f"validate.{key}"] = (str(encoder), "made for this base, and beside it")
     return draft
 

@@ -9,6 +9,7 @@ from typing import Any
 from dreambooth.home_folder import with_home
 
 TOY_RESOLUTION = 128  # pixels; bases up to here are tiny, and learn at other rates than Stable Diffusion
+TOYS = {"sd": "toy", "z_image": "toy_flow"}  # what tiny bases of these families are called
 FAMILIES = {  # by the pipeline that a folder's model_index.json names
     "StableDiffusionPipeline": "sd",
     "StableDiffusionXLPipeline": "sdxl",
@@ -39,9 +40,24 @@ class BaseFacts:
     resolution: int
 
     @property
+    def kind(self) -> str:
+        """Return the family; of a base as small as an embedded one "toy" or "toy_flow"."""
+        return TOYS.get(self.family, self.family) if self.resolution <= TOY_RESOLUTION else self.family
+
+    @property
+    def is_tiny(self) -> bool:
+        """Return whether it is as small as an embedded base."""
+        return self.kind in TOYS.values()
+
+    @property
     def is_toy(self) -> bool:
-        """Return whether it is as small as the embedded base."""
-        return self.family == "sd" and self.resolution <= TOY_RESOLUTION
+        """Return whether it is as small as the embedded Stable Diffusion."""
+        return self.kind == TOYS["sd"]
+
+    @property
+    def is_toy_flow(self) -> bool:
+        """Return whether it is as small as the embedded flow base."""
+        return self.kind == TOYS["z_image"]
 
 
 def base_facts(base: str, family: str = "auto") -> BaseFacts:

@@ -1,6 +1,6 @@
 """The values of settings by the base, the method and the number of photos, each with its reason and source.
 
-Of the embedded base the values are the laboratory's (benchmarks/RESULTS.md); of real ones they are peers' recipes:
+Of the embedded bases the values are the laboratory's (benchmarks/RESULTS.md); of real ones they are peers' recipes:
 - diffusers' examples/dreambooth/README.md: all weights of Stable Diffusion at 5e-6 without and 2e-6 with the text
   encoder, 400 steps without and 800 with a prior of 200 images (200 to 300 work for most), batch 1; LoRA at 1e-4.
 - musubi-tuner's docs/zimage.md and docs/qwen_image.md: LoRA of Z-Image at 1e-4 and rank 32, of Qwen-Image at 5e-5 and
@@ -86,6 +86,7 @@ def adamw_rate(case: Case) -> Choice:
         return 1.0e-6, "musubi-tuner's of all weights of such a transformer"
     if case.method in ADAPTERS:
         peers = {
+            "toy_flow": (2.0e-3, f"{LAB}: what its trials had"),
             "z_image": (1.0e-4, "musubi-tuner's"),
             "qwen_image": (5.0e-5, "musubi-tuner's"),
             "flux2_klein": (2.0e-4, "a workshop's for a character, on Klein base 4B"),
@@ -93,7 +94,7 @@ def adamw_rate(case: Case) -> Choice:
             "flux1": (1.0e-4, "ai-toolkit's"),
             "sd3": (1.0e-4, "ai-toolkit's for 3.5 large"),
         }
-        return peers.get(case.base.family, (1.0e-4, "diffusers' README: 50 times that of all weights"))
+        return peers.get(case.base.kind, (1.0e-4, "diffusers' README: 50 times that of all weights"))
     return find_facts(case.method).lr, "the method's default"
 
 
@@ -117,7 +118,7 @@ def rank(case: Case) -> Choice:
         "krea2": (32, "its authors'"),
         "qwen_image": (16, "musubi-tuner's and ai-toolkit's"),
     }
-    return peers.get(case.base.family, (16, "four times that of diffusers' script; a file of some MB"))
+    return peers.get(case.base.kind, (16, "four times that of diffusers' script; a file of some MB"))
 
 
 def prior_source(case: Case) -> Choice:
@@ -227,6 +228,22 @@ FIXED: dict[str, Draft] = {
         **COMMON,
         **GUIDED,
     },
+    "toy_flow": {
+        "method.name": ("lora", "a file of some kB beside the base"),
+        "method.targets": (["attention", "feed-forward", "text"], f"{LAB}: text is what reads the frozen text encoder"),
+        "prior.scheduler": ("dpm++", "needs few steps"),
+        "prior.num_inference_steps": (10, f"{LAB}: what its trials had"),
+        "prior.guidance_scale": (0, "none: what the base itself predicts"),
+        "optim.schedule": ("linear", "ends at 0"),
+        "train.precision": ("32-true", "on most CPUs faster than 16 bits"),
+        "train.save_every_steps": (160, "with each validation"),
+        "train.num_threads": (1, "so small a network is faster on one core"),
+        "validate.every_steps": (160, "samples and scores; the best step is kept"),
+        "validate.num_images": (6, "a step that looks better on 3 may be so by noise alone"),
+        "validate.scheduler": ("euler", "the base's own"),
+        "validate.num_inference_steps": (10, "draws what 20 do"),
+        "validate.guidance_scale": (3, "counts from 0; 4 elsewhere"),
+    },
     "flux2_klein": {"method.name": LORA, **CLASS_GUIDED, **COMMON, **GUIDED},
     "sd3": {"method.name": LORA, **CLASS_GUIDED, **COMMON, **GUIDED},
     "flux1": {
@@ -260,10 +277,27 @@ ALWAYS_SHOWN = ("prior.source", "optim.lr", "train.max_steps", "train.batch_size
 
 
 def choices(case: Case) -> Draft:
-    """Return the value and reason of every rule."""
-    return {key: rule(case) for key, rule in RULES.items()}
+    """Return the value and reason of every rule; of the embedded flow base what was measured on it stands instead."""
+    found = {key: rule(case) for key, rule in RULES.items()}
+    return found | toy_flow_choices(case) if case.base.is_toy_flow and case.method in ADAPTERS else found
+
+
+def toy_flow_choices(case: Case) -> Draft:
+    """Return what the laboratory found for a LoRA of the embedded flow base (RESULTS, `lab flow`)."""
+    measured: Draft = {
+        "train.max_steps": (480 * len(case.num_photos), f"{LAB}: after 360 cat and backpack are not like the subject"),
+        "train.batch_size": (4, f"{LAB}: what its trials had"),
+        "prior.num_images": (64, f"{LAB}: what its trials had"),
+    }
+    if not case.has_class:
+        return measured
+    return measured | {
+        "prior.source": ("teacher", f"{LAB}: class images as the target cost diversity"),
+        "prior.teacher_latents": ("class", f"{LAB}: what its trials had"),
+        "prior.weight": (3, f"{LAB}: what its trials had"),
+    }
 
 
 def fixed_settings(base: BaseFacts) -> Draft:
     """Return what belongs to a base's family beside the rules; for one that is not known, what all have."""
-    return FIXED.get("toy" if base.is_toy else base.family, {"method.name": LORA, **COMMON})
+    return FIXED.get(base.kind, {"method.name": LORA, **COMMON})

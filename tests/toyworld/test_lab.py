@@ -419,6 +419,17 @@ def test_a_trial_has_every_metric_and_is_not_sampled_again(workspace: Workspace,
     assert {path: path.stat().st_mtime_ns for path in workspace.work.rglob("*.npz")} == sampled
 
 
+def test_a_trial_with_captions_takes_the_class_images_that_were_made_for_it(workspace: Workspace, monkeypatch):
+    """Their prompts are the captions without the identifier."""
+    monkeypatch.setattr(outcome, "NUM_STEPS", 2)
+    plain, captioned = (
+        plan.trials_of("weight", Variant("any", overrides), workspace)[0] for overrides in ((), ("data.captions=true",))
+    )
+    for number, trial in enumerate((plain, captioned), start=1):
+        run_trial(workspace, trial)
+        assert len(list((workspace.work / "priors").iterdir())) == number, "what the run itself finds there"
+
+
 @pytest.mark.slow
 def test_trials_share_class_images_which_changes_nothing(workspace: Workspace):
     default, double = plan.plan(["weight"], workspace, only=["1", "2"], num_subjects=1, num_seeds=1)

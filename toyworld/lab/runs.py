@@ -19,6 +19,7 @@ from PIL import Image
 
 from dreambooth import build, engine
 from dreambooth.config import Config, load_config
+from dreambooth.data.image_folder import sort_files
 from dreambooth.families import fingerprint, load_family
 from dreambooth.files import atomic_file, write_text
 from dreambooth.generation.class_prior import GeneratedPrior
@@ -28,7 +29,7 @@ from dreambooth.run.folder import RunFolder
 from toyworld import outcome, world
 from toyworld.lab import measure
 from toyworld.lab.plan import Trial, Workspace, noun_of, overrides_of
-from toyworld.photos import photos
+from toyworld.photos import captions, photos
 
 NUM_IMAGES = 24  # of the subject, over the unseen places; and of the class prompt
 NUM_PHOTOS = 5  # that similarity is measured to, however many were trained on
@@ -88,11 +89,13 @@ def train_and_draw(workspace: Workspace, trial: Trial) -> Drawn:
 
 
 def trial_config(workspace: Workspace, trial: Trial, folder: Path) -> Config:
-    """Return the run's config, and write its photos to `folder`."""
+    """Return the run's config, and write its photos to `folder`, with captions that `data.captions` reads."""
     subject = trial.subject
     (folder / "photos").mkdir(parents=True)
-    for number, image in enumerate(photos(subject.class_noun, subject.seed, trial.variant.num_photos)):
+    images = photos(subject.class_noun, subject.seed, trial.variant.num_photos)
+    for number, (image, caption) in enumerate(zip(images, captions(len(images)), strict=True)):
         image.save(folder / "photos" / f"{number:02d}.png")
+        write_text(folder / "photos" / f"{number:02d}.txt", caption)
     own = [
         f"run.dir={folder}",
         "run.name=run",
@@ -108,8 +111,8 @@ def trial_config(workspace: Workspace, trial: Trial, folder: Path) -> Config:
 def reuse_prior(workspace: Workspace, config: Config) -> float:
     """Let the run use class images that another trial has made, or make them now. Returns their cost in CPU seconds.
 
-    They depend on the class, the seed and the sampler only, and are addressed by those; a run finds them in its folder
-    as if it had been stopped after making the last one.
+    They depend on the class prompts, the seed and the sampler only, and are addressed by those; a run finds them in its
+    folder as if it had been stopped after making the last one.
     """
     source, latents = config.prior.source, config.prior.teacher_latents
     if source != "stream" and (source, latents) != ("teacher", "class"):
@@ -123,7 +126,8 @@ def reuse_prior(workspace: Workspace, config: Config) -> float:
 
     def prior_in(folder: Path) -> GeneratedPrior:
         randomness = Randomness(config.run.seed)
-        prompts = build.in_turn(build.class_prompts_of([[""]], config))
+        folders = [sort_files(subject.images) for subject in config.subjects]
+        prompts = build.in_turn(build.class_prompts_of(build.captions_of(folders, config), config))
         shapes = [family.latent_shape(config.data.resolution, config.data.resolution)]
         return build.make_generated_prior(
             family, None, prompts, shapes, folder, config, randomness, fingerprint(family)
