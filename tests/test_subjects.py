@@ -204,7 +204,7 @@ def test_two_of_one_class_share_its_prompts(two_file: Path) -> None:
     one_class = load_config(two_file, ["subjects.1.class_noun=dog"])
     captions = build.captions_of([ImageFolder(Path(), [Path("0.png")] * number) for number in (3, 2)], one_class)
     assert captions == [["a photo of sks dog"] * 3, ["a photo of olis dog"] * 2]
-    assert build.in_turn(build.class_prompts_of(captions, one_class)) == ["a photo of a dog"]
+    assert build.prompts_of_class_images(captions, one_class) == ["a photo of a dog"]
 
 
 def test_a_caption_may_name_both_and_the_class_picture_neither(two_file: Path, tmp_path: Path) -> None:
@@ -216,8 +216,11 @@ def test_a_caption_may_name_both_and_the_class_picture_neither(two_file: Path, t
             path.with_suffix(".txt").write_text(f"{{subject}} beside {{subject_{2 - number}}}, {path.stem}")
         folders.append(open_folder(own))
     captions = build.captions_of(folders, config)
+    plain = ("a photo of a dog", "a photo of a cat")
     assert (captions[0][1], captions[1][0]) == ("sks dog beside olis cat, 1", "olis cat beside sks dog, 0")
     assert build.class_prompts_of(captions, config)[1] == ["cat beside dog, 0", "cat beside dog, 1"]
+    made = build.prompts_of_class_images(captions, config)
+    assert set(made) == {*(caption for own in build.class_prompts_of(captions, config) for caption in own), *plain}
     folders[1].images[0].with_suffix(".txt").write_text("{subject_1} alone")
     with pytest.raises(UserError, match=r"0\.png: its caption 'sks dog alone' has neither \{subject\} nor 'olis'"):
         build.captions_of(folders, config)

@@ -28,7 +28,14 @@ from dreambooth.build.networks import (
     save_memory,
     unused_networks,
 )
-from dreambooth.build.prior import in_turn, make_generated_prior, make_prior, num_class_images, num_samples_of_run
+from dreambooth.build.prior import (
+    in_turn,
+    make_generated_prior,
+    make_prior,
+    num_class_images,
+    num_samples_of_run,
+    prompts_of_class_images,
+)
 from dreambooth.build.prompts import (
     cache_prompts,
     captions_of,
@@ -102,6 +109,7 @@ __all__ = [
     "pick_device",
     "pick_precision",
     "prior_sampler",
+    "prompts_of_class_images",
     "save_memory",
     "steps_to_take",
     "subject_card",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dreambooth.build.networks import compute_dtype, pick_device, untouched_base
-from dreambooth.build.prompts import class_prompts_of
+from dreambooth.build.prompts import class_prompt, class_prompts_of
 from dreambooth.build.samplers import prior_sampler
 from dreambooth.build.subjects import encode
 from dreambooth.config import Config
@@ -46,32 +46,38 @@ def make_prior(
     which is taken from `family`: call this before anything trains. is_shared: whether other runs make class latents in
     `folder` as well.
     """
-    prior, class_prompts = config.prior, class_prompts_of(captions, config)
+    prior = config.prior
     if prior.source == "none":
         return None, None
     if prior.source == "folder":
         images = encode(family, list_images(str(prior.folder)), config, randomness)
-        captioned = Captions([class_prompts[0][0]] * len(images), randomness)
+        captioned = Captions([class_prompt(config, 0)] * len(images), randomness)
         return ImagePrior(LatentDataset(images, captioned, randomness, "prior")), None
-    shapes = shapes_of(subject)
+    shapes, prompts = shapes_of(subject), prompts_of_class_images(captions, config)
     if prior.source != "teacher":
-        return make_generated_prior(
-            family, None, in_turn(class_prompts), shapes, folder, config, randomness, base, is_shared
-        ), None
+        return make_generated_prior(family, None, prompts, shapes, folder, config, randomness, base, is_shared), None
     frozen = untouched_base(family, config)
     teacher = make_teacher(frozen)
     if prior.teacher_latents == "subject":
-        captioned = Captions([*chain(*class_prompts)], randomness)
+        captioned = Captions([*chain(*class_prompts_of(captions, config))], randomness)
         return ImagePrior(LatentDataset(subject, captioned, randomness, "prior")), teacher
-    return make_generated_prior(
-        family, frozen, in_turn(class_prompts), shapes, folder, config, randomness, base, is_shared
-    ), teacher
+    return make_generated_prior(family, frozen, prompts, shapes, folder, config, randomness, base, is_shared), teacher
 
 
 def shapes_of(images: list[EncodedImage]) -> list[Shape]:
     """Return the shapes of latents to generate class images in, in turn: the subject images' own; one if they agree."""
     shapes = [cast(Shape, tuple(image.mean_VCHW.shape[1:])) for image in images]
     return shapes[:1] if len(set(shapes)) == 1 else shapes
+
+
+def prompts_of_class_images(captions: list[list[str]], config: Config) -> list[str]:
+    """Return the prompts that class images are made from, in turn: the images' class prompts, and the plain one.
+
+    captions: of each subject's images. Captions alone would keep the class only in their own places: a backpack's class
+    then kept .59 of its diversity, with the plain prompt among them .95 (benchmarks/RESULTS.md, "Captions").
+    """
+    own = class_prompts_of(captions, config)
+    return in_turn([[*prompts, class_prompt(config, number)] for number, prompts in enumerate(own)])
 
 
 def in_turn(prompts: list[list[str]]) -> list[str]:

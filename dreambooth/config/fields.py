@@ -130,7 +130,7 @@ class DataConfig:
     captions: bool = setting(
         False,
         "use a caption for each image, with {subject} in it: a .txt of the same name beside it, or a line of "
-        "metadata.jsonl; class images are then generated from the same captions without the identifier",
+        "metadata.jsonl; class images are then made from these without the identifier, and from the class prompt",
     )
     caption_dropout: float = setting(
         0.0, "fraction of samples that train without a prompt, 0 to 1; 0.1 keeps guidance", minimum=0

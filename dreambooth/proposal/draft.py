@@ -20,7 +20,8 @@ from dreambooth.proposal.facts import base_facts
 from dreambooth.proposal.rules import ALWAYS_SHOWN, Case, Draft, choices, fixed_settings
 
 MIN_KEPT = 0.75  # of a photo that a square cuts more of, buckets keep the rest
-CAPTIONS = (True, "each photo has one; class images are made of the same without identifier")  # data.captions
+CAPTIONS = (True, "each photo has one; class images are made from them too, without identifier")  # data.captions
+NO_CAPTIONS = (False, "the laboratory: on this base captions help neither likeness nor diversity")
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,9 @@ def first_draft(request: Request, folder: ImageFolder, images: Sequence[ImageInf
     trains_text = fixed.get("method.train_text_encoder", (True, ""))[0]
     ruled = choices(Case(base, [len(images)], fixed["method.name"][0], trains_text))
     is_adapter = fixed["method.name"][0] != "full"
+    found = found_settings(folder, images, may_have_buckets=not base.is_tiny)
+    if base.is_toy and "data.captions" in found:
+        found["data.captions"] = NO_CAPTIONS
     draft: Draft = {
         "run.name": (run_name(request.photos.resolve().name), "the run's folder in checkpoints/"),
         "model.base": (request.base, "a hub id, a folder or a single .safetensors"),
@@ -49,7 +53,7 @@ def first_draft(request: Request, folder: ImageFolder, images: Sequence[ImageInf
         "subject.identifier": (request.identifier, "a rare word that will mean the subject"),
         "subject.class_noun": (request.class_noun, "what kind of thing it is"),
         "data.resolution": ruled.pop("data.resolution"),
-        **found_settings(folder, images, may_have_buckets=not base.is_tiny),
+        **found,
         "method.name": fixed["method.name"],
     }
     for key, choice in ruled.items():

@@ -127,7 +127,7 @@ def reuse_prior(workspace: Workspace, config: Config) -> float:
     def prior_in(folder: Path) -> GeneratedPrior:
         randomness = Randomness(config.run.seed)
         folders = [sort_files(subject.images) for subject in config.subjects]
-        prompts = build.in_turn(build.class_prompts_of(build.captions_of(folders, config), config))
+        prompts = build.prompts_of_class_images(build.captions_of(folders, config), config)
         shapes = [family.latent_shape(config.data.resolution, config.data.resolution)]
         return build.make_generated_prior(
             family, None, prompts, shapes, folder, config, randomness, fingerprint(family)
