@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_edition(render)
     render.add_argument("--out", type=Path, default=Path("toyworld.png"), help="file to write (default: %(default)s)")
 
-    subject = commands.add_parser("subject", help="write photos and captions of one subject that no training image shows")
+    subject = commands.add_parser("subject", help="write captioned photos of a subject that no training image shows")
     subject.add_argument("--class", dest="class_noun", required=True, help="class noun, e.g. robot or dog")
     subject.add_argument("--seed", type=int, default=0, help="each number is another subject (default: %(default)s)")
     subject.add_argument("--count", type=int, default=5, help="number of photos (default: %(default)s)")
