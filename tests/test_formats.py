@@ -25,6 +25,7 @@ from dreambooth.exporting.adapter import KOHYA_FILE, kohya_state
 from dreambooth.exporting.formats import FORMATS, Format, find_format
 from dreambooth.exporting.metadata import kohya_version
 from dreambooth.exporting.original import MODEL_FILE, original_state, original_unet_name, vae_state
+from dreambooth.exporting.verify import WEIGHT_LIMITS, relative_difference
 from dreambooth.families import Family, ModelSource, components, fingerprint, load_family
 from dreambooth.families.sd_graphs import PIPELINES
 from dreambooth.families.single_file import read_header
@@ -247,6 +248,13 @@ def test_a_single_file_of_a_2x_model_is_read_back_to_the_same_model(tiny_base_v:
     torch.testing.assert_close(prediction(again), prediction(learned), atol=1e-6, rtol=1e-5)
     pixels = torch.rand(1, 3, 64, 64)
     torch.testing.assert_close(again.encode_images(pixels), learned.encode_images(pixels), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1e-7, 1e-5, 1e-3, 1.0])
+def test_float16s_rounding_is_no_difference_however_small_a_tensor_is_and_a_lost_one_is(size: float) -> None:
+    tensor = size * torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    assert relative_difference(tensor, tensor.half()) <= WEIGHT_LIMITS["float16"]
+    assert size < 1e-6 or relative_difference(tensor, torch.zeros(1000)) > WEIGHT_LIMITS["float16"]
 
 
 def test_half_precision_halves_the_file(learned: Learned, tmp_path: Path) -> None:

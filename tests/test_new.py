@@ -67,14 +67,6 @@ def test_captions_and_cut_outs_are_found(photos):
     assert (data.captions, data.mask) == (True, "alpha")
 
 
-def test_captions_are_left_out_on_the_embedded_base_which_learns_better_without(photos, tiny_base):
-    for path in list_images(photos):
-        path.with_suffix(".txt").write_text("a photo of {subject} asleep")
-    assert new(photos, tiny_base) == 0
-    assert load_config("configs/my-dog.yaml").data.captions is False
-    assert re.search("captions: false +# the laboratory: ", Path("configs/my-dog.yaml").read_text())
-
-
 def test_captions_that_a_run_would_refuse_are_left_out_with_the_reason(photos, capsys):
     for path in list_images(photos):
         path.with_suffix(".txt").write_text("a photo of something else")

@@ -34,6 +34,9 @@ from dreambooth.prompts import fill_prompt
 # difference of two images' latents, relative to their norm: some roundings of the dtype.
 WEIGHT_LIMITS = {"float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
 IMAGE_LIMITS = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+# float16 rounds smaller values absolutely, not relatively: to multiples of 2^-24. A bias that has no gradient, as that of
+# attention's keys, can be so small as a whole.
+SMALLEST_NORMAL = 2.0**-14
 LATENTS = 8  # along a side of the image that is compared
 NUM_STEPS, GUIDANCE_SCALE = 2, 2.0
 
@@ -163,7 +166,7 @@ def differences(files: ExportedFiles, expected: Family, read: Any) -> Iterator[t
 
 
 def relative_difference(ours: Tensor, theirs: Tensor) -> float:
-    """Return the largest difference of two tensors over the largest value of `ours`.
+    """Return the largest difference of two tensors over the largest value of `ours`, which counts as no tiny one.
 
     Vocabularies that end differently, in rows that no token has, are compared as far as both go.
     """
@@ -171,8 +174,8 @@ def relative_difference(ours: Tensor, theirs: Tensor) -> float:
         return float("inf")
     rows = min(len(ours), len(theirs)) if ours.ndim else None
     ours, theirs = (ours[:rows], theirs[:rows]) if rows is not None else (ours, theirs)
-    largest = float(ours.float().abs().max())
-    return float((ours.float() - theirs.float()).abs().max()) / (largest or 1.0)
+    largest = max(float(ours.float().abs().max()), SMALLEST_NORMAL)
+    return float((ours.float() - theirs.float()).abs().max()) / largest
 
 
 def image_difference(expected: Family, read: Any, files: ExportedFiles) -> float:

@@ -16,12 +16,12 @@ from dreambooth.data.image_folder import ImageFolder
 from dreambooth.data.masks import find_masks
 from dreambooth.data.near_duplicates import ImageInfo
 from dreambooth.errors import UserError, escaped
+from dreambooth.home_folder import with_home
 from dreambooth.proposal.facts import base_facts
 from dreambooth.proposal.rules import ALWAYS_SHOWN, Case, Draft, choices, fixed_settings
 
 MIN_KEPT = 0.75  # of a photo that a square cuts more of, buckets keep the rest
 CAPTIONS = (True, "each photo has one; class images are made from them too, without identifier")  # data.captions
-NO_CAPTIONS = (False, "the laboratory: on this base captions help neither likeness nor diversity")
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,6 @@ def first_draft(request: Request, folder: ImageFolder, images: Sequence[ImageInf
     trains_text = fixed.get("method.train_text_encoder", (True, ""))[0]
     ruled = choices(Case(base, [len(images)], fixed["method.name"][0], trains_text))
     is_adapter = fixed["method.name"][0] != "full"
-    found = found_settings(folder, images, may_have_buckets=not base.is_tiny)
-    if base.is_toy and "data.captions" in found:
-        found["data.captions"] = NO_CAPTIONS
     draft: Draft = {
         "run.name": (run_name(request.photos.resolve().name), "the run's folder in checkpoints/"),
         "model.base": (request.base, "a hub id, a folder or a single .safetensors"),
@@ -53,7 +50,7 @@ def first_draft(request: Request, folder: ImageFolder, images: Sequence[ImageInf
         "subject.identifier": (request.identifier, "a rare word that will mean the subject"),
         "subject.class_noun": (request.class_noun, "what kind of thing it is"),
         "data.resolution": ruled.pop("data.resolution"),
-        **found,
+        **found_settings(folder, images, may_have_buckets=not base.is_tiny),
         "method.name": fixed["method.name"],
     }
     for key, choice in ruled.items():
@@ -79,11 +76,11 @@ def encoder_settings(base: str) -> Draft:
     """Return settings for the encoders that were made for a base, or for the toy world and lie beside a toy base."""
     folders = [Path(f"{base.rstrip('/')}-encoders")]
     if base_facts(base).is_tiny:
-        folders.append(Path(base).parent / "toyworld-encoders")
+        folders.append(Path(with_home(base)).parent / "toyworld-encoders")
     draft: Draft = {}
     for key, name in (("dino", "vit"), ("clip", "clip")):
         if encoder := next((folder / name for folder in folders if (folder / name).is_dir()), None):
-            draft[f"validate.{key}"] = (str(encoder), "made for this base, and beside it")
+            draft[f"validate.{key}"] = (str(encoder), "made for images of its kind, and beside it")
     return draft
 
 

@@ -113,6 +113,7 @@ def rank(case: Case) -> Choice:
     if case.base.is_toy:
         return 14 if case.method == "pivotal" else 16, f"{LAB}: reaches what all weights do, beside a new word"
     peers = {
+        "toy_flow": (16, f"{LAB}: what its trials had"),
         "z_image": (32, "musubi-tuner's"),
         "flux2_klein": (32, "a workshop's for a character"),
         "krea2": (32, "its authors'"),
@@ -285,7 +286,7 @@ def choices(case: Case) -> Draft:
 def toy_flow_choices(case: Case) -> Draft:
     """Return what the laboratory found for a LoRA of the embedded flow base (RESULTS, `lab flow`)."""
     measured: Draft = {
-        "train.max_steps": (480 * len(case.num_photos), f"{LAB}: after 360 cat and backpack are not like the subject"),
+        "train.max_steps": (480 * len(case.num_photos), f"{LAB}: what its trials had"),
         "train.batch_size": (4, f"{LAB}: what its trials had"),
         "prior.num_images": (64, f"{LAB}: what its trials had"),
     }
@@ -294,7 +295,7 @@ def toy_flow_choices(case: Case) -> Draft:
     return measured | {
         "prior.source": ("teacher", f"{LAB}: class images as the target cost diversity"),
         "prior.teacher_latents": ("class", f"{LAB}: what its trials had"),
-        "prior.weight": (3, f"{LAB}: what its trials had"),
+        "prior.weight": (3, f"{LAB}: with 4 and 6 backpacks and cats were learned less"),
     }
 
 

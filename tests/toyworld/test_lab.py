@@ -20,7 +20,7 @@ from toyworld.lab.plan import Trial, Workspace
 from toyworld.lab.runs import run_trial
 from toyworld.lab.store import Store
 from toyworld.outcome import UNSEEN_PLACES, places_of
-from toyworld.photos import PLACES, photos
+from toyworld.photos import PLACES, captions, photos
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "toyworld.yaml"
@@ -103,6 +103,10 @@ def test_fewer_photos_are_the_first_of_more_and_show_no_place_that_is_drawn():
     assert [image.tobytes() for image in photos("dog", 1, 2)] == five[:2]
     shipped = [Image.open(path).convert("RGB").tobytes() for path in sorted((ROOT / "data" / "dog").glob("*.png"))]
     assert five == shipped
+    captioned = ROOT / "data" / "robot-captioned"
+    assert [path.read_text().strip() for path in sorted(captioned.glob("*.txt"))] == captions()
+    for path in sorted(captioned.glob("*.png")):
+        assert path.read_bytes() == (ROOT / "data" / "robot" / path.name).read_bytes()
     assert not set(PLACES) & set(UNSEEN_PLACES)
 
 

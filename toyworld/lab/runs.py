@@ -89,13 +89,12 @@ def train_and_draw(workspace: Workspace, trial: Trial) -> Drawn:
 
 
 def trial_config(workspace: Workspace, trial: Trial, folder: Path) -> Config:
-    """Return the run's config, and write its photos to `folder`, with captions that `data.captions` reads."""
+    """Return the run's config, and write its photos to `folder`, with captions where it reads them."""
     subject = trial.subject
     (folder / "photos").mkdir(parents=True)
     images = photos(subject.class_noun, subject.seed, trial.variant.num_photos)
-    for number, (image, caption) in enumerate(zip(images, captions(len(images)), strict=True)):
+    for number, image in enumerate(images):
         image.save(folder / "photos" / f"{number:02d}.png")
-        write_text(folder / "photos" / f"{number:02d}.txt", caption)
     own = [
         f"run.dir={folder}",
         "run.name=run",
@@ -105,7 +104,10 @@ def trial_config(workspace: Workspace, trial: Trial, folder: Path) -> Config:
         "train.save_every_steps=1000000",
         "log.tensorboard=false",
     ]
-    return load_config(workspace.config, [*overrides_of(trial.variant, workspace), *own])
+    config = load_config(workspace.config, [*overrides_of(trial.variant, workspace), *own])
+    for number, caption in enumerate(captions(len(images)) if config.data.captions else []):
+        write_text(folder / "photos" / f"{number:02d}.txt", caption)
+    return config
 
 
 def reuse_prior(workspace: Workspace, config: Config) -> float:
