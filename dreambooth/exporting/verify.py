@@ -34,8 +34,8 @@ from dreambooth.prompts import fill_prompt
 # difference of two images' latents, relative to their norm: some roundings of the dtype.
 WEIGHT_LIMITS = {"float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
 IMAGE_LIMITS = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
-# float16 rounds smaller values absolutely, not relatively: to multiples of 2^-24. A bias that has no gradient, as that of
-# attention's keys, can be so small as a whole.
+# float16 rounds smaller values absolutely, not relatively: to multiples of 2^-24. A bias that has no gradient, as that
+# of attention's keys, can be so small as a whole.
 SMALLEST_NORMAL = 2.0**-14
 LATENTS = 8  # along a side of the image that is compared
 NUM_STEPS, GUIDANCE_SCALE = 2, 2.0
