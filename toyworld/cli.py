@@ -35,17 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_edition(render)
     render.add_argument("--out", type=Path, default=Path("toyworld.png"), help="file to write (default: %(default)s)")
 
-    subject = commands.add_parser("subject", help="write photos of one subject that no training image shows")
-    subject.add_argument("--class", dest="class_noun", required=True, help="class noun, e.g. robot or dog")
-    subject.add_argument("--seed", type=int, default=0, help="each number is another subject (default: %(default)s)")
-    subject.add_argument("--count", type=int, default=5, help="number of photos (default: %(default)s)")
-    subject.add_argument(
-        "--places", nargs="+", default=["grass", "studio", "city", "snow", "forest"], help="scenes, used in turn"
-    )
-    subject.add_argument(
-        "--captions", action="store_true", help="also write 00.txt, ..., which name the photos' places"
-    )
-    subject.add_argument("--out", type=Path, required=True, help="folder for 00.png, 01.png, ...")
+    _add_subject(commands)
 
     train = commands.add_parser("train", help="train the embedded base from scratch; run again to resume")
     _add_edition(train)
@@ -87,6 +77,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_row(commands)
 
     _add_encoders(commands)
+
+
+def _add_subject(commands: Any) -> None:
+    subject = commands.add_parser("subject", help="write photos of one subject that no training image shows")
+    subject.add_argument("--class", dest="class_noun", required=True, help="class noun, e.g. robot or dog")
+    subject.add_argument("--seed", type=int, default=0, help="each number is another subject (default: %(default)s)")
+    subject.add_argument("--count", type=int, default=5, help="number of photos (default: %(default)s)")
+    subject.add_argument(
+        "--places", nargs="+", default=["grass", "studio", "city", "snow", "forest"], help="scenes, used in turn"
+    )
+    subject.add_argument(
+        "--captions", action="store_true", help="also write 00.txt, ..., which name the photos' places"
+    )
+    subject.add_argument("--out", type=Path, required=True, help="folder for 00.png, 01.png, ...")
 
 
 def _add_row(commands: Any) -> None:
