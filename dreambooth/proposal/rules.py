@@ -242,7 +242,7 @@ FIXED: dict[str, Draft] = {
         "validate.every_steps": (160, "samples and scores; the best step is kept"),
         "validate.num_images": (6, "a step that looks better on 3 may be so by noise alone"),
         "validate.scheduler": ("euler", "the base's own"),
-        "validate.num_inference_steps": (10, "draws what 20 do"),
+        "validate.num_inference_steps": (10, "what class images take, too"),
         "validate.guidance_scale": (3, "counts from 0; 4 elsewhere"),
     },
     "flux2_klein": {"method.name": LORA, **CLASS_GUIDED, **COMMON, **GUIDED},
