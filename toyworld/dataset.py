@@ -2,7 +2,7 @@
 
 Files in a folder: codec.safetensors, latents.npy (float16 [N, C, h, w]), masks.npy (float16 [N, M, h, w], each mask's
 fraction of each latent position), tokens.npy (int16 [N, K, 32], K captions of each image). They are memory-mapped, so
-several processes share them.
+several processes share them; a GPU takes all of them into its memory.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import multiprocessing
 import random
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from transformers import CLIPTokenizer
 
 from dreambooth.errors import UserError
 from dreambooth.files import atomic_file
-from toyworld.editions import EDITIONS, Edition
+from toyworld.editions import Edition
 from toyworld.latents import LinearCodec, fit_codec, to_pixels
 from toyworld.tokenizer import build_tokenizer
 
@@ -29,27 +29,29 @@ NUM_CODEC_IMAGES = 4000
 CHUNK = 1000
 # Seeds from here on belong to samples that the denoiser never trains on, such as those that the codec is fitted to.
 FRESH_SEEDS = 1_000_000_000
-Chunk = tuple[np.ndarray, np.ndarray, list[tuple[str, ...]]]  # images, masks and captions of some samples
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Hold the memory-mapped training set."""
+    """Hold the training set, memory-mapped or on a GPU."""
 
-    latents: np.ndarray
-    masks: np.ndarray
-    tokens: np.ndarray
+    latents: Tensor
+    masks: Tensor
+    tokens: Tensor
 
     def __len__(self) -> int:
         return len(self.latents)
 
     def batch(self, indices: Tensor, which_caption: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Return latents [B, C, h, w] and masks [B, M, h, w] as float32, and tokens [B, 32] of a caption each."""
-        rows = indices.numpy()
-        latents, masks, tokens = self.latents[rows], self.masks[rows], self.tokens[rows]
+        latents, masks, tokens = self.latents[indices], self.masks[indices], self.tokens[indices]
         if which_caption is not None:
-            tokens = tokens[np.arange(len(rows)), which_caption.numpy()]
-        return torch.from_numpy(latents).float(), torch.from_numpy(masks).float(), torch.from_numpy(tokens).long()
+            tokens = tokens[torch.arange(len(indices), device=indices.device), which_caption]
+        return latents.float(), masks.float(), tokens.long()
+
+    def to(self, device: str) -> Dataset:
+        """Return the same set in the memory of a device."""
+        return Dataset(self.latents.to(device), self.masks.to(device), self.tokens.to(device))
 
 
 def random_pixels(edition: Edition, rng: random.Random, num: int) -> Tensor:
@@ -77,61 +79,59 @@ def load_or_make_codec(folder: Path, edition: Edition) -> LinearCodec:
 
 
 def load_or_make_dataset(folder: Path, edition: Edition, num_samples: int, num_processes: int = 1) -> Dataset:
-    """Return the training set, rendering it on first use (about 700 samples a second and process)."""
+    """Return the training set, rendering it on first use (about 500 samples a second and process)."""
     done = folder / f"dataset-{num_samples}.done"
     if not done.is_file():
         _make(folder, edition, num_samples, num_processes)
         done.touch()
-    arrays = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("latents", "masks", "tokens"))
-    return Dataset(*arrays)
+    # Copy on write: nothing writes to them, but PyTorch warns of arrays that are read-only.
+    arrays = (np.load(folder / f"{name}.npy", mmap_mode="c") for name in ("latents", "masks", "tokens"))
+    return Dataset(*(torch.from_numpy(array) for array in arrays))
 
 
 def _make(folder: Path, edition: Edition, num_samples: int, num_processes: int) -> None:
     """Write the arrays in the seeds' order. Chunks that an interrupted call has left are not made again."""
-    codec, tokenizer = load_or_make_codec(folder, edition), build_tokenizer(edition.vocabulary())
+    codec = load_or_make_codec(folder, edition)
     parts = folder / f"dataset-{num_samples}"
     parts.mkdir(exist_ok=True)
-    chunks = [(edition.name, start, min(start + CHUNK, num_samples)) for start in range(0, num_samples, CHUNK)]
+    chunks = [range(start, min(start + CHUNK, num_samples)) for start in range(0, num_samples, CHUNK)]
     missing = [chunk for chunk in chunks if not _path(parts, chunk).is_file()]
-    for chunk, rendered in zip(missing, _rendered(missing, num_processes), strict=True):
-        with atomic_file(_path(parts, chunk)) as file:
-            encoded = _encode_chunk(rendered, codec, tokenizer)
-            np.savez(file, latents=encoded[0], masks=encoded[1], tokens=encoded[2])
+    make = partial(_make_chunk, edition, codec, parts)
+    if num_processes == 1:
+        for chunk in missing:
+            make(chunk)
+    else:
+        # Forked beside torch's threads a process may hang, hence "spawn".
+        with multiprocessing.get_context("spawn").Pool(num_processes, torch.set_num_threads, (1,)) as pool:
+            pool.map(make, missing, chunksize=1)
     for name in ("latents", "masks", "tokens"):
         np.save(folder / f"{name}.npy", np.concatenate([np.load(_path(parts, chunk))[name] for chunk in chunks]))
     shutil.rmtree(parts)
 
 
-def _path(parts: Path, chunk: tuple[str, int, int]) -> Path:
-    return parts / f"{chunk[1]}.npz"
+def _path(parts: Path, chunk: range) -> Path:
+    return parts / f"{chunk.start}.npz"
 
 
-def _rendered(chunks: list[tuple[str, int, int]], num_processes: int) -> Iterator[Chunk]:
-    if num_processes == 1 or not chunks:
-        yield from map(_render_chunk, chunks)
-        return
-    # Forked beside torch's threads a process may hang, hence "spawn".
-    with multiprocessing.get_context("spawn").Pool(num_processes) as pool:
-        yield from pool.imap(_render_chunk, chunks)
-
-
-def _render_chunk(chunk: tuple[str, int, int]) -> Chunk:
-    """Return images [n, 64, 64, 3], masks [n, M, h, w] and captions of the samples of an edition from start to end."""
-    name, start, end = chunk
-    edition = EDITIONS[name]
-    samples, patch = [edition.sample(seed) for seed in range(start, end)], edition.latent_patch
+def _make_chunk(edition: Edition, codec: LinearCodec, parts: Path, chunk: range) -> None:
+    """Write the arrays of the samples with these seeds."""
+    samples, patch = [edition.sample(seed) for seed in chunk], edition.latent_patch
     masks = np.stack([sample.masks for sample in samples])
     n, m, height, width = masks.shape
     small = masks.reshape(n, m, height // patch, patch, width // patch, patch).mean((3, 5))
-    images = np.stack([np.asarray(sample.image) for sample in samples])
-    return images, small.astype(np.float16), [sample.captions for sample in samples]
+    latents = codec.encode(to_pixels([sample.image for sample in samples]))
+    captions = [text for sample in samples for text in sample.captions]
+    tokenizer = _tokenizer(frozenset(edition.vocabulary()))
+    tokens = np.array(tokenizer(captions, padding="max_length").input_ids, dtype=np.int16)
+    with atomic_file(_path(parts, chunk)) as file:
+        np.savez(
+            file,
+            latents=latents.half().numpy(),
+            masks=small.astype(np.float16),
+            tokens=tokens.reshape(n, -1, tokens.shape[-1]),
+        )
 
 
-def _encode_chunk(chunk: Chunk, codec: LinearCodec, tokenizer: CLIPTokenizer) -> tuple[np.ndarray, ...]:
-    """Return latents [n, C, h, w], masks [n, M, h, w] and tokens [n, K, 32] of some samples."""
-    images, masks, captions = chunk
-    pixels_BCHW = torch.from_numpy(images).permute(0, 3, 1, 2).float().div(127.5).sub(1.0)
-    flat = [text for texts in captions for text in texts]
-    tokens = np.array(tokenizer(flat, padding="max_length").input_ids, dtype=np.int16)
-    latents = codec.encode(pixels_BCHW).half().numpy()
-    return latents, masks, tokens.reshape(len(captions), -1, tokens.shape[-1])
+@cache  # once a process
+def _tokenizer(vocabulary: frozenset[str]) -> CLIPTokenizer:
+    return build_tokenizer(set(vocabulary))

@@ -118,7 +118,6 @@ SECOND = Edition(
     mask_weights=(3.0, 3.0),
     num_samples=100_000,
     latent_channels=64,
-    vae_widths=(16, 32, 64, 96),  # as far as (24, 48, 64, 96) in two thirds of the time, while a core is what there is
     vae_muon_lr=0.02,
     unet_widths=(144, 144),
     text_layers=3,

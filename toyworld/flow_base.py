@@ -91,25 +91,22 @@ class FlowTask(DenoiserTask):
 
     def __init__(self, modules: nn.ModuleDict, dataset: Dataset, settings: BaseSettings) -> None:
         tokenizer = build_flow_tokenizer(FLOW.vocabulary())
-        own = replace(dataset, tokens=flow_tokens(dataset.tokens, tokenizer))
+        own = replace(dataset, tokens=torch.from_numpy(flow_tokens(dataset.tokens.numpy(), tokenizer)))
         super().__init__(own, settings, torch.from_numpy(encode_captions(tokenizer, [""])[0]).long())
         self.transformer, self.text_encoder = modules["transformer"], modules["text_encoder"]
         self.pad_id = tokenizer.pad_token_id
 
     def error(self, latents_BChw: Tensor, noise_BChw: Tensor, normal_B: Tensor, tokens_BL: Tensor) -> Tensor:
-        device = self.settings.device
         sigma_B = torch.sigmoid(LOCATION + SCALE * normal_B)
         sigma_B111 = sigma_B[:, None, None, None]
         noisy_BChw = (1 - sigma_B111) * latents_BChw + sigma_B111 * noise_BChw
         length_B = (tokens_BL != self.pad_id).sum(1)
-        tokens_BL = tokens_BL[:, : int(length_B.max())].to(device)
+        tokens_BL = tokens_BL[:, : int(length_B.max())]
         with self.autocast():
             read = self.text_encoder(tokens_BL, attention_mask=tokens_BL != self.pad_id, output_hidden_states=True)
-            found = predict(
-                self.transformer, noisy_BChw.to(device), 1 - sigma_B.to(device), read.hidden_states[-2], length_B
-            )
+            found = predict(self.transformer, noisy_BChw, 1 - sigma_B, read.hidden_states[-2], length_B)
         predicted_BChw = -found.float()
-        return (predicted_BChw - (noise_BChw - latents_BChw).to(device)) ** 2
+        return (predicted_BChw - (noise_BChw - latents_BChw)) ** 2
 
 
 def encode_captions(tokenizer: PreTrainedTokenizerFast, captions: list[str]) -> np.ndarray:

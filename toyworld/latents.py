@@ -60,6 +60,10 @@ class LinearCodec:
         patches = torch.einsum("bchw,cd->bdhw", latents_BChw, self.decode_CD) + self.mean_D[:, None, None]
         return torch.nn.functional.pixel_shuffle(patches, self.patch)
 
+    def to(self, device: str) -> LinearCodec:
+        """Return the same on a device."""
+        return LinearCodec(self.mean_D.to(device), self.encode_DC.to(device), self.decode_CD.to(device))
+
     def save(self, path: Path) -> None:
         save_file({"mean": self.mean_D, "encode": self.encode_DC, "decode": self.decode_CD}, path)
 

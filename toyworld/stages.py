@@ -29,21 +29,22 @@ def train_stages(budgets: dict[str, Budget], settings: BaseSettings) -> None:
     if "encoder" in budgets:
         train_encoder(edition, codec, budgets["encoder"], work, device)
     if "judge" in budgets:
-        soften = softeners(edition, codec, work)
         if edition is FIRST:
-            train_judge(budgets["judge"], soften, work)
+            train_judge(budgets["judge"], softeners(edition, codec, work), work)
         else:
-            train_second_judge(budgets["judge"], soften, work, device)
+            train_second_judge(budgets["judge"], softeners(edition, codec, work, device), work, device)
     if "base" in budgets:
         train_base(replace(settings, budget=budgets["base"]))
 
 
-def softeners(edition: Edition, codec: LinearCodec, work: Path) -> list[Callable[[Tensor], Tensor]]:
-    """Return functions that make renders look drawn by a model.
+def softeners(
+    edition: Edition, codec: LinearCodec, work: Path, device: str = "cpu"
+) -> list[Callable[[Tensor], Tensor]]:
+    """Return functions that make renders on `device` look drawn by a model.
 
     They add noise to the latents, and decode them linearly or by the autoencoder.
     """
-    vae = trained_vae(work, edition)
+    vae, codec = trained_vae(work, edition).to(device), codec.to(device)
 
     def linear(pixels_BCHW: Tensor) -> Tensor:
         return codec.decode(_disturbed(codec, pixels_BCHW)).clamp(-1, 1)
@@ -56,4 +57,5 @@ def softeners(edition: Edition, codec: LinearCodec, work: Path) -> list[Callable
 
 def _disturbed(codec: LinearCodec, pixels_BCHW: Tensor, max_noise: float = 0.25) -> Tensor:
     latents = codec.encode(pixels_BCHW)
-    return latents + max_noise * torch.rand(len(latents), 1, 1, 1) * torch.randn_like(latents)
+    share = torch.rand(len(latents), 1, 1, 1, device=latents.device)
+    return latents + max_noise * share * torch.randn_like(latents)

@@ -155,6 +155,8 @@ class Run:
         self.optimizers = build_optimizers(module, plan)
         self.average = Average(module, plan.ema_decay)
         self.step, self.seconds = 0, 0.0
+        self.losses: list[Tensor] = []  # since the last log
+        self.norms: list[Tensor] = []  # of the gradients, not yet looked at
 
     def restore(self) -> None:
         """Go on from the saved state, if there is one."""
@@ -169,7 +171,8 @@ class Run:
         self.step, self.seconds = state["step"], state["seconds"]
 
     def save(self) -> None:
-        """Write the state to its file, on rank 0 only."""
+        """Write the state to its file, on rank 0 only. Raises NonFiniteError if a gradient was not finite."""
+        self.check_gradients()
         if rank_and_world()[0] == 0:
             state = {
                 "module": self.module.state_dict(),
@@ -183,7 +186,7 @@ class Run:
     def update(self, loss: Tensor, lr_factor: float) -> None:
         """Take one optimizer step on gradients averaged over the processes.
 
-        Raises NonFiniteError instead if the gradient is not finite; the saved state is then from before it.
+        On a GPU nothing waits for the result, so that it always has work; a CPU's gradients are looked at here.
         """
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -191,13 +194,27 @@ class Run:
                 group["lr"] = group["peak_lr"] * lr_factor
         loss.backward()
         _average_gradients(self.trained)
-        norm = nn.utils.clip_grad_norm_(self.trained, self.plan.max_grad_norm)
-        if not norm.isfinite():
-            raise NonFiniteError(f"{self.plan.name}: gradient not finite at step {self.step}; lower the learning rate")
+        self.losses.append(loss.detach())
+        self.norms.append(nn.utils.clip_grad_norm_(self.trained, self.plan.max_grad_norm))
+        if loss.device.type == "cpu":
+            self.check_gradients()
         for optimizer in self.optimizers:
             optimizer.step()
         self.step += 1
         self.average.update(self.module, self.step)
+
+    def check_gradients(self) -> None:
+        """Raise NonFiniteError if a gradient since the last call was not finite; the saved state is from before it."""
+        if self.norms and not torch.stack(self.norms).isfinite().all():
+            raise NonFiniteError(f"{self.plan.name}: gradient not finite by step {self.step}; lower the learning rate")
+        self.norms.clear()
+
+    def log(self) -> None:
+        """Print time, step and the mean loss since the last call, on rank 0 only."""
+        if rank_and_world()[0] == 0:
+            mean = torch.stack(self.losses).mean().item()
+            print(f"{self.plan.name}: {self.seconds:.0f} s, step {self.step}, loss {mean:.4f}", flush=True)
+        self.losses.clear()
 
 
 def load_average(module: nn.Module, state_path: Path) -> None:
@@ -233,30 +250,23 @@ def fit(module: nn.Module, loss_at: Callable[[int], Tensor], plan: Plan, state_p
     run = Run(module, plan, state_path)
     run.restore()
     started = time.monotonic() - run.seconds
-    saved_at, losses = run.seconds, []
+    saved_at = run.seconds
     module.train()
     while True:
         run.seconds = _time_of_rank_zero(time.monotonic() - started)
         spent = plan.budget.spent(run.step, run.seconds)
         if spent >= 1:
             break
-        loss = loss_at(run.step)
-        losses.append(loss.item())
-        run.update(loss, lr_factor(plan, run.step, spent))
-        if run.step % LOG_EVERY_STEPS == 0 and rank_and_world()[0] == 0:
-            _log(plan.name, run, losses)
+        run.update(loss_at(run.step), lr_factor(plan, run.step, spent))
+        if run.step % LOG_EVERY_STEPS == 0:
+            run.check_gradients()
+            run.log()
         if run.seconds - saved_at > plan.save_every_seconds:
             run.save()
             saved_at = run.seconds
     run.save()
     run.average.copy_to(module)
     module.eval()
-
-
-def _log(name: str, run: Run, losses: list[float]) -> None:
-    mean = sum(losses) / len(losses)
-    losses.clear()
-    print(f"{name}: {run.seconds:.0f} s, step {run.step}, loss {mean:.4f}", flush=True)
 
 
 def _time_of_rank_zero(seconds: float) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from toyworld.ahead import Ahead
 from toyworld.canvas import SIZE
 from toyworld.dataset import random_pixels
 from toyworld.editions import FIRST, Edition
@@ -27,6 +29,7 @@ SCALING_FACTOR = 0.5
 POSTERIOR_LOG_VARIANCE = -9.0  # constant: a standard deviation of 0.011, next to latents of about 2
 LATENT_NOISE = 0.15  # at most, of latents of standard deviation 1: errors that a denoiser leaves
 BATCH_SIZE = 8
+GPU_BATCH_SIZE = 64
 
 
 def build_vae(edition: Edition) -> AutoencoderKL:
@@ -91,13 +94,14 @@ def train_decoder(edition: Edition, codec: LinearCodec, budget: Budget, folder: 
 
     def loss_at(step: int) -> Tensor:
         torch.manual_seed(step)
-        pixels = random_pixels(edition, random.Random(f"decoder {step}"), BATCH_SIZE)
+        pixels = batch_at(step)
         latents = codec.encode(pixels)
         noise = LATENT_NOISE * torch.rand(len(pixels), 1, 1, 1) * torch.randn_like(latents)
         decoded = vae.decode(((latents + noise) / SCALING_FACTOR).to(device)).sample
         return decoder_loss(decoded, pixels.to(device))
 
-    fit(trained, loss_at, _plan("decoder", edition, budget, decay_fraction=0.6), folder / "decoder.pt")
+    with _batches("decoder", edition, device) as batch_at:
+        fit(trained, loss_at, _plan("decoder", edition, budget, decay_fraction=0.6), folder / "decoder.pt")
 
 
 def train_encoder(edition: Edition, codec: LinearCodec, budget: Budget, folder: Path, device: str = "cpu") -> None:
@@ -105,12 +109,23 @@ def train_encoder(edition: Edition, codec: LinearCodec, budget: Budget, folder: 
     vae = build_vae(edition).to(device)
 
     def loss_at(step: int) -> Tensor:
-        pixels = random_pixels(edition, random.Random(f"encoder {step}"), BATCH_SIZE)
+        pixels = batch_at(step)
         mean = vae.encode(pixels.to(device)).latent_dist.mean
         return F.mse_loss(mean * SCALING_FACTOR, codec.encode(pixels).to(device))
 
     trained = nn.ModuleDict({"encoder": vae.encoder})
-    fit(trained, loss_at, _plan("encoder", edition, budget, decay_fraction=0.8), folder / "encoder.pt")
+    with _batches("encoder", edition, device) as batch_at:
+        fit(trained, loss_at, _plan("encoder", edition, budget, decay_fraction=0.8), folder / "encoder.pt")
+
+
+def _batches(half: str, edition: Edition, device: str) -> Ahead[Tensor]:
+    """Return what renders the batch of a step."""
+    size = BATCH_SIZE if device == "cpu" else GPU_BATCH_SIZE
+    return Ahead(partial(_batch, half, edition, size), device)
+
+
+def _batch(half: str, edition: Edition, size: int, step: int) -> Tensor:
+    return random_pixels(edition, random.Random(f"{half} {step}"), size)
 
 
 def _plan(half: str, edition: Edition, budget: Budget, decay_fraction: float) -> Plan:

@@ -78,9 +78,10 @@ def test_a_batch_is_predicted_as_the_transformer_predicts_its_images_one_by_one(
 
 def a_dataset(count):
     rng = np.random.default_rng(0)
-    tokens = np.array(build_tokenizer()(some_captions(count), padding="max_length").input_ids, dtype=np.int16)
+    tokens = torch.tensor(build_tokenizer()(some_captions(count), padding="max_length").input_ids, dtype=torch.int16)
     latents = rng.standard_normal((count, FLOW.latent_channels, 16, 16)).astype(np.float16)
-    return Dataset(latents, rng.random((count, 1, 16, 16)).astype(np.float16), tokens[:, None])
+    masks = rng.random((count, 1, 16, 16)).astype(np.float16)
+    return Dataset(torch.from_numpy(latents), torch.from_numpy(masks), tokens[:, None])
 
 
 def trained(folder, *budgets):

@@ -431,9 +431,9 @@ def test_networks_of_each_edition_fit_its_latents_and_words(name):
 
     edition = replace(EDITIONS[name], unet_widths=(32, 32))
     settings = BaseSettings(folder=None, edition=edition, batch_size=2)
-    tokens = np.ones((3, MAX_LENGTH) if edition.name == "first" else (3, 4, MAX_LENGTH), dtype=np.int16)
-    masks = np.zeros((3, len(edition.mask_weights), 8, 8), dtype=np.float16)
-    data = Dataset(np.zeros((3, edition.latent_channels, 8, 8), dtype=np.float16), masks, tokens)
+    tokens = torch.ones((3, MAX_LENGTH) if edition.name == "first" else (3, 4, MAX_LENGTH), dtype=torch.int16)
+    masks = torch.zeros(3, len(edition.mask_weights), 8, 8, dtype=torch.float16)
+    data = Dataset(torch.zeros(3, edition.latent_channels, 8, 8, dtype=torch.float16), masks, tokens)
     loss = BaseTask(build_modules(settings), data, settings)(0)
     assert loss.isfinite()
 

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dreambooth.errors import UserError
+from toyworld.ahead import Ahead
 from toyworld.latents import to_pixels
 from toyworld.second import picture
 from toyworld.second.look import HEADS, NUM_EYES, WORN
@@ -318,27 +319,34 @@ def train_judge(
     """Train a judge, or resume; its state is in `folder`/judge.pt.
 
     soften: ways to make pixels [B, 3, H, W] look as if a model had drawn them (a VAE's round trip, say). Half of the
-    batches go through one of them; all go through `augment`.
+    batches go through one of them; all go through `augment`. Both work on the training's device.
     """
     torch.manual_seed(0)
     net = JudgeNet().to(device)
 
     def loss_at(step: int) -> Tensor:
         torch.manual_seed(step)
-        rng = random.Random(f"judge {step}")
-        pictures = training_pictures(rng, NUM_THINGS)
-        pixels = to_pixels([picture.render(shown) for shown in pictures])
+        pixels, truth, rng = batch_at(step)
+        pixels = pixels.to(device)
         if rng.random() < P_SOFTENED:
             with torch.no_grad():
                 pixels = rng.choice(soften)(pixels)
-        return judge_loss(net, augment(pixels, rng).to(device), truth_of(pictures).to(device))
+        return judge_loss(net, augment(pixels, rng), truth.to(device))
 
     plan = Plan(
         "judge", budget, peak_lr=2e-3, muon_lr=0.02, muon_prefix="body.", decay_fraction=0.8, ema_decay=0.99,
         weight_decay=1e-2,
     )  # fmt: skip
-    fit(net, loss_at, plan, folder / "judge.pt")
+    with Ahead(_batch, device) as batch_at:
+        fit(net, loss_at, plan, folder / "judge.pt")
     return Judge(net.cpu())
+
+
+def _batch(step: int) -> tuple[Tensor, Truth, random.Random]:
+    """Return the pixels of a step and their truth, and what its further draws come from."""
+    rng = random.Random(f"judge {step}")
+    pictures = training_pictures(rng, NUM_THINGS)
+    return to_pixels([picture.render(shown) for shown in pictures]), truth_of(pictures), rng
 
 
 @torch.no_grad()
