@@ -206,7 +206,10 @@ def prepare(
     """
     run, config, family, captions = session.run, session.config, inputs.family, inputs.subject_data.captions
     build.warn_of_other_base(inputs.subject_data.start, inputs.base_fingerprint, config)
-    trained = find_method(config.method.name).attach(family, build.method_settings(config, family, randomness))
+    photos = inputs.subject_data.photos
+    start_words = build.choose_start_words(config, family, photos) if session.state is None else None
+    settings = build.method_settings(config, family, randomness, start_words)
+    trained = find_method(config.method.name).attach(family, settings)
     if is_first():
         build.check_disk(run, family, config)
     build.keep_off_device(family, config)

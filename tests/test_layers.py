@@ -24,6 +24,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
         "files",
         "home_folder",
         "hub",
+        "looks",
         "randomness",
         "timesteps",
         "schedules",

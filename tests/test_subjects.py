@@ -401,7 +401,7 @@ def test_each_subject_is_trained_under_its_own_prompt(two_file: Path, pictures: 
 
 
 def word_settings(**changes: Any) -> MethodSettings:
-    everything = {"rank": 2, "words": ("<sks>", "<olis>"), "initializer_tokens": ("dog", "cat"), "seed": 3}
+    everything = {"rank": 2, "words": ("<sks>", "<olis>"), "start_words": (("dog",), ("cat",)), "seed": 3}
     return MethodSettings(**{**everything, **changes})
 
 

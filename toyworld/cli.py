@@ -83,6 +83,7 @@ def _add_subject(commands: Any) -> None:
     subject = commands.add_parser("subject", help="write photos of one subject that no training image shows")
     subject.add_argument("--class", dest="class_noun", required=True, help="class noun, e.g. robot or dog")
     subject.add_argument("--seed", type=int, default=0, help="each number is another subject (default: %(default)s)")
+    _add_edition(subject)
     subject.add_argument("--count", type=int, default=5, help="number of photos (default: %(default)s)")
     subject.add_argument(
         "--places", nargs="+", default=["grass", "studio", "city", "snow", "forest"], help="scenes, used in turn"
@@ -200,10 +201,11 @@ def _render(args: argparse.Namespace) -> None:
 
 
 def _subject(args: argparse.Namespace) -> None:
-    from toyworld.photos import captions, photos
+    from toyworld.photos import captions, photos, second_photos
 
     args.out.mkdir(parents=True, exist_ok=True)
-    images = photos(args.class_noun, args.seed, args.count, args.places)
+    draw = photos if args.edition == "first" else second_photos
+    images = draw(args.class_noun, args.seed, args.count, args.places)
     for i, (image, caption) in enumerate(zip(images, captions(args.count, args.places), strict=True)):
         path = args.out / f"{i:02d}.png"
         image.save(path)

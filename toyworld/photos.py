@@ -9,6 +9,7 @@ from PIL import Image
 
 from toyworld import world
 from toyworld.scenes import PHRASES
+from toyworld.second import picture
 
 PLACES = ("grass", "studio", "city", "snow", "forest")  # none of them in `outcome.UNSEEN_PLACES`
 
@@ -21,6 +22,13 @@ def photos(class_noun: str, seed: int, count: int = 5, places: Sequence[str] = P
     spec = world.subject(class_noun, seed)
     rng = random.Random(f"pictures of {class_noun} {seed}")
     return [world.render(spec, world.random_scene(rng, places[i % len(places)])) for i in range(count)]
+
+
+def second_photos(class_noun: str, seed: int, count: int = 5, places: Sequence[str] = PLACES) -> list[Image.Image]:
+    """Return `count` images of the second edition's subject `seed` of its class, alone, cycling through `places`."""
+    spec = picture.subject(class_noun, seed)
+    rng = random.Random(f"second pictures of {class_noun} {seed}")
+    return [picture.render(picture.picture_of(rng, spec, places[i % len(places)])) for i in range(count)]
 
 
 def captions(count: int = 5, places: Sequence[str] = PLACES) -> list[str]:

@@ -47,6 +47,7 @@ from dreambooth.build.prompts import (
 )
 from dreambooth.build.samplers import check_samplers, prior_sampler, validation_sampler
 from dreambooth.build.shared import SharedInputs
+from dreambooth.build.start_words import choose_start_words
 from dreambooth.build.subjects import (
     SubjectData,
     buckets_of,
@@ -80,6 +81,7 @@ __all__ = [
     "check_samplers",
     "check_wording",
     "checkpoint_activations",
+    "choose_start_words",
     "class_prompts_of",
     "compute_dtype",
     "disk_need",

@@ -12,7 +12,7 @@ from dreambooth.families import Family
 from dreambooth.generation.models.location import model_folder
 from dreambooth.home_folder import with_home, without_home
 from dreambooth.methods import default_lr, find_facts
-from dreambooth.methods.base import MethodSettings
+from dreambooth.methods.base import MethodSettings, StartWords
 from dreambooth.randomness import Randomness
 from dreambooth.subject_info import LearnedSubject, SubjectInfo, card_in_file, read_card
 from dreambooth.training.objective import LossSettings
@@ -20,10 +20,16 @@ from dreambooth.training.optimizer import OptimSettings
 from dreambooth.training.optimizers import import_package
 
 logger = logging.getLogger(__name__)
+AUTO = "auto"  # of method.start_word: see `start_words`
 
 
-def method_settings(config: Config, family: Family, randomness: Randomness) -> MethodSettings:
-    """Return the settings of the method. Raises UserError for those of a text encoder that the base keeps frozen."""
+def method_settings(
+    config: Config, family: Family, randomness: Randomness, start_words: StartWords | None = None
+) -> MethodSettings:
+    """Return the settings of the method. Raises UserError for those of a text encoder that the base keeps frozen.
+
+    start_words: by subject; None: those that the config names, which do not matter where trained weights are loaded.
+    """
     method, subjects = config.method, config.subjects
     if not family.text_encoders:
         check_without_text_encoders(config)
@@ -37,12 +43,20 @@ def method_settings(config: Config, family: Family, randomness: Randomness) -> M
         targets=tuple(method.targets),
         words=tuple(subject.identifier for subject in subjects),
         num_vectors=method.num_vectors,
-        initializer_tokens=tuple(method.start_word or subject.class_noun for subject in subjects),
+        start_words=named_start_words(config) if start_words is None else start_words,
         trains_identifier_rows_only=config.optim.identifier_lr is not None,
         base_dtype=compute_dtype(config, family),
         start=find_start(config),
         seed=randomness.torch_seed("method"),
     )
+
+
+def named_start_words(config: Config) -> StartWords:
+    """Return the words that the config names for each subject: by default a new word's are its class noun."""
+    named, is_new = config.method.start_word, find_facts(config.method.name).adds_tokens
+    if named is not None and named != AUTO:
+        return (tuple(named.split()),) * len(config.subjects)
+    return tuple((subject.class_noun,) if is_new else () for subject in config.subjects)
 
 
 def check_without_text_encoders(config: Config) -> None:
@@ -52,6 +66,8 @@ def check_without_text_encoders(config: Config) -> None:
             f"method.name={config.method.name}: learns a new word through the text encoder, and this base's stays "
             "frozen; use lora, loha, lokr or full"
         )
+    if config.method.start_word is not None:
+        raise UserError("method.start_word: this base's text encoder stays frozen; set it to null")
     for name in ("text_encoder_lr", "identifier_lr", "text_encoder_stop_step", "text_encoder_stop_drift"):
         if (value := getattr(config.optim, name)) is not None:
             raise UserError(f"optim.{name}={value:g}: this base's text encoder stays frozen; set it to null")

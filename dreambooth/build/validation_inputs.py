@@ -87,14 +87,14 @@ def find_encoders(config: Config, validation_log: ValidationLog, load: LoadEncod
         measured_by = validation_log.entries[0].measured_by or {}
         begun = {"dino": measured_by.get("dino"), "clip": measured_by.get("clip_t")}
         names = {part: begun[part] if name == "auto" else name for part, name in names.items()}
-    names = {part: _auto_encoder(part) if name == "auto" else name for part, name in names.items()}
+    names = {part: auto_encoder(part) if name == "auto" else name for part, name in names.items()}
     if names["dino"] is None and names["clip"] is None:
         return None
     read_by = ReaderNames(validate.matcher, validate.reader, tuple(validate.questions))
     return load(names["dino"], names["clip"], device, True, read_by)
 
 
-def _auto_encoder(part: str) -> str | None:
+def auto_encoder(part: str) -> str | None:
     """Return the usual encoder, if it can be loaded."""
     name = AUTO_ENCODERS[part]
     if is_available(name):

@@ -232,7 +232,10 @@ class MethodConfig:
         1, "textual_inversion, pivotal: embedding vectors of the new word, a token each", minimum=1
     )
     start_word: str | None = setting(
-        None, "textual_inversion, pivotal: word whose embedding initialises the new one; null: the class noun"
+        None,
+        "full, textual_inversion, pivotal: words whose mean embedding the identifier's starts as, such as 'striped "
+        "purple'; auto: the pattern, material and colour that validate.clip sees in the photos; null: the class noun, "
+        "with full its own",
     )
 
 

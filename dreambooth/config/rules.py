@@ -41,6 +41,7 @@ def joint_problems(config: Config) -> typing.Iterator[str]:
         yield f"optim.identifier_lr: {config.method.name} trains no row of the embedding (pivotal does); set it to null"
     if optim.text_encoder_stop_drift is not None and not config.validate.every_steps:
         yield "optim.text_encoder_stop_drift: set, but validate.every_steps is 0: nothing measures the drift"
+    yield from _start_word_problems(config)
     if config.method.start is not None and config.method.name in ("full", "custom_diffusion"):
         yield f"method.start: {config.method.name} starts from model.base; set it to null"
     if config.validate.every_steps and not config.validate.prompts:
@@ -226,6 +227,23 @@ def _kind_problems(section: str, kind: str, config: Config) -> typing.Iterator[s
         yield "data.captions: false, but a dataset is learned from its captions; set it to true"
     if kind == "dataset" and (learns_word or config.optim.identifier_lr is not None):
         yield f"method.name: {config.method.name} trains an identifier, and a dataset has none; use lora"
+
+
+def _start_word_problems(config: Config) -> typing.Iterator[str]:
+    """Yield what keeps an identifier's embedding from starting as that of other words."""
+    method, kind = config.method, config.subjects[0].kind
+    if method.start_word is None:
+        return
+    if method.name in ("lora", "loha", "lokr", "custom_diffusion"):
+        yield f"method.start_word: {method.name} trains no row of the embedding (pivotal does); set it to null"
+    if method.name == "full" and not method.train_text_encoder:
+        yield "method.start_word: set, but method.train_text_encoder is false"
+    if method.name == "full" and kind == "dataset":
+        yield "method.start_word: set, but a dataset has no identifier; set it to null"
+    if method.start_word == "auto" and config.validate.clip is None:
+        yield "method.start_word: auto chooses by validate.clip, which is null; name a CLIP or the words themselves"
+    if method.start_word == "auto" and kind == "style":
+        yield "method.start_word: auto tells what a subject looks like; name a word for a style, such as painting"
 
 
 def _question_problems(config: Config) -> typing.Iterator[str]:

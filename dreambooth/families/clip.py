@@ -3,6 +3,7 @@
 import itertools
 import logging
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -93,29 +94,34 @@ def expand_words(tokenizer: Any, prompt: str) -> str:
 
 
 @torch.no_grad()
-def add_word(tokenizer: Any, text_encoder: Any, word: str, num_vectors: int, initializer_token: str) -> list[int]:
-    """Add a word of `num_vectors` tokens to the tokenizer, each embedded like `initializer_token`. Returns their ids.
+def add_word(tokenizer: Any, text_encoder: Any, word: str, num_vectors: int, start_words: Sequence[str]) -> list[int]:
+    """Add a word of several tokens to the tokenizer, each embedded as the mean of `start_words`; return their ids.
 
-    Raises UserError for a word that it already has, and for an initializer that is not one token.
+    Raises UserError for a word that it already has, and for a start word that is not one token.
     """
     if len(token_ids(tokenizer, word)) == 1:
         raise UserError(
             f"subject.identifier: {word!r} is a word of this model already, and this method learns a new one; "
             f"write <{word.strip('<>')}>, say"
         )
-    start_ids = token_ids(tokenizer, initializer_token)
-    if len(start_ids) != 1:
-        raise UserError(
-            f"method.start_word: {initializer_token!r} is {len(start_ids)} tokens to this tokenizer; "
-            "name a word that is one token"
-        )
+    start_ids = [single_token(token_ids(tokenizer, each), each) for each in start_words]
     tokens = [word, *(f"{word}_{number}" for number in range(1, num_vectors))]
     tokenizer.add_tokens(tokens)
     ids = tokenizer.convert_tokens_to_ids(tokens)
     text_encoder.resize_token_embeddings(max(len(tokenizer), text_encoder.config.vocab_size), mean_resizing=False)
     embedding = text_encoder.get_input_embeddings().weight
-    embedding[ids] = embedding[start_ids]
+    embedding[ids] = embedding[start_ids].mean(0)
     return ids
+
+
+def single_token(token_ids: list[int], start_word: str) -> int:
+    """Return the id of the token that a start word is. Raises UserError if it is several."""
+    if len(token_ids) != 1:
+        raise UserError(
+            f"method.start_word: {start_word!r} is {len(token_ids)} tokens to this tokenizer; "
+            "name a word that is one token"
+        )
+    return token_ids[0]
 
 
 def pool_at_end_token(tokenizer: Any, text_encoder: Any) -> None:

@@ -7,7 +7,7 @@ Shapes: N tokens, D width of the text encoder.
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -166,7 +166,7 @@ class FrozenText(PromptCache):
         for each in self.frozen_encoders:
             each.release()
 
-    def add_word(self, word: str, num_vectors: int, initializer_token: str) -> list[list[int]]:
+    def add_word(self, word: str, num_vectors: int, start_words: Sequence[str]) -> list[list[int]]:
         raise UserError(
             "method.name: a new word is learned through the text encoder, and this family's stays frozen; use lora, "
             "loha, lokr or full"

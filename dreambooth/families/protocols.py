@@ -125,10 +125,10 @@ class TextSide(Protocol):
         """Return whether a token is so frequent in texts that its meaning would hinder an identifier."""
         ...
 
-    def add_word(self, word: str, num_vectors: int, initializer_token: str) -> list[list[int]]:
-        """Add a word of several tokens, each embedded like `initializer_token`; return their ids by text encoder.
+    def add_word(self, word: str, num_vectors: int, start_words: Sequence[str]) -> list[list[int]]:
+        """Add a word of several tokens, each embedded as the mean of `start_words`; return their ids by text encoder.
 
-        Raises UserError for a word that is known already, and for an initializer that is not one token.
+        Raises UserError for a word that is known already, and for a start word that is not one token.
         """
         ...
 

@@ -4,6 +4,7 @@ Shapes: B batch, C channels, H/W latent height and width, N tokens, D width of t
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -67,8 +68,8 @@ class StableDiffusion(UNetFamily, clip.ClipTokens, ClipWeights):
         predicts_v = self.schedule.prediction == "v_prediction"
         return "stable-diffusion-v2-768-v" if predicts_v else "stable-diffusion-v2-512"
 
-    def add_word(self, word: str, num_vectors: int, initializer_token: str) -> list[list[int]]:
-        return [clip.add_word(self.tokenizer, self.text_encoder, word, num_vectors, initializer_token)]
+    def add_word(self, word: str, num_vectors: int, start_words: Sequence[str]) -> list[list[int]]:
+        return [clip.add_word(self.tokenizer, self.text_encoder, word, num_vectors, start_words)]
 
     def pipeline(self) -> StableDiffusionPipeline:
         """Return the networks as a pipeline without a safety checker, which the base's folder may or may not hold."""

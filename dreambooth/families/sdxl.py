@@ -4,6 +4,7 @@ Podell et al. 2023, arXiv 2307.01952. Its VAE overflows in float16: here a VAE i
 Shapes: B batch, C channels, H/W latent height and width, N tokens, D width of both text encoders together, P pooled.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -90,10 +91,8 @@ class StableDiffusionXL(UNetFamily, clip.ClipTokens, ClipWeights):
         inputs = super().text_inputs(noisy_BCHW, conditioning)
         return {**inputs, "added_cond_kwargs": {**added, **inputs.get("added_cond_kwargs", {})}}
 
-    def add_word(self, word: str, num_vectors: int, initializer_token: str) -> list[list[int]]:
-        return [
-            clip.add_word(tokenizer, part, word, num_vectors, initializer_token) for tokenizer, part in self._text_side
-        ]
+    def add_word(self, word: str, num_vectors: int, start_words: Sequence[str]) -> list[list[int]]:
+        return [clip.add_word(tokenizer, part, word, num_vectors, start_words) for tokenizer, part in self._text_side]
 
     def pipeline(self) -> StableDiffusionXLPipeline:
         """Return the networks as a pipeline without a watermark."""

@@ -10,13 +10,16 @@ from torch import nn
 from dreambooth.families import Family
 from dreambooth.methods import Facts
 
+StartWords = tuple[tuple[str, ...], ...]  # by identifier
+
 
 @dataclass(frozen=True)
 class MethodSettings:
     """Hold the settings of a method; each reads those that concern it.
 
     rank, alpha, dropout, dora, rslora, targets: of adapters (`adapters`).
-    words: the identifiers. num_vectors, initializer_tokens: where they are new tokens (`textual_inversion`).
+    words: the identifiers. start_words: by identifier, those whose mean embedding it starts as; none: its own.
+    num_vectors: of an identifier that is a new token (`textual_inversion`).
     trains_identifier_rows_only: of the token embedding only their rows train.
     start: a file, or a folder with a result's own files, that the adapter or the words begin from (`init_from`).
     base_dtype: of weights that an adapter does not change. seed: of the adapters' initial values.
@@ -31,7 +34,7 @@ class MethodSettings:
     targets: tuple[str, ...] = ("attention",)
     words: tuple[str, ...] = ()
     num_vectors: int = 1
-    initializer_tokens: tuple[str, ...] = ()
+    start_words: StartWords = ()
     trains_identifier_rows_only: bool = False
     start: Path | None = None
     base_dtype: torch.dtype = torch.float32

@@ -28,9 +28,9 @@ WORD_FILE = "learned_embeds.safetensors"  # the name that diffusers looks for
 
 
 def attach(family: Family, settings: MethodSettings) -> dict[str, nn.Module]:
-    """Add the words, each vector of a word initialized as that of its initializer token; nothing else trains.
+    """Add the words, each vector of a word initialized as the mean of its start words'; nothing else trains.
 
-    Raises UserError for a word that the tokenizer already has, and for an initializer of several tokens.
+    Raises UserError for a word that the tokenizer already has, and for a start word of several tokens.
     """
     adapters.freeze(family, settings.base_dtype)
     return _add_words(family, settings)
@@ -45,8 +45,8 @@ def attach_pivotal(family: Family, settings: MethodSettings) -> dict[str, nn.Mod
 
 def _add_words(family: Family, settings: MethodSettings) -> dict[str, nn.Module]:
     ids_by_word = [
-        family.add_word(word, settings.num_vectors, initializer_token)
-        for word, initializer_token in zip(settings.words, settings.initializer_tokens, strict=True)
+        family.add_word(word, settings.num_vectors, start_words)
+        for word, start_words in zip(settings.words, settings.start_words, strict=True)
     ]
     for text_encoder, *ids in zip(family.text_encoders, *ids_by_word, strict=True):
         text_encoder.requires_grad_(False)  # the embedding is a new, larger one

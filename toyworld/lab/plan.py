@@ -127,7 +127,9 @@ def digest_of(paths: Iterable[Path]) -> str:
 
 def overrides_of(variant: Variant, workspace: Workspace) -> list[str]:
     """Return a variant's overrides; the last step is measured unless the variant validates."""
-    return [*workspace.more, *variant.overrides, *([] if variant.validates else ["validate.every_steps=0"])]
+    start = [] if variant.starts_as_words else ["method.start_word=null"]
+    last_step = [] if variant.validates else ["validate.every_steps=0"]
+    return [*workspace.more, *start, *variant.overrides, *last_step]
 
 
 def settings_of(config: Config) -> dict[str, Any]:

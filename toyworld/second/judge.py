@@ -158,6 +158,10 @@ class Verdict:
         )
         return picture.relation_between((x, ground), (other_x, other_ground))
 
+    def stand(self, class_noun: str) -> Tensor:
+        """Return center_x, ground and size of the thing of that class, as fractions of each image, [B, 3]."""
+        return self.readings.stand[:, CLASSES.index(class_noun)]
+
     def embedding(self, class_noun: str) -> Tensor:
         """Return the identity of the thing of that class in each image, [B, E] of length 1."""
         return self.readings.embedding[:, CLASSES.index(class_noun)]
