@@ -62,7 +62,13 @@ def first_draft(request: Request, folder: ImageFolder, images: Sequence[ImageInf
     draft |= {key: choice for key, choice in fixed.items() if key not in draft}
     prompts = ["a photo of {subject} on the beach", "a photo of {subject} in the snow", "a photo of a {class}"]
     draft["validate.prompts"] = (prompts, "is the subject there, does the prompt count, what becomes of the class?")
-    return draft | encoder_settings(request.base)
+    encoders = encoder_settings(request.base)
+    if base.is_toy and "validate.clip" in encoders:
+        draft["method.start_word"] = (
+            "auto",
+            "the laboratory: those learned worst come nearest by it, .43 to .80 of the way",
+        )
+    return draft | encoders
 
 
 def run_name(folder: str) -> str:
