@@ -72,7 +72,7 @@ def write_cell(folder: Path, base: Path, label: str, form_name: str) -> None:
         return
     word = "<sks>" if BY_NAME[method].facts.adds_tokens else "sks"
     family = load_family(ModelSource(str(base)))
-    settings = MethodSettings(rank=2, words=(word,), initializer_tokens=("dog",), num_vectors=2, **METHODS[label])
+    settings = MethodSettings(rank=2, words=(word,), start_words=(("dog",),), num_vectors=2, **METHODS[label])
     generator = torch.Generator().manual_seed(1)
     for part in BY_NAME[method].attach(family, settings).values():
         part.eval()

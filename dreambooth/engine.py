@@ -206,8 +206,10 @@ def prepare(
     """
     run, config, family, captions = session.run, session.config, inputs.family, inputs.subject_data.captions
     build.warn_of_other_base(inputs.subject_data.start, inputs.base_fingerprint, config)
-    photos = inputs.subject_data.photos
-    start_words = build.choose_start_words(config, family, photos) if session.state is None else None
+    start_words = None
+    if session.state is None:  # else the identifiers' embeddings are in the state
+        clip = None if inputs.scorer is None else inputs.scorer.encoders.clip
+        start_words = build.choose_start_words(config, family, inputs.subject_data.photos, clip)
     settings = build.method_settings(config, family, randomness, start_words)
     trained = find_method(config.method.name).attach(family, settings)
     if is_first():

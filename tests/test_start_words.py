@@ -56,17 +56,35 @@ def test_an_identifier_of_several_tokens_and_a_word_of_several_are_refused(famil
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["method.name=lora", "method.start_word=red"], "method.start_word: lora trains no row"),
+        (["method.name=lora", "method.start_word=auto"], "method.start_word: lora trains no row"),
+        (["method.name=full", "method.start_word=' '"], "method.start_word: ' ' has no word"),
         (
             ["method.name=full", "method.train_text_encoder=false", "method.start_word=red"],
             "method.start_word: set, but",
         ),
         (["method.name=full", "method.start_word=auto", "validate.clip=null"], "auto chooses by validate.clip"),
+        (
+            ["method.name=pivotal", "subject.kind=style", "prior.source=none", "method.start_word=auto"],
+            "auto tells what a subject looks like",
+        ),
     ],
 )
 def test_settings_that_no_word_can_start_are_refused(config_file: Path, overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_config(config_file, overrides)
+
+
+def test_words_that_a_lora_never_read_keep_no_old_config_from_being_opened(config_file: Path) -> None:
+    assert load_config(config_file, ["method.name=lora", "method.start_word=dog"]).method.start_word == "dog"
+
+
+def test_both_text_encoders_of_sdxl_start_the_identifier_as_its_words(tiny_xl_base: Path) -> None:
+    family = load_family(str(tiny_xl_base))
+    METHODS["full"].attach(family, MethodSettings(words=("sks",), start_words=(("dog", "cat"),)))
+    ids = [family.tokenize(word)[0] for word in ("sks", "dog", "cat")]
+    for text_encoder in family.text_encoders:
+        sks_D, *words = cast(Any, text_encoder).get_input_embeddings().weight[ids].detach()
+        torch.testing.assert_close(sks_D, torch.stack(words).mean(0))
 
 
 @pytest.mark.parametrize(("class_noun", "seed"), [("robot", 21), ("dog", 1)])
@@ -102,3 +120,23 @@ def test_a_run_chooses_once_and_goes_on_with_what_it_has_learned(
 
 def test_words_are_chosen_for_auto_alone(tmp_path: Path, shipped_base: Path, family: Family) -> None:
     assert choose_start_words(toy_config(tmp_path, shipped_base, "method.start_word=red"), family, [[]]) is None
+
+
+def test_an_identifier_of_several_tokens_stays_as_it_is_and_that_is_told(
+    tmp_path: Path, shipped_base: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = toy_config(tmp_path, shipped_base, "method.start_word=auto", "subject.identifier=zorgon")
+    photos = [list_images(ROOT / "data" / "robot")]
+    assert choose_start_words(config, load_family(str(shipped_base)), photos) == ((),)
+    assert "'zorgon' is" in caplog.text
+
+
+def test_a_new_word_that_clip_chose_for_goes_on_although_its_class_noun_is_two_words(
+    tmp_path: Path, shipped_base: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    own = ["method.name=textual_inversion", "subject.identifier=<sks>", "optim.identifier_lr=null"]
+    own += ["subject.class_noun=toy robot", "method.start_word=auto"]
+    assert train(toy_config(tmp_path, shipped_base, *own, "train.max_steps=1")) == 0
+    assert "'<sks>' starts as" in caplog.text
+    assert train(toy_config(tmp_path, shipped_base, *own, "train.max_steps=2")) == 0

@@ -40,6 +40,7 @@ def quick_demo(runs: Path, base: Path, *overrides: str) -> Config:
             f"validate.clip={ENCODERS / 'clip'}",
             "log.tensorboard=false",
             "prior.source=none",
+            "method.start_word=null",
             "optim.lr=1e-3",
             "optim.schedule=constant",
             "train.batch_size=2",

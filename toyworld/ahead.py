@@ -11,7 +11,7 @@ import torch
 from torch import multiprocessing  # passes tensors through shared memory
 
 T = TypeVar("T")
-STEPS_AHEAD = 4  # of each process
+STEPS_AHEAD = 2  # of each process
 MAX_PROCESSES = 8
 
 

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train.add_argument(
         "--minutes", type=float, help=f"of all stages together (default: {MINUTES:g}; second edition: steps instead)"
     )
-    train.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    train.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
     train.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="default: all of them")
     train.add_argument("--init-from", type=Path, help="initialize denoiser and text encoder from this pipeline folder")
     train.add_argument("--batch-size", type=int, default=64, help="of the denoiser (default: %(default)s)")
@@ -125,7 +125,7 @@ def _add_flow(commands: Any) -> None:
         help="optimizer steps of the VAE's halves, and of text encoder and transformer "
         f"(default: {' '.join(map(str, FLOW_STEPS))})",
     )  # fmt: skip
-    flow.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    flow.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
     flow.add_argument("--batch-size", type=int, default=64, help="(default: %(default)s)")
     flow.add_argument("--processes", type=int, default=2, help="on a CPU (default: %(default)s)")
     flow.add_argument("--num-samples", type=int, default=100_000, help="in the training set (default: %(default)s)")

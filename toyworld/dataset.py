@@ -1,8 +1,8 @@
 """The denoiser's training set: latents, masks and caption tokens of the first N samples, made once on disk.
 
-Files in a folder: codec.safetensors, latents.npy (float16 [N, C, h, w]), masks.npy (float16 [N, M, h, w], each mask's
-fraction of each latent position), tokens.npy (int16 [N, K, 32], K captions of each image). They are memory-mapped, so
-several processes share them; a GPU takes all of them into its memory.
+Files in a folder: codec.safetensors, N-latents.npy (float16 [N, C, h, w]), N-masks.npy (float16 [N, M, h, w], each
+mask's fraction of each latent position), N-tokens.npy (int16 [N, K, 32], K captions of each image). They are
+memory-mapped, so several processes share them; a GPU takes all of them into its memory.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def load_or_make_dataset(folder: Path, edition: Edition, num_samples: int, num_p
         _make(folder, edition, num_samples, num_processes)
         done.touch()
     # Copy on write: nothing writes to them, but PyTorch warns of arrays that are read-only.
-    arrays = (np.load(folder / f"{name}.npy", mmap_mode="c") for name in ("latents", "masks", "tokens"))
+    arrays = (np.load(folder / f"{num_samples}-{name}.npy", mmap_mode="c") for name in ("latents", "masks", "tokens"))
     return Dataset(*(torch.from_numpy(array) for array in arrays))
 
 
@@ -105,7 +105,10 @@ def _make(folder: Path, edition: Edition, num_samples: int, num_processes: int) 
         with multiprocessing.get_context("spawn").Pool(num_processes, torch.set_num_threads, (1,)) as pool:
             pool.map(make, missing, chunksize=1)
     for name in ("latents", "masks", "tokens"):
-        np.save(folder / f"{name}.npy", np.concatenate([np.load(_path(parts, chunk))[name] for chunk in chunks]))
+        np.save(
+            folder / f"{num_samples}-{name}.npy",
+            np.concatenate([np.load(_path(parts, chunk))[name] for chunk in chunks]),
+        )
     shutil.rmtree(parts)
 
 

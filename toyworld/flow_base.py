@@ -100,7 +100,7 @@ class FlowTask(DenoiserTask):
         sigma_B = torch.sigmoid(LOCATION + SCALE * normal_B)
         sigma_B111 = sigma_B[:, None, None, None]
         noisy_BChw = (1 - sigma_B111) * latents_BChw + sigma_B111 * noise_BChw
-        length_B = (tokens_BL != self.pad_id).sum(1)
+        length_B = (tokens_BL != self.pad_id).sum(1).cpu()
         tokens_BL = tokens_BL[:, : int(length_B.max())]
         with self.autocast():
             read = self.text_encoder(tokens_BL, attention_mask=tokens_BL != self.pad_id, output_hidden_states=True)

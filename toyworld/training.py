@@ -186,7 +186,8 @@ class Run:
     def update(self, loss: Tensor, lr_factor: float) -> None:
         """Take one optimizer step on gradients averaged over the processes.
 
-        On a GPU nothing waits for the result, so that it always has work; a CPU's gradients are looked at here.
+        On a GPU nothing waits for the result, so that it always has work. On a CPU it raises NonFiniteError before the
+        step if the gradient is not finite.
         """
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)

@@ -52,10 +52,13 @@ def method_settings(
 
 
 def named_start_words(config: Config) -> StartWords:
-    """Return the words that the config names for each subject: by default a new word's are its class noun."""
+    """Return the words that the config names for each subject: by default a new word's are its class noun.
+
+    None at all for `auto`, which is chosen where a run begins.
+    """
     named, is_new = config.method.start_word, find_facts(config.method.name).adds_tokens
-    if named is not None and named != AUTO:
-        return (tuple(named.split()),) * len(config.subjects)
+    if named is not None:
+        return (() if named == AUTO else tuple(named.split()),) * len(config.subjects)
     return tuple((subject.class_noun,) if is_new else () for subject in config.subjects)
 
 

@@ -12,10 +12,12 @@ from dreambooth.build.method import AUTO
 from dreambooth.build.networks import pick_device
 from dreambooth.build.validation_inputs import auto_encoder
 from dreambooth.config import Config
+from dreambooth.config.fields import SubjectConfig
 from dreambooth.data.image_files import load_image
 from dreambooth.errors import UserError
 from dreambooth.families import Family
 from dreambooth.looks import COLOURS, MATERIALS, PATTERNS
+from dreambooth.methods import find_facts
 from dreambooth.methods.base import StartWords
 from dreambooth.metrics.encoders import ClipEncoder, load_clip
 from dreambooth.metrics.scores import similarity
@@ -24,24 +26,47 @@ logger = logging.getLogger(__name__)
 KINDS = (PATTERNS, MATERIALS, COLOURS)  # of words, of each of which one is chosen
 
 
-def choose_start_words(config: Config, family: Family, photos: Sequence[Sequence[Path]]) -> StartWords | None:
-    """Return words for each subject's looks, chosen from its photos; None unless method.start_word is auto.
+def choose_start_words(
+    config: Config, family: Family, photos: Sequence[Sequence[Path]], clip: ClipEncoder | None = None
+) -> StartWords | None:
+    """Return words for each subject's looks, chosen from its photos; None where there is nothing to choose.
 
-    Raises UserError without a CLIP to choose by, and ModelError for one that cannot be loaded.
+    That is unless method.start_word is auto, after method.start, and for text encoders that stay frozen. clip: that is
+    loaded already. Raises UserError without a CLIP to choose by, and ModelError for one that cannot be loaded.
     """
-    if config.method.start_word != AUTO:
+    if config.method.start_word != AUTO or config.method.start is not None or not family.text_encoders:
         return None
+    clip = clip or _load_clip(config)
+    return tuple(
+        _chosen(clip, family, own, subject, is_new=find_facts(config.method.name).adds_tokens)
+        for subject, own in zip(config.subjects, photos, strict=True)
+    )
+
+
+def _load_clip(config: Config) -> ClipEncoder:
     name = config.validate.clip
     name = auto_encoder("clip") if name == "auto" else name
     if name is None:
         raise UserError(
             "method.start_word=auto: chooses by a CLIP, and none is here; name one (validate.clip) or words"
         )
-    clip, chosen = load_clip(name, str(pick_device(config))), []
-    for subject, own in zip(config.subjects, photos, strict=True):
-        chosen.append(looks(clip, family, own, subject.class_noun))
-        logger.info(f"{subject.identifier!r} starts as {', '.join(chosen[-1])} (method.start_word, by {name})")
-    return tuple(chosen)
+    return load_clip(name, str(pick_device(config)))
+
+
+def _chosen(
+    clip: ClipEncoder, family: Family, photos: Sequence[Path], subject: SubjectConfig, is_new: bool
+) -> tuple[str, ...]:
+    """Return the words of a subject, and say which; none for an identifier of several tokens that the base knows."""
+    word = subject.identifier
+    if not is_new and (number := len(family.tokenize(word))) != 1:
+        logger.warning(
+            f"subject.identifier: {word!r} is {number} tokens, which other words have too, so it starts as it is; one "
+            "of a single token would start as words for the subject's looks (method.start_word=auto)"
+        )
+        return ()
+    chosen = looks(clip, family, photos, subject.class_noun)
+    logger.info(f"{word!r} starts as {', '.join(chosen)} (method.start_word, by {clip.name})")
+    return chosen
 
 
 def looks(clip: ClipEncoder, family: Family, photos: Sequence[Path], class_noun: str) -> tuple[str, ...]:

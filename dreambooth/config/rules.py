@@ -234,12 +234,15 @@ def _start_word_problems(config: Config) -> typing.Iterator[str]:
     method, kind = config.method, config.subjects[0].kind
     if method.start_word is None:
         return
-    if method.name in ("lora", "loha", "lokr", "custom_diffusion"):
-        yield f"method.start_word: {method.name} trains no row of the embedding (pivotal does); set it to null"
+    if not method.start_word.split():
+        yield f"method.start_word: {method.start_word!r} has no word; name one or several, auto, or null"
     if method.name == "full" and not method.train_text_encoder:
         yield "method.start_word: set, but method.train_text_encoder is false"
     if method.name == "full" and kind == "dataset":
         yield "method.start_word: set, but a dataset has no identifier; set it to null"
+    # Words of one's own have always been passed over by these methods, and old runs may have some.
+    if method.start_word == "auto" and method.name in ("lora", "loha", "lokr", "custom_diffusion"):
+        yield f"method.start_word: {method.name} trains no row of the embedding (pivotal does); set it to null"
     if method.start_word == "auto" and config.validate.clip is None:
         yield "method.start_word: auto chooses by validate.clip, which is null; name a CLIP or the words themselves"
     if method.start_word == "auto" and kind == "style":

@@ -97,6 +97,8 @@ def expand_words(tokenizer: Any, prompt: str) -> str:
 def add_word(tokenizer: Any, text_encoder: Any, word: str, num_vectors: int, start_words: Sequence[str]) -> list[int]:
     """Add a word of several tokens to the tokenizer, each embedded as the mean of `start_words`; return their ids.
 
+    Without start words the embedding is random: for trained words, which are loaded afterwards.
+
     Raises UserError for a word that it already has, and for a start word that is not one token.
     """
     if len(token_ids(tokenizer, word)) == 1:
@@ -110,7 +112,8 @@ def add_word(tokenizer: Any, text_encoder: Any, word: str, num_vectors: int, sta
     ids = tokenizer.convert_tokens_to_ids(tokens)
     text_encoder.resize_token_embeddings(max(len(tokenizer), text_encoder.config.vocab_size), mean_resizing=False)
     embedding = text_encoder.get_input_embeddings().weight
-    embedding[ids] = embedding[start_ids].mean(0)
+    if start_ids:
+        embedding[ids] = embedding[start_ids].mean(0)
     return ids
 
 

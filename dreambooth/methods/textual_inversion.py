@@ -53,14 +53,14 @@ def _add_words(family: Family, settings: MethodSettings) -> dict[str, nn.Module]
         config = TrainableTokensConfig(token_indices=[*chain(*ids)], target_modules=["token_embedding"])
         inject_adapter_in_model(config, text_encoder, adapters.ADAPTER)
     if settings.start is not None:
-        _start_words(family, settings, settings.start)
+        _start_from_files(family, settings, settings.start)
     return adapters.prepare_trainable(
         {f"text_encoder_{number}": part for number, part in enumerate(family.text_encoders)}
     )
 
 
 @torch.no_grad()
-def _start_words(family: Family, settings: MethodSettings, folder: Path) -> None:
+def _start_from_files(family: Family, settings: MethodSettings, folder: Path) -> None:
     """Let the words begin as the files have them. Raises UserError for other words, ModelError for another base."""
     learned = read(family, folder)
     if tuple(learned) != settings.words:

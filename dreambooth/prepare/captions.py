@@ -1,7 +1,7 @@
 """Captions of photos: what is wrong with those that the user wrote, and proposals.
 
 A caption should have {subject}, should not say what the subject looks like, which its identifier is to learn, and
-should say where it is. The words are in `caption_rules`.
+should say where it is. The words are in `caption_rules` and `looks`.
 """
 
 import re

@@ -66,7 +66,7 @@ def first_draft(request: Request, folder: ImageFolder, images: Sequence[ImageInf
     if base.is_toy and "validate.clip" in encoders:
         draft["method.start_word"] = (
             "auto",
-            "the laboratory: those learned worst come nearest by it, .43 to .80 of the way",
+            "the laboratory: on average .91 of the way with it, .83 without",
         )
     return draft | encoders
 

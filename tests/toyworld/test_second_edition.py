@@ -407,6 +407,21 @@ def test_the_data_set_holds_masks_and_several_captions_of_each_image(tmp_path):
     )
 
 
+def test_several_processes_make_the_same_data_set_and_one_of_another_size_lies_beside_it(tmp_path):
+    from toyworld import dataset
+
+    folders = [tmp_path / name for name in ("one", "two")]
+    codec = dataset.fit_codec(dataset.to_pixels([picture.render(shown) for shown in SAMPLES[:40]]), 64, 8)
+    for folder in folders:
+        folder.mkdir()
+        codec.save(folder / "codec.safetensors")
+    one, two = (dataset.load_or_make_dataset(folder, SECOND, 12, i + 1) for i, folder in enumerate(folders))
+    assert torch.equal(one.latents, two.latents)
+    assert torch.equal(one.tokens, two.tokens)
+    assert len(dataset.load_or_make_dataset(folders[0], SECOND, 5)) == 5
+    assert len(dataset.load_or_make_dataset(folders[0], SECOND, 12)) == 12
+
+
 def test_a_codec_of_another_edition_is_refused(tmp_path):
     from toyworld import dataset
 
