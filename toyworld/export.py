@@ -12,13 +12,16 @@ from torch import nn
 from dreambooth.errors import UserError
 from dreambooth.exporting.pipeline import save_pipeline
 from toyworld.base import BaseSettings, build_modules, sampling_scheduler
-from toyworld.editions import FIRST, Edition
+from toyworld.editions import FIRST, SECOND, Edition
+from toyworld.evaluate import add_model_card
 from toyworld.judge import Judge, JudgeNet
 from toyworld.second.judge import Judge as SecondJudge
 from toyworld.second.judge import JudgeNet as SecondJudgeNet
 from toyworld.tokenizer import build_tokenizer
 from toyworld.training import load_average
 from toyworld.vae import build_vae
+
+SECOND_CARD = Path(__file__).parent / "second" / "card.md"
 
 
 def trained_vae(work: Path, edition: Edition) -> AutoencoderKL:
@@ -63,8 +66,13 @@ def trained_pipeline(work: Path, edition: Edition) -> StableDiffusionPipeline:
 
 
 def export(work: Path, out: Path, edition: Edition) -> None:
-    """Write the pipeline folder and the judge beside it; every float is stored in 16 bits."""
+    """Write the pipeline folder and the judge beside it; every float is stored in 16 bits.
+
+    A second edition's gets a model card, whose figures `toyworld evaluate` fills in.
+    """
     pipeline: Any = trained_pipeline(work, edition)
     save_pipeline(pipeline.to(torch.float16), out)
+    if edition is SECOND:
+        add_model_card(SECOND_CARD, out)
     if (work / "judge.pt").is_file():
         trained_judge(work, edition).save(out / "judge")
