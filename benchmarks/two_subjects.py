@@ -126,10 +126,10 @@ def rows(model: dreambooth.Model, judge: Judge, subjects: list[Subject], num_ima
     verdicts = {name: judge(images) for name, images in drawn.items()}
     nouns = {one.noun for one in subjects}
     seen = fmean(set(verdicts["both"].seen(i)[:2]) == nouns for i in range(len(drawn["both"])))
-    lines = []
+    encoders, lines = load_encoders(encoder, None), []
     for one, other in ((first, second), (second, first)):
         likeness = Likeness.of(judge, one.spec, other.spec)
-        scorer = SubjectScorer(load_encoders(encoder, None), cut_out(one.photos, judge(one.photos), one.noun))
+        scorer = SubjectScorer(encoders, cut_out(one.photos, judge(one.photos), one.noun))
         dino = {}
         for name in (one.noun, "both"):
             squares = cut_out(drawn[name], verdicts[name], one.noun)

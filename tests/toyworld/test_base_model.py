@@ -344,11 +344,17 @@ def test_muon_moves_all_directions_of_a_matrix_at_about_the_same_speed(shape):
 # --- the shipped base
 
 
-def test_the_shipped_base_is_small_and_complete():
-    files = [path for path in SHIPPED.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 20_000_000
-    names = {path.relative_to(SHIPPED).parts[0] for path in files}
-    assert {"unet", "vae", "text_encoder", "tokenizer", "scheduler", "judge", "model_index.json", "README.md"} <= names
+@pytest.mark.parametrize(
+    ("name", "denoiser", "megabytes"),
+    [("toyworld", "unet", 20), ("toyworld-second", "unet", 25), ("toyworld-flow", "transformer", 15)],
+)
+def test_each_shipped_base_is_small_and_complete(name, denoiser, megabytes):
+    folder = SHIPPED.with_name(name)
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= megabytes * 1_000_000
+    names = {path.relative_to(folder).parts[0] for path in files}
+    parts = {denoiser, "vae", "text_encoder", "tokenizer", "scheduler", "judge"}
+    assert parts | {"model_index.json", "README.md"} <= names
     assert not any(path.suffix in {".bin", ".pt", ".ckpt"} for path in files), "weights are safetensors only"
 
 
