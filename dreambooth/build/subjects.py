@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from dreambooth.build.found_masks import find_photo_masks
 from dreambooth.build.method import find_start
 from dreambooth.build.prompts import captions_of
 from dreambooth.config import Config
@@ -16,7 +17,7 @@ from dreambooth.data.buckets import Size, is_upscaled, make_buckets, nearest_buc
 from dreambooth.data.captions import METADATA, files_beside
 from dreambooth.data.image_folder import ImageFolder, open_folder
 from dreambooth.data.latents import EncodedImage, Encoder, encode_image_files
-from dreambooth.data.masks import mask_of
+from dreambooth.data.masks import AUTO, mask_of
 from dreambooth.data.near_duplicates import ImageInfo, inspect_image, near_duplicates
 from dreambooth.errors import UserError, escaped
 from dreambooth.families import Family
@@ -45,7 +46,7 @@ def load_subject_data(config: Config) -> SubjectData:
     start, folders = find_start(config), [open_folder(subject.images) for subject in config.subjects]
     photos = [folder.images for folder in folders]
     notes = [note for folder in folders for note in folder_notes(folder, config.data.captions)]
-    return SubjectData(start, photos, captions_of(folders, config), load_masks([*chain(*photos)], config), notes)
+    return SubjectData(start, photos, captions_of(folders, config), load_masks(photos, config), notes)
 
 
 def folder_notes(folder: ImageFolder, reads_captions: bool) -> Iterator[str]:
@@ -161,10 +162,16 @@ def encode(
     )
 
 
-def load_masks(paths: list[Path], config: Config) -> list[Image.Image] | None:
-    """Load the mask of each image; None: every pixel counts. Raises UserError for one that is missing or black."""
+def load_masks(photos: list[list[Path]], config: Config) -> list[Image.Image] | None:
+    """Load or find the mask of each photo; None: every pixel counts. Raises UserError for one that is missing or black.
+
+    photos: of each subject.
+    """
     if config.data.mask is None:
         return None
+    if config.data.mask == AUTO:
+        return find_photo_masks(photos, config)
+    paths = [*chain(*photos)]
     masks = [mask_of(path, config.data.mask) for path in paths]
     for path, mask in zip(paths, masks, strict=True):
         if mask.getextrema()[1] == 0:

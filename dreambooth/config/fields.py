@@ -140,8 +140,14 @@ class DataConfig:
     )
     mask: str | None = setting(
         None,
-        "which part of the subject's images counts; alpha: what is not transparent; or a folder with a mask for each, "
-        "of the same name, white where it counts; null: all of it",
+        "which part of the subject's images counts; alpha: what is not transparent; auto: what a model finds by the "
+        "class noun, as sample --mask does; or a folder with a mask for each, of the same name, white where it counts; "
+        "null: all of it",
+    )
+    mask_model: str | None = setting(
+        None,
+        "finds the masks of data.mask=auto: folder or hub id of a CLIPSeg, SegFormer, SAM, SAM 2 or SAM 3; null: a "
+        "published CLIPSeg, of photos up to 128 pixels the toy world's SegFormer",
     )
     unmasked_weight: float = setting(0.1, "weight of the loss where a mask is black, 0 to 1", minimum=0)
     num_workers: int = setting(

@@ -55,7 +55,7 @@ def joint_problems(config: Config) -> typing.Iterator[str]:
     if config.data.buckets and config.data.resolution % config.data.bucket_step:
         yield f"data.bucket_step: {config.data.bucket_step} must divide data.resolution ({config.data.resolution})"
     if config.data.crop == "subject" and config.data.mask is None:
-        yield "data.crop: subject is where data.mask is white, and data.mask is null; name a folder of masks, or alpha"
+        yield "data.crop: subject is where data.mask is white, and data.mask is null; set it to auto, alpha or a folder"
     if config.data.caption_dropout > 1:
         yield f"data.caption_dropout: {config.data.caption_dropout} is too large; at most 1"
     if config.data.unmasked_weight > 1:
@@ -220,6 +220,8 @@ def _kind_problems(section: str, kind: str, config: Config) -> typing.Iterator[s
         for name in unknown:
             if template_problem(prompt) is None and has_field(prompt, name):
                 yield f"{key}: {prompt!r}: a {kind} has no {{{name}}}; leave it out"
+    if config.data.mask == "auto":
+        yield f"data.mask: auto finds what a class noun names, and a {kind} has none; set it to null"
     learns_word = config.method.name in ("textual_inversion", "pivotal")
     if kind == "style" and learns_word and config.method.start_word is None:
         yield "method.start_word: required for a style: the word that the new one starts from, such as painting"
@@ -298,7 +300,7 @@ def _problems_of_several(config: Config) -> typing.Iterator[str]:
         yield f"prior.source: a folder has images of one class, here are {', '.join(nouns)}; use stream or teacher"
     if config.prior.num_images < len(nouns):
         yield f"prior.num_images: {config.prior.num_images} is too small for {len(nouns)} classes: {', '.join(nouns)}"
-    if config.data.mask not in (None, "alpha"):
-        yield "data.mask: a folder is for one subject, as images of two may share a name; cut them out, and use alpha"
+    if config.data.mask not in (None, "alpha", "auto"):
+        yield "data.mask: a folder is for one subject, as images of two may share a name; use auto or alpha"
     if config.validate.images is not None:
         yield "validate.images: does not say whose images they are; with several subjects leave it null"

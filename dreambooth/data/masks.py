@@ -9,13 +9,21 @@ from PIL import Image
 from dreambooth.data.image_files import load_image, load_mask, transparency_mask
 from dreambooth.errors import UserError
 
+ALPHA = "alpha"  # the photos' own transparency
+AUTO = "auto"  # what a model finds
+
+
+def is_folder(source: str | None) -> bool:
+    """Return whether data.mask names a folder."""
+    return source not in (None, ALPHA, AUTO)
+
 
 def mask_of(path: Path, source: str) -> Image.Image:
     """Load an image's mask: its transparency, of the source "alpha", or the file of its name in that folder.
 
     Raises UserError for none, several, or one of another size.
     """
-    if source == "alpha":
+    if source == ALPHA:
         return transparency_mask(path)
     found = sorted(Path(source).glob(f"{glob.escape(path.stem)}.*"))
     if len(found) != 1:
@@ -32,7 +40,7 @@ def find_masks(folder: Path, images: Sequence[Path]) -> str | None:
     "alpha" where all images are cut out, else the folder <name>-masks beside it.
     """
     if all_cut_out(images):
-        return "alpha"
+        return ALPHA
     beside = masks_folder(folder)
     return str(beside) if beside.is_dir() else None
 

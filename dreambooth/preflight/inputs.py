@@ -4,6 +4,7 @@ import os
 
 from dreambooth.config import Config, subject_key
 from dreambooth.data.image_folder import list_images
+from dreambooth.data.masks import AUTO, is_folder
 from dreambooth.errors import UserError, escaped
 from dreambooth.generation.models.location import check_path
 from dreambooth.generation.settings import SamplerSettings
@@ -27,6 +28,7 @@ def check_inputs(config: Config) -> None:
     for key, model in (
         ("model.base", config.model.base),
         ("model.vae", config.model.vae),
+        ("data.mask_model", config.data.mask_model if config.data.mask == AUTO else None),
         ("validate.matcher", config.validate.matcher),
         ("validate.reader", config.validate.reader),
     ):
@@ -41,5 +43,5 @@ def _folders(config: Config) -> list[tuple[str, str]]:
     ]
     named.append(("prior.folder", config.prior.folder))
     named.append(("validate.images", config.validate.images))
-    named.append(("data.mask", None if config.data.mask == "alpha" else config.data.mask))
+    named.append(("data.mask", config.data.mask if is_folder(config.data.mask) else None))
     return [(key, folder) for key, folder in named if folder is not None]

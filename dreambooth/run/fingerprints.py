@@ -13,6 +13,7 @@ from dreambooth.checkpointing import InputFingerprints
 from dreambooth.config import Config, subject_key
 from dreambooth.data.image_folder import list_images
 from dreambooth.data.images import digest_files
+from dreambooth.data.masks import is_folder
 from dreambooth.families import Family, digest_weights, fingerprint
 from dreambooth.metrics.encoders import ImageEncoder
 from dreambooth.metrics.subject import Encoders
@@ -66,7 +67,7 @@ def input_fingerprints(
         found[images_name(number)] = digests(own)
     if config.data.captions:
         found["captions"] = hashlib.sha256("\n".join(chain(*captions)).encode()).hexdigest()
-    if config.data.mask not in (None, "alpha"):
+    if is_folder(config.data.mask):
         found["masks"] = digests(list_images(str(config.data.mask)))
     if config.prior.folder is not None:
         found["class pictures"] = digests(list_images(config.prior.folder))
