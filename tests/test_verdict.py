@@ -21,7 +21,8 @@ ANCHORS = {
     "cat": Anchors(0.926, 0.404, 0.435, 0.379, 0.479, 0.221),
     "car": Anchors(0.967, 0.498, 0.472, 0.347, 0.513, 0.303),
 }
-# The same where the identifier starts as words for the subject's looks, as the laboratory's default does.
+# The same where the identifier starts as words for the subject's looks, as in these rows of the laboratory's headline.
+WITH_WORDS = ("default", "fast identifier")
 ANCHORS_WITH_WORDS = {
     "robot": Anchors(0.916, 0.585, 0.568, 0.328, 0.504, 0.252),
     "dog": Anchors(0.864, 0.406, 0.422, 0.431, 0.497, 0.253),
@@ -43,7 +44,7 @@ def laboratory() -> list[Run]:
 
 def verdict_on(run: Run) -> str:
     scores = {name: float(run[name]) for name in ("dino", "clip_t", "pres", "div", "drift")}
-    anchors = ANCHORS_WITH_WORDS if (run["lab"], run["row"]) == ("headline", "default") else ANCHORS
+    anchors = ANCHORS_WITH_WORDS if run["lab"] == "headline" and run["row"] in WITH_WORDS else ANCHORS
     return judge_quality(quality(scores, anchors[run["subject"].split()[0]])).outcome
 
 
