@@ -2,19 +2,21 @@
 
     python benchmarks/time_to_quality.py --diffusers CHECKOUT --pythonpath TORCHVISION --cpus 0
 
-Both learn the robot of data/robot on checkpoints/toyworld with prior preservation, in float32, each a process of its
-own on the same cores, in turns. Ours: configs/toyworld.yaml as it is, but that it keeps its weights every --every steps
-and scores nothing. diffusers': its defaults, and a small grid of what its options can be fitted to this base with: the
-learning rate, with the text encoder, without a warm-up. Class pictures are made by each as it does by default, and
-count. Every kept model is judged by the renderer's truth, which is outside the clock: how much of the way from others
-of its class to the subject, the place in the prompt, the class prompt's diversity beside the untouched base's. A model
-is good from .8, .95 and .9 on. Seconds are the process's own on its cores, so that other work beside it counts little.
+Both learn the laboratory's subjects from five photos on checkpoints/toyworld with prior preservation, in float32, each
+a process of its own on the same cores, in turns. Ours: configs/toyworld.yaml as it is, but that it keeps its weights
+every --every steps and draws next to nothing. diffusers': its defaults, and a small grid of what its options can be
+fitted to this base with: the learning rate, with the text encoder, without a warm-up. Class pictures are made by each
+as it does by default, and count. Every kept model is judged by the renderer's truth, which is outside the clock: how
+much of the way from others of its class to the subject, the place in the prompt, the class prompt's diversity beside
+the untouched base's. A model is good from .8, .95 and .9 on. Seconds are the process's own on its cores, so that other
+work beside it counts little.
 
-Writes DIR/points.json, DIR/curves.png and a table; a side that lies in DIR already is not run again.
+Writes DIR/SUBJECT/SIDE/points.json, DIR/curves.png and two tables; a side that lies in DIR already is not run again.
 """
 
 import argparse
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -36,18 +38,17 @@ from dreambooth.generation.models.loading import load_model
 from dreambooth.generation.settings import SamplerSettings
 from dreambooth.step_models import model_at_step
 from toyworld import world
-from toyworld.cli import DEMO_SEED
 from toyworld.judge import Judge
+from toyworld.lab.experiments import SUBJECTS, Subject
 from toyworld.lab.measure import others, renderings
 from toyworld.lab.metrics import fraction_of_range
 from toyworld.outcome import UNSEEN_PLACES, draw, judged, mean_distance
+from toyworld.photos import photos
 from toyworld.scenes import PHRASES
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-BASE, PHOTOS, CONFIG = (ROOT / name for name in ("checkpoints/toyworld", "data/robot", "configs/toyworld.yaml"))
-NOUN = "robot"
-SUBJECT = f"sks {NOUN}"
+BASE, CONFIG = ROOT / "checkpoints/toyworld", ROOT / "configs/toyworld.yaml"
 SAMPLER = SamplerSettings(6, 4.0, scheduler="unipc")  # draws what 20 steps of DDIM draw
 GOOD = {"way": 0.8, "place": 0.95, "diversity": 0.9}
 GRID: dict[str, dict[str, Any]] = {  # the script's sides, by the options that are not its defaults
@@ -73,26 +74,51 @@ class Point:
 def main() -> None:
     args = parse()
     torch.set_num_threads(1)  # for so small networks faster than two
-    sides = {"ours": our_command(args)} | {name: peer_command(args, name, own) for name, own in GRID.items()}
     judge = Judge.load(BASE / "judge")
-    found: dict[str, list[Point]] = {}
-    for name, command in sides.items():
-        work = folder_of(args, name)
+    found = {str(subject): sides_of(subject, judge, args) for subject in chosen(args.subjects)}
+    draw_curves(found, args.out / "curves.png")
+    for subject, sides in found.items():
+        print(f"\n{subject}\n\n{table(sides)}")
+    print(f"\n{summary(found)}")
+
+
+def chosen(class_nouns: str) -> list[Subject]:
+    """Return the laboratory's subjects of these classes."""
+    by_noun = {subject.class_noun: subject for subject in SUBJECTS}
+    unknown = [noun for noun in class_nouns.split(",") if noun not in by_noun]
+    if unknown:
+        sys.exit(f"--subjects: {', '.join(unknown)} is not among {', '.join(by_noun)}")
+    return [by_noun[noun] for noun in class_nouns.split(",")]
+
+
+def sides_of(subject: Subject, judge: Judge, args: argparse.Namespace) -> dict[str, list[Point]]:
+    """Return what each side's models of a subject are worth; trains and judges those that do not lie there yet."""
+    folder = args.out.absolute() / f"{subject.class_noun}-{args.seed}"
+    (folder / "photos").mkdir(parents=True, exist_ok=True)
+    for number, image in enumerate(photos(subject.class_noun, subject.seed)):
+        image.save(folder / "photos" / f"{number:02d}.png")
+    found = {}
+    for name, own in {"ours": None, **GRID}.items():
+        work = folder / "".join(letter if letter.isalnum() or letter == "." else "-" for letter in name)
         points = work / "points.json"
         if not points.is_file():
+            command = our_command(subject, work, args) if own is None else peer_command(subject, work, own, args)
             seconds = run(command, work, args)
-            models = ours_by_step(work, args) if name == "ours" else peers_by_step(work, args)
-            measured = [asdict(measure(step, seconds[step], model, judge)) for step, model in models.items()]
+            models = ours_by_step(work, args) if own is None else peers_by_step(work, args)
+            measured = [asdict(measure(subject, n, seconds[n], model, judge)) for n, model in models.items()]
             points.write_text(json.dumps(measured, indent=1))
         found[name] = [Point(**each) for each in json.loads(points.read_text())]
-    draw_curves(found, args.out / "curves.png")
-    print(table(found))
+    return found
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--diffusers", type=Path, required=True, help="a checkout of huggingface/diffusers")
     parser.add_argument("--pythonpath", default="", help="where torchvision lies, which the script needs")
+    parser.add_argument(
+        "--subjects", default="robot,dog,backpack", help="class nouns of the laboratory's subjects, with commas between"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of both sides' trainings")
     parser.add_argument("--steps", type=int, default=480, help="of diffusers' script; ours takes its config's")
     parser.add_argument(
         "--every", type=int, default=40, help="steps from one judged model to the next; must divide both"
@@ -102,40 +128,36 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def folder_of(args: argparse.Namespace, name: str) -> Path:
-    return args.out.absolute() / "".join(letter if letter.isalnum() or letter == "." else "-" for letter in name)
-
-
-def our_command(args: argparse.Namespace) -> list[str]:
-    work = folder_of(args, "ours")
+def our_command(subject: Subject, work: Path, args: argparse.Namespace) -> list[str]:
     settings = {
         "run.name": "run",
         "run.dir": work,
+        "run.seed": args.seed,
+        "subject.images": work.parent / "photos",
+        "subject.class_noun": subject.class_noun,
         "validate.every_steps": args.every,
         "validate.keep_weights": "true",
         "validate.prompts": f'["a photo of {{subject}} {PHRASES[UNSEEN_PLACES[0]][0]}"]',
         "validate.num_images": 1,
         "validate.dino": "null",
-        "validate.clip": "null",
     }
     return [str(ROOT / "train.py"), str(CONFIG), *(f"{key}={value}" for key, value in settings.items())]
 
 
-def peer_command(args: argparse.Namespace, name: str, own: dict[str, Any]) -> list[str]:
+def peer_command(subject: Subject, work: Path, own: dict[str, Any], args: argparse.Namespace) -> list[str]:
     """Return the script's command line. An option without a value is a flag."""
-    work = folder_of(args, name)
     options = {
         "pretrained_model_name_or_path": BASE,
-        "instance_data_dir": PHOTOS,
-        "instance_prompt": f"a photo of {SUBJECT}",
+        "instance_data_dir": work.parent / "photos",
+        "instance_prompt": f"a photo of sks {subject.class_noun}",
         "with_prior_preservation": None,
         "class_data_dir": work / "class",
-        "class_prompt": f"a photo of a {NOUN}",
+        "class_prompt": f"a photo of a {subject.class_noun}",
         "output_dir": work / "out",
         "resolution": world.SIZE,
         "max_train_steps": args.steps,
         "checkpointing_steps": args.every,
-        "seed": 0,
+        "seed": args.seed,
         **own,
     }
     words = [f"--{key}" if value is None else f"--{key}={value}" for key, value in options.items()]
@@ -192,12 +214,13 @@ def peers_by_step(work: Path, args: argparse.Namespace) -> dict[int, Path]:
 
 
 @torch.no_grad()
-def measure(step: int, seconds: float, folder: Path, judge: Judge, num_images: int = 6) -> Point:
+def measure(subject: Subject, step: int, seconds: float, folder: Path, judge: Judge, num_images: int = 6) -> Point:
     """Judge a model by images of the subject in each unseen place, and by as many of the class prompt."""
-    model, spec = load_model(str(folder), "cpu"), world.subject(NOUN, DEMO_SEED)
-    prompts = [f"a photo of {SUBJECT} {PHRASES[place][0]}" for place in UNSEEN_PLACES]
+    noun = subject.class_noun
+    model, spec = load_model(str(folder), "cpu"), world.subject(noun, subject.seed)
+    prompts = [f"a photo of sks {noun} {PHRASES[place][0]}" for place in UNSEEN_PLACES]
     images = [image for prompt in prompts for image in draw(model, prompt, num_images, settings=SAMPLER)]
-    of_class = draw(model, f"a photo of a {NOUN}", len(images), settings=SAMPLER)
+    of_class = draw(model, f"a photo of a {noun}", len(images), settings=SAMPLER)
     outcome = judged(images, of_class, spec, judge)
     own_ND, other_ND = judge(renderings(spec)).embedding_BD, judge(others(spec)).embedding_BD
     start, end = float((other_ND @ own_ND.T).mean()), 1 - mean_distance(own_ND)
@@ -206,21 +229,25 @@ def measure(step: int, seconds: float, folder: Path, judge: Judge, num_images: i
         seconds=seconds,
         way=fraction_of_range(outcome.subject_similarity, start, end),
         place=outcome.place_right,
-        diversity=outcome.class_prompt_diversity / base_diversity(judge, len(images)),
+        diversity=outcome.class_prompt_diversity / base_diversity(judge, noun, len(images)),
     )
 
 
 @cache
-def base_diversity(judge: Judge, num_images: int) -> float:
-    images = draw(load_model(str(BASE), "cpu"), f"a photo of a {NOUN}", num_images, settings=SAMPLER)
+def base_diversity(judge: Judge, noun: str, num_images: int) -> float:
+    images = draw(load_model(str(BASE), "cpu"), f"a photo of a {noun}", num_images, settings=SAMPLER)
     return mean_distance(judge(images).embedding_BD)
 
 
-def seconds_until(points: Sequence[Point], names: Sequence[str]) -> str:
-    """Return the seconds of the first model that is good in these, as text."""
-    found = (point.seconds for point in points if all(getattr(point, name) >= GOOD[name] for name in names))
-    first = next(found, None)
-    return "never" if first is None else f"{first:.0f}"
+def seconds_until(points: Sequence[Point], names: Sequence[str]) -> float:
+    """Return the seconds of the first model that is good in these; infinity if none is."""
+    good = (point.seconds for point in points if all(getattr(point, name) >= GOOD[name] for name in names))
+    return next(good, math.inf)
+
+
+def seconds_text(seconds: float) -> str:
+    """Return whole seconds, "never" for infinity."""
+    return "never" if math.isinf(seconds) else f"{seconds:.0f}"
 
 
 def table(found: dict[str, list[Point]]) -> str:
@@ -232,23 +259,41 @@ def table(found: dict[str, list[Point]]) -> str:
     for name, points in found.items():
         kept = [each for each in points if each.place >= GOOD["place"] and each.diversity >= GOOD["diversity"]]
         best = max(kept or points, key=lambda each: each.way)
-        told = f"{seconds_until(points, [*GOOD])} | {seconds_until(points, ['way'])}"
+        both = " | ".join(seconds_text(seconds_until(points, names)) for names in ([*GOOD], ["way"]))
         values = f"{best.way:.2f} | {best.place:.2f} | {best.diversity:.2f} | {best.step}, {best.seconds:.0f}"
-        lines.append(f"| {name} | {told} | {values} |")
+        lines.append(f"| {name} | {both} | {values} |")
     return "\n".join(lines)
 
 
-def draw_curves(found: dict[str, list[Point]], path: Path) -> None:
-    figure, axes = plt.subplots(1, len(GOOD), figsize=(12, 3.6), layout="constrained")
+def summary(found: dict[str, dict[str, list[Point]]]) -> str:
+    """Return how much sooner ours is like each subject, and good in all three, than the script at its best."""
+    lines = ["| | like the subject: ours, script's best, ratio | good in all three: the same |", "|---" * 3 + "|"]
+    for subject, sides in found.items():
+        cells = []
+        for names in (["way"], [*GOOD]):
+            ours, *theirs = (seconds_until(points, names) for points in sides.values())
+            best = min(theirs)
+            ratio = f"{best / ours:.1f}" if math.isfinite(best) and math.isfinite(ours) else "none"
+            cells.append(f"{seconds_text(ours)}, {seconds_text(best)}, {ratio}")
+        lines.append(f"| {subject} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw_curves(found: dict[str, dict[str, list[Point]]], path: Path) -> None:
+    figure, rows = plt.subplots(
+        len(found), len(GOOD), figsize=(12, 0.6 + 3 * len(found)), layout="constrained", squeeze=False
+    )
     titles = ("of the way to the subject", "place right", "diversity of the class, base's = 1")
-    for axis, (name, least), title in zip(axes, GOOD.items(), titles, strict=True):
-        for side, points in found.items():
-            axis.plot(
-                [each.seconds for each in points], [getattr(each, name) for each in points], "o-", label=side, ms=3
-            )
-        axis.axhline(least, color="0.6", lw=1, ls="--")
-        axis.set(xlabel="CPU seconds", title=title, ylim=(-0.05, 1.15))
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(found), frameon=False)
+    for axes, (subject, sides) in zip(rows, found.items(), strict=True):
+        for axis, (name, least), title in zip(axes, GOOD.items(), titles, strict=True):
+            for side, points in sides.items():
+                axis.plot(
+                    [each.seconds for each in points], [getattr(each, name) for each in points], "o-", label=side, ms=3
+                )
+            axis.axhline(least, color="0.6", lw=1, ls="--")
+            axis.set(xlabel="CPU seconds", title=f"{subject}: {title}", ylim=(-0.05, 1.15))
+    labels = rows[0][0].get_legend_handles_labels()
+    figure.legend(*labels, loc="outside lower center", ncols=len(labels[1]), frameon=False)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

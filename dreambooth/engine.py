@@ -191,7 +191,7 @@ def load_inputs(config: Config, validation_log: ValidationLog, shared: build.Sha
     encoders = None if scorer is None else scorer.encoders
     base = shared.base_fingerprints(family, config)
     fingerprints = input_fingerprints(
-        base, subject_data.photos, subject_data.captions, subject_data.start, encoders, config
+        base, subject_data.photos, subject_data.captions, subject_data.masks, subject_data.start, encoders, config
     )
     build.check_samplers(family, config)
     return Inputs(subject_data, scorer, family, fingerprints)

@@ -1,13 +1,16 @@
 """Masks that a model finds in the photos: data.mask=auto."""
 
+import csv
 import logging
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from dreambooth import build
 from dreambooth.config import Config, load_config
@@ -44,13 +47,29 @@ def test_the_masks_cover_the_subject_of_each_photo(config_file: Path, caplog: py
     assert "% of a photo counts" in caplog.text
 
 
-def test_a_run_trains_on_them_and_goes_on(config_file: Path) -> None:
-    quick = ["train.max_steps=2", "optim.warmup_steps=0", "validate.every_steps=0", "log.tensorboard=false"]
-    config = config_of(config_file, *quick)
-    assert train(config) == 0
+def test_a_run_trains_on_them_and_goes_on_with_the_same_only(config_file: Path, tmp_path: Path) -> None:
+    quick = ["train.max_steps=2", "optim.warmup_steps=0", "validate.every_steps=0", "data.unmasked_weight=0"]
+    config, plain = config_of(config_file, *quick), config_of(config_file, *quick, "data.mask=null", "run.name=plain")
+    losses = []
+    for one in (config, plain):
+        assert train(one) == 0
+        with open(RunFolder(one).metrics, newline="") as file:
+            losses.append(float(next(csv.DictReader(file))["train/loss_instance"]))
+    assert losses[0] != pytest.approx(losses[1], rel=1e-3), "the places behind the robot count nothing"
+
     again = load_config(RunFolder(config).config, ["train.max_steps=3"])
-    assert again.data.mask == "auto"
     assert train(again) == 0
+    shutil.copytree(ROOT / "checkpoints" / "toyworld-segmenter", tmp_path / "finder")
+    weights = load_file(tmp_path / "finder" / "model.safetensors")
+    save_file({name: 0 * value for name, value in weights.items()}, tmp_path / "finder" / "model.safetensors")
+    with pytest.raises(UserError, match=r"data\.mask"):
+        train(load_config(RunFolder(config).config, [f"data.mask_model={tmp_path / 'finder'}", "train.max_steps=4"]))
+
+
+def test_crops_around_the_subject_take_the_masks_that_are_found(config_file: Path) -> None:
+    crops = ["data.crop=subject", "data.buckets=true", "data.bucket_step=16", "data.resolution=32"]
+    quick = ["train.max_steps=1", "optim.warmup_steps=0", "validate.every_steps=0"]
+    assert train(config_of(config_file, *crops, *quick)) == 0
 
 
 def test_each_subject_is_found_by_its_own_noun(config_file: Path, tmp_path: Path) -> None:
@@ -77,6 +96,13 @@ def test_a_photo_without_the_subject_is_named(config_file: Path, tmp_path: Path)
     Image.new("RGB", (64, 64), (120, 160, 90)).save(folder / "grass.png")
     with pytest.raises(UserError, match=r"data\.mask=auto: .*toyworld-segmenter finds no 'robot' in .*grass\.png"):
         build.load_subject_data(config_of(config_file, f"subject.images={folder}"))
+
+
+def test_a_class_noun_that_the_model_does_not_know_is_named_with_the_key(config_file: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"data\.mask=auto: vase: .* has no label of it; .*name another data\.mask_model"
+    ):
+        build.load_subject_data(config_of(config_file, "subject.class_noun=vase"))
 
 
 def test_a_model_that_is_not_there_is_named_before_anything_is_loaded(config_file: Path, tmp_path: Path) -> None:

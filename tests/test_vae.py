@@ -137,7 +137,9 @@ def test_a_run_is_known_by_its_vae(other: dict[str, Path], config: Config) -> No
             family, family, ["a dog"], [(4, 8, 8)], Path(config.run.dir), config, Randomness(0), "base"
         )
         names.append(made.folder.name)
-        identities.append(input_fingerprints(base_fingerprints(family), [[]], [[]], None, None, config)["autoencoder"])
+        identities.append(
+            input_fingerprints(base_fingerprints(family), [[]], [[]], None, None, None, config)["autoencoder"]
+        )
     assert names[0] == "5411d061f7e63d4e", "the fingerprint of a run without model.vae"
     assert names[0] != names[1] == names[2]
     assert identities[0] != identities[1] == identities[2]

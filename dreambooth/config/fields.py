@@ -8,8 +8,8 @@ from omegaconf import MISSING
 from dreambooth.devices import AUTO, NAMES
 
 PATHS = (  # in files with ~ for the home folder, in programs without
-    "run.dir", "model.base", "model.config", "model.vae", "subject.images", "data.mask", "prior.folder", "method.start",
-    "validate.images", "validate.dino", "validate.clip",
+    "run.dir", "model.base", "model.config", "model.vae", "subject.images", "data.mask", "data.mask_model",
+    "prior.folder", "method.start", "validate.images", "validate.dino", "validate.clip",
 )  # fmt: skip
 
 

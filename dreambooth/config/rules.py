@@ -221,7 +221,7 @@ def _kind_problems(section: str, kind: str, config: Config) -> typing.Iterator[s
             if template_problem(prompt) is None and has_field(prompt, name):
                 yield f"{key}: {prompt!r}: a {kind} has no {{{name}}}; leave it out"
     if config.data.mask == "auto":
-        yield f"data.mask: auto finds what a class noun names, and a {kind} has none; set it to null"
+        yield f"data.mask: auto finds what a class noun names, and a {kind} has none; set it to null, alpha or a folder"
     learns_word = config.method.name in ("textual_inversion", "pivotal")
     if kind == "style" and learns_word and config.method.start_word is None:
         yield "method.start_word: required for a style: the word that the new one starts from, such as painting"

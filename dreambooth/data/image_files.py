@@ -72,8 +72,8 @@ def transparency_mask(path: str | Path) -> Image.Image:
         image = _decode(Path(path))
     if not image.has_transparency_data:
         raise UserError(
-            f"{escaped(path)}: has no transparency, and data.mask is 'alpha'; cut the subject out, or name a folder "
-            "of masks"
+            f"{escaped(path)}: has no transparency, and data.mask is 'alpha'; cut the subject out, set it to auto, "
+            "or name a folder of masks"
         )
     return image.convert("RGBA").getchannel("A")
 

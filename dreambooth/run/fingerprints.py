@@ -5,15 +5,17 @@ Their names are kept in every state's manifest, and stay.
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
+
+from PIL.Image import Image
 
 from dreambooth.checkpointing import InputFingerprints
 from dreambooth.config import Config, subject_key
 from dreambooth.data.image_folder import list_images
 from dreambooth.data.images import digest_files
-from dreambooth.data.masks import is_folder
+from dreambooth.data.masks import AUTO, is_folder
 from dreambooth.families import Family, digest_weights, fingerprint
 from dreambooth.metrics.encoders import ImageEncoder
 from dreambooth.metrics.subject import Encoders
@@ -53,13 +55,15 @@ def input_fingerprints(
     base: InputFingerprints,
     photos: list[list[Path]],
     captions: list[list[str]],
+    masks: Sequence[Image] | None,
     start: Path | None,
     encoders: Encoders | None,
     config: Config,
 ) -> InputFingerprints:
     """Return fingerprints of what the run depends on besides its config; of images one each, by name.
 
-    base: `base_fingerprints`. photos, captions: of each subject. start: the file or folder that method.start names.
+    base: `base_fingerprints`. photos, captions: of each subject. masks: of all photos, one subject's after the other's;
+    None: there are none. start: the file or folder that method.start names.
     encoders: of validations.
     """
     found = dict(base)
@@ -69,6 +73,11 @@ def input_fingerprints(
         found["captions"] = hashlib.sha256("\n".join(chain(*captions)).encode()).hexdigest()
     if is_folder(config.data.mask):
         found["masks"] = digests(list_images(str(config.data.mask)))
+    if config.data.mask == AUTO and masks is not None:
+        names = [f"of {images_name(number)}, {path.name}" for number, own in enumerate(photos) for path in own]
+        found["masks"] = {
+            name: hashlib.sha256(mask.tobytes()).hexdigest() for name, mask in zip(names, masks, strict=True)
+        }
     if config.prior.folder is not None:
         found["class pictures"] = digests(list_images(config.prior.folder))
     if start is not None:

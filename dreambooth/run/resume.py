@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator
 
 from dreambooth.checkpointing import FoundState, InputFingerprints, find_newest, newest_entry
 from dreambooth.config import Change, Config, field_of, load_config, restricted_changes, to_dict
+from dreambooth.data.masks import is_folder
 from dreambooth.errors import UserError
 from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.run.fingerprints import describe_change, fingerprint_names, keys_by_name
@@ -110,7 +111,7 @@ def is_moved(change: Change, state: FoundState) -> bool:
     if not names:
         return False
     if change.key not in ("model.config", "model.revision", "model.variant", "model.vae"):
-        if None in values or "alpha" in values:  # not a path: no images, a mask in the images themselves
+        if None in values or (change.key == "data.mask" and not all(map(is_folder, values))):  # not two paths
             return False
         if os.path.realpath(change.before) == os.path.realpath(change.after):
             return True

@@ -94,5 +94,6 @@ def test_a_path_may_change_only_where_the_state_knows_what_lay_there(key: str) -
     assert not is_moved(change, FoundState(Path("last.ckpt"), StateEntry(2, 1, "0"))), "a state of earlier versions"
     if key in ("data.mask", "prior.folder", "method.start", "validate.images", "validate.dino", "validate.clip"):
         assert not is_moved(Change(key, None, "there"), FoundState(Path("last.ckpt"), known)), "none is no path"
-    assert not is_moved(Change("data.mask", "alpha", "masks"), FoundState(Path("last.ckpt"), known))
+    for kind in ("alpha", "auto"):
+        assert not is_moved(Change("data.mask", "masks", kind), FoundState(Path("last.ckpt"), known)), "no path either"
     assert not is_moved(Change("optim.lr", 1.0, 2.0), FoundState(Path("last.ckpt"), known))

@@ -100,7 +100,7 @@ SAMPLED_ON_FLOW = (  # more images and fewer layers than with the teacher cost l
 )
 TAUGHT_ON_SUBJECT = ("prior.source=teacher", "prior.teacher_latents=subject")
 TAUGHT_ON_CLASS = ("prior.source=teacher", "prior.teacher_latents=class")
-WORD_AND_LORA = (  # how configs/toyworld-lora.yaml differs from configs/toyworld.yaml
+WORD_AND_LORA = (  # how configs/toyworld-lora.yaml differs from the first recipe
     "method.name=pivotal",
     "method.rank=14",
     "method.targets=[attention,feed-forward,projections]",
@@ -109,7 +109,8 @@ WORD_AND_LORA = (  # how configs/toyworld-lora.yaml differs from configs/toyworl
     "optim.identifier_lr=2e-2",
 )
 # What differs from the config where a variant is not current.
-FIRST_RECIPE = ("method.start_word=null", "optim.identifier_lr=4e-3")
+FAST_IDENTIFIER = ("optim.identifier_lr=4e-3",)
+FIRST_RECIPE = ("method.start_word=null", *FAST_IDENTIFIER)
 DEFAULT = Variant("default", is_current=True, grid=HEADLINE)
 WITHOUT = Variant("no prior", NO_PRIOR, grid=HEADLINE)
 PAPER_PRIOR = {
@@ -134,7 +135,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "subjects, two seeds). Weights of the last step; in the last variant those of the step that validation keeps.",
         (
             DEFAULT,
-            Variant("fast identifier", FIRST_RECIPE[1:], is_current=True, grid=HEADLINE),
+            Variant("fast identifier", FAST_IDENTIFIER, is_current=True, grid=HEADLINE),
             Variant("first recipe", grid=HEADLINE),
             WITHOUT,
             Variant("sampled class pictures", SAMPLED, grid=HEADLINE),
