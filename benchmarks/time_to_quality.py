@@ -266,11 +266,14 @@ def table(found: dict[str, list[Point]]) -> str:
 
 
 def summary(found: dict[str, dict[str, list[Point]]]) -> str:
-    """Return how much sooner ours is like each subject, and good in all three, than the script at its best."""
-    lines = ["| | like the subject: ours, script's best, ratio | good in all three: the same |", "|---" * 3 + "|"]
+    """Return how much sooner ours is like each subject, also in its place, and good in all three, than the script."""
+    lines = [
+        "| ours, the script at its best, ratio | like the subject | and in its place | and the class as diverse |",
+        "|---" * 4 + "|",
+    ]
     for subject, sides in found.items():
         cells = []
-        for names in (["way"], [*GOOD]):
+        for names in (["way"], ["way", "place"], [*GOOD]):
             ours, *theirs = (seconds_until(points, names) for points in sides.values())
             best = min(theirs)
             ratio = f"{best / ours:.1f}" if math.isfinite(best) and math.isfinite(ours) else "none"
