@@ -15,7 +15,7 @@ from toyworld.editions import FIRST, Edition
 from toyworld.export import trained_vae
 from toyworld.judge import train_judge
 from toyworld.latents import LinearCodec
-from toyworld.second.judge import train_judge as train_second_judge
+from toyworld.second.judge_training import train_judge as train_second_judge
 from toyworld.training import Budget
 from toyworld.vae import SCALING_FACTOR, train_decoder, train_encoder
 

@@ -288,7 +288,8 @@ def test_details_of_creatures_are_named_sometimes():
 
 
 def test_the_right_answers_are_those_of_the_things_in_a_picture():
-    from toyworld.second.judge import NOT_ASKED, QUESTIONS, truth_of
+    from toyworld.second.judge import QUESTIONS
+    from toyworld.second.judge_training import NOT_ASKED, truth_of
 
     shown = pair("on", 3)
     right = truth_of([shown])
@@ -321,9 +322,63 @@ def test_a_verdict_tells_of_each_class_alone(untrained_judge):
     assert torch.allclose(verdict.embedding("fish").norm(dim=-1), torch.ones(2), atol=1e-4)
 
 
+def test_a_cut_out_shows_a_thing_as_large_wherever_it_stands():
+    from toyworld.latents import to_pixels
+    from toyworld.second.judge import CUT_SIZE, cut_outs
+
+    spec = picture.random_spec(random.Random(4), "house")
+    near = picture.Thing(spec, 0.5, 0.95, 0.8, False, (0.5, 0.5))
+    far = replace(near, center_x=0.7, ground=0.8, size=0.4)
+    pixels = to_pixels([picture.render(picture.Picture("studio", 0, 0.6, (thing,))) for thing in (near, far)])
+    stand = torch.tensor([[thing.center_x, thing.ground, thing.size] for thing in (near, far, near)])
+    cut = cut_outs(pixels, stand, torch.tensor([0, 1, 1]))
+    assert cut.shape == (3, 3, CUT_SIZE, CUT_SIZE)
+    same, elsewhere = ((cut[0] - other).abs().mean() for other in (cut[1], cut[2]))
+    assert same < 0.5 * elsewhere
+
+
+def test_the_weights_of_a_point_have_it_as_their_mean():
+    from toyworld.second.judge_training import corner_weights
+
+    points = torch.tensor([[0.3, 0.96], [0.0, 1.0], [0.5, 1.2]])
+    weights = corner_weights(points, (5, 8)).view(3, 5, 8)
+    assert torch.allclose(weights.sum((1, 2)), torch.ones(3))
+    mean_x = weights.sum(1) @ torch.linspace(0, 1, 8)
+    mean_y = weights.sum(2) @ torch.linspace(0, 1, 5)
+    assert torch.allclose(torch.stack([mean_x, mean_y], 1), points.clamp(max=1), atol=1e-5)
+
+
+def test_a_near_miss_differs_in_one_thing_and_its_colours_can_be_told_apart():
+    from toyworld.second.judge_training import near_miss
+
+    rng = random.Random(0)
+    for _ in range(200):
+        spec = picture.random_spec(rng)
+        assert picture.can_be_told(spec)
+        other = near_miss(rng, spec)
+        assert picture.can_be_told(other)
+        assert sum(getattr(spec, name) != getattr(other, name) for name in spec.__dataclass_fields__) == 1
+
+
+def test_a_verdict_on_a_class_is_what_is_read_in_its_own_cut_out(untrained_judge):
+    from toyworld.latents import to_pixels
+
+    net = untrained_judge.net
+    pixels = to_pixels([picture.render(pair("left of", seed)) for seed in (1, 2)])
+    with torch.no_grad():
+        readings = net(pixels)
+        for i, noun in ((0, "cup"), (1, "robot")):
+            k = CLASSES.index(noun)
+            answers, embedding = net.look(pixels, readings.stand[i, k : k + 1], torch.tensor([i]), torch.tensor([k]))
+            for name, answer in answers.items():
+                assert torch.allclose(answer[0], readings.answers[name][i, k], atol=1e-4)
+            assert torch.allclose(embedding[0], readings.embedding[i, k], atol=1e-4)
+
+
 def test_training_moves_the_judge_towards_the_truth():
     from toyworld.latents import to_pixels
-    from toyworld.second.judge import JudgeNet, judge_loss, training_pictures, truth_of
+    from toyworld.second.judge import JudgeNet
+    from toyworld.second.judge_training import judge_loss, training_pictures, truth_of
 
     torch.manual_seed(0)
     net = JudgeNet()
@@ -357,7 +412,8 @@ def test_a_judge_is_saved_and_loaded_and_tells_its_edition(untrained_judge, tmp_
 def test_the_truth_itself_would_pass_every_measurement():
     """Readings that say what the renderer knows agree with prompts that say the same."""
     from toyworld.second.evaluate import agreement, questions
-    from toyworld.second.judge import QUESTIONS, Readings, Verdict, truth_of
+    from toyworld.second.judge import QUESTIONS, Readings, Verdict
+    from toyworld.second.judge_training import truth_of
 
     asked = questions(per_class=4)
     rng = random.Random(0)

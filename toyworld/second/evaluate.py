@@ -19,7 +19,8 @@ from toyworld.evaluate import Metric, draw
 from toyworld.scenes import PHRASES
 from toyworld.second import picture
 from toyworld.second.captions import EYE_PHRASES, RELATION_PHRASES
-from toyworld.second.judge import Judge, Verdict, accuracy
+from toyworld.second.judge import Judge, Verdict
+from toyworld.second.judge_training import accuracy
 from toyworld.second.look import HEADS, NUM_EYES, WORN
 from toyworld.second.things import CLASSES, CREATURES
 from toyworld.vae import fresh_pixels, psnr, round_trip

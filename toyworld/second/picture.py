@@ -119,6 +119,16 @@ def random_spec(rng: random.Random, class_noun: str | None = None) -> Spec:
     return _as_creature(rng, spec) if noun in CREATURES else spec
 
 
+def can_be_told(spec: Spec) -> bool:
+    """Return whether its colours differ as much as those of every `random_spec`."""
+    far = [spec.accent, *([spec.worn_colour] if spec.worn_colour else [])]  # as far from `main` as a pattern has to be
+    return (
+        len({spec.second, *far}) == 1 + len(far)
+        and contrast(spec.second, spec.main) > MIN_CONTRAST / 2
+        and all(contrast(name, spec.main) > MIN_CONTRAST for name in far)
+    )
+
+
 def _as_creature(rng: random.Random, spec: Spec) -> Spec:
     """Return the creature with a head, eyes, and something that it wears in a fourth colour."""
     far = [name for name in world.COLOUR_NAMES if contrast(name, spec.main) > MIN_CONTRAST]
