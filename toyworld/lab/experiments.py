@@ -46,7 +46,8 @@ class Variant:
     """Hold the settings of one kind of training.
 
     validates: whether the run validates and keeps its best step; else its last step is measured.
-    is_current: whether it differs from the config as it is; else from `FIRST_RECIPE`, as when most were measured.
+    is_current: whether it differs from the config as it is, as all on the flow base do; else from `FIRST_RECIPE`, as
+    when most were measured.
     grid: number of subjects (the first of `SUBJECTS`), and number of seeds (0, 1, ...).
     """
 
@@ -275,7 +276,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "map": Experiment(
         "Learning rate and steps",
-        "What the defaults of `configs/toyworld.yaml` are chosen from.",
+        "What the rate and the steps of `configs/toyworld.yaml` were chosen from, by the first recipe.",
         tuple(
             Variant(f"lr {rate}, {steps} steps", (f"optim.lr={rate}", f"train.max_steps={steps}"))
             for steps in (240, 120, 480)
