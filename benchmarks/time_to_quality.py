@@ -4,12 +4,12 @@
 
 Both learn the laboratory's subjects from five photos on checkpoints/toyworld with prior preservation, in float32, each
 a process of its own on the same cores, in turns. Ours: configs/toyworld.yaml as it is, but that it keeps its weights
-every --every steps and draws next to nothing. diffusers': its defaults, and a small grid of what its options can be
-fitted to this base with: the learning rate, with the text encoder, without a warm-up. Class pictures are made by each
-as it does by default, and count. Every kept model is judged by the renderer's truth, which is outside the clock: how
-much of the way from others of its class to the subject, the place in the prompt, the class prompt's diversity beside
-the untouched base's. A model is good from .8, .95 and .9 on. Seconds are the process's own on its cores, so that other
-work beside it counts little.
+every --every steps, and draws and scores one image. diffusers': its defaults, and a small grid of what its options can
+be fitted to this base with: the learning rate, with the text encoder, without a warm-up. Class pictures are made by
+each as it does by default, and count. Every kept model is judged by the renderer's truth, which is outside the clock:
+how much of the way from others of its class to the subject, the place in the prompt, the class prompt's diversity
+beside the untouched base's. A model is good from .8, .95 and .9 on. Seconds are the process's own on its cores, so that
+other work beside it counts little.
 
 Writes DIR/SUBJECT/SIDE/points.json, DIR/curves.png and two tables; a side that lies in DIR already is not run again.
 """

@@ -159,10 +159,14 @@ def training_batch(rng: random.Random, num_objects: int) -> tuple[Tensor, dict[s
 
 
 def augment(pixels_BCHW: Tensor, rng: random.Random) -> Tensor:
-    """Augment images: noise of up to 0.06; half of the images mirrored; half of the batches blurred or reduced."""
+    """Augment images: half of them mirrored, all degraded."""
     mirrored_B111 = torch.rand(len(pixels_BCHW), 1, 1, 1) < 0.5
-    pixels = torch.where(mirrored_B111, pixels_BCHW.flip(-1), pixels_BCHW)
-    pixels = pixels + torch.randn_like(pixels) * 0.06 * rng.random()
+    return degrade(torch.where(mirrored_B111, pixels_BCHW.flip(-1), pixels_BCHW), rng)
+
+
+def degrade(pixels_BCHW: Tensor, rng: random.Random) -> Tensor:
+    """Return images with noise of up to 0.06, half of the batches also blurred or reduced."""
+    pixels = pixels_BCHW + torch.randn_like(pixels_BCHW) * 0.06 * rng.random()
     kind = rng.choice(("none", "none", "blur", "reduce"))
     if kind == "blur":
         return F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), "replicate"), 3, 1)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from toyworld.ahead import Ahead
+from toyworld.judge import degrade
 from toyworld.latents import to_pixels
 from toyworld.second import picture
 from toyworld.second.judge import QUESTIONS, Judge, JudgeNet, Verdict
@@ -117,17 +118,6 @@ def _in_some_picture(rng: random.Random, spec: Spec) -> Picture:
     return picture.random_picture(rng, specs, picture.possible_relation(rng, specs))
 
 
-def augment(pixels_BCHW: Tensor, rng: random.Random) -> Tensor:
-    """Augment images: noise of up to 0.06; half of the batches blurred or reduced. Never mirrored: facing counts."""
-    pixels = pixels_BCHW + torch.randn_like(pixels_BCHW) * 0.06 * rng.random()
-    kind = rng.choice(("none", "none", "blur", "reduce"))
-    if kind == "blur":
-        return F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), "replicate"), 3, 1)
-    if kind == "reduce":
-        return F.interpolate(F.avg_pool2d(pixels, 2), scale_factor=2, mode="bilinear")
-    return pixels
-
-
 def judge_loss(net: JudgeNet, pixels_BCHW: Tensor, truth: Truth) -> Tensor:
     """Return the cross entropies of all questions, the error of positions, and InfoNCE: which image shows the same?
 
@@ -173,7 +163,7 @@ def train_judge(
     """Train a judge, or resume; its state is in `folder`/judge.pt.
 
     soften: ways to make pixels [B, 3, H, W] look as if a model had drawn them (a VAE's round trip, say). Half of the
-    batches go through one of them; all go through `augment`. Both work on the training's device.
+    batches go through one of them; all are degraded, none is mirrored, as facing counts. This is done on `device`.
     """
     torch.manual_seed(0)
     net = JudgeNet().to(device)
@@ -185,7 +175,7 @@ def train_judge(
         if rng.random() < P_SOFTENED:
             with torch.no_grad():
                 pixels = rng.choice(soften)(pixels)
-        return judge_loss(net, augment(pixels, rng), truth.to(device))
+        return judge_loss(net, degrade(pixels, rng), truth.to(device))
 
     plan = Plan(
         "judge", budget, peak_lr=2e-3, muon_lr=0.02, muon_prefix=("body.", "cut_body."), decay_fraction=0.8,
