@@ -21,6 +21,7 @@ from dreambooth.proposal.rules import RULES
 from dreambooth.sweep.reading import load_sweep
 from dreambooth.sweep.results import read_cell
 from toyworld import world
+from toyworld.editions import SECOND
 from toyworld.photos import photos
 
 SEED = 30  # the laboratory's subjects have seeds below 10
@@ -34,7 +35,7 @@ def write_photos(work: Path, nouns: Sequence[str]) -> None:
     for noun in nouns:
         folder = work / "photos" / noun
         folder.mkdir(parents=True, exist_ok=True)
-        for number, image in enumerate(photos(noun, SEED)):
+        for number, image in enumerate(photos(noun, SEED, edition=SECOND)):
             image.save(folder / f"{number}.png")
     (work / "photos" / "prompts.yaml").write_text(yaml.safe_dump({"classes": {noun: noun for noun in nouns}}))
 

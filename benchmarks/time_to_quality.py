@@ -2,14 +2,14 @@
 
     python benchmarks/time_to_quality.py --diffusers CHECKOUT --pythonpath TORCHVISION --cpus 0
 
-Both learn the laboratory's subjects from five photos on checkpoints/toyworld with prior preservation, in float32, each
-a process of its own on the same cores, in turns. Ours: configs/toyworld.yaml as it is, but that it keeps its weights
-every --every steps, and draws and scores one image. diffusers': its defaults, and a small grid of what its options can
-be fitted to this base with: the learning rate, with the text encoder, without a warm-up. Class pictures are made by
-each as it does by default, and count. Every kept model is judged by the renderer's truth, which is outside the clock:
-how much of the way from others of its class to the subject, the place in the prompt, the class prompt's diversity
-beside the untouched base's. A model is good from .8, .95 and .9 on. Seconds are the process's own on its cores, so that
-other work beside it counts little.
+Both learn the laboratory's subjects from five photos on the base of an edition of the toy world with prior
+preservation, in float32, each a process of its own on the same cores, in turns. Ours: configs/toyworld.yaml as it is,
+but that it keeps its weights every --every steps, and draws and scores one image. diffusers': its defaults, and a
+small grid of what its options can be fitted to this base with: the learning rate, with the text encoder, without a
+warm-up. Class pictures are made by each as it does by default, and count. Every kept model is judged by the
+renderer's truth, which is outside the clock: how much of the way from others of its class to the subject, the place
+in the prompt, the class prompt's diversity beside the untouched base's. A model is good from .8, .95 and .9 on.
+Seconds are the process's own on its cores, so that other work beside it counts little.
 
 Writes DIR/SUBJECT/SIDE/points.json, DIR/curves.png and two tables; a side that lies in DIR already is not run again.
 """
@@ -38,17 +38,17 @@ from dreambooth.generation.models.loading import load_model
 from dreambooth.generation.settings import SamplerSettings
 from dreambooth.step_models import model_at_step
 from toyworld import world
-from toyworld.judge import Judge
-from toyworld.lab.experiments import SUBJECTS, Subject
+from toyworld.editions import EDITIONS, Edition
+from toyworld.lab.experiments import FIRST_BASE, SUBJECTS, Subject
 from toyworld.lab.measure import others, renderings
 from toyworld.lab.metrics import fraction_of_range
-from toyworld.outcome import UNSEEN_PLACES, draw, judged, mean_distance
+from toyworld.outcome import UNSEEN_PLACES, Judge, draw, judged, load_judge, mean_distance
 from toyworld.photos import photos
 from toyworld.scenes import PHRASES
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-BASE, CONFIG = ROOT / "checkpoints/toyworld", ROOT / "configs/toyworld.yaml"
+CONFIG = ROOT / "configs/toyworld.yaml"
 SAMPLER = SamplerSettings(6, 4.0, scheduler="unipc")  # draws what 20 steps of DDIM draw
 GOOD = {"way": 0.8, "place": 0.95, "diversity": 0.9}
 GRID: dict[str, dict[str, Any]] = {  # the script's sides, by the options that are not its defaults
@@ -58,6 +58,22 @@ GRID: dict[str, dict[str, Any]] = {  # the script's sides, by the options that a
         for rate in (1e-4, 4e-4, 1.6e-3)
     },
 }
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """Hold what both sides learn on, and who judges them. overrides: what differs from the config on this base."""
+
+    edition: Edition
+    base: Path
+    judge: Judge
+    overrides: tuple[str, ...]
+
+
+def world_of(name: str) -> World:
+    """Return the world of an edition: "first" or "second"."""
+    base = ROOT / ("checkpoints/toyworld" if name == "first" else "checkpoints/toyworld-second")
+    return World(EDITIONS[name], base, load_judge(base / "judge"), FIRST_BASE if name == "first" else ())
 
 
 @dataclass(frozen=True)
@@ -74,8 +90,8 @@ class Point:
 def main() -> None:
     args = parse()
     torch.set_num_threads(1)  # for so small networks faster than two
-    judge = Judge.load(BASE / "judge")
-    found = {str(subject): sides_of(subject, judge, args) for subject in chosen(args.subjects)}
+    one = world_of(args.edition)
+    found = {str(subject): sides_of(subject, one, args) for subject in chosen(args.subjects)}
     draw_curves(found, args.out / "curves.png")
     for subject, sides in found.items():
         print(f"\n{subject}\n\n{table(sides)}")
@@ -91,21 +107,23 @@ def chosen(class_nouns: str) -> list[Subject]:
     return [by_noun[noun] for noun in class_nouns.split(",")]
 
 
-def sides_of(subject: Subject, judge: Judge, args: argparse.Namespace) -> dict[str, list[Point]]:
+def sides_of(subject: Subject, one: World, args: argparse.Namespace) -> dict[str, list[Point]]:
     """Return what each side's models of a subject are worth; trains and judges those that do not lie there yet."""
     folder = args.out.absolute() / f"{subject.class_noun}-{args.seed}"
     (folder / "photos").mkdir(parents=True, exist_ok=True)
-    for number, image in enumerate(photos(subject.class_noun, subject.seed)):
+    for number, image in enumerate(photos(subject.class_noun, subject.seed, edition=one.edition)):
         image.save(folder / "photos" / f"{number:02d}.png")
     found = {}
     for name, own in {"ours": None, **GRID}.items():
         work = folder / "".join(letter if letter.isalnum() or letter == "." else "-" for letter in name)
         points = work / "points.json"
         if not points.is_file():
-            command = our_command(subject, work, args) if own is None else peer_command(subject, work, own, args)
+            command = (
+                our_command(subject, work, one, args) if own is None else peer_command(subject, work, own, one, args)
+            )
             seconds = run(command, work, args)
-            models = ours_by_step(work, args) if own is None else peers_by_step(work, args)
-            measured = [asdict(measure(subject, n, seconds[n], model, judge)) for n, model in models.items()]
+            models = ours_by_step(work, args) if own is None else peers_by_step(work, one, args)
+            measured = [asdict(measure(subject, n, seconds[n], model, one)) for n, model in models.items()]
             points.write_text(json.dumps(measured, indent=1))
         found[name] = [Point(**each) for each in json.loads(points.read_text())]
     return found
@@ -118,6 +136,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--subjects", default="robot,dog,backpack", help="class nouns of the laboratory's subjects, with commas between"
     )
+    parser.add_argument("--edition", choices=("first", "second"), default="second", help="of the toy world")
     parser.add_argument("--seed", type=int, default=0, help="of both sides' trainings")
     parser.add_argument("--steps", type=int, default=480, help="of diffusers' script; ours takes its config's")
     parser.add_argument(
@@ -128,7 +147,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def our_command(subject: Subject, work: Path, args: argparse.Namespace) -> list[str]:
+def our_command(subject: Subject, work: Path, one: World, args: argparse.Namespace) -> list[str]:
     settings = {
         "run.name": "run",
         "run.dir": work,
@@ -141,13 +160,14 @@ def our_command(subject: Subject, work: Path, args: argparse.Namespace) -> list[
         "validate.num_images": 1,
         "validate.dino": "null",
     }
-    return [str(ROOT / "train.py"), str(CONFIG), *(f"{key}={value}" for key, value in settings.items())]
+    own = (f"{key}={value}" for key, value in settings.items())
+    return [str(ROOT / "train.py"), str(CONFIG), *one.overrides, *own]
 
 
-def peer_command(subject: Subject, work: Path, own: dict[str, Any], args: argparse.Namespace) -> list[str]:
+def peer_command(subject: Subject, work: Path, own: dict[str, Any], one: World, args: argparse.Namespace) -> list[str]:
     """Return the script's command line. An option without a value is a flag."""
     options = {
-        "pretrained_model_name_or_path": BASE,
+        "pretrained_model_name_or_path": one.base,
         "instance_data_dir": work.parent / "photos",
         "instance_prompt": f"a photo of sks {subject.class_noun}",
         "with_prior_preservation": None,
@@ -199,12 +219,12 @@ def ours_by_step(work: Path, args: argparse.Namespace) -> dict[int, Path]:
     return {step: model_at_step(work / "run", step) for step in steps if step % args.every == 0 and step}
 
 
-def peers_by_step(work: Path, args: argparse.Namespace) -> dict[int, Path]:
+def peers_by_step(work: Path, one: World, args: argparse.Namespace) -> dict[int, Path]:
     """Return a pipeline for each of the script's checkpoints: the base with the networks that it has trained."""
     found = {}
     for step in range(args.every, args.steps + 1, args.every):
         pipeline, trained = work / "pipelines" / str(step), work / "out" / f"checkpoint-{step}"
-        shutil.copytree(BASE, pipeline, ignore=shutil.ignore_patterns("judge"))
+        shutil.copytree(one.base, pipeline, ignore=shutil.ignore_patterns("judge"))
         for part in ("unet", "text_encoder"):
             if (trained / part).is_dir():
                 shutil.rmtree(pipeline / part)
@@ -214,29 +234,29 @@ def peers_by_step(work: Path, args: argparse.Namespace) -> dict[int, Path]:
 
 
 @torch.no_grad()
-def measure(subject: Subject, step: int, seconds: float, folder: Path, judge: Judge, num_images: int = 6) -> Point:
+def measure(subject: Subject, step: int, seconds: float, folder: Path, one: World, num_images: int = 6) -> Point:
     """Judge a model by images of the subject in each unseen place, and by as many of the class prompt."""
-    noun = subject.class_noun
-    model, spec = load_model(str(folder), "cpu"), world.subject(noun, subject.seed)
+    noun, judge, edition = subject.class_noun, one.judge, one.edition
+    model, spec = load_model(str(folder), "cpu"), edition.subject(noun, subject.seed)
     prompts = [f"a photo of sks {noun} {PHRASES[place][0]}" for place in UNSEEN_PLACES]
     images = [image for prompt in prompts for image in draw(model, prompt, num_images, settings=SAMPLER)]
     of_class = draw(model, f"a photo of a {noun}", len(images), settings=SAMPLER)
-    outcome = judged(images, of_class, spec, judge)
-    own_ND, other_ND = judge(renderings(spec)).embedding_BD, judge(others(spec)).embedding_BD
+    outcome = judged(images, of_class, spec, judge, edition)
+    own_ND, other_ND = (judge(drawn(edition, spec)).embedding(noun) for drawn in (renderings, others))
     start, end = float((other_ND @ own_ND.T).mean()), 1 - mean_distance(own_ND)
     return Point(
         step=step,
         seconds=seconds,
         way=fraction_of_range(outcome.subject_similarity, start, end),
         place=outcome.place_right,
-        diversity=outcome.class_prompt_diversity / base_diversity(judge, noun, len(images)),
+        diversity=outcome.class_prompt_diversity / base_diversity(one, noun, len(images)),
     )
 
 
 @cache
-def base_diversity(judge: Judge, noun: str, num_images: int) -> float:
-    images = draw(load_model(str(BASE), "cpu"), f"a photo of a {noun}", num_images, settings=SAMPLER)
-    return mean_distance(judge(images).embedding_BD)
+def base_diversity(one: World, noun: str, num_images: int) -> float:
+    images = draw(load_model(str(one.base), "cpu"), f"a photo of a {noun}", num_images, settings=SAMPLER)
+    return mean_distance(one.judge(images).embedding(noun))
 
 
 def seconds_until(points: Sequence[Point], names: Sequence[str]) -> float:

@@ -34,7 +34,7 @@ from toyworld.second import picture
 from toyworld.second.judge import Judge, Verdict
 from toyworld.second.picture import Spec
 
-ENCODER = "checkpoints/toyworld-encoders/vit"
+ENCODER = "checkpoints/toyworld-second-encoders/vit"
 NUM_REFERENCES = 60  # renderings of the subject, and of others of its class
 STEPS, GUIDANCE = 20, 4.0
 

@@ -26,8 +26,8 @@ from dreambooth.generation.sampler import noise_from_seeds, sample_latents
 from dreambooth.generation.settings import SamplerSettings
 from dreambooth.metrics.subject import SubjectScorer, load_encoders
 from dreambooth.subject_info import LearnedSubject
-from toyworld import world
 from toyworld.attention import measure
+from toyworld.editions import FIRST, SECOND, Edition
 
 ROOT = Path(__file__).parents[1]
 DOG = LearnedSubject("sks", "dog", "a photo of {subject}", "a photo of a {class}")
@@ -129,11 +129,12 @@ def test_a_sheet_is_written_beside_each_image(tiny_base: Path, tmp_path: Path) -
     assert image.attention.size == Image.open(tmp_path / "attention-00000.png").size
 
 
-def test_a_word_acts_where_its_object_is(shipped_base: Path) -> None:
-    """By the renderer's mask, on the embedded base, which knows robots."""
+@pytest.mark.parametrize(("base", "edition"), [("toyworld", FIRST), ("toyworld-second", SECOND)])
+def test_a_word_acts_where_its_object_is(base: str, edition: Edition) -> None:
+    """By the renderer's mask, on the embedded bases, which know robots."""
     robot = LearnedSubject("a", "robot", "a photo of {subject}", "a photo of a {class}")
-    model = replace(load_model(str(shipped_base), "cpu"), subjects=(robot,))
-    found = measure(model, world.subject("robot", 21), num_images=8)
+    model = replace(load_model(str(ROOT / "checkpoints" / base), "cpu"), subjects=(robot,))
+    found = measure(model, edition.subject("robot", 21), edition, num_images=8)
     assert found.by_word["robot"] > found.whole_image + 0.1
 
 

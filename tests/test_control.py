@@ -283,7 +283,7 @@ def test_the_embedded_controlnet_is_taken_for_the_toy_world_alone(
 ) -> None:
     monkeypatch.chdir(Path(__file__).parent.parent)
     toy, tiny = (
-        json.loads((base / "unet/config.json").read_text()) for base in (Path("checkpoints/toyworld"), tiny_base)
+        json.loads((base / "unet/config.json").read_text()) for base in (Path("checkpoints/toyworld-second"), tiny_base)
     )
     assert embedded_control("canny", toy) == "checkpoints/toyworld-controlnet"
     assert embedded_control("depth", toy) is None

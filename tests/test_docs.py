@@ -98,6 +98,8 @@ def test_the_commands_of_all_pages_run(tmp_path: Path, monkeypatch: pytest.Monke
         "data",
         "checkpoints/toyworld",
         "checkpoints/toyworld-encoders",
+        "checkpoints/toyworld-second",
+        "checkpoints/toyworld-second-encoders",
         "checkpoints/toyworld-controlnet",
         "checkpoints/toyworld-blip2",
         "checkpoints/toyworld-kosmos2",

@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from dreambooth.generation.models.loading import Model
 from dreambooth.generation.request import ImageRequest
 from dreambooth.generation.settings import SamplerSettings
 from dreambooth.randomness import Randomness
-from toyworld import world
+from toyworld.editions import Edition
 from toyworld.outcome import UNSEEN_PLACES, number_of
 from toyworld.scenes import PHRASES
 
@@ -40,15 +41,15 @@ class Overlap:
     whole_image: float
 
 
-def measure(model: Model, spec: world.Spec, num_images: int) -> Overlap:
+def measure(model: Model, spec: Any, edition: Edition, num_images: int) -> Overlap:
     """Return the overlap for each word of the subject's name, over renderings of it in places it was not trained in."""
     rng = random.Random(f"attention {spec}")
     places = [UNSEEN_PLACES[number % len(UNSEEN_PLACES)] for number in range(num_images)]
-    scenes = [world.random_scene(rng, place) for place in places]
+    shown = [edition.alone(rng, spec, place) for place in places]
     name = model.fill(f"{{subject_{number_of(model, spec.class_noun)}}}")
     prompts = [f"a photo of {name} {PHRASES[place][0]}" for place in places]
-    masks_BHW = np.stack([np.asarray(world.object_mask(spec, scene)) > 127 for scene in scenes])
-    maps = attention(model, [world.render(spec, scene) for scene in scenes], prompts)
+    masks_BHW = np.stack([each.mask() for each in shown])
+    maps = attention(model, [each.image() for each in shown], prompts)
     words = name.split()
     found = {
         word: float(np.mean([_iou(own[word], mask) for own, mask in zip(maps, masks_BHW, strict=True)]))

@@ -21,9 +21,10 @@ MINUTES = 120.0  # of the first edition's training
 FLOW_STAGES, FLOW_STEPS = ("decoder", "encoder", "flow"), (1_800, 900, 2_200)
 CONTROLNET_STEPS = 520
 MINUTES_FRACTION = {"decoder": 0.2, "encoder": 0.05, "judge": 0.08, "base": 0.67}
-EDITIONS = ("first", "second")  # of the world; the shipped base is of the first
-ENCODERS = ("clip", "vit")
+EDITIONS = ("first", "second")  # of the world; the demo is of the second
+ENCODERS = ("vit", "clip")
 SHIPPED_ENCODERS = Path("checkpoints/toyworld-encoders")
+SECOND_ENCODERS = Path("checkpoints/toyworld-second-encoders")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +71,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     outcome.add_argument("--class", dest="class_noun", default="robot", help="of the subject (default: %(default)s)")
     outcome.add_argument("--seed", type=int, default=DEMO_SEED, help="of the subject (default: %(default)s)")
     outcome.add_argument("--num-images", type=int, default=24, help="images a prompt (default: %(default)s)")
-    outcome.add_argument("--photos", type=Path, default=Path("data/robot"), help="the subject's (default: %(default)s)")
+    outcome.add_argument(
+        "--judge", type=Path, default=SECOND_BASE / "judge", help="of the base's edition (default: %(default)s)"
+    )
+    outcome.add_argument(
+        "--photos", type=Path, default=Path("data/second-robot"), help="the subject's (default: %(default)s)"
+    )
     outcome.add_argument("--poster", type=Path, help="write photos and samples of the first model to this file")
 
     _add_attention(commands)
@@ -107,13 +113,16 @@ def _add_encoders(commands: Any) -> None:
     encoders = commands.add_parser("encoders", help="train the metric encoders and measure them; run again to resume")
     encoders.add_argument("--minutes", type=float, default=40.0, help="of both in equal parts (default: %(default)s)")
     encoders.add_argument("--only", choices=ENCODERS, help="train this one, for its part of the minutes")
-    encoders.add_argument("--work", type=Path, default=Path(f"{SHIPPED_ENCODERS}.work"), help="states (%(default)s)")
-    encoders.add_argument("--out", type=Path, default=SHIPPED_ENCODERS, help="folder to write (default: %(default)s)")
+    _add_edition(encoders)
+    encoders.add_argument("--work", type=Path, help="states (default: the folder --out with .work behind its name)")
+    encoders.add_argument(
+        "--out", type=Path, help=f"folder to write (default: {SHIPPED_ENCODERS} or {SECOND_ENCODERS}, by edition)"
+    )
     encoders.add_argument("--measure-only", action="store_true", help="measure the encoders in the --out folder")
 
 
-def _add_edition(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--edition", choices=EDITIONS, default="first", help="of the world (default: %(default)s)")
+def _add_edition(parser: argparse.ArgumentParser, default: str = "first") -> None:
+    parser.add_argument("--edition", choices=EDITIONS, default=default, help="of the world (default: %(default)s)")
 
 
 def _add_flow(commands: Any) -> None:
@@ -141,7 +150,9 @@ def _add_controlnet(commands: Any) -> None:
     controlnet.add_argument(
         "--steps", type=int, default=CONTROLNET_STEPS, help="optimizer steps in all (default: %(default)s)"
     )
-    controlnet.add_argument("--base", type=Path, default=SHIPPED, help="what it is held beside (default: %(default)s)")
+    controlnet.add_argument(
+        "--base", type=Path, default=SECOND_BASE, help="what it is held beside (default: %(default)s)"
+    )
     controlnet.add_argument(
         "--work", type=Path, default=Path(f"{CONTROLNET}.work"), help="states (default: %(default)s)"
     )
@@ -156,6 +167,7 @@ def _add_attention(commands: Any) -> None:
     attention.add_argument("--class", dest="class_noun", default="robot", help="of the subject (default: %(default)s)")
     attention.add_argument("--seed", type=int, default=DEMO_SEED, help="of the subject (default: %(default)s)")
     attention.add_argument("--num-images", type=int, default=24, help="renderings of it (default: %(default)s)")
+    _add_edition(attention, "second")
 
 
 def _add_folders(parser: argparse.ArgumentParser) -> None:
@@ -201,11 +213,11 @@ def _render(args: argparse.Namespace) -> None:
 
 
 def _subject(args: argparse.Namespace) -> None:
-    from toyworld.photos import captions, photos, second_photos
+    from toyworld.editions import EDITIONS as BY_NAME
+    from toyworld.photos import captions, photos
 
     args.out.mkdir(parents=True, exist_ok=True)
-    draw = photos if args.edition == "first" else second_photos
-    images = draw(args.class_noun, args.seed, args.count, args.places)
+    images = photos(args.class_noun, args.seed, args.count, args.places, BY_NAME[args.edition])
     for i, (image, caption) in enumerate(zip(images, captions(args.count, args.places), strict=True)):
         path = args.out / f"{i:02d}.png"
         image.save(path)
@@ -260,18 +272,19 @@ def _flow(args: argparse.Namespace) -> None:
 
 def _controlnet(args: argparse.Namespace) -> None:
     from toyworld import controlnet
+    from toyworld.editions import edition_of
     from toyworld.evaluate import refresh_model_card
-    from toyworld.judge import Judge
+    from toyworld.outcome import load_judge
     from toyworld.readers.figures import table
 
     if args.num_images < 1:
         raise UserError(f"--num-images {args.num_images}: must be at least 1")
-    base = controlnet.load_base(args.base)
+    base, edition = controlnet.load_base(args.base), edition_of(args.base / "judge")
     if not args.measure_only:
-        controlnet.train(base, args.steps, args.work)
+        controlnet.train(base, edition, args.steps, args.work)
         controlnet.save(controlnet.trained(base, args.work), args.out)
     network = controlnet.load(args.out)
-    text = table(controlnet.measure(base, network, Judge.load(args.base / "judge"), args.num_images))
+    text = table(controlnet.measure(base, edition, network, load_judge(args.base / "judge"), args.num_images))
     refresh_model_card(args.out / "README.md", text)
     print(text)
 
@@ -302,15 +315,16 @@ def _outcome(args: argparse.Namespace) -> None:
     from dreambooth.data.image_files import load_image
     from dreambooth.data.image_folder import list_images
     from dreambooth.generation.models.loading import load_model
-    from toyworld import outcome, world
-    from toyworld.judge import Judge
+    from toyworld import outcome
+    from toyworld.editions import edition_of
 
     if args.num_images < len(outcome.UNSEEN_PLACES):
         least = len(outcome.UNSEEN_PLACES)
         raise UserError(f"--num-images {args.num_images}: at least {least}, one for each unseen place")
-    judge, spec = Judge.load(SHIPPED / "judge"), world.subject(args.class_noun, args.seed)
+    judge, edition = outcome.load_judge(args.judge), edition_of(args.judge)
+    spec = edition.subject(args.class_noun, args.seed)
     models = {str(folder): load_model(str(folder), "cpu") for folder in args.models}
-    columns = {name: outcome.measure(model, spec, judge, args.num_images) for name, model in models.items()}
+    columns = {name: outcome.measure(model, spec, judge, edition, args.num_images) for name, model in models.items()}
     print(outcome.table(columns))
     if args.poster is not None:
         photos = [load_image(path) for path in list_images(args.photos)]
@@ -329,13 +343,15 @@ def _row(args: argparse.Namespace) -> None:
 
 def _attention(args: argparse.Namespace) -> None:
     from dreambooth.generation.models.loading import load_model
-    from toyworld import attention, world
+    from toyworld import attention
+    from toyworld.editions import EDITIONS as BY_NAME
 
     if args.num_images < 1:
         raise UserError(f"--num-images {args.num_images}: must be at least 1")
-    spec = world.subject(args.class_noun, args.seed)
+    edition = BY_NAME[args.edition]
+    spec = edition.subject(args.class_noun, args.seed)
     for folder in args.models:
-        found = attention.measure(load_model(str(folder), "cpu"), spec, args.num_images)
+        found = attention.measure(load_model(str(folder), "cpu"), spec, edition, args.num_images)
         words = ", ".join(f"{word!r} {value:.2f}" for word, value in found.by_word.items())
         print(f"{folder}: mean IoU with the object's mask: {words}; of the whole image {found.whole_image:.2f}")
 
@@ -344,12 +360,15 @@ def _encoders(args: argparse.Namespace) -> None:
     from toyworld import encoder_metrics, encoders
     from toyworld.evaluate import refresh_model_card
 
-    vae = encoders.load_vae(SHIPPED)
+    base, default_out = (SHIPPED, SHIPPED_ENCODERS) if args.edition == "first" else (SECOND_BASE, SECOND_ENCODERS)
+    out = args.out or default_out
+    work = args.work or Path(f"{out}.work")
+    lessons, vae = encoders.LESSONS[args.edition], encoders.load_vae(base)
     for name in () if args.measure_only else ENCODERS:
         if args.only in (None, name):
-            encoders.train(name, args.minutes / len(ENCODERS), vae, args.work)
-            encoders.save(encoders.trained(name, args.work), args.out / name)
+            encoders.train(name, lessons, args.minutes / len(ENCODERS), vae, work)
+            encoders.save(encoders.trained(name, lessons, work), out / name, lessons.edition)
     if args.only is None:
-        text = encoder_metrics.table(encoder_metrics.measure(args.out, vae))
-        refresh_model_card(args.out / "README.md", text)
+        text = encoder_metrics.table(encoder_metrics.measure(out, lessons, vae))
+        refresh_model_card(out / "README.md", text)
         print(text)

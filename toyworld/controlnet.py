@@ -2,7 +2,7 @@
 
 A copy of the denoiser's first half reads a map of Canny's edges and adds to the skip connections of the base, whose
 weights stay as they are. Its middle has one residual block of the copy's two and no attention, so that the file stays
-below 6 MB. It trains on renderings with their captions, a part of which is left out: then edges alone have to say what
+below 7 MB. It trains on renderings with their captions, a part of which is left out: then edges alone have to say what
 is shown.
 
 Shapes: B batch, C channels, H/W pixels, h/w latent height and width, L tokens, T text width.
@@ -27,11 +27,11 @@ from torch import Tensor, nn
 
 from dreambooth.families.control import load_control
 from dreambooth.generation.inputs.canny import canny
-from toyworld import world
 from toyworld.base import SCHEDULE, bfloat16_is_faster
+from toyworld.editions import Edition
 from toyworld.evaluate import GUIDANCE_SCALE, NUM_STEPS, add_model_card
-from toyworld.judge import Judge
 from toyworld.latents import LinearCodec, to_images, to_pixels
+from toyworld.outcome import Judge
 from toyworld.readers.figures import Figure, mean
 from toyworld.training import Budget, Plan, fit, load_average
 from toyworld.vae import fresh_pixels, round_trip
@@ -82,17 +82,17 @@ class Batch:
     captions: list[str]
 
 
-def batch_of(samples: list[tuple[world.Spec, world.Scene, str]]) -> Batch:
-    """Return the renderings of some objects in scenes with their captions."""
-    images = [world.render(spec, scene) for spec, scene, _ in samples]
+def batch_of(samples: list[tuple[Image.Image, str]]) -> Batch:
+    """Return the batch of some renderings with their captions."""
+    images = [image for image, _ in samples]
     maps_BCHW = to_pixels([canny(image) for image in images]).add(1).div(2)
-    return Batch(to_pixels(images), maps_BCHW, [caption for _, _, caption in samples])
+    return Batch(to_pixels(images), maps_BCHW, [caption for _, caption in samples])
 
 
 @torch.no_grad()
-def codec_of(vae: Any) -> LinearCodec:
+def codec_of(vae: Any, edition: Edition) -> LinearCodec:
     """Return the affine map from patches to latents that the base's encoder has learned; it takes no time."""
-    pixels_BCHW = fresh_pixels(NUM_CODEC_IMAGES)
+    pixels_BCHW = fresh_pixels(NUM_CODEC_IMAGES, edition=edition)
     latents_BChw = vae.encode(pixels_BCHW).latent_dist.mean * vae.config.scaling_factor
     patch = pixels_BCHW.shape[-1] // latents_BChw.shape[-1]
     patches_ND = F.pixel_unshuffle(pixels_BCHW, patch).permute(0, 2, 3, 1).flatten(0, 2).double()
@@ -107,18 +107,18 @@ def codec_of(vae: Any) -> LinearCodec:
 class ControlTask:
     """Compute the loss of one training step; everything random follows from the step."""
 
-    def __init__(self, base: Any, network: ControlNetModel, batch_size: int = BATCH_SIZE) -> None:
-        self.base, self.network, self.batch_size = base, network, batch_size
+    def __init__(self, base: Any, edition: Edition, network: ControlNetModel, batch_size: int = BATCH_SIZE) -> None:
+        self.base, self.edition, self.network, self.batch_size = base, edition, network, batch_size
         for part in (base.unet, network):
             part.to(memory_format=torch.channels_last)  # a quarter faster on a CPU
-        self.codec = codec_of(base.vae)
+        self.codec = codec_of(base.vae, edition)
         self.schedule = DDPMScheduler(**SCHEDULE)
         self.precision = torch.bfloat16 if bfloat16_is_faster("cpu") else torch.float32
 
     def __call__(self, step: int) -> Tensor:
         """Return the mean squared error of the base's prediction of v with what the ControlNet adds."""
         rng = random.Random(f"{NAME} {step}")
-        batch = batch_of([world.sample(rng.getrandbits(60)) for _ in range(self.batch_size)])
+        batch = batch_of([self._sample(rng) for _ in range(self.batch_size)])
         captions = ["" if rng.random() < CAPTION_DROPOUT else each for each in batch.captions]
         generator = torch.Generator().manual_seed(step)
         t_B = torch.randint(self.schedule.config.num_train_timesteps, (self.batch_size,), generator=generator)
@@ -131,6 +131,10 @@ class ControlTask:
         with self.autocast():
             predicted_BChw = self.predict(noisy_BChw, t_B, text_BLT, batch.maps_BCHW)
         return ((predicted_BChw.float() - target_BChw) ** 2).mean()
+
+    def _sample(self, rng: random.Random) -> tuple[Image.Image, str]:
+        sample = self.edition.sample(rng.getrandbits(60))
+        return sample.image, sample.captions[0]
 
     def predict(self, noisy_BChw: Tensor, t_B: Tensor, text_BLT: Tensor, maps_BCHW: Tensor) -> Tensor:
         """Return the base's prediction, held to maps."""
@@ -147,13 +151,13 @@ class ControlTask:
         return torch.tensor(self.base.tokenizer(captions, padding="max_length").input_ids)
 
 
-def train(base: Any, steps: int, work: Path) -> None:
+def train(base: Any, edition: Edition, steps: int, work: Path) -> None:
     """Train the ControlNet, or resume; its state is in `work`/controlnet.pt."""
     network = build_controlnet(base.unet)
     plan = Plan(
         NAME, Budget(steps=steps), peak_lr=2e-3, muon_lr=0.02, warmup_steps=20, ema_decay=0.99, save_every_seconds=30.0
     )
-    fit(network, ControlTask(base, network), plan, work / f"{NAME}.pt")
+    fit(network, ControlTask(base, edition, network), plan, work / f"{NAME}.pt")
 
 
 def trained(base: Any, work: Path) -> ControlNetModel:
@@ -194,15 +198,18 @@ def edge_f1(found: Image.Image, wanted: Image.Image) -> float:
     return float(2 * precision * recall / max(precision + recall, 1e-9))
 
 
-def unseen_samples(num: int, seed: int = 0) -> list[tuple[world.Spec, world.Scene, str]]:
-    """Return objects in colours that no training image shows on their class, in scenes, with captions."""
+def unseen_samples(edition: Edition, num: int, seed: int = 0) -> tuple[list[tuple[Image.Image, str]], list[str]]:
+    """Return renderings with captions of things in colours that no training image shows on their class; and classes."""
     rng = random.Random(f"{NAME} gate {seed}")
-    found: list[tuple[world.Spec, world.Scene, str]] = []
-    while len(found) < num:
-        spec, scene = world.random_spec(rng), world.random_scene(rng)
-        if world.is_held_out(spec):
-            found.append((spec, scene, world.caption(rng, spec, scene)))
-    return found
+    samples: list[tuple[Image.Image, str]] = []
+    classes: list[str] = []
+    while len(samples) < num:
+        spec = edition.random_spec(rng, None)
+        if edition.is_held_out(spec):
+            alone = edition.alone(rng, spec, None)
+            samples.append((alone.image(), alone.caption(rng)))
+            classes.append(spec.class_noun)
+    return samples, classes
 
 
 @torch.no_grad()
@@ -220,22 +227,21 @@ def draw(pipeline: Any, captions: list[str], maps: list[Image.Image], weight: fl
     )
 
 
-def measure(base: Any, network: ControlNetModel, judge: Judge, num_images: int = 100) -> list[Figure]:
+def measure(base: Any, edition: Edition, network: ControlNetModel, judge: Judge, num_images: int = 100) -> list[Figure]:
     """Return how well edges of images agree with the maps that they are held to, beside images that are not."""
-    samples = unseen_samples(num_images)
+    samples, classes = unseen_samples(edition, num_images)
     batch = batch_of(samples)
     maps = to_images(batch.maps_BCHW * 2 - 1)
     parts = {name: part for name, part in base.components.items() if name != "image_encoder"}
     pipeline: Any = StableDiffusionControlNetPipeline(**parts, controlnet=network, requires_safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
     held, free = (draw(pipeline, batch.captions, maps, weight) for weight in (1.0, 0.0))
-    classes = [spec.class_noun for spec, _, _ in samples]
     through_vae = to_images(round_trip(base.vae, batch.pixels_BCHW))
     return [
         Figure("F1 of edges with the map, weight 1", _agreement(held, maps), MIN_F1),
         Figure("without the ControlNet (weight 0)", _agreement(free, maps)),
         Figure("of the renderings themselves through the autoencoder", _agreement(through_vae, maps)),
-        Figure("class right, weight 1", judge(held).accuracy("class_noun", classes)),
+        Figure("class right, weight 1", judge(held).accuracy("class_noun", classes, "")),
     ]
 
 

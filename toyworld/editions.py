@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -32,7 +33,20 @@ class Sample:
     captions: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+class Alone(Protocol):
+    """One thing alone in a place."""
+
+    def image(self) -> Image.Image:
+        """Return it, RGB, 64 x 64 pixels."""
+
+    def mask(self) -> np.ndarray:
+        """Return where the thing is, without its shadow, bool [64, 64]."""
+
+    def caption(self, rng: random.Random) -> str:
+        """Return one of its many captions."""
+
+
+@dataclass(frozen=True, eq=False)
 class Edition:
     """Hold an edition's images and the sizes of the networks that are trained on them."""
 
@@ -42,6 +56,12 @@ class Edition:
     image: Callable[[int], Image.Image]  # its image alone
     any_image: Callable[[random.Random], Image.Image]  # of any things, held-out ones too
     unseen_image: Callable[[random.Random], Image.Image]  # of a thing that no training sample shows
+    classes: tuple[str, ...]
+    subject: Callable[[str, int], Any]  # the thing for DreamBooth of a class noun and a seed: a `Spec` of the edition
+    random_spec: Callable[[random.Random, str | None], Any]  # any thing, held-out ones too; of a class noun, if given
+    alone: Callable[[random.Random, Any, str | None], Alone]  # a `Spec` alone in a place, or in any
+    is_held_out: Callable[[Any], bool]  # whether no training sample shows a `Spec`
+    photos_seed: str  # a subject's photos are drawn from this, its class noun and its number
     mask_weights: tuple[float, ...]  # added to the loss's weight of 1 where each mask is 1
     num_samples: int  # in the training set
     latent_channels: int
@@ -52,6 +72,10 @@ class Edition:
     unet_widths: tuple[int, int] = (128, 128)
     text_layers: int = 2
     steps: dict[str, int] | None = None  # optimizer steps of each stage; None: minutes decide
+
+    def show(self, rng: random.Random, spec: Any, place: str | None = None) -> Image.Image:
+        """Return an image of a `Spec` alone in a place, or in any."""
+        return self.alone(rng, spec, place).image()
 
 
 def _first_sample(seed: int) -> Sample:
@@ -97,6 +121,44 @@ def _any_second_image(rng: random.Random, must_be_held_out: bool = False) -> Ima
     return picture.render(picture.any_picture(rng, must_be_held_out))
 
 
+@dataclass(frozen=True)
+class _AloneFirst:
+    spec: world.Spec
+    scene: world.Scene
+
+    def image(self) -> Image.Image:
+        return world.render(self.spec, self.scene)
+
+    def mask(self) -> np.ndarray:
+        return np.asarray(world.object_mask(self.spec, self.scene)) > 127
+
+    def caption(self, rng: random.Random) -> str:
+        return world.caption(rng, self.spec, self.scene)
+
+
+@dataclass(frozen=True)
+class _AloneSecond:
+    shown: picture.Picture
+
+    def image(self) -> Image.Image:
+        return picture.render(self.shown)
+
+    def mask(self) -> np.ndarray:
+        covered: np.ndarray = truth.truth(self.shown).masks[0] > 0.5
+        return covered
+
+    def caption(self, rng: random.Random) -> str:
+        return second_captions.caption(rng, self.shown)
+
+
+def _alone_first(rng: random.Random, spec: world.Spec, place: str | None) -> Alone:
+    return _AloneFirst(spec, world.random_scene(rng, place))
+
+
+def _alone_second(rng: random.Random, spec: picture.Spec, place: str | None) -> Alone:
+    return _AloneSecond(picture.picture_of(rng, spec, place))
+
+
 FIRST = Edition(
     "first",
     captions.vocabulary,
@@ -104,6 +166,12 @@ FIRST = Edition(
     _first_image,
     _any_first_image,
     _unseen_first_image,
+    tuple(world.CLASSES),
+    world.subject,
+    world.random_spec,
+    _alone_first,
+    world.is_held_out,
+    "pictures of",
     mask_weights=(3.0,),
     num_samples=100_000,
     latent_channels=32,
@@ -115,6 +183,12 @@ SECOND = Edition(
     _second_image,
     _any_second_image,
     partial(_any_second_image, must_be_held_out=True),
+    picture.CLASSES,
+    picture.subject,
+    picture.random_spec,
+    _alone_second,
+    picture.is_held_out,
+    "second pictures of",
     mask_weights=(3.0, 3.0),
     num_samples=100_000,
     latent_channels=64,

@@ -30,7 +30,7 @@ MAX_LATENT_NOISE = 0.25  # standard deviation; latents have 1
 MAX_PIXEL_NOISE = 0.04  # standard deviation; pixels are in -1..1
 P_PLAIN = 0.5  # of a caption with the class and mostly the place alone, as prompts are when measuring
 P_PLAIN_PLACE = 0.85  # that a plain caption names the place
-SILENT = -1  # label of a question that a text says nothing about
+SILENT = -1  # label of a question that a text says nothing about, or that an image cannot answer
 PLACE_OF = {phrase: place for place, phrases in PHRASES.items() for phrase in phrases}
 PATTERN_OF = {plural: pattern for pattern, plural in PLURAL_PATTERN.items()}
 _COLOUR = "|".join(world.COLOUR_NAMES)
@@ -50,14 +50,21 @@ class Batch:
     pixels_BCHW: Tensor  # crisp, in -1..1
 
     def truth(self) -> dict[str, Tensor]:
-        """Return the true label numbers, [B] for every question (head) of the judge."""
+        """Return the true label numbers, [B] for every question (head) of the judge; SILENT where it is not asked."""
         answers = {name: [getattr(spec, name) for spec in self.specs] for name in HEADS if name != "place"}
         answers["place"] = [scene.place for scene in self.scenes]
-        return {name: torch.tensor([HEADS[name].index(label) for label in answers[name]]) for name in HEADS}
+        truth = {name: torch.tensor([HEADS[name].index(label) for label in answers[name]]) for name in HEADS}
+        # Where there is no pattern the accent shows on small parts only, or nowhere.
+        truth["accent"] = truth["accent"].where(truth["pattern"] != world.PATTERNS.index("plain"), SILENT)
+        return truth
 
-    def captions(self, rng: random.Random) -> list[str]:
-        """Return one caption an image: half of them plain, half with colours and pattern."""
-        return [caption(rng, spec, scene) for spec, scene in zip(self.specs, self.scenes, strict=True)]
+    def captions(self, rng: random.Random) -> tuple[list[str], Tensor]:
+        """Return one caption an image, and whether a caption is true of an image, bool [B, T].
+
+        Half of them are plain, half name colours and pattern.
+        """
+        texts = [caption(rng, spec, scene) for spec, scene in zip(self.specs, self.scenes, strict=True)]
+        return texts, is_true(claims(texts), self.truth())
 
 
 def draw(rng: random.Random, num_objects: int) -> Batch:

@@ -12,34 +12,86 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
 
-from toyworld import encoder_batches as batches
-from toyworld.judge import HEADS
+from toyworld import encoder_batches, judge
+from toyworld.editions import FIRST, SECOND, Edition
+from toyworld.encoder_batches import augment, blur, noisy_round_trip
+from toyworld.second import encoder_batches as second_batches
+from toyworld.second import judge_training
 from toyworld.tokenizer import MAX_LENGTH, build_tokenizer
 from toyworld.training import Budget, Plan, fit, load_average
-from toyworld.world import PATTERNS, SIZE
+from toyworld.world import SIZE
 
-NAMES = ("clip", "vit")
+NAMES = ("vit", "clip")  # in this order: CLIP begins as the ViT
 PATCH_SIZE = 8  # pixels
 TEMPERATURE_SAME_OBJECT = 0.1
 TEMPERATURE_SAME_CLASS = 0.2
 # Of the loss term for objects of one class: only it says that a robot is more like another robot than like a teapot.
 WEIGHT_SAME_CLASS = 1.0
 MAX_LOGIT_SCALE = 4.6052  # ln 100, as in the paper
-# An object's embedding must not depend on the place, so the ViT has no head for it.
-VIT_HEADS = tuple(name for name in HEADS if name != "place")
+NO_ANSWER = -1  # in place of an answer's number, where there is none
 SOFT_BATCH_EVERY = 4  # steps; one batch in so many went through the autoencoder,
 SOFT_BATCH_USES = 4  # and each of those is used so often, since decoding takes five times as long as a step
+
+
+class Batch(Protocol):
+    """Hold images of which 2i and 2i + 1 show one object, with their truth."""
+
+    @property
+    def pixels_BCHW(self) -> Tensor: ...  # noqa: N802
+
+    def truth(self) -> dict[str, Tensor]:
+        """Return the number of the right answer to every question, [B]; NO_ANSWER where there is none."""
+
+    def captions(self, rng: random.Random) -> tuple[list[str], Tensor]:
+        """Return T = B captions, and whether each is true of each image, bool [B, T]."""
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """Hold what the encoders of an edition learn from."""
+
+    edition: Edition
+    questions: Mapping[str, Mapping[str, Sequence[str]]]  # by encoder, with their answers
+    draw: Callable[[random.Random, int], Batch]  # of so many objects, each alone
+    draw_for_texts: Callable[[random.Random, int], Batch]  # for CLIP
+    near_miss: Callable[[random.Random, Any], Any]  # another object that differs in one thing
+
+
+def _but(questions: Mapping[str, Sequence[str]], *names: str) -> dict[str, Sequence[str]]:
+    return {name: answers for name, answers in questions.items() if name not in names}
+
+
+# An object's embedding by the ViT must not depend on the place, or on where it faces.
+LESSONS = {
+    "first": Lessons(
+        FIRST,
+        {"clip": judge.HEADS, "vit": _but(judge.HEADS, "place")},
+        encoder_batches.draw,
+        encoder_batches.draw,
+        judge.near_miss,
+    ),
+    "second": Lessons(
+        SECOND,
+        {
+            "clip": _but(second_batches.QUESTIONS, *second_batches.PARTS),
+            "vit": _but(second_batches.QUESTIONS, "place", "facing"),
+        },
+        second_batches.draw,
+        second_batches.draw_for_texts,
+        judge_training.near_miss,
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -60,13 +112,14 @@ def build_vit(size: Size = Size()) -> Any:
     return ViTModel(config, add_pooling_layer=False)
 
 
-def build_clip(size: Size = Size()) -> Any:
-    """Return an untrained CLIPModel over the toy world's tokens.
+def build_clip(size: Size = Size(), edition: Edition = FIRST) -> Any:
+    """Return an untrained CLIPModel over the tokens of an edition of the toy world.
 
     The text embedding is read at the first end token, which is also what pads: the config must name its number.
     """
-    tokenizer = build_tokenizer()
-    vision = {"image_size": SIZE, "patch_size": PATCH_SIZE, **_transformer(size.width, size.num_layers, size)}
+    tokenizer = build_tokenizer(edition.vocabulary())
+    transformer = _transformer(size.width, size.num_layers, size)
+    vision = {"image_size": SIZE, "patch_size": PATCH_SIZE, "hidden_act": "gelu", **transformer}  # as in the ViT
     text = {
         "vocab_size": len(tokenizer),
         "max_position_embeddings": MAX_LENGTH,
@@ -90,10 +143,10 @@ class Student(nn.Module):
     They give a signal from the first step on, when a contrastive loss gives none yet.
     """
 
-    def __init__(self, model: Any, embedding_dim: int, questions: Sequence[str]) -> None:
+    def __init__(self, model: Any, embedding_dim: int, questions: Mapping[str, Sequence[str]]) -> None:
         super().__init__()
         self.model = model
-        self.heads = nn.ModuleDict({name: nn.Linear(embedding_dim, len(HEADS[name])) for name in questions})
+        self.heads = nn.ModuleDict({name: nn.Linear(embedding_dim, len(questions[name])) for name in questions})
 
     def answers(self, embedding_BD: Tensor) -> dict[str, Tensor]:
         """Return the logits of every head, [B, K]."""
@@ -106,11 +159,11 @@ def vit_embedding(model: Any, pixels_BCHW: Tensor) -> Tensor:
 
 
 def questions_loss(answers: dict[str, Tensor], truth: dict[str, Tensor]) -> Tensor:
-    """Sum over the heads of their cross entropy. Objects without a pattern are not asked for the accent colour."""
-    asked = dict.fromkeys(answers, torch.ones(()))
-    asked["accent"] = (truth["pattern"] != PATTERNS.index("plain")).float()
-    each = {name: F.cross_entropy(logits, truth[name], reduction="none") for name, logits in answers.items()}
-    means = [(loss * asked[name]).sum() / asked[name].expand_as(loss).sum().clamp(min=1) for name, loss in each.items()]
+    """Sum over the heads of their mean cross entropy where there is an answer."""
+    means = []
+    for name, logits in answers.items():
+        each = F.cross_entropy(logits, truth[name], reduction="none", ignore_index=NO_ANSWER)
+        means.append(each.sum() / (truth[name] != NO_ANSWER).sum().clamp(min=1))
     return torch.stack(means).sum()
 
 
@@ -160,51 +213,50 @@ def image_text_loss(image_BD: Tensor, text_TD: Tensor, logit_scale: Tensor, is_t
     return (of_image.mean() + of_text.mean()) / 2
 
 
-def clip_loss(student: Student, pixels_BCHW: Tensor, truth: dict[str, Tensor], texts: Sequence[str]) -> Tensor:
-    """Return the image-text loss plus the questions' loss of the image embedding. One text an image."""
-    tokens = _tokenizer()(list(texts), padding=True, return_tensors="pt")
+def clip_loss(
+    student: Student, pixels_BCHW: Tensor, truth: dict[str, Tensor], tokens: Any, is_true_BT: Tensor
+) -> Tensor:
+    """Return the image-text loss plus the questions' loss of the image embedding."""
     image = student.model.get_image_features(pixel_values=pixels_BCHW).pooler_output
     text = student.model.get_text_features(**tokens).pooler_output
-    is_true = batches.is_true(batches.claims(texts), truth)
     both = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
-    return questions_loss(student.answers(image), truth) + image_text_loss(*both, student.model.logit_scale, is_true)
+    return questions_loss(student.answers(image), truth) + image_text_loss(*both, student.model.logit_scale, is_true_BT)
 
 
-@lru_cache(maxsize=1)
-def _tokenizer() -> Any:
-    return build_tokenizer()
-
-
-def build_student(name: str, size: Size = Size()) -> Student:
+def build_student(name: str, lessons: Lessons, size: Size = Size()) -> Student:
     """Return the untrained encoder `name` with its heads; the same on every call."""
     torch.manual_seed(0)
     if name == "clip":
-        return Student(build_clip(size), size.projection_dim, tuple(HEADS))
-    return Student(build_vit(size), size.width, VIT_HEADS)
+        return Student(build_clip(size, lessons.edition), size.projection_dim, lessons.questions[name])
+    return Student(build_vit(size), size.width, lessons.questions[name])
 
 
-def loss_of_step(name: str, student: Student, vae: Any, num_objects: int) -> Callable[[int], Tensor]:
+def loss_of_step(name: str, lessons: Lessons, student: Student, vae: Any, num_objects: int) -> Callable[[int], Tensor]:
     """Return a function that gives the loss of any step's batch; its random choices follow from the step alone."""
+    draw = lessons.draw_for_texts if name == "clip" else lessons.draw
+    tokenizer: Any = build_tokenizer(lessons.edition.vocabulary())
 
     @lru_cache(maxsize=1)
-    def soft_batch(number: int) -> tuple[batches.Batch, Tensor]:
+    def soft_batch(number: int) -> tuple[Batch, Tensor]:
         torch.manual_seed(number)
-        batch = batches.draw(random.Random(f"{name} soft {number}"), num_objects)
-        return batch, batches.noisy_round_trip(vae, batch.pixels_BCHW)
+        batch = draw(random.Random(f"{name} soft {number}"), num_objects)
+        return batch, noisy_round_trip(vae, batch.pixels_BCHW)
 
     def loss_at(step: int) -> Tensor:
         rng = random.Random(f"{name} {step}")
         if step % SOFT_BATCH_EVERY == 0:
             batch, soft = soft_batch(step // (SOFT_BATCH_EVERY * SOFT_BATCH_USES))
         else:
-            batch = batches.draw(rng, num_objects)
-            soft = batches.blur(batch.pixels_BCHW, rng)
+            batch = draw(rng, num_objects)
+            soft = blur(batch.pixels_BCHW, rng)
         torch.manual_seed(step)
-        pixels = batches.augment(batch.pixels_BCHW, soft)
-        truth = batch.truth()
-        if name == "clip":
-            return clip_loss(student, pixels, truth, batch.captions(rng))
-        return vit_loss(student, pixels, truth)
+        pixels = augment(batch.pixels_BCHW, soft)
+        if name == "vit":
+            return vit_loss(student, pixels, batch.truth())
+        texts, is_true_BT = batch.captions(rng)
+        return clip_loss(
+            student, pixels, batch.truth(), tokenizer(texts, padding=True, return_tensors="pt"), is_true_BT
+        )
 
     return loss_at
 
@@ -216,25 +268,67 @@ def load_vae(base: Path) -> Any:
     return AutoencoderKL.from_pretrained(base / "vae", torch_dtype=torch.float32).eval()
 
 
-def train(name: str, minutes: float, vae: Any, work: Path, num_objects: int = 48) -> None:
-    """Train the encoder `name`, or resume; its state is in `work`/`name`.pt."""
-    student = build_student(name)
+# The names of a ViT's weights, and of the same in CLIP's image tower.
+RENAMED = {
+    "embeddings.patch_embeddings.projection.": "embeddings.patch_embedding.",
+    "layernorm_before": "layer_norm1",
+    "layernorm_after": "layer_norm2",
+    "attention.o_proj": "self_attn.out_proj",
+    "attention.": "self_attn.",
+}
+
+
+@torch.no_grad()
+def begin_as_vit(clip: Any, vit: Any, pixels_BCHW: Tensor) -> None:
+    """Let CLIP's image tower begin as a ViT of its size: by itself it hardly told classes apart after 1,900 steps.
+
+    It has a norm behind its embeddings that a ViT has not; that begins with the mean and the deviation that the
+    embeddings of `pixels_BCHW` have.
+    """
+    weights = {}
+    for name, weight in vit.state_dict().items():
+        for old, new in RENAMED.items():
+            if old in name:
+                name = name.replace(old, new)
+                break
+        name = f"encoder.{name}" if name.startswith("layers.") else name
+        weights[name.replace("layernorm.", "post_layernorm.")] = weight
+    bias_D = weights.pop("embeddings.patch_embedding.bias")  # which CLIP has in the positions
+    positions_ND = weights.pop("embeddings.position_embeddings")[0]
+    class_D = weights.pop("embeddings.cls_token")[0, 0]
+    weights["embeddings.class_embedding"] = class_D
+    weights["embeddings.position_embedding.weight"] = torch.cat([positions_ND[:1], positions_ND[1:] + bias_D])
+    embedded_BND = vit.embeddings(pixels_BCHW)
+    deviation, mean = torch.std_mean(embedded_BND, dim=-1)
+    weights["pre_layrnorm.weight"] = deviation.mean().expand_as(class_D)
+    weights["pre_layrnorm.bias"] = mean.mean().expand_as(class_D)
+    own = clip.vision_model.state_dict()
+    clip.vision_model.load_state_dict({**own, **weights})
+
+
+def train(name: str, lessons: Lessons, minutes: float, vae: Any, work: Path, num_objects: int = 48) -> None:
+    """Train the encoder `name`, or resume; its state is in `work`/`name`.pt. A CLIP begins as the ViT there, if any."""
+    student = build_student(name, lessons)
+    slower = 1.0
+    if name == "clip" and (work / "vit.pt").is_file():
+        slower = 1 / 3  # it knows much
+        begin_as_vit(student.model, trained("vit", lessons, work), lessons.draw(random.Random(0), 24).pixels_BCHW)
     prefix = "model.vision_model.encoder." if name == "clip" else "model.layers."
     plan = Plan(
-        name, Budget(minutes), peak_lr=1.5e-3, muon_lr=0.02, muon_prefix=prefix, decay_fraction=0.6, ema_decay=0.995,
-        weight_decay=1e-2,
+        name, Budget(minutes), peak_lr=1.5e-3 * slower, muon_lr=0.02 * slower, muon_prefix=prefix, decay_fraction=0.6,
+        ema_decay=0.995, weight_decay=1e-2,
     )  # fmt: skip
-    fit(student, loss_of_step(name, student, vae, num_objects), plan, work / f"{name}.pt")
+    fit(student, loss_of_step(name, lessons, student, vae, num_objects), plan, work / f"{name}.pt")
 
 
-def trained(name: str, work: Path) -> Any:
+def trained(name: str, lessons: Lessons, work: Path) -> Any:
     """Return the encoder `name` with the averaged weights of its training so far."""
-    student = build_student(name)
+    student = build_student(name, lessons)
     load_average(student, work / f"{name}.pt")
     return student.model.eval()
 
 
-def save(model: Any, folder: Path) -> None:
+def save(model: Any, folder: Path, edition: Edition = FIRST) -> None:
     """Write an encoder in half precision, with its image processor and for CLIP its tokenizer."""
     from transformers import CLIPImageProcessor, ViTImageProcessor
 
@@ -244,7 +338,7 @@ def save(model: Any, folder: Path) -> None:
     square = {"height": SIZE, "width": SIZE}
     common = {"resample": bicubic, "do_rescale": True, "image_mean": halves, "image_std": halves}
     if model.config.model_type == "clip":
-        build_tokenizer().save_pretrained(folder)
+        build_tokenizer(edition.vocabulary()).save_pretrained(folder)
         CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=square, **common).save_pretrained(folder)
     else:
         ViTImageProcessor(size=square, **common).save_pretrained(folder)

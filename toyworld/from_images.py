@@ -13,6 +13,7 @@ from dreambooth.generation.inputs.canny import canny
 from dreambooth.generation.inputs.control_ref import control_of_image
 from toyworld import world
 from toyworld.canvas import OVERSAMPLE
+from toyworld.editions import SECOND
 from toyworld.scenes import backdrop
 
 PHOTO = ("city", 0, 0.62)  # place, arrangement and horizon of a photo without any object
@@ -53,10 +54,10 @@ def box() -> Image.Image:
 def pose(class_noun: str, seed: int) -> Image.Image:
     """Return the edges of another object of a class, in a pose of its own."""
     rng = random.Random(f"pose {seed}")
-    return canny(world.render(world.random_spec(rng, class_noun), world.random_scene(rng)))
+    return canny(SECOND.show(rng, SECOND.random_spec(rng, class_noun)))
 
 
 def style_image(seed: int) -> Image.Image:
     """Return a rendering at night of another class."""
     rng = random.Random(f"style {seed}")
-    return world.render(world.random_spec(rng, "flower"), world.random_scene(rng, "night"))
+    return SECOND.show(rng, SECOND.random_spec(rng, "flower"), "night")

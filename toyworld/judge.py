@@ -74,7 +74,11 @@ class Verdict:
     probabilities: dict[str, Tensor]  # by head, [B, K], in the order of `HEADS`
     embedding_BD: Tensor
 
-    def accuracy(self, head: str, expected: Sequence[str]) -> float:
+    def embedding(self, class_noun: str) -> Tensor:
+        """Return the identity of what each image shows, [B, E]: one object, so its class says nothing more."""
+        return self.embedding_BD
+
+    def accuracy(self, head: str, expected: Sequence[str], class_noun: str = "") -> float:
         """Return the fraction of images whose label of `head` is the expected one."""
         return sum(a == b for a, b in zip(self.labels[head], expected, strict=True)) / len(expected)
 

@@ -8,7 +8,10 @@ Shapes: B images, D embedding dimensions.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -19,13 +22,36 @@ from dreambooth.generation.models.loading import Model
 from dreambooth.generation.sampler import sample_pixels
 from dreambooth.generation.settings import SamplerSettings
 from toyworld import world
-from toyworld.judge import Judge
+from toyworld.editions import SECOND, Edition, edition_of
+from toyworld.judge import Judge as FirstJudge
 from toyworld.scenes import PHRASES
+from toyworld.second.judge import Judge as SecondJudge
 
 UNSEEN_PLACES = ("beach", "desert", "night", "moon")
 NUM_REFERENCES = 36  # renderings of the subject, and as many other objects of its class
 NUM_STEPS = 20
 GUIDANCE = 4.0  # where none is 1; each family counts in its own way
+
+
+class Verdict(Protocol):
+    """What a judge of any edition says of B images."""
+
+    def embedding(self, class_noun: str) -> Tensor:
+        """Return the identity of the thing of that class in each image, [B, D] of length 1."""
+
+    def accuracy(self, question: str, expected: Sequence[str], class_noun: str) -> float:
+        """Return the fraction of images of which the answer is the expected one, for the thing of that class."""
+
+
+class Judge(Protocol):
+    """A judge of any edition."""
+
+    def __call__(self, images: Sequence[Image.Image]) -> Verdict: ...
+
+
+def load_judge(folder: Path) -> Judge:
+    """Load the judge of a base, of whichever edition. Raises UserError where there is none."""
+    return SecondJudge.load(folder) if edition_of(folder) is SECOND else FirstJudge.load(folder)
 
 
 @dataclass(frozen=True)
@@ -59,12 +85,12 @@ class Outcome:
         ]
 
 
-def references(spec: world.Spec) -> tuple[list[Image.Image], list[Image.Image]]:
+def references(spec: Any, edition: Edition) -> tuple[list[Image.Image], list[Image.Image]]:
     """Return renderings of the subject in the unseen places, and images of other objects of its class, one each."""
     rng = random.Random(f"references of {spec}")
-    own = [world.render(spec, world.random_scene(rng, UNSEEN_PLACES[i % 4])) for i in range(NUM_REFERENCES)]
-    others = [world.random_spec(rng, spec.class_noun) for _ in range(NUM_REFERENCES)]
-    return own, [world.render(other, world.random_scene(rng)) for other in others]
+    own = [edition.show(rng, spec, UNSEEN_PLACES[i % 4]) for i in range(NUM_REFERENCES)]
+    others = [edition.random_spec(rng, spec.class_noun) for _ in range(NUM_REFERENCES)]
+    return own, [edition.show(rng, other, None) for other in others]
 
 
 def draw(
@@ -107,12 +133,12 @@ def poster(photos: list[Image.Image], model: Model) -> Image.Image:
     )
 
 
-def measure(model: Model, spec: world.Spec, judge: Judge, num_images: int = 24) -> Outcome:
+def measure(model: Model, spec: Any, judge: Judge, edition: Edition, num_images: int = 24) -> Outcome:
     """Sample and judge `num_images` images of the subject over the unseen places, and as many of the class prompt."""
     number = number_of(model, spec.class_noun)
     rows = draw_subject(model, num_images // len(UNSEEN_PLACES), number)
     class_images = draw(model, f"a photo of a {{class_{number}}}", num_images)
-    return judged([image for row in rows for image in row], class_images, spec, judge)
+    return judged([image for row in rows for image in row], class_images, spec, judge, edition)
 
 
 def places_of(num_images: int) -> list[str]:
@@ -120,21 +146,28 @@ def places_of(num_images: int) -> list[str]:
     return [place for place in UNSEEN_PLACES for _ in range(num_images // len(UNSEEN_PLACES))]
 
 
-def judged(images: list[Image.Image], class_images: list[Image.Image], spec: world.Spec, judge: Judge) -> Outcome:
+def judged(
+    images: list[Image.Image], class_images: list[Image.Image], spec: Any, judge: Judge, edition: Edition
+) -> Outcome:
     """Judge images of the subject, in the order of `draw_subject`, and those of the class prompt."""
+    noun = spec.class_noun
     subject, places = judge(images), places_of(len(images))
-    class_BD = judge(class_images).embedding_BD
-    own_BD, others_BD = (judge(renderings).embedding_BD for renderings in references(spec))
-    to_own, to_others = subject.embedding_BD @ own_BD.T, subject.embedding_BD @ others_BD.T
+    class_BD = judge(class_images).embedding(noun)
+    own_BD, others_BD = (judge(renderings).embedding(noun) for renderings in references(spec, edition))
+    to_own, to_others = subject.embedding(noun) @ own_BD.T, subject.embedding(noun) @ others_BD.T
+
+    def right(question: str, answers: list[str]) -> float:
+        return subject.accuracy(question, answers, noun)
+
     return Outcome(
         subject_similarity=float(to_own.mean()),
         other_similarity=float(to_others.mean()),
         nearer_to_subject=float((to_own.mean(1) > to_others.max(1).values).float().mean()),
-        place_right=subject.accuracy("place", places),
-        class_right=subject.accuracy("class_noun", [spec.class_noun] * len(places)),
-        main_right=subject.accuracy("main", [spec.main] * len(places)),
-        second_right=subject.accuracy("second", [spec.second] * len(places)),
-        pattern_right=subject.accuracy("pattern", [spec.pattern] * len(places)),
+        place_right=right("place", places),
+        class_right=right("class_noun", [noun] * len(places)),
+        main_right=right("main", [spec.main] * len(places)),
+        second_right=right("second", [spec.second] * len(places)),
+        pattern_right=right("pattern", [spec.pattern] * len(places)),
         class_prompt_similarity=float((class_BD @ own_BD.T).mean()),
         class_prompt_diversity=mean_distance(class_BD),
     )

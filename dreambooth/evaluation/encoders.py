@@ -35,7 +35,7 @@ def find_encoders(
     if not any(found.values()):
         raise UserError(
             "no encoder to measure with: name a folder or hub id of a DINO (--dino) or a CLIP (--clip); of the toy "
-            "world they are checkpoints/toyworld-encoders/vit and checkpoints/toyworld-encoders/clip"
+            "world they are checkpoints/toyworld-second-encoders/vit and checkpoints/toyworld-second-encoders/clip"
         )
     encoders = load_encoders(found["dino"], found["clip"], device, lpips, read_by)
     if lpips and encoders.lpips is None:

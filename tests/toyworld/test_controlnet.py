@@ -9,22 +9,24 @@ from PIL import Image, ImageChops
 from dreambooth.families.control import load_control
 from dreambooth.generation.inputs.canny import canny
 from toyworld import controlnet, world
-from toyworld.judge import Judge
+from toyworld.editions import SECOND
+from toyworld.outcome import load_judge
 from toyworld.training import Budget, Plan, fit
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
 SHIPPED = CHECKPOINTS / "toyworld-controlnet"
-MAX_MEGABYTES = 6
+BASE = CHECKPOINTS / "toyworld-second"
+MAX_MEGABYTES = 7
 
 
 @pytest.fixture(scope="module")
 def base():
-    return controlnet.load_base(CHECKPOINTS / "toyworld")
+    return controlnet.load_base(BASE)
 
 
 @pytest.fixture(scope="module")
 def task(base):
-    return controlnet.ControlTask(base, controlnet.build_controlnet(base.unet), batch_size=2)
+    return controlnet.ControlTask(base, SECOND, controlnet.build_controlnet(base.unet), batch_size=2)
 
 
 def test_edges_agree_within_a_pixel_and_not_beyond():
@@ -44,15 +46,15 @@ def test_it_begins_as_a_part_of_the_base_that_adds_nothing(base, task):
     ]
     assert any(name.startswith("mid_block") for name in copied)
     assert {name for name in own if name.startswith("down_blocks")} <= set(copied)
-    batch = controlnet.batch_of(controlnet.unseen_samples(2))
-    noisy, t, texts = torch.randn(2, 32, 8, 8), torch.tensor([10, 900]), torch.randn(2, 32, 128)
+    batch = controlnet.batch_of(controlnet.unseen_samples(SECOND, 2)[0])
+    noisy, t, texts = torch.randn(2, 64, 8, 8), torch.tensor([10, 900]), torch.randn(2, 32, 128)
     with torch.no_grad():
         held, free = task.predict(noisy, t, texts, batch.maps_BCHW), base.unet(noisy, t, texts).sample
     assert torch.allclose(held, free, atol=1e-5)
 
 
 def test_latents_that_it_learns_on_are_those_of_the_base(base, task):
-    pixels = controlnet.batch_of(controlnet.unseen_samples(8)).pixels_BCHW
+    pixels = controlnet.batch_of(controlnet.unseen_samples(SECOND, 8)[0]).pixels_BCHW
     with torch.no_grad():
         latents = base.vae.encode(pixels).latent_dist.mean * base.vae.config.scaling_factor
     assert (task.codec.encode(pixels) - latents).square().mean().sqrt() < 0.1 * latents.std()
@@ -64,7 +66,7 @@ def trained(base, folder, *budgets):
     for steps in budgets:
         network = controlnet.build_controlnet(base.unet)
         plan = Plan("controlnet", Budget(steps=steps), 1e-3, decay_fraction=0)
-        fit(network, controlnet.ControlTask(base, network, batch_size=2), plan, folder / "controlnet.pt")
+        fit(network, controlnet.ControlTask(base, SECOND, network, batch_size=2), plan, folder / "controlnet.pt")
     return torch.load(folder / "controlnet.pt", weights_only=True), network
 
 
@@ -87,7 +89,7 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_bits_and_leaves_the_bas
 @pytest.mark.skipif(not SHIPPED.is_dir(), reason="no ControlNet is shipped")
 def test_the_shipped_one_holds_unseen_objects_to_their_edges(base):
     assert sum(path.stat().st_size for path in SHIPPED.iterdir()) / 1e6 < MAX_MEGABYTES
-    judge = Judge.load(CHECKPOINTS / "toyworld" / "judge")
-    held, free, *_ = controlnet.measure(base, controlnet.load(SHIPPED), judge, 40)
+    judge = load_judge(BASE / "judge")
+    held, free, *_ = controlnet.measure(base, SECOND, controlnet.load(SHIPPED), judge, 40)
     print(f"F1 of edges: {held.value:.3f}, without it {free.value:.3f}")
     assert held.value >= controlnet.MIN_F1 > free.value

@@ -9,28 +9,45 @@ from dreambooth.config import load_config
 from dreambooth.engine import train
 from dreambooth.generation.models.loading import load_model
 from dreambooth.run.folder import RunFolder
-from toyworld import world
 from toyworld.cli import DEMO_SEED
-from toyworld.judge import Judge
-from toyworld.outcome import Outcome, measure, table
+from toyworld.editions import SECOND
+from toyworld.outcome import Outcome, load_judge, measure, table
 
 ROOT = Path(__file__).parents[2]
+BASE = ROOT / "checkpoints" / "toyworld-second"
+ENCODERS = ROOT / "checkpoints" / "toyworld-second-encoders"
+PATHS = (
+    f"model.base={BASE}",
+    f"subject.images={ROOT / 'data' / 'second-robot'}",
+    f"validate.dino={ENCODERS / 'vit'}",
+    f"validate.clip={ENCODERS / 'clip'}",
+)
+
+
+def judged(model: str) -> Outcome:
+    spec = SECOND.subject("robot", DEMO_SEED)
+    return measure(load_model(model, "cpu"), spec, load_judge(BASE / "judge"), SECOND)
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory, shipped_base: Path) -> dict[str, Outcome]:
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     """The demo as `make demo` runs it, and the same without a prior."""
     runs = tmp_path_factory.mktemp("demo")
-    judge, spec = Judge.load(shipped_base / "judge"), world.subject("robot", DEMO_SEED)
     found = {}
     for name, override in (("with prior", "prior.source=teacher"), ("without prior", "prior.source=none")):
-        paths = [f"model.base={shipped_base}", f"subject.images={ROOT / 'data' / 'robot'}", f"run.dir={runs}"]
         config = load_config(
             ROOT / "configs" / "toyworld.yaml",
-            [*paths, override, f"run.name={name}", "validate.every_steps=0", "log.tensorboard=false"],
+            [
+                *PATHS,
+                f"run.dir={runs}",
+                override,
+                f"run.name={name}",
+                "validate.every_steps=0",
+                "log.tensorboard=false",
+            ],
         )
         assert train(config) == 0
-        found[name] = measure(load_model(str(RunFolder(config).path), "cpu"), spec, judge)
+        found[name] = judged(str(RunFolder(config).path))
     print(f"\n{table(found)}")
     return found
 
@@ -38,14 +55,11 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory, shipped_base: Path) -> di
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_a_run_that_was_trained_far_too_long_comes_out_with_an_earlier_step_that_is_truly_better(
-    tmp_path: Path, shipped_base: Path
+    tmp_path: Path,
 ) -> None:
     """Four times the steps at an undiminished rate. Better by the renderer's truth: what the rule has never seen."""
     overrides = [
-        f"model.base={shipped_base}",
-        f"subject.images={ROOT / 'data' / 'robot'}",
-        f"validate.dino={shipped_base.parent / 'toyworld-encoders' / 'vit'}",
-        f"validate.clip={shipped_base.parent / 'toyworld-encoders' / 'clip'}",
+        *PATHS,
         f"run.dir={tmp_path}",
         "train.max_steps=960",
         "optim.schedule=constant",
@@ -58,11 +72,11 @@ def test_a_run_that_was_trained_far_too_long_comes_out_with_an_earlier_step_that
     shutil.copytree(RunFolder(best).path, RunFolder(last).path)
     shutil.rmtree(RunFolder(last).model)
     assert train(last) == 0
-    judge, spec = Judge.load(shipped_base / "judge"), world.subject("robot", DEMO_SEED)
-    models = {name: load_model(str(RunFolder(run).path), "cpu") for name, run in (("best", best), ("last", last))}
-    steps = {name: model.card.step for name, model in models.items() if model.card is not None}
-    found = {f"{name}, step {steps[name]}": measure(model, spec, judge) for name, model in models.items()}
-    print(f"\n{table(found)}")
+    folders = {"best": str(RunFolder(best).path), "last": str(RunFolder(last).path)}
+    cards = {name: load_model(folder, "cpu").card for name, folder in folders.items()}
+    steps = {name: card.step for name, card in cards.items() if card is not None}
+    found = {name: judged(folder) for name, folder in folders.items()}
+    print(f"\n{steps}\n{table(found)}")
     assert steps["best"] < steps["last"] == 960
     better, worse = found.values()
     assert truth(better) > truth(worse)

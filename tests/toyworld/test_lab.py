@@ -2,7 +2,9 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from dreambooth.cli import main
 from dreambooth.config import load_config
 from dreambooth.errors import ModelError, UserError
 from toyworld import encoders, outcome, world
+from toyworld.editions import EDITIONS, edition_of
 from toyworld.lab import cli, measure, plan, plots, report, tables
 from toyworld.lab.experiments import EXPERIMENTS, SUBJECTS, WORD_AND_LORA, Hypothesis, Variant
 from toyworld.lab.metrics import METRICS, fraction_of_range
@@ -24,7 +27,10 @@ from toyworld.photos import PLACES, captions, photos
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "toyworld.yaml"
-SHIPPED_ENCODERS = ROOT / "checkpoints" / "toyworld-encoders"
+CHECKPOINTS = ROOT / "checkpoints"
+FIRST_BASE, SECOND_BASE = CHECKPOINTS / "toyworld", CHECKPOINTS / "toyworld-second"
+SHIPPED_ENCODERS = {"first": CHECKPOINTS / "toyworld-encoders", "second": CHECKPOINTS / "toyworld-second-encoders"}
+SHIPPED_JUDGES = {"first": FIRST_BASE / "judge", "second": SECOND_BASE / "judge"}
 VARIANTS = [
     pytest.param(variant, id=f"{name}: {variant.name}")
     for name, experiment in EXPERIMENTS.items()
@@ -46,8 +52,14 @@ def small_encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def workspace(tmp_path: Path, tiny_base: Path, small_encoders: Path) -> Workspace:
     """A laboratory on the tiny base, with runs of two steps."""
     more = (f"model.base={tiny_base}", "train.max_steps=2", "prior.num_images=4", "prior.num_inference_steps=2")
-    judge = ROOT / "checkpoints" / "toyworld" / "judge"
-    return Workspace(CONFIG, small_encoders, judge, tmp_path / "lab" / "results.csv", tmp_path / "work", more)
+    judge, first_judge = SHIPPED_JUDGES["second"], SHIPPED_JUDGES["first"]
+    results, work = tmp_path / "lab" / "results.csv", tmp_path / "work"
+    return Workspace(CONFIG, small_encoders, judge, results, work, more, small_encoders, first_judge)
+
+
+def with_encoders(workspace: Workspace, folder: Path) -> Workspace:
+    """The same laboratory, measuring with other encoders on every base."""
+    return replace(workspace, encoders=folder, first_encoders=folder)
 
 
 def fingerprint_of(variant: Variant, workspace: Workspace) -> str:
@@ -67,7 +79,7 @@ def test_the_settings_of_every_variant_are_allowed(variant: Variant, workspace: 
     assert len(plan.trials_of("weight", variant, workspace)) == variant.grid[0] * variant.grid[1]
 
 
-def test_headline_variants_have_five_subjects_and_three_seeds_and_all_others_at_least_three_and_two():
+def test_the_defaults_have_five_subjects_and_three_seeds_on_both_bases_and_all_others_at_least_three_and_two():
     variants = {
         (name, variant.name): variant.grid
         for name, experiment in EXPERIMENTS.items()
@@ -75,7 +87,7 @@ def test_headline_variants_have_five_subjects_and_three_seeds_and_all_others_at_
     }
     assert load_config(CONFIG).prior.source == "teacher"  # the default is the teacher prior
     for variant in ("default", "no prior", "sampled class pictures"):
-        assert variants["headline", variant] == (5, 3)
+        assert variants["headline", variant] == variants["first", variant] == (5, 3)
     assert all(subjects >= 3 and seeds >= 2 for subjects, seeds in variants.values())
     assert len(SUBJECTS) == 5
 
@@ -98,11 +110,15 @@ def test_subjects_are_of_different_classes_and_no_wrong_noun_is_right():
         assert subject.wrong_noun in set(world.CLASSES) - {subject.class_noun}
 
 
-def test_fewer_photos_are_the_first_of_more_and_show_no_place_that_is_drawn():
-    five = [image.tobytes() for image in photos("dog", 1, 5)]
-    assert [image.tobytes() for image in photos("dog", 1, 2)] == five[:2]
-    shipped = [Image.open(path).convert("RGB").tobytes() for path in sorted((ROOT / "data" / "dog").glob("*.png"))]
+@pytest.mark.parametrize(("edition", "folder"), [("first", "dog"), ("second", "second-dog")])
+def test_fewer_photos_are_the_first_of_more_and_the_five_are_shipped(edition: str, folder: str):
+    five = [image.tobytes() for image in photos("dog", 1, 5, edition=EDITIONS[edition])]
+    assert [image.tobytes() for image in photos("dog", 1, 2, edition=EDITIONS[edition])] == five[:2]
+    shipped = [Image.open(path).convert("RGB").tobytes() for path in sorted((ROOT / "data" / folder).glob("*.png"))]
     assert five == shipped
+
+
+def test_photos_with_captions_are_those_without_and_show_no_place_that_is_drawn():
     captioned = ROOT / "data" / "robot-captioned"
     assert [path.read_text().strip() for path in sorted(captioned.glob("*.txt"))] == captions()
     for path in sorted(captioned.glob("*.png")):
@@ -137,10 +153,9 @@ def test_whatever_changes_the_results_changes_the_fingerprint(workspace: Workspa
         fingerprint_of(Variant("noun", noun="wrong"), workspace),
         fingerprint_of(Variant("noun", noun="none"), workspace),
         fingerprint_of(Variant("best", validates=True), workspace),
-        fingerprint_of(
-            Variant("base"), Workspace(CONFIG, workspace.encoders, workspace.judge, more=(f"model.base={tiny_base_v}",))
-        ),
-        fingerprint_of(Variant("encoders"), Workspace(CONFIG, other_encoders, workspace.judge, more=workspace.more)),
+        fingerprint_of(Variant("base"), replace(workspace, more=(*workspace.more, f"model.base={tiny_base_v}"))),
+        fingerprint_of(Variant("encoders"), with_encoders(workspace, other_encoders)),
+        fingerprint_of(Variant("judge"), replace(workspace, first_judge=workspace.judge)),
     ]
     assert len(set(variants)) == len(variants)
 
@@ -148,16 +163,48 @@ def test_whatever_changes_the_results_changes_the_fingerprint(workspace: Workspa
 def test_other_encoders_need_no_other_training(workspace: Workspace, tmp_path: Path):
     encoders.save(encoders.build_vit(encoders.Size(8, 1, 1)), tmp_path / "other" / "vit")
     encoders.save(encoders.build_clip(encoders.Size(8, 1, 1, 8, 1, 8)), tmp_path / "other" / "clip")
-    other = Workspace(CONFIG, tmp_path / "other", workspace.judge, more=workspace.more)
+    other = with_encoders(workspace, tmp_path / "other")
     first, second = (plan.trials_of("weight", Variant("default"), one)[0] for one in (workspace, other))
     assert first.training == second.training
     assert first.fingerprint != second.fingerprint
 
 
+def test_another_clip_needs_another_training_where_it_chooses_the_words(workspace: Workspace, tmp_path: Path):
+    encoders.save(encoders.build_vit(encoders.Size(8, 1, 1)), tmp_path / "other" / "vit")
+    encoders.save(encoders.build_clip(encoders.Size(8, 1, 1, 8, 1, 8)), tmp_path / "other" / "clip")
+    for word, is_same in (("auto", False), ("null", True)):
+        variant = Variant("any", (f"method.start_word={word}",), is_current=True)
+        labs = (workspace, with_encoders(workspace, tmp_path / "other"))
+        first, second = (plan.trials_of("weight", variant, lab)[0].training for lab in labs)
+        assert (first == second) == is_same
+
+
 def test_a_laboratory_without_encoders_says_what_is_missing(workspace: Workspace, tmp_path: Path):
-    nowhere = Workspace(CONFIG, tmp_path / "none", workspace.judge, more=workspace.more)
-    with pytest.raises(ModelError, match="no weights"):
-        plan.trials_of("weight", Variant("default"), nowhere)
+    nowhere = with_encoders(workspace, tmp_path / "none")
+    for experiment in ("headline", "weight"):
+        with pytest.raises(ModelError, match="no weights"):
+            plan.trials_of(experiment, Variant("default"), nowhere)
+
+
+def test_each_base_is_measured_with_the_encoders_and_judge_of_its_edition(workspace: Workspace, tmp_path: Path):
+    lab = replace(workspace, first_encoders=tmp_path / "of the first")
+    own, first, flow = (lab.of(name) for name in ("headline", "weight", "flow"))
+    assert own == lab
+    assert edition_of(own.judge) is EDITIONS["second"]
+    for other in (first, flow):
+        assert (other.encoders, other.judge) == (lab.first_encoders, lab.first_judge)
+        assert edition_of(other.judge) is EDITIONS["first"]
+    assert first.config == lab.config
+    assert flow.config == lab.flow_config
+
+
+def test_experiments_on_the_first_base_are_so_unless_they_are_told_otherwise(
+    workspace: Workspace, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(ROOT)
+    assert replace(workspace, more=()).of("weight").base.resolve() == FIRST_BASE
+    assert replace(workspace, more=()).of("headline").base.resolve() == SECOND_BASE
+    assert workspace.of("weight").base == tiny_base
 
 
 def test_each_trial_is_planned_once_and_first_seeds_come_first(workspace: Workspace):
@@ -222,9 +269,7 @@ def test_what_was_stored_is_there_in_the_next_process(workspace: Workspace, tria
 
 def test_lines_of_other_settings_are_kept_but_not_used(workspace: Workspace, trials: list[Trial]):
     Store(workspace.results).add(trials[0], made_up(0))
-    changed = plan.plan(
-        ["weight"], Workspace(CONFIG, workspace.encoders, workspace.judge, more=(*workspace.more, "optim.lr=1e-5"))
-    )
+    changed = plan.plan(["weight"], replace(workspace, more=(*workspace.more, "optim.lr=1e-5")))
     store = Store(workspace.results)
     assert all(store.get(trial) is None for trial in changed)
     store.add(changed[0], made_up(1))
@@ -251,12 +296,18 @@ def test_a_file_of_another_version_is_refused(workspace: Workspace):
         Store(workspace.results)
 
 
-def test_the_shipped_results_are_of_the_shipped_base_and_config() -> None:
+@pytest.mark.parametrize("name", ["first", "map"])
+def test_the_shipped_results_are_of_the_shipped_base_and_config(name: str) -> None:
     """Else the tables would be empty: what a trial was measured with is part of its fingerprint."""
-    base, results = ROOT / "checkpoints" / "toyworld", ROOT / "benchmarks" / "lab" / "results.csv"
-    shipped = Workspace(CONFIG, SHIPPED_ENCODERS, base / "judge", results, more=(f"model.base={base}",))
-    store = Store(results)
-    trials = [trial for variant in EXPERIMENTS["map"].variants for trial in plan.trials_of("map", variant, shipped)]
+    shipped = Workspace(
+        CONFIG,
+        results=ROOT / "benchmarks" / "lab" / "results.csv",
+        more=(f"model.base={FIRST_BASE}",),
+        first_encoders=SHIPPED_ENCODERS["first"],
+        first_judge=SHIPPED_JUDGES["first"],
+    )
+    store = Store(shipped.results)
+    trials = [trial for variant in EXPERIMENTS[name].variants for trial in plan.trials_of(name, variant, shipped)]
     assert [str(trial) for trial in trials if store.get(trial) is None] == []
 
 
@@ -347,22 +398,26 @@ def test_a_way_is_0_at_its_start_and_1_at_its_end():
     ) == pytest.approx((0, 1, 0.5))
 
 
-@pytest.fixture(scope="module")
-def tools() -> measure.Tools:
-    if not (SHIPPED_ENCODERS / "vit" / "model.safetensors").is_file():
-        pytest.skip("the shipped encoders are not there yet")
-    return measure.load_tools(SHIPPED_ENCODERS, ROOT / "checkpoints" / "toyworld" / "judge")
+@pytest.fixture(scope="module", params=["first", "second"])
+def tools(request: pytest.FixtureRequest) -> measure.Tools:
+    """What images of an edition are measured with."""
+    folder = SHIPPED_ENCODERS[request.param]
+    if not all((folder / name / "model.safetensors").is_file() for name in encoders.NAMES):
+        pytest.skip(f"{folder.name}: the shipped encoders are not there yet")
+    found = measure.load_tools(folder, SHIPPED_JUDGES[request.param])
+    assert found.edition is EDITIONS[request.param]
+    return found
 
 
-def fresh(spec: world.Spec, places: Sequence[str | None], seed: int) -> list[Image.Image]:
+def fresh(tools: measure.Tools, spec: Any, places: Sequence[str | None], seed: int) -> list[Image.Image]:
     """Renderings that no anchor shows."""
     rng = random.Random(f"fresh {seed}")
-    return [world.render(spec, world.random_scene(rng, place)) for place in places]
+    return [tools.edition.show(rng, spec, place) for place in places]
 
 
-def fresh_others(class_noun: str, places: Sequence[str | None], seed: int) -> list[Image.Image]:
+def fresh_others(tools: measure.Tools, class_noun: str, places: Sequence[str | None], seed: int) -> list[Image.Image]:
     rng = random.Random(f"fresh others {seed}")
-    return [world.render(world.random_spec(rng, class_noun), world.random_scene(rng, place)) for place in places]
+    return [tools.edition.show(rng, tools.edition.random_spec(rng, class_noun), place) for place in places]
 
 
 @pytest.mark.parametrize(
@@ -371,11 +426,14 @@ def fresh_others(class_noun: str, places: Sequence[str | None], seed: int) -> li
     ids=str,
 )
 def test_a_perfect_model_comes_all_the_way_and_one_that_learned_nothing_none_of_it(tools: measure.Tools, subject):
-    spec, own = world.subject(subject.class_noun, subject.seed), photos(subject.class_noun, subject.seed)
+    spec = tools.edition.subject(subject.class_noun, subject.seed)
+    own = photos(subject.class_noun, subject.seed, edition=tools.edition)
     places, anywhere = places_of(24), [None] * 24
-    base = fresh_others(spec.class_noun, anywhere, 1)
-    perfect = measure.measure(tools, spec, own, measure.Samples(fresh(spec, places, 0), base, base))
-    nothing = measure.measure(tools, spec, own, measure.Samples(fresh_others(spec.class_noun, places, 2), base, base))
+    base = fresh_others(tools, spec.class_noun, anywhere, 1)
+    right, wrong = fresh(tools, spec, places, 0), fresh_others(tools, spec.class_noun, places, 2)
+    perfect, nothing = (
+        measure.measure(tools, spec, own, measure.Samples(drawn, base, base)) for drawn in (right, wrong)
+    )
     assert perfect["fidelity_way"] == pytest.approx(1, abs=0.1)
     assert nothing["fidelity_way"] == pytest.approx(0, abs=0.15)
     assert perfect["div_share"] == pytest.approx(1)
@@ -387,29 +445,27 @@ def test_a_perfect_model_comes_all_the_way_and_one_that_learned_nothing_none_of_
 
 
 def test_a_model_that_draws_the_subject_for_the_class_has_leaked_all_of_it(tools: measure.Tools):
-    spec, own = world.subject("robot", 21), photos("robot", 21)
-    base = fresh_others("robot", [None] * 24, 1)
-    leaked = measure.measure(
-        tools, spec, own, measure.Samples(fresh(spec, places_of(24), 0), fresh(spec, [None] * 24, 3), base)
-    )
+    spec, own = tools.edition.subject("robot", 21), photos("robot", 21, edition=tools.edition)
+    base, anywhere = fresh_others(tools, "robot", [None] * 24, 1), fresh(tools, spec, [None] * 24, 3)
+    leaked = measure.measure(tools, spec, own, measure.Samples(fresh(tools, spec, places_of(24), 0), anywhere, base))
     assert leaked["pres_way"] == pytest.approx(1, abs=0.15)
     assert leaked["div_share"] < 0.5
     assert leaked["base_pres_way"] == pytest.approx(0, abs=0.15)
-    wrong_place = measure.Samples(fresh(spec, ["snow"] * 24, 0), base, base)
+    wrong_place = measure.Samples(fresh(tools, spec, ["snow"] * 24, 0), base, base)
     assert measure.measure(tools, spec, own, wrong_place)["place_right"] <= 0.05
-
-
-def test_trials_on_the_flow_base_have_its_config(workspace: Workspace):
-    assert workspace.of("headline") == workspace
-    assert workspace.of("flow").config == workspace.flow_config
 
 
 # ------------------------------------------------------------------------------------------------ a trial
 
 
-def test_a_trial_has_every_metric_and_is_not_sampled_again(workspace: Workspace, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("experiment", ["headline", "first"])
+def test_a_trial_has_every_metric_and_is_not_sampled_again(
+    experiment: str, workspace: Workspace, small_encoders: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The start word is chosen by a CLIP."""
     monkeypatch.setattr(outcome, "NUM_STEPS", 2)
-    trial = plan.plan(["headline"], workspace)[0]
+    workspace = replace(workspace, more=(*workspace.more, f"validate.clip={small_encoders / 'clip'}"))
+    trial = plan.plan([experiment], workspace)[0]
     metrics = run_trial(workspace, trial)
     assert set(metrics) == set(METRICS)
     assert metrics["kept_step"] == 2
@@ -439,22 +495,18 @@ def test_trials_share_class_images_which_changes_nothing(workspace: Workspace):
     run_trial(workspace, default)
     shared = run_trial(workspace, double)
     assert len(list((workspace.work / "priors").iterdir())) == 1
-    alone = run_trial(
-        Workspace(
-            CONFIG, workspace.encoders, workspace.judge, workspace.results, workspace.work / "own", workspace.more
-        ),
-        double,
-    )
+    alone = run_trial(replace(workspace, work=workspace.work / "own"), double)
     costs = [name for name in METRICS if name.startswith("seconds")]
     assert {**alone, **{name: shared[name] for name in costs}} == shared
 
 
 def test_the_lora_of_the_laboratory_is_the_shipped_config() -> None:
     """Else its results would be of something that nobody trains. Only the file is in half precision."""
+    lab = Workspace().of("lora")
     lora, shipped = (
         plan.settings_of(load_config(path, overrides))
         for path, overrides in (
-            (CONFIG, plan.overrides_of(Variant("word and LoRA", WORD_AND_LORA, validates=True), Workspace())),
+            (CONFIG, plan.overrides_of(Variant("word and LoRA", WORD_AND_LORA, validates=True), lab)),
             (CONFIG.with_name("toyworld-lora.yaml"), []),
         )
     )

@@ -74,7 +74,7 @@ def test_the_example_photos_are_what_the_documented_command_makes(class_noun, se
 
 
 def test_photos_show_the_subject_alone_and_fewer_are_the_first_of_more():
-    some, more = photos.second_photos("cat", 3, 2), photos.second_photos("cat", 3, 4)
+    some, more = (photos.photos("cat", 3, count, edition=SECOND) for count in (2, 4))
     assert [image.tobytes() for image in some] == [image.tobytes() for image in more[:2]]
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from PIL.Image import Image
 from torch import Tensor
@@ -18,10 +19,9 @@ from torch import Tensor
 from dreambooth.metrics import scores
 from dreambooth.metrics.encoders import ImageEncoder
 from dreambooth.metrics.subject import Encoders, SubjectScorer, load_encoders
-from toyworld import world
-from toyworld.judge import Judge
+from toyworld.editions import Edition, edition_of
 from toyworld.lab.metrics import fraction_of_range
-from toyworld.outcome import UNSEEN_PLACES, judged, mean_distance, places_of
+from toyworld.outcome import UNSEEN_PLACES, Judge, judged, load_judge, mean_distance, places_of
 from toyworld.scenes import PHRASES
 
 NUM_ANCHORS = 120  # renderings of the subject, and of as many others of its class: ± 0.03 on a range of 1
@@ -29,15 +29,16 @@ NUM_ANCHORS = 120  # renderings of the subject, and of as many others of its cla
 
 @dataclass(frozen=True)
 class Tools:
-    """Hold the networks that images are measured with."""
+    """Hold the networks that images are measured with, and the edition of the world that they know."""
 
     encoders: Encoders
     judge: Judge
+    edition: Edition
 
 
 def load_tools(encoders: Path, judge: Path) -> Tools:
     """Load the encoders and the judge. Raises ModelError or UserError where one of them is missing."""
-    return Tools(load_encoders(str(encoders / "vit"), str(encoders / "clip")), Judge.load(judge))
+    return Tools(load_encoders(str(encoders / "vit"), str(encoders / "clip")), load_judge(judge), edition_of(judge))
 
 
 @dataclass(frozen=True)
@@ -50,32 +51,33 @@ class Samples:
 
 
 @cache
-def renderings(spec: world.Spec) -> list[Image]:
+def renderings(edition: Edition, spec: Any) -> list[Image]:
     """Return renderings of the subject itself in the unseen places: what a perfect model would draw."""
     rng = random.Random(f"renderings of {spec}")
-    return [world.render(spec, world.random_scene(rng, UNSEEN_PLACES[i % 4])) for i in range(NUM_ANCHORS)]
+    return [edition.show(rng, spec, UNSEEN_PLACES[i % 4]) for i in range(NUM_ANCHORS)]
 
 
 @cache
-def others(spec: world.Spec) -> list[Image]:
+def others(edition: Edition, spec: Any) -> list[Image]:
     """Return as many other objects of its class in the unseen places: what a model draws that learned nothing."""
     rng = random.Random(f"others than {spec}")
-    specs = [world.random_spec(rng, spec.class_noun) for _ in range(NUM_ANCHORS)]
-    return [world.render(other, world.random_scene(rng, UNSEEN_PLACES[i % 4])) for i, other in enumerate(specs)]
+    specs = [edition.random_spec(rng, spec.class_noun) for _ in range(NUM_ANCHORS)]
+    return [edition.show(rng, other, UNSEEN_PLACES[i % 4]) for i, other in enumerate(specs)]
 
 
 @cache
-def anchors(encoder: ImageEncoder, spec: world.Spec) -> tuple[Tensor, Tensor]:
+def anchors(encoder: ImageEncoder, edition: Edition, spec: Any) -> tuple[Tensor, Tensor]:
     """Return the embeddings of others of its class and of the subject itself, [NUM_ANCHORS, D] each; made once."""
-    return encoder.images(others(spec)), encoder.images(renderings(spec))
+    return encoder.images(others(edition, spec)), encoder.images(renderings(edition, spec))
 
 
-def measure(tools: Tools, spec: world.Spec, photos: Sequence[Image], images: Samples) -> dict[str, float]:
+def measure(tools: Tools, spec: Any, photos: Sequence[Image], images: Samples) -> dict[str, float]:
     """Return all of `metrics.METRICS` that images tell; similarity is measured to the subject's photos."""
-    return {**_by_encoders(tools.encoders, spec, photos, images), **_by_judge(tools.judge, spec, images)}
+    return {**_by_encoders(tools, spec, photos, images), **_by_judge(tools, spec, images)}
 
 
-def _by_encoders(encoders: Encoders, spec: world.Spec, photos: Sequence[Image], images: Samples) -> dict[str, float]:
+def _by_encoders(tools: Tools, spec: Any, photos: Sequence[Image], images: Samples) -> dict[str, float]:
+    encoders = tools.encoders
     scorer = SubjectScorer(encoders, photos)
     texts = [f"a photo of a {spec.class_noun} {PHRASES[place][0]}" for place in places_of(len(images.subject))]
     found = {**scorer.subject(images.subject, texts), **scorer.of_class(images.of_class, images.base)}
@@ -83,7 +85,8 @@ def _by_encoders(encoders: Encoders, spec: world.Spec, photos: Sequence[Image], 
     base = {name: fmean(numbers) for name, numbers in scorer.of_class(images.base).items()}
     photos_ND = encoders.main.images(photos)
     other, real = (
-        float(scores.similarity(anchors_BD, photos_ND).mean()) for anchors_BD in anchors(encoders.main, spec)
+        float(scores.similarity(anchors_BD, photos_ND).mean())
+        for anchors_BD in anchors(encoders.main, tools.edition, spec)
     )
     return {
         **means,
@@ -99,8 +102,8 @@ def _by_encoders(encoders: Encoders, spec: world.Spec, photos: Sequence[Image], 
     }
 
 
-def _by_judge(judge: Judge, spec: world.Spec, images: Samples) -> dict[str, float]:
-    outcome = judged(list(images.subject), list(images.of_class), spec, judge)
+def _by_judge(tools: Tools, spec: Any, images: Samples) -> dict[str, float]:
+    outcome = judged(list(images.subject), list(images.of_class), spec, tools.judge, tools.edition)
     return {
         "place_right": outcome.place_right,
         "class_right": outcome.class_right,
@@ -112,5 +115,5 @@ def _by_judge(judge: Judge, spec: world.Spec, images: Samples) -> dict[str, floa
         "nearer_to_subject": outcome.nearer_to_subject,
         "true_leak": outcome.class_prompt_similarity,
         "true_diversity": outcome.class_prompt_diversity,
-        "true_base_diversity": mean_distance(judge(images.base).embedding_BD),
+        "true_base_diversity": mean_distance(tools.judge(images.base).embedding(spec.class_noun)),
     }

@@ -1,7 +1,8 @@
 """Plan the trials of experiments: which runs to make, in which order, and what each depends on.
 
-A trial's fingerprint covers everything that its results depend on but subject and seed: settings, weights of the base,
-the encoders and the judge. Stored results with another fingerprint are not used.
+A trial's fingerprint covers everything that its results depend on but subject and seed: settings, weights of the
+base, the encoders and the judge; that of its training the CLIP too where it chooses start words. Stored results with
+another fingerprint are not used.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 from dreambooth.config import Config, config_fields, load_config, to_dict
 from dreambooth.errors import ModelError
 from dreambooth.files import write_text
-from toyworld.lab.experiments import EXPERIMENTS, FIRST_RECIPE, NO_NOUN, SUBJECTS, Subject, Variant
+from toyworld.lab.experiments import EXPERIMENTS, FIRST_BASE, FIRST_RECIPE, NO_NOUN, SUBJECTS, Base, Subject, Variant
 
 VERSION = 1  # increase it when results change in a way that no setting shows
 FIXED_STEPS = 150  # what sampling and measuring a trial costs, in training steps
@@ -34,16 +35,19 @@ class Workspace:
     """Hold a laboratory's paths. work: may be deleted at any time: photos, runs, samples, logs."""
 
     config: Path = Path("configs/toyworld.yaml")
-    encoders: Path = Path("checkpoints/toyworld-encoders")
-    judge: Path = Path("checkpoints/toyworld/judge")
+    encoders: Path = Path("checkpoints/toyworld-second-encoders")
+    judge: Path = Path("checkpoints/toyworld-second/judge")
     results: Path = Path("benchmarks/lab/results.csv")
     work: Path = Path("checkpoints/lab.work")
     more: tuple[str, ...] = ()  # overrides of every variant
-    flow_config: Path = Path("configs/toyworld-flow.yaml")  # in place of `config` for experiments on the flow base
+    # In place of the above for experiments on the first edition's base, and on the flow base, which is of it too.
+    first_encoders: Path = Path("checkpoints/toyworld-encoders")
+    first_judge: Path = Path("checkpoints/toyworld/judge")
+    flow_config: Path = Path("configs/toyworld-flow.yaml")
 
     def of(self, experiment: str) -> Workspace:
-        """Return the workspace of an experiment, with the config of its base."""
-        return _on_flow_base(self) if EXPERIMENTS[experiment].on_flow_base else self
+        """Return the workspace of an experiment, with what belongs to its base."""
+        return _on_base(self, EXPERIMENTS[experiment].base)
 
     @cached_property
     def base(self) -> Path:
@@ -69,14 +73,23 @@ class Workspace:
         return SAME_BASES.get(digest, digest)
 
     @cached_property
+    def clip_digest(self) -> str:
+        return digest_of(weights_in(self.encoders / "clip"))
+
+    @cached_property
     def measure_digest(self) -> str:
         folders = (self.encoders / "vit", self.encoders / "clip", self.judge)
         return digest_of(path for folder in folders for path in weights_in(folder))
 
 
 @cache  # with the digests of its weights
-def _on_flow_base(workspace: Workspace) -> Workspace:
-    return replace(workspace, config=workspace.flow_config)
+def _on_base(workspace: Workspace, base: Base) -> Workspace:
+    if base == "second":
+        return workspace
+    first = replace(workspace, encoders=workspace.first_encoders, judge=workspace.first_judge)
+    if base == "flow":
+        return replace(first, config=workspace.flow_config)
+    return replace(first, more=(*FIRST_BASE, *workspace.more))
 
 
 @dataclass(frozen=True)
@@ -173,7 +186,8 @@ def trials_of(experiment: str, variant: Variant, workspace: Workspace) -> list[T
     """Return all trials of a variant. Raises UserError where its settings are not allowed."""
     workspace = workspace.of(experiment)
     settings, num_steps = _settings(workspace.config, tuple(overrides_of(variant, workspace)))
-    training = fingerprint(VERSION, settings, variant.num_photos, variant.noun, workspace.base_digest)
+    chosen_by = [workspace.clip_digest] if settings.get("method.start_word") == "auto" else []
+    training = fingerprint(VERSION, settings, variant.num_photos, variant.noun, workspace.base_digest, *chosen_by)
     measured = fingerprint(training, workspace.measure_digest)
     return [
         Trial(experiment, variant, subject, seed, training, measured, num_steps)

@@ -16,16 +16,19 @@ from toyworld.lab.tables import VariantResults, collect, experiment_text
 
 START, END = "<!-- laboratory -->", "<!-- end of laboratory -->"
 HOW = f"""\
-DreamBooth on the embedded base of 20 MB, `checkpoints/toyworld`; nothing here was measured on a large model.
+DreamBooth on the embedded bases: `headline` on that of the second edition, `checkpoints/toyworld-second`, which is the
+demo's; the other experiments, until they are run again, on that of the first, `checkpoints/toyworld`. Nothing here was
+measured on a large model.
 
 - **Trials.** A trial is a variant of the settings, a subject and a seed. The subjects are
   {", ".join(str(subject) for subject in SUBJECTS)} of the toy world, in pairs of colours that the base never saw on
-  them; six trials are the first three with seeds 0 and 1. The settings of `configs/toyworld.yaml` were first chosen on
-  the robot.
+  them; six trials are the first three with seeds 0 and 1. In the second edition they also have heads, eyes and clothes.
+  The settings of `configs/toyworld.yaml` were first chosen on the first edition's robot.
 - **Images.** 24 of "a photo of {{subject}} ..." over four places that no photo shows, 24 of "a photo of a {{class}}";
   20 DDIM steps, guidance 4, the same noise in every variant.
-- **Measures.** DINO, PRES, DIV and drift are cosines of the shipped ViT, CLIP-I and CLIP-T of the shipped CLIP
-  (`checkpoints/toyworld-encoders`). They are not on the paper's scale: compare directions, not values. A *way* is
+- **Measures.** DINO, PRES, DIV and drift are cosines of the shipped ViT of the edition, CLIP-I and CLIP-T of its CLIP
+  (`checkpoints/toyworld-second-encoders`, `checkpoints/toyworld-encoders`). They are not on the paper's scale: compare
+  directions, not values. A *way* is
   the position between renderings of other objects of the class (0) and unseen renderings of the subject (1), both
   against its five photos; the base's own class images may already be above 0, so PRES is also measured from those.
   Places, colours and the judge's similarities come from a network that was trained on the renderer's truth.

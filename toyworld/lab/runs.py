@@ -26,7 +26,8 @@ from dreambooth.generation.class_prior import GeneratedPrior
 from dreambooth.generation.models.loading import Model, load_model
 from dreambooth.randomness import Randomness
 from dreambooth.run.folder import RunFolder
-from toyworld import outcome, world
+from toyworld import outcome
+from toyworld.editions import edition_of
 from toyworld.lab import measure
 from toyworld.lab.plan import Trial, Workspace, noun_of, overrides_of
 from toyworld.photos import captions, photos
@@ -53,10 +54,11 @@ def run_trial(workspace: Workspace, trial: Trial) -> dict[str, float]:
     if not kept.is_file():
         save_drawn(kept, train_and_draw(workspace, trial))
     drawn = load_drawn(kept)
-    spec = world.subject(trial.subject.class_noun, trial.subject.seed)
-    images = measure.Samples(drawn.subject, drawn.of_class, base_images(workspace, spec.class_noun))
-    own = photos(trial.subject.class_noun, trial.subject.seed, NUM_PHOTOS)
-    return {**measure.measure(_tools(workspace), spec, own, images), **drawn.costs}
+    noun, seed = trial.subject.class_noun, trial.subject.seed
+    images = measure.Samples(drawn.subject, drawn.of_class, base_images(workspace, noun))
+    edition = edition_of(workspace.judge)
+    own = photos(noun, seed, NUM_PHOTOS, edition=edition)
+    return {**measure.measure(_tools(workspace), edition.subject(noun, seed), own, images), **drawn.costs}
 
 
 @functools.cache
@@ -92,7 +94,7 @@ def trial_config(workspace: Workspace, trial: Trial, folder: Path) -> Config:
     """Return the run's config, and write its photos to `folder`, with captions where it reads them."""
     subject = trial.subject
     (folder / "photos").mkdir(parents=True)
-    images = photos(subject.class_noun, subject.seed, trial.variant.num_photos)
+    images = photos(subject.class_noun, subject.seed, trial.variant.num_photos, edition=edition_of(workspace.judge))
     for number, image in enumerate(images):
         image.save(folder / "photos" / f"{number:02d}.png")
     own = [
@@ -101,6 +103,7 @@ def trial_config(workspace: Workspace, trial: Trial, folder: Path) -> Config:
         f"run.seed={trial.seed}",
         f"subject.images={folder / 'photos'}",
         f"subject.class_noun={noun_of(trial)}",
+        f"validate.clip={workspace.encoders / 'clip'}",
         "train.save_every_steps=1000000",
         "log.tensorboard=false",
     ]

@@ -196,6 +196,19 @@ class Verdict:
         answers = self.readings.answers[question][i, CLASSES.index(class_noun)]
         return QUESTIONS[question][int(answers.argmax())]
 
+    def accuracy(self, question: str, expected: Sequence[str], class_noun: str) -> float:
+        """Return the fraction of images of which the answer is the expected one.
+
+        question: "place", "class_noun" (the most certain class), or one about the thing of that class.
+        """
+        if question == "place":
+            found = [self.place(i) for i in range(len(expected))]
+        elif question == "class_noun":
+            found = [self.seen(i)[0] for i in range(len(expected))]
+        else:
+            found = [self.answer(i, class_noun, question) for i in range(len(expected))]
+        return sum(a == b for a, b in zip(found, expected, strict=True)) / len(expected)
+
     def relation(self, i: int, first: str, second: str) -> str:
         """Return how the thing of class `first` stands to that of class `second`, by where the judge sees them."""
         (x, ground, _), (other_x, other_ground, _) = (
