@@ -101,6 +101,7 @@ def test_the_commands_of_all_pages_run(tmp_path: Path, monkeypatch: pytest.Monke
         "checkpoints/toyworld-second",
         "checkpoints/toyworld-second-encoders",
         "checkpoints/toyworld-controlnet",
+        "checkpoints/toyworld-segmenter",
         "checkpoints/toyworld-blip2",
         "checkpoints/toyworld-kosmos2",
     ):

@@ -100,7 +100,7 @@ def test_clip_sees_the_pattern_and_a_colour_in_the_photos(class_noun: str, seed:
 
 def toy_config(tmp_path: Path, shipped_base: Path, *overrides: str) -> Config:
     paths = [f"model.base={shipped_base}", f"subject.images={ROOT / 'data' / 'robot'}", f"run.dir={tmp_path}"]
-    encoders = [f"validate.clip={CLIP}", "validate.dino=null", "prior.source=none"]
+    encoders = [f"validate.clip={CLIP}", "validate.dino=null", "prior.source=none", "data.mask=null"]
     return load_config(ROOT / "configs" / "toyworld.yaml", [*paths, *encoders, *QUICK, *overrides])
 
 

@@ -538,6 +538,7 @@ def test_golden_losses_of_four_steps_on_the_toy_world(tmp_path: Path, shipped_ba
             "prior.guidance_scale=2",
             "optim.identifier_lr=null",
             "method.start_word=null",
+            "data.mask=null",
             "prior.weight=1",
             "validate.every_steps=0",
             "log.tensorboard=false",

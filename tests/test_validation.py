@@ -41,6 +41,7 @@ def quick_demo(runs: Path, base: Path, *overrides: str) -> Config:
             "log.tensorboard=false",
             "prior.source=none",
             "method.start_word=null",
+            "data.mask=null",
             "optim.identifier_lr=4e-3",
             "optim.lr=1e-3",
             "optim.schedule=constant",

@@ -21,6 +21,7 @@ PATHS = (
     f"subject.images={ROOT / 'data' / 'second-robot'}",
     f"validate.dino={ENCODERS / 'vit'}",
     f"validate.clip={ENCODERS / 'clip'}",
+    f"data.mask_model={ROOT / 'checkpoints' / 'toyworld-segmenter'}",
 )
 
 

@@ -110,11 +110,13 @@ WORD_AND_LORA = (  # how configs/toyworld-lora.yaml differs from the first recip
     "optim.lr=4e-3",
     "optim.identifier_lr=2e-2",
 )
+NO_MASKS = ("data.mask=null", "data.mask_model=null")
 # What differs from the config on the first edition's base.
 FIRST_BASE = (
     "model.base=checkpoints/toyworld",
     "validate.dino=checkpoints/toyworld-encoders/vit",
     "validate.clip=checkpoints/toyworld-encoders/clip",
+    *NO_MASKS,
 )
 # What differs from the config where a variant is not current.
 FAST_IDENTIFIER = ("optim.identifier_lr=4e-3",)
@@ -136,12 +138,12 @@ EXPERIMENTS: dict[str, Experiment] = {
     "headline": Experiment(
         "The defaults",
         "Five subjects, three seeds, on the second edition's base. `configs/toyworld.yaml` as it is: the frozen base "
-        "as a teacher on class images, and an identifier that starts as words that CLIP sees in the photos. Then with "
-        "one that starts as the base has it, `sks`, which no caption used; without a prior; and with the class images "
-        "themselves as the target, and a weight of 1, as in the paper. Weights of the last step.",
+        "as a teacher on class images, an identifier that starts as words that CLIP sees in the photos, and masks that "
+        "a model finds. Then without masks; without a prior; and with the class images themselves as the target, and a "
+        "weight of 1, as in the paper. Weights of the last step.",
         (
             DEFAULT,
-            Variant("rare word", ("method.start_word=null",), is_current=True, grid=HEADLINE),
+            Variant("no masks", NO_MASKS, is_current=True, grid=HEADLINE),
             Variant("no prior", NO_PRIOR, is_current=True, grid=HEADLINE),
             Variant("sampled class pictures", SAMPLED, is_current=True, grid=HEADLINE),
         ),
