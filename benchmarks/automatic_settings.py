@@ -1,11 +1,11 @@
-"""Settings that say `auto` beside nine that were picked by hand, on ten toy subjects that no rule was made on.
+"""Settings that say `auto` beside nine that were picked by hand, on eleven toy subjects that no rule was made on.
 
-    python benchmarks/automatic_settings.py --work checkpoints/automatic
+    python benchmarks/automatic_settings.py --work checkpoints/automatic-second
 
-Writes photos and a sweep file into the folder, trains what is not finished (100 runs of about two CPU minutes), and
+Writes photos and a sweep file into the folder, trains what is not finished (110 runs of about two CPU minutes), and
 prints a table: the quality of each subject with each setting, and `auto` beside the best of the nine. Interrupted, the
-same command goes on. `--plan` says only what it would cost. `--subjects` takes some of the ten, so that two processes
-share them, each with its own `--work`; `--table` then prints one table of both.
+same command goes on. `--plan` says only what it would cost. `--subjects` takes some of the eleven, so that two
+processes share them, each with its own `--work`; `--table` then prints one table of both.
 """
 
 import argparse
@@ -20,7 +20,6 @@ from dreambooth.cli import main as dreambooth
 from dreambooth.proposal.rules import RULES
 from dreambooth.sweep.reading import load_sweep
 from dreambooth.sweep.results import read_cell
-from toyworld import world
 from toyworld.editions import SECOND
 from toyworld.photos import photos
 
@@ -41,7 +40,7 @@ def write_photos(work: Path, nouns: Sequence[str]) -> None:
 
 
 def write_sweep(work: Path) -> Path:
-    """Write the sweep of ten settings and ten subjects, and return its file."""
+    """Write the sweep of ten settings and eleven subjects, and return its file."""
     variants = {AUTO: dict.fromkeys(RULES, "auto")}
     variants |= {
         f"lr {rate:g}, {steps} steps": {"optim.lr": rate, "train.max_steps": steps} for rate in RATES for steps in STEPS
@@ -84,9 +83,9 @@ def table(qualities: dict[str, dict[str, float]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("checkpoints/automatic"))
+    parser.add_argument("--work", type=Path, default=Path("checkpoints/automatic-second"))
     parser.add_argument(
-        "--subjects", nargs="+", default=list(world.CLASSES), choices=list(world.CLASSES), metavar="CLASS", help="(all)"
+        "--subjects", nargs="+", default=SECOND.classes, choices=SECOND.classes, metavar="CLASS", help="(all)"
     )
     parser.add_argument("--plan", action="store_true", help="say what it would cost, and train nothing")
     parser.add_argument("--table", nargs="+", type=Path, metavar="WORK", help="print the table of these; train nothing")

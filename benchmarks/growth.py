@@ -64,7 +64,7 @@ def settings_of(key: str, value: int, work: Path) -> list[str]:
         return [f"{key}={value}"]
     folder = work / f"pictures-{value}"
     if not folder.is_dir():
-        options = f"toyworld subject --edition second --class robot --seed 21 --count {value} --out {folder}".split()
+        options = f"toyworld subject --class robot --seed 21 --count {value} --out {folder}".split()
         subprocess.run([sys.executable, "-m", "dreambooth", *options], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return [f"subject.images={folder.resolve()}"]
 

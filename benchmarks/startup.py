@@ -69,7 +69,13 @@ def first_step() -> float:
 def first_picture() -> float:
     with tempfile.TemporaryDirectory() as work:
         return run(
-            "sample.py", "checkpoints/toyworld", "a photo of a red dog on the beach", "--num-images", "1", "--out", work
+            "sample.py",
+            "checkpoints/toyworld-second",
+            "a photo of a red dog on the beach",
+            "--num-images",
+            "1",
+            "--out",
+            work,
         )
 
 

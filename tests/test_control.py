@@ -288,6 +288,8 @@ def test_the_embedded_controlnet_is_taken_for_the_toy_world_alone(
     assert embedded_control("canny", toy) == "checkpoints/toyworld-controlnet"
     assert embedded_control("depth", toy) is None
     assert embedded_control("canny", tiny) is None
+    first = json.loads(Path("checkpoints/toyworld/unet/config.json").read_text())
+    assert embedded_control("canny", first) is None
 
 
 def test_without_a_published_controlnet_one_has_to_be_named(model: Model, photo: Path) -> None:

@@ -3,7 +3,7 @@
 palette, canvas   colours and a small drawing surface over PIL
 classes, places   one plain function per object class and per place
 world             identity (`Spec`) apart from scene (`Scene`), their sampling, and `render`
-editions          the first edition, which the shipped base knows, and the second; what a training asks of each
+editions          the first edition, which the first base knows, and the second; what a training asks of each
 second            the second edition: up to three things in an image, with relations, heads, eyes and clothes
 captions          many ways to say what an image shows
 tokenizer         a CLIPTokenizer that knows the world's words and reserved rare ones

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dreambooth.errors import UserError
 from toyworld.readers.cli import add_commands as add_readers
 from toyworld.readers.cli import run_blip2, run_kosmos2, run_segmenter
 
+if TYPE_CHECKING:
+    from dreambooth.generation.models.loading import Model
+
 SHIPPED = Path("checkpoints/toyworld")
 SECOND_BASE = Path("checkpoints/toyworld-second")
 FLOW_BASE = Path("checkpoints/toyworld-flow")
 CONTROLNET = Path("checkpoints/toyworld-controlnet")
-DEMO_SEED = 21  # of the robot in data/robot
+DEMO_SEED = 21  # of the robots in data/second-robot and data/robot
 STAGES = ("decoder", "encoder", "judge", "base")
 # Each stage's fraction of --minutes; the base, which everything waits for, takes most.
 MINUTES = 120.0  # of the first edition's training
@@ -33,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     render = commands.add_parser("render", help="write a contact sheet of the toy world")
     render.add_argument("--seed", type=int, default=0, help="of the first image (default: %(default)s)")
     render.add_argument("--count", type=int, default=96, help="number of images (default: %(default)s)")
-    _add_edition(render)
+    _add_edition(render, "second")
     render.add_argument("--out", type=Path, default=Path("toyworld.png"), help="file to write (default: %(default)s)")
 
     _add_subject(commands)
@@ -71,9 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     outcome.add_argument("--class", dest="class_noun", default="robot", help="of the subject (default: %(default)s)")
     outcome.add_argument("--seed", type=int, default=DEMO_SEED, help="of the subject (default: %(default)s)")
     outcome.add_argument("--num-images", type=int, default=24, help="images a prompt (default: %(default)s)")
-    outcome.add_argument(
-        "--judge", type=Path, default=SECOND_BASE / "judge", help="of the base's edition (default: %(default)s)"
-    )
+    outcome.add_argument("--judge", type=Path, help="(default: the one in the folder of the first model's base)")
     outcome.add_argument(
         "--photos", type=Path, default=Path("data/second-robot"), help="the subject's (default: %(default)s)"
     )
@@ -89,7 +90,7 @@ def _add_subject(commands: Any) -> None:
     subject = commands.add_parser("subject", help="write photos of one subject that no training image shows")
     subject.add_argument("--class", dest="class_noun", required=True, help="class noun, e.g. robot or dog")
     subject.add_argument("--seed", type=int, default=0, help="each number is another subject (default: %(default)s)")
-    _add_edition(subject)
+    _add_edition(subject, "second")
     subject.add_argument("--count", type=int, default=5, help="number of photos (default: %(default)s)")
     subject.add_argument(
         "--places", nargs="+", default=["grass", "studio", "city", "snow", "forest"], help="scenes, used in turn"
@@ -167,7 +168,6 @@ def _add_attention(commands: Any) -> None:
     attention.add_argument("--class", dest="class_noun", default="robot", help="of the subject (default: %(default)s)")
     attention.add_argument("--seed", type=int, default=DEMO_SEED, help="of the subject (default: %(default)s)")
     attention.add_argument("--num-images", type=int, default=24, help="renderings of it (default: %(default)s)")
-    _add_edition(attention, "second")
 
 
 def _add_folders(parser: argparse.ArgumentParser) -> None:
@@ -279,12 +279,13 @@ def _controlnet(args: argparse.Namespace) -> None:
 
     if args.num_images < 1:
         raise UserError(f"--num-images {args.num_images}: must be at least 1")
-    base, edition = controlnet.load_base(args.base), edition_of(args.base / "judge")
+    judge, edition = load_judge(args.base / "judge"), edition_of(args.base / "judge")
+    base = controlnet.load_base(args.base)
     if not args.measure_only:
         controlnet.train(base, edition, args.steps, args.work)
         controlnet.save(controlnet.trained(base, args.work), args.out)
     network = controlnet.load(args.out)
-    text = table(controlnet.measure(base, edition, network, load_judge(args.base / "judge"), args.num_images))
+    text = table(controlnet.measure(base, edition, network, judge, args.num_images))
     refresh_model_card(args.out / "README.md", text)
     print(text)
 
@@ -321,15 +322,23 @@ def _outcome(args: argparse.Namespace) -> None:
     if args.num_images < len(outcome.UNSEEN_PLACES):
         least = len(outcome.UNSEEN_PLACES)
         raise UserError(f"--num-images {args.num_images}: at least {least}, one for each unseen place")
-    judge, edition = outcome.load_judge(args.judge), edition_of(args.judge)
-    spec = edition.subject(args.class_noun, args.seed)
     models = {str(folder): load_model(str(folder), "cpu") for folder in args.models}
+    folder = args.judge or _judge_of(next(iter(models.values())))
+    judge, edition = outcome.load_judge(folder), edition_of(folder)
+    spec = edition.subject(args.class_noun, args.seed)
     columns = {name: outcome.measure(model, spec, judge, edition, args.num_images) for name, model in models.items()}
     print(outcome.table(columns))
     if args.poster is not None:
         photos = [load_image(path) for path in list_images(args.photos)]
         outcome.poster(photos, next(iter(models.values()))).save(args.poster)
         print(args.poster)
+
+
+def _judge_of(model: Model) -> Path:
+    """Return the judge of the base that a model was made from; that of the demo's, where it has none."""
+    base = model.card.base if model.card is not None else model.ref.name
+    own = Path(base or "") / "judge"
+    return own if own.is_dir() else SECOND_BASE / "judge"
 
 
 def _row(args: argparse.Namespace) -> None:
@@ -344,14 +353,14 @@ def _row(args: argparse.Namespace) -> None:
 def _attention(args: argparse.Namespace) -> None:
     from dreambooth.generation.models.loading import load_model
     from toyworld import attention
-    from toyworld.editions import EDITIONS as BY_NAME
+    from toyworld.editions import edition_of
 
     if args.num_images < 1:
         raise UserError(f"--num-images {args.num_images}: must be at least 1")
-    edition = BY_NAME[args.edition]
-    spec = edition.subject(args.class_noun, args.seed)
     for folder in args.models:
-        found = attention.measure(load_model(str(folder), "cpu"), spec, edition, args.num_images)
+        model = load_model(str(folder), "cpu")
+        edition = edition_of(_judge_of(model))
+        found = attention.measure(model, edition.subject(args.class_noun, args.seed), edition, args.num_images)
         words = ", ".join(f"{word!r} {value:.2f}" for word, value in found.by_word.items())
         print(f"{folder}: mean IoU with the object's mask: {words}; of the whole image {found.whole_image:.2f}")
 

@@ -169,8 +169,8 @@ def measure(
         _ordering(f"CLIP-I: {same} > {miss}", clip, same, miss, None, None),
         _ordering(f"CLIP-I: {same} > {instance}", clip, same, instance, 85, None),
         _ordering(f"CLIP-I: {instance} > {other}", clip, instance, other, 85, None),
-        _ordering("CLIP-T: right place > each other", text, "own", "wrong place", 97, 90),
-        _ordering("CLIP-T: right class > each other", text, "own", "wrong class", 97, 90),
+        _ordering("CLIP-T: right place > every other place", text, "own", "wrong place", 97, 90),
+        _ordering("CLIP-T: right class > every other class", text, "own", "wrong class", 97, 90),
     ]
 
 

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
 
+from dreambooth.errors import UserError
 from toyworld import encoder_batches, judge
 from toyworld.editions import FIRST, SECOND, Edition
 from toyworld.encoder_batches import augment, blur, noisy_round_trip
@@ -307,10 +308,15 @@ def begin_as_vit(clip: Any, vit: Any, pixels_BCHW: Tensor) -> None:
 
 
 def train(name: str, lessons: Lessons, minutes: float, vae: Any, work: Path, num_objects: int = 48) -> None:
-    """Train the encoder `name`, or resume; its state is in `work`/`name`.pt. A CLIP begins as the ViT there, if any."""
+    """Train the encoder `name`, or resume; its state is in `work`/`name`.pt.
+
+    CLIP begins as the ViT, whose state has to be there: raises UserError where it is not.
+    """
     student = build_student(name, lessons)
     slower = 1.0
-    if name == "clip" and (work / "vit.pt").is_file():
+    if name == "clip":
+        if not (work / "vit.pt").is_file():
+            raise UserError(f"{work / 'vit.pt'} is missing: CLIP begins as the ViT, so train that first")
         slower = 1 / 3  # it knows much
         begin_as_vit(student.model, trained("vit", lessons, work), lessons.draw(random.Random(0), 24).pixels_BCHW)
     prefix = "model.vision_model.encoder." if name == "clip" else "model.layers."

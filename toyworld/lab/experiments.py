@@ -1,7 +1,7 @@
 """The experiments: each is a question of the paper, its variants are the answers that are tried.
 
-A variant says what differs from `configs/toyworld.yaml`, as it is or as it was. Variants with the same settings share
-their runs. Nothing heavy is imported here.
+A variant says what differs from `configs/toyworld.yaml`, as it is or as it was, on the base of its experiment.
+Variants with the same settings share their runs. Nothing heavy is imported here.
 """
 
 from __future__ import annotations

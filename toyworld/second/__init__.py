@@ -1,4 +1,4 @@
-"""The second edition of the toy world: up to three things in an image, which the next embedded base is trained on.
+"""The second edition of the toy world: up to three things in an image, which the demo's base is trained on.
 
 canvas            a drawing surface that draws in colour, as numbered parts, or as outlines
 look              what a drawing function takes: colours, pattern, head, eyes, what is worn

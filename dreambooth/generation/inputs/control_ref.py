@@ -44,7 +44,7 @@ PUBLISHED = {
     },
     ("QwenImageControlNetModel", 3072): dict.fromkeys(KINDS, "InstantX/Qwen-Image-ControlNet-Union"),
 }
-EMBEDDED = {"canny": "checkpoints/toyworld-controlnet"}  # for the toy world's base
+EMBEDDED = {"canny": "checkpoints/toyworld-controlnet"}  # for the base of the toy world's second edition
 NUMBER = r"\d+(?:\.\d*)?|\.\d+"
 SPAN = re.compile(rf"({NUMBER})-({NUMBER})")
 
