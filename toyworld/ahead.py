@@ -13,6 +13,7 @@ from torch import multiprocessing  # passes tensors through shared memory
 T = TypeVar("T")
 STEPS_AHEAD = 2  # of each process
 MAX_PROCESSES = 8
+SECONDS_TO_END = 30.0  # at most, that leaving waits for each batch that is being made
 
 
 class Ahead(Generic[T]):
@@ -37,6 +38,8 @@ class Ahead(Generic[T]):
 
     def __exit__(self, *exception: object) -> None:
         if self.pool is not None:
+            for result in self.pending:  # `terminate` now and then fails while some are under way
+                result.wait(SECONDS_TO_END)
             self.pool.terminate()
 
     def __call__(self, step: int) -> T:
