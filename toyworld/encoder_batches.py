@@ -21,7 +21,7 @@ from torch import Tensor
 
 from toyworld import world
 from toyworld.captions import OPENINGS, PLURAL_PATTERN, with_articles
-from toyworld.judge import HEADS, near_miss
+from toyworld.judge import HEADS, half_alike, near_miss
 from toyworld.latents import to_pixels
 from toyworld.scenes import PHRASES
 
@@ -70,17 +70,15 @@ class Batch:
 def draw(rng: random.Random, num_objects: int) -> Batch:
     """Draw two images each of `num_objects` objects, none of them held out.
 
-    Half of the objects are of one class, and every other one of those is a near miss of the one before.
+    The objects are `half_alike`.
     """
     focus = rng.choice(world.CLASSES)
-    specs: list[world.Spec] = []
-    for i in range(num_objects):
-        crowded = i < num_objects // 2
-        if crowded and i % 2 == 1:
-            make = partial(near_miss, rng, specs[-1])
-        else:
-            make = partial(world.random_spec, rng, focus if crowded else None)
-        specs.append(_not_held_out(make))
+    specs = half_alike(
+        num_objects,
+        focus,
+        lambda class_noun: _not_held_out(partial(world.random_spec, rng, class_noun)),
+        lambda spec: _not_held_out(partial(near_miss, rng, spec)),
+    )
     twice = [spec for spec in specs for _ in range(2)]
     scenes = [world.random_scene(rng) for _ in twice]
     images = [world.render(spec, scene) for spec, scene in zip(twice, scenes, strict=True)]

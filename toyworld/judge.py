@@ -13,7 +13,9 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +27,8 @@ from dreambooth.errors import UserError
 from toyworld import world
 from toyworld.latents import to_pixels
 from toyworld.training import Budget, Plan, fit
+
+S = TypeVar("S")  # an edition's `Spec`
 
 HEADS: dict[str, tuple[str, ...]] = {
     "class_noun": world.CLASSES,
@@ -139,20 +143,26 @@ def near_miss(rng: random.Random, spec: world.Spec) -> world.Spec:
     return rng.choice(changes)()
 
 
+def half_alike(num: int, focus: str, make: Callable[[str | None], S], miss: Callable[[S], S]) -> list[S]:
+    """Return `num` objects, half of them of the class `focus`, and half of those near misses of their neighbour.
+
+    What is trained on them has to tell apart robots, not robots from houses. make: of a class noun, or of any. miss:
+    another object, like the given one but for one thing.
+    """
+    found: list[S] = []
+    for i in range(num):
+        crowded = i < num // 2
+        found.append(miss(found[-1]) if crowded and i % 2 == 1 else make(focus if crowded else None))
+    return found
+
+
 def training_batch(rng: random.Random, num_objects: int) -> tuple[Tensor, dict[str, Tensor]]:
     """Return pixels [2N, 3, H, W], an object's two images side by side, and the true label numbers of every head.
 
-    Half of the objects are of one class, and half of those are near misses of their neighbour: the embedding must tell
-    apart robots, not robots from houses.
+    The objects are `half_alike`.
     """
     focus = rng.choice(world.CLASSES)
-    specs: list[world.Spec] = []
-    for i in range(num_objects):
-        crowded = i < num_objects // 2
-        if crowded and i % 2 == 1:
-            specs.append(near_miss(rng, specs[-1]))
-        else:
-            specs.append(world.random_spec(rng, focus if crowded else None))
+    specs = half_alike(num_objects, focus, partial(world.random_spec, rng), partial(near_miss, rng))
     pairs = [(spec, world.random_scene(rng)) for spec in specs for _ in range(2)]
     pixels = to_pixels([world.render(spec, scene) for spec, scene in pairs])
     truth: dict[str, list[int]] = {name: [] for name in HEADS}

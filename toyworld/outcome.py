@@ -34,7 +34,7 @@ GUIDANCE = 4.0  # where none is 1; each family counts in its own way
 
 
 class Verdict(Protocol):
-    """What a judge of any edition says of B images."""
+    """Answer questions about B images, as a judge of any edition does."""
 
     def embedding(self, class_noun: str) -> Tensor:
         """Return the identity of the thing of that class in each image, [B, D] of length 1."""

@@ -36,7 +36,7 @@ SHIPPED_OF = {"first": REPOSITORY / SHIPPED_ENCODERS, "second": REPOSITORY / SEC
 
 @pytest.fixture(scope="module", params=LESSONS)
 def lessons(request: pytest.FixtureRequest) -> Lessons:
-    """What the encoders of an edition learn from."""
+    """Return what the encoders of an edition learn from."""
     return LESSONS[request.param]
 
 

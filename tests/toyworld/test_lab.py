@@ -409,7 +409,7 @@ def test_a_way_is_0_at_its_start_and_1_at_its_end():
 
 @pytest.fixture(scope="module", params=["first", "second"])
 def tools(request: pytest.FixtureRequest) -> measure.Tools:
-    """What images of an edition are measured with."""
+    """Return what images of an edition are measured with."""
     folder = SHIPPED_ENCODERS[request.param]
     if not all((folder / name / "model.safetensors").is_file() for name in encoders.NAMES):
         pytest.skip(f"{folder.name}: the shipped encoders are not there yet")

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from toyworld.captions import OPENINGS, PLURAL_PATTERN, with_articles
+from toyworld.judge import half_alike
 from toyworld.latents import to_pixels
 from toyworld.scenes import PHRASES
 from toyworld.second import captions, picture
@@ -95,16 +96,15 @@ def _answers(shown: Picture) -> dict[str, int]:
 def draw(rng: random.Random, num_things: int, p_company: float = 0.0) -> Batch:
     """Draw two pictures each of `num_things` things, none of them held out.
 
-    Half of the things are of one class, and every other one of those is a near miss of the one before.
+    The things are `half_alike`.
     """
     focus = rng.choice(CLASSES)
-    specs: list[Spec] = []
-    for i in range(num_things):
-        crowded = i < num_things // 2
-        if crowded and i % 2 == 1:
-            specs.append(_not_held_out(partial(near_miss, rng, specs[-1])))
-        else:
-            specs.append(_not_held_out(partial(picture.random_spec, rng, focus if crowded else None)))
+    specs = half_alike(
+        num_things,
+        focus,
+        lambda class_noun: _not_held_out(partial(picture.random_spec, rng, class_noun)),
+        lambda spec: _not_held_out(partial(near_miss, rng, spec)),
+    )
     shown = [_in_some_picture(rng, spec, p_company) for spec in specs for _ in range(2)]
     return Batch(shown, to_pixels([picture.render(each) for each in shown]))
 

@@ -9,6 +9,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from toyworld.ahead import Ahead
-from toyworld.judge import degrade
+from toyworld.judge import degrade, half_alike
 from toyworld.latents import to_pixels
 from toyworld.second import picture
 from toyworld.second.judge import QUESTIONS, Judge, JudgeNet, Verdict
@@ -95,17 +96,10 @@ def near_miss(rng: random.Random, spec: Spec) -> Spec:
 def training_pictures(rng: random.Random, num_things: int, class_noun: str | None = None) -> list[Picture]:
     """Return two pictures each of `num_things` things, side by side in the list.
 
-    Half of the things are of one class (`class_noun`, or any), and half of those are near misses of their neighbour:
-    the embedding must tell apart robots, not robots from houses. Half of the pictures show other things too.
+    The things are `half_alike`, of `class_noun` or of any. Half of the pictures show other things too.
     """
     focus = class_noun or rng.choice(CLASSES)
-    specs: list[Spec] = []
-    for i in range(num_things):
-        crowded = i < num_things // 2
-        if crowded and i % 2 == 1:
-            specs.append(near_miss(rng, specs[-1]))
-        else:
-            specs.append(picture.random_spec(rng, focus if crowded else None))
+    specs = half_alike(num_things, focus, partial(picture.random_spec, rng), partial(near_miss, rng))
     return [_in_some_picture(rng, spec) for spec in specs for _ in range(2)]
 
 
