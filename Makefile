@@ -37,7 +37,7 @@ test: $(VENV)/.installed-dev  ## the tests, ten minutes on two cores
 	$(TEST) $(PYTEST)
 
 test-slow: $(VENV)/.installed-dev  ## longer trainings, -rP shows what they print; all cells of the tables
-	$(TEST) -o run_limit=3600 -m slow -rP $(PYTEST)
+	$(TEST) -o run_limit=3600 -m slow -rfEP $(PYTEST)
 
 # Kernels differ between CPUs, and so does the rounding. Where a test is exact, it has to be so with each of them.
 test-cpus: $(VENV)/.installed-dev  ## the tests with the kernels of three other kinds of CPU, the whole suite each time

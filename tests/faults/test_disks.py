@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,13 +73,33 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def fill(folder: Path) -> Path:
     """To the last byte."""
     ballast = folder / "ballast"
-    file = os.open(ballast, os.O_WRONLY | os.O_CREAT)
+    file = os.open(ballast, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for piece in (2**20, 2**12, 1):
         with contextlib.suppress(OSError):
             while os.write(file, bytes(piece)) == piece:
                 pass
     os.close(file)
     return ballast
+
+
+@contextlib.contextmanager
+def kept_full(folder: Path) -> Iterator[None]:
+    """Fill a disk, and fill it again whenever something is removed: an old state's room would do for the next one."""
+    is_over = threading.Event()
+
+    def fill_again() -> None:
+        while not is_over.wait(0.01):
+            fill(folder)
+
+    filling = threading.Thread(target=fill_again)
+    ballast = fill(folder)
+    filling.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        filling.join()
+        ballast.unlink()
 
 
 @pytest.mark.slow
@@ -90,14 +111,14 @@ def test_a_disk_that_fills_while_training_ends_the_run_with_a_line_and_it_goes_o
     run = RunFolder(load_config(config_file, [f"run.dir={small_disk}"]))
     warm.start([*line, "train.max_steps=1000"], tmp_path / "log")
     wait_for(run.previous.is_file)
-    ballast = fill(small_disk)
-    code, said = warm.wait(), (tmp_path / "log").read_text()
+    with kept_full(small_disk):
+        code = warm.wait()
+    said = (tmp_path / "log").read_text()
     assert code == 2, said
     assert re.search(r"needs [\d.]+ GiB, and [\d.]+ GiB are free|the disk is full|cannot be written", said), said
     assert "Traceback" not in said
     assert not leftovers(run)
     step = find_state(run.state).step
-    ballast.unlink()
     assert warm.run([*line, f"train.max_steps={step + 3}"], tmp_path / "log2") == 0
     assert find_state(run.state).step == step + 3
 
