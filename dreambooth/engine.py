@@ -204,12 +204,13 @@ def prepare(
 
     Returns the module, the photos' latents with their captions, and what validation measures.
     """
-    run, config, family, captions = session.run, session.config, inputs.family, inputs.subject_data.captions
-    build.warn_of_other_base(inputs.subject_data.start, inputs.base_fingerprint, config)
+    run, config, family, data = session.run, session.config, inputs.family, inputs.subject_data
+    captions = data.all_captions
+    build.warn_of_other_base(data.start, inputs.base_fingerprint, config)
     start_words = None
     if session.state is None:  # else the identifiers' embeddings are in the state
         clip = None if inputs.scorer is None else inputs.scorer.encoders.clip
-        start_words = build.choose_start_words(config, family, inputs.subject_data.photos, clip)
+        start_words = build.choose_start_words(config, family, data.photos, clip)
     settings = build.method_settings(config, family, randomness, start_words)
     trained = find_method(config.method.name).attach(family, settings)
     if is_first():
@@ -220,9 +221,12 @@ def prepare(
     shared, fingerprints = session.shared, inputs.fingerprints
     build.check_wording(family, captions, config)
     encoder = shared.image_encoder(family, fingerprints)
-    images = build.encode_subjects(family, inputs.subject_data, config, randomness, encoder)
-    unseen_images = build.encode_validation_images(family, config, randomness, encoder) or images
+    photos = build.encode_subjects(family, data, config, randomness, encoder)
+    unseen_images = build.encode_validation_images(family, config, randomness, encoder) or photos
+    images = photos + build.encode_pairs(family, data, config, randomness, encoder)
     open_run(session, fingerprints)
+    if data.pairs and is_first():
+        build.show_pairs(run.cut_mix, data, build.size_of_pairs(family, config), randomness)
     encode = shared.prompt_encoder(family, config, fingerprints)
     build.cache_prompts(family, captions, config, text_trains, encode, shared.prompts(run.prompts))
     latents = shared.class_latents(run.prior)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from toyworld import world
 from toyworld.captions import OPENINGS, PLURAL_PATTERN, with_articles
-from toyworld.judge import HEADS, half_alike, near_miss
+from toyworld.judge import HEADS, NO_ANSWER, half_alike, near_miss
 from toyworld.latents import to_pixels
 from toyworld.scenes import PHRASES
 
@@ -30,7 +30,6 @@ MAX_LATENT_NOISE = 0.25  # standard deviation; latents have 1
 MAX_PIXEL_NOISE = 0.04  # standard deviation; pixels are in -1..1
 P_PLAIN = 0.5  # of a caption with the class and mostly the place alone, as prompts are when measuring
 P_PLAIN_PLACE = 0.85  # that a plain caption names the place
-SILENT = -1  # label of a question that a text says nothing about, or that an image cannot answer
 PLACE_OF = {phrase: place for place, phrases in PHRASES.items() for phrase in phrases}
 PATTERN_OF = {plural: pattern for pattern, plural in PLURAL_PATTERN.items()}
 _COLOUR = "|".join(world.COLOUR_NAMES)
@@ -50,12 +49,12 @@ class Batch:
     pixels_BCHW: Tensor  # crisp, in -1..1
 
     def truth(self) -> dict[str, Tensor]:
-        """Return the true label numbers, [B] for every question (head) of the judge; SILENT where it is not asked."""
+        """Return the true label numbers of every question (head) of the judge, [B]; NO_ANSWER where it is not asked."""
         answers = {name: [getattr(spec, name) for spec in self.specs] for name in HEADS if name != "place"}
         answers["place"] = [scene.place for scene in self.scenes]
         truth = {name: torch.tensor([HEADS[name].index(label) for label in answers[name]]) for name in HEADS}
         # Where there is no pattern the accent shows on small parts only, or nowhere.
-        truth["accent"] = truth["accent"].where(truth["pattern"] != world.PATTERNS.index("plain"), SILENT)
+        truth["accent"] = truth["accent"].where(truth["pattern"] != world.PATTERNS.index("plain"), NO_ANSWER)
         return truth
 
     def captions(self, rng: random.Random) -> tuple[list[str], Tensor]:
@@ -103,7 +102,7 @@ def caption(rng: random.Random, spec: world.Spec, scene: world.Scene) -> str:
 
 
 def claims(texts: Sequence[str]) -> Tensor:
-    """Return what each caption says, [T, Q]: a label number, or SILENT, on every question in the order of `HEADS`."""
+    """Return what each caption says, [T, Q]: a label number, or NO_ANSWER, on each question in the order of `HEADS`."""
     return torch.tensor([_claims(text) for text in texts])
 
 
@@ -113,13 +112,13 @@ def _claims(text: str) -> list[int]:
     said = found.groupdict()
     said["pattern"] = said["pattern"] or PATTERN_OF.get(said["plural"])
     said["place"] = PLACE_OF.get(said["place"])
-    return [labels.index(said[name]) if said[name] else SILENT for name, labels in HEADS.items()]
+    return [labels.index(said[name]) if said[name] else NO_ANSWER for name, labels in HEADS.items()]
 
 
 def is_true(claims_TQ: Tensor, truth: dict[str, Tensor]) -> Tensor:
     """Return whether everything that a text claims holds for an image, bool [B, T]."""
     truth_BQ = torch.stack([truth[name] for name in HEADS], dim=1)
-    return ((claims_TQ[None] == truth_BQ[:, None]) | (claims_TQ[None] == SILENT)).all(-1)
+    return ((claims_TQ[None] == truth_BQ[:, None]) | (claims_TQ[None] == NO_ANSWER)).all(-1)
 
 
 @torch.no_grad()

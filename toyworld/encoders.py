@@ -27,6 +27,7 @@ from dreambooth.errors import UserError
 from toyworld import encoder_batches, judge
 from toyworld.editions import FIRST, SECOND, Edition
 from toyworld.encoder_batches import augment, blur, noisy_round_trip
+from toyworld.judge import NO_ANSWER
 from toyworld.second import encoder_batches as second_batches
 from toyworld.second import judge_training
 from toyworld.tokenizer import MAX_LENGTH, build_tokenizer
@@ -40,7 +41,6 @@ TEMPERATURE_SAME_CLASS = 0.2
 # Of the loss term for objects of one class: only it says that a robot is more like another robot than like a teapot.
 WEIGHT_SAME_CLASS = 1.0
 MAX_LOGIT_SCALE = 4.6052  # ln 100, as in the paper
-NO_ANSWER = -1  # in place of an answer's number, where there is none
 SOFT_BATCH_EVERY = 4  # steps; one batch in so many went through the autoencoder,
 SOFT_BATCH_USES = 4  # and each of those is used so often, since decoding takes five times as long as a step
 

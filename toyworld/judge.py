@@ -38,6 +38,7 @@ HEADS: dict[str, tuple[str, ...]] = {
     "pattern": world.PATTERNS,
     "place": world.PLACES,
 }
+NO_ANSWER = -1  # in place of the number of a right answer, where there is none; of both editions
 TEMPERATURE = 0.1  # of the InfoNCE loss
 P_SOFTENED = 0.5  # of the training batches
 NUM_OBJECTS = 48  # a training batch, two images each

@@ -1,8 +1,8 @@
 """Build a run's objects from its config, for `engine.train`. Code in lower layers never receives the config.
 
 `networks` loads the base, `method` chooses what trains and how, `subjects` and `prompts` read photos and captions,
-`prior` builds the class samples, `validation_inputs` the validation's sampler and scorer, `trainer` the Trainer;
-`disk_plan` counts the bytes that all of it will write.
+`pairs` joins two subjects in an image, `prior` builds the class samples, `validation_inputs` the validation's sampler
+and scorer, `trainer` the Trainer; `disk_plan` counts the bytes that all of it will write.
 """
 
 from dreambooth.build.disk_plan import DiskNeed, check_disk, disk_need
@@ -28,6 +28,7 @@ from dreambooth.build.networks import (
     save_memory,
     unused_networks,
 )
+from dreambooth.build.pairs import show_pairs
 from dreambooth.build.prior import (
     in_turn,
     make_generated_prior,
@@ -52,9 +53,11 @@ from dreambooth.build.subjects import (
     SubjectData,
     buckets_of,
     encode,
+    encode_pairs,
     encode_subjects,
     image_warnings,
     load_subject_data,
+    size_of_pairs,
 )
 from dreambooth.build.trainer import make_callbacks, make_loader, make_loggers, make_trainer, steps_to_take
 from dreambooth.build.validation_inputs import (
@@ -86,6 +89,7 @@ __all__ = [
     "compute_dtype",
     "disk_need",
     "encode",
+    "encode_pairs",
     "encode_subjects",
     "encode_validation_images",
     "find_encoders",
@@ -113,6 +117,8 @@ __all__ = [
     "prior_sampler",
     "prompts_of_class_images",
     "save_memory",
+    "show_pairs",
+    "size_of_pairs",
     "steps_to_take",
     "subject_card",
     "subject_prompt",

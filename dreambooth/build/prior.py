@@ -42,9 +42,9 @@ def make_prior(
 ) -> tuple[Prior | None, Predict | None]:
     """Return the source of class latents (None: no prior) and the teacher of their targets (None: the true noise).
 
-    captions: of each subject's images. folder: for class latents that are generated. base: fingerprint of the base,
-    which is taken from `family`: call this before anything trains. is_shared: whether other runs make class latents in
-    `folder` as well.
+    captions: of each subject's images, and of data.cut_mix. folder: for class latents that are generated. base:
+    fingerprint of the base, which is taken from `family`: call this before anything trains. is_shared: whether other
+    runs make class latents in `folder` as well.
     """
     prior = config.prior
     if prior.source == "none":
@@ -73,11 +73,13 @@ def shapes_of(images: list[EncodedImage]) -> list[Shape]:
 def prompts_of_class_images(captions: list[list[str]], config: Config) -> list[str]:
     """Return the prompts that class images are made from, in turn: the images' class prompts, and the plain one.
 
-    captions: of each subject's images. Captions alone would keep the class only in their own places: a backpack's class
-    then kept .59 of its diversity, with the plain prompt among them .95 (benchmarks/RESULTS.md, "Captions").
+    captions: of each subject's images, and of data.cut_mix. Captions alone would keep the class only in their own
+    places: a backpack's class then kept .59 of its diversity, with the plain prompt among them .95
+    (benchmarks/RESULTS.md, "Captions").
     """
-    own = class_prompts_of(captions, config)
-    return in_turn([[*prompts, class_prompt(config, number)] for number, prompts in enumerate(own)])
+    own, num_subjects = class_prompts_of(captions, config), len(config.subjects)
+    of_subjects = [[*prompts, class_prompt(config, number)] for number, prompts in enumerate(own[:num_subjects])]
+    return in_turn(of_subjects + own[num_subjects:])
 
 
 def in_turn(prompts: list[list[str]]) -> list[str]:

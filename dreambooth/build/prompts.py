@@ -37,8 +37,8 @@ def cache_prompts(
 ) -> None:
     """Encode every prompt of the run: into the cache or, where the text encoders train, to fail early.
 
-    captions: of each subject's images. encode: encodes a prompt for the cache; None: the text encoders do. folder: for
-    prompts that text encoders which never train have encoded.
+    captions: of each subject's images, and of data.cut_mix. encode: encodes a prompt for the cache; None: the text
+    encoders do. folder: for prompts that text encoders which never train have encoded.
     """
     prompts = dict.fromkeys(["", *texts_of(config), *chain(*captions), *chain(*class_prompts_of(captions, config))])
     if text_trains or config.data.shuffle_captions:
@@ -98,7 +98,8 @@ def identifier_last(caption: str, identifier: str) -> str:
 
 def keyed_prompts(captions: list[list[str]], config: Config) -> Iterator[tuple[str, str]]:
     """Yield every prompt of the run with the key or caption that it comes from."""
-    for number, own in enumerate(captions):
+    num_subjects = len(config.subjects)
+    for number, own in enumerate(captions[:num_subjects]):
         key, kind = subject_key(config, number), config.subjects[number].kind
         if kind == "subject":
             yield f"{key}.class_prompt", class_prompt(config, number)
@@ -107,6 +108,7 @@ def keyed_prompts(captions: list[list[str]], config: Config) -> Iterator[tuple[s
             yield from (("the caption", caption) for caption in (shuffled if config.data.shuffle_captions else own))
         if kind != "dataset":
             yield f"{key}.prompt", subject_prompt(config, number)
+    yield from (("data.cut_mix", caption) for caption in chain(*captions[num_subjects:]))
     yield from (("validate.prompts", prompt.filled) for prompt in validation_prompts(config))
 
 
@@ -133,10 +135,16 @@ def validation_prompts(config: Config) -> list[Prompt]:
 
 
 def class_prompts_of(captions: list[list[str]], config: Config) -> list[list[str]]:
-    """Return the class prompts of each subject, one for each of its images."""
-    if not config.data.captions:
-        return [[class_prompt(config, number)] * len(own) for number, own in enumerate(captions)]
-    return [[without_subjects(caption, config.subjects) for caption in own] for own in captions]
+    """Return the class prompts of each subject, one for each of its images, then those of data.cut_mix.
+
+    captions: of the same.
+    """
+    without = [[without_subjects(caption, config.subjects) for caption in own] for own in captions]
+    if config.data.captions:
+        return without
+    num_subjects = len(config.subjects)
+    plain = [[class_prompt(config, number)] * len(own) for number, own in enumerate(captions[:num_subjects])]
+    return plain + without[num_subjects:]
 
 
 def captions_of(folders: list[ImageFolder], config: Config) -> list[list[str]]:

@@ -11,12 +11,13 @@ from PIL import Image
 
 from dreambooth.build.found_masks import find_photo_masks
 from dreambooth.build.method import find_start
+from dreambooth.build.pairs import Pair, draw_pair, plan_pairs
 from dreambooth.build.prompts import captions_of
 from dreambooth.config import Config
 from dreambooth.data.buckets import Size, is_upscaled, make_buckets, nearest_bucket
 from dreambooth.data.captions import METADATA, files_beside
 from dreambooth.data.image_folder import ImageFolder, open_folder
-from dreambooth.data.latents import EncodedImage, Encoder, encode_image_files
+from dreambooth.data.latents import EncodedImage, Encoder, encode_image_files, encode_whole
 from dreambooth.data.masks import AUTO, mask_of
 from dreambooth.data.near_duplicates import ImageInfo, inspect_image, near_duplicates
 from dreambooth.errors import UserError, escaped
@@ -31,14 +32,21 @@ MAX_NAMED = 10  # files, or pairs of them, that a note lists
 class SubjectData:
     """Hold a run's training data. photos, captions: of each subject. start: `find_start`.
 
-    masks: of all photos, one subject's after the other's; None: every pixel counts. notes: about the folders' files.
+    masks: of all photos, one subject's after the other's; None: every pixel counts. pairs: of data.cut_mix. notes:
+    about the folders' files.
     """
 
     start: Path | None
     photos: list[list[Path]]
     captions: list[list[str]]
     masks: list[Image.Image] | None
+    pairs: list[Pair]
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def all_captions(self) -> list[list[str]]:
+        """Return the captions of each subject, then those of the pairs, if there are any."""
+        return [*self.captions, [pair.caption for pair in self.pairs]] if self.pairs else self.captions
 
 
 def load_subject_data(config: Config) -> SubjectData:
@@ -46,7 +54,8 @@ def load_subject_data(config: Config) -> SubjectData:
     start, folders = find_start(config), [open_folder(subject.images) for subject in config.subjects]
     photos = [folder.images for folder in folders]
     notes = [note for folder in folders for note in folder_notes(folder, config.data.captions)]
-    return SubjectData(start, photos, captions_of(folders, config), load_masks(photos, config), notes)
+    captions = captions_of(folders, config)
+    return SubjectData(start, photos, captions, load_masks(photos, config), plan_pairs(captions, config), notes)
 
 
 def folder_notes(folder: ImageFolder, reads_captions: bool) -> Iterator[str]:
@@ -110,7 +119,7 @@ def log_buckets(images: list[EncodedImage]) -> None:
 def encode_subjects(
     family: Family, data: SubjectData, config: Config, randomness: Randomness, encoder: Encoder | None = None
 ) -> list[EncodedImage]:
-    """Encode the images of all subjects in order, and warn of their sizes. encoder: as in `encode`."""
+    """Encode the photos of all subjects in order, and warn of their sizes. encoder: as in `encode`."""
     paths = [*chain(*data.photos)]
     for note in data.notes:
         logger.info(f"note: {note}")
@@ -122,6 +131,23 @@ def encode_subjects(
     if config.data.buckets:
         log_buckets(images)
     return images
+
+
+def encode_pairs(
+    family: Family, data: SubjectData, config: Config, randomness: Randomness, encoder: Encoder | None = None
+) -> list[EncodedImage]:
+    """Encode the images of data.cut_mix, as of one subject more. They are not mirrored: a prompt says who is left."""
+    size, encoded = size_of_pairs(family, config), []
+    for number in range(len(data.pairs)):
+        image, mask = draw_pair(data, number, size, randomness)
+        name = f"image {number} of data.cut_mix"
+        encoded.append(encode_whole(image, mask, encoder or family.encode_images, len(data.photos), name))
+    return encoded
+
+
+def size_of_pairs(family: Family, config: Config) -> Size:
+    """Return the size of the images of data.cut_mix: of training's sizes the one that is most like a square."""
+    return nearest_bucket((1, 1), buckets_of(family, config))
 
 
 def check_masked(paths: list[Path], images: list[EncodedImage], config: Config) -> None:

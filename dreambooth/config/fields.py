@@ -150,6 +150,13 @@ class DataConfig:
         "published CLIPSeg, of photos up to 128 pixels the toy world's SegFormer",
     )
     unmasked_weight: float = setting(0.1, "weight of the loss where a mask is black, 0 to 1", minimum=0)
+    cut_mix: int = setting(
+        0,
+        "images of two subjects side by side, cut out of their photos by data.mask, with prompts that name both; they "
+        "take turns with the subjects; 0: none",
+        minimum=0,
+        maximum=10000,
+    )
     num_workers: int = setting(
         0, "data loader processes; 0 is fastest, as latents are in memory", minimum=0, maximum=256
     )

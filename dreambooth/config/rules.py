@@ -293,6 +293,9 @@ def _problems_of_several(config: Config) -> typing.Iterator[str]:
                 f"subjects[{other}].identifier: {config.subjects[other].identifier!r} must differ from that of "
                 f"subjects[{one}], {config.subjects[one].identifier!r}, and neither may be a part of the other"
             )
+    if config.data.cut_mix and (len(words) == 1 or config.data.mask is None):
+        lacking = "one subject" if len(words) == 1 else "no data.mask to cut them out by"
+        yield f"data.cut_mix: {config.data.cut_mix}, which joins two subjects, but there is {lacking}; set it to 0"
     if len(words) == 1:
         return
     nouns = list(dict.fromkeys(subject.class_noun for subject in config.subjects))

@@ -156,17 +156,31 @@ def encode_image_files(
         positions = randomness.generator("crop", number).random((num_crops, 2)).tolist() if num_crops > 1 else [CENTER]
         box = cuts.subject_box(mask) if around_subject and mask is not None else None
         crops, size_crops = _crops(image.size, buckets, positions, box)
-        mean_VCHW, std_VCHW = encode(_views(image, crops, flip))
-        shape = mean_VCHW.shape[-2], mean_VCHW.shape[-1]
-        mask_V1HW = None if mask is None else _pooled(_views(mask.convert("L"), crops, flip), shape)
-        inside_V1HW = None
-        if (inside := crops[0].inside(image.size)) is not None:  # one crop, around the subject
-            inside_V1HW = _pooled(_views(inside, [cuts.centered(inside.size, inside.size)], flip), shape)
-        size_crop_V6 = torch.tensor(size_crops * 2 if flip else size_crops)
         subject = 0 if subjects is None else subjects[number]
-        mean_VCHW, std_VCHW = mean_VCHW.float().cpu(), std_VCHW.float().cpu()
-        encoded.append(EncodedImage(mean_VCHW, std_VCHW, size_crop_V6, mask_V1HW, subject, path.name, inside_V1HW))
+        encoded.append(_encoded(image, mask, crops, size_crops, encode, flip, subject, path.name))
     return encoded
+
+
+def encode_whole(image: Image.Image, mask: Image.Image, encode: Encoder, subject: int, name: str) -> EncodedImage:
+    """Encode an image as it is, in one view. Its sides are whole latents."""
+    crop, size_crop = cuts.centered(image.size, image.size), size_crop_of(image.size, image.size, CENTER)
+    return _encoded(image, mask, [crop], [size_crop], encode, False, subject, name)
+
+
+def _encoded(
+    image: Image.Image, mask: Image.Image | None, crops: list[cuts.Cut], size_crops: list[list[float]],
+    encode: Encoder, flip: bool, subject: int, name: str,
+) -> EncodedImage:  # fmt: skip
+    """Encode crops of an image. size_crops: how each is described."""
+    mean_VCHW, std_VCHW = encode(_views(image, crops, flip))
+    shape = mean_VCHW.shape[-2], mean_VCHW.shape[-1]
+    mask_V1HW = None if mask is None else _pooled(_views(mask.convert("L"), crops, flip), shape)
+    inside_V1HW = None
+    if (inside := crops[0].inside(image.size)) is not None:  # one crop, around the subject
+        inside_V1HW = _pooled(_views(inside, [cuts.centered(inside.size, inside.size)], flip), shape)
+    size_crop_V6 = torch.tensor(size_crops * 2 if flip else size_crops)
+    mean_VCHW, std_VCHW = mean_VCHW.float().cpu(), std_VCHW.float().cpu()
+    return EncodedImage(mean_VCHW, std_VCHW, size_crop_V6, mask_V1HW, subject, name, inside_V1HW)
 
 
 def _crops(

@@ -155,7 +155,7 @@ def check_with_base(
                 "images", build.image_warnings(images, build.buckets_of(family, config), config.data.resolution)
             )
     with findings.of("prompts") as good:
-        captions = [[] for _ in config.subjects] if subject_data is None else subject_data.captions
+        captions = [[] for _ in config.subjects] if subject_data is None else subject_data.all_captions
         warnings = list(build.wording_warnings(family, captions, config))
         findings.warn("prompts", iter(warnings))
         if not warnings:

@@ -29,6 +29,7 @@ class RunFolder:
         self.steps = self.path / "steps"  # the weights of validations, where they are kept, and models made of them
         self.model = self.path / "model"
         self.samples = self.path / "samples"
+        self.cut_mix = self.path / "cut-mix.png"  # some of the images that data.cut_mix makes
         self.sample_now = self.path / "sample-now"  # whoever makes this file gets images after the step
         self.logs = self.path / "logs"
         self.metrics = self.logs / "metrics.csv"

@@ -9,9 +9,10 @@ from dreambooth.config import load_config
 from dreambooth.engine import train
 from dreambooth.generation.models.loading import load_model
 from dreambooth.run.folder import RunFolder
+from toyworld import outcome
 from toyworld.cli import DEMO_SEED
 from toyworld.editions import SECOND
-from toyworld.outcome import Outcome, load_judge, measure, table
+from toyworld.outcome import Outcome, draw, load_judge, measure, table
 
 ROOT = Path(__file__).parents[2]
 BASE = ROOT / "checkpoints" / "toyworld-second"
@@ -49,8 +50,17 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
         )
         assert train(config) == 0
         found[name] = judged(str(RunFolder(config).path))
-    print(f"\n{table(found)}")
+    print(f"\n{table(found)}\n{class_of_the_base()}")
     return found
+
+
+def class_of_the_base() -> str:
+    """Return a line: what the two rows of the class prompt say of the untouched base."""
+    images = draw(load_model(str(BASE), "cpu"), "a photo of a robot", 24)
+    spec = SECOND.subject("robot", DEMO_SEED)
+    base = outcome.judged(images, images, spec, load_judge(BASE / "judge"), SECOND)
+    similarity, diversity = base.class_prompt_similarity, base.class_prompt_diversity
+    return f"the untouched base: class prompt: similarity to the subject {similarity:.2f}, diversity {diversity:.2f}"
 
 
 @pytest.mark.slow
@@ -83,11 +93,9 @@ def test_a_run_that_was_trained_far_too_long_comes_out_with_an_earlier_step_that
     assert truth(better) > truth(worse)
 
 
-def truth(outcome: Outcome) -> float:
+def truth(of: Outcome) -> float:
     """The subject in the right place, and the class as diverse and as unlike the subject as it was: one number."""
-    return outcome.nearer_to_subject * outcome.place_right * outcome.class_prompt_diversity - max(
-        0.0, outcome.class_prompt_similarity
-    )
+    return of.nearer_to_subject * of.place_right * of.class_prompt_diversity - max(0.0, of.class_prompt_similarity)
 
 
 @pytest.mark.slow

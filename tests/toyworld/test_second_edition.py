@@ -288,8 +288,9 @@ def test_details_of_creatures_are_named_sometimes():
 
 
 def test_the_right_answers_are_those_of_the_things_in_a_picture():
+    from toyworld.judge import NO_ANSWER
     from toyworld.second.judge import QUESTIONS
-    from toyworld.second.judge_training import NOT_ASKED, truth_of
+    from toyworld.second.judge_training import truth_of
 
     shown = pair("on", 3)
     right = truth_of([shown])
@@ -299,9 +300,9 @@ def test_the_right_answers_are_those_of_the_things_in_a_picture():
         assert QUESTIONS["main"][right.answers["main"][0, k]] == thing.spec.main
         assert right.stand_BK3[0, k].tolist() == pytest.approx([thing.center_x, thing.ground, thing.size])
         is_creature = thing.spec.class_noun in CREATURES
-        assert (right.answers["num_eyes"][0, k] != NOT_ASKED) == is_creature
+        assert (right.answers["num_eyes"][0, k] != NO_ANSWER) == is_creature
     absent = next(k for k, noun in enumerate(CLASSES) if not right.present_BK[0, k])
-    assert all(right.answers[name][0, absent] == NOT_ASKED for name in QUESTIONS)
+    assert all(right.answers[name][0, absent] == NO_ANSWER for name in QUESTIONS)
 
 
 @pytest.fixture(scope="module")

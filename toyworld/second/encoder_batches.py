@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from toyworld.captions import OPENINGS, PLURAL_PATTERN, with_articles
-from toyworld.judge import half_alike
+from toyworld.judge import NO_ANSWER, half_alike
 from toyworld.latents import to_pixels
 from toyworld.scenes import PHRASES
 from toyworld.second import captions, picture
 from toyworld.second.judge import QUESTIONS as JUDGE_QUESTIONS
-from toyworld.second.judge_training import NOT_ASKED, answers_of, near_miss
+from toyworld.second.judge_training import answers_of, near_miss
 from toyworld.second.look import HEADS, WORN
 from toyworld.second.picture import Picture, Spec, Thing
 from toyworld.second.things import CLASSES
@@ -70,9 +70,9 @@ class Batch:
     pixels_BCHW: Tensor  # crisp, in -1..1
 
     def truth(self) -> dict[str, Tensor]:
-        """Return the right answer to every question, [B]; NOT_ASKED of looks where two things are in the picture."""
+        """Return the right answer to every question, [B]; NO_ANSWER of looks where two things are in the picture."""
         answers = [_answers(shown) for shown in self.pictures]
-        return {name: torch.tensor([own.get(name, NOT_ASKED) for own in answers]) for name in QUESTIONS}
+        return {name: torch.tensor([own.get(name, NO_ANSWER) for own in answers]) for name in QUESTIONS}
 
     def captions(self, rng: random.Random) -> tuple[list[str], Tensor]:
         """Return a caption of each picture, and whether a caption is true of a picture, bool [B, T]."""
@@ -177,7 +177,7 @@ def claim_of(text: str) -> Claim:
 
 def looks(thing: Thing) -> dict[str, str]:
     """Return what a caption can say of a thing."""
-    known = {name: QUESTIONS[name][number] for name, number in answers_of(thing).items() if number != NOT_ASKED}
+    known = {name: QUESTIONS[name][number] for name, number in answers_of(thing).items() if number != NO_ANSWER}
     return {"class_noun": thing.spec.class_noun, **known}
 
 

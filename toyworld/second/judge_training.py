@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from toyworld.ahead import Ahead
-from toyworld.judge import degrade, half_alike
+from toyworld.judge import NO_ANSWER, degrade, half_alike
 from toyworld.latents import to_pixels
 from toyworld.second import picture
 from toyworld.second.judge import QUESTIONS, Judge, JudgeNet, Verdict
@@ -25,7 +25,6 @@ from toyworld.second.picture import Picture, Spec, Thing
 from toyworld.second.things import CLASSES, CREATURES
 from toyworld.training import Budget, Plan, fit
 
-NOT_ASKED = -1  # in place of an answer's number
 TEMPERATURE = 0.1  # of the InfoNCE loss
 P_SOFTENED = 0.5  # of the training batches
 P_COMPANY = 0.5  # that a thing of a training batch is not alone in its picture
@@ -36,7 +35,7 @@ JITTER = (0.02, 0.02, 0.03)  # standard deviation of center_x, ground and size w
 
 @dataclass(frozen=True)
 class Truth:
-    """Hold the right answers for B pictures; NOT_ASKED where there is nothing to answer."""
+    """Hold the right answers for B pictures; NO_ANSWER where there is nothing to answer."""
 
     place_B: Tensor
     present_BK: Tensor  # 1.0 or 0.0
@@ -52,13 +51,13 @@ class Truth:
 
 
 def answers_of(thing: Thing) -> dict[str, int]:
-    """Return the number of the right answer to each question, NOT_ASKED where a thing has no such part."""
+    """Return the number of the right answer to each question, NO_ANSWER where a thing has no such part."""
     spec = thing.spec
     texts = {"facing": thing.facing, "num_eyes": str(spec.num_eyes)}
     asked = {"accent": spec.pattern != "plain", "worn_colour": spec.worn not in ("", "nothing")}
     asked |= dict.fromkeys(("head", "num_eyes", "worn"), spec.class_noun in CREATURES)
     return {
-        name: answers.index(texts.get(name) or getattr(spec, name)) if asked.get(name, True) else NOT_ASKED
+        name: answers.index(texts.get(name) or getattr(spec, name)) if asked.get(name, True) else NO_ANSWER
         for name, answers in QUESTIONS.items()
     }
 
@@ -67,7 +66,7 @@ def truth_of(pictures: Sequence[Picture]) -> Truth:
     """Return the right answers; each picture's first thing is the one that counts as its subject."""
     shape = (len(pictures), len(CLASSES))
     present, stand = torch.zeros(shape), torch.zeros(*shape, 3)
-    answers = {name: torch.full(shape, NOT_ASKED) for name in QUESTIONS}
+    answers = {name: torch.full(shape, NO_ANSWER) for name in QUESTIONS}
     for i, shown in enumerate(pictures):
         for thing in shown.things:
             k = CLASSES.index(thing.spec.class_noun)
@@ -131,8 +130,8 @@ def judge_loss(net: JudgeNet, pixels_BCHW: Tensor, truth: Truth) -> Tensor:
     answers, embedding_NE = net.look(pixels_BCHW, jittered_N3, image_N, class_N)
     for name in QUESTIONS:
         right = truth.answers[name][there]
-        if (right != NOT_ASKED).any():
-            loss = loss + F.cross_entropy(answers[name], right, ignore_index=NOT_ASKED)
+        if (right != NO_ANSWER).any():
+            loss = loss + F.cross_entropy(answers[name], right, ignore_index=NO_ANSWER)
     embedding_BE = embedding_NE[class_N == truth.subject_B[image_N]]
     number = torch.arange(len(pixels_BCHW), device=pixels_BCHW.device)
     similarity = embedding_BE @ embedding_BE.T / TEMPERATURE
@@ -203,7 +202,7 @@ def accuracy(judge: Judge, num_things: int = 880, seed: int = 1) -> dict[str, fl
     right = {"place": (read.place.argmax(-1) == truth.place_B).float().mean().item()}
     right["class_noun"] = ((read.present > 0).float() == truth.present_BK).all(-1).float().mean().item()
     for name in QUESTIONS:
-        asked = truth.answers[name] != NOT_ASKED
+        asked = truth.answers[name] != NO_ANSWER
         right[name] = (read.answers[name].argmax(-1) == truth.answers[name])[asked].float().mean().item()
     right["relation"] = _relations_right(verdict, pictures)
     embedding = read.embedding[torch.arange(len(pictures)), truth.subject_B]

@@ -1,0 +1,182 @@
+"""Images of two subjects, cut out of their photos: what is in them, what their prompts say, runs that train on them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image, ImageDraw
+from test_interruptions import assert_equal_runs
+
+from dreambooth import build
+from dreambooth.build.pairs import draw_pair
+from dreambooth.config import Config, load_config
+from dreambooth.data.cut_mix import HEIGHT, MaskedPhoto, cut_mix
+from dreambooth.data.latents import by_subject
+from dreambooth.engine import train
+from dreambooth.errors import UserError
+from dreambooth.families import Family
+from dreambooth.prompts import fill_prompt
+from dreambooth.randomness import Randomness
+from dreambooth.run.folder import RunFolder
+
+RANDOMNESS = Randomness(0)
+DOG, CAT, RED, BLUE, GRASS, PINK = "sks dog", "olis cat", (255, 0, 0), (0, 0, 255), (0, 128, 0), (255, 192, 203)
+MASKED = ("data.mask=alpha", "data.cut_mix=6")
+
+
+def photo(subject: tuple[int, int, int], place: tuple[int, int, int], box: tuple[int, int, int, int]) -> MaskedPhoto:
+    image, mask = Image.new("RGB", (96, 64), place), Image.new("L", (96, 64))
+    ImageDraw.Draw(image).rectangle(box, fill=subject)
+    ImageDraw.Draw(mask).rectangle(box, fill=255)
+    return MaskedPhoto(image, mask)
+
+
+def where(image: Image.Image, colour: tuple[int, int, int]) -> np.ndarray:
+    """Return where an image has a colour, but for blurred edges: bool [H, W]."""
+    found: np.ndarray = np.abs(np.asarray(image).astype(int) - colour).max(-1) < 40
+    return found
+
+
+@pytest.fixture
+def two_file(config_file: Path, tmp_path: Path) -> Path:
+    """The quick run of `config_file`, of a red dog on grass and a blue cat, each cut out of its photos."""
+    settings = yaml.safe_load(config_file.read_text())
+    dog, cat = {**settings.pop("subject"), "identifier": "sks"}, {"identifier": "olis", "class_noun": "cat"}
+    for subject, name, colour, count in ((dog, "dogs", RED, 3), (cat, "cats", BLUE, 2)):
+        (tmp_path / name).mkdir()
+        for number in range(count):
+            one = photo(colour, GRASS, (10, 10 + 6 * number, 50, 50))
+            one.image.putalpha(one.mask)
+            one.image.save(tmp_path / name / f"{number}.png")
+            (tmp_path / name / f"{number}.txt").write_text(f"a photo of {{subject}} in place {number}")
+        subject["images"] = str(tmp_path / name)
+    settings["subjects"] = [dog, cat]
+    config_file.write_text(yaml.safe_dump(settings))
+    return config_file
+
+
+def config_of(two_file: Path, *overrides: str) -> Config:
+    return load_config(two_file, [*MASKED, "train.max_steps=4", "optim.warmup_steps=0", *overrides])
+
+
+# -------------------------------------------------------------------------------- the image
+
+
+@pytest.mark.parametrize("is_left_behind", [True, False])
+@pytest.mark.parametrize("number", range(4))
+def test_both_stand_whole_beside_each_other_in_the_place_of_one(number: int, is_left_behind: bool) -> None:
+    wide, tall = photo(RED, GRASS, (10, 30, 80, 55)), photo(BLUE, PINK, (60, 4, 70, 60))
+    made = cut_mix(wide, tall, (64, 64), RANDOMNESS.generator("test", number), is_left_behind)
+    assert made.image.size == made.mask.size == (64, 64)
+    left, right = where(made.image, RED), where(made.image, BLUE)
+    assert left[:, :36].sum() == left.sum() > 150
+    assert right[:, 28:].sum() == right.sum() > 100
+    for each, shape in ((left, 71 / 26), (right, 11 / 57)):  # neither is squashed, nor cut off
+        rows, columns = np.flatnonzero(each.any(1)), np.flatnonzero(each.any(0))
+        assert np.ptp(columns) / np.ptp(rows) == pytest.approx(shape, rel=0.35)
+        assert 0 < rows[0] < rows[-1] < 60
+    assert np.ptp(np.flatnonzero(right.any(1))) == pytest.approx(64 * np.mean(HEIGHT), abs=6)
+    behind, other = (GRASS, PINK) if is_left_behind else (PINK, GRASS)
+    assert where(made.image, behind).sum() > 64 * 64 / 3
+    assert not where(made.image, other).any()
+    white = np.asarray(made.mask) > 128
+    assert white[left | right].all()
+    assert not white[where(made.image, behind)].any()
+
+
+# -------------------------------------------------------------------------------- the plan
+
+
+def test_each_is_on_the_left_as_often_and_the_prompt_says_who_is_where_and_in_which_place(two_file: Path) -> None:
+    config = config_of(two_file, "data.captions=true", "data.cut_mix=8")
+    data = build.load_subject_data(config)
+    left_of = [caption for caption in data.all_captions[2] if " to the left of " in caption]
+    right_of = [caption for caption in data.all_captions[2] if " to the right of " in caption]
+    assert len(left_of) == len(right_of) == 4
+    for caption in left_of:
+        first, _, second = caption.partition(" to the left of ")
+        assert sorted((first.removeprefix("a photo of "), second.partition(" in place ")[0])) == [CAT, DOG]
+    for pair in data.pairs:
+        dog, cat = sorted((pair.left, pair.right))
+        assert (dog in range(3), cat in range(3, 5)) == (True, True)
+        shown = draw_pair(data, data.pairs.index(pair), (64, 64), RANDOMNESS)
+        left, right = (RED, BLUE) if pair.left == dog else (BLUE, RED)
+        assert where(shown.image, left)[:, :32].sum() > where(shown.image, left)[:, 32:].sum()
+        assert where(shown.image, right)[:, 32:].sum() > where(shown.image, right)[:, :32].sum()
+        behind = pair.left if pair.is_left_behind else pair.right
+        assert pair.caption.endswith(f" in place {behind if behind < 3 else behind - 3}")
+        one, other = (DOG, CAT) if pair.left == dog else (CAT, DOG)
+        assert f"{one} to the left of {other}" in pair.caption or f"{other} to the right of {one}" in pair.caption
+
+
+def test_they_are_drawn_at_random_by_the_runs_seed_alone(two_file: Path) -> None:
+    plans = [build.load_subject_data(config_of(two_file, f"run.seed={seed}")).pairs for seed in (0, 0, 1)]
+    assert plans[0] == plans[1] != plans[2]
+    assert len(set(plans[0])) > 3
+
+
+def test_a_caption_that_names_the_identifier_alone_names_both_too(two_file: Path, tmp_path: Path) -> None:
+    for folder, identifier in (("dogs", "sks"), ("cats", "olis")):
+        for path in (tmp_path / folder).glob("*.txt"):
+            path.write_text(f"{identifier}, asleep")
+    captions = build.load_subject_data(config_of(two_file, "data.captions=true")).all_captions[2]
+    assert all(caption.count(DOG) == caption.count(CAT) == 1 for caption in captions)
+    assert all(caption.endswith(", asleep") for caption in captions)
+
+
+@pytest.mark.parametrize("captions", ["true", "false"])
+def test_class_images_show_both_classes_in_turn_with_each(two_file: Path, captions: str) -> None:
+    config = config_of(two_file, f"data.captions={captions}")
+    data = build.load_subject_data(config)
+    own = build.class_prompts_of(data.all_captions, config)
+    assert [len(each) for each in own] == [3, 2, 6]
+    assert all(("dog" in prompt) and ("cat" in prompt) and "sks" not in prompt for prompt in own[2])
+    made = build.prompts_of_class_images(data.all_captions, config)
+    assert set(made[2::3]) == set(own[2])
+    for number in (0, 1):
+        assert fill_prompt(config.subjects[number].class_prompt, config.subjects, number) in made[number::3]
+
+
+def test_what_cannot_be_joined_is_told(two_file: Path) -> None:
+    with pytest.raises(UserError, match=r"data.cut_mix: 6, .*no data.mask to cut them out by; set it to 0"):
+        config_of(two_file, "data.mask=null")
+    settings = yaml.safe_load(two_file.read_text())
+    settings["subject"] = settings.pop("subjects")[0]
+    two_file.write_text(yaml.safe_dump(settings))
+    with pytest.raises(UserError, match=r"data.cut_mix: 6, .*there is one subject; set it to 0"):
+        config_of(two_file)
+
+
+# -------------------------------------------------------------------------------- runs
+
+
+def test_they_take_turns_with_the_subjects_and_are_not_mirrored(two_file: Path, family: Family) -> None:
+    config = config_of(two_file, "data.flip=true", "data.crop=random", "data.num_crops=2")
+    data = build.load_subject_data(config)
+    photos = build.encode_subjects(family, data, config, RANDOMNESS)
+    pairs = build.encode_pairs(family, data, config, RANDOMNESS)
+    assert [len(numbers) for numbers in by_subject(photos + pairs)] == [3, 2, 6]
+    assert {len(image.mean_VCHW) for image in photos} == {4}
+    for image in pairs:
+        assert len(image.mean_VCHW) == 1
+        assert image.mean_VCHW.shape[2:] == photos[0].mean_VCHW.shape[2:]
+        assert image.mask_V1HW is not None
+        assert 0 < image.mask_V1HW.mean() < 1
+
+
+def test_a_run_shows_them_and_one_that_goes_on_has_the_bits_of_one_that_never_stopped(two_file: Path) -> None:
+    runs = {}
+    for name, steps in (("whole", (4,)), ("parts", (2, 4))):
+        for step in steps:
+            config = config_of(two_file, f"run.name={name}", f"train.max_steps={step}", "optim.schedule=constant")
+            assert train(config) == 0
+        runs[name] = RunFolder(config)
+    assert_equal_runs(*runs.values())
+    with Image.open(runs["whole"].cut_mix) as shown:
+        assert shown.width > 4 * config.data.resolution
+        assert shown.height > 2 * config.data.resolution
+    plain = config_of(two_file, "run.name=plain", "data.cut_mix=0")
+    assert train(plain) == 0
+    assert not RunFolder(plain).cut_mix.exists()
+    assert RunFolder(plain).metrics.read_text() != runs["whole"].metrics.read_text()
