@@ -226,7 +226,7 @@ def prepare(
     images = photos + build.encode_pairs(family, data, config, randomness, encoder)
     open_run(session, fingerprints)
     if data.pairs and is_first():
-        build.show_pairs(run.cut_mix, data, build.size_of_pairs(family, config), randomness)
+        build.show_pairs(run.cut_mix, data.pairs, build.size_of_pairs(family, config), randomness)
     encode = shared.prompt_encoder(family, config, fingerprints)
     build.cache_prompts(family, captions, config, text_trains, encode, shared.prompts(run.prompts))
     latents = shared.class_latents(run.prior)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dreambooth.build.found_masks import find_photo_masks
 from dreambooth.build.method import find_start
-from dreambooth.build.pairs import Pair, draw_pair, plan_pairs
+from dreambooth.build.pairs import Pair, plan_pairs
 from dreambooth.build.prompts import captions_of
 from dreambooth.config import Config
 from dreambooth.data.buckets import Size, is_upscaled, make_buckets, nearest_bucket
@@ -54,8 +54,8 @@ def load_subject_data(config: Config) -> SubjectData:
     start, folders = find_start(config), [open_folder(subject.images) for subject in config.subjects]
     photos = [folder.images for folder in folders]
     notes = [note for folder in folders for note in folder_notes(folder, config.data.captions)]
-    captions = captions_of(folders, config)
-    return SubjectData(start, photos, captions, load_masks(photos, config), plan_pairs(captions, config), notes)
+    captions, masks = captions_of(folders, config), load_masks(photos, config)
+    return SubjectData(start, photos, captions, masks, plan_pairs(photos, captions, masks, config), notes)
 
 
 def folder_notes(folder: ImageFolder, reads_captions: bool) -> Iterator[str]:
@@ -138,9 +138,9 @@ def encode_pairs(
 ) -> list[EncodedImage]:
     """Encode the images of data.cut_mix, as of one subject more. They are not mirrored: a prompt says who is left."""
     size, encoded = size_of_pairs(family, config), []
-    for number in range(len(data.pairs)):
-        image, mask = draw_pair(data, number, size, randomness)
-        name = f"image {number} of data.cut_mix"
+    for pair in data.pairs:
+        image, mask = pair.draw(size, randomness)
+        name = f"image {pair.number} of data.cut_mix"
         encoded.append(encode_whole(image, mask, encoder or family.encode_images, len(data.photos), name))
     return encoded
 
