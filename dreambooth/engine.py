@@ -202,7 +202,7 @@ def prepare(
 ) -> tuple[DreamBoothModule, LatentDataset, ValidationInputs]:
     """Choose what trains, encode prompts and photos, open the run folder and build the module.
 
-    Returns the module, the photos' latents with their captions, and what validation measures.
+    Returns the module, the latents with their captions, and what validation measures.
     """
     run, config, family, data = session.run, session.config, inputs.family, inputs.subject_data
     captions = data.all_captions
@@ -225,7 +225,7 @@ def prepare(
     unseen_images = build.encode_validation_images(family, config, randomness, encoder) or photos
     images = photos + build.encode_pairs(family, data, config, randomness, encoder)
     open_run(session, fingerprints)
-    if data.pairs and is_first():
+    if is_first():
         build.show_pairs(run.cut_mix, data.pairs, build.size_of_pairs(family, config), randomness)
     encode = shared.prompt_encoder(family, config, fingerprints)
     build.cache_prompts(family, captions, config, text_trains, encode, shared.prompts(run.prompts))

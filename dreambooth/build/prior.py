@@ -53,7 +53,8 @@ def make_prior(
         images = encode(family, list_images(str(prior.folder)), config, randomness)
         captioned = Captions([class_prompt(config, 0)] * len(images), randomness)
         return ImagePrior(LatentDataset(images, captioned, randomness, "prior")), None
-    shapes, prompts = shapes_of(subject), prompts_of_class_images(captions, config)
+    photos = [image for image in subject if image.subject < len(config.subjects)]
+    shapes, prompts = shapes_of(photos), prompts_of_class_images(captions, config)
     if prior.source != "teacher":
         return make_generated_prior(family, None, prompts, shapes, folder, config, randomness, base, is_shared), None
     frozen = untouched_base(family, config)

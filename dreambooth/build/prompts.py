@@ -108,7 +108,9 @@ def keyed_prompts(captions: list[list[str]], config: Config) -> Iterator[tuple[s
             yield from (("the caption", caption) for caption in (shuffled if config.data.shuffle_captions else own))
         if kind != "dataset":
             yield f"{key}.prompt", subject_prompt(config, number)
-    yield from (("data.cut_mix", caption) for caption in chain(*captions[num_subjects:]))
+    for caption in chain(*captions[num_subjects:]):
+        words = [subject.identifier for subject in config.subjects] if config.data.shuffle_captions else []
+        yield from (("data.cut_mix", each) for each in [identifier_last(caption, word) for word in words] or [caption])
     yield from (("validate.prompts", prompt.filled) for prompt in validation_prompts(config))
 
 

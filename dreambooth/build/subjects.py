@@ -11,13 +11,13 @@ from PIL import Image
 
 from dreambooth.build.found_masks import find_photo_masks
 from dreambooth.build.method import find_start
-from dreambooth.build.pairs import Pair, plan_pairs
+from dreambooth.build.pairs import Pair, draw_pairs, plan_pairs
 from dreambooth.build.prompts import captions_of
 from dreambooth.config import Config
 from dreambooth.data.buckets import Size, is_upscaled, make_buckets, nearest_bucket
 from dreambooth.data.captions import METADATA, files_beside
 from dreambooth.data.image_folder import ImageFolder, open_folder
-from dreambooth.data.latents import EncodedImage, Encoder, encode_image_files, encode_whole
+from dreambooth.data.latents import EncodedImage, Encoder, encode_image_files, encode_mixed
 from dreambooth.data.masks import AUTO, mask_of
 from dreambooth.data.near_duplicates import ImageInfo, inspect_image, near_duplicates
 from dreambooth.errors import UserError, escaped
@@ -138,10 +138,9 @@ def encode_pairs(
 ) -> list[EncodedImage]:
     """Encode the images of data.cut_mix, as of one subject more. They are not mirrored: a prompt says who is left."""
     size, encoded = size_of_pairs(family, config), []
-    for pair in data.pairs:
-        image, mask = pair.draw(size, randomness)
+    for pair, mixed in zip(data.pairs, draw_pairs(data.pairs, size, randomness), strict=True):
         name = f"image {pair.number} of data.cut_mix"
-        encoded.append(encode_whole(image, mask, encoder or family.encode_images, len(data.photos), name))
+        encoded.append(encode_mixed(mixed, encoder or family.encode_images, len(data.photos), name))
     return encoded
 
 

@@ -155,7 +155,7 @@ class DataConfig:
         "images of two subjects side by side, cut out of their photos by data.mask, with prompts that name both; they "
         "take turns with the subjects; 0: none",
         minimum=0,
-        maximum=10000,
+        maximum=1000,
     )
     num_workers: int = setting(
         0, "data loader processes; 0 is fastest, as latents are in memory", minimum=0, maximum=256

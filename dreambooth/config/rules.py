@@ -277,6 +277,19 @@ def _templates(config: Config) -> typing.Iterator[tuple[str, str]]:
     yield from (("validate.prompts", prompt) for prompt in config.validate.prompts)
 
 
+def _cut_mix_problems(config: Config) -> typing.Iterator[str]:
+    """Yield why images of two subjects cannot be made."""
+    number, num_subjects = config.data.cut_mix, len(config.subjects)
+    if not number:
+        return
+    if num_subjects == 1:
+        yield f"data.cut_mix: {number}, but there is one subject to show with none; set it to 0"
+    if config.data.mask is None:
+        yield "data.cut_mix: subjects are cut out by data.mask, which is null; set it to auto or alpha, or cut_mix to 0"
+    if number < (least := num_subjects * (num_subjects - 1)):
+        yield f"data.cut_mix: {number} is too small; {least} show each of {num_subjects} subjects beside each other one"
+
+
 def _problems_of_several(config: Config) -> typing.Iterator[str]:
     """Yield the problems of several subjects together, and of identifiers as the tokenizer divides words."""
     words = [subject.identifier for subject in config.subjects]
@@ -293,16 +306,15 @@ def _problems_of_several(config: Config) -> typing.Iterator[str]:
                 f"subjects[{other}].identifier: {config.subjects[other].identifier!r} must differ from that of "
                 f"subjects[{one}], {config.subjects[one].identifier!r}, and neither may be a part of the other"
             )
-    if config.data.cut_mix and (len(words) == 1 or config.data.mask is None):
-        lacking = "one subject" if len(words) == 1 else "no data.mask to cut them out by"
-        yield f"data.cut_mix: {config.data.cut_mix}, which joins two subjects, but there is {lacking}; set it to 0"
+    yield from _cut_mix_problems(config)
     if len(words) == 1:
         return
     nouns = list(dict.fromkeys(subject.class_noun for subject in config.subjects))
     if config.prior.source == "folder" and len(nouns) > 1:
         yield f"prior.source: a folder has images of one class, here are {', '.join(nouns)}; use stream or teacher"
-    if config.prior.num_images < len(nouns):
-        yield f"prior.num_images: {config.prior.num_images} is too small for {len(nouns)} classes: {', '.join(nouns)}"
+    if config.prior.num_images < len(nouns) + bool(config.data.cut_mix):
+        listed = ", ".join(nouns) + (", and two in an image" if config.data.cut_mix else "")
+        yield f"prior.num_images: {config.prior.num_images} is too small for {len(nouns)} classes: {listed}"
     if config.data.mask not in (None, "alpha", "auto"):
         yield "data.mask: a folder is for one subject, as images of two may share a name; use auto or alpha"
     if config.validate.images is not None:

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset, Sampler
 from dreambooth.data import cuts
 from dreambooth.data.buckets import Size, largest_part, nearest_bucket
 from dreambooth.data.captions import Captions
+from dreambooth.data.cut_mix import MixedImage
 from dreambooth.data.image_files import load_image
 from dreambooth.data.images import to_tensor
 from dreambooth.randomness import Randomness
@@ -35,7 +36,8 @@ class EncodedImage:
 
     size_crop_V6: how each view was cut out of the image (`size_crop_of`). mask_V1HW: how much each latent position
     counts, 0 to 1; None: all the same. inside_V1HW: how much of each latent position shows the image and no padding, 0
-    to 1; None: all of it. subject: number of the run's subject that it shows. name: of its file.
+    to 1; None: all of it. subject: number of the run's subject that it shows; images of two have the next number. name:
+    of its file.
     """
 
     mean_VCHW: Tensor
@@ -161,10 +163,13 @@ def encode_image_files(
     return encoded
 
 
-def encode_whole(image: Image.Image, mask: Image.Image, encode: Encoder, subject: int, name: str) -> EncodedImage:
-    """Encode an image as it is, in one view. Its sides are whole latents."""
-    crop, size_crop = cuts.centered(image.size, image.size), size_crop_of(image.size, image.size, CENTER)
-    return _encoded(image, mask, [crop], [size_crop], encode, False, subject, name)
+def encode_mixed(mixed: MixedImage, encode: Encoder, subject: int, name: str) -> EncodedImage:
+    """Encode an image of two subjects as it is, in one view. Its padding does not count."""
+    size = mixed.image.size
+    whole = [cuts.centered(size, size)], [size_crop_of(size, size, CENTER)]
+    encoded = _encoded(mixed.image, mixed.mask, *whole, encode, False, subject, name)
+    shape = encoded.mean_VCHW.shape[-2], encoded.mean_VCHW.shape[-1]
+    return replace(encoded, inside_V1HW=_pooled(_views(mixed.inside, whole[0], False), shape))
 
 
 def _encoded(
@@ -237,7 +242,8 @@ def by_subject(images: Sequence[EncodedImage]) -> list[list[int]]:
 class LatentDataset(Dataset[Sample]):
     """Give each index of the run its sample.
 
-    Each pass goes through all images in a new order; view and latent noise are drawn for the index. Several subjects
+    Each pass goes through all images in a new order; view and latent noise are drawn for the index. Several subjects,
+    and the images of two,
     take turns, index by index, each in an order of its own: one with few images is seen as often as one with many.
     """
 
