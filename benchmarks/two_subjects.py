@@ -7,6 +7,9 @@ One run that has learned two subjects of the toy world's second edition, or two 
 Images of each subject alone and of both side by side, in places that no photo shows, are read by the base's judge,
 which knows the truth. Prints a Markdown table:
 
+source        learned: what the model draws; rendered: renderings of the same; decoded: those renderings once the base's
+              autoencoder has encoded and decoded them, beyond which no training of the denoiser leads
+place         that of the prompt
 both seen     the two classes are the two that the judge sees first
 way           likeness by the judge's embedding of each thing: 0 others of its class, 1 renderings of it
 dino          likeness of the thing's own part of the image to its photos, as a share of what it reaches alone
@@ -27,6 +30,9 @@ import dreambooth
 from dreambooth.config import load_config
 from dreambooth.data.image_files import load_image
 from dreambooth.data.image_folder import list_images
+from dreambooth.data.images import to_images, to_tensor
+from dreambooth.families import Family
+from dreambooth.generation.models.loading import load_model
 from dreambooth.metrics.subject import SubjectScorer, load_encoders
 from toyworld.outcome import UNSEEN_PLACES
 from toyworld.scenes import PHRASES
@@ -36,6 +42,7 @@ from toyworld.second.picture import Spec
 
 ENCODER = "checkpoints/toyworld-second-encoders/vit"
 NUM_REFERENCES = 60  # renderings of the subject, and of others of its class
+BOTH = "both"
 STEPS, GUIDANCE = 20, 4.0
 
 
@@ -62,14 +69,23 @@ def subjects_of(folder: Path, seeds: dict[str, int]) -> list[Subject]:
     return found
 
 
-def draw(model: dreambooth.Model, prompts: Sequence[str], num_images: int) -> list[Image]:
+@dataclass(frozen=True)
+class Shown:
+    """Hold images, and the place that each should show."""
+
+    images: Sequence[Image]
+    places: list[str]
+
+
+def draw(model: dreambooth.Model, prompts: Sequence[str], num_images: int) -> Shown:
     """Return images of each prompt in each of the unseen places, `num_images` a place and prompt."""
-    texts = [f"{prompt} {PHRASES[place][0]}" for prompt in prompts for place in UNSEEN_PLACES]
-    return [
+    asked = [(f"{prompt} {PHRASES[place][0]}", place) for prompt in prompts for place in UNSEEN_PLACES]
+    images = [
         image
-        for text in texts
+        for text, _ in asked
         for image in model.generate(text, num_images, seed=1000, steps=STEPS, guidance_scale=GUIDANCE)
     ]
+    return Shown(images, [place for _, place in asked for _ in range(num_images)])
 
 
 def embedded(judge: Judge, specs: Sequence[Spec], seed: int) -> torch.Tensor:
@@ -117,31 +133,60 @@ def cut_out(images: Sequence[Image], verdict: Verdict, noun: str) -> list[Image]
     return squares
 
 
-def rows(model: dreambooth.Model, judge: Judge, subjects: list[Subject], num_images: int, encoder: str) -> list[str]:
-    """Return the table's rows: each subject alone, then both."""
+def drawn(model: dreambooth.Model, subjects: list[Subject], num_images: int) -> dict[str, Shown]:
+    """Return what the model draws of each subject alone, by class noun, and of both."""
     first, second = subjects
     both = [f"a photo of {one.words} to the left of {two.words}" for one, two in ((first, second), (second, first))]
-    drawn = {one.noun: draw(model, [f"a photo of {one.words}"], num_images) for one in subjects}
-    drawn["both"] = draw(model, both, num_images)
-    verdicts = {name: judge(images) for name, images in drawn.items()}
+    alone = {one.noun: draw(model, [f"a photo of {one.words}"], num_images) for one in subjects}
+    return {**alone, BOTH: draw(model, both, num_images)}
+
+
+def rendered(subjects: list[Subject], number: int) -> dict[str, Shown]:
+    """Return renderings of each subject alone, by class noun, and of both, in places that no photo shows."""
+    rng, specs = random.Random(5), [one.spec for one in subjects]
+    things = {one.noun: [[one.spec]] for one in subjects} | {BOTH: [specs, specs[::-1]]}
+    found = {}
+    for name, orders in things.items():
+        places = [UNSEEN_PLACES[i % len(UNSEEN_PLACES)] for i in range(number)]
+        pictures = [
+            picture.random_picture(rng, order, "left of" if len(order) == 2 else "", place)
+            for i, place in enumerate(places)
+            for order in [orders[i // len(UNSEEN_PLACES) % len(orders)]]
+        ]
+        found[name] = Shown([picture.render(each) for each in pictures], places)
+    return found
+
+
+@torch.no_grad()
+def through_autoencoder(shown: Shown, family: Family) -> Shown:
+    """Return what is left of images once they have been encoded and decoded."""
+    latents_BCHW, _ = family.encode_images(torch.stack([to_tensor(image) for image in shown.images]))
+    return Shown(to_images(family.decode_latents(latents_BCHW)), shown.places)
+
+
+def rows(source: str, shown: dict[str, Shown], judge: Judge, subjects: list[Subject], encoder: str) -> list[str]:
+    """Return the table's rows of images from one source: each subject alone, then both."""
+    first, second = subjects
+    images = {name: own.images for name, own in shown.items()}
+    verdicts = {name: judge(own) for name, own in images.items()}
     nouns = {one.noun for one in subjects}
-    seen = fmean(set(verdicts["both"].seen(i)[:2]) == nouns for i in range(len(drawn["both"])))
+    seen = fmean(set(verdicts[BOTH].seen(i)[:2]) == nouns for i in range(len(images[BOTH])))
     encoders, lines = load_encoders(encoder, None), []
     for one, other in ((first, second), (second, first)):
         likeness = Likeness.of(judge, one.spec, other.spec)
         scorer = SubjectScorer(encoders, cut_out(one.photos, judge(one.photos), one.noun))
         dino = {}
-        for name in (one.noun, "both"):
-            squares = cut_out(drawn[name], verdicts[name], one.noun)
+        for name in (one.noun, BOTH):
+            squares = cut_out(images[name], verdicts[name], one.noun)
             dino[name] = fmean(scorer.subject(squares, [one.words] * len(squares))["dino"])
-        for name in (one.noun, "both"):
+        for name in (one.noun, BOTH):
             thing_BE = verdicts[name].embedding(one.noun)
-            there = fmean(one.noun in verdicts[name].seen(i) for i in range(len(drawn[name])))
-            lines.append(
-                f"| {one.words} | {'alone' if name != 'both' else f'both ({seen:.2f})'} | {there:.2f} "
-                f"| {likeness.way(thing_BE):.2f} | {dino[name]:.3f} | {dino[name] / dino[one.noun]:.2f} "
-                f"| {likeness.swapped(thing_BE):.2f} |"
-            )
+            there = fmean(one.noun in verdicts[name].seen(i) for i in range(len(images[name])))
+            in_place = fmean(verdicts[name].place(i) == place for i, place in enumerate(shown[name].places))
+            image_of = "alone" if name != BOTH else f"both ({seen:.2f})"
+            way, swapped = likeness.way(thing_BE), likeness.swapped(thing_BE)
+            figures = (there, in_place, way, dino[name], dino[name] / dino[one.noun], swapped)
+            lines.append(f"| {one.words} | {source} | {image_of} | {' | '.join(f'{each:.2f}' for each in figures)} |")
     return lines
 
 
@@ -161,8 +206,14 @@ def main() -> None:
     model = (
         dreambooth.load(args.runs[0], device="cpu") if alone else dreambooth.load(base, device="cpu", loras=args.runs)
     )
-    print("| subject | image (both seen) | seen | way | dino | of alone | swapped |\n|---|---|---|---|---|---|---|")
-    print("\n".join(rows(model, Judge.load(Path(base) / "judge"), subjects, args.num_images, args.encoder)))
+    judge, family = Judge.load(Path(base) / "judge"), load_model(base, "cpu").family
+    truth = rendered(subjects, NUM_REFERENCES)
+    decoded = {name: through_autoencoder(images, family) for name, images in truth.items()}
+    learned = drawn(model, subjects, args.num_images)
+    print("| subject | source | image (both seen) | seen | place | way | dino | of alone | swapped |")
+    print("|---" * 9 + "|")
+    for source, shown in {"learned": learned, "rendered": truth, "decoded": decoded}.items():
+        print("\n".join(rows(source, shown, judge, subjects, args.encoder)), flush=True)
 
 
 if __name__ == "__main__":
