@@ -73,11 +73,11 @@ def test_nine_of_ten_runs_that_are_called_learned_have_and_of_those_called_faile
     [
         ("first/default", {"learned"}, 13),
         ("first/no prior", {"forgot its class"}, 15),
-        ("noun/wrong", {"forgot its class"}, 6),  # it has no prior either
+        ("first-noun/wrong", {"forgot its class"}, 6),  # it has no prior either
         ("text/frozen", {"not learned"}, 6),
         ("map/lr 2e-4, 120 steps", {"not learned", "partly learned"}, 6),  # too short
         ("map/lr 8e-4, 480 steps", {"ignores prompts"}, 6),  # too hot and too long
-        ("pictures/1", {"ignores prompts"}, 3),  # the other three show the right place in three of four images
+        ("first-pictures/1", {"ignores prompts"}, 3),  # the other three show the right place in three of four images
     ],
 )
 def test_each_kind_of_failure_is_called_by_its_name(

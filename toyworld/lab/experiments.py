@@ -122,11 +122,17 @@ FIRST_BASE = (
 FAST_IDENTIFIER = ("optim.identifier_lr=4e-3",)
 FIRST_RECIPE = ("method.start_word=null", *FAST_IDENTIFIER)
 DEFAULT = Variant("default", is_current=True, grid=HEADLINE)
-WITHOUT = Variant("no prior", NO_PRIOR, grid=HEADLINE)
+WITHOUT = Variant("no prior", NO_PRIOR, is_current=True, grid=HEADLINE)
+SAMPLING = Variant("sampled class pictures", SAMPLED, is_current=True, grid=HEADLINE)
+AS_IN_THE_PAPER = (*NO_PRIOR, *NO_MASKS, "method.start_word=null")  # the identifier is a rare word as the base has it
+SHORT = (*AS_IN_THE_PAPER, "train.max_steps=60")
 PAPER_PRIOR = {
     "sampled class pictures": {"pres": ".493", "div": ".391", "dino": ".684", "clip_i": ".815", "clip_t": ".308"},
     "no prior": {"pres": ".664", "div": ".371", "dino": ".712", "clip_i": ".828", "clip_t": ".306"},
 }
+NOUNS: tuple[Noun, ...] = ("right", "none", "wrong")
+PAPER_NOUN = {"right": ".744", "none": ".303", "wrong": ".454"}  # DINO
+NOUN_PAIRS = (("right", "none"), ("right", "wrong"), ("wrong", "none"))
 PRIOR_HYPOTHESES = (
     Hypothesis("pres", "no prior", "sampled class pictures", "Paper: without a prior PRES rises from .493 to .664"),
     Hypothesis("div", "sampled class pictures", "no prior", "Paper: without a prior DIV falls from .391 to .371"),
@@ -144,8 +150,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         (
             DEFAULT,
             Variant("no masks", NO_MASKS, is_current=True, grid=HEADLINE),
-            Variant("no prior", NO_PRIOR, is_current=True, grid=HEADLINE),
-            Variant("sampled class pictures", SAMPLED, is_current=True, grid=HEADLINE),
+            WITHOUT,
+            SAMPLING,
         ),
         metrics=OUTCOME,
         base="second",
@@ -161,7 +167,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             DEFAULT,
             Variant("fast identifier", FAST_IDENTIFIER, is_current=True, grid=HEADLINE),
             Variant("first recipe", grid=HEADLINE),
-            WITHOUT,
+            Variant("no prior", NO_PRIOR, grid=HEADLINE),
             Variant("sampled class pictures", SAMPLED, grid=HEADLINE),
             Variant("teacher, subject latents", TAUGHT_ON_SUBJECT),
             Variant("first recipe, kept step", validates=True, grid=HEADLINE),
@@ -170,8 +176,9 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "prior": Experiment(
         "Prior on and off",
-        "Beside the paper's values, on Imagen. Class images are the target, as there.",
-        (Variant("sampled class pictures", SAMPLED, grid=HEADLINE), WITHOUT),
+        "Beside the paper's values, on Imagen. Class images are the target, as there; masks and start words are those "
+        "of the defaults.",
+        (SAMPLING, WITHOUT),
         metrics=(
             "pres",
             "div",
@@ -185,29 +192,41 @@ EXPERIMENTS: dict[str, Experiment] = {
         ),
         hypotheses=PRIOR_HYPOTHESES,
         paper=PAPER_PRIOR,
+        base="second",
     ),
     "noun": Experiment(
         "The class noun",
-        f"All without a prior. None is the token `{NO_NOUN}`, which no caption of the base uses, since a config's "
-        f"class noun cannot be empty; wrong is {', '.join(f'{one.wrong_noun} for {one}' for one in SUBJECTS[:3])}. "
-        "Images are sampled with the noun of the training; CLIP-T, PRES and DIV are of the right one.",
-        (Variant("right", NO_PRIOR), Variant("none", NO_PRIOR, noun="none"), Variant("wrong", NO_PRIOR, noun="wrong")),
+        "As in the paper without a prior, masks or start words. None is the token "
+        f"`{NO_NOUN}`, which no caption of the base uses, since a config's class noun cannot be empty; wrong is "
+        f"{', '.join(f'{one.wrong_noun} for {one}' for one in SUBJECTS[:3])}. Then the same after a quarter of the "
+        "steps. Images are sampled with the noun of the training; CLIP-T, PRES and DIV are of the right one.",
+        tuple(
+            Variant(noun + after, settings, noun=noun, is_current=True)
+            for after, settings in (("", AS_IN_THE_PAPER), (", 60 steps", SHORT))
+            for noun in NOUNS
+        ),
         metrics=("dino", "clip_i", "clip_t", "fidelity_way", "class_right", "place_right"),
-        hypotheses=(
-            Hypothesis("dino", "right", "none", "Paper: DINO .744 with the right noun, .303 with none"),
-            Hypothesis("dino", "right", "wrong", "Paper: DINO .744 with the right noun, .454 with a wrong one"),
-            Hypothesis("dino", "wrong", "none", "Paper: DINO .454 with a wrong noun, .303 with none"),
+        hypotheses=tuple(
+            Hypothesis(
+                "dino",
+                f"{more}{after}",
+                f"{less}{after}",
+                f"Paper: DINO {PAPER_NOUN[more]} {more}, {PAPER_NOUN[less]} {less}",
+            )
+            for after in ("", ", 60 steps")
+            for more, less in NOUN_PAIRS
         ),
         paper={
             "right": {"dino": ".744", "clip_i": ".853"},
             "none": {"dino": ".303", "clip_i": ".607"},
             "wrong": {"dino": ".454", "clip_i": ".728"},
         },
+        base="second",
     ),
     "pictures": Experiment(
         "Number of subject photos",
         "The first n of the five; similarity is always measured to all five. The paper's values: backpack, dog.",
-        tuple(Variant(str(n), num_photos=n) for n in (5, 4, 3, 2, 1)),
+        tuple(Variant(str(n), num_photos=n, is_current=True) for n in (5, 4, 3, 2, 1)),
         metrics=("dino", "fidelity_way", "place_right", "clip_t", "div_share", "nearer_to_subject"),
         hypotheses=(
             Hypothesis(
@@ -218,6 +237,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             ),
         ),
         paper={str(n): {"dino": ", ".join(pair)} for n, pair in enumerate(PAPER_DINO, start=1)},
+        base="second",
     ),
     "weight": Experiment(
         "Weight of the prior",
@@ -288,7 +308,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         "A flow base",
         "Five subjects, two seeds. A LoRA of the embedded Z-Image, `configs/toyworld-flow.yaml`: the frozen base as "
         "the teacher on class images; and 256 class images as the target, with a weight of 1 and a LoRA of attention "
-        "and text. Goals: fidelity ≥ .80, place ≥ .95, diversity ≥ .90 of the base's.",
+        "and text. Goals: fidelity ≥ .80, place ≥ .95, diversity ≥ .90 of the base's "
+        "(the plot has those of the defaults).",
         (
             Variant("teacher", is_current=True, grid=(5, 2)),
             Variant("sampled class pictures", SAMPLED_ON_FLOW, is_current=True, grid=(5, 2)),
