@@ -263,3 +263,11 @@ def test_a_run_shows_them_and_one_that_goes_on_has_the_bits_of_one_that_never_st
 )
 def test_runs_of_other_settings_train_on_them(two_file: Path, settings: tuple[str, ...]) -> None:
     assert train(config_of(two_file, *settings)) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", ["tiny_xl_base", "tiny_z_image_base"])
+def test_bases_of_other_families_train_on_them(base: str, two_file: Path, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(base)
+    lora = (f"model.base={folder}", "method.name=lora", "method.rank=2", "prior.source=none", "validate.every_steps=0")
+    assert train(config_of(two_file, *lora, "method.train_text_encoder=false", "optim.identifier_lr=null")) == 0
