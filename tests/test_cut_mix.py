@@ -22,6 +22,8 @@ from dreambooth.errors import UserError
 from dreambooth.families import Family
 from dreambooth.prompts import fill_prompt
 from dreambooth.randomness import Randomness
+from dreambooth.report.content import read
+from dreambooth.report.page import render
 from dreambooth.run.folder import RunFolder
 
 RANDOMNESS = Randomness(0)
@@ -242,12 +244,15 @@ def test_a_run_shows_them_and_one_that_goes_on_has_the_bits_of_one_that_never_st
             assert train(config) == 0
         runs[name] = RunFolder(config)
     assert_equal_runs(*runs.values())
-    with Image.open(runs["whole"].cut_mix) as shown:
-        assert shown.width > 4 * config.data.resolution
-        assert shown.height > 2 * config.data.resolution
+    data = build.load_subject_data(config)
+    made = [mixed.image for mixed in draw_pairs(data.pairs, (config.data.resolution,) * 2, Randomness(config.run.seed))]
+    shown = read(runs["whole"].path)
+    assert [image.tobytes() for image in shown.pairs] == [image.tobytes() for image in made]
+    assert "6 of the 6 images of two subjects" in " ".join(render(shown).split())
     plain = config_of(two_file, "run.name=plain", "data.cut_mix=0")
     assert train(plain) == 0
     assert not RunFolder(plain).cut_mix.exists()
+    assert "images of two subjects" not in render(read(RunFolder(plain).path))
     assert RunFolder(plain).metrics.read_text() != runs["whole"].metrics.read_text()
 
 

@@ -10,6 +10,7 @@ from PIL.Image import Image
 from dreambooth.config import PROVENANCE, Config, SubjectConfig, load_config
 from dreambooth.data.image_files import load_image
 from dreambooth.data.image_folder import list_images
+from dreambooth.data.images import cells
 from dreambooth.errors import UserError
 from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.metrics.verdict import Verdict
@@ -37,6 +38,7 @@ class Content:
 
     name: str
     subjects: Sequence[ShownSubject]
+    pairs: Sequence[Image]  # some of the images of two subjects that it trained on
     config: Config
     verdict: Verdict
     choice: words.Choice | None
@@ -83,6 +85,7 @@ def read(folder: Path) -> Content:
             _shown(config, number, gallery.highlight(samples, prompts, validation_log, shown_step, number))
             for number in range(len(config.subjects))
         ],
+        pairs=_pairs(folder / "cut-mix.png", config),
         config=config,
         verdict=verdict,
         choice=words.choice(validation_log, last_step),
@@ -154,6 +157,15 @@ def _photos(subject: SubjectConfig) -> tuple[list[Image], str]:
         return [load_image(path) for path in list_images(subject.images)], ""
     except UserError:
         return [], f"The photos are no longer in {subject.images}, or cannot be read."
+
+
+def _pairs(path: Path, config: Config) -> list[Image]:
+    """Return the images of a grid of two subjects; none where there is no such file, or it is not the run's own."""
+    try:
+        found = cells(load_image(path), config.data.resolution) if path.is_file() else []
+        return found[: config.data.cut_mix]  # a last row may end white
+    except UserError:
+        return []
 
 
 def _spread(validation_log: ValidationLog) -> float | None:
