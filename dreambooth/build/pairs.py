@@ -1,6 +1,7 @@
 """Images of two of the run's subjects, cut out of their photos: data.cut_mix."""
 
 import itertools
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,7 @@ def _names_only(caption: str, number: int, config: Config) -> bool:
 def _naming_both(caption: str, left: int, right: int, own: int, relation: str, config: Config) -> str:
     """Return a caption with both subjects in the place of the one that it names first. own: its number."""
     phrases = [subject_phrase(subject) for subject in config.subjects]
+    caption = unicodedata.normalize("NFC", caption)
     found = find_words(caption, phrases[own]) or find_words(caption, config.subjects[own].identifier)
     start, end = found[0]
     return caption[:start] + relation.format(left=phrases[left], right=phrases[right]) + caption[end:]

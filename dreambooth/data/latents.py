@@ -242,9 +242,9 @@ def by_subject(images: Sequence[EncodedImage]) -> list[list[int]]:
 class LatentDataset(Dataset[Sample]):
     """Give each index of the run its sample.
 
-    Each pass goes through all images in a new order; view and latent noise are drawn for the index. Several subjects,
-    and the images of two,
-    take turns, index by index, each in an order of its own: one with few images is seen as often as one with many.
+    Each pass goes through all images in a new order; view and latent noise are drawn for the index. Several subjects
+    take turns, index by index, each in an order of its own: one with few images is seen as often as one with many, and
+    so are the images of two.
     """
 
     def __init__(
