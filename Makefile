@@ -36,7 +36,7 @@ studio: $(VENV)/.installed-studio  ## a page on this machine: drop photos, train
 test: $(VENV)/.installed-dev  ## the tests, ten minutes on two cores
 	$(TEST) $(PYTEST)
 
-test-slow: $(VENV)/.installed-dev  ## longer trainings, -rP shows what they print; all cells of the tables
+test-slow: $(VENV)/.installed-dev  ## longer trainings, with what they print; all cells of the tables
 	$(TEST) -o run_limit=3600 -m slow -rfEP $(PYTEST)
 
 # Kernels differ between CPUs, and so does the rounding. Where a test is exact, it has to be so with each of them.

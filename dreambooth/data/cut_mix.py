@@ -38,7 +38,7 @@ class Cutting:
         if white_HW.any():
             near_HW = ndimage.binary_dilation(white_HW, iterations=SOFT)
             mask = Image.fromarray(np.where(near_HW, np.asarray(mask), 0).astype(np.uint8))
-        box = cuts.subject_box(mask) or mask.getbbox()
+        box = Image.fromarray(white_HW).getbbox() or mask.getbbox()
         assert box is not None, "a mask that is black"
         if (factor := int(0.5 / largest_zoom(box, size))) > 1:
             return cls.of(image.reduce(factor), mask.reduce(factor), size)

@@ -117,7 +117,7 @@ def check_images(config: Config, findings: Findings) -> build.SubjectData | None
             f"{len(own)} of {each.class_noun or f'a {each.kind}'}"
             for own, each in zip(subject_data.photos, config.subjects, strict=True)
         ]
-        good(", ".join([*numbers, f"{len(subject_data.pairs)} of two"] if subject_data.pairs else numbers))
+        good(", ".join([*numbers, f"{len(subject_data.pairs)} of two subjects"] if subject_data.pairs else numbers))
     for key, folder in (("prior.folder", config.prior.folder), ("validate.images", config.validate.images)):
         if folder is not None:
             with findings.of(key) as good:

@@ -217,9 +217,9 @@ EXPERIMENTS: dict[str, Experiment] = {
             for more, less in NOUN_PAIRS
         ),
         paper={
-            "right": {"dino": ".744", "clip_i": ".853"},
-            "none": {"dino": ".303", "clip_i": ".607"},
-            "wrong": {"dino": ".454", "clip_i": ".728"},
+            "right": {"dino": PAPER_NOUN["right"], "clip_i": ".853"},
+            "none": {"dino": PAPER_NOUN["none"], "clip_i": ".607"},
+            "wrong": {"dino": PAPER_NOUN["wrong"], "clip_i": ".728"},
         },
         base="second",
     ),
