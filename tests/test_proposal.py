@@ -14,7 +14,7 @@ from dreambooth.data.near_duplicates import inspect_image
 from dreambooth.errors import UserError
 from dreambooth.methods import FACTS
 from dreambooth.proposal.automatic import load_run_config
-from dreambooth.proposal.draft import Request, first_draft, parsed, render
+from dreambooth.proposal.draft import Request, encoder_settings, first_draft, parsed, render
 from dreambooth.proposal.facts import BaseFacts, base_facts
 from dreambooth.proposal.rules import FIXED, RULES, Case, choices
 from dreambooth.sweep.axes import read_axis
@@ -142,6 +142,17 @@ def test_a_base_that_is_here_is_known_by_its_files(tiny_base, tmp_path):
     renamed = tmp_path / "an-xl-by-name"
     renamed.symlink_to(tiny_base)
     assert base_facts(str(renamed)) == BaseFacts("sd", 64)
+
+
+@pytest.mark.parametrize("edition", ["toyworld", "toyworld-second"])
+def test_a_copy_of_a_toy_base_gets_the_encoders_of_its_edition(edition, tmp_path):
+    """They are told by their words: neither the folder's name nor which encoders come first decides."""
+    for name in ("toyworld-encoders", "toyworld-second-encoders"):
+        (tmp_path / name).symlink_to(ROOT / "checkpoints" / name)
+    (tmp_path / "mine").symlink_to(ROOT / "checkpoints" / edition)
+    found = {key: Path(value) for key, (value, _) in encoder_settings(str(tmp_path / "mine")).items()}
+    own = tmp_path / f"{edition}-encoders"
+    assert found == {"validate.dino": own / "vit", "validate.clip": own / "clip"}
 
 
 @pytest.mark.parametrize("base", ["a/sd", "a/sdxl", "a/z-image", "a/qwen-image", "a/klein", "checkpoints/toyworld"])

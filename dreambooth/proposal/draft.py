@@ -17,7 +17,7 @@ from dreambooth.data.masks import find_masks
 from dreambooth.data.near_duplicates import ImageInfo
 from dreambooth.errors import UserError, escaped
 from dreambooth.home_folder import with_home
-from dreambooth.proposal.facts import base_facts
+from dreambooth.proposal.facts import base_facts, vocabulary
 from dreambooth.proposal.rules import ALWAYS_SHOWN, Case, Draft, choices, fixed_settings
 
 MIN_KEPT = 0.75  # of a photo that a square cuts more of, buckets keep the rest
@@ -80,10 +80,16 @@ def run_name(folder: str) -> str:
 
 
 def encoder_settings(base: str) -> Draft:
-    """Return settings for the encoders that were made for a base, or for the toy world and lie beside a toy base."""
+    """Return settings for the encoders that were made for a base, or for the toy world and lie beside a toy base.
+
+    Of several such the one that knows the same words is of its edition of the toy world, whatever the base is called.
+    """
     folders = [Path(f"{base.rstrip('/')}-encoders")]
     if base_facts(base).is_tiny:
-        folders.append(Path(with_home(base)).parent / "toyworld-encoders")
+        folder = Path(with_home(base))
+        words = vocabulary(folder / "tokenizer")
+        beside = sorted(folder.parent.glob("toyworld*-encoders"))
+        folders += sorted(beside, key=lambda encoders: vocabulary(encoders / "clip") != words)
     draft: Draft = {}
     for key, name in (("dino", "vit"), ("clip", "clip")):
         if encoder := next((folder / name for folder in folders if (folder / name).is_dir()), None):

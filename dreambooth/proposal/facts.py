@@ -77,6 +77,13 @@ def base_facts(base: str, family: str = "auto") -> BaseFacts:
     return BaseFacts(found, int(vae["sample_size"]) if vae_tells else default)
 
 
+def vocabulary(tokenizer: Path) -> dict[str, int]:
+    """Return the tokens of the tokenizer in a folder, with their numbers; none where it cannot be read."""
+    model = _json(tokenizer / "tokenizer.json").get("model")
+    found = model.get("vocab") if isinstance(model, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
 def _json(path: Path) -> dict[str, Any]:
     """Return a JSON file's object; an empty one where it cannot be read: loading the base says why."""
     try:

@@ -25,7 +25,8 @@ from toyworld.second.look import HEADS, NUM_EYES, WORN
 from toyworld.second.things import CLASSES, CREATURES
 from toyworld.vae import fresh_pixels, psnr, round_trip
 
-PAIRS_PER_CLASS = 2 / 3  # prompts of two things, for each prompt of one
+PAIRS_PER_CLASS = 2 / 3  # prompts of two things, for each prompt of an object
+PROMPTS_OF_CREATURES = 4  # for each prompt of an object: else heads, eyes and clothes were named in too few to tell
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,14 @@ class Question:
 
 
 def questions(per_class: int, seed: int = 0) -> list[Question]:
-    """Return `per_class` prompts of each class alone, then prompts of two things.
+    """Return `per_class` prompts of each class alone, four times as many of creatures, then prompts of two things.
 
     The first name, in turn: colour; pattern and colour; and of creatures head and eyes; what they wear.
     """
     rng = random.Random(f"second questions {seed}")
-    singles = [_single(rng, noun, i) for noun in CLASSES for i in range(per_class)]
-    number = round(PAIRS_PER_CLASS * len(singles))
+    numbers = {noun: per_class * (PROMPTS_OF_CREATURES if noun in CREATURES else 1) for noun in CLASSES}
+    singles = [_single(rng, noun, i) for noun, number in numbers.items() for i in range(number)]
+    number = round(PAIRS_PER_CLASS * per_class * len(CLASSES))
     return singles + [_pair(rng, picture.RELATIONS[i % len(picture.RELATIONS)]) for i in range(number)]
 
 
