@@ -184,7 +184,14 @@ def test_a_subject_without_a_noun_is_told(write: Callable[..., Path], subjects: 
 @pytest.mark.parametrize("name", ["two-subjects", "halving", "cluster", "nine-settings"])
 def test_every_shipped_sweep_is_one(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
-    for folder in ("data/robot", "data/dog", "outputs/cat", "data/products/mug-red"):
+    for folder in (
+        "data/robot",
+        "data/dog",
+        "data/second-robot",
+        "data/second-dog",
+        "outputs/cat",
+        "data/products/mug-red",
+    ):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "data" / "products" / "prompts.yaml").write_text("classes: {mug-red: mug}")
     monkeypatch.chdir(tmp_path)

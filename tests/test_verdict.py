@@ -14,22 +14,37 @@ from dreambooth.metrics.verdict import NOT_JUDGED, NOT_SCORED, NOT_VALIDATED, RA
 from toyworld.lab.experiments import EXPERIMENTS
 
 ROOT = Path(__file__).parent.parent
-# What the untouched base and the photos of each subject set as the scale in a validation of the demo.
+# What the untouched base and the photos of each subject set as the scale in a validation of the demo: of the first
+# edition's base with an identifier that starts as the base has it, and with one that starts as words for the looks.
 ANCHORS = {
-    "robot": Anchors(0.916, 0.575, 0.532, 0.355, 0.487, 0.261),
-    "dog": Anchors(0.864, 0.392, 0.436, 0.424, 0.496, 0.258),
-    "backpack": Anchors(0.927, 0.530, 0.486, 0.482, 0.504, 0.276),
-    "cat": Anchors(0.926, 0.404, 0.435, 0.379, 0.479, 0.221),
-    "car": Anchors(0.967, 0.498, 0.472, 0.347, 0.513, 0.303),
-}
-# The same where the identifier starts as words for the subject's looks, as in these rows of the laboratory's `first`.
-WITH_WORDS = ("default", "fast identifier")
-ANCHORS_WITH_WORDS = {
-    "robot": Anchors(0.916, 0.585, 0.568, 0.328, 0.504, 0.252),
-    "dog": Anchors(0.864, 0.406, 0.422, 0.431, 0.497, 0.253),
-    "backpack": Anchors(0.927, 0.547, 0.469, 0.501, 0.500, 0.252),
-    "cat": Anchors(0.926, 0.476, 0.403, 0.438, 0.475, 0.220),
-    "car": Anchors(0.967, 0.569, 0.489, 0.370, 0.497, 0.278),
+    ("first", "itself"): {
+        "robot": Anchors(0.916, 0.575, 0.532, 0.355, 0.487, 0.261),
+        "dog": Anchors(0.864, 0.392, 0.436, 0.424, 0.496, 0.258),
+        "backpack": Anchors(0.927, 0.530, 0.486, 0.482, 0.504, 0.276),
+        "cat": Anchors(0.926, 0.404, 0.435, 0.379, 0.479, 0.221),
+        "car": Anchors(0.967, 0.498, 0.472, 0.347, 0.513, 0.303),
+    },
+    ("first", "words"): {
+        "robot": Anchors(0.916, 0.585, 0.568, 0.328, 0.504, 0.252),
+        "dog": Anchors(0.864, 0.406, 0.422, 0.431, 0.497, 0.253),
+        "backpack": Anchors(0.927, 0.547, 0.469, 0.501, 0.500, 0.252),
+        "cat": Anchors(0.926, 0.476, 0.403, 0.438, 0.475, 0.220),
+        "car": Anchors(0.967, 0.569, 0.489, 0.370, 0.497, 0.278),
+    },
+    ("second", "itself"): {
+        "robot": Anchors(0.701, 0.241, 0.227, 0.622, 0.430, 0.197),
+        "dog": Anchors(0.746, 0.158, 0.166, 0.676, 0.441, 0.147),
+        "backpack": Anchors(0.847, 0.323, 0.401, 0.459, 0.410, 0.196),
+        "cat": Anchors(0.871, 0.249, 0.208, 0.610, 0.454, 0.153),
+        "car": Anchors(0.893, 0.299, 0.292, 0.480, 0.428, 0.174),
+    },
+    ("second", "words"): {
+        "robot": Anchors(0.701, 0.369, 0.227, 0.622, 0.442, 0.197),
+        "dog": Anchors(0.746, 0.231, 0.166, 0.676, 0.449, 0.147),
+        "backpack": Anchors(0.847, 0.402, 0.401, 0.459, 0.431, 0.196),
+        "cat": Anchors(0.871, 0.283, 0.208, 0.610, 0.439, 0.153),
+        "car": Anchors(0.893, 0.351, 0.292, 0.480, 0.434, 0.174),
+    },
 }
 FAILED = ("not learned", "ignores prompts", "forgot its class")
 
@@ -38,16 +53,28 @@ Run = dict[str, str]  # a line of the laboratory's results
 
 @pytest.fixture(scope="module")
 def laboratory() -> list[Run]:
-    """Return every run on the base that the anchors are of: its scores, and what the renderer knows of its images."""
-    of_other_bases = [name for name, experiment in EXPERIMENTS.items() if experiment.base != "first"]
+    """Return every run on a base that there are anchors for: its scores, and what the renderer knows of its images."""
     with open(ROOT / "benchmarks" / "lab" / "results.csv", newline="") as file:
-        return [run for run in csv.DictReader(file) if run["lab"] not in of_other_bases]
+        return [run for run in csv.DictReader(file) if edition_of(run) != "flow"]
+
+
+def edition_of(run: Run) -> str:
+    """Return what the run's base is of. What was measured again on the second edition's is called "first-" there."""
+    return "first" if run["lab"].startswith("first-") else EXPERIMENTS[run["lab"]].base
+
+
+def anchors_of(run: Run) -> Anchors:
+    edition, lab, row = edition_of(run), run["lab"], run["row"]
+    if edition == "first":
+        starts_as = "words" if lab == "first" and row in ("default", "fast identifier") else "itself"
+    else:
+        starts_as = "itself" if lab == "noun" or row in ("no start words", "frozen") else "words"
+    return ANCHORS[edition, starts_as][run["subject"].split()[0]]
 
 
 def verdict_on(run: Run) -> str:
     scores = {name: float(run[name]) for name in ("dino", "clip_t", "pres", "div", "drift")}
-    anchors = ANCHORS_WITH_WORDS if run["lab"] == "first" and run["row"] in WITH_WORDS else ANCHORS
-    return judge_quality(quality(scores, anchors[run["subject"].split()[0]])).outcome
+    return judge_quality(quality(scores, anchors_of(run))).outcome
 
 
 def is_truly_good(run: Run) -> bool:
@@ -56,10 +83,11 @@ def is_truly_good(run: Run) -> bool:
     return is_subject and is_in_place and float(run["true_leak"]) <= 0.4
 
 
+@pytest.mark.parametrize("edition", ["first", "second"])
 def test_nine_of_ten_runs_that_are_called_learned_have_and_of_those_called_failed_one_has(
-    laboratory: list[Run],
+    laboratory: list[Run], edition: str
 ) -> None:
-    called = Counter((verdict_on(run), is_truly_good(run)) for run in laboratory)
+    called = Counter((verdict_on(run), is_truly_good(run)) for run in laboratory if edition_of(run) == edition)
     learned, not_learned = called["learned", True], called["learned", False]
     assert learned / (learned + not_learned) > 0.9
     good, bad = (sum(called[outcome, truth] for outcome in FAILED) for truth in (True, False))
@@ -75,9 +103,13 @@ def test_nine_of_ten_runs_that_are_called_learned_have_and_of_those_called_faile
         ("first/default", {"learned"}, 13),
         ("first/no prior", {"forgot its class"}, 15),
         ("first-noun/wrong", {"forgot its class"}, 6),  # it has no prior either
-        ("text/frozen", {"not learned"}, 6),
+        ("first-text/frozen", {"not learned"}, 6),
         ("map/lr 2e-4, 120 steps", {"not learned", "partly learned"}, 6),  # too short
         ("map/lr 8e-4, 480 steps", {"ignores prompts"}, 6),  # too hot and too long
+        ("headline/default", {"learned"}, 15),
+        ("prior/no prior", {"forgot its class"}, 15),
+        ("noun/wrong", {"forgot its class"}, 6),
+        ("text/frozen", {"forgot its class"}, 6),
         ("first-pictures/1", {"ignores prompts"}, 3),  # the other three show the right place in three of four images
     ],
 )

@@ -73,7 +73,7 @@ def adamw_rate(case: Case) -> Choice:
     if case.base.is_toy:
         toy = {
             "full": (4.0e-4, f"{LAB}: at twice the rate it ignores the prompt's scene"),
-            "pivotal": (4.0e-3, f"{LAB}: with a rank of 14 it reaches what all weights do"),
+            "pivotal": (4.0e-3, f"{LAB}: with a rank of 14 it comes .93 of the way to the subject, all weights .97"),
             "textual_inversion": (2.0e-2, f"{LAB}: no rate that was tried is better for a word alone"),
         }
         own = find_facts(case.method).lr
@@ -111,7 +111,7 @@ def text_encoder_rate(case: Case) -> Choice:
 
 def rank(case: Case) -> Choice:
     if case.base.is_toy:
-        return 14 if case.method == "pivotal" else 16, f"{LAB}: reaches what all weights do, beside a new word"
+        return 14 if case.method == "pivotal" else 16, f"{LAB}: what its trials had, beside a new word"
     peers = {
         "toy_flow": (16, f"{LAB}: what its trials had"),
         "z_image": (32, "musubi-tuner's"),
@@ -136,13 +136,13 @@ def prior_source(case: Case) -> Choice:
 
 def teacher_latents(case: Case) -> Choice:
     if case.base.is_toy:
-        return "class", f"{LAB}: on the subject's own the prompt's scene is right less often"
+        return "class", f"{LAB}: on the subject's own the class kept .89 of its diversity, on these all"
     return "subject", "costs no class images"
 
 
 def prior_weight(case: Case) -> Choice:
     if case.base.is_toy:
-        return 2, f"{LAB}: 1 lets the class drift half as far again towards the subject"
+        return 2, f"{LAB}: 1 lets the class come twice as near to the subject"
     return 1, "the paper's"
 
 

@@ -155,7 +155,7 @@ def test_whatever_changes_the_results_changes_the_fingerprint(workspace: Workspa
         fingerprint_of(Variant("best", validates=True), workspace),
         fingerprint_of(Variant("base"), replace(workspace, more=(*workspace.more, f"model.base={tiny_base_v}"))),
         fingerprint_of(Variant("encoders"), with_encoders(workspace, other_encoders)),
-        fingerprint_of(Variant("judge"), replace(workspace, first_judge=workspace.judge)),
+        fingerprint_of(Variant("judge"), replace(workspace, judge=workspace.first_judge)),
     ]
     assert len(set(variants)) == len(variants)
 
@@ -173,7 +173,7 @@ def test_another_clip_needs_another_training_where_it_chooses_the_words(workspac
     encoders.save(encoders.build_vit(encoders.Size(8, 1, 1)), tmp_path / "other" / "vit")
     encoders.save(encoders.build_clip(encoders.Size(8, 1, 1, 8, 1, 8)), tmp_path / "other" / "clip")
     for word, is_same in (("auto", False), ("null", True)):
-        variant = Variant("any", (f"method.start_word={word}",), is_current=True)
+        variant = Variant("any", (f"method.start_word={word}",))
         labs = (workspace, with_encoders(workspace, tmp_path / "other"))
         first, second = (plan.trials_of("weight", variant, lab)[0].training for lab in labs)
         assert (first == second) == is_same
@@ -188,7 +188,7 @@ def test_a_laboratory_without_encoders_says_what_is_missing(workspace: Workspace
 
 def test_each_base_is_measured_with_the_encoders_and_judge_of_its_edition(workspace: Workspace, tmp_path: Path):
     lab = replace(workspace, first_encoders=tmp_path / "of the first")
-    own, first, flow = (lab.of(name) for name in ("headline", "weight", "flow"))
+    own, first, flow = (lab.of(name) for name in ("headline", "first", "flow"))
     assert own == lab
     assert edition_of(own.judge) is EDITIONS["second"]
     for other in (first, flow):
@@ -202,9 +202,9 @@ def test_experiments_on_the_first_base_are_so_unless_they_are_told_otherwise(
     workspace: Workspace, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(ROOT)
-    assert replace(workspace, more=()).of("weight").base.resolve() == FIRST_BASE
+    assert replace(workspace, more=()).of("first").base.resolve() == FIRST_BASE
     assert replace(workspace, more=()).of("headline").base.resolve() == SECOND_BASE
-    assert workspace.of("weight").base == tiny_base
+    assert workspace.of("first").base == tiny_base
 
 
 def test_each_trial_is_planned_once_and_first_seeds_come_first(workspace: Workspace):
@@ -296,27 +296,13 @@ def test_a_file_of_another_version_is_refused(workspace: Workspace):
         Store(workspace.results)
 
 
-@pytest.mark.parametrize(
-    ("name", "base", "variants"),
-    [
-        ("headline", SECOND_BASE, EXPERIMENTS["headline"].variants[:1]),  # the others are not all measured yet
-        ("first", FIRST_BASE, EXPERIMENTS["first"].variants),
-        ("map", FIRST_BASE, EXPERIMENTS["map"].variants),
-    ],
-)
-def test_the_shipped_results_are_of_the_shipped_base_and_config(name: str, base: Path, variants: Sequence[Variant]):
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_shipped_results_are_of_the_shipped_bases_and_configs(name: str, monkeypatch: pytest.MonkeyPatch):
     """Else the tables would be empty: what a trial was measured with is part of its fingerprint."""
-    shipped = Workspace(
-        CONFIG,
-        SHIPPED_ENCODERS["second"],
-        SHIPPED_JUDGES["second"],
-        ROOT / "benchmarks" / "lab" / "results.csv",
-        more=(f"model.base={base}",),
-        first_encoders=SHIPPED_ENCODERS["first"],
-        first_judge=SHIPPED_JUDGES["first"],
-    )
+    monkeypatch.chdir(ROOT)
+    shipped = Workspace()
     store = Store(shipped.results)
-    trials = [trial for variant in variants for trial in plan.trials_of(name, variant, shipped)]
+    trials = [trial for variant in EXPERIMENTS[name].variants for trial in plan.trials_of(name, variant, shipped)]
     assert [str(trial) for trial in trials if store.get(trial) is None] == []
 
 
@@ -512,10 +498,11 @@ def test_trials_share_class_images_which_changes_nothing(workspace: Workspace):
 def test_the_lora_of_the_laboratory_is_the_shipped_config() -> None:
     """Else its results would be of something that nobody trains. Only the file is in half precision."""
     lab = Workspace().of("lora")
+    variant = Variant("word and LoRA", WORD_AND_LORA, validates=True)
     lora, shipped = (
         plan.settings_of(load_config(path, overrides))
         for path, overrides in (
-            (CONFIG, plan.overrides_of(Variant("word and LoRA", WORD_AND_LORA, validates=True), lab)),
+            (CONFIG, plan.overrides_of(variant, lab)),
             (CONFIG.with_name("toyworld-lora.yaml"), []),
         )
     )

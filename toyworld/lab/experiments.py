@@ -1,6 +1,6 @@
 """The experiments: each is a question of the paper, its variants are the answers that are tried.
 
-A variant says what differs from `configs/toyworld.yaml`, as it is or as it was, on the base of its experiment.
+A variant says what differs from `configs/toyworld.yaml`, on the base of its experiment.
 Variants with the same settings share their runs. Nothing heavy is imported here.
 """
 
@@ -47,8 +47,6 @@ class Variant:
     """Hold the settings of one kind of training.
 
     validates: whether the run validates and keeps its best step; else its last step is measured.
-    is_current: whether it differs from the config as it is, as all on the flow base do; else from `FIRST_RECIPE`, as
-    when most were measured.
     grid: number of subjects (the first of `SUBJECTS`), and number of seeds (0, 1, ...).
     """
 
@@ -57,7 +55,6 @@ class Variant:
     num_photos: int = 5
     noun: Noun = "right"
     validates: bool = False
-    is_current: bool = False
     grid: tuple[int, int] = (3, 2)
 
 
@@ -88,7 +85,7 @@ class Experiment:
     paper: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     late: bool = False
     heat: bool = False
-    base: Base = "first"
+    base: Base = "second"
 
 
 HEADLINE = (5, 3)  # subjects, seeds
@@ -102,13 +99,12 @@ SAMPLED_ON_FLOW = (  # more images and fewer layers than with the teacher cost l
 )
 TAUGHT_ON_SUBJECT = ("prior.source=teacher", "prior.teacher_latents=subject")
 TAUGHT_ON_CLASS = ("prior.source=teacher", "prior.teacher_latents=class")
-WORD_AND_LORA = (  # how configs/toyworld-lora.yaml differs from the first recipe
+WORD_AND_LORA = (  # how configs/toyworld-lora.yaml differs
     "method.name=pivotal",
     "method.rank=14",
     "method.targets=[attention,feed-forward,projections]",
     "subject.identifier=<sks>",
     "optim.lr=4e-3",
-    "optim.identifier_lr=2e-2",
 )
 NO_MASKS = ("data.mask=null", "data.mask_model=null")
 # What differs from the config on the first edition's base.
@@ -118,12 +114,11 @@ FIRST_BASE = (
     "validate.clip=checkpoints/toyworld-encoders/clip",
     *NO_MASKS,
 )
-# What differs from the config where a variant is not current.
-FAST_IDENTIFIER = ("optim.identifier_lr=4e-3",)
-FIRST_RECIPE = ("method.start_word=null", *FAST_IDENTIFIER)
-DEFAULT = Variant("default", is_current=True, grid=HEADLINE)
-WITHOUT = Variant("no prior", NO_PRIOR, is_current=True, grid=HEADLINE)
-SAMPLING = Variant("sampled class pictures", SAMPLED, is_current=True, grid=HEADLINE)
+FAST_IDENTIFIER = ("optim.identifier_lr=4e-3",)  # ten times the rate of the rest
+FIRST_RECIPE = ("method.start_word=null", *FAST_IDENTIFIER)  # what differs from the config in the first recipe
+DEFAULT = Variant("default", grid=HEADLINE)
+WITHOUT = Variant("no prior", NO_PRIOR, grid=HEADLINE)
+SAMPLING = Variant("sampled class pictures", SAMPLED, grid=HEADLINE)
 AS_IN_THE_PAPER = (*NO_PRIOR, *NO_MASKS, "method.start_word=null")  # the identifier is a rare word as the base has it
 SHORT = (*AS_IN_THE_PAPER, "train.max_steps=60")
 PAPER_PRIOR = {
@@ -145,16 +140,16 @@ EXPERIMENTS: dict[str, Experiment] = {
         "The defaults",
         "Five subjects, three seeds, on the second edition's base. `configs/toyworld.yaml` as it is: the frozen base "
         "as a teacher on class images, an identifier that starts as words that CLIP sees in the photos, and masks that "
-        "a model finds. Then without masks; without a prior; and with the class images themselves as the target, and a "
-        "weight of 1, as in the paper. Weights of the last step.",
+        "a model finds. Then without masks; with an identifier that starts as the base has it; without a prior; and "
+        "with the class images themselves as the target, and a weight of 1, as in the paper. Weights of the last step.",
         (
             DEFAULT,
-            Variant("no masks", NO_MASKS, is_current=True, grid=HEADLINE),
+            Variant("no masks", NO_MASKS, grid=HEADLINE),
+            Variant("no start words", ("method.start_word=null",), grid=HEADLINE),
             WITHOUT,
             SAMPLING,
         ),
         metrics=OUTCOME,
-        base="second",
     ),
     "first": Experiment(
         "The same on the first edition's base",
@@ -165,14 +160,15 @@ EXPERIMENTS: dict[str, Experiment] = {
         "subjects, two seeds). Weights of the last step; in the last variant those of the step that validation keeps.",
         (
             DEFAULT,
-            Variant("fast identifier", FAST_IDENTIFIER, is_current=True, grid=HEADLINE),
-            Variant("first recipe", grid=HEADLINE),
-            Variant("no prior", NO_PRIOR, grid=HEADLINE),
-            Variant("sampled class pictures", SAMPLED, grid=HEADLINE),
-            Variant("teacher, subject latents", TAUGHT_ON_SUBJECT),
-            Variant("first recipe, kept step", validates=True, grid=HEADLINE),
+            Variant("fast identifier", FAST_IDENTIFIER, grid=HEADLINE),
+            Variant("first recipe", FIRST_RECIPE, grid=HEADLINE),
+            Variant("no prior", (*FIRST_RECIPE, *NO_PRIOR), grid=HEADLINE),
+            Variant("sampled class pictures", (*FIRST_RECIPE, *SAMPLED), grid=HEADLINE),
+            Variant("teacher, subject latents", (*FIRST_RECIPE, *TAUGHT_ON_SUBJECT)),
+            Variant("first recipe, kept step", FIRST_RECIPE, validates=True, grid=HEADLINE),
         ),
         metrics=(*OUTCOME, "kept_step"),
+        base="first",
     ),
     "prior": Experiment(
         "Prior on and off",
@@ -192,7 +188,6 @@ EXPERIMENTS: dict[str, Experiment] = {
         ),
         hypotheses=PRIOR_HYPOTHESES,
         paper=PAPER_PRIOR,
-        base="second",
     ),
     "noun": Experiment(
         "The class noun",
@@ -201,7 +196,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         f"{', '.join(f'{one.wrong_noun} for {one}' for one in SUBJECTS[:3])}. Then the same after a quarter of the "
         "steps. Images are sampled with the noun of the training; CLIP-T, PRES and DIV are of the right one.",
         tuple(
-            Variant(noun + after, settings, noun=noun, is_current=True)
+            Variant(noun + after, settings, noun=noun)
             for after, settings in (("", AS_IN_THE_PAPER), (", 60 steps", SHORT))
             for noun in NOUNS
         ),
@@ -221,12 +216,11 @@ EXPERIMENTS: dict[str, Experiment] = {
             "none": {"dino": PAPER_NOUN["none"], "clip_i": ".607"},
             "wrong": {"dino": PAPER_NOUN["wrong"], "clip_i": ".728"},
         },
-        base="second",
     ),
     "pictures": Experiment(
         "Number of subject photos",
         "The first n of the five; similarity is always measured to all five. The paper's values: backpack, dog.",
-        tuple(Variant(str(n), num_photos=n, is_current=True) for n in (5, 4, 3, 2, 1)),
+        tuple(Variant(str(n), num_photos=n) for n in (5, 4, 3, 2, 1)),
         metrics=("dino", "fidelity_way", "place_right", "clip_t", "div_share", "nearer_to_subject"),
         hypotheses=(
             Hypothesis(
@@ -237,7 +231,6 @@ EXPERIMENTS: dict[str, Experiment] = {
             ),
         ),
         paper={str(n): {"dino": ", ".join(pair)} for n, pair in enumerate(PAPER_DINO, start=1)},
-        base="second",
     ),
     "weight": Experiment(
         "Weight of the prior",
@@ -262,11 +255,12 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "text": Experiment(
         "Text encoder",
-        "Trained with the denoiser, or frozen.",
+        "Trained with the denoiser, or frozen; a frozen one has no row that could start as words. Then trained, and "
+        "the identifier's row at ten times the rate.",
         (
             Variant("trained", ("method.train_text_encoder=true",)),
-            Variant("frozen", ("method.train_text_encoder=false", "optim.identifier_lr=null")),
-            Variant("trained, the identifier as the rest", ("optim.identifier_lr=null",)),
+            Variant("frozen", ("method.train_text_encoder=false", "method.start_word=null")),
+            Variant("trained, fast identifier", FAST_IDENTIFIER),
         ),
         metrics=("fidelity_way", "place_right", "div_share", "pres_way", "dino", "clip_t", "seconds_training"),
         hypotheses=(
@@ -300,8 +294,13 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "lora": Experiment(
         "A LoRA",
-        "`configs/toyworld-lora.yaml`, a new word and a LoRA of rank 14, beside all weights.",
-        (Variant("full"), Variant("word and LoRA", WORD_AND_LORA)),
+        "`configs/toyworld-lora.yaml`, a new word and a LoRA of rank 14, beside all weights. Then with the word at "
+        "five times the rate.",
+        (
+            Variant("full"),
+            Variant("word and LoRA", WORD_AND_LORA),
+            Variant("word and LoRA, fast word", (*WORD_AND_LORA, "optim.identifier_lr=2e-2")),
+        ),
         metrics=("fidelity_way", "place_right", "div_share", "pres_way", "dino", "clip_t", "seconds_training"),
     ),
     "flow": Experiment(
@@ -311,8 +310,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         "and text. Goals: fidelity ≥ .80, place ≥ .95, diversity ≥ .90 of the base's "
         "(the plot has those of the defaults).",
         (
-            Variant("teacher", is_current=True, grid=(5, 2)),
-            Variant("sampled class pictures", SAMPLED_ON_FLOW, is_current=True, grid=(5, 2)),
+            Variant("teacher", grid=(5, 2)),
+            Variant("sampled class pictures", SAMPLED_ON_FLOW, grid=(5, 2)),
         ),
         metrics=(*OUTCOME, "seconds_training"),
         late=True,
@@ -320,13 +319,15 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "map": Experiment(
         "Learning rate and steps",
-        "What the rate and the steps of `configs/toyworld.yaml` were chosen from, by the first recipe.",
+        "What the rate and the steps of `configs/toyworld.yaml` were chosen from, on the first edition's base and by "
+        "the first recipe.",
         tuple(
-            Variant(f"lr {rate}, {steps} steps", (f"optim.lr={rate}", f"train.max_steps={steps}"))
+            Variant(f"lr {rate}, {steps} steps", (*FIRST_RECIPE, f"optim.lr={rate}", f"train.max_steps={steps}"))
             for steps in (240, 120, 480)
             for rate in ("4e-4", "2e-4", "8e-4")
         ),
         late=True,
         heat=True,
+        base="first",
     ),
 }

@@ -18,7 +18,7 @@ from typing import Any
 from dreambooth.config import Config, config_fields, load_config, to_dict
 from dreambooth.errors import ModelError
 from dreambooth.files import write_text
-from toyworld.lab.experiments import EXPERIMENTS, FIRST_BASE, FIRST_RECIPE, NO_NOUN, SUBJECTS, Base, Subject, Variant
+from toyworld.lab.experiments import EXPERIMENTS, FIRST_BASE, NO_NOUN, SUBJECTS, Base, Subject, Variant
 
 VERSION = 1  # increase it when results change in a way that no setting shows
 FIXED_STEPS = 150  # what sampling and measuring a trial costs, in training steps
@@ -140,9 +140,8 @@ def digest_of(paths: Iterable[Path]) -> str:
 
 def overrides_of(variant: Variant, workspace: Workspace) -> list[str]:
     """Return a variant's overrides; the last step is measured unless the variant validates."""
-    start = [] if variant.is_current else FIRST_RECIPE
     last_step = [] if variant.validates else ["validate.every_steps=0"]
-    return [*workspace.more, *start, *variant.overrides, *last_step]
+    return [*workspace.more, *variant.overrides, *last_step]
 
 
 def settings_of(config: Config) -> dict[str, Any]:

@@ -14,12 +14,11 @@ from toyworld.lab.plan import Workspace
 from toyworld.lab.store import Result, Store
 from toyworld.lab.tables import VariantResults, collect, experiment_text
 
-SECOND = ", ".join(f"`{name}`" for name, experiment in EXPERIMENTS.items() if experiment.base == "second")
 START, END = "<!-- laboratory -->", "<!-- end of laboratory -->"
 HOW = f"""\
-DreamBooth on the embedded bases: {SECOND} on that of the second edition,
-`checkpoints/toyworld-second`, which is the demo's; `flow` on the flow base; the other experiments, until they are run
-again, on that of the first, `checkpoints/toyworld`. Nothing here was measured on a large model.
+DreamBooth on the embedded bases: `flow` on the flow base, `first` and `map` on the first edition's,
+`checkpoints/toyworld`, all others on the second edition's, `checkpoints/toyworld-second`, which is the demo's. Nothing
+here was measured on a large model.
 
 - **Trials.** A trial is a variant of the settings, a subject and a seed. The subjects are
   {", ".join(str(subject) for subject in SUBJECTS)} of the toy world, in pairs of colours that the base never saw on
