@@ -21,7 +21,7 @@ from dreambooth.data.image_folder import list_images
 from dreambooth.metrics.subject import SubjectScorer, load_encoders
 from dreambooth.prompts import fill_prompt
 
-ENCODER = "checkpoints/toyworld-encoders/vit"
+ENCODER = "checkpoints/toyworld-second-encoders/vit"
 
 
 @dataclass(frozen=True)

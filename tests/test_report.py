@@ -42,7 +42,7 @@ QUALITY = {
     0: Quality(0.0, 1.0, 1.0),
     10: Quality(0.5, 1.0, 1.0),
     20: Quality(0.8, 0.9, 0.9),
-    30: Quality(0.9, 0.5, 0.6),
+    30: Quality(0.9, 0.43, 0.7),
 }
 ENCODERS = {
     "match": "blip2",

@@ -14,8 +14,8 @@ from dreambooth.metrics.verdict import NOT_JUDGED, NOT_SCORED, NOT_VALIDATED, RA
 from toyworld.lab.experiments import EXPERIMENTS
 
 ROOT = Path(__file__).parent.parent
-# What the untouched base and the photos of each subject set as the scale in a validation of the demo: of the first
-# edition's base with an identifier that starts as the base has it, and with one that starts as words for the looks.
+# What the untouched base and the five photos of each subject set as the scale in a validation of the demo: of both
+# editions' bases, with an identifier that starts as the base has it, and with one that starts as words for the looks.
 ANCHORS = {
     ("first", "itself"): {
         "robot": Anchors(0.916, 0.575, 0.532, 0.355, 0.487, 0.261),
@@ -59,7 +59,7 @@ def laboratory() -> list[Run]:
 
 
 def edition_of(run: Run) -> str:
-    """Return what the run's base is of. What was measured again on the second edition's is called "first-" there."""
+    """Return what the run's base is of. Runs on the first's of what is now run on the second's are called "first-"."""
     return "first" if run["lab"].startswith("first-") else EXPERIMENTS[run["lab"]].base
 
 

@@ -66,7 +66,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     evaluate = commands.add_parser("evaluate", help="sample the base and judge the images by the renderer's truth")
     evaluate.add_argument("--model", type=Path, default=SHIPPED, help="pipeline folder (default: %(default)s)")
-    evaluate.add_argument("--per-class", type=int, default=30, help="images of every class (default: %(default)s)")
+    evaluate.add_argument(
+        "--per-class", type=int, default=30,
+        help="images of every class, of the second edition's creatures four times as many (default: %(default)s)",
+    )  # fmt: skip
     evaluate.add_argument("--sheet", type=Path, help="write the images as a contact sheet to this file")
 
     outcome = commands.add_parser("outcome", help="judge a DreamBooth result: subject, place, class prompt")

@@ -1,13 +1,13 @@
 """The verdict on a run, in plain words, with the next thing to do. All its thresholds are here.
 
-They were chosen on the 183 laboratory runs of benchmarks/lab/results.csv, whose truth the renderer knows, and are
-tested on them (tests/test_verdict.py). Means over those runs:
+They were chosen on laboratory runs of benchmarks/lab/results.csv, whose truth the renderer knows, and are tested on the
+417 there are on the two bases that draw the toy world's editions (tests/test_verdict.py). Means over those runs:
 
-    fidelity            nearer to the subject than to others of its class:      .99 from .7 on, .69 from .5, .36 below
-    prompt_fidelity     shows the place that the prompt names:                  .96 from .7 on, .48 below
-    prior_preservation  similarity of the class prompt's images to the subject: .05 from .6 on, .79 below
+    fidelity            nearer to the subject than to others of its class:      .99 from .7 on, .68 from .5, .36 below
+    prompt_fidelity     shows the place that the prompt names:                  .98 from .7 on, .48 below
+    prior_preservation  similarity of the class prompt's images to the subject: .11 from .65 on, .78 below
 
-Of the 113 runs that are judged learned, 105 have learned by that truth; of the 58 judged failed, 5.
+Of the 273 runs that are judged learned, 257 have learned by that truth; of the 131 judged failed, 9.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from dreambooth.metrics.selection import Anchors, Quality, Validation, choose, factor_errors
 
-LIMITS = {"fidelity": 0.5, "prompt_fidelity": 0.7, "prior_preservation": 0.6}  # below it a factor has failed
+LIMITS = {"fidelity": 0.5, "prompt_fidelity": 0.7, "prior_preservation": 0.65}  # below it a factor has failed
 # Outcomes of a run with too high a learning rate, or too many steps.
 SPOILED = {"prompt_fidelity": "ignores prompts", "prior_preservation": "forgot its class"}
 LEARNED = 0.7  # fidelity; partly learned from its limit on

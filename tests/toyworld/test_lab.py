@@ -158,13 +158,25 @@ def test_whatever_changes_the_results_changes_the_fingerprint(workspace: Workspa
         fingerprint_of(Variant("judge"), replace(workspace, judge=workspace.first_judge)),
     ]
     assert len(set(variants)) == len(variants)
+    of_first_base = [
+        plan.trials_of("first", Variant("default"), lab)[0].fingerprint
+        for lab in (
+            workspace,
+            replace(workspace, first_judge=workspace.judge),
+            replace(workspace, first_encoders=other_encoders),
+            replace(workspace, judge=workspace.first_judge, encoders=other_encoders),
+        )
+    ]
+    assert len(set(of_first_base)) == 3
+    assert of_first_base[0] == of_first_base[-1], "what measures on the second base does not count here"
 
 
 def test_other_encoders_need_no_other_training(workspace: Workspace, tmp_path: Path):
     encoders.save(encoders.build_vit(encoders.Size(8, 1, 1)), tmp_path / "other" / "vit")
     encoders.save(encoders.build_clip(encoders.Size(8, 1, 1, 8, 1, 8)), tmp_path / "other" / "clip")
     other = with_encoders(workspace, tmp_path / "other")
-    first, second = (plan.trials_of("weight", Variant("default"), one)[0] for one in (workspace, other))
+    variant = Variant("any", ("method.start_word=null",))  # else CLIP chooses it
+    first, second = (plan.trials_of("weight", variant, one)[0] for one in (workspace, other))
     assert first.training == second.training
     assert first.fingerprint != second.fingerprint
 

@@ -9,14 +9,21 @@ from pathlib import Path
 
 from dreambooth.files import write_text
 from toyworld.lab import plots
-from toyworld.lab.experiments import EXPERIMENTS, SUBJECTS
+from toyworld.lab.experiments import EXPERIMENTS, SUBJECTS, Base
 from toyworld.lab.plan import Workspace
 from toyworld.lab.store import Result, Store
 from toyworld.lab.tables import VariantResults, collect, experiment_text
 
 START, END = "<!-- laboratory -->", "<!-- end of laboratory -->"
+
+
+def _on(base: Base) -> str:
+    """Return the names of the experiments on a base."""
+    return " and ".join(f"`{name}`" for name, experiment in EXPERIMENTS.items() if experiment.base == base)
+
+
 HOW = f"""\
-DreamBooth on the embedded bases: `flow` on the flow base, `first` and `map` on the first edition's,
+DreamBooth on the embedded bases: {_on("flow")} on the flow base, {_on("first")} on the first edition's,
 `checkpoints/toyworld`, all others on the second edition's, `checkpoints/toyworld-second`, which is the demo's. Nothing
 here was measured on a large model.
 

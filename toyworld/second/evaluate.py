@@ -25,8 +25,8 @@ from toyworld.second.look import HEADS, NUM_EYES, WORN
 from toyworld.second.things import CLASSES, CREATURES
 from toyworld.vae import fresh_pixels, psnr, round_trip
 
-PAIRS_PER_CLASS = 2 / 3  # prompts of two things, for each prompt of an object
-PROMPTS_OF_CREATURES = 4  # for each prompt of an object: else heads, eyes and clothes were named in too few to tell
+PAIRS_PER_CLASS = 2 / 3  # prompts of two things: this times `per_class` for each class
+PROMPTS_OF_CREATURES = 4  # for each prompt of an object: fewer would name too few heads, eyes and clothes to tell
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Question:
 
 
 def questions(per_class: int, seed: int = 0) -> list[Question]:
-    """Return `per_class` prompts of each class alone, four times as many of creatures, then prompts of two things.
+    """Return `per_class` prompts of each object alone, four times as many of each creature, then prompts of two things.
 
     The first name, in turn: colour; pattern and colour; and of creatures head and eyes; what they wear.
     """
