@@ -66,7 +66,7 @@ def first_draft(request: Request, folder: ImageFolder, images: Sequence[ImageInf
     if base.is_toy and "validate.clip" in encoders:
         draft["method.start_word"] = (
             "auto",
-            "the laboratory: on average .91 of the way with it, .83 without",
+            "the laboratory: with it the class comes .08 of the way to the subject, without it .25",
         )
         draft.pop("optim.identifier_lr", None)  # one that starts as words learns as well at the rate of the rest
     return draft | encoders
