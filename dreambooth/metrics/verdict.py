@@ -1,7 +1,7 @@
 """The verdict on a run, in plain words, with the next thing to do. All its thresholds are here.
 
 They were chosen on laboratory runs of benchmarks/lab/results.csv, whose truth the renderer knows, and are tested on the
-417 there are on the two bases that draw the toy world's editions (tests/test_verdict.py). Means over those runs:
+417 there are on the toy world's two bases with a UNet (tests/test_verdict.py). Means over those runs:
 
     fidelity            nearer to the subject than to others of its class:      .99 from .7 on, .68 from .5, .36 below
     prompt_fidelity     shows the place that the prompt names:                  .98 from .7 on, .48 below
