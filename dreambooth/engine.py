@@ -27,6 +27,7 @@ from dreambooth.exporting.result import export_model
 from dreambooth.families import Family, move
 from dreambooth.hints import activation_hint, command_line
 from dreambooth.methods import find_method
+from dreambooth.methods.base import StartWords
 from dreambooth.metrics.validation_log import ValidationLog, ValidationRecord
 from dreambooth.metrics.validation_scores import ValidationScorer
 from dreambooth.prompts import examples
@@ -224,7 +225,7 @@ def prepare(
     photos = build.encode_subjects(family, data, config, randomness, encoder)
     unseen_images = build.encode_validation_images(family, config, randomness, encoder) or photos
     images = photos + build.encode_pairs(family, data, config, randomness, encoder)
-    open_run(session, fingerprints)
+    open_run(session, fingerprints, start_words)
     if is_first():
         build.show_pairs(run.cut_mix, data.pairs, build.size_of_pairs(family, config), randomness)
     encode = shared.prompt_encoder(family, config, fingerprints)
@@ -259,10 +260,10 @@ def report_finished(session: Session, state: FoundState) -> int:
     return 0
 
 
-def open_run(session: Session, fingerprints: InputFingerprints) -> None:
+def open_run(session: Session, fingerprints: InputFingerprints, start_words: StartWords | None) -> None:
     """Make the folder ready to go on from the state: drop what came after it, and write the config.
 
-    With run.resume=never an old run of this name is set aside.
+    start_words: that were chosen for a run that begins. With run.resume=never an old run of this name is set aside.
     """
     if not is_first():
         return
@@ -287,7 +288,7 @@ def open_run(session: Session, fingerprints: InputFingerprints) -> None:
             *(text for _, text in changed_inputs(state, fingerprints, config)),
         ]
         accepted = [f"step {state.step}: {change}" for change in changes]
-    write_config(run, config, accepted)
+    write_config(run, config, accepted, None if state is not None else build.told_start_words(config, start_words))
 
 
 def warn_of_rate(before: Config, config: Config, step: int) -> None:

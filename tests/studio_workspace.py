@@ -30,15 +30,16 @@ QUIET_RUNNER = (sys.executable, "-I", "-S", "-c", QUIET)
 def make_workspace(folder: Path, has_weights: bool = False) -> Workspace:
     """Fill a folder; return the workspace in it. Beside it lies a file that must not be reached.
 
-    has_weights: whether the base model and the encoders can be used, or only be seen.
+    has_weights: whether the base models and the encoders can be used, or only be seen.
     """
     root = folder / "work"
-    shutil.copytree(ROOT / "data" / "robot", root / "data" / "robot")
+    for name in ("robot", "second-robot"):
+        shutil.copytree(ROOT / "data" / name, root / "data" / name)
     run = root / "checkpoints" / "robot"
     shutil.copytree(RECORDED / "expected" / "interrupted", run)
     shutil.copy(RECORDED / "interrupted" / "config.yaml", run)
     ignored = None if has_weights else shutil.ignore_patterns("*.safetensors")
-    for name in ("toyworld", "toyworld-encoders"):
+    for name in ("toyworld", "toyworld-encoders", "toyworld-second", "toyworld-second-encoders"):
         shutil.copytree(ROOT / "checkpoints" / name, root / "checkpoints" / name, ignore=ignored)
     for number, name in enumerate(("sample.png", "evaluate.png")):
         place = root / "outputs" / "job-0" / f"{number:05d}.png"

@@ -1,11 +1,13 @@
 """The words that an identifier's embedding starts as: named, or chosen from the photos."""
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from dreambooth.build.start_words import choose_start_words, looks
@@ -17,6 +19,8 @@ from dreambooth.families import Family, load_family
 from dreambooth.methods.base import MethodSettings
 from dreambooth.methods.table import METHODS
 from dreambooth.metrics.encoders import load_clip
+from dreambooth.report import content
+from dreambooth.run.folder import RunFolder
 from toyworld import world
 
 ROOT = Path(__file__).parent.parent
@@ -104,6 +108,12 @@ def toy_config(tmp_path: Path, shipped_base: Path, *overrides: str) -> Config:
     return load_config(ROOT / "configs" / "toyworld.yaml", [*paths, *encoders, *QUICK, *overrides])
 
 
+def noted_in_config(runs: Path) -> list[str]:
+    """Return the start words that the config of the one run has noted."""
+    (config,) = runs.glob("*/config.yaml")
+    return list(yaml.safe_load(config.read_text())["provenance"].get("start_words", []))
+
+
 def test_a_run_chooses_once_and_goes_on_with_what_it_has_learned(
     tmp_path: Path, shipped_base: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -113,9 +123,18 @@ def test_a_run_chooses_once_and_goes_on_with_what_it_has_learned(
     told = [record.message for record in caplog.records if "starts as" in record.message]
     assert len(told) == 1
     assert "'sks' starts as striped" in told[0]
+    noted = noted_in_config(tmp_path)
+    assert told[0].startswith(f"'sks' starts as {noted[0].removeprefix('sks: ')} (")
     caplog.clear()
-    assert train(toy_config(tmp_path, shipped_base, auto, "train.max_steps=2")) == 0
+    longer = toy_config(tmp_path, shipped_base, auto, "train.max_steps=2")
+    assert train(longer) == 0
     assert not [record for record in caplog.records if "starts as" in record.message]
+    assert noted_in_config(tmp_path) == noted
+    run = RunFolder(longer)
+    assert content.read(run.path).versions["start_words"] == noted[0]
+    shutil.rmtree(run.state.parent)
+    assert train(toy_config(tmp_path, shipped_base, "method.start_word=null", "train.max_steps=1")) == 0
+    assert noted_in_config(tmp_path) == []
 
 
 def test_words_are_chosen_for_auto_alone(tmp_path: Path, shipped_base: Path, family: Family) -> None:

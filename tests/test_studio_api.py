@@ -209,7 +209,7 @@ def test_images_are_searched_marked_and_deleted(client: Any, workspace: Workspac
 
 def test_models_are_listed(client: Any):
     found = {each["model"]: each for each in client.get("models").json()["models"]}
-    assert set(found) == {"checkpoints/robot", "checkpoints/toyworld"}
+    assert set(found) == {"checkpoints/robot", "checkpoints/toyworld", "checkpoints/toyworld-second"}
     assert (found["checkpoints/robot"]["kind"], found["checkpoints/toyworld"]["kind"]) == ("run", "pipeline")
     assert found["checkpoints/toyworld"]["resolution"] == 64
     hub = {each["model"]: each["resolution"] for each in client.get("models").json()["hub"]}
@@ -293,7 +293,7 @@ def test_the_page_of_the_api_has_every_route_and_loads_nothing_from_elsewhere(cl
     assert page.headers["content-type"].startswith("text/html")
     for path in client.get("openapi.json").json()["paths"]:
         assert f"<code>{path}</code>" in page.text
-    assert "checkpoints/toyworld" in page.text, "examples"
+    assert "checkpoints/toyworld-second" in page.text, "examples"
     assert "http://" not in page.text
     assert "https://" not in page.text
     assert client.get("docs.css").headers["content-type"].startswith("text/css")

@@ -357,6 +357,13 @@ def test_what_a_sweep_takes_is_told_first_and_nothing_is_written(
     assert not sweep.folder.exists()
 
 
+def test_a_sweep_does_not_take_the_folder_of_a_run(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    write_text(sweep.folder / "config.yaml", "a run's")
+    assert main(["sweep", str(sweep.path)]) == 2
+    assert capsys.readouterr().err == f"error: {sweep.folder}: is the folder of a run; choose another sweep.name\n"
+    assert [path.name for path in sweep.folder.iterdir()] == ["config.yaml"]
+
+
 @pytest.mark.slow
 def test_the_command_goes_on_after_a_worker_and_then_the_command_itself_were_killed(
     two_cells: Sweep, tmp_path: Path

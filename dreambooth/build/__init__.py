@@ -48,7 +48,7 @@ from dreambooth.build.prompts import (
 )
 from dreambooth.build.samplers import check_samplers, prior_sampler, validation_sampler
 from dreambooth.build.shared import SharedInputs
-from dreambooth.build.start_words import choose_start_words
+from dreambooth.build.start_words import choose_start_words, told_start_words
 from dreambooth.build.subjects import (
     SubjectData,
     buckets_of,
@@ -122,6 +122,7 @@ __all__ = [
     "steps_to_take",
     "subject_card",
     "subject_prompt",
+    "told_start_words",
     "unused_networks",
     "validation_prompts",
     "validation_sampler",

@@ -43,6 +43,12 @@ def choose_start_words(
     )
 
 
+def told_start_words(config: Config, start_words: StartWords | None) -> list[str]:
+    """Return words that were chosen, a text for each subject that has some: "sks: striped, purple"."""
+    chosen = zip(config.subjects, start_words or (), strict=False)
+    return [f"{subject.identifier}: {', '.join(words)}" for subject, words in chosen if words]
+
+
 def _load_clip(config: Config) -> ClipEncoder:
     name = config.validate.clip
     name = auto_encoder("clip") if name == "auto" else name

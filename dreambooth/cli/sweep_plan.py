@@ -14,6 +14,7 @@ from dreambooth.preflight.memory_plan import Planner
 from dreambooth.preflight.time_plan import durations, in_words
 from dreambooth.sweep import search
 from dreambooth.sweep.cells import Point
+from dreambooth.sweep.folder import check_folder
 from dreambooth.sweep.reading import Sweep, check_cells
 from dreambooth.sweep.status import read_status
 from dreambooth.sweep.worker import Task
@@ -58,6 +59,7 @@ def prepare(sweep: Sweep, num_workers: int) -> None:
     """Check all cells, and say what they take. Raises UserError, ModelError; writes nothing."""
     cells = search.planned_cells(sweep)
     check_cells(sweep, cells)
+    check_folder(sweep)
     search.check(sweep, cells[0])
     open_cells = [each.cell for each in read_status(sweep, cells) if each.state != "finished"]
     print(f"{sweep.folder}: {len(cells)} cells, {len(cells) - len(open_cells)} finished")

@@ -23,5 +23,5 @@ class Usual:
 DESCRIBE = Usual("Salesforce/blip2-opt-2.7b-coco", "checkpoints/toyworld-blip2")
 GROUND = Usual("microsoft/kosmos-2-patch14-224", "checkpoints/toyworld-kosmos2")
 SEARCH = Usual("Salesforce/blip2-itm-vit-g", "checkpoints/toyworld-blip2/retrieval")
-DRAW = Usual("", "checkpoints/toyworld")  # images of the same class
+DRAW = Usual("", "checkpoints/toyworld-second")  # images of the same class
 MASK = Usual("CIDAS/clipseg-rd64-refined", "checkpoints/toyworld-segmenter")  # Apache-2.0, 151 M weights

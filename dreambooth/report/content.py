@@ -131,7 +131,10 @@ def _read_config(folder: Path) -> Config:
 def _versions(folder: Path) -> dict[str, str]:
     """Return what the run wrote beside its settings; older runs may lack it."""
     raw = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    return {str(name): str(value) for name, value in (raw.get(PROVENANCE) or {}).items() if name != "folder"}
+    told = {name: value for name, value in (raw.get(PROVENANCE) or {}).items() if name != "folder"}
+    return {
+        str(name): "; ".join(map(str, each)) if isinstance(each, list) else str(each) for name, each in told.items()
+    }
 
 
 def _last_step(validation_log: ValidationLog, metrics: Mapping[str, records.Series], samples: Samples) -> int:

@@ -45,7 +45,9 @@ class RunFolder:
 
 
 def check_folders(run: RunFolder) -> None:
-    """Raise UserError where a file is in the place of a folder."""
+    """Raise UserError where a file is in the place of a folder, or the folder is a sweep's."""
+    if (run.path / "sweep.yaml").is_file():
+        raise UserError(f"{run.path}: is the folder of a sweep, with its config and report; choose another run.name")
     for folder in (*run.folders, run.model):
         there = _nearest(folder)
         if not there.is_dir():
@@ -83,10 +85,19 @@ def drop_later_than(run: RunFolder, state: FoundState | None) -> None:
             grid.unlink()
 
 
-def write_config(run: RunFolder, config: Config, accepted: Iterable[str]) -> None:
-    """Write the config with what it runs on, and with the changes that were accepted, now and before."""
-    overridden = list(dict.fromkeys([*_accepted_before(run), *accepted]))
-    about = {**provenance(), **({"overridden": overridden} if overridden else {})}
+def write_config(
+    run: RunFolder, config: Config, accepted: Iterable[str] = (), start_words: list[str] | None = None
+) -> None:
+    """Write the config with what it runs on, and with the changes that were accepted, now and before.
+
+    start_words: that were chosen as the run began, a text for each subject; None: it goes on, and they are told.
+    """
+    before = _told_before(run)
+    told = {
+        "overridden": list(dict.fromkeys([*before.get("overridden", []), *accepted])),
+        "start_words": before.get("start_words", []) if start_words is None else start_words,
+    }
+    about = {**provenance(), **{name: texts for name, texts in told.items() if texts}}
     write_text(run.config, yaml.safe_dump({**to_dict(config), PROVENANCE: about}, sort_keys=False))
 
 
@@ -105,9 +116,8 @@ def own_folders(run: RunFolder) -> list[Path]:
     ]
 
 
-def _accepted_before(run: RunFolder) -> list[str]:
-    """Return the accepted changes that the run's config names."""
+def _told_before(run: RunFolder) -> dict[str, list[str]]:
+    """Return what the run's config holds beside the settings."""
     if not run.config.is_file():
-        return []
-    about = yaml.safe_load(run.config.read_text(encoding="utf-8")).get(PROVENANCE, {})
-    return list(about.get("overridden", []))
+        return {}
+    return dict(yaml.safe_load(run.config.read_text(encoding="utf-8")).get(PROVENANCE, {}))

@@ -28,7 +28,7 @@ class TrainRequest(JobRequest):
                     "kind": "train",
                     "subject": "robot",
                     "class_noun": "robot",
-                    "base": "checkpoints/toyworld",
+                    "base": "checkpoints/toyworld-second",
                     "name": "robot",
                     "settings": {"train.max_steps": 40},
                 },
@@ -155,7 +155,14 @@ class PrepareRequest(JobRequest):
 
     model_config = ConfigDict(
         json_schema_extra={
-            "examples": [{"kind": "prepare", "subject": "robot", "class_noun": "robot", "base": "checkpoints/toyworld"}]
+            "examples": [
+                {
+                    "kind": "prepare",
+                    "subject": "robot",
+                    "class_noun": "robot",
+                    "base": "checkpoints/toyworld-second",
+                }
+            ]
         }
     )
 

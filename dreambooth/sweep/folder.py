@@ -5,9 +5,16 @@ import os
 import socket
 from pathlib import Path
 
+from dreambooth.errors import UserError, escaped
 from dreambooth.files import write_text
 from dreambooth.sweep.cells import Cell
 from dreambooth.sweep.reading import Sweep
+
+
+def check_folder(sweep: Sweep) -> None:
+    """Raise UserError where the sweep's folder is that of a run, which has a config and a report too."""
+    if frozen_config(sweep).is_file() and not (sweep.folder / "sweep.yaml").is_file():
+        raise UserError(f"{escaped(sweep.folder)}: is the folder of a run; choose another sweep.name")
 
 
 def frozen_config(sweep: Sweep) -> Path:

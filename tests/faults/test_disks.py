@@ -167,6 +167,18 @@ def test_a_file_in_the_place_of_a_folder_is_told_before_anything_is_done(config_
     assert list(run.path.parent.rglob("*")) == list(dict.fromkeys((run.path, in_the_way)))
 
 
+def test_a_run_does_not_take_the_folder_of_a_sweep(config_file: Path) -> None:
+    config = load_config(config_file, SHORT)
+    run = RunFolder(config)
+    run.path.mkdir(parents=True)
+    (run.path / "sweep.yaml").write_text("sweep: {name: mine}")
+    run.config.write_text("the sweep's")
+    with pytest.raises(UserError, match=rf"{run.path}: is the folder of a sweep.*choose another run.name"):
+        train(config)
+    assert run.config.read_text() == "the sweep's"
+    assert len(list(run.path.iterdir())) == 2
+
+
 def test_a_folder_that_cannot_be_written_is_told_before_anything_is_done(config_file: Path) -> None:
     said = r"/proc.*: cannot be written to \(.*\); repair that, or choose another run\.dir"
     with pytest.raises(UserError, match=said):
