@@ -5,7 +5,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dreambooth.config import Change, config_fields, describe_config, load_config, restricted_changes, to_dict
+from dreambooth.config import (
+    Change,
+    as_overrides,
+    config_fields,
+    describe_config,
+    flatten,
+    load_config,
+    restricted_changes,
+    to_dict,
+)
 from dreambooth.config.synonyms import SYNONYMS
 from dreambooth.errors import UserError
 
@@ -54,6 +63,13 @@ def test_a_number_without_a_decimal_point_before_its_exponent_is_read_as_one(tmp
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(REQUIRED) + "optim: {lr: 5e-6}\n")
     assert load_config(path).optim.lr == load_config(path, ["optim.lr=5e-6"]).optim.lr == 5e-6
+
+
+def test_values_as_overrides_are_read_back_as_they_are(tmp_path: Path) -> None:
+    texts = ["a photo of {subject} \U0001f436", 'a "quoted" \\u0041 {class}', "a {class} \u2028\x7f\xa0, später"]
+    values = {"validate.prompts": texts, "method.start_word": "\U0001f436", "train.max_steps": 7, "run.name": "no"}
+    config = load_config(written(tmp_path), as_overrides(values))
+    assert {key: flatten(to_dict(config))[key] for key in values} == values
 
 
 @pytest.mark.parametrize("written_as", ["1e3", "1.0e+3", "1000.0", "1_000", "1000"])

@@ -118,6 +118,23 @@ def test_subjects_of_a_table_have_what_its_columns_say(write: Callable[..., Path
     assert names(sweep) == ["first", "bello"]
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("rex,dog,a photo of {subject}, in snow", "line 4 has more values than there are columns"),
+        ('"rex" b,dog,', "after line 3: ',' expected after '\"'; mend the quotes"),
+        ('"rex,dog,', "after line 3: unexpected end of data; mend the quotes"),
+    ],
+)
+def test_a_line_of_a_table_that_does_not_fit_is_told_and_not_cut_short(
+    write: Callable[..., Path], subjects: Path, line: str, told: str
+) -> None:
+    table = subjects / "products.csv"
+    table.write_text(f"images,class_noun,prompt\nbello,dog,\n\n{line}\n")
+    with pytest.raises(UserError, match=f"products.csv: {told}"):
+        load_sweep(write(f"subjects: {{table: {table}}}"))
+
+
 def test_names_of_cells_are_folders_of_their_own_on_every_system(write: Callable[..., Path]) -> None:
     text = """
 settings:

@@ -68,8 +68,14 @@ def as_overrides(values: Mapping[str, Any]) -> list[str]:
     for key, value in values.items():
         item = field_of(key)
         is_text = isinstance(value, str | Path) and item is not None and item.type is str
-        found.append(f"{key}={value if is_text else json.dumps(value, default=str)}")
+        found.append(f"{key}={value if is_text else _as_yaml(value)}")
     return found
+
+
+def _as_yaml(value: Any) -> str:
+    """Return a value in a line. JSON's escapes of characters beyond four digits, such as emoji, are not YAML's."""
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return "".join(each if each.isprintable() else f"\\U{ord(each):08x}" for each in text)
 
 
 def _read_yaml(path: Path) -> tuple[dict[str, Any], list[str]]:

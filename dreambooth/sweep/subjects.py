@@ -50,17 +50,24 @@ def _of_folder(folder: Path, class_noun: str | None) -> list[Subject]:
 def _of_table(path: Path, class_noun: str | None) -> list[Subject]:
     if not path.is_file():
         raise UserError(f"subjects.table={escaped(path)}: there is no such file")
-    rows = list(csv.DictReader(read_lines(path), strict=True, restkey="", restval=""))
-    columns = list(rows[0]) if rows else []
+    table = csv.DictReader(read_lines(path), strict=True, restkey="", restval="")
+    try:
+        rows = [(table.line_num, row) for row in table]
+    except csv.Error as error:
+        raise UserError(f"{escaped(path)}: after line {table.line_num}: {error}; mend the quotes") from error
+    columns = table.fieldnames or [] if rows else []
     if unknown := [name for name in columns if name not in ("name", *FIELDS)]:
-        what = f"unknown column {escaped(unknown[0])!r}" if unknown[0] else "a line with more values than columns"
-        raise UserError(f"{escaped(path)}: {what}; there are name, {', '.join(FIELDS)}")
+        raise UserError(f"{escaped(path)}: unknown column {escaped(unknown[0])!r}; there are name, {', '.join(FIELDS)}")
     if "images" not in columns:
         raise UserError(f"{escaped(path)}: no column images with lines below it; write images,class_noun first")
-    return [_of_row(path, number, row, class_noun) for number, row in enumerate(rows, start=2)]
+    return [_of_row(path, number, row, class_noun) for number, row in rows]
 
 
 def _of_row(path: Path, number: int, row: dict[str, str], class_noun: str | None) -> Subject:
+    if "" in row:
+        raise UserError(
+            f"{escaped(path)}: line {number} has more values than there are columns; a value with a comma needs quotes"
+        )
     values = {name: row[name].strip() for name in FIELDS if (row.get(name) or "").strip()}
     values.setdefault("class_noun", class_noun or "")
     for name in ("images", "class_noun"):
