@@ -257,6 +257,9 @@ def report_finished(session: Session, state: FoundState) -> int:
     remove_half_written(run)
     remove_idle_states(run, session.config, state.step, session.validation_log)
     print(f"{run.path}: finished at step {state.step}, the model is in {run.model}")
+    written_as, wanted = started_config(run).model.export_dtype, session.config.model.export_dtype
+    if wanted != written_as:
+        logger.warning(f"model.export_dtype={wanted}: has no effect, the model of this run is written in {written_as}")
     return 0
 
 

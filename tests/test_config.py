@@ -164,6 +164,7 @@ def test_missing_required_keys_are_all_named(tmp_path: Path) -> None:
         ("prior.folder=somewhere", "prior.folder"),
         ("optim.warmup_steps=1000", "optim.warmup_steps"),
         ("run.name=../elsewhere", "run.name"),
+        ("method.dropout=1", "method.dropout"),
     ],
 )
 def test_rules_that_join_keys_are_checked(tmp_path: Path, override: str, key: str) -> None:

@@ -129,6 +129,8 @@ def test_the_cut_is_described_as_sdxl_reads_it(tmp_path):
     view = encoded(tmp_path / "a.png", mask)
     assert view.size_crop_V6.tolist() == [[128, 256, 0, 64, 64, 64]]
     assert view.inside_V1HW is None
+    mirrored = encoded(tmp_path / "a.png", mask, flip=True)
+    assert mirrored.size_crop_V6.tolist() == [[128, 256, 0, 64, 64, 64], [128, 256, 0, 0, 64, 64]]
 
 
 def test_without_a_mask_there_is_no_subject_to_cut_around(config_file):

@@ -15,8 +15,9 @@ from dreambooth.config import load_config
 from dreambooth.engine import train
 from dreambooth.errors import UserError
 from dreambooth.methods import FACTS, default_lr
+from dreambooth.run.cleaning import weights_of
 from dreambooth.run.folder import RunFolder
-from dreambooth.training.average import ScheduleFreeAverage
+from dreambooth.training.average import ScheduleFreeAverage, WeightAverage
 from dreambooth.training.optimizer import OptimSettings, make_optimizer
 from dreambooth.training.optimizers import OPTIMIZERS
 
@@ -53,7 +54,7 @@ def test_a_plan_counts_the_bytes_that_an_optimizer_keeps(name: str) -> None:
 def test_the_average_of_a_schedule_free_optimizer_comes_and_goes_without_a_bit_changed() -> None:
     network, optimizer = stepped("schedulefree", 3)
     before = [weight.detach().clone() for weight in network.parameters()]
-    average = ScheduleFreeAverage(optimizer)
+    average = ScheduleFreeAverage(lambda: list(network.parameters()), optimizer)
     with average.applied():
         averaged = [weight.detach().clone() for weight in network.parameters()]
     assert all(torch.equal(one, other) for one, other in zip(before, network.parameters(), strict=True))
@@ -61,6 +62,18 @@ def test_the_average_of_a_schedule_free_optimizer_comes_and_goes_without_a_bit_c
     for ours, theirs in zip(averaged, network.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs)
     assert not all(torch.equal(one, other) for one, other in zip(before, averaged, strict=True))
+
+
+def test_an_average_goes_on_where_the_weights_are() -> None:
+    """As on a GPU, where a state is loaded before Lightning tells the module its device."""
+    saved: dict[str, Any] = {}
+    WeightAverage(lambda: [torch.ones(3)], 0.5).save(saved)
+    elsewhere = [torch.ones(3, device="meta")]
+    average = WeightAverage(lambda: elsewhere, 0.5)
+    average.load(saved)
+    average.update()
+    average.save(saved)
+    assert [each.device.type for each in saved["average"]["shadow_params"]] == ["meta"]
 
 
 @pytest.fixture
@@ -103,6 +116,7 @@ def test_validations_change_nothing_in_a_schedule_free_run_and_its_model_is_the_
     validated = torch.load(shown.steps / "000004.ckpt", weights_only=True)["state_dict"]
     trained = {name.removeprefix("trained."): weight for name, weight in states[0]["state_dict"].items()}
     assert any(not torch.equal(weight, trained[name]) for name, weight in validated.items())
+    assert_equal(weights_of(states[0]), validated, "last.ckpt, as validations look at it")
 
 
 def test_the_rate_of_the_first_step_is_the_one_that_the_optimizer_wants(run: Callable[..., RunFolder]) -> None:

@@ -21,6 +21,7 @@ from crashes import spoil_class_picture
 from safetensors.torch import load_file
 from test_interruptions import assert_equal_runs
 from test_training import assert_same_but_for_rounding
+from tiny_flow import make_tiny_qwen_image_base
 from torch import Tensor
 from warm import Warm
 
@@ -103,6 +104,19 @@ def test_two_processes_take_the_steps_of_one(pair: RunFolder, config_file: Path)
     blocks = [{path.name: path.read_bytes() for path in run.prior.glob("*/*.safetensors")} for run in (alone, pair)]
     assert blocks[0] == blocks[1]
     assert len(blocks[0]) == 7
+
+
+LOHA = ("method.name=loha", "method.dropout=0.5")
+QWEN = ("method.name=lora", "method.train_text_encoder=false", "prior.source=none", "data.buckets=false")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [LOHA, QWEN], ids=["dropped modules", "the last text of Qwen-Image"])
+def test_two_processes_train_where_some_weights_get_no_gradient(
+    config_file: Path, warm: Warm, tmp_path: Path, settings: Sequence[str]
+) -> None:
+    base = [f"model.base={make_tiny_qwen_image_base(tmp_path)}"] if settings is QWEN else []
+    finish(warm, config_file, f"idle-{settings[0][-4:]}", *base, *settings, "validate.every_steps=0")
 
 
 @pytest.mark.slow

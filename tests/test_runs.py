@@ -64,12 +64,18 @@ def test_the_model_takes_the_number_format_that_is_asked_for(config_file: Path) 
     assert {value.dtype for value in weights.values()} == {torch.float16}
 
 
-def test_a_finished_run_says_so_and_does_nothing(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_says_so_and_does_nothing(
+    config: Config, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     train(config)
     before = {path: path.stat().st_mtime_ns for path in RunFolder(config).path.rglob("*")}
     capsys.readouterr()
     assert train(config) == 0
     assert "finished at step 8" in capsys.readouterr().out
+    assert "export_dtype" not in caplog.text
+    config.model.export_dtype = "bfloat16"
+    assert train(config) == 0
+    assert "model.export_dtype=bfloat16: has no effect, the model of this run is written in float" in caplog.text
     assert {path: path.stat().st_mtime_ns for path in RunFolder(config).path.rglob("*")} == before
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionXLPipeline
+from PIL import Image
 
 from dreambooth.config import load_config
 from dreambooth.data.image_folder import list_images
@@ -76,6 +77,16 @@ def test_frames_tell_the_true_size_and_where_the_crop_lies(xl: Family, pictures:
     frames = [picture.size_crop_V6.tolist() for picture in encoded]
     assert all(plain == mirrored for plain, mirrored in frames)
     assert [plain[:4] for plain, _ in frames] == [[64, 64, 0, 0], [80, 64, 8, 0], [96, 64, 16, 0]]
+
+
+def test_a_mirrored_crop_has_lost_on_the_left_what_it_had_lost_on_the_right(xl: Family, tmp_path: Path) -> None:
+    Image.new("RGB", (256, 64)).save(tmp_path / "wide.png")
+    (encoded,) = encode_image_files(
+        [tmp_path / "wide.png"], xl.encode_images, buckets=[(64, 64)], num_crops=3, flip=True, randomness=Randomness(0)
+    )
+    lefts = encoded.size_crop_V6[:, 3].tolist()
+    assert len(set(lefts)) > 3
+    assert [one + other for one, other in zip(lefts[:3], lefts[3:], strict=True)] == [256 - 64] * 3
 
 
 def test_a_refiner_is_refused_by_name(tiny_xl_base: Path, tmp_path: Path) -> None:

@@ -145,6 +145,17 @@ def test_a_run_is_known_by_its_vae(other: dict[str, Path], config: Config) -> No
     assert identities[0] != identities[1] == identities[2]
 
 
+def test_class_latents_of_another_noise_schedule_are_others(config: Config) -> None:
+    config.prior.num_images = 2
+    family, names = build.load_base(config), []
+    for config.loss.zero_terminal_snr in (False, True):
+        made = build.make_generated_prior(
+            family, family, ["a dog"], [(4, 8, 8)], Path(config.run.dir), config, Randomness(0), "base"
+        )
+        names.append(made.folder.name)
+    assert names[0] != names[1]
+
+
 def test_the_card_of_an_adapter_has_its_vae_and_another_one_goes_over_it(
     other: dict[str, Path], images: dict[str, torch.Tensor], config: Config, tiny_base: Path
 ) -> None:

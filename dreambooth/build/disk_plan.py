@@ -80,7 +80,7 @@ def disk_need(family: Family, config: Config) -> DiskNeed:
     weights = [weight for network in networks for weight in network.parameters()]
     trained = [weight for weight in weights if weight.requires_grad]
     num_trained, names = sum(weight.numel() for weight in trained), len(trained) * TENSOR_BYTES
-    num_averages = 1 if config.train.ema_decay else 0
+    num_averages = 1 if config.train.ema_decay or config.optim.name == "schedulefree" else 0
     is_adapter, is_twice = find_facts(config.method.name).is_adapter, config.method.name in HAVE_KOHYA_NAMES
     exported = sum(weight.numel() for weight in (trained if is_adapter else weights))
     keeps_best = bool(config.validate.every_steps and config.validate.keep_best)

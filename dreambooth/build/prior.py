@@ -2,7 +2,7 @@
 
 from itertools import chain
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -113,6 +113,7 @@ def make_generated_prior(
         base=base, prompt=prompts[0] if len(prompts) == 1 else prompts, sampler=str(settings),
         shape=shapes[0] if len(shapes) == 1 else shapes, seed=config.run.seed, dtype=str(dtype),
         num_images=prior.num_images, block_size=prior.batch_size, **vae_fingerprint(family, config),
+        **schedule_fingerprint(family, config),
     )  # fmt: skip
     num_samples = num_samples_of_run(config)
     common = (prior.num_images, prior.batch_size, folder / name, prompts, num_samples, is_shared)
@@ -133,6 +134,13 @@ def make_generated_prior(
 def vae_fingerprint(family: Family, config: Config) -> dict[str, str]:
     """Return what model.vae adds to the fingerprint of class latents: nothing where it is not set, as ever."""
     return {} if config.model.vae is None else {"vae": digest_weights([family.vae.state_dict()])}
+
+
+def schedule_fingerprint(family: Family, config: Config) -> dict[str, Any]:
+    """Return what the settings that change the base's noise schedule add to it: nothing without them, as ever."""
+    if not config.loss.zero_terminal_snr and config.model.config is None:
+        return {}
+    return {"schedule": {key: value for key, value in family.scheduler_config.items() if not key.startswith("_")}}
 
 
 def num_class_images(config: Config) -> int:

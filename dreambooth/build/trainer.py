@@ -19,7 +19,7 @@ from dreambooth.data.loader import BatchLoader
 from dreambooth.distributed import this_process
 from dreambooth.files import write_text
 from dreambooth.home_folder import hide_home
-from dreambooth.methods import default_lr
+from dreambooth.methods import HAVE_FACTORS, default_lr
 from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.plugins import active
 from dreambooth.run.folder import RunFolder
@@ -122,16 +122,17 @@ def steps_to_take(config: Config, state: FoundState | None, validation_log: Vali
 def make_strategy(config: Config, module: DreamBoothModule) -> Strategy | str:
     """Choose how processes share the work. With ddp each has the whole model; gradients are averaged in backward.
 
-    XL does not read the last layer of its first text encoder: DDP must then look for weights without a gradient.
+    DDP must look for weights without a gradient where there are some: XL does not read the last layer of its first
+    text encoder, and LoHa and LoKr drop whole modules.
     """
     world_size = config.train.devices * config.train.num_nodes
     if world_size == 1:
         return "auto"
     if config.train.strategy == "fsdp":
         return ModelParallelStrategy(world_size, tensor_parallel_size=1, save_distributed_checkpoint=False)
-    has_unread = "text_encoder_1" in module.trained
+    drops_modules = config.method.name in HAVE_FACTORS and config.method.dropout > 0
     return DDPStrategy(
-        find_unused_parameters=has_unread,
+        find_unused_parameters=module.family.has_idle_weights or "text_encoder_1" in module.trained or drops_modules,
         gradient_as_bucket_view=True,
         broadcast_buffers=False,  # none of them changes, and those of quantized layers have gigabytes
     )

@@ -225,7 +225,9 @@ class MethodConfig:
     alpha: float | None = setting(
         None, "the adapter's output is scaled by alpha / rank; null: rank, a scale of 1", above=0
     )
-    dropout: float = setting(0.0, "dropout of an adapter's inputs (loha, lokr: of its modules), 0 to 1", minimum=0)
+    dropout: float = setting(
+        0.0, "dropout of an adapter's inputs (loha, lokr: of its modules), from 0 to below 1", minimum=0
+    )
     dora: bool = setting(
         False, "lora, pivotal: DoRA in the denoiser, which trains direction and magnitude apart; slower"
     )

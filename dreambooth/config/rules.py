@@ -58,6 +58,8 @@ def joint_problems(config: Config) -> typing.Iterator[str]:
         yield "data.crop: subject is where data.mask is white, and data.mask is null; set it to auto, alpha or a folder"
     if config.data.caption_dropout > 1:
         yield f"data.caption_dropout: {config.data.caption_dropout} is too large; at most 1"
+    if config.method.dropout >= 1:
+        yield f"method.dropout: {config.method.dropout} is too large; it must be below 1, where nothing would train"
     if config.data.unmasked_weight > 1:
         yield f"data.unmasked_weight: {config.data.unmasked_weight} is too large; at most 1"
     if config.model.quantize != "none" and config.method.name in ("full", "custom_diffusion"):

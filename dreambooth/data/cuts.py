@@ -5,7 +5,7 @@ Sizes are (width, height) in pixels, boxes (left, top, right, bottom).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -29,6 +29,10 @@ class Window:
     top: float
     width: float
     height: float
+
+    def mirrored(self, size: Size) -> "Window":
+        """Return where the same part lies in the image's mirror image."""
+        return replace(self, left=size[0] - self.left - self.width)
 
     def fraction_inside(self, size: Size) -> float:
         """Return which fraction of the part is image and no padding."""

@@ -157,7 +157,7 @@ def encode_image_files(
         image, mask = load_image(path), None if masks is None else masks[number]
         positions = randomness.generator("crop", number).random((num_crops, 2)).tolist() if num_crops > 1 else [CENTER]
         box = cuts.subject_box(mask) if around_subject and mask is not None else None
-        crops, size_crops = _crops(image.size, buckets, positions, box)
+        crops, size_crops = _crops(image.size, buckets, positions, box, flip)
         subject = 0 if subjects is None else subjects[number]
         encoded.append(_encoded(image, mask, crops, size_crops, encode, flip, subject, path.name))
     return encoded
@@ -176,28 +176,33 @@ def _encoded(
     image: Image.Image, mask: Image.Image | None, crops: list[cuts.Cut], size_crops: list[list[float]],
     encode: Encoder, flip: bool, subject: int, name: str,
 ) -> EncodedImage:  # fmt: skip
-    """Encode crops of an image. size_crops: how each is described."""
+    """Encode crops of an image, and their mirror images if `flip`. size_crops: how each view is described."""
     mean_VCHW, std_VCHW = encode(_views(image, crops, flip))
     shape = mean_VCHW.shape[-2], mean_VCHW.shape[-1]
     mask_V1HW = None if mask is None else _pooled(_views(mask.convert("L"), crops, flip), shape)
     inside_V1HW = None
     if (inside := crops[0].inside(image.size)) is not None:  # one crop, around the subject
         inside_V1HW = _pooled(_views(inside, [cuts.centered(inside.size, inside.size)], flip), shape)
-    size_crop_V6 = torch.tensor(size_crops * 2 if flip else size_crops)
+    size_crop_V6 = torch.tensor(size_crops)
     mean_VCHW, std_VCHW = mean_VCHW.float().cpu(), std_VCHW.float().cpu()
     return EncodedImage(mean_VCHW, std_VCHW, size_crop_V6, mask_V1HW, subject, name, inside_V1HW)
 
 
 def _crops(
-    size: Size, buckets: Sequence[Size], positions_xy: list[list[float]], box: cuts.PixelBox | None
+    size: Size, buckets: Sequence[Size], positions_xy: list[list[float]], box: cuts.PixelBox | None, flip: bool
 ) -> tuple[list[cuts.Cut], list[list[float]]]:
-    """Return the crops of an image and how each is described. box: around the subject; None: at the positions."""
+    """Return the crops of an image, and how each is described, then each one's mirror image if `flip`.
+
+    box: around the subject; None: at the positions. What a crop has lost on the right its mirror image has on the left.
+    """
     if box is not None:
         crop = cuts.around_subject(size, box, buckets)
-        return [crop], [size_crop_of_window(size, crop)]
+        mirrored = [cuts.Cut(crop.window.mirrored(size), crop.size)] if flip else []
+        return [crop], [size_crop_of_window(size, each) for each in (crop, *mirrored)]
     bucket = nearest_bucket(size, buckets)
     crops = [cuts.centered(size, bucket, position) for position in positions_xy]
-    return crops, [size_crop_of(size, bucket, position) for position in positions_xy]
+    of_mirrors = [[1 - x, y] for x, y in positions_xy] if flip else []
+    return crops, [size_crop_of(size, bucket, position) for position in positions_xy + of_mirrors]
 
 
 def _pooled(levels_V3HW: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -33,6 +33,7 @@ class OneTransformer:
     """The members that families share whose denoiser is one transformer, the only network that trains."""
 
     unread_by_diffusers: ClassVar[tuple[str, ...]] = ()
+    has_idle_weights: ClassVar[bool] = False
     transformer: nn.Module
 
     @property

@@ -160,6 +160,11 @@ class Denoiser(Protocol):
         ...
 
     @property
+    def has_idle_weights(self) -> bool:
+        """Return whether some of its weights do not act on the prediction, so that they get no gradient."""
+        ...
+
+    @property
     def resolution(self) -> int:
         """Return the side of the images that it was trained on, pixels."""
         ...

@@ -74,6 +74,7 @@ class QwenImage(OneTransformer, FlowProcess, QwenImageCodec, FrozenText, qwen.Te
     layouts: ClassVar[tuple[str, ...]] = ("kohya", "comfyui")
     control_class: ClassVar[type[Any]] = QwenImageControlNetModel
     controls_read_prompts: ClassVar[bool] = True
+    has_idle_weights: ClassVar[bool] = True  # nothing reads what the last block makes of the text
 
     transformer: QwenImageTransformer2DModel
     tokenizer: PreTrainedTokenizerFast

@@ -46,6 +46,7 @@ class UNetFamily(ControlledUNet, KLCodec, PromptCache):
 
     even_sigmas: ClassVar[bool] = False
     guidance: ClassVar[Guidance] = FROM_UNCONDITIONAL
+    has_idle_weights: ClassVar[bool] = False
     layouts: ClassVar[tuple[str, ...]] = ("single-file", "kohya", "comfyui", "embedding")
 
     unet: UNet2DConditionModel

@@ -50,9 +50,8 @@ def found_state(run: RunFolder, config: Config, accepted_changes: Collection[str
     state = find_newest((run.state, run.previous)) or removed_state(run)
     if state is None:
         return None
-    changes = [
-        each for each in changed_settings(started_config(run), config, state) if each.key not in accepted_changes
-    ]
+    accepted = {key for key in accepted_changes if ACCEPTABLE_CHANGES.fullmatch(key)}  # not a base or an encoder
+    changes = [each for each in changed_settings(started_config(run), config, state) if each.key not in accepted]
     if changes:
         possible = [each.key for each in changes if ACCEPTABLE_CHANGES.fullmatch(each.key)]
         offer = f", or accept the changes ({' '.join(f'--override {key}' for key in possible)})"

@@ -21,18 +21,18 @@ class WeightAverage:
     """
 
     def __init__(self, weights: Callable[[], list[Tensor]], decay: float) -> None:
-        self._weights = weights
+        self.weights = weights
         self._ema = EMAModel(weights(), decay) if decay else None
 
     def update(self) -> None:
         """Take in the weights of the optimizer step that just ended."""
         if self._ema is not None:
-            self._ema.step(self._weights())
+            self._ema.step(self.weights())
 
     def replace_weights(self) -> None:
         """Copy the average over the live weights for good."""
         if self._ema is not None:
-            self._ema.copy_to(self._weights())
+            self._ema.copy_to(self.weights())
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
@@ -40,7 +40,7 @@ class WeightAverage:
         if self._ema is None:
             yield
             return
-        weights = self._weights()
+        weights = self.weights()
         self._ema.store(weights)
         self._ema.copy_to(weights)
         try:
@@ -52,10 +52,11 @@ class WeightAverage:
         if self._ema is not None:
             checkpoint["average"] = self._ema.state_dict()
 
-    def load(self, checkpoint: dict[str, Any], device: torch.device) -> None:
+    def load(self, checkpoint: dict[str, Any]) -> None:
+        """Go on from a saved average, on the weights' device: Lightning's module has none of its own as it loads."""
         if self._ema is not None:
             self._ema.load_state_dict(checkpoint["average"])
-            self._ema.to(device)
+            self._ema.to(self.weights()[0].device)
 
 
 class ScheduleFreeAverage(WeightAverage):
@@ -64,11 +65,11 @@ class ScheduleFreeAverage(WeightAverage):
         x = y + (1 - 1 / beta1) (z - y)     Defazio et al. 2024, arXiv 2405.15682, eq. 1 to 3
 
     The optimizer itself would go there and back by arithmetic, which rounds: a run with a validation would not be one
-    without. Here y is kept, and a checkpoint has it as it is.
+    without. Here y is kept, and a checkpoint has it as it is. It has x beside it, for who looks at the weights alone.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        super().__init__(list, 0.0)
+    def __init__(self, weights: Callable[[], list[Tensor]], optimizer: torch.optim.Optimizer) -> None:
+        super().__init__(weights, 0.0)
         self._optimizer = optimizer
 
     @torch.no_grad()
@@ -89,3 +90,7 @@ class ScheduleFreeAverage(WeightAverage):
             with torch.no_grad():
                 for weight, before in zip(weights, kept, strict=True):
                     weight.copy_(before)
+
+    def save(self, checkpoint: dict[str, Any]) -> None:
+        with self.applied():
+            checkpoint["average"] = {"shadow_params": [weight.detach().clone() for weight in self.weights()]}

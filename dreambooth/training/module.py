@@ -102,7 +102,7 @@ class DreamBoothModule(pl.LightningModule):
         trained = dict(self.trained.items())
         optimizer, schedule = make_optimizer(trained, self.optim, self.is_fused, lambda: self.text_is_stopped)
         if self.optim.name == "schedulefree":
-            self.average = ScheduleFreeAverage(optimizer)
+            self.average = ScheduleFreeAverage(self.average.weights, optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:
@@ -233,7 +233,7 @@ class DreamBoothModule(pl.LightningModule):
         checkpoint["state_dict"] = {name: t for name, t in checkpoint["state_dict"].items() if name in kept}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.average.load(checkpoint, self.device)
+        self.average.load(checkpoint)
         saved_R2N = checkpoint["decile_losses"].to(self.device)
         self.deciles.load(saved_R2N, self.trainer.global_rank, self.trainer.world_size)
         if "state_dict" in checkpoint:  # sharded weights are in their place already

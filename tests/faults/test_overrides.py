@@ -18,6 +18,7 @@ from dreambooth.errors import UserError
 from dreambooth.run.fingerprints import digests, joined_digest
 from dreambooth.run.folder import RunFolder
 
+ROOT = Path(__file__).parents[2]
 SHORT = ("optim.warmup_steps=0", "optim.schedule=constant", "validate.every_steps=0", "prior.source=none")
 FIRST, LONGER = (*SHORT, "train.max_steps=2"), (*SHORT, "train.max_steps=4")
 
@@ -78,6 +79,17 @@ def test_what_saved_weights_do_not_fit_is_refused_whatever_one_says(config_file:
     assert "run.resume=never" in str(caught.value)
     with pytest.raises(UserError, match=rf"other settings.*\n  {key}: ") as caught:
         train(changed)
+    assert "--override" not in str(caught.value), "it proposes what it then refuses"
+    assert everything(RunFolder(changed)) == before
+
+
+def test_an_encoder_that_the_run_did_not_have_is_refused_whatever_one_says(config_file: Path) -> None:
+    """Its scores would be measured against anchors of another one."""
+    train(load_config(config_file, FIRST))
+    changed = load_config(config_file, [*LONGER, f"validate.dino={ROOT / 'checkpoints' / 'toyworld-encoders' / 'vit'}"])
+    before = everything(RunFolder(changed))
+    with pytest.raises(UserError, match=r"other settings.*\n  validate\.dino: None -> ") as caught:
+        train(changed, accepted_changes=("validate.dino",))
     assert "--override" not in str(caught.value), "it proposes what it then refuses"
     assert everything(RunFolder(changed)) == before
 
