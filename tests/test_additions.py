@@ -322,6 +322,25 @@ def test_an_image_with_what_was_laid_over_is_made_again_from_itself(
     assert [(each["word"], len(each["sha256"])) for each in recipe["embeddings"]] == [("<b>", 64)]
 
 
+def test_a_lora_that_has_moved_keeps_the_weight_of_the_recipe(
+    loras: dict[str, Path], tiny_base: Path, tmp_path: Path
+) -> None:
+    lora, out = loras["kohya.safetensors"], tmp_path / "a"
+    quick = ["--steps", "1", "--num-images", "1", "--size", "64x64", "--out", str(out)]
+    assert main(["sample", str(tiny_base), "a dog", *quick, "--lora", f"{lora}:0.5"]) == 0
+    moved = tmp_path / "moved.safetensors"
+    moved.write_bytes(lora.read_bytes())
+    weights = []
+    for number, given in enumerate(([str(moved)], [f"{moved}:0.8"], [str(moved), str(loras["peft.bin"])])):
+        laid = [text for each in given for text in ("--lora", each)]
+        again = tmp_path / str(number)
+        assert main(["sample", "--from-image", str(next(out.iterdir())), *laid, "--out", str(again)]) == 0
+        recipe = read_recipe(next(again.iterdir()))
+        assert recipe["loras"][0]["file"] == str(moved)
+        weights.append([each["weight"] for each in recipe["loras"]])
+    assert weights == [[0.5], [0.8], [1.0, 1.0]]
+
+
 def test_another_file_under_the_name_in_a_recipe_is_told(
     loras: dict[str, Path], tiny_base: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

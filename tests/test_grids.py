@@ -208,25 +208,61 @@ def test_a_grid_takes_images_strengths_control_weights_and_styles(
     control = make_controls([f"canny=map:{first}"], {"canny": "x/y"})
     images = FromImages(init_image(first, feather=3), control)
     axes = parse_axes(["strength=0.2,1", f"init_image={second}", "style=none,ink"])
-    plain, *_, last = cells_of(axes, ModelRef("m"), with_images(axes, DOG, images))
+    plain, *_, last = cells_of(axes, ModelRef("m"), with_images(axes, DOG, images)[0])
     assert plain.options.prompt == "a dog"
     assert plain.options.images == replace(images, init=init_image(second, 0.2, feather=3))
     assert "a dog" in last.options.prompt
     assert "ink" in last.options.prompt
     assert last.options.images == replace(images, init=init_image(second, 1, feather=3))
     axes = parse_axes(["control_weight=0,0.5"])
-    weights = [cell.options.images for cell in cells_of(axes, ModelRef("m"), with_images(axes, DOG, images))]
+    weights = [cell.options.images for cell in cells_of(axes, ModelRef("m"), with_images(axes, DOG, images)[0])]
     assert weights == [replace(images, controls=(replace(control[0], weight=weight),)) for weight in (0, 0.5)]
     axes = parse_axes([f"mask={first},{second}", "feather=1,2", 'expand="0,8,0,0"'])
-    starts = [cell.options.images.init for cell in cells_of(axes, ModelRef("m"), with_images(axes, DOG, images))]
+    starts = [cell.options.images.init for cell in cells_of(axes, ModelRef("m"), with_images(axes, DOG, images)[0])]
     assert [each.mask.name for each in starts] == [first, second] * 2
     assert caplog.text.count("nothing in it is white") == 2, "one line a mask, not one a cell"
     assert [(each.feather, each.expand) for each in starts[::2]] == [(1, (0, 8, 0, 0)), (2, (0, 8, 0, 0))]
     axes = parse_axes([f"control=none,canny=map:{second}:0.5"])
-    controls = [cell.options.images.controls for cell in cells_of(axes, ModelRef("m"), with_images(axes, DOG, images))]
+    cells = cells_of(axes, ModelRef("m"), with_images(axes, DOG, images)[0])
+    controls = [cell.options.images.controls for cell in cells]
     assert [[(each.weight, each.network) for each in own] for own in controls] == [[], [(0.5, "x/y")]]
     axes = parse_axes(["seed=1"])
-    assert with_images(axes, DOG, images) is DOG, "the folders of earlier grids keep their names"
+    assert with_images(axes, DOG, images)[0] is DOG, "the folders of earlier grids keep their names"
+
+
+def test_none_leaves_out_the_common_control_and_style_and_no_other_image(tiny_base: Path, tmp_path: Path) -> None:
+    """The control's network is not there: nothing asks for it."""
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (64, 64), "teal").save(photo)
+    common = ["--control", f"canny=map:{photo}", "--control-model", "canny=no/network", "--style", str(photo)]
+    start = ["--init-image", str(photo), "--strength", "0.5"]
+    grid = ["--grid", "control=none", f'style=none,"{photo}"', "--out", str(tmp_path / "grid")]
+    assert main(["sample", str(tiny_base), "a dog", *QUICK, *common, *start, *grid]) == 0
+    none, styled = (read_recipe(path) for path in sorted((tmp_path / "grid").glob("0*.png")))
+    assert "controls" not in none
+    assert "style" not in none
+    assert none["init_image"]["file"] == str(photo)
+    assert styled["style"]["file"] == str(photo)
+
+
+def test_an_axis_of_expand_has_the_defaults_of_the_option(tmp_path: Path) -> None:
+    photo = str(tmp_path / "photo.png")
+    Image.new("RGB", (128, 128), "teal").save(photo)
+
+    def starts(images: FromImages, *texts: str) -> list[tuple[float, int]]:
+        axes = parse_axes(['expand="128,128,0,0"', *texts])
+        cells = cells_of(axes, ModelRef("m"), with_images(axes, DOG, images)[0])
+        inits = [cell.options.images.init for cell in cells if cell.options.images is not None]
+        return [(init.strength, init.feather) for init in inits if init is not None]
+
+    option = init_image(photo, expand=(128, 128, 0, 0))
+    assert option is not None
+    assert (option.strength, option.feather) == (1.0, 4)
+    assert starts(FromImages(init_image(photo))) == [(1.0, 4)]
+    assert starts(FromImages(), f"init_image={photo}") == [(1.0, 4)]
+    assert starts(FromImages(init_image(photo, 0.75, feather=2))) == [(0.75, 2)], "as given, if the default's value"
+    assert starts(FromImages(init_image(photo)), "strength=0.2,1") == [(0.2, 4), (1.0, 4)]
+    assert starts(FromImages(init_image(photo)), "feather=1,9") == [(1.0, 1), (1.0, 9)]
 
 
 def test_none_is_a_model_without_the_option() -> None:

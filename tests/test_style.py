@@ -26,6 +26,7 @@ from dreambooth.generation.inputs.style_ref import StyleRef, check_reference, st
 from dreambooth.generation.inputs.styles import NamedStyle, Styles, make_styles, read_styles, weighted
 from dreambooth.generation.models.loading import Model, load_model
 from dreambooth.generation.options import ImageOptions
+from dreambooth.generation.prompting.prompt_reading import encoder
 from dreambooth.generation.prompting.weight_syntax import parse_weights
 from dreambooth.generation.prompting.wildcards import Wildcards
 from dreambooth.generation.request import read_recipe
@@ -173,6 +174,20 @@ def test_a_robot_comes_out_at_night_in_the_style_of_a_picture_at_night(shipped_b
 
     assert distance(0) > 60
     assert distance(1) < 40
+
+
+def test_the_reference_is_the_same_beside_a_prompt_of_two_parts(model: Model, photo: Path) -> None:
+    """It looks at no other sample, so its own prediction shows whether its text was filled up with something."""
+    style = prepare_style(model, make_styles([str(photo)]).reference, (64, 64))
+    seen: list[torch.Tensor] = []
+    handle = model.family.denoiser.register_forward_hook(lambda module, args, result: seen.append(result[0][0]))
+    for prompt in ("a dog", "a dog " * 60):
+        start, inputs = noise_from_seeds([3], SHAPE), ImageInputs(style=style)
+        encode = encoder(model.family, "weighted")
+        sample_latents(model.family, [prompt], start, SamplerSettings(1, 3.0), encode=encode, inputs=inputs)
+    handle.remove()
+    short, long = seen
+    torch.testing.assert_close(long, short, atol=1e-5, rtol=1e-5)
 
 
 # an image's style, by an IP-Adapter

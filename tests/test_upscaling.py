@@ -1,6 +1,7 @@
 """Larger images: tiles leave no seam and change nothing where there is one; a recipe makes the same image again."""
 
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +14,14 @@ from dreambooth.api import Model
 from dreambooth.cli import main
 from dreambooth.errors import UserError
 from dreambooth.families import Family
+from dreambooth.generation.images import make_requests, reproduce
+from dreambooth.generation.inputs.canvas import finished_size, make_canvas
+from dreambooth.generation.inputs.init_image import init_image
+from dreambooth.generation.memory import decoding_of
 from dreambooth.generation.models.loading import load_model
 from dreambooth.generation.options import ImageOptions, with_options
+from dreambooth.generation.prompting.wildcards import Wildcards
+from dreambooth.generation.refining.refine import refine, without_prompt
 from dreambooth.generation.refining.tiles import in_tiles, tile_starts, with_tiles
 from dreambooth.generation.request import GeneratedImage
 from dreambooth.subject_info import LearnedSubject
@@ -105,3 +112,75 @@ def test_detail_redraws_the_subject_and_leaves_what_is_far_from_it(shipped_base:
     assert not is_changed[:4, :4].any(), "a corner of the sky"
     with pytest.raises(UserError, match="names no subject that this model knows"):
         model.generate([{"prompt": "a photo of a dog", "detail": 0.5}], num_images=1)
+
+
+def test_a_larger_image_of_a_transformer_fits_its_patches(tiny_z_image_base: Path) -> None:
+    """1.4 times 64 is near 88, which fits the VAE alone; resampling needs no more."""
+    model = Model(load_model(str(tiny_z_image_base), "cpu"), "cpu")
+    quick = {"prompt": "a dog", "steps": 1, "size": [64, 64], "upscale": 1.4}
+    (larger,) = model.generate([quick], num_images=1)
+    (resampled,) = model.generate([{**quick, "upscale_strength": 0}], num_images=1)
+    assert (larger.size, resampled.size) == ((96, 96), (88, 88))
+
+
+def test_a_size_that_is_too_large_in_the_end_is_refused_before_anything_is_sampled(
+    flow_base: Callable[[str], Path],
+) -> None:
+    model = load_model(str(flow_base("sd3")), "cpu")
+    options = ImageOptions("a dog", 1, steps=1, size=(64, 64), upscale=8.0)
+    with pytest.raises(UserError, match=r"upscale=8\.0: an image side of 512 pixels is too large .*; use at most 256"):
+        make_requests(model, [options], Wildcards(()))
+    assert make_requests(model, [replace(options, upscale=4.0)], Wildcards(()))
+
+
+def test_the_finished_size_is_that_of_the_whole_image_where_a_part_is_redrawn(tmp_path: Path) -> None:
+    photo, mask = tmp_path / "photo.png", Image.new("L", (96, 80), 0)
+    Image.new("RGB", (96, 80), "teal").save(photo)
+    for is_white in (False, True):
+        if is_white:
+            mask.paste(255, (8, 8, 24, 24))
+        for only_masked in (False, True):
+            init = init_image(photo, mask=mask, expand=(0, 0, 8, 0) if is_white else None, only_masked=only_masked)
+            assert init is not None
+            finished = make_canvas(init, (64, 64)).finish(Image.new("RGB", (64, 64)))
+            assert finished_size(init, (64, 64)) == finished.size
+    assert finished_size(None, (64, 32)) == (64, 32)
+
+
+def test_what_is_redrawn_is_decoded_as_its_own_size_needs_it_and_the_vae_is_as_before(tiny_base: Path) -> None:
+    model = load_model(str(tiny_base), "cpu")
+    (request,) = make_requests(model, [ImageOptions("a dog", 1, steps=1, upscale=2)], Wildcards(()))
+    parts: list[torch.Size] = []
+    handle = model.family.vae.decoder.register_forward_hook(lambda module, args, result: parts.append(result.shape))
+    for decoding in ("whole", "tiles"):
+        refine(model, request, Image.new("RGB", (64, 64)), {}, lambda step, num_steps: None, decoding)
+        assert decoding_of(model.family.vae) == "whole"
+    model.family.vae.enable_tiling()
+    refine(model, request, Image.new("RGB", (64, 64)), {}, lambda step, num_steps: None, "auto")
+    handle.remove()
+    assert decoding_of(model.family.vae) == "tiles", "as before"
+    whole, *tiles, by_what_is_free = parts
+    assert whole[-2:] == by_what_is_free[-2:] == (128, 128)
+    assert len(tiles) > 1
+    assert all(max(tile[-2:]) < 128 for tile in tiles)
+
+
+@pytest.mark.parametrize("name", ["z_image", "krea2", "sd3"])
+def test_tiles_are_not_guided_however_a_family_counts(name: str, flow_base: Callable[[str], Path]) -> None:
+    model = load_model(str(flow_base(name)), "cpu")
+    options = ImageOptions("a dog", 1, steps=1, guidance_scale=3.0, size=(64, 64), upscale=2)
+    (request,) = make_requests(model, [options], Wildcards(()))
+    assert model.family.guidance.is_combined(request.settings.guidance_scale)
+    assert not model.family.guidance.is_combined(without_prompt(model.family, request).settings.guidance_scale)
+
+
+def test_detail_is_refused_by_its_own_name_where_nothing_shows_the_subject(tiny_z_image_base: Path) -> None:
+    """In a recipe too, which another MODEL is to make again."""
+    model = load_model(str(tiny_z_image_base), "cpu")
+    options = ImageOptions("a dog", 1, steps=1, size=(64, 64))
+    with pytest.raises(UserError, match=r"detail=0\.5: .* has no cross-attention to find the subject by"):
+        make_requests(model, [replace(options, detail=0.5)], Wildcards(()))
+    (image,) = Model(model, "cpu").generate([{"prompt": "a dog", "steps": 1, "size": [64, 64]}], num_images=1)
+    recipe = image.recipe | {"refinement": {"factor": 1.0, "strength": 0.3, "detail": 0.5}}
+    with pytest.raises(UserError, match=r"detail=0\.5: .* has no cross-attention"):
+        reproduce(recipe, model)

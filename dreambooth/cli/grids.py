@@ -72,7 +72,7 @@ def run_grid(
         raise UserError("--grid: not together with --from-image or --vary; name MODEL and PROMPT")
     _check_grid_options(args, wanted)
     axes = with_prompts(parse_axes(args.grid), [options.prompt for options in wanted])
-    usual = with_images(axes, wanted[0], images)
+    usual, beside = with_images(axes, wanted[0], images)
     cells = [replace(cell, options=styles.apply(cell.options)) for cell in cells_of(axes, ref, usual)]
     check_cells(cells, wildcards)
     folder = Path(args.out) if args.out else default_folder(ref.name) / folder_name(cells, images)
@@ -82,7 +82,7 @@ def run_grid(
         from dreambooth.generation.models.model_pool import ModelPool
         from dreambooth.step_models import load_at_step
 
-    pool, grid, scorer = ModelPool(args.device), Grid(axes, cells, folder, images), make_grid_scorer(args)
+    pool, grid, scorer = ModelPool(args.device), Grid(axes, cells, folder, beside), make_grid_scorer(args)
 
     logger.info(grid.size_in_words)
     with SamplingBar() as bar, translate_write_errors(folder, "--out"):

@@ -272,11 +272,10 @@ def find_model(args: argparse.Namespace, recipe: dict[str, Any] | None) -> "Mode
     Of the latter MODEL, --base, --vae, --lora and --embedding go over the recipe's, where they lie elsewhere now.
     Raises UserError.
     """
-    from dreambooth.generation.models.additions import parse_embedding, parse_lora
+    from dreambooth.generation.models.additions import moved_loras, parse_embedding
     from dreambooth.generation.models.reference import ModelRef
     from dreambooth.generation.request import request_of
 
-    loras = tuple(map(parse_lora, args.lora))
     embeddings = tuple(map(parse_embedding, args.embedding))
     if recipe is not None:
         ref = request_of(recipe).model
@@ -284,4 +283,5 @@ def find_model(args: argparse.Namespace, recipe: dict[str, Any] | None) -> "Mode
     else:
         ref = ModelRef(args.model, args.base, args.config, args.revision, args.variant, args.dtype, args.vae)
         ref = replace(ref, quantize=args.quantize)
-    return replace(ref, loras=loras or ref.loras, embeddings=embeddings or ref.embeddings)
+    loras = moved_loras(args.lora, ref.loras) or ref.loras
+    return replace(ref, loras=loras, embeddings=embeddings or ref.embeddings)

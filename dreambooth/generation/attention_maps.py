@@ -41,7 +41,7 @@ class AttentionRecorder:
     """
 
     def __init__(self, denoiser: torch.nn.Module, num_images: int, size: tuple[int, int]) -> None:
-        self._layers = [each for each in denoiser.modules() if isinstance(each, Attention) and each.is_cross_attention]
+        self._layers = cross_attention_of(denoiser)
         if not self._layers:
             raise UserError(
                 f"--attention-maps: {type(denoiser).__name__} has no cross-attention to the prompt; maps are for "
@@ -88,6 +88,11 @@ class AttentionRecorder:
             height, width = math.ceil(height / 2), math.ceil(width / 2)
         assert height * width == num_positions, "a layer of another shape than the latents"
         return height, width
+
+
+def cross_attention_of(denoiser: torch.nn.Module) -> list[Attention]:
+    """Return the layers of a denoiser that attend to its text; none of a transformer that joins text and image."""
+    return [each for each in denoiser.modules() if isinstance(each, Attention) and each.is_cross_attention]
 
 
 def word_maps(family: Family, request: ImageRequest, maps_NHW: Tensor) -> dict[str, Tensor]:

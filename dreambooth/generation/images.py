@@ -178,7 +178,8 @@ def generate(
         for row, (request, image) in enumerate(zip(batch, images, strict=True)):
             maps = {} if recorder is None else word_maps(model.family, request, recorder.maps[row])
             done += 1
-            image = active().change("change_image", image=refine(model, request, image, maps, report), request=request)
+            refined = refine(model, request, image, maps, report, decoding)
+            image = active().change("change_image", image=refined, request=request)
             made = GeneratedImage.from_image(image, make_recipe(request, weights))
             if attention_maps:
                 made.attention = draw_attention(made, maps)
@@ -188,9 +189,7 @@ def generate(
 
 def _recorder(model: Model, batch: Sequence[ImageRequest]) -> AttentionRecorder:
     if isinstance(model.family.denoiser, Graph):
-        raise UserError(
-            f"--attention-maps, --detail: {model.name} holds graphs, whose attention nobody sees; leave it out"
-        )
+        raise UserError(f"--attention-maps: {model.name} holds graphs, whose attention nobody sees; leave it out")
     _, height, width = model.family.latent_shape(batch[0].height, batch[0].width)
     return AttentionRecorder(model.family.denoiser, len(batch), (height, width))
 
@@ -281,4 +280,5 @@ def reproduce(recipe: Mapping[str, Any], model: Model, images: FromImages | None
     request = request_of(recipe)
     request = replace(request, model=model.ref, images=attached(model, images or request.images))
     check_can_sample(model, (request.height, request.width), request.settings)
+    check_refinement(model, request)
     return request

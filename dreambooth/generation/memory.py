@@ -4,8 +4,9 @@ Offload gives the same bits. Slices decode the images of a batch one by one, hal
 same images but for rounding. Tiles decode parts of an image that overlap: it differs by a few levels where they meet.
 """
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -86,8 +87,21 @@ def prepare_decoding(family: Family, wanted: str, num_pixels: int, num_images: i
         logger.info(f"decoding in {chosen}, as {free / 2**30:.1f} GiB are free (--decoding)")
 
 
+@contextlib.contextmanager
+def decoding_for(family: Family, wanted: str, num_pixels: int, num_images: int) -> Iterator[None]:
+    """Let the VAE decode as `prepare_decoding` chooses while the block runs, and then as before. Raises UserError."""
+    before = decoding_of(family.vae)
+    prepare_decoding(family, wanted, num_pixels, num_images)
+    try:
+        yield
+    finally:
+        prepare_decoding(family, before, num_pixels, num_images)
+
+
 def decoding_of(vae: Any) -> str:
     """Return how a VAE decodes: whole, slices or tiles."""
+    if not hasattr(vae, "enable_tiling"):
+        return "whole"
     return "tiles" if vae.use_tiling else "slices" if vae.use_slicing else "whole"
 
 

@@ -119,11 +119,14 @@ def _joined(values: Sequence[str]) -> str:
     return text.getvalue()
 
 
-def with_images(axes: Sequence[Axis], options: ImageOptions, images: FromImages) -> ImageOptions:
-    """Return the options of all cells: with what they take from images where an axis says something of these."""
+def with_images(axes: Sequence[Axis], options: ImageOptions, images: FromImages) -> tuple[ImageOptions, FromImages]:
+    """Return the options of all cells, and what these take from images beside what the options hold.
+
+    Where an axis says something of images the options hold all, which a cell then changes or leaves out.
+    """
     if not any(axis.name in IMAGE_AXES for axis in axes):
-        return options
-    return replace(options, images=merged(images, options.images))
+        return options, images
+    return replace(options, images=merged(images, options.images)), FromImages()
 
 
 def cells_of(axes: Sequence[Axis], ref: ModelRef, options: ImageOptions) -> list[Cell]:

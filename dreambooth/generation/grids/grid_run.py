@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 class Grid:
     """Hold a grid: its axes by place, its cells in order, and the folder that they are written to.
 
-    images: what all cells take from others.
+    images: what cells take from others beside what their options hold.
     """
 
     axes: Sequence[Axis]

@@ -13,7 +13,7 @@ from dreambooth.generation.inputs.control_ref import make_controls, parse_contro
 from dreambooth.generation.inputs.found_mask import is_words
 from dreambooth.generation.inputs.from_images import FromImages
 from dreambooth.generation.inputs.image_refs import image_ref
-from dreambooth.generation.inputs.init_image import checked, init_image, parse_margins
+from dreambooth.generation.inputs.init_image import InitImage, checked, init_image, parse_margins, with_margins
 from dreambooth.generation.inputs.styles import make_styles
 from dreambooth.generation.options import ImageOptions
 
@@ -37,7 +37,8 @@ def _with_mask(options: ImageOptions, value: str) -> ImageOptions:
 
 
 def _with_expand(options: ImageOptions, value: str) -> ImageOptions:
-    return _with_start(options, "expand", value, expand=parse_margins(value))
+    margins = parse_margins(value)
+    return _with_images(options, init=checked(with_margins(_start(options, "expand", value), margins)))
 
 
 def _with_feather(options: ImageOptions, value: str) -> ImageOptions:
@@ -46,10 +47,15 @@ def _with_feather(options: ImageOptions, value: str) -> ImageOptions:
 
 def _with_start(options: ImageOptions, name: str, value: str, **changes: Any) -> ImageOptions:
     """Return options whose image to start from has changes. Raises UserError where there is none."""
+    return _with_images(options, init=checked(replace(_start(options, name, value), **changes)))
+
+
+def _start(options: ImageOptions, name: str, value: str) -> InitImage:
+    """Return the image to start from. Raises UserError where there is none."""
     init = _images(options).init
     if init is None:
         raise UserError(f"--grid {name}={value}: there is no image to start from; name one with --init-image")
-    return _with_images(options, init=checked(replace(init, **changes)))
+    return init
 
 
 def _with_control(options: ImageOptions, value: str) -> ImageOptions:
@@ -71,7 +77,7 @@ def _with_control_weight(options: ImageOptions, value: str) -> ImageOptions:
 
 def _with_style(options: ImageOptions, value: str) -> ImageOptions:
     if value == NONE:
-        return options
+        return options if options.images is None else _with_images(options, style=None)
     styles = make_styles([value])
     if styles.reference is not None:
         options = _with_images(options, style=styles.reference)
@@ -93,12 +99,13 @@ def _with_images(options: ImageOptions, **changes: Any) -> ImageOptions:
     return replace(options, images=replace(_images(options), **changes))
 
 
-# In this order where there are several: what changes an image comes behind the axis that may name it.
+# In this order where there are several: what changes an image comes behind the axis that may name it, and strength and
+# feather behind `expand`, from which they follow without an axis of their own.
 IMAGE_AXES: dict[str, Callable[[ImageOptions, str], ImageOptions]] = {
     "init_image": _with_init_image,
-    "strength": _with_strength,
     "mask": _with_mask,
     "expand": _with_expand,
+    "strength": _with_strength,
     "feather": _with_feather,
     "control": _with_control,
     "control_weight": _with_control_weight,

@@ -60,6 +60,17 @@ def natural_size(init: InitImage, resolution: int, multiple: int) -> tuple[int, 
     return image.size if is_usual(image.size, resolution, multiple) else fitted_size(image.size, resolution, multiple)
 
 
+def finished_size(init: InitImage | None, size: tuple[int, int]) -> tuple[int, int]:
+    """Return the (width, height) of what `Canvas.finish` gives of a size that is generated.
+
+    Where a part is redrawn alone it is the size of the whole image.
+    """
+    if init is None or not init.only_masked:
+        return size
+    image, mask = _expanded(init)
+    return size if mask is None or box_around(mask) is None else image.size
+
+
 def make_canvas(init: InitImage, size: tuple[int, int]) -> Canvas:
     """Return the canvas of an image for a size that is generated, (width, height).
 

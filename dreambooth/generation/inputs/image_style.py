@@ -17,6 +17,7 @@ from torch import Tensor
 from dreambooth.data.images import resize_and_crop, to_tensor
 from dreambooth.errors import UserError
 from dreambooth.families import Conditioning, DenoiserInputs, Family
+from dreambooth.families.clip_weights import HIDDEN
 from dreambooth.families.ip_adapter import IPAdapter, load_ip_adapter
 from dreambooth.families.protocols import StyledDenoiser
 from dreambooth.generation.inputs.image_refs import read_image
@@ -71,10 +72,14 @@ class SharedStyle:
         return family.predict(noisy, torch.cat([inputs.t_B[:1], inputs.t_B]), both)[1:]
 
     def _first_row(self, conditioning: Conditioning) -> Conditioning:
-        """Return the reference's conditioning with the fields of the others'; what it lacks, as controls, is zero."""
+        """Return the reference's conditioning with the fields of the others'; what it lacks, as controls, is zero.
+
+        Its text has as many parts as theirs (`clip_weights`): shorter, it would be padded with zeros, which are read.
+        """
         first = conditioning.select([0])
         fields = {name: self.conditioning[name] if name in self.conditioning else 0 * first[name] for name in first}
-        return Conditioning(fields, self.conditioning.lengths)
+        num_parts = first[HIDDEN].shape[1] // fields[HIDDEN].shape[1]
+        return Conditioning(fields | {HIDDEN: fields[HIDDEN].repeat(1, num_parts, 1)}, self.conditioning.lengths)
 
 
 @dataclass(frozen=True)

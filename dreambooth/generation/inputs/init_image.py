@@ -8,7 +8,7 @@ import logging
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ class InitImage:
     strength: 0 gives it back as the VAE has it, 1 ignores what is redrawn of it. mask: white is redrawn; None: all of
     it. expand: pixels added at its sides and redrawn. feather: pixels over which redrawn and kept parts fade into each
     other, outside of the mask's white. only_masked: the part around the mask is cut out, redrawn at the size of the
-    request and pasted back into the whole.
+    request and pasted back into the whole. defaults: which of strength and feather nobody has named; of no recipe.
     """
 
     image: ImageRef
@@ -43,6 +43,7 @@ class InitImage:
     expand: Margins = (0, 0, 0, 0)
     feather: int = 0
     only_masked: bool = False
+    defaults: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         if not (0 <= self.strength <= 1):
@@ -83,18 +84,32 @@ def init_image(
             only_masked=only_masked or None,
         )
         return None
+    defaults = tuple(name for name, value in (("strength", strength), ("feather", feather)) if value is None)
     if strength is None:
         strength = 1.0 if expand is not None else DEFAULT_STRENGTH
     own_mask = None if mask is None else image_ref(mask)
-    found = InitImage(image_ref(image), strength, own_mask, expand or (0, 0, 0, 0), feather or 0, only_masked)
-    width, height = check_init_image(found)
+    found = InitImage(image_ref(image), strength, own_mask, expand or (0, 0, 0, 0), feather or 0, only_masked, defaults)
+    size = check_init_image(found)
     if feather is None:
-        left, top, right, bottom = found.expand
-        shorter = min(width + left + right, height + top + bottom)
-        found = replace(found, feather=max(1, round(shorter / FEATHER_PART)))
+        found = replace(found, feather=_usual_feather(size, found.expand))
     if own_mask is not None:
         warn_without_white(own_mask)
     return checked(found)
+
+
+def with_margins(init: InitImage, expand: Margins) -> InitImage:
+    """Return it expanded, with the strength and the feather that follow from that where nobody has named them.
+
+    Raises UserError as `check_init_image`.
+    """
+    changes: dict[str, Any] = {"strength": 1.0, "feather": _usual_feather(check_init_image(init), expand)}
+    return replace(init, expand=expand, **{name: changes[name] for name in init.defaults})
+
+
+def _usual_feather(size: tuple[int, int], expand: Margins) -> int:
+    """Return the feather of an image of a size (width, height) with such margins, pixels."""
+    left, top, right, bottom = expand
+    return max(1, round(min(size[0] + left + right, size[1] + top + bottom) / FEATHER_PART))
 
 
 def _check_nothing_given(**options: Any) -> None:

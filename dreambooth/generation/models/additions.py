@@ -6,7 +6,7 @@ What can be known of a file from its name and header is reported here, before an
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,20 @@ def parse_lora(text: str) -> LoraRef:
     if not math.isfinite(number):
         raise UserError(f"--lora {text}: the weight {weight!r} is no number; write FILE:WEIGHT, e.g. {file}:0.8")
     return LoraRef(file, number)
+
+
+def moved_loras(texts: Sequence[str], recorded: Sequence[LoraRef]) -> tuple[LoraRef, ...]:
+    """Return the LoRAs of FILE[:WEIGHT] each, of as many as a recipe has those without a weight with the recorded one.
+
+    Raises UserError as `parse_lora`.
+    """
+    given = tuple(map(parse_lora, texts))
+    if len(given) != len(recorded):
+        return given
+    return tuple(
+        replace(was, file=own.file) if split_file(text)[1] is None else own
+        for text, own, was in zip(texts, given, recorded, strict=True)
+    )
 
 
 def parse_embedding(text: str) -> EmbeddingRef:
