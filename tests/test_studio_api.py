@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from starlette.testclient import TestClient
 from studio_workspace import SECRET, make_workspace
 
 from dreambooth.generation.request import RECIPE
+from dreambooth.studio import state
 from dreambooth.studio.app import create_app
 from dreambooth.studio.guard import Access
 from dreambooth.studio.token import TokenFile
@@ -91,6 +93,60 @@ def test_captions_and_masks_lie_where_a_training_looks_for_them(client: Any, wor
     assert client.get("subjects/robot/photos/00.png/mask").content == png()
     assert client.delete("subjects/robot/photos/00.png/mask").status_code == 200
     assert client.get("subjects/robot/photos/00.png/mask").status_code == 404
+
+
+def twins_in(workspace: Workspace) -> Path:
+    """Return a new subject's folder with an a.jpg and an a.png, as somebody has put them there."""
+    folder = workspace.photos / "twin"
+    folder.mkdir()
+    for name in ("a.jpg", "a.png"):
+        Image.new("RGB", (64, 64), "teal").save(folder / name)
+    return folder
+
+
+def test_uploads_never_share_the_name_before_their_ending(client: Any, workspace: Workspace):
+    client.post("subjects", json={"name": "cat"})
+    jpeg = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(jpeg, "JPEG")
+    files = [("files", ("a.jpg", jpeg.getvalue())), ("files", ("a.png", png())), ("files", ("a.png", png()))]
+    assert client.post("subjects/cat/photos", files=files).json()["stored"] == ["a.jpg", "a-2.png", "a-3.png"]
+
+
+def test_photos_of_one_name_keep_their_own_captions(client: Any, workspace: Workspace):
+    folder = twins_in(workspace)
+    (folder / "a.txt").write_text("of both")
+    refused = client.put("subjects/twin/photos/a.png/caption", json={"text": ""})
+    assert (refused.status_code, refused.json()["detail"]) == (
+        409,
+        "a.png: shares its caption with a.jpg; rename all but one",
+    )
+    for name in ("a.jpg", "a.png", "a.png"):
+        client.put(f"subjects/twin/photos/{name}/caption", json={"text": f"a {{subject}} in {name}"})
+    captions = {each["name"]: each["caption"] for each in client.get("subjects/twin").json()["photos"]}
+    assert captions == {"a.jpg": "a {subject} in a.jpg", "a.png": "a {subject} in a.png"}
+    undo = client.delete("subjects/twin/photos/a.png").json()["undo"]
+    assert sorted(path.name for path in folder.iterdir()) == ["a.jpg", "a.jpg.txt", "a.txt"], "what is shared stays"
+    client.post(f"trash/{undo}/restore")
+    assert (folder / "a.png.txt").read_text() == "a {subject} in a.png\n"
+
+
+def test_photos_of_one_name_share_their_mask_and_none_loses_it(client: Any, workspace: Workspace):
+    folder = twins_in(workspace)
+    mask = workspace.photos / "twin-masks" / "a.png"
+    mask.parent.mkdir()
+    mask.write_bytes(png())
+    painted = client.put("subjects/twin/photos/a.png/mask", content=png((64, 64), {"other": "one"}))
+    assert (painted.status_code, painted.json()["detail"]) == (
+        409,
+        "a.png: shares its mask with a.jpg; rename all but one",
+    )
+    assert client.delete("subjects/twin/photos/a.jpg/mask").status_code == 409
+    client.delete("subjects/twin/photos/a.png")
+    assert mask.read_bytes() == png()
+    assert [path.name for path in mask.parent.iterdir()] == ["a.png"]
+    assert client.put("subjects/twin/photos/a.jpg/mask", content=png()).status_code == 200
+    client.delete("subjects/twin/photos/a.jpg")
+    assert (list(folder.iterdir()), mask.exists()) == ([], False), "the last one takes its mask along"
 
 
 def bomb() -> bytes:
@@ -205,6 +261,38 @@ def test_images_are_searched_marked_and_deleted(client: Any, workspace: Workspac
     (workspace.root / "outputs" / "job-0" / "00002.png").write_bytes(png())
     client.patch(f"images/{image}", json={})
     assert client.get("images").json()["total"] == 3, "what a terminal makes is found"
+
+
+def test_only_images_of_the_gallery_get_marks(client: Any, workspace: Workspace):
+    (workspace.root / "outputs" / "job-0" / "grid-00000.png").write_bytes(png())
+    for image in ("data/robot/00.png", "outputs/job-0/grid-00000.png", "outputs/nope.png"):
+        assert client.patch(f"images/{image}", json={"is_favourite": True}).status_code == 404
+    assert client.get("images").json()["total"] == 2
+    assert client.get("images", params={"favourites": True}).json()["total"] == 0
+
+
+def test_an_image_whose_folder_went_while_no_server_ran_leaves_the_gallery(workspace: Workspace):
+    for number in (2, 0):
+        with TestClient(create_app(workspace, starts_jobs=False), base_url=f"http://127.0.0.1{API}/") as client:
+            assert client.get("images").json()["total"] == number
+        shutil.rmtree(workspace.outputs / "job-0", ignore_errors=True)
+
+
+def test_a_job_that_many_newer_ones_follow_is_still_seen(
+    client: Any, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(state, "NUM_RECENT", 3)
+    store = client.app.state.studio.store
+    first, second, *newer = (client.post("jobs", json=GENERATE).json()["id"] for _ in range(6))
+    store.change(first, ("queued",), "running")
+    for number in newer:
+        client.post(f"jobs/{number}/cancel")
+    assert [job["id"] for job in client.get("jobs").json()["jobs"]] == [*reversed(newer[-3:]), second, first]
+    counts = client.get("status").json()["jobs"]
+    assert (counts["running"], counts["queued"], counts["cancelled"]) == (1, 1, 4)
+    page = client.get("http://127.0.0.1/queue").text
+    assert f"/jobs/{first}/stop" in page
+    assert "Nothing runs" not in client.get("http://127.0.0.1/queue/now").text
 
 
 def test_models_are_listed(client: Any):
@@ -371,6 +459,9 @@ GENERATE = {"kind": "generate", "model": "checkpoints/robot", "prompts": ["x"]}
         ({**TRAIN, "settings": {"prior.folder": "/etc"}}, 422, "leads out of the workspace"),
         ({**TRAIN, "settings": {"prior.folder": "data/../../x"}}, 422, "leads out of the workspace"),
         ({**TRAIN, "settings": {"validate.images": "~/x"}}, 422, "leads out of the workspace"),
+        ({**TRAIN, "settings": {"model.base": "a" * 300}}, 422, "settings.model.base='aaa"),
+        ({**TRAIN, "name": "\N{DOG FACE}" * 90}, 422, "no name for a folder"),
+        ({**GENERATE, "init_image": "\N{DOG FACE}" * 90}, 404, "there is nothing of this name"),
         ({**TRAIN, "settings": {"data.mask": "${oc.env:HOME}"}}, 422, "is not allowed"),
         ({**TRAIN, "accepted_changes": ["--profile"]}, 422, "unknown key"),
         ({**GENERATE, "model": "checkpoints/nothing"}, 404, "there is nothing of this name"),
@@ -419,6 +510,8 @@ BAD_NAMES += [
     "outputs/link.png",
     "-",
     "a" * 5000,
+    "/".join("a" * 5000),
+    "\N{DOG FACE}" * 90,
     "\\..\\secret.txt",
     "checkpoints/robot/config.yaml",
 ]

@@ -286,6 +286,30 @@ def test_train_longer_and_fork_become_jobs_and_runs_are_compared(client: TestCli
     assert "my-robot" in taken.text
 
 
+@pytest.mark.parametrize(("asked", "steps"), [("auto", 30), ("1e3", 1000), (1e3, 1000), (45, 45)])
+def test_a_job_may_ask_for_steps_in_any_way_that_a_config_reads(client: TestClient, asked: Any, steps: int) -> None:
+    job = {"kind": "train", "run": "my-robot", "settings": {"train.max_steps": asked}}
+    assert client.post("/api/v1/jobs", json=job).status_code == 201
+    assert all(client.get(page).status_code == 200 for page in ("/", "/models"))
+    assert f"step 30 of {steps}" in client.get("/runs/my-robot").text
+
+
+def test_a_fork_goes_to_its_own_page_whatever_letters_its_name_has(client: TestClient) -> None:
+    for name, address in (("собака", "/runs/%D1%81%D0%BE%D0%B1%D0%B0%D0%BA%D0%B0"), ("a#b", "/runs/a%23b")):
+        assert client.post("/runs/my-robot/fork", data={"name": name}).headers["hx-redirect"] == address
+        assert "It waits" in client.get(address).text
+    before = jobs_of(client)
+    for name in ("", "a" * 300, "\N{DOG FACE}" * 90, "../x"):
+        refused = client.post("/runs/my-robot/fork", data={"name": name}, headers={"HX-Request": "true"})
+        assert (refused.status_code, "no name for a folder" in refused.text) == (422, True), name
+        form = {"class_noun": "robot", "base": "checkpoints/toyworld", "name": name or "a" * 300}
+        assert client.post("/new/robot/start", data=form).status_code == 422
+        assert client.get(f"/runs/{name or 'a' * 300}").status_code == 404
+    long = client.post("/runs/my-robot/fork", data={"name": "x", "more": f"model.base={'a' * 300}"})
+    assert (long.status_code, "model.base" in long.text) == (422, True)
+    assert jobs_of(client) == before
+
+
 def test_photos_become_a_subject_with_findings_captions_and_a_training(client: TestClient, place: Path) -> None:
     files = [("files", (f"{number}.png", photo(number), "image/png")) for number in (4, 5)]
     first = client.post("/new/photos", files=[*files, ("files", ("again.png", photo(5), "image/png"))])
@@ -347,6 +371,23 @@ def test_masks_are_proposed_by_a_model_and_accepted_or_not(client: TestClient, p
     assert "1 mask accepted" in accepted.headers["hx-trigger"]
     assert (place / "data" / "robot-masks" / "1.png").is_file()
     assert accepted.text.count('alt="its mask"') == 1
+
+
+def test_proposed_masks_of_photos_of_one_name_are_not_lost(client: TestClient, place: Path) -> None:
+    shutil.copy(place / "data" / "robot" / "1.png", place / "data" / "robot" / "1.jpg")
+    client.post("/new/robot/masks", data={"model": "CIDAS/clipseg-rd64-refined", "base": "checkpoints/toyworld"})
+    studio: Studio = client.app.state.studio  # type: ignore[attr-defined]
+    job = studio.store.find(kinds=("prepare",))[0]
+    studio.store.change(job.id, ("queued",), "done")
+    masks = place / job.output / "masks"
+    masks.mkdir(parents=True)
+    names = ["0.png", "1.jpg.png", "1.png.png"]  # as `prepare` names them
+    for name in names:
+        (masks / name).write_bytes(photo(7))
+    refused = client.post("/new/robot/masks/accept", headers={"HX-Request": "true"})
+    assert (refused.status_code, refused.text) == (409, "1.jpg: shares its mask with 1.png; rename all but one")
+    assert sorted(path.name for path in masks.iterdir()) == names
+    assert not (place / "data" / "robot-masks").exists(), "all of them, or none"
 
 
 def test_a_run_that_trains_is_asked_for_images_now(client: TestClient, place: Path) -> None:
@@ -464,7 +505,7 @@ def test_without_a_seed_each_request_draws_one() -> None:
         ("vary-little", {"vary": "outputs/earlier/00000.png", "variation_strength": 0.2}),
         ("vary-much", {"vary": "outputs/earlier/00000.png", "variation_strength": 0.6}),
         ("reroll", {"num_images": 4, "size": "16x16"}),
-        ("upscale", {"seed": 7, "upscale": 2.0, "num_images": 1}),
+        ("upscale", {"init_image": "outputs/earlier/00000.png", "strength": 0.0, "upscale": 2.0, "num_images": 1}),
         ("like", {"init_image": "outputs/earlier/00000.png", "strength": 0.6}),
     ],
 )
@@ -474,6 +515,50 @@ def test_more_is_made_of_an_image(client: TestClient, how: str, wanted: dict[str
     assert 'class="batch"' in here.text
     assert wanted.items() <= jobs_of(client)[0]["request"].items()
     assert not jobs_of(client)[0]["commands"][0].endswith(" --"), "which sample refuses where nothing follows"
+
+
+PARTS: dict[str, Any] = {  # of recipes, that the form has no field for
+    "the variation": {"variations": [{"seed": 3, "strength": 0.6}]},
+    "embeddings": {"embeddings": [{"file": "models/word.pt", "word": "w", "sha256": "0"}]},
+    "another VAE": {"vae": "models/vae.safetensors"},
+    "more controls": {"controls": [{"kind": "canny", "file": "a.png"}, {"kind": "pose", "file": "b.png"}]},
+    "added sides": {"init_image": {"file": "a.png", "strength": 0.5, "mask": None, "expand": [8, 0, 8, 0]}},
+    "the strength of the upscale": {"refinement": {"factor": 2.0, "strength": 0.5, "detail": 0.0}},
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_recall_says_what_it_leaves_out_and_upscale_keeps_the_image(client: TestClient, place: Path, part: str) -> None:
+    image = "outputs/earlier/00005.png"
+    write_png(place / image, Image.new("RGB", (40, 32)), RECIPE | PARTS[part])
+    for answer in (
+        client.get(f"/generate/form?image={image}"),
+        client.post("/recall/images", files={"recall": ("x.png", (place / image).read_bytes(), "image/png")}),
+    ):
+        assert f"also made with {part}." in answer.text
+        assert Reader(answer.text).wrong == []
+    assert "also made with" not in client.get("/generate/form?image=outputs/earlier/00000.png").text
+    client.post("/generate/again", data={"image": image, "how": "upscale"})
+    request = jobs_of(client)[0]["request"]
+    wanted = {"init_image": image, "strength": 0.0, "size": "32x32", "upscale": 2.0}
+    assert wanted.items() <= request.items(), "of the image itself, in sides that every model can draw"
+    assert not {"mask", "controls", "detail", "style_image"} & request.keys()
+    again = client.post("/generate/again", data={"image": image, "how": "reroll"}, headers={"HX-Request": "true"})
+    assert (again.status_code, "Re-roll cannot repeat" in again.text) == (
+        (204, False) if part == "the variation" else (422, True)
+    )
+
+
+def test_what_is_no_image_of_the_gallery_is_neither_marked_nor_shown(client: TestClient, place: Path) -> None:
+    (place.parent / "secret.png").write_bytes(photo(1))
+    there = "outputs/earlier/00000.png"
+    for image in ("../secret.png", "outputs/nope.png", "data/robot/0.png"):
+        for address, form in (("favourite", {"on": "yes"}), ("tags", {"tags": "sea", "add": "yes"})):
+            answer = client.post(f"/images/{address}", data={"image": [there, image], **form})
+            assert answer.status_code == 404, (address, image)
+    found = client.get("/api/v1/images").json()["images"]
+    assert sorted(each["image"] for each in found) == [f"outputs/earlier/0000{number}.png" for number in range(3)]
+    assert not any(each["is_favourite"] or each["tags"] for each in found), "all of them, or none"
 
 
 def test_the_gallery_finds_marks_deletes_and_brings_back(client: TestClient, place: Path) -> None:

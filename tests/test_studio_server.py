@@ -19,10 +19,18 @@ from filelock import FileLock
 from studio_workspace import ROOT, events_in, make_workspace, serving, wait_until
 
 from dreambooth.cli import main
+from dreambooth.studio import state
 from dreambooth.studio.guard import Access
 from dreambooth.studio.server import PatientProtocol
 from dreambooth.studio.workspace import Workspace
 
+WAITING = """
+import json, os, sys, time
+while not os.path.exists(f"{sys.argv[1]}/../go"):
+    time.sleep(0.01)
+with open(f"{sys.argv[1]}/exit-{sys.argv[2]}.json", "w") as file:
+    json.dump({"exit_code": 0}, file)
+"""
 GENERATE = {"kind": "generate", "model": "checkpoints/robot", "prompts": ["x"]}
 
 
@@ -68,6 +76,31 @@ def test_events_follow_a_job_to_its_end(address: str):
         polled = client.get(f"/jobs/{number}").json()
         assert polled == found[-1][1], "polling tells the same"
         assert (polled["exit_code"], polled["progress"]["text"]) == (0, "image 1/2, step 3/6, 1:05 left")
+
+
+def test_events_tell_the_end_of_a_job_that_many_newer_ones_follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(state, "NUM_RECENT", 2)
+    workspace = make_workspace(tmp_path)
+    runner = (sys.executable, "-I", "-S", "-c", WAITING)
+    with serving(workspace, runner=runner) as address, httpx.Client(base_url=f"{address}/api/v1", timeout=10) as client:
+        first, *newer = (client.post("/jobs", json=GENERATE).json()["id"] for _ in range(5))
+        text = ""
+        with client.stream("GET", "/events") as stream:
+            parts = stream.iter_text()
+            while f'"id": {newer[-1]},' not in text:
+                text += next(parts)
+            for number in newer:
+                client.post(f"/jobs/{number}/cancel")
+            (workspace.jobs / "go").touch()
+            while '"state": "done"' not in text:
+                text += next(parts)
+            client.delete(f"/jobs/{first}")
+            while f'data: {{"id": {first}}}' not in text:
+                text += next(parts)
+    found = events_in(text)
+    assert [job["id"] for name, job in found if name == "gone"] == [first], "an old job is not gone"
+    states = {job["id"]: job["state"] for name, job in found if name == "job"}
+    assert states == {first: "done", **dict.fromkeys(newer, "cancelled")}
 
 
 def test_the_body_of_an_answer_does_not_wait_until_its_head_is_confirmed(workspace: Workspace):

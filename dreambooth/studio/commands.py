@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.config import as_overrides, field_of
-from dreambooth.config.values import problem_of
+from dreambooth.config.values import cut, problem_of
 from dreambooth.errors import UserError, escaped
 from dreambooth.generation.request import read_recipe
 from dreambooth.studio import requests
@@ -18,7 +18,9 @@ from dreambooth.studio.problems import ConflictError, MissingError, RequestError
 from dreambooth.studio.workspace import Workspace, check_new_name
 
 OWN_KEYS = ("run.name", "run.dir", "run.resume")  # of a training, which the workspace decides
-FREE_TEXT = re.compile(r"subject(s\[\d+\])?\.(identifier|class_noun|prompt|class_prompt)|\w+\.prompts")
+FREE_TEXT = re.compile(
+    r"subject(s\[\d+\])?\.(identifier|class_noun|prompt|class_prompt)|\w+\.prompts|validate\.questions"
+)
 CONFIG = "config.yaml"  # of a run
 WILDCARD_AWAY = re.compile(r"__\S*\.\.\S*__")
 AWAY = re.compile(r"^[/~\\]|^[A-Za-z]:|(^|[/\\])\.\.([/\\]|$)|://|\$\{")  # a text that leads out of the workspace
@@ -90,7 +92,11 @@ def _check_stays(workspace: Workspace, key: str, value: str) -> None:
     """Raise RequestError for a text that is a path out of the workspace."""
     if AWAY.search(value):
         raise RequestError(f"settings.{key}={escaped(value)}: leads out of the workspace; name a path within it")
-    if (workspace.root / value).exists() and "/" in value:
+    try:
+        is_there = (workspace.root / value).exists()
+    except OSError as error:
+        raise RequestError(f"settings.{key}={cut(value)}: no name of a file ({error.strerror}); shorten it") from error
+    if is_there and "/" in value:
         workspace.find(value)
 
 

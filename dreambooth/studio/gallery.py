@@ -15,7 +15,9 @@ from typing import Any
 
 from PIL import Image
 
+from dreambooth.errors import escaped
 from dreambooth.generation.request import RECIPE
+from dreambooth.studio.problems import MissingError
 from dreambooth.studio.workspace import Workspace
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -66,6 +68,8 @@ class Gallery:
         self._database.row_factory = sqlite3.Row
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.executescript(SCHEMA)
+        before = self._database.execute("SELECT DISTINCT folder FROM images WHERE is_there")
+        self._folders |= {row["folder"]: 0 for row in before}  # one that is no longer there is found to be gone
 
     def close(self) -> None:
         with self._lock:
@@ -97,11 +101,11 @@ class Gallery:
             return [str(row[0]) for row in self._database.execute(query)]
 
     def mark(self, image: str, is_favourite: bool | None, tags: Sequence[str] | None) -> dict[str, Any]:
-        """Set the marks of an image, and return it; None leaves one as it is."""
+        """Set the marks of an image, and return it; None leaves one as it is. Raises MissingError for none of these."""
         with self._lock:
             self.look(at_once=True)
-            if self._database.execute("SELECT 1 FROM images WHERE image = ?", (image,)).fetchone() is None:
-                self._add(self._workspace.root / image)
+            if not self._database.execute("SELECT 1 FROM images WHERE image = ? AND is_there", (image,)).fetchone():
+                raise MissingError(f"{escaped(image)}: the gallery has no such image; it shows those of outputs/")
             if is_favourite is not None:
                 self._database.execute("UPDATE images SET is_favourite = ? WHERE image = ?", (is_favourite, image))
             if tags is not None:

@@ -140,12 +140,20 @@ class JobStore:
         return rows[0]
 
     def find(
-        self, states: tuple[State, ...] = (), kinds: tuple[Kind, ...] = (), limit: int = 1000, before: int | None = None
+        self,
+        states: tuple[State, ...] = (),
+        kinds: tuple[Kind, ...] = (),
+        limit: int = 1000,
+        before: int | None = None,
+        numbers: tuple[int, ...] = (),
     ) -> Sequence[Job]:
-        """Return jobs, the newest first. states, kinds: only of these. before: only those with smaller numbers."""
+        """Return jobs, the newest first. states, kinds, numbers: only of these. before: only with smaller numbers.
+
+        limit: -1 for all.
+        """
         conditions = ["1"]
         values: list[Any] = []
-        for name, wanted in (("state", states), ("kind", kinds)):
+        for name, wanted in (("state", states), ("kind", kinds), ("id", numbers)):
             if wanted:
                 conditions.append(f"{name} IN ({', '.join('?' * len(wanted))})")
                 values += list(wanted)
@@ -153,6 +161,11 @@ class JobStore:
             conditions.append("id < ?")
             values.append(before)
         return self._select(f"WHERE {' AND '.join(conditions)} ORDER BY id DESC LIMIT {int(limit)}", values)
+
+    def states(self) -> dict[int, State]:
+        """Return the state of every job by its number."""
+        with self._lock:
+            return dict(self._database.execute("SELECT id, state FROM jobs").fetchall())
 
     def queue(self, kinds: tuple[Kind, ...] = KINDS) -> Sequence[Job]:
         """Return the queued jobs in the order in which they will start."""

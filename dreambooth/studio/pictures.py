@@ -60,14 +60,17 @@ def check_upload(name: str, content: bytes) -> str:
 def store_upload(folder: Path, name: str, content: bytes) -> Path:
     """Write an image under this name, or with a number behind it where that is taken; return where it is.
 
-    The image is decoded once, so that none fails later. Raises RequestError for what cannot be used.
+    A name is taken whatever its ending: a.jpg and a.png would share a caption and a mask. The image is decoded once, so
+    that none fails later. Raises RequestError for what cannot be used.
     """
     suffix = check_upload(name, content)
     stem = (Path(name).stem if Path(name).suffix.lower() in IMAGE_SUFFIXES else name)[:80]
-    number, path = 1, folder / f"{stem}{suffix}"
-    while path.exists():
+    taken = {each.stem for each in folder.iterdir()}
+    number, free = 1, stem
+    while free in taken:
         number += 1
-        path = folder / f"{stem}-{number}{suffix}"
+        free = f"{stem}-{number}"
+    path = folder / f"{free}{suffix}"
     with atomic_file(path) as file:
         file.write(content)
     try:

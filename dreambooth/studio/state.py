@@ -4,7 +4,7 @@ import json
 import shlex
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
@@ -12,24 +12,28 @@ from fastapi import Depends, Request
 from fastapi.concurrency import run_in_threadpool
 
 from dreambooth.studio.gallery import Gallery
-from dreambooth.studio.jobs import Job, JobStore
+from dreambooth.studio.jobs import OPEN, Job, JobStore, State
 from dreambooth.studio.progress import JobProgress, progress_of
 from dreambooth.studio.worker import Worker
 from dreambooth.studio.workspace import Workspace
 
 FRESH_S = 0.25  # for how long a view of the jobs is given to everybody who asks
-NUM_RECENT = 200  # jobs in it
+NUM_RECENT = 200  # jobs in it, beside older ones that are not over
 
 View = dict[str, Any]
 
 
 @dataclass
 class Board:
-    """Hold the newest jobs as clients see them; made at most four times a second, however many ask."""
+    """Hold the newest jobs, and all open ones, as clients see them; made at most four times a second.
+
+    states: of all jobs by number. queue: numbers of the queued jobs, as they will start. Both with the views.
+    """
 
     workspace: Workspace
     store: JobStore
-    queue: list[int] = field(default_factory=list)  # numbers of the queued jobs, as they will start, with the views
+    queue: list[int] = field(default_factory=list)
+    states: dict[int, State] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _made_at: float = -FRESH_S
     _views: list[View] = field(default_factory=list)
@@ -37,15 +41,21 @@ class Board:
     _ended: dict[tuple[int, int, str], JobProgress] = field(default_factory=dict)
 
     def views(self) -> list[View]:
-        """Return the newest jobs, newest first, with their progress."""
+        """Return the newest jobs, and older ones that are open, newest first, with their progress."""
         with self._lock:
             if not self.is_fresh:
                 made_at = time.monotonic()
                 self.queue = [job.id for job in self.store.queue()]
-                self._views = [self.view(job) for job in self.store.find(limit=NUM_RECENT)]
+                self.states = self.store.states()
+                self._views = [self.view(job) for job in self._shown()]
                 self._texts = None
                 self._made_at = made_at
             return self._views
+
+    def _shown(self) -> Iterable[Job]:
+        newest = self.store.find(limit=NUM_RECENT)
+        older = self.store.find(OPEN, limit=-1, before=newest[-1].id) if newest else ()
+        return (*newest, *older)
 
     def texts(self) -> dict[int, str]:
         """Return `views` as JSON, by their numbers, newest first; written once for all who ask."""
@@ -54,6 +64,10 @@ class Board:
             if self._texts is None or self._views is not views:
                 self._texts = {view["id"]: json.dumps(view) for view in self._views}
             return self._texts
+
+    def texts_of(self, numbers: Iterable[int]) -> dict[int, str]:
+        """Return some jobs as JSON, by their numbers; those that are gone are left out."""
+        return {job.id: json.dumps(self.view(job)) for job in self.store.find(limit=-1, numbers=tuple(numbers))}
 
     @property
     def is_fresh(self) -> bool:
@@ -91,7 +105,7 @@ class Studio:
 
 
 async def recent(studio: Studio) -> dict[int, str]:
-    """Return the newest jobs as JSON, newest first; in a thread only where there is something to read."""
+    """Return the jobs of the board as JSON, newest first; in a thread only where there is something to read."""
     if studio.board.is_fresh:
         return studio.board.texts()
     return await run_in_threadpool(studio.board.texts)

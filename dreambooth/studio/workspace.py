@@ -12,6 +12,8 @@ from dreambooth.errors import escaped
 from dreambooth.studio.problems import MissingError, RequestError
 
 MAX_NAME = 100  # letters
+MAX_BYTES = 255  # of a name, which file systems take
+MAX_NEW_BYTES = 200  # of a new one, to which endings and numbers are added
 FORBIDDEN = re.compile(r'[/\\:*?"<>|${}]')  # in a new name: what separates, expands or has a meaning in an option
 UPLOADS = ".studio/uploads/"  # the only hidden folder that requests name files in
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
@@ -60,7 +62,7 @@ class Workspace:
         path = self.root / name
         if not all(map(is_name, name.removeprefix(UPLOADS).split("/"))) or (path.parent != self.uploads and is_upload):
             raise MissingError(f"{escaped(name)}: there is nothing of this name in the workspace")
-        if not self._is_inside(path) or not path.exists():
+        if not self._is_inside(path) or not _is_there(path):
             raise MissingError(f"{escaped(name)}: there is nothing of this name in the workspace")
         return path
 
@@ -84,14 +86,22 @@ class Workspace:
 
 def is_name(name: str) -> bool:
     """Return whether a text can be the name of one entry of a folder, and no option, hidden file or way out of it."""
-    return 0 < len(name) <= MAX_NAME and name[0] not in ".-" and name.isprintable() and not set(name) & set("/\\")
+    is_safe = 0 < len(name) <= MAX_NAME and name[0] not in ".-" and name.isprintable() and not set(name) & set("/\\")
+    return is_safe and len(name.encode()) <= MAX_BYTES
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a longer path than the system takes
+        return False
 
 
 def check_new_name(name: str, what: str) -> str:
     """Return a name for something new. Raises RequestError for one that a folder or a command would trip over."""
-    if not is_name(name) or FORBIDDEN.search(name) or name != name.strip():
+    if not is_name(name) or FORBIDDEN.search(name) or name != name.strip() or len(name.encode()) > MAX_NEW_BYTES:
         raise RequestError(
-            f"{what}={escaped(name)!r}: no name for a folder; use letters, digits, - and _, {MAX_NAME} at most, a "
-            "letter or digit first"
+            f"{what}={escaped(name)!r}: no name for a folder; use letters, digits, - and _, {MAX_NAME} at most "
+            f"({MAX_NEW_BYTES} bytes), a letter or digit first"
         )
     return name

@@ -12,6 +12,7 @@ from dreambooth.studio import trash
 from dreambooth.studio.gallery import Filter
 from dreambooth.studio.pages.frame import make_router, query, render, say
 from dreambooth.studio.routes import images as image_routes
+from dreambooth.studio.routes.images import Marks
 from dreambooth.studio.state import Studio, StudioOf
 
 router = make_router()
@@ -69,9 +70,9 @@ def _found(studio: Studio, wanted: Filter, offset: int) -> dict[str, Any]:
 @router.post("/images/favourite")
 def favourite(studio: StudioOf, image: Images, on: Annotated[str, Form()] = "") -> Response:
     """Make images favourites; without `on` one that is a favourite is none any more."""
-    for each in image:
-        is_favourite = bool(on) or not studio.gallery.mark(each, None, None)["is_favourite"]
-        image_routes.mark(studio, each, image_routes.Marks.model_validate({"is_favourite": is_favourite}))
+    before = [image_routes.mark(studio, each, Marks()) for each in image]  # all are there, or none changes
+    for each in before:
+        image_routes.mark(studio, each["image"], Marks(is_favourite=bool(on) or not each["is_favourite"]))
     return say(f"{_several(image)} among the favourites." if on else "")
 
 
@@ -81,9 +82,10 @@ def tags(
 ) -> Response:
     """Set the tags of images, or with `add` give them more."""
     new = [each for each in map(str.strip, tags.split(",")) if each]
-    for each in image:
-        before = studio.gallery.mark(each, None, None)["tags"] if add else []
-        image_routes.mark(studio, each, image_routes.Marks.model_validate({"tags": [*before, *new]}))
+    before = [image_routes.mark(studio, each, Marks()) for each in image]  # all are there, or none changes
+    marks = [Marks.model_validate({"tags": [*each["tags"], *new] if add else new}) for each in before]
+    for each, own in zip(image, marks, strict=True):
+        image_routes.mark(studio, each, own)
     return say("Tagged.")
 
 

@@ -14,10 +14,11 @@ from dreambooth.errors import UserError
 from dreambooth.generation.inputs.styles import read_styles
 from dreambooth.generation.settings import SCHEDULERS
 from dreambooth.methods import find_facts
+from dreambooth.studio import pictures
 from dreambooth.studio.gallery import Filter
 from dreambooth.studio.pages.frame import make_router, render, say
 from dreambooth.studio.pages.queue import JobLine, job_line
-from dreambooth.studio.pages.recipes import Form, drawn_seed, form_from, form_of, request_of
+from dreambooth.studio.pages.recipes import VARIATION, Form, drawn_seed, enlarged, form_from, form_of, request_of
 from dreambooth.studio.requests import GenerateRequest
 from dreambooth.studio.routes import images as image_routes
 from dreambooth.studio.routes import jobs as job_routes
@@ -55,7 +56,7 @@ def page(studio: StudioOf, model: str = "", image: str = "", start: str = "") ->
     if image:
         form = form_of(image_routes.recipe(studio, image), studio.workspace)
     if start:
-        form = replace(_recalled(studio, start) or form, init_image=start, num_images=4, seed="")
+        form = replace(_recalled(studio, start) or form, init_image=start, num_images=4, seed="", left_out=())
     batches = [_batch(studio, view) for view in studio.board.views() if view["kind"] == "generate"][:NUM_BATCHES]
     return render("generate.html", "generate", form=form, batches=batches, **_choices(models))
 
@@ -229,9 +230,14 @@ def _again(studio: Studio, image: str, how: str) -> GenerateRequest:
         return GenerateRequest.model_validate(asked)
     form = form_of(image_routes.recipe(studio, image), studio.workspace)
     if how == "reroll":
+        if missing := [each for each in form.left_out if each != VARIATION]:
+            raise UserError(f"{image}: made with {', '.join(missing)}, which Re-roll cannot repeat; Vary can")
         return request_of(replace(form, seed=drawn_seed(), num_images=4))
     if how == "upscale":
-        return request_of(replace(form, upscale=UPSCALE))
+        size = pictures.size_of(studio.workspace.find(image))
+        if size is None:
+            raise UserError(f"{image}: cannot be read as an image")
+        return request_of(enlarged(form, image, size, UPSCALE))
     if how == "like":
         return request_of(
             replace(form, init_image=image, strength=LIKE_STRENGTH, mask="", num_images=4, seed=drawn_seed())

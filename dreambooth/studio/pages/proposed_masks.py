@@ -66,17 +66,21 @@ def newest_search(studio: Studio, subject: str) -> Job | None:
 
 
 def accept(studio: Studio, subject: str) -> int:
-    """Write the proposed masks of photos that have none; return how many."""
+    """Write the proposed masks of photos that have none; return how many.
+
+    Raises ConflictError for photos that would share one, as `prepare` does.
+    """
     proposal = proposal_for(studio, subject)
     masks = {} if proposal is None else proposal.masks
-    number = 0
-    for photo in subject_routes.show(studio, subject)["photos"]:
-        path = studio.workspace.root / photo["image"]
-        if path.stem in masks and not photo["has_mask"]:
-            subject_routes.store_mask(path, (studio.workspace.root / masks[path.stem]).read_bytes())
-            number += 1
+    without = [each["image"] for each in subject_routes.show(studio, subject)["photos"] if not each["has_mask"]]
+    photos = [path for path in map(studio.workspace.root.joinpath, without) if {path.stem, path.name} & masks.keys()]
+    for path in photos:
+        subject_routes.check_own_mask(path)
+    for path in photos:
+        mask = masks[path.stem if path.stem in masks else path.name]
+        subject_routes.store_mask(path, (studio.workspace.root / mask).read_bytes())
     decline(studio, subject)
-    return number
+    return len(photos)
 
 
 def decline(studio: Studio, subject: str) -> None:

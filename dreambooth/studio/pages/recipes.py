@@ -7,12 +7,14 @@ from typing import Any
 
 from dreambooth.errors import UserError
 from dreambooth.generation.options import parse_size
+from dreambooth.generation.refining.refinement import USUAL_STRENGTH
 from dreambooth.home_folder import with_home
 from dreambooth.studio.requests import GenerateRequest
 from dreambooth.studio.workspace import Workspace
 
 MAX_SEED = 2**31  # of those that are drawn here; typed ones may be larger
 DEFAULT_STRENGTH = 0.75
+VARIATION = "the variation"
 # Fields of the form by how they are read.
 TEXTS = (
     "model prompt negative_prompt seed steps guidance_scale scheduler size style init_image mask control control_image "
@@ -20,6 +22,10 @@ TEXTS = (
 )
 NUMBERS = "strength control_weight style_weight"
 MIX, AXIS = "mix:", "grid-"  # how the names of fields begin that there are several of
+# Keys of a recipe that no field of the form stands for, in words.
+NO_FIELDS = {"variations": VARIATION, "embeddings": "embeddings", "base": "another base", "vae": "another VAE"}
+NO_FIELDS |= {"config": "another config", "revision": "a revision", "variant": "a variant", "quantize": "quantization"}
+SIDE_STEP = 16  # pixels; any model can draw an image whose sides are multiples of it
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,7 @@ class Form:
     """Hold what the form shows. Texts as they are typed; empty: as the run sampled its own images.
 
     prompt: one a line. mix: weight of each other model that is laid over. seed: empty draws one. init_image, mask,
-    control_image, style_image: paths in the workspace.
+    control_image, style_image: paths in the workspace. left_out: what of a recipe has no field here, in words.
     """
 
     model: str = ""
@@ -54,13 +60,18 @@ class Form:
     detail: str = ""
     attention_maps: bool = False
     grid: Sequence[str] = ()
+    left_out: Sequence[str] = ()
 
 
 def form_of(recipe: Mapping[str, Any], workspace: Workspace) -> Form:
-    """Return the form that makes an image of this recipe again. Raises UserError for one that cannot be read."""
+    """Return the form that makes an image of this recipe again, but for what it leaves out.
+
+    Raises UserError for a recipe that cannot be read.
+    """
     try:
-        return _with_images(_settings_of(recipe, workspace), recipe, workspace)
-    except (KeyError, TypeError, ValueError) as error:
+        form = _with_images(_settings_of(recipe, workspace), recipe, workspace)
+        return replace(form, left_out=_left_out(recipe))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"the recipe cannot be read: {type(error).__name__}: {error}") from error
 
 
@@ -98,6 +109,33 @@ def _with_images(form: Form, recipe: Mapping[str, Any], workspace: Workspace) ->
         image = _inside(workspace, str(style["file"]))
         form = replace(form, style_image=image, style_weight=float(style.get("weight", 1)))
     return form
+
+
+def _left_out(recipe: Mapping[str, Any]) -> list[str]:
+    """Return what of a recipe has no field in the form, in words."""
+    init, controls = recipe.get("init_image") or {}, recipe.get("controls") or ()
+    refinement, style = recipe.get("refinement") or {}, recipe.get("style") or {}
+    first = {"start": 0, "end": 1, "is_map": False, "network": None} | (controls[0] if controls else {})
+    others = {
+        "added sides": any(init.get("expand") or ()),
+        "more controls": len(controls) > 1,
+        "the steps of the control": (first["start"], first["end"]) != (0, 1),
+        "a control that is a map": first["is_map"],
+        "another ControlNet": first["network"],
+        "an IP-Adapter": style.get("adapter"),
+        "the strength of the upscale": refinement.get("strength", USUAL_STRENGTH) != USUAL_STRENGTH,
+    }
+    return [words for key, words in NO_FIELDS.items() if recipe.get(key)] + [each for each in others if others[each]]
+
+
+def enlarged(form: Form, image: str, size: tuple[int, int], factor: str) -> Form:
+    """Return the form that makes an image itself larger. form: of its recipe; size: of the image, pixels.
+
+    It starts from the image and draws nothing of it anew, so what the recipe has beside the form does not count.
+    """
+    width, height = (max(SIDE_STEP, side // SIDE_STEP * SIDE_STEP) for side in size)
+    form = replace(form, size=f"{width}x{height}", init_image=image, strength=0, mask="")
+    return replace(form, control_image="", style_image="", detail="", upscale=factor, left_out=())
 
 
 def _inside(workspace: Workspace, path: str) -> str:

@@ -10,6 +10,7 @@ from urllib.parse import quote
 from PIL import Image
 
 from dreambooth.config import Config, flatten, load_config, to_dict
+from dreambooth.config.values import as_number
 from dreambooth.data.image_files import load_image
 from dreambooth.data.image_folder import list_images
 from dreambooth.errors import DreamBoothError
@@ -141,9 +142,10 @@ def _state(folder: Path, card: SubjectInfo | None, step: int, job: Job | None) -
 
 
 def _max_steps(config: Config, job: Job | None) -> int:
-    """Return how far the run goes: an open job may ask for more than its config says yet."""
+    """Return how far the run goes: an open job may ask for more than its config says yet, or for `auto`."""
     asked = None if job is None or job.state == "done" else job.request.get("settings", {}).get("train.max_steps")
-    return int(asked or config.train.max_steps)
+    steps = as_number(int, asked)
+    return steps if isinstance(steps, int) else config.train.max_steps
 
 
 @functools.lru_cache(maxsize=256)

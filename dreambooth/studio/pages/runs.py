@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from fastapi import Form, Request, Response
 from fastapi.responses import FileResponse
@@ -20,6 +21,7 @@ from dreambooth.studio.requests import TrainRequest
 from dreambooth.studio.routes import jobs as job_routes
 from dreambooth.studio.routes import runs as run_routes
 from dreambooth.studio.state import Studio, StudioOf
+from dreambooth.studio.workspace import check_new_name, is_name
 
 router = make_router()
 LOG_BYTES = 16384  # of the end of a log
@@ -61,8 +63,8 @@ def waits(studio: StudioOf, name: str) -> Response:
 
 
 def _waiting(studio: Studio, name: str) -> dict[str, Any] | None:
-    """Return what is known of a run that only its job knows yet; None where its folder is there."""
-    if (studio.workspace.runs / name / "config.yaml").is_file():
+    """Return what is known of a run that only its job knows yet; None where its folder is there, or can never be."""
+    if not is_name(name) or (studio.workspace.runs / name / "config.yaml").is_file():
         return None
     job = _newest_job(studio, name)
     return None if job is None else {"name": name, "job": studio.board.view(job), "text": _said(studio, job)}
@@ -189,7 +191,7 @@ def longer(studio: StudioOf, name: str, max_steps: Annotated[int, Form(ge=1, le=
     folder_of(studio, name)
     asked = {"kind": "train", "run": name, "settings": {"train.max_steps": max_steps}}
     job_routes.create(studio, TrainRequest.model_validate(asked))
-    return say(f"{name} trains on to step {max_steps}.", go_to=f"/runs/{name}")
+    return say(f"{name} trains on to step {max_steps}.", go_to=f"/runs/{quote(name)}")
 
 
 @router.post("/runs/{name}/fork")
@@ -199,13 +201,13 @@ async def fork(studio: StudioOf, request: Request, name: str) -> Response:
     own = {key: str(form.get(key, "")).strip() for key in FORK_FIELDS}
     settings = {key: read_value(value) for key, value in own.items() if value}
     settings |= read_settings(str(form.get("more", "")))
-    new = str(form.get("name", "")).strip()
+    new = check_new_name(str(form.get("name", "")).strip(), "name")
     if (studio.workspace.runs / new).exists():
         raise UserError(f"name={new}: there is a run of this name already; take another one")
     config = f"checkpoints/{folder.name}/config.yaml"
     asked = {"kind": "train", "config": config, "name": new, "settings": settings}
     job_routes.create(studio, TrainRequest.model_validate(asked))
-    return say("", go_to=f"/runs/{new}")
+    return say("", go_to=f"/runs/{quote(new)}")
 
 
 @router.get("/runs/{name}/compare")

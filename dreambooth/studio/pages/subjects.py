@@ -22,6 +22,7 @@ from dreambooth.studio.routes import jobs as job_routes
 from dreambooth.studio.routes import models as model_routes
 from dreambooth.studio.routes import subjects as subject_routes
 from dreambooth.studio.state import Studio, StudioOf
+from dreambooth.studio.workspace import check_new_name
 
 router = make_router()
 LARGE = 512  # pixels of a side; larger photos are shown as thumbnails
@@ -140,6 +141,7 @@ def start(
     """Queue the training, and show its run. more: settings, one a line, which go over the preset's."""
     noun = " ".join(class_noun.split())
     name = name.strip() or _free_name(studio.workspace.runs, "my-" + re.sub(r"\W+", "-", noun.lower()).strip("-"), 2)
+    check_new_name(name, "name")
     if (studio.workspace.runs / name).exists():
         raise UserError(f"name={name}: there is a run of this name already; take another one")
     settings = {} if preset == USUAL else _settings(_plans(studio, request.app.state, subject, base), preset)

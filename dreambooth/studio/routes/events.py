@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter, HTTPException, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
 from dreambooth.studio.state import Studio, StudioOf, recent
@@ -21,7 +22,7 @@ HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 async def events(request: Request, studio: StudioOf, job: int | None = None) -> StreamingResponse:
     """Send an event `job` with the whole job whenever one changes, `gone` with its number when one is removed.
 
-    At first each job is sent as it is. job: only this one.
+    At first each open job, and of the others the newest, is sent as it is. job: only this one.
     """
     streams: set[Request] = request.app.state.streams
     if len(streams) >= MAX_STREAMS:
@@ -31,6 +32,7 @@ async def events(request: Request, studio: StudioOf, job: int | None = None) -> 
 
 async def _follow(request: Request, studio: Studio, only: int | None, streams: set[Request]) -> AsyncIterator[str]:
     known: dict[int, str] = {}
+    old: set[int] = set()  # those that were sent, are over, and have many newer ones: the board leaves them out
     quiet = 0.0
     streams.add(request)
     try:
@@ -38,6 +40,10 @@ async def _follow(request: Request, studio: Studio, only: int | None, streams: s
         while not await request.is_disconnected() and not request.app.state.is_closing.is_set():
             found = await recent(studio)
             texts = {number: found[number] for number in reversed(found) if only in (None, number)}
+            before, old = old, (known.keys() - texts.keys()) & studio.board.states.keys()
+            if old - before:
+                texts |= await run_in_threadpool(studio.board.texts_of, old - before)
+            texts |= {number: known[number] for number in old & before}
             changed = [_event("job", text) for number, text in texts.items() if known.get(number) != text]
             changed += [_event("gone", json.dumps({"id": number})) for number in known.keys() - texts.keys()]
             known, quiet = texts, 0.0 if changed else quiet + PERIOD_S

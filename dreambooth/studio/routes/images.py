@@ -30,7 +30,7 @@ class Marks(BaseModel):
     )
 
     is_favourite: bool | None = None
-    tags: list[Annotated[str, Field(min_length=1, max_length=50)]] | None = Field(None, max_length=50)
+    tags: list[Annotated[str, Field(min_length=1, max_length=50)]] | None = Field(default=None, max_length=50)
 
 
 @router.get("/images", summary="List images")

@@ -1,6 +1,7 @@
 """Models: what there is to begin a training from, or to make images with."""
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,16 +42,15 @@ def models(studio: StudioOf) -> dict[str, list[dict[str, Any]]]:
 @router.get("/status", tags=["status"], summary="Look at the studio itself")
 async def status(studio: StudioOf) -> dict[str, Any]:
     """Return version, devices, numbers of jobs by state, and what is free on the disk."""
-    counts = dict.fromkeys(STATES, 0)
-    board = studio.board
-    for view in board.views() if board.is_fresh else await run_in_threadpool(board.views):
-        counts[view["state"]] += 1
+    if not studio.board.is_fresh:
+        await run_in_threadpool(studio.board.views)
+    counts = Counter(studio.board.states.values())
     disk = shutil.disk_usage(studio.workspace.root)
     return {
         "version": __version__,
         "workspace": studio.workspace.root.name,
         "devices": studio.worker.devices,
-        "jobs": counts,
+        "jobs": {state: counts[state] for state in STATES},
         "disk_free": disk.free,
         "disk_total": disk.total,
     }

@@ -147,21 +147,28 @@ def photo_thumbnail(
 
 @router.delete("/{subject}/photos/{photo}", summary="Delete a photo")
 def delete_photo(studio: StudioOf, subject: str, photo: str) -> dict[str, str]:
-    """Move a photo, with its caption and mask, to the trash."""
+    """Move a photo, with its caption and mask, to the trash; what it shares with another photo stays."""
     path = _photo(studio.workspace, subject, photo)
-    beside = [*_captions(path), *filter(None, [mask_of(path)])]
+    beside = [*_captions(path), *filter(None, [None if _twins(path) else mask_of(path)])]
     return {"undo": trash.throw_away(studio.workspace, path, *beside)}
 
 
 @router.put("/{subject}/photos/{photo}/caption", summary="Write a caption")
 def caption(studio: StudioOf, subject: str, photo: str, new: Caption) -> dict[str, str]:
-    """Write a photo's caption into a .txt beside it; an empty one removes it."""
+    """Write a photo's caption into a .txt beside it; an empty one removes it.
+
+    For a.png into a.png.txt where there is an a.jpg too, which would share a.txt.
+    """
     path = _photo(studio.workspace, subject, photo)
-    text = " ".join(new.text.split())
-    for old in _captions(path):
-        old.unlink()
+    twins, text = _twins(path), " ".join(new.text.split())
+    if twins and not text and _caption_files(path, path.stem):
+        raise ConflictError(f"{escaped(photo)}: shares its caption with {', '.join(twins)}; rename all but one")
+    place = path.with_name(f"{path.name if twins else path.stem}.txt")
     if text:
-        write_text(path.with_suffix(".txt"), text + "\n")
+        write_text(place, text + "\n")
+    for old in _captions(path):
+        if not text or not old.samefile(place):
+            old.unlink()
     return {"text": text}
 
 
@@ -190,10 +197,18 @@ def delete_mask(studio: StudioOf, subject: str, photo: str) -> dict[str, str]:
     found = mask_of(path)
     if found is None:
         raise MissingError(f"{escaped(photo)}: has no mask")
+    check_own_mask(path)
     return {"undo": trash.throw_away(studio.workspace, found)}
 
 
+def check_own_mask(photo: Path) -> None:
+    """Raise ConflictError for a photo that shares its mask with another one."""
+    if twins := _twins(photo):
+        raise ConflictError(f"{escaped(photo.name)}: shares its mask with {', '.join(twins)}; rename all but one")
+
+
 def store_mask(photo: Path, content: bytes) -> dict[str, str]:
+    check_own_mask(photo)
     folder = masks_folder(photo.parent)
     folder.mkdir(exist_ok=True)
     made = pictures.store_upload(folder, f".{photo.stem}.png", content)
@@ -257,9 +272,18 @@ def _needs(workspace: Workspace, job: Job, photos: Path) -> bool:
 
 
 def _captions(photo: Path) -> list[Path]:
-    """Return the files that may hold a photo's caption, in small letters or capitals."""
-    names = (photo.stem, photo.name)
-    return [path for path in photo.parent.iterdir() if path.stem in names and path.suffix.lower() in SUFFIXES]
+    """Return the files that may hold a photo's caption, and no other photo's: a.png.txt, and a.txt without an a.jpg."""
+    return _caption_files(photo, photo.name) + ([] if _twins(photo) else _caption_files(photo, photo.stem))
+
+
+def _caption_files(photo: Path, name: str) -> list[Path]:
+    """Return the caption files of this name beside a photo, in small letters or capitals."""
+    return [path for path in photo.parent.iterdir() if path.stem == name and path.suffix.lower() in SUFFIXES]
+
+
+def _twins(photo: Path) -> list[str]:
+    """Return the names of the photos that differ from this one in their ending alone: a.jpg for a.png."""
+    return [escaped(path.name) for path in _photos(photo.parent) if path.stem == photo.stem and path != photo]
 
 
 def mask_of(photo: Path) -> Path | None:
