@@ -9,6 +9,7 @@ from conftest import CONFIG
 from dreambooth.config import Config, load_config
 from dreambooth.disk import GIB
 from dreambooth.errors import UserError
+from dreambooth.preflight.check import check
 from dreambooth.preflight.fitting import applied, fit_to_memory
 from dreambooth.preflight.memory_plan import Planner, with_savings
 from dreambooth.run.folder import RunFolder, write_config
@@ -54,11 +55,21 @@ def test_savings_that_are_all_not_enough_are_told_before_anything_is_written(con
         fit_to_memory(config, GIB)
 
 
-def test_a_run_goes_on_with_the_savings_that_it_began_with(config: Config) -> None:
+def test_a_run_goes_on_with_the_savings_that_it_began_with(config: Config, caplog: pytest.LogCaptureFixture) -> None:
     run, begun = RunFolder(config), replace(config, train=replace(config.train, gradient_checkpointing=True))
     run.path.mkdir(parents=True)
     write_config(run, begun, [])
     assert fit_to_memory(config, GIB) == begun
+    assert "the run goes on with train.gradient_checkpointing=true, as it began" in caplog.text
+    assert "ok" in [finding.level for finding in check(config) if finding.about == "run folder"]
+
+
+def test_a_run_that_goes_on_does_not_lose_other_settings_of_its_user(config: Config) -> None:
+    run = RunFolder(config)
+    run.path.mkdir(parents=True, exist_ok=True)
+    write_config(run, config, [])
+    changed = replace(config, optim=replace(config.optim, name="adafactor", max_grad_norm=0.25))
+    assert fit_to_memory(changed, GIB) == changed
 
 
 @pytest.mark.slow

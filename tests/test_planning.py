@@ -16,6 +16,7 @@ from dreambooth.disk import GIB
 from dreambooth.families import ModelSource, load_family
 from dreambooth.families.builtin_configs import BUILTIN_CONFIGS, SD, BuiltinConfig
 from dreambooth.families.flow_configs import FLOW_CONFIGS
+from dreambooth.families.guidance import BEYOND_CONDITIONAL, DISTILLED, FROM_UNCONDITIONAL
 from dreambooth.families.known_bases import CONFIG_OF, built_in_shapes
 from dreambooth.preflight.memory_plan import (
     SAVINGS,
@@ -125,6 +126,14 @@ def test_every_saving_that_is_advised_saves(config_file: Path) -> None:
     assert config == config_of(config_file, "full", "validate.every_steps=0"), (
         "the settings themselves stay as they are"
     )
+
+
+def test_no_saving_is_advised_that_the_rules_refuse(config_file: Path) -> None:
+    prodigy = ["optim.name=prodigy", "optim.lr=1", "train.precision=32-true"]
+    config = config_of(config_file, "full", "validate.every_steps=0", *prodigy)
+    advised = [changed for _, changed, _ in with_savings(planner_of(config), config)]
+    assert len(advised) > 2
+    assert not any(list(joint_problems(changed)) for changed in advised)
 
 
 def test_the_command_tells_what_fits_and_writes_nothing(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -264,14 +273,20 @@ def test_a_small_models_step_is_timed_here_and_moves_no_weight(config_file: Path
 def test_a_run_costs_its_steps_its_class_images_and_its_validations(config_file: Path) -> None:
     config = load_config(config_file, ["prior.source=none", "validate.every_steps=0"])
     only_steps, only_sampling = Cost(3.0, 0.0, 0.0), Cost(0.0, 1.0, 10.0)
-    assert only_steps.of_run(config) == 8 * 3.0
-    assert only_sampling.of_run(config) == 0
+    guidance = FROM_UNCONDITIONAL
+    assert only_steps.of_run(config, guidance) == 8 * 3.0
+    assert only_sampling.of_run(config, guidance) == 0
     config = load_config(config_file, ["validate.every_steps=0", "prior.guidance_scale=1"])
-    assert only_sampling.of_run(config) == 6 * 2, "images, sampler steps"
+    assert only_sampling.of_run(config, guidance) == 6 * 2, "images, sampler steps"
+    config = load_config(config_file, ["validate.every_steps=0", "prior.guidance_scale=0"])
+    assert only_sampling.of_run(config, BEYOND_CONDITIONAL) == 6 * 2, "not guided, as Z-Image counts"
+    assert only_sampling.of_run(config, DISTILLED) == 6 * 2, "the network reads the scale"
     config = load_config(config_file, ["validate.every_steps=0", "prior.source=teacher"])
-    assert only_sampling.of_run(config) == 8 * 2, "steps, class samples of a batch"
+    assert only_sampling.of_run(config, guidance) == 8 * 2, "steps, class samples of a batch"
     config = load_config(config_file, ["prior.source=none"])
-    assert only_sampling.of_run(config) == 3 * (4 * (2 * 2 + 10) + NUM_FIXED_LOSSES), "step 0 is looked at as well"
+    assert only_sampling.of_run(config, guidance) == 3 * (4 * (2 * 2 + 10) + NUM_FIXED_LOSSES), (
+        "step 0 is looked at as well"
+    )
 
 
 @pytest.mark.parametrize(

@@ -205,9 +205,16 @@ def test_what_to_do_next_follows_from_the_verdict(finished, outcome, advice, com
     assert command in [step.command.partition(' "')[0] for step in steps]
     assert any(step.text == f"{advice[0].upper()}{advice[1:]}." for step in steps) == (outcome != "learned")
     (go_on,) = words.next_steps(Path("moved/dog"), config, Verdict(outcome, "why", advice), None, 30)
-    assert go_on.command == "python train.py moved/dog/config.yaml run.dir=moved", (
+    assert go_on.command == "python train.py moved/dog/config.yaml run.dir=moved run.name=dog", (
         "the run has not ended, and was moved"
     )
+
+
+def test_a_run_that_its_patience_had_ended_goes_on_without(finished):
+    config = load_config(finished / "config.yaml", ["run.dir=checkpoints", "run.name=dog", "train.max_steps=60"])
+    steps = words.next_steps(Path("checkpoints/dog"), config, Verdict("not learned", "why", TRAIN_LONGER), 20, 30)
+    longer = "python train.py checkpoints/dog/config.yaml train.max_steps=60 validate.patience=0"
+    assert longer in [step.command for step in steps]
 
 
 def test_where_a_later_step_is_kept_that_is_not_clearly_worse_the_page_says_that_it_is_not_decided(run):

@@ -48,4 +48,4 @@ def table(need: "Need") -> str:
     from dreambooth.preflight.memory_plan import WORDS
 
     lines = [f"{getattr(need, name) / GIB:8.2f} GiB  {words}" for name, words in WORDS.items()]
-    return "\n".join([*lines, f"{need.total / GIB:8.2f} GiB  at most together (of the last two the larger)"])
+    return "\n".join([*lines, f"{need.total / GIB:8.2f} GiB  at most together (of the last three the largest)"])

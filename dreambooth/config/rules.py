@@ -229,8 +229,10 @@ def _kind_problems(section: str, kind: str, config: Config) -> typing.Iterator[s
         yield "method.start_word: required for a style: the word that the new one starts from, such as painting"
     if kind == "dataset" and not config.data.captions:
         yield "data.captions: false, but a dataset is learned from its captions; set it to true"
-    if kind == "dataset" and (learns_word or config.optim.identifier_lr is not None):
+    if kind == "dataset" and learns_word:
         yield f"method.name: {config.method.name} trains an identifier, and a dataset has none; use lora"
+    elif kind == "dataset" and config.optim.identifier_lr is not None:
+        yield f"optim.identifier_lr: {config.optim.identifier_lr}, but a dataset has no identifier; set it to null"
 
 
 def _start_word_problems(config: Config) -> typing.Iterator[str]:

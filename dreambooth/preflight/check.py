@@ -14,10 +14,11 @@ from dreambooth.config import Config
 from dreambooth.data.image_folder import list_images
 from dreambooth.data.near_duplicates import inspect_image
 from dreambooth.disk import GIB
-from dreambooth.errors import DreamBoothError
+from dreambooth.errors import DreamBoothError, ModelError
 from dreambooth.families.quantization import num_weights
 from dreambooth.methods import find_method
 from dreambooth.metrics.validation_log import ValidationLog
+from dreambooth.preflight.fitting import fit_to_memory
 from dreambooth.preflight.memory_plan import Planner, device_memory, is_enough
 from dreambooth.preflight.time_plan import time_in_words
 from dreambooth.run.folder import RunFolder, check_folders, check_writable
@@ -73,11 +74,19 @@ def check(config: Config) -> Findings:
     is_sound = not findings.exit_code
     if is_sound:
         findings.append(Finding("ok", "config", f"{config.train.max_steps} steps, method {config.method.name}"))
+        config = fitted(config, findings)
     check_folder(config, findings)
     subject_data = check_images(config, findings)
     if is_sound and (planner := check_base(config, findings)) is not None:
         check_with_base(planner, subject_data, config, findings)
     return findings
+
+
+def fitted(config: Config, findings: Findings) -> Config:
+    """Return the config as training would begin or go on with it (train.memory=auto)."""
+    with findings.of("memory"), contextlib.suppress(ModelError):  # `check_base` tells of a base that cannot be had
+        config = fit_to_memory(config)
+    return config
 
 
 def find_method_of(config: Config) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from typing import Any
 
 from dreambooth import build
 from dreambooth.config import Config
@@ -45,12 +46,15 @@ def fit_to_memory(config: Config, memory: int | None = None) -> Config:
 
 
 def with_savings_of(begun: Config, config: Config) -> Config:
-    """Return a config with the settings of a run's that save memory."""
-    values = {}
-    for key in KEYS:
-        section, name = key.split(".")
-        values[key] = getattr(getattr(begun, section), name)
-    return with_changes(config, values)
+    """Return a config with the savings that a run has begun with; what else differs stays, to be compared."""
+    values: dict[str, Any] = {}
+    for changes, _ in SAVINGS:
+        if with_changes(begun, changes) == begun:
+            values |= changes
+    changed = with_changes(config, values)
+    if kept := applied(config, changed):
+        logger.info(f"train.memory=auto: the run goes on with {' '.join(kept)}, as it began")
+    return changed
 
 
 def is_possible(config: Config) -> bool:

@@ -23,6 +23,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flo
 
 from dreambooth import build
 from dreambooth.config import Config
+from dreambooth.config.rules import joint_problems
 from dreambooth.data.latents import Batch, Sample
 from dreambooth.devices import device_name, kind_of, total_bytes
 from dreambooth.disk import GIB
@@ -383,7 +384,7 @@ def with_savings(
 ) -> Iterator[tuple[str, Config, Need]]:
     """Yield a description, the config and its need: as configured, then with one more effective saving at a time.
 
-    is_possible: returns whether a config can be run here.
+    is_possible: returns whether a config can be run here. One that the rules of configs refuse is left out.
     """
     need = planner.need(config)
     yield "as configured", config, need
@@ -391,7 +392,7 @@ def with_savings(
         if not applies(next(iter(changes)), config):
             continue
         changed = with_changes(config, changes)
-        if not is_possible(changed):
+        if any(joint_problems(changed)) or not is_possible(changed):
             continue
         need_then = planner.need(changed)
         if need_then.total < need.total:

@@ -19,6 +19,7 @@ from dreambooth.data.near_duplicates import ImageInfo, inspect_image
 from dreambooth.disk import GIB, check_writable
 from dreambooth.errors import ModelError, UserError, escaped
 from dreambooth.preflight.costs import Costs, costs_of
+from dreambooth.preflight.fitting import is_possible
 from dreambooth.preflight.memory_plan import Planner, device_memory, is_enough, with_savings
 from dreambooth.proposal.draft import Request, first_draft, parsed, render, write_once
 from dreambooth.proposal.rules import Draft
@@ -96,7 +97,8 @@ def fit(draft: Draft, request: Request, warnings: list[str]) -> Costs:
     if planner.note is not None:
         warnings.append(f"model.base={request.base}: {planner.note}; training downloads it")
     memory, needed = request.memory or device_memory(config)[1], 0
-    for _, changed, need in with_savings(planner, config):
+    here = (is_possible,) if request.memory is None else ()  # else it may be for another machine
+    for _, changed, need in with_savings(planner, config, *here):
         best, needed = changed, need.total
         if is_enough(needed, memory):
             break

@@ -22,6 +22,7 @@ from dreambooth.build.validation_inputs import NUM_FIXED_LOSSES
 from dreambooth.config import Config
 from dreambooth.devices import device_name
 from dreambooth.families import evaluation_mode, is_small
+from dreambooth.families.guidance import Guidance
 from dreambooth.preflight.memory_plan import Planner
 
 TERA = 1e12
@@ -70,15 +71,15 @@ class Cost:
     decoding: float
     scoring: float = 0.0
 
-    def of_run(self, config: Config) -> float:
-        """Return what all steps, class images and validations cost together."""
+    def of_run(self, config: Config, guidance: Guidance) -> float:
+        """Return what all steps, class images and validations cost together. guidance: the base's."""
         prior, validate = config.prior, config.validate
         step = self.step
         if prior.source == "teacher":  # it predicts the target of each class sample
             step += config.train.batch_size * config.train.accumulate * self.prediction
-        num_passes = 1.0 if prior.guidance_scale == 1 else 2.0 - min(1.0, prior.guidance_min_noise)
+        num_passes = 2.0 - min(1.0, prior.guidance_min_noise) if guidance.is_combined(prior.guidance_scale) else 1.0
         class_image = prior.num_inference_steps * num_passes * self.prediction
-        num_passes = 1.0 if validate.guidance_scale == 1 else 2.0
+        num_passes = 2.0 if guidance.is_combined(validate.guidance_scale) else 1.0
         image = validate.num_inference_steps * num_passes * self.prediction + self.decoding + self.scoring
         num_images = len(build.validation_prompts(config)) * validate.num_images
         validation = num_images * image + NUM_FIXED_LOSSES * self.prediction
@@ -95,12 +96,12 @@ def durations(planner: Planner, config: Config) -> list[Duration]:
     A small model is timed on this CPU, and with its weights; without those there is none.
     """
     if not is_small(planner.family.denoiser):
-        flops = flops_of(planner, config).of_run(config)
+        flops = flops_of(planner, config).of_run(config, planner.family.guidance)
         return [Duration(each.device, flops / (each.flops / each.seconds), each.source) for each in MEASURED]
     if build.pick_device(config).type != "cpu" or planner.shapes is not None:
         return []
     cost = timed_cost(planner, config)
-    return [Duration("this CPU", cost.of_run(config), f"a step was timed: {cost.step:.2g} s")]
+    return [Duration("this CPU", cost.of_run(config, planner.family.guidance), f"a step was timed: {cost.step:.2g} s")]
 
 
 def time_in_words(planner: Planner, config: Config) -> str:

@@ -46,7 +46,7 @@ def case_of(settings: Mapping[str, Any]) -> Case:
     base = base_facts(str(settings.get("model.base", "")), str(settings.get("model.family", AUTO)))
     counts = [len(sort_files(with_home(str(folder))).images) for folder in folders]
     optimizer = settings.get("optim.name", default_of("optim.name"))
-    kinds = {value for key, value in settings.items() if key.startswith("subject") and key.endswith(".kind")}
+    kinds = {str(value) for key, value in settings.items() if key.startswith("subject") and key.endswith(".kind")}
     return Case(base, counts, str(method), bool(trains_text), str(optimizer), not kinds & {"style", "dataset"})
 
 

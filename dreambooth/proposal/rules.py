@@ -99,6 +99,8 @@ def adamw_rate(case: Case) -> Choice:
 
 
 def identifier_rate(case: Case) -> Choice:
+    if case.optimizer == "prodigy":
+        return None, "Prodigy takes one rate for all"
     if case.base.is_toy and case.method in ("full", "pivotal") and case.trains_text_encoder:
         rate = 2.0e-2 if case.method == "pivotal" else 4.0e-3
         return rate, f"{LAB}: without start words the worst learned subjects gain most"

@@ -77,6 +77,8 @@ def load_part(name: str, part_class: Any, **options: Any) -> Any:
             return part_class.from_pretrained(name, local_files_only=True, trust_remote_code=False, **options)
         except (OSError, ValueError):
             downloaded(name, None, partial(snapshot_download, name, allow_patterns="config.json"))
+        except LOADING_ERRORS as error:
+            raise ModelError(f"{escaped(name)}: cannot be loaded from the cache: {first_line(error)}") from error
     try:
         return part_class.from_pretrained(name, trust_remote_code=False, **options)
     except LOADING_ERRORS as error:

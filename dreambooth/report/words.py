@@ -85,7 +85,7 @@ def next_steps(
     """Return what to do with a run, the most useful first. model_step: of the weights in model/; None: none yet."""
     resume = ["python", "train.py", (folder / "config.yaml").as_posix()]
     if folder != Path(config.run.dir) / config.run.name:
-        resume.append(f"run.dir={folder.parent.as_posix()}")
+        resume += [f"run.dir={folder.parent.as_posix()}", f"run.name={folder.name}"]
     if model_step is None:
         text = "The run has not ended, and there is no model yet. Go on from where it stopped:"
         return [NextStep(text, shlex.join(resume))]
@@ -93,8 +93,10 @@ def next_steps(
     if verdict.outcome != "learned":
         steps.append(NextStep(f"{sentence(verdict.advice)}."))
     if verdict.advice == TRAIN_LONGER:
-        longer = shlex.join([*resume, f"train.max_steps={2 * last_step}"])
-        steps.append(NextStep("Train twice as long, from where it ended:", longer))
+        longer = [*resume, f"train.max_steps={2 * last_step}"]
+        if last_step < config.train.max_steps:  # validate.patience had ended it, and would again
+            longer.append("validate.patience=0")
+        steps.append(NextStep("Train twice as long, from where it ended:", shlex.join(longer)))
     sample = f"python sample.py {shlex.quote(folder.as_posix())} {examples(len(config.subjects))}"
     return [*steps, NextStep("Draw with it:", sample)]
 
