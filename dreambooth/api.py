@@ -123,12 +123,11 @@ def load(
 ) -> "Model":
     """Load whatever `sample.py` takes: a run, pipeline or adapter folder, a hub id, a single .safetensors.
 
-    device: auto, cuda, rocm, xpu, mps or cpu. dtype: float32, float16, bfloat16; None: float16 on a GPU, else float32.
-    base: of an
-    adapter, where its base model is elsewhere now. config: for a single file, where its configs and tokenizer lie.
-    revision: of a hub id. variant: which of the weights. vae: another VAE in the place of its own. loras:
-    FILE or FILE:WEIGHT each, laid over it. embeddings: FILE or FILE:WORD each. quantize: int8, fp8 or nf4: how the
-    weights are stored. Raises ModelError, UserError.
+    device: auto, cuda, rocm, xpu, mps or cpu. dtype: float32, float16, bfloat16; None: on a GPU float16, of
+    transformers bfloat16; else float32. base: of an adapter, where its base model is elsewhere now. config: for a
+    single file, where its configs and tokenizer lie. revision: of a hub id. variant: which of the weights. vae: another
+    VAE in the place of its own. loras: FILE or FILE:WEIGHT each, laid over it. embeddings: FILE or FILE:WORD each.
+    quantize: int8, fp8 or nf4: how the weights are stored. Raises ModelError, UserError.
     """
     base, vae = (None if each is None else str(each) for each in (base, vae))
     added = tuple(parse_lora(str(each)) for each in loras), tuple(parse_embedding(str(each)) for each in embeddings)

@@ -16,6 +16,7 @@ import yaml
 from conftest import CONFIG
 from crashes import assert_equal, names
 from diffusers import AutoencoderKLQwenImage, FluxPipeline
+from diffusers.loaders.single_file_utils import swap_scale_shift
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from peft import LoraConfig
 from PIL import Image
@@ -29,13 +30,13 @@ from dreambooth.engine import train
 from dreambooth.errors import ModelError, UserError
 from dreambooth.exporting.adapter import kohya_state
 from dreambooth.exporting.formats import FORMATS
-from dreambooth.families import FAMILIES, Family, ModelSource, fingerprint, load_family
+from dreambooth.families import FAMILIES, Family, ModelSource, fingerprint, half_of, load_family
 from dreambooth.families.flux2_klein import EmpiricalShift
 from dreambooth.generation.models.loading import load_model
 from dreambooth.generation.request import read_recipe
 from dreambooth.generation.sampler import noise_from_seeds, sample_latents
 from dreambooth.generation.settings import SamplerSettings
-from dreambooth.methods import adapter_files, lora_files
+from dreambooth.methods import adapter_files, adapters, lora_files
 from dreambooth.methods.base import MethodSettings
 from dreambooth.methods.table import METHODS
 from dreambooth.preflight.memory_plan import Planner
@@ -185,6 +186,22 @@ def test_the_family_is_read_from_the_files(row: Row, flow: Family) -> None:
     assert flow.size_step == 16
     assert flow.schedule.density == row.density
     assert flow.guidance.none == row.none
+
+
+def test_transformers_are_sampled_in_bfloat16_where_unets_are_in_float16(base: Path, tiny_base: Path) -> None:
+    assert half_of(ModelSource(str(base))) == "bfloat16"
+    assert half_of(ModelSource(str(tiny_base))) == "float16"
+
+
+@pytest.mark.parametrize("name", ["flux1", "sd3"])
+def test_t5_keeps_in_float32_what_would_overflow_in_float16(name: str, flow_base: Callable[[str], Path]) -> None:
+    flow = load_family(ModelSource(str(flow_base(name)), dtype=torch.float16))
+    t5, encoder = flow.frozen_encoders[-1], flow.loaded_encoders()[-1]  # type: ignore[attr-defined]
+    dtypes = {each: weight.dtype for each, weight in encoder.named_parameters()}
+    assert {dtype for each, dtype in dtypes.items() if each.endswith(".wo.weight")} == {torch.float32}
+    assert dtypes["shared.weight"] == torch.float16
+    assert t5.num_bytes(torch.float16) == sum(weight.numel() * weight.itemsize for weight in encoder.parameters())
+    assert flow.run_text_encoders(["a dog"])["prompt"].isfinite().all()  # type: ignore[attr-defined]
 
 
 def test_samples_are_those_of_the_pipeline(row: Row, flow: Family) -> None:
@@ -387,6 +404,32 @@ def test_kohyas_names_of_flux1_are_those_that_diffusers_knows(flow_base: Callabl
             down = name.replace("lora_B", "lora_A")
             ours, theirs = tensor @ expected[down], found[f"transformer.{name}"] @ found[f"transformer.{down}"]
             torch.testing.assert_close(theirs, ours)
+
+
+def test_kohyas_modulations_of_sd3_have_their_rows_as_stability_has_them(
+    flow_base: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The last one of the text has shift and scale the other way round; diffusers' converter says which."""
+    family = load_family(str(flow_base("sd3")))
+    METHODS["lora"].attach(family, MethodSettings(rank=2, alpha=2, targets=("modulation",)))
+    for name, weight in family.denoiser.named_parameters():
+        if "lora_B" in name:
+            weight.data.normal_()
+    state, last = kohya_state(family), family.denoiser.config.num_layers - 1
+    for number in range(last + 1):
+        for side, norm in (("x", "norm1"), ("context", "norm1_context")):
+            layer: Any = family.denoiser.get_submodule(f"transformer_blocks.{number}.{norm}.linear")
+            module = f"lora_unet_joint_blocks_{number}_{side}_block_adaLN_modulation_1"
+            change = state[f"{module}.lora_up.weight"] @ state[f"{module}.lora_down.weight"]
+            is_last = (number, side) == (last, "context")
+            as_here = swap_scale_shift(change, dim=len(change) // 2) if is_last else change
+            torch.testing.assert_close(as_here, layer.get_delta_weight("default"))
+    save_file(state, tmp_path / "kohya.safetensors")
+    laid = load_family(str(flow_base("sd3")))
+    lora_files.apply(laid, tmp_path / "kohya.safetensors")
+    adapters.merge(family)
+    for name, weight in family.denoiser.named_parameters():
+        torch.testing.assert_close(laid.denoiser.get_parameter(name), weight)
 
 
 def test_a_layout_that_the_family_does_not_have_is_refused(learned: Config, capsys: pytest.CaptureFixture[str]) -> None:

@@ -99,6 +99,9 @@ def test_a_file_that_is_no_model_is_told_in_a_line(tiny_base: Path, tmp_path: Pa
     save_file({"nothing": torch.zeros(1)}, path)
     with pytest.raises(ModelError, match=r"model\.safetensors: holds no model of a known family"):
         load_family(ModelSource(str(path), config=str(tiny_base)))
+    save_file({"transformer_blocks.0.img_mod.1.weight": torch.zeros(1), "a.scale_weight": torch.zeros(1)}, path)
+    with pytest.raises(ModelError, match=r"model\.safetensors: its weights are 8-bit codes with scales"):
+        load_family(ModelSource(str(path), config=str(tiny_base)))
     path.write_bytes(b"not safetensors at all")
     with pytest.raises(ModelError, match=r"model\.safetensors: cannot be read"):
         load_family(ModelSource(str(path), config=str(tiny_base)))

@@ -16,7 +16,7 @@ from dreambooth.engine import train
 from dreambooth.errors import ModelError, UserError
 from dreambooth.exporting.original import original_state, vae_state
 from dreambooth.families import Family, ModelSource, load_family
-from dreambooth.families.vae import load_other_vae
+from dreambooth.families.vae import load_other_vae, vae_configs
 from dreambooth.generation.models.loading import load_model
 from dreambooth.generation.models.reference import ModelRef
 from dreambooth.randomness import Randomness
@@ -143,6 +143,12 @@ def test_a_run_is_known_by_its_vae(other: dict[str, Path], config: Config) -> No
     assert names[0] == "5411d061f7e63d4e", "the fingerprint of a run without model.vae"
     assert names[0] != names[1] == names[2]
     assert identities[0] != identities[1] == identities[2]
+
+
+@pytest.mark.parametrize(("name", "channels"), [("sd1", 4), ("flux1", 16), ("sd3.5-medium", 16), ("z-image", 16)])
+def test_a_single_file_vae_is_read_with_its_familys_config(name: str, channels: int, tmp_path: Path) -> None:
+    with vae_configs(tmp_path, name) as configs:
+        assert json.loads((configs / "vae" / "config.json").read_text())["latent_channels"] == channels
 
 
 def test_class_latents_of_another_noise_schedule_are_others(config: Config) -> None:

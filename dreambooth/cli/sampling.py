@@ -54,7 +54,7 @@ def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         choices=("float32", "float16", "bfloat16"),
-        help="arithmetic (default float16 on a GPU, else float32)",
+        help="arithmetic (default on a GPU float16, of transformers bfloat16; else float32)",
     )
     parser.add_argument(
         "--quantize",

@@ -18,6 +18,7 @@ from torch import Tensor
 from dreambooth.errors import UserError
 from dreambooth.families.protocols import NamedByAuthors
 from dreambooth.methods.adapters import ADAPTER
+from dreambooth.methods.joined_files import with_swapped_rows
 
 
 def joined_loras(family: NamedByAuthors, form: str) -> dict[str, dict[str, Tensor]]:
@@ -32,7 +33,8 @@ def joined_loras(family: NamedByAuthors, form: str) -> dict[str, dict[str, Tenso
     for original, members in family.original_modules().items():
         own = [layers.pop(name, None) for name in members]
         if any(layer is not None for layer in own):
-            found[original] = _joined([family.denoiser.get_submodule(name) for name in members], own, form)
+            joined = _joined([family.denoiser.get_submodule(name) for name in members], own, form)
+            found[original] = with_swapped_rows(joined) if members[0] in family.swapped_modules() else joined
     if layers:
         raise UserError(f"--format {form}: {min(layers)} has no name in it; use lora")
     return found

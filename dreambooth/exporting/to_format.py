@@ -18,7 +18,7 @@ from dreambooth.files import atomic_folder
 from dreambooth.generation.models import loading
 from dreambooth.generation.models.base_source import base_source
 from dreambooth.generation.models.location import check_is_there, find_card, model_folder
-from dreambooth.generation.models.reference import ModelRef
+from dreambooth.generation.models.reference import DTYPES, ModelRef
 from dreambooth.subject_info import ExportCard
 
 logger = logging.getLogger(__name__)
@@ -45,6 +45,8 @@ def export(
     the free memory holds three models.
     Raises UserError, ModelError.
     """
+    if dtype not in DTYPES:
+        raise UserError(f"dtype={dtype}: must be one of {', '.join(DTYPES)}")
     model = str(model)
     check_is_there(model)
     card = find_card(model)

@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import diffusers.utils.logging
 import torch
@@ -43,6 +42,7 @@ __all__ = [
     "evaluation_mode",
     "fingerprint",
     "frozen_copy",
+    "half_of",
     "is_small",
     "load_family",
     "move",
@@ -51,11 +51,15 @@ __all__ = [
 
 @dataclass(frozen=True)
 class FamilyRow:
-    """Hold a family's pipeline classes, by which it is recognised, and its loaders."""
+    """Hold a family's pipeline classes, by which it is recognised, and its loaders.
+
+    half: the 16-bit dtype that it is sampled in. Transformers were trained in bfloat16, and some overflow in float16.
+    """
 
     pipelines: tuple[str, ...]
     load: Callable[[Path, ModelSource], Family]
     load_single_file: Callable[[Header, ModelSource], Family]
+    half: str = "float16"
 
 
 FAMILIES: Table[FamilyRow] = Table(
@@ -66,12 +70,12 @@ FAMILIES: Table[FamilyRow] = Table(
             ("StableDiffusionXLPipeline", "StableDiffusionXLInpaintPipeline"), sdxl.load, sdxl.load_single_file
         ),
         "sd_graphs": FamilyRow(tuple(sd_graphs.PIPELINES.values()), sd_graphs.load, sd_graphs.load_single_file),
-        "z_image": FamilyRow(("ZImagePipeline",), z_image.load, beside(z_image.load)),
-        "qwen_image": FamilyRow(("QwenImagePipeline",), qwen_image.load, beside(qwen_image.load)),
-        "krea2": FamilyRow(("Krea2Pipeline",), krea2.load, beside(krea2.load)),
-        "flux1": FamilyRow(("FluxPipeline",), flux1.load, beside(flux1.load)),
-        "sd3": FamilyRow(("StableDiffusion3Pipeline",), sd3.load, beside(sd3.load)),
-        "flux2_klein": FamilyRow(("Flux2KleinPipeline",), flux2_klein.load, beside(flux2_klein.load)),
+        "z_image": FamilyRow(("ZImagePipeline",), z_image.load, beside(z_image.load), "bfloat16"),
+        "qwen_image": FamilyRow(("QwenImagePipeline",), qwen_image.load, beside(qwen_image.load), "bfloat16"),
+        "krea2": FamilyRow(("Krea2Pipeline",), krea2.load, beside(krea2.load), "bfloat16"),
+        "flux1": FamilyRow(("FluxPipeline",), flux1.load, beside(flux1.load), "bfloat16"),
+        "sd3": FamilyRow(("StableDiffusion3Pipeline",), sd3.load, beside(sd3.load), "bfloat16"),
+        "flux2_klein": FamilyRow(("Flux2KleinPipeline",), flux2_klein.load, beside(flux2_klein.load), "bfloat16"),
     },
 )
 
@@ -95,30 +99,42 @@ def load_family(source: ModelSource | str) -> Family:
     return family
 
 
+def half_of(source: ModelSource) -> str:
+    """Return the 16-bit dtype that a base is sampled in. Raises as `load_family` for one that is missing."""
+    path = Path(os.path.expanduser(source.base))
+    if os.path.isfile(path):
+        return FAMILIES[_family_of_file(_header(path, source), source)].half
+    folder = find_folder(source.base, source.revision, source.variant)
+    return FAMILIES[_family_of_folder(folder, source)].half
+
+
 def _load(source: ModelSource) -> Family:
     path = Path(os.path.expanduser(source.base))
     if os.path.isfile(path):
-        return _load_single_file(path, source)
+        header = _header(path, source)
+        return FAMILIES[_family_of_file(header, source)].load_single_file(header, source)
     folder = find_folder(source.base, source.revision, source.variant)
-    index = read_index(folder)
-    family = _family_of(folder, index) if source.family == "auto" else source.family
-    return FAMILIES[family].load(folder, source)
+    return FAMILIES[_family_of_folder(folder, source)].load(folder, source)
 
 
-def _load_single_file(path: Path, source: ModelSource) -> Family:
+def _header(path: Path, source: ModelSource) -> Header:
     base = source.base
     if path.suffix != ".safetensors":
         raise ModelError(f"{base}: a single file must be .safetensors (other formats can run code when they are read)")
     for key, value in (("revision", source.revision), ("variant", source.variant)):
         if value is not None:
             raise UserError(f"model.{key}: {value!r} is set, and {base} is a single file, which has none; leave it out")
-    header = read_header(path)
-    family = header.family if source.family == "auto" else source.family
-    return FAMILIES[family].load_single_file(header, source)
+    return read_header(path)
 
 
-def _family_of(folder: Path, index: dict[str, Any]) -> str:
-    pipeline = index.get("_class_name")
+def _family_of_file(header: Header, source: ModelSource) -> str:
+    return header.family if source.family == "auto" else source.family
+
+
+def _family_of_folder(folder: Path, source: ModelSource) -> str:
+    pipeline = read_index(folder).get("_class_name")
+    if source.family != "auto":
+        return source.family
     for name, row in FAMILIES.items():
         if pipeline in row.pipelines:
             return name

@@ -43,6 +43,10 @@ class OneTransformer:
     def components(self) -> dict[str, nn.Module]:
         return {"transformer": self.transformer}
 
+    def swapped_modules(self) -> frozenset[str]:
+        """Return none: the authors' matrices have the outputs in the same order."""
+        return frozenset()
+
     def size_conditioning(self, size_crop_B6: Tensor) -> Conditioning:
         """Return none: these transformers are not told of sizes and crops."""
         return Conditioning({})

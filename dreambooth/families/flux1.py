@@ -241,7 +241,7 @@ def load(folder: Path, source: ModelSource) -> Flux1:
     tokenizer_2 = load_tokenizer(folder, "tokenizer_2", T5TokenizerFast)
     clip_t5.check_text(folder, ("text_encoder",), "text_encoder_2", (tokenizer, tokenizer_2), transformer.config)
     return Flux1(
-        vae=load_vae(folder, source, "sd1"),
+        vae=load_vae(folder, source, "flux1"),
         transformer=transformer,
         scheduler_config=load_scheduler_config(folder),
         text_encoder=text_encoder,

@@ -43,15 +43,20 @@ class LazyTextEncoder:
     folders: tuple[Path, ...]
     quantize: str | None = None
     module: Any = field(default=None, init=False)
+    dtype: torch.dtype | None = field(default=None, init=False)  # that it was loaded in
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "LazyTextEncoder":
         return self  # it never changes
 
     def get(self, dtype: torch.dtype, device: torch.device) -> Any:
-        """Return the text encoder, loaded if need be."""
-        if self.module is None:
-            self.module = self.load(dtype).requires_grad_(False).eval()
-        return self.module.to(device, dtype)
+        """Return the text encoder, loaded if need be.
+
+        It is not cast from one dtype to another: of a T5 in float16, transformers loads the layers that would overflow
+        in float32.
+        """
+        if self.module is None or self.dtype != dtype:
+            self.module, self.dtype = self.load(dtype).requires_grad_(False).eval(), dtype
+        return self.module.to(device)
 
     def release(self) -> None:
         """Let go of the weights."""
@@ -83,7 +88,10 @@ class LazyTextEncoder:
     def num_bytes(self, dtype: torch.dtype) -> int:
         """Return the bytes of its weights where those that are not quantized have this dtype."""
         own = stored_tensors(self.blank)
-        return sum(each.numel() * (dtype if each.is_floating_point() else each.dtype).itemsize for each in own)
+        num_bytes = sum(each.numel() * (dtype if each.is_floating_point() else each.dtype).itemsize for each in own)
+        wide = getattr(self.blank, "_keep_in_fp32_modules", None) or () if dtype == torch.float16 else ()
+        named = self.blank.named_parameters()
+        return num_bytes + sum(2 * each.numel() for name, each in named if set(name.split(".")) & set(wide))
 
 
 def lazy_text_encoder(
@@ -174,7 +182,8 @@ class FrozenText(PromptCache):
 
     def _address(self, prompt: str, dtype: torch.dtype) -> str:
         """Return a name for all that a prompt's conditioning depends on, 32 hexadecimal digits."""
-        text = "\0".join((type(self).__name__, self.text_digest, str(dtype), prompt))
+        version = "2" if dtype == torch.float16 else ""  # before it T5 had overflown
+        text = "\0".join((type(self).__name__, self.text_digest, f"{dtype}{version}", prompt))
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 

@@ -293,6 +293,10 @@ class NamedByAuthors(Protocol):
         """Return, by the authors' name of a matrix, the modules of diffusers whose outputs it has one after another."""
         ...
 
+    def swapped_modules(self) -> frozenset[str]:
+        """Return the modules of diffusers of whose outputs the authors' matrix has the second half first."""
+        ...
+
 
 class Family(LatentCodec, TextSide, Denoiser, NoiseProcess, Protocol):
     """A text-to-image diffusion model."""

@@ -141,14 +141,21 @@ class StableDiffusion3(OneTransformer, FlowProcess, KLCodec, FrozenText, clip_t5
         self.prompt_cache = dict.fromkeys(prompts, blank)
 
     def original_modules(self) -> dict[str, tuple[str, ...]]:
-        """Return attention and feed-forward; modulations have another order of rows there."""
+        """Return attention, feed-forward and modulation of each block."""
         found: dict[str, tuple[str, ...]] = {}
         for number in range(len(self.transformer.transformer_blocks)):
             here, block = f"transformer_blocks.{number}", f"joint_blocks.{number}"
-            for side, names, out, ff in (
-                ("x_block", ("to_q", "to_k", "to_v"), "to_out.0", "ff"),
-                ("context_block", ("add_q_proj", "add_k_proj", "add_v_proj"), "to_add_out", "ff_context"),
+            for side, names, out, ff, norm in (
+                ("x_block", ("to_q", "to_k", "to_v"), "to_out.0", "ff", "norm1"),
+                (
+                    "context_block",
+                    ("add_q_proj", "add_k_proj", "add_v_proj"),
+                    "to_add_out",
+                    "ff_context",
+                    "norm1_context",
+                ),
             ):
+                found[f"{block}.{side}.adaLN_modulation.1"] = (f"{here}.{norm}.linear",)
                 found[f"{block}.{side}.attn.qkv"] = tuple(f"{here}.attn.{name}" for name in names)
                 found[f"{block}.{side}.attn.proj"] = (f"{here}.attn.{out}",)
                 for layer, name in (("fc1", "net.0.proj"), ("fc2", "net.2")):
@@ -157,6 +164,10 @@ class StableDiffusion3(OneTransformer, FlowProcess, KLCodec, FrozenText, clip_t5
             found[f"{block}.x_block.attn2.proj"] = (f"{here}.attn2.to_out.0",)
         modules = dict(self.transformer.named_modules())
         return {original: members for original, members in found.items() if all(name in modules for name in members)}
+
+    def swapped_modules(self) -> frozenset[str]:
+        """Return the last modulation of the text: diffusers has scale and shift, Stability AI shift and scale."""
+        return frozenset({f"transformer_blocks.{self.transformer.config.num_layers - 1}.norm1_context.linear"})
 
     def predict(self, noisy_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning) -> Tensor:
         """Predict noise - x0."""
@@ -240,7 +251,7 @@ def load(folder: Path, source: ModelSource) -> StableDiffusion3:
     tokenizer_3 = load_tokenizer(folder, "tokenizer_3", T5TokenizerFast)
     clip_t5.check_text(folder, clips, "text_encoder_3", (tokenizer, tokenizer_2, tokenizer_3), transformer.config)
     return StableDiffusion3(
-        vae=load_vae(folder, source, "sd1"),
+        vae=load_vae(folder, source, "sd3.5-medium"),
         transformer=transformer,
         scheduler_config=load_scheduler_config(folder),
         text_encoder=text_encoder,

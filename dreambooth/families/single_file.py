@@ -57,6 +57,7 @@ PREDICTIONS = {
     "v_prediction": "v_prediction",
     "stable-diffusion-v2-768-v": "v_prediction",
 }
+SCALES = ("scaled_fp8", ".scale_weight", ".weight_scale", ".comfy_quant")  # how names of scales of codes end
 
 
 @dataclass(frozen=True)
@@ -124,9 +125,15 @@ def read_header(path: Path) -> Header:
     try:
         with safe_open(path, "pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            return Header(path, shapes, file.metadata() or {})
+            header = Header(path, shapes, file.metadata() or {})
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path}: cannot be read as .safetensors ({first_line(error)})") from error
+    if any(name.endswith(SCALES) for name in shapes):
+        raise ModelError(
+            f"{path}: its weights are 8-bit codes with scales (fp8 scaled, of ComfyUI), which are not read here; take "
+            "the file in bfloat16 or float16, and model.quantize to store it in less"
+        )
+    return header
 
 
 def load_single_file_pipeline(pipeline_class: Any, header: Header, source: ModelSource, **options: Any) -> Any:

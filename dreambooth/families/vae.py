@@ -15,7 +15,8 @@ from diffusers import AutoencoderKL
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 
 from dreambooth.errors import ModelError, first_line
-from dreambooth.families.builtin_configs import config_folder
+from dreambooth.families.builtin_configs import BUILTIN_CONFIGS, config_folder
+from dreambooth.families.flow_configs import FLOW_CONFIGS
 from dreambooth.families.inspection import LOADING_ERRORS, read_json
 from dreambooth.families.loading import load_part
 from dreambooth.families.location import find_vae
@@ -37,16 +38,16 @@ def load_vae(folder: Path, source: ModelSource, builtin: str) -> AutoencoderKL:
                 f"{folder}: has no vae/; name a VAE with model.vae (--vae): folder, hub id or single .safetensors"
             )
         return load_part(AutoencoderKL, folder, "vae", source, torch.float32)
-    with _configs(folder, builtin) as configs:
+    with vae_configs(folder, builtin) as configs:
         return load_other_vae(source.vae, str(configs))
 
 
 @contextlib.contextmanager
-def _configs(folder: Path, builtin: str) -> Iterator[Path]:
+def vae_configs(folder: Path, builtin: str) -> Iterator[Path]:
     if (folder / "vae" / "config.json").is_file():
         yield folder
         return
-    with config_folder(builtin) as built_in:
+    with config_folder(builtin, BUILTIN_CONFIGS | FLOW_CONFIGS) as built_in:
         yield built_in
 
 

@@ -155,7 +155,7 @@ def load(folder: Path, source: ModelSource) -> ZImage:
     tokenizer = load_tokenizer(folder, "tokenizer", PreTrainedTokenizerFast)
     qwen.check_tokenizer(tokenizer, config.get("vocab_size", 0))
     return ZImage(
-        vae=load_vae(folder, source, "sd1"),
+        vae=load_vae(folder, source, "z-image"),
         transformer=transformer,
         scheduler_config=load_scheduler_config(folder),
         text_encoder=text_encoder,

@@ -7,6 +7,7 @@ Shapes: R rank, I inputs, O outputs of each module, one after another in the fil
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dreambooth.errors import ModelError
@@ -34,7 +35,7 @@ def split(path: Path, family: Family, part: str, members: tuple[str, ...], own: 
     what is no LoRA, or has another number of rows.
     """
     if len(members) == 1:
-        return {members[0]: own}
+        return {members[0]: with_swapped_rows(own) if _is_swapped(family, members[0]) else own}
     if other := sorted(own.keys() - {*SHARED, *BY_ROWS}):
         raise ModelError(f"{path}: {members[0]} and others are one matrix in it, whose {other[0]} cannot be divided")
     modules: list[nn.Linear] = [components(family)[part].get_submodule(name) for name in members]  # type: ignore[misc]
@@ -48,3 +49,12 @@ def split(path: Path, family: Family, part: str, members: tuple[str, ...], own: 
             split_own[name][leaf] = piece
     changed = {name: each for name, each in split_own.items() if "lora_B" not in each or bool(each["lora_B"].any())}
     return changed or split_own
+
+
+def with_swapped_rows(own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a LoRA whose matrix has the second half of its rows first."""
+    return {leaf: torch.cat(each.chunk(2)[::-1]) if leaf in BY_ROWS else each for leaf, each in own.items()}
+
+
+def _is_swapped(family: Family, module: str) -> bool:
+    return isinstance(family, NamedByAuthors) and module in family.swapped_modules()

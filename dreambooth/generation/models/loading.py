@@ -1,5 +1,6 @@
 """Load a MODEL, as it is typed, into networks that are ready to sample."""
 
+import contextlib
 import hashlib
 import logging
 from dataclasses import dataclass, field, replace
@@ -10,7 +11,7 @@ import torch
 
 from dreambooth.devices import find_device, kind_of
 from dreambooth.errors import ModelError, UserError
-from dreambooth.families import Family, ModelSource, load_family, move
+from dreambooth.families import Family, ModelSource, half_of, load_family, move
 from dreambooth.families.offload import offload as keep_off_device
 from dreambooth.families.quantization import check_quantizer, quantize
 from dreambooth.families.runtimes import Graph
@@ -74,13 +75,17 @@ def load_unchanged(model: ModelRef | str, device: str = "auto", offload: str = "
     check_is_there(ref.name)
     check_additions(ref.loras, ref.embeddings)
     folder, picked = model_folder(ref.name), find_device(device)
-    ref = replace(ref, dtype=ref.dtype or kind_of(picked).dtype)
+    card = find_card(folder)
+    source = _source(ref, folder, card)
+    ref = replace(ref, dtype=ref.dtype or usual_dtype(source, picked))
     dtype = getattr(torch, str(ref.dtype))
     if ref.quantize is not None:
         check_quantizer(ref.quantize, picked)
     quantize_early = None if ref.loras or ref.embeddings else ref.quantize  # else before anything is laid over it
-    card = find_card(folder)
-    family = _load_family(ref, folder, card, dtype, quantize_early)
+    if card is not None and _is_adapter(folder):
+        family = load_adapted(folder, card, ref, source, quantize_early)
+    else:
+        family = load_family(replace(source, dtype=dtype, quantize=quantize_early))
     if ref.loras or ref.embeddings:
         ref = add_to(family, ref)
     for part in (family.denoiser, *family.text_encoders):
@@ -95,24 +100,34 @@ def load_unchanged(model: ModelRef | str, device: str = "auto", offload: str = "
     return Model(ref, family, card, (() if card is None else card.subjects) + learned_by(ref.loras))
 
 
-def _load_family(
-    ref: ModelRef, folder: Path, card: ExportCard | None, dtype: torch.dtype, quantize: str | None
-) -> Family:
-    """Load the networks of a whole model, or of a base with the adapter of a run's `folder` over it."""
-    if card is not None and not (folder / "model_index.json").is_file():
-        return load_adapted(folder, card, ref, quantize)
+def usual_dtype(source: ModelSource, device: torch.device) -> str:
+    """Return the dtype that a base is sampled in where none is asked for: its family's of 16 bits, or the device's."""
+    usual = kind_of(device).dtype
+    if usual != "float16":
+        return usual
+    with contextlib.suppress(ModelError):  # loading tells of a base that is not there
+        return half_of(source)
+    return usual
+
+
+def _is_adapter(folder: Path) -> bool:
+    """Return whether the folder of a result holds no whole model."""
+    return not (folder / "model_index.json").is_file()
+
+
+def _source(ref: ModelRef, folder: Path, card: ExportCard | None) -> ModelSource:
+    """Return the source of a whole model, or of the base of a run's adapter in `folder`. Raises ModelError."""
+    if card is not None and _is_adapter(folder):
+        source = base_source(card, folder, ref.base, ref.revision, ref.variant, ref.vae)
+        return source if ref.config is None else replace(source, config=ref.config)
     if ref.base is not None:
         raise UserError(f"--base {ref.base}: {ref.name} is a whole model, not an adapter over a base; leave it out")
-    return load_family(
-        ModelSource(
-            str(folder) if folder.exists() else ref.name,
-            config=ref.config,
-            revision=ref.revision,
-            variant=ref.variant,
-            dtype=dtype,
-            quantize=quantize,
-            vae=ref.vae,
-        )
+    return ModelSource(
+        str(folder) if folder.exists() else ref.name,
+        config=ref.config,
+        revision=ref.revision,
+        variant=ref.variant,
+        vae=ref.vae,
     )
 
 
@@ -156,14 +171,13 @@ def checked_digest(path: Path, recorded: str | None) -> str:
     return digest
 
 
-def load_adapted(folder: Path, card: ExportCard, ref: ModelRef, stored_as: str | None = None) -> Family:
-    """Load the base with an adapter's files applied, in float32. Raises ModelError.
+def load_adapted(
+    folder: Path, card: ExportCard, ref: ModelRef, source: ModelSource, stored_as: str | None = None
+) -> Family:
+    """Load the base, `source`, with an adapter's files applied, in float32. Raises ModelError.
 
     stored_as: how the base is quantized, where the adapter leaves it alone.
     """
-    source = base_source(card, folder, ref.base, ref.revision, ref.variant, ref.vae)
-    if ref.config is not None:
-        source = replace(source, config=ref.config)
     if is_own(folder, card) and card.method in BESIDE_THE_BASE:
         source = replace(source, quantize=stored_as)
     try:

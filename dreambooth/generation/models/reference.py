@@ -37,8 +37,8 @@ class ModelRef:
 
     base: the adapter's base model, if it has moved. config: the folder or hub id with a single file's configs and
     tokenizer. revision: of a hub id. variant: which of the weights; of an adapter both are its base's. dtype: of
-    denoiser and text encoders; None: float16 on a GPU, else float32. vae: replaces the model's own VAE. loras,
-    embeddings: applied on top. quantize: how the weights are stored, None: in the dtype.
+    denoiser and text encoders; None: on a GPU float16, of transformers bfloat16; else float32. vae: replaces the
+    model's own VAE. loras, embeddings: applied on top. quantize: how the weights are stored, None: in the dtype.
     """
 
     name: str
