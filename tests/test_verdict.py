@@ -104,8 +104,8 @@ def test_nine_of_ten_runs_that_are_called_learned_have_and_of_those_called_faile
         ("first/no prior", {"forgot its class"}, 15),
         ("first-noun/wrong", {"forgot its class"}, 6),  # it has no prior either
         ("first-text/frozen", {"not learned"}, 6),
-        ("map/lr 2e-4, 120 steps", {"not learned", "partly learned"}, 6),  # too short
-        ("map/lr 8e-4, 480 steps", {"ignores prompts"}, 6),  # too hot and too long
+        ("first-map/lr 2e-4, 120 steps", {"not learned", "partly learned"}, 6),  # too short
+        ("first-map/lr 8e-4, 480 steps", {"ignores prompts"}, 6),  # too hot and too long
         ("headline/default", {"learned"}, 15),
         ("prior/no prior", {"forgot its class"}, 15),
         ("noun/wrong", {"forgot its class"}, 6),

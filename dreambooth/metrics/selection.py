@@ -24,7 +24,7 @@ difference on the same prompts and noise. Of six images a quality has a standard
 differ by near the end of a run. There the highest is a matter of chance, and later steps have learned more that no
 score here shows. Validations of a recorded demo (tests/recorded_runs.json) with three images a prompt, resampled a
 hundred times: the highest quality kept cats whose second colour is right in .83 of the images, this rule in .91, the
-last step .92. Where training runs too long, the last step loses: over the laboratory's map (`lab map`), read as runs
+last step .92. Where training runs too long, the last step loses: over `first-map` of lab/results.csv, read as runs
 with validations at 120, 240 and 480 steps, this rule's ground-truth score is .18 +- .10 above the last step's, and
 .01 +- .05 below that of the highest quality, which is within noise.
 """

@@ -53,7 +53,7 @@ def max_steps(case: Case) -> Choice:
             return 400 * num_subjects, f"{LAB}: its trials of a word alone had as many"
         return (
             240 * num_subjects,
-            f"{LAB}: after 120 it is not like the subject yet, after 480 it ignores the prompt's scene",
+            f"{LAB}: after 120 it is less like the subject, and its class more; 480 gain nothing",
         )
     usual, source = (800, "diffusers' README") if case.base.family in ("sd", "sdxl") else (1000, "peers: 500 to 4000")
     reason = f"{source}; {STEPS_A_PHOTO} more for each photo beyond {FEW_PHOTOS}"
@@ -72,7 +72,7 @@ def learning_rate(case: Case) -> Choice:
 def adamw_rate(case: Case) -> Choice:
     if case.base.is_toy:
         toy = {
-            "full": (4.0e-4, f"{LAB}: at twice the rate it ignores the prompt's scene"),
+            "full": (4.0e-4, f"{LAB}: at twice the rate prompts are kept less, most of all after 480 steps"),
             "pivotal": (4.0e-3, f"{LAB}: with a rank of 14 it comes .92 of the way to the subject, all weights .97"),
             "textual_inversion": (2.0e-2, f"{LAB}: no rate that was tried is better for a word alone"),
         }

@@ -321,15 +321,13 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "map": Experiment(
         "Learning rate and steps",
-        "What the rate and the steps of `configs/toyworld.yaml` were chosen from, on the first edition's base and by "
-        "the first recipe.",
+        "The defaults at other rates and numbers of steps.",
         tuple(
-            Variant(f"lr {rate}, {steps} steps", (*FIRST_RECIPE, f"optim.lr={rate}", f"train.max_steps={steps}"))
+            Variant(f"lr {rate}, {steps} steps", (f"optim.lr={rate}", f"train.max_steps={steps}"))
             for steps in (240, 120, 480)
             for rate in ("4e-4", "2e-4", "8e-4")
         ),
         late=True,
         heat=True,
-        base="first",
     ),
 }
