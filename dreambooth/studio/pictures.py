@@ -65,7 +65,7 @@ def store_upload(folder: Path, name: str, content: bytes) -> Path:
     """
     suffix = check_upload(name, content)
     stem = (Path(name).stem if Path(name).suffix.lower() in IMAGE_SUFFIXES else name)[:80]
-    taken = {each.stem for each in folder.iterdir()}
+    taken = {each.stem for each in folder.iterdir() if each.suffix.lower() in IMAGE_SUFFIXES}
     number, free = 1, stem
     while free in taken:
         number += 1
