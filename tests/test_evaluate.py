@@ -335,6 +335,8 @@ def test_a_verdict_is_that_of_the_quality_between_the_base_and_the_photos(done: 
     assert (found.model, found.subject, found.verdict.outcome) == ("run", "dog", "learned")
     assert "83% of the way" in found.verdict.reason
     assert verdicts(scored, {"dog": {"dino": 0.8}}, None, {"dog": 0.2}) == [], "there is nothing to measure from"
+    (of_one_photo,) = verdicts(scored, {"dog": {}}, "base", {"dog": 0.2})
+    assert "62% of the way" in of_one_photo.verdict.reason, "which is as like itself as can be"
 
 
 def test_of_one_subject_the_interval_is_over_prompts_and_never_over_diversities_of_one_prompt(done: Path) -> None:
@@ -591,6 +593,11 @@ def test_ctrl_c_exits_with_130_and_the_same_command_goes_on(place: Path, tmp_pat
         (["{run}", "--images", "{dog}", "--num-images", "0"], 2, "--num-images 0: must be at least 1"),
         (["{run}", "--images", "{dog}", "--base", "{base}", "--class-prompt-images", "0"], 2, "--base: drift is"),
         (["{run}", "--images", "{dog}", "--out", "{long}"], 2, "is a file; name a folder"),
+        (
+            ["some/cat", "--images", "{dog}", "--base", "../some/cat"],
+            2,
+            "MODEL: some/cat and ../some/cat would write to one folder, some-cat",
+        ),
         (["{run}", "--images", "{dog}", "--question", "is it?"], 2, "asks a model that --reader names"),
         (
             ["{run}", "--images", "{dog}", "--reader", "./none", "--question", "is it?"],

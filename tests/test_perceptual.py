@@ -2,6 +2,7 @@
 
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,9 @@ from PIL import Image
 
 from dreambooth.errors import ModelError
 from dreambooth.metrics.perceptual import load_lpips
+from dreambooth.metrics.subject import SubjectScorer, load_encoders
+
+ROOT = Path(__file__).parents[1]
 
 
 class MeanDifference(torch.nn.Module):
@@ -34,6 +38,19 @@ def test_all_pairs_are_measured_on_pixels_between_minus_1_and_1(monkeypatch: pyt
     assert perceptual is not None
     black, white = Image.new("RGB", (8, 8)), Image.new("RGB", (8, 16), "white")
     assert perceptual.distance([black, white, black]).tolist() == [[0, 2, 0], [2, 0, 2], [0, 2, 0]]
+
+
+def test_images_of_the_class_are_measured_by_cosines_whether_it_is_there_or_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Quality compares their diversity with their drift, which is a cosine distance."""
+    install(monkeypatch, MeanDifference)
+    vit = str(ROOT / "checkpoints" / "toyworld-encoders" / "vit")
+    photos = [Image.new("RGB", (64, 64), colour) for colour in ("red", "white")]
+    with_it, without = (SubjectScorer(load_encoders(vit, None, lpips=lpips), photos) for lpips in (True, False))
+    assert with_it.encoders.lpips is not None
+    assert with_it.of_class(photos)["div"] == without.of_class(photos)["div"] == without.among(photos)
+    assert with_it.among(photos) == pytest.approx([4 / 3, 4 / 3])
 
 
 def test_without_the_package_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -217,6 +217,37 @@ def add_rows(table):
 )
 
 
+TWO_SCORES = (
+    LOOKS_ON.partition("@hookimpl")[0]
+    + """
+def failing(images, prompt, photos):
+    raise RuntimeError("no such thing")
+
+def fine(images, prompt, photos):
+    SEEN.append("fine")
+    return [0.0] * len(images)
+
+@hookimpl
+def add_rows(table):
+    rows = {"a": failing, "b": fine} if table == "scores" else {}
+    return {name: Score(Metric(name, "a test"), measure) for name, measure in rows.items()}
+"""
+)
+
+
+def test_a_score_that_fails_takes_its_plugins_other_scores_along_and_nothing_else(
+    folder: Path, config_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from dreambooth.engine import train
+
+    install(folder, looks=TWO_SCORES)
+    quick = ["train.max_steps=1", "validate.every_steps=1", "prior.source=none", "optim.warmup_steps=0"]
+    encoder = f"validate.clip={ROOT / 'checkpoints' / 'toyworld-encoders' / 'clip'}"
+    assert train(load_config(config_file, [*quick, encoder])) == 0
+    assert "scores: a: RuntimeError: no such thing" in caplog.text
+    assert sys.modules[f"{PREFIX}looks"].SEEN == []
+
+
 def test_the_hooks_of_sampling_are_called(folder: Path, tiny_base: Path) -> None:
     plain = sample(tiny_base, "plain")
     install(folder, looks=LOOKS_ON)

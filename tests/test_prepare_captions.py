@@ -7,6 +7,7 @@ import pytest
 
 from dreambooth.data.image_folder import sort_files
 from dreambooth.prepare.captions import captions_of_folder, find_leaks, lint, propose
+from dreambooth.prepare.preparation import lacking_captions
 from toyworld import world
 from toyworld.captions import PLURAL_PATTERN
 from toyworld.scenes import PHRASES
@@ -144,3 +145,14 @@ def test_captions_of_a_folder_tell_which_photo_has_none(tmp_path):
     assert [one.kind for one in without.findings] == ["no caption"]
     (tmp_path / "0.txt").unlink()
     assert captions_of_folder(sort_files(tmp_path), "dog", None) == []
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "0.txt"])
+def test_captions_that_cannot_be_read_are_told_and_not_written_anew(tmp_path, name):
+    (tmp_path / "0.png").write_bytes(b"x")
+    (tmp_path / name).write_bytes(b"a dog in a caf\xe9")
+    (broken,) = captions_of_folder(sort_files(tmp_path), "dog", None)
+    (finding,) = broken.findings
+    assert (finding.kind, finding.severity) == ("caption", "error")
+    assert name in finding.text
+    assert lacking_captions(sort_files(tmp_path)) == []

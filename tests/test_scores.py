@@ -31,6 +31,9 @@ def test_diversity_is_the_mean_distance_of_different_pictures_and_0_for_copies()
 def test_drift_is_0_for_the_same_pictures_and_pairs_them_by_seed() -> None:
     pictures = unit(3)
     assert scores.drift(pictures, pictures).tolist() == pytest.approx([0, 0, 0], abs=1e-6)
+    many = torch.nn.functional.normalize(torch.randn(500, 64, generator=torch.Generator().manual_seed(0)), dim=1)
+    assert (1 - (many * many).sum(1)).min() < 0, "cosines of an image with itself exceed 1 by rounding"
+    assert scores.drift(many, many).min() == 0
     assert float(scores.drift(pictures, pictures.flip(0))[1]) == pytest.approx(0, abs=1e-6)
     assert float(scores.drift(pictures, pictures.flip(0))[0]) > 0.1
 

@@ -56,6 +56,7 @@ def test_class_pictures_that_turned_to_noise_cost_quality_though_they_are_divers
 
 def test_drift_costs_nothing_while_a_class_picture_is_as_near_the_bases_as_those_are_to_each_other() -> None:
     assert quality({**PERFECT, "drift": 0.8}, ANCHORS).value == 1
+    assert quality({**PERFECT, "drift": -6e-8}, ANCHORS).value == 1, "as earlier versions have recorded it"
 
 
 def test_what_is_not_measured_does_not_count() -> None:

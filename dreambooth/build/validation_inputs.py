@@ -91,7 +91,7 @@ def find_encoders(config: Config, validation_log: ValidationLog, load: LoadEncod
     if names["dino"] is None and names["clip"] is None:
         return None
     read_by = ReaderNames(validate.matcher, validate.reader, tuple(validate.questions))
-    return load(names["dino"], names["clip"], device, True, read_by)
+    return load(names["dino"], names["clip"], device, False, read_by)
 
 
 def auto_encoder(part: str) -> str | None:

@@ -23,10 +23,14 @@ METADATA = "metadata.jsonl"  # a line an image: {"file_name": "a.png", "text": "
 SUFFIXES = (".txt", ".caption")  # in small letters or capitals; where an image has several, the first is read
 
 
+class MissingCaptionError(UserError):
+    """Tell of images that have no caption."""
+
+
 def read_captions(images: Sequence[Path], files: Sequence[Path]) -> list[str]:
     """Return the caption of each image of a folder, of which `files` are the caption files.
 
-    Raises UserError naming the images that have none, or a file that is broken.
+    Raises MissingCaptionError naming the images that have none, UserError for a file that is broken.
     """
     listed = {}
     for path in files:
@@ -35,7 +39,7 @@ def read_captions(images: Sequence[Path], files: Sequence[Path]) -> list[str]:
     beside = files_beside(images, files)
     captions = {path: _read_beside(beside.get(path)) or listed.get(path.name, "") for path in images}
     if missing := [escaped(path.name) for path, caption in captions.items() if not caption]:
-        raise UserError(
+        raise MissingCaptionError(
             f"{escaped(images[0].parent)}: no caption for {', '.join(missing)}; write a .txt of the same name beside "
             f'each, or a line {{"file_name": "{missing[0]}", "text": "a photo of {{subject}} ..."}} into {METADATA}'
         )

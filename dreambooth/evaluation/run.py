@@ -67,7 +67,8 @@ def evaluate(
     loaded: one of the models, if it is in memory already.
     """
     load = Loader(request.options, request.device, loaded)
-    protocol.check_rows(request.models)
+    own_base = [request.base] if request.base is not None and request.base not in request.models else []
+    protocol.check_rows([*request.models, *own_base])
     prompts_of = {subject: load_prompts(request.prompts, subject.is_live) for subject in subjects_of(request)}
     for prompt in dict.fromkeys([request.negative_prompt, *chain(*prompts_of.values())]):
         if (warning := foreign_syntax_warning(f"prompt {prompt!r}", prompt)) is not None:

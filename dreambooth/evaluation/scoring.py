@@ -56,8 +56,7 @@ def score_subject(
 
 def _of_subject(scorer: SubjectScorer, generated: Sequence[Image], texts: Sequence[str]) -> dict[str, list[float]]:
     found = scorer.subject(generated, texts)
-    among = scorer.of_class(generated)  # for its distances within a prompt, which need no class
-    found |= {"div": among["div"]} if "div" in among else {}
+    found |= {"div": scorer.among(generated)} if len(generated) > 1 else {}
     return found | scorer.read(generated, texts[0])
 
 

@@ -125,7 +125,9 @@ def _legend(report: Report) -> list[str]:
 
 
 def _encoder(report: Report, measure: str) -> str:
-    return report.measured_by["div" if measure == "class_div" else measure]
+    if measure == "class_div":
+        return f"cosine distance, {report.measured_by['pres']}"
+    return report.measured_by[measure]
 
 
 def _head(first: str, measures: Sequence[str]) -> list[str]:

@@ -52,11 +52,11 @@ def _scores(scored: Sequence[Scored], row: str, subject: str) -> dict[str, list[
 def _anchors(base: Mapping[str, Sequence[float]], real: Mapping[str, float], ignored: float | None) -> Anchors | None:
     """Return the anchors of quality; None where one of them was not measured."""
     means = means_of(base)
-    fidelity = "dino" if "dino" in real else "clip_i"
-    if fidelity not in means or fidelity not in real or "pres" not in means:
+    fidelity = "dino" if "dino" in means else "clip_i"
+    if fidelity not in means or "pres" not in means:
         return None
     return Anchors(
-        real=real[fidelity],
+        real=real.get(fidelity, 1.0),  # one photo is as like itself as can be
         dino=means[fidelity],
         pres=means["pres"],
         div=means.get("div"),

@@ -40,7 +40,7 @@ def cosine_distance(images_BD: Tensor) -> Tensor:
 
 def drift(images_BD: Tensor, base_BD: Tensor) -> Tensor:
     """Return 1 - cosine of each image to the untouched base's of the same prompt and seed, [B]; 0: no change."""
-    return 1 - (images_BD * base_BD).sum(1)
+    return (1 - (images_BD * base_BD).sum(1)).clamp(min=0)  # the same image may be a rounding error nearer than itself
 
 
 def self_similarity(photos_ND: Tensor) -> float:

@@ -112,7 +112,7 @@ def _prior_preservation(means: Mapping[str, float], anchors: Anchors) -> float:
     preserved = 1 - fraction_of_range(means["pres"], anchors.pres, anchors.real)
     if anchors.div and "div" in means:
         preserved *= min(1.0, means["div"] / anchors.div)
-        preserved *= min(1.0, anchors.div / means["drift"]) if means.get("drift") else 1.0
+        preserved *= min(1.0, anchors.div / means["drift"]) if means.get("drift", 0) > 0 else 1.0
     return preserved
 
 

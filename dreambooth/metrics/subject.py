@@ -22,7 +22,7 @@ Scores = dict[str, list[float]]  # dino, clip_i, clip_t, pres, div, drift, drift
 class Encoders:
     """Hold the encoders to measure with; at least one of the first two. Without `dino`, `clip` also does its part.
 
-    lpips: measures DIV; None: the encoder's cosine distance. reader: of models that read images; None: none.
+    lpips: measures `among`; None: the encoder's cosine distance. reader: of models that read images; None: none.
     """
 
     dino: ImageEncoder | None = None
@@ -32,7 +32,7 @@ class Encoders:
 
     @property
     def main(self) -> ImageEncoder:
-        """Return the encoder of PRES, drift and (without LPIPS) DIV."""
+        """Return the encoder of PRES, drift and DIV."""
         encoder = self.dino or self.clip
         assert encoder is not None, "no encoder"
         return encoder
@@ -57,7 +57,7 @@ def load_encoders(
 ) -> Encoders:
     """Load encoders by hub id or folder; None leaves one out. Raises ModelError for a missing one, UserError for none.
 
-    lpips: measure DIV with it where it is installed. read_by: the models that read images beside them.
+    lpips: measure `SubjectScorer.among` with it where it is installed. read_by: the models that read images.
     """
     if dino is None and clip is None:
         raise UserError("no encoder to measure with: name a DINO or a CLIP")
@@ -105,18 +105,25 @@ class SubjectScorer:
     def of_class(self, images: Sequence[Image], base: Sequence[Image] | None = None) -> Scores:
         """Score images of one class prompt: `pres`, `div` (of two images and more), and `drift` against `base`.
 
-        base: the untouched base's images of the same prompt and seeds.
+        All three are cosines of one encoder, since quality compares them. base: the untouched base's images of the same
+        prompt and seeds.
         """
         main = self.encoders.main
         embedding_BD = main.images(images)
         found = {"pres": self._similarity(main, embedding_BD)}
         if len(images) > 1:
-            lpips = self.encoders.lpips
-            distance_BB = scores.cosine_distance(embedding_BD) if lpips is None else lpips.distance(images)
-            found["div"] = scores.diversity(distance_BB).tolist()
+            found["div"] = scores.diversity(scores.cosine_distance(embedding_BD)).tolist()
         if base is not None:
             found["drift"] = scores.drift(embedding_BD, main.images(base)).tolist()
         return found
+
+    def among(self, images: Sequence[Image]) -> list[float]:
+        """Return each image's mean distance to the others of its prompt, two and more: by LPIPS where it is there."""
+        lpips = self.encoders.lpips
+        distance_BB = (
+            scores.cosine_distance(self.encoders.main.images(images)) if lpips is None else lpips.distance(images)
+        )
+        return scores.diversity(distance_BB).tolist()
 
     def of_other(self, images: Sequence[Image], base: Sequence[Image]) -> Scores:
         """Score images of prompts that name neither subject nor class: `drift_other` against the untouched base's."""

@@ -5,7 +5,7 @@ does.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,10 @@ class ValidationLog:
     @property
     def anchors(self) -> Anchors | None:
         """Return the ends of the rule's ranges; None where the untouched base was not scored."""
-        return self.entries[0].anchors if self.entries else None
+        first = self.entries[0] if self.entries else None
+        if first is None or first.anchors is None or (first.measured_by or {}).get("div") != "LPIPS":
+            return None if first is None else first.anchors
+        return replace(first.anchors, div=None)  # an earlier version's, which no cosine can be compared with
 
     @property
     def qualities(self) -> dict[int, float]:

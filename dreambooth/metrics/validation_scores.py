@@ -61,7 +61,9 @@ class ValidationScorer:
         """Score the images of subject prompts as plug-ins do; one that fails is left out."""
         named = [(prompt, row) for prompt, row in zip(self.prompts, rows, strict=True) if prompt.kind == "subject"]
         found: Scores = {}
-        for name, score in SCORES.items():
+        for name, score in list(SCORES.items()):
+            if name not in SCORES:  # its plug-in has failed with another score, and is left out
+                continue
             numbers = active().try_row("scores", name, partial(self._measured, score, named))
             if numbers is not None:
                 found[name] = numbers

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from PIL import Image
 
-from dreambooth.data.captions import read_captions, read_metadata
+from dreambooth.data.captions import MissingCaptionError, read_captions, read_metadata
 from dreambooth.data.image_folder import ImageFolder
 from dreambooth.errors import UserError, escaped
 from dreambooth.prepare import caption_rules as rules
@@ -54,6 +54,11 @@ class Caption:
     proposed: str | None = None
 
     @property
+    def is_broken(self) -> bool:
+        """Return whether training refuses it, or the file that it should be read from."""
+        return any(finding.severity == "error" for finding in self.findings)
+
+    @property
     def file(self) -> Path:
         """Return the file beside the photo that a proposal is written to where nothing is there."""
         return self.path.with_suffix(".txt")
@@ -70,19 +75,24 @@ class Caption:
 
 
 def captions_of_folder(folder: ImageFolder, class_noun: str, identifier: str | None) -> list[Caption]:
-    """Return each photo's caption with its findings; none where no photo has one."""
+    """Return each photo's caption with its findings; none where no photo has one, and no file of them is broken."""
     if not folder.captions:
         return []
     found = []
     for path in folder.images:
         try:
             (text,) = read_captions([path], folder.captions)
-        except UserError:
+        except MissingCaptionError:
             advice = "write one, or take the others away: data.captions needs all"
             found.append(Caption(path, "", [Finding("no caption", "warning", 0, "has no caption", advice)]))
             continue
+        except UserError as error:
+            advice = "mend the file: training refuses it"
+            found.append(Caption(path, "", [Finding("caption", "error", 1, str(error), advice)]))
+            continue
         found.append(lint(path, text, class_noun, identifier))
-    return found if any(caption.text for caption in found) else []
+    is_any = any(caption.text or caption.is_broken for caption in found)
+    return found if is_any else []
 
 
 def edited_captions(folder: ImageFolder, file: Path, class_noun: str, identifier: str | None) -> list[Caption]:

@@ -126,7 +126,11 @@ def lacking_captions(folder: ImageFolder) -> list[Path]:
     if not captions:
         return folder.images
     beside = files_beside(folder.images, folder.captions)
-    return [caption.path for caption in captions if not caption.text and caption.path not in beside]
+    return [
+        caption.path
+        for caption in captions
+        if not caption.text and not caption.is_broken and caption.path not in beside
+    ]
 
 
 def needs_of(base: str, images: Sequence[ImageInfo], mask: str | None) -> Needs:
