@@ -31,7 +31,7 @@ from dreambooth.generation.inputs.control_ref import ControlRef, make_controls
 from dreambooth.generation.inputs.found_mask import find_mask_of, is_words
 from dreambooth.generation.inputs.from_images import FromImages
 from dreambooth.generation.inputs.init_image import init_image as make_init_image
-from dreambooth.generation.inputs.line_options import with_all_options
+from dreambooth.generation.inputs.line_options import with_all_options, with_styles_beside
 from dreambooth.generation.inputs.styles import make_styles
 from dreambooth.generation.models import loading
 from dreambooth.generation.models.additions import parse_embedding, parse_lora
@@ -296,9 +296,10 @@ class Model:
         options: of all images, by the names of a line of `--prompts`, such as steps or init_image. Raises UserError.
         """
         several = [prompts] if isinstance(prompts, str) else list(prompts)
-        usual = with_all_options(ImageOptions(several[0]), options)
-        found = with_prompts(axes_of(axes), several)
-        cells, known = cells_of(found, self._loaded.ref, usual), Wildcards((Path(wildcards),))
+        usual, styles = with_styles_beside(ImageOptions(several[0]), options)
+        found, known = with_prompts(axes_of(axes), several), Wildcards((Path(wildcards),))
+        plain = cells_of(found, self._loaded.ref, usual)
+        cells = [replace(cell, options=styles.apply(cell.options)) for cell in plain]
         check_cells(cells, known)
         folder = Path(out) if out else default_folder(self.name) / folder_name(cells, FromImages())
         check_writable(folder, "out")

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+import dreambooth
 from dreambooth.cli import main
 from dreambooth.cli.results import show_grid_scores
 from dreambooth.errors import UserError
@@ -21,6 +22,7 @@ from dreambooth.generation.grids.grid_run import Grid, make_grid
 from dreambooth.generation.inputs.control_ref import make_controls
 from dreambooth.generation.inputs.from_images import FromImages
 from dreambooth.generation.inputs.init_image import init_image
+from dreambooth.generation.inputs.styles import make_styles, read_styles
 from dreambooth.generation.models.loading import Model, load_model
 from dreambooth.generation.models.model_pool import ModelPool
 from dreambooth.generation.models.reference import LoraRef, ModelRef
@@ -243,6 +245,34 @@ def test_none_leaves_out_the_common_control_and_style_and_no_other_image(tiny_ba
     assert "style" not in none
     assert none["init_image"]["file"] == str(photo)
     assert styled["style"]["file"] == str(photo)
+
+
+def test_an_axis_of_style_images_keeps_the_common_ip_adapter(tmp_path: Path) -> None:
+    photos = [tmp_path / "0.png", tmp_path / "1.png"]
+    for number, photo in enumerate(photos):
+        Image.new("RGB", (64, 64), (90 * number, 0, 0)).save(photo)
+    adapter = tmp_path / "adapter.safetensors"
+    adapter.write_bytes(b"an adapter")
+    common = make_styles([photos[0]], str(adapter)).reference
+    axes = parse_axes([f"style=none,ink,{photos[1]}:0.5"])
+    cells = cells_of(axes, ModelRef("m"), with_images(axes, DOG, FromImages(style=common))[0])
+    none, named, image = (cell.options.images.style for cell in cells if cell.options.images is not None)
+    assert none is None
+    assert named == common
+    assert image == make_styles([f"{photos[1]}:0.5"], str(adapter)).reference
+    assert image.adapter_sha256 is not None
+
+
+def test_a_style_holds_for_the_prompts_and_negative_prompts_of_a_programs_grid(tiny_base: Path, tmp_path: Path) -> None:
+    model, quick = dreambooth.load(tiny_base, device="cpu"), {"steps": 1, "size": (64, 64), "style": "ink"}
+    axes = {"negative_prompt": ["people", "rain"]}
+    made = model.grid(["a dog", "a cat"], axes, out=tmp_path / "grid", **quick)
+    ink = read_styles()["ink"]
+    assert [(each.recipe["prompt"], each.recipe["negative_prompt"]) for each in made.images] == [
+        (ink.prompt.replace("{prompt}", prompt), f"{negative}, {ink.negative}")
+        for prompt in ("a dog", "a cat")
+        for negative in ("people", "rain")
+    ]
 
 
 def test_an_axis_of_expand_has_the_defaults_of_the_option(tmp_path: Path) -> None:

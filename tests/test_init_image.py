@@ -40,6 +40,7 @@ from dreambooth.generation.request import read_recipe, request_of
 from dreambooth.generation.sampler import noise_from_seeds, sample_latents
 from dreambooth.generation.schedulers import SamplerStep, make_scheduler, timesteps_from
 from dreambooth.generation.settings import SCHEDULERS, SamplerSettings
+from dreambooth.subject_info import LearnedSubject, SubjectInfo, card_metadata
 
 SHAPE = (4, 8, 8)
 SETTINGS = SamplerSettings(4, 3.0)
@@ -234,6 +235,19 @@ def test_a_part_is_redrawn_at_the_models_size_and_pasted_back(model: Model, tmp_
     assert changed[62:88, 102:118].mean() > 0.9
     changed[58:92, 98:122] = False
     assert not changed.any()
+
+
+@pytest.mark.parametrize("feather", [24, 25])
+def test_a_feather_wider_than_the_margin_fades_out_within_the_part(feather: int, tmp_path: Path) -> None:
+    Image.new("RGB", (160, 160), "black").save(tmp_path / "dark.png")
+    mask = write_mask(tmp_path / "mask.png", (70, 70, 90, 90), (160, 160))
+    init = init_image(str(tmp_path / "dark.png"), 0.8, str(mask), only_masked=True, feather=feather)
+    assert init is not None
+    canvas = make_canvas(init, natural_size(init, 64, 8))
+    got = levels(canvas.finish(Image.new("RGB", canvas.image.size, "white")))[80, :, 0]
+    assert got.max() == 255
+    assert np.abs(np.diff(got)).max() <= 2 * 255 / feather, "no seam where the part ends"
+    assert (got > 0).sum() == 20 + 2 * (feather + feather % 2), "all of the feather"
 
 
 def test_an_expanded_image_keeps_its_inside(model: Model, photo: Path) -> None:
@@ -454,6 +468,40 @@ def test_wrong_input_is_reported_before_anything_heavy_is_loaded(
     assert named.format(folder=tmp_path, photo=photo) in error
     assert len(error.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_mask_of_words_knows_what_a_lora_has_learned(
+    tiny_base: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What would find the mask is not to be had, which is told where the words are understood."""
+    card = SubjectInfo(
+        (LearnedSubject("rbt", "robot", "a photo of {subject}", "a photo of a {class}"),),
+        64,
+        2,
+        3.0,
+        8,
+        method="lora",
+        base=str(tiny_base),
+    )
+    save_file({"unet.a.lora_A.weight": torch.zeros(1)}, tmp_path / "rbt.safetensors", metadata=card_metadata(card))
+    command = ["sample", str(tiny_base), "a dog", "--init-image", str(photo), "--mask", "subject"]
+    command += ["--mask-model", "nobody/nothing", "--out", str(tmp_path / "out")]
+    assert main(command) == 2
+    assert "this model has learned no subject" in capsys.readouterr().err
+    assert main([*command, "--lora", str(tmp_path / "rbt.safetensors")]) == 3
+    assert "nobody/nothing: no such folder here, and the hub cannot be reached" in capsys.readouterr().err
+
+
+def test_a_mask_beside_a_recipe_without_one_is_refused(
+    tiny_base: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mask, command = write_mask(tmp_path / "mask.png", (16, 16, 40, 40)), ["sample", str(tiny_base), "a dog"]
+    command += ["--steps", "1", "--num-images", "1", "--out", str(tmp_path / "out")]
+    assert main([*command, "--init-image", str(photo)]) == 0
+    (image,) = (tmp_path / "out").iterdir()
+    for option in ("--from-image", "--vary"):
+        assert main(["sample", option, str(image), "--mask", str(mask)]) == 2
+        assert f"--mask {mask}: {image} was made without one; leave it out" in capsys.readouterr().err
 
 
 def test_a_mask_model_that_is_not_to_be_had_is_told_with_its_option(

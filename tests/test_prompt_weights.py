@@ -1,6 +1,7 @@
 """Weights, blends and long prompts: how they are read, what each does at its limits, and what is refused."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,11 @@ from dreambooth.cli import main
 from dreambooth.errors import UserError
 from dreambooth.families import Family, load_family
 from dreambooth.families.protocols import ReadsWeights
-from dreambooth.generation.images import generate, make_requests
+from dreambooth.generation.images import generate, make_requests, reproduce
 from dreambooth.generation.models.loading import load_model
 from dreambooth.generation.options import ImageOptions
 from dreambooth.generation.prompting.prompt_reading import WEIGHTED, as_typed, encoder, find_encoding
-from dreambooth.generation.prompting.weight_syntax import parse_weights
+from dreambooth.generation.prompting.weight_syntax import check_blends, parse_weights
 from dreambooth.generation.prompting.wildcards import Wildcards
 from dreambooth.generation.request import PLAIN, GeneratedImage, read_recipe
 
@@ -71,6 +72,31 @@ def test_a_prompt_is_cut_into_pieces_with_weights(prompt: str, expected: Sequenc
 def test_what_cannot_be_read_is_told_before_a_model_is_loaded(prompt: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         parse_weights(prompt)
+
+
+@pytest.mark.parametrize("prompt", ['a photo, ("a dog", "a cat").blend(0.7, 0.3)', '(("a", "b").blend(1, 1):1.2)'])
+def test_a_blend_in_a_longer_prompt_is_refused_before_loading_and_in_programs(
+    prompt: str, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tmp_path / "base"  # no model, which would be an error of code 3
+    base.mkdir()
+    (base / "model_index.json").write_text("{}")
+    for prompts in ([prompt], ["a dog", "--negative-prompt", prompt]):
+        assert main(["sample", str(base), *prompts, "--out", str(tmp_path / "out")]) == 2
+        assert "a blend must be the whole prompt" in capsys.readouterr().err
+    with pytest.raises(UserError, match="a blend must be the whole prompt"):
+        _made(tiny_base, prompt)
+    for text in ('("a dog", "a cat").blend(1, 2) ', r'a \("dog"\).blend(1)', 'a "dog" (asleep)'):
+        check_blends(text)
+
+
+def test_the_recipe_of_an_image_that_had_a_blend_as_text_makes_it_again(tiny_base: Path) -> None:
+    model = load_model(str(tiny_base), "cpu")
+    (request,) = make_requests(model, [ImageOptions("a (dog:1.5)", 1, steps=1)], Wildcards())
+    earlier = replace(request, prompt='a photo, ("a dog", "a cat").blend(0.7, 0.3)')
+    image = next(generate(model, [earlier], 1))
+    again = next(generate(model, [reproduce(image.recipe, model)], 1))
+    assert again.tobytes() == image.tobytes()
 
 
 # ------------------------------------------------------------------------------------------------ what they do

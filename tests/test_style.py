@@ -286,6 +286,30 @@ def test_the_words_of_a_named_style_have_its_weight() -> None:
     assert weighted(NamedStyle("bare"), 0.5) == NamedStyle("bare")
 
 
+def test_the_words_of_a_named_style_go_into_each_prompt_of_a_blend() -> None:
+    style = NamedStyle("mine", "drawing of {prompt}, in ink", "photo")
+    blend = ImageOptions('("a dog", "a cat").blend(0.7, 0.3)', negative_prompt='("day", "sun").blend(1, 1)')
+    drawn = Styles((style, weighted(style, 0))).apply(blend)
+    assert drawn.prompt == '("drawing of a dog, in ink", "drawing of a cat, in ink").blend(0.7, 0.3)'
+    assert drawn.negative_prompt == '("day, photo", "sun, photo").blend(1, 1)'
+    assert [each.text for each in parse_weights(drawn.prompt).prompts] == [
+        "drawing of a dog, in ink",
+        "drawing of a cat, in ink",
+    ]
+    with pytest.raises(UserError, match="a prompt of a blend cannot hold a double quote"):
+        Styles((NamedStyle("loud", 'a "loud" {prompt}'),)).apply(blend)
+
+
+def test_a_recipe_has_its_own_ip_adapter_or_none(
+    tiny_base: Path, adapter: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["sample", str(tiny_base), "a dog", "--steps", "1", "--num-images", "1", "--out", str(tmp_path / "out")]
+    assert main([*command, "--style", str(photo)]) == 0
+    (image,) = (tmp_path / "out").iterdir()
+    assert main(["sample", "--from-image", str(image), "--ip-adapter", str(adapter)]) == 2
+    assert f"--ip-adapter {adapter}: {image} was made without one; leave it out" in capsys.readouterr().err
+
+
 def test_a_recipe_of_styles_makes_its_picture_again_with_the_same_bits(
     tiny_base: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

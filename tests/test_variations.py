@@ -147,6 +147,27 @@ def test_their_text_is_read_as_far_as_it_has_a_counterpart() -> None:
     assert old.options.scheduler == "dpm++-karras"
 
 
+@pytest.mark.parametrize(
+    ("sampler", "schedule", "own", "not_read"),
+    [
+        ("Euler a", "Karras", "euler-a", ("Schedule type Karras",)),
+        ("DDIM", "Karras", "ddim", ("Schedule type Karras",)),
+        ("Euler a Karras", "Automatic", "euler-a", ("Schedule type Karras",)),
+        ("Euler", "Karras", "euler-karras", ()),
+        ("Euler", "Normal", "euler", ()),
+        ("Euler", "Exponential", "euler", ("Schedule type Exponential",)),
+        ("DPM++ 2M", "SGM Uniform", "dpm++", ("Schedule type SGM Uniform",)),
+        ("DPM2", "Karras", None, ("Schedule type Karras",)),
+    ],
+)
+def test_a_schedule_without_a_counterpart_is_listed(
+    sampler: str, schedule: str, own: str | None, not_read: tuple[str, ...]
+) -> None:
+    found = parse_infotext(f"x\nSteps: 2, Sampler: {sampler}, Schedule type: {schedule}, Seed: 1")
+    assert found is not None
+    assert (found.options.scheduler, found.not_read) == (own, not_read)
+
+
 def test_a_picture_of_another_program_is_sampled_with_a_model_that_is_named(
     tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreambooth.cli import loading_libraries
-from dreambooth.errors import UserError
+from dreambooth.errors import UserError, escaped
 
 if TYPE_CHECKING:
     from dreambooth.generation.inputs.control_ref import ControlRef
@@ -106,11 +106,12 @@ def _write_found_mask(args: argparse.Namespace, ref: Any) -> str:
     from dreambooth.devices import find_device
     from dreambooth.disk import check_writable, translate_write_errors
     from dreambooth.generation.inputs.found_mask import find_mask_of
+    from dreambooth.generation.models.additions import learned_by
     from dreambooth.generation.models.location import default_folder, find_card
 
     folder, card = Path(args.out or default_folder(ref.name)), find_card(ref.name)
     check_writable(folder, "--out")
-    subjects = () if card is None else card.subjects
+    subjects = (() if card is None else card.subjects) + learned_by(ref.loras)
     with loading_libraries():
         device = find_device(args.device).type
     mask = find_mask_of(args.mask, args.init_image, subjects, args.mask_model, device)
@@ -126,13 +127,15 @@ def _recorded_init_image(args: argparse.Namespace, recorded: "InitImage | None")
     """Return the image to start from that a recipe has recorded, in files that --init-image and --mask name now."""
     from dreambooth.generation.inputs.init_image import checked
 
+    mask = None if recorded is None else recorded.mask
+    for option, named, own in (("--init-image", args.init_image, recorded), ("--mask", args.mask, mask)):
+        if named is not None and own is None:
+            made = f"{args.from_image or args.vary} was made without one"
+            raise UserError(f"{option} {escaped(named)}: {made}; leave it out")
     if recorded is None:
-        if args.init_image is not None or args.mask is not None:
-            option = "--init-image" if args.init_image is not None else "--mask"
-            raise UserError(f"{option}: {args.from_image or args.vary} was made without one; leave it out")
         return None
     image = replace(recorded.image, file=args.init_image or recorded.image.file)
-    mask = recorded.mask if recorded.mask is None else replace(recorded.mask, file=args.mask or recorded.mask.file)
+    mask = None if mask is None else replace(mask, file=args.mask or mask.file)
     return checked(replace(recorded, image=image, mask=mask))
 
 
@@ -169,6 +172,9 @@ def _recorded_style(args: argparse.Namespace, recorded: "StyleRef | None") -> "S
             made = "without the style of an image" if recorded is None else "with that of an image"
             raise UserError(f"{told}: {args.from_image or args.vary} was made {made}; leave it out")
         return None
+    if args.ip_adapter and recorded.adapter is None:
+        made = f"{args.from_image or args.vary} was made without one"
+        raise UserError(f"--ip-adapter {escaped(args.ip_adapter)}: {made}; leave it out")
     image = recorded.image if given is None else replace(recorded.image, file=given.image.file)
     return check_reference(replace(recorded, image=image, adapter=args.ip_adapter or recorded.adapter))
 

@@ -7,7 +7,7 @@ from dreambooth.generation.models.additions import check_additions, learned_by
 from dreambooth.generation.models.location import check_is_there, check_path, fill, find_card, find_vae_scale_factor
 from dreambooth.generation.models.reference import ModelRef
 from dreambooth.generation.options import ImageOptions
-from dreambooth.generation.prompting.weight_syntax import parse_weights
+from dreambooth.generation.prompting.weight_syntax import check_blends, parse_weights
 from dreambooth.generation.prompting.wildcards import Wildcards, example, texts
 from dreambooth.generation.settings import check_size
 
@@ -44,4 +44,6 @@ def check_options(ref: ModelRef, wanted: Iterable[ImageOptions], wildcards: Wild
     for template in dict.fromkeys(text for each in wanted for text in (each.prompt, each.negative_prompt)):
         for text in texts(template, wildcards):
             fill(text, ref.name, subjects)
-        parse_weights(fill(example(template, wildcards), ref.name, subjects))
+        filled = fill(example(template, wildcards), ref.name, subjects)
+        parse_weights(filled)
+        check_blends(filled)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.generation.options import ImageOptions, with_options
+from dreambooth.generation.settings import SCHEDULERS
 from dreambooth.version import __version__
 
 PARAMETERS = "parameters"  # the PNG's text chunk
@@ -33,6 +34,7 @@ SAMPLERS = {
     "heun": "Heun",
 }
 KARRAS = "Karras"
+USUAL_SCHEDULES = ("", "Automatic", "Normal")  # a sampler's own
 PAIR = re.compile(r'\s*([A-Za-z][\w ()/+.-]*):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 LORA = re.compile(r"\s*<(?:lora|lyco):([^:<>]+)(?::[^<>]*)?>")
 OPTIONS = {"Steps": "steps", "CFG scale": "guidance_scale", "Seed": "seed", "Size": "size"}
@@ -102,10 +104,11 @@ def parse_infotext(text: str) -> Infotext | None:
     negative = "\n".join(lines[first:]).removeprefix(NEGATIVE.strip()).strip()
     changes: dict[str, Any] = {key: pairs[name] for name, key in OPTIONS.items() if name in pairs}
     changes |= {"prompt": _as_template(prompt), "negative_prompt": _as_template(negative)}
-    if (scheduler := _scheduler(pairs)) is not None:
+    scheduler, schedules = _scheduler(pairs)
+    if scheduler is not None:
         changes["scheduler"] = scheduler
     known = {*OPTIONS, *IGNORED}
-    not_read = [name for name in pairs if name not in known]
+    not_read = [name for name in pairs if name not in known] + schedules
     not_read += [f"<lora:{name}>" for name in LORA.findall(prompt)]
     return Infotext(with_options(ImageOptions("", num_images=1), changes), pairs.get("Model"), tuple(not_read))
 
@@ -115,17 +118,17 @@ def _as_template(prompt: str) -> str:
     return LORA.sub("", prompt).replace("{", "{{").replace("}", "}}").strip()
 
 
-def _scheduler(pairs: Mapping[str, str]) -> str | None:
-    """Return our name of their sampler; None, with a warning, where there is none."""
+def _scheduler(pairs: Mapping[str, str]) -> tuple[str | None, list[str]]:
+    """Return our name of their sampler, None, with a warning, where there is none, and schedules that are not read."""
     theirs = pairs.get("Sampler", "")
-    is_karras = pairs.get("Schedule type") == KARRAS or theirs.endswith(f" {KARRAS}")
-    by_name = {name.lower(): own for own, name in SAMPLERS.items()}
-    own = by_name.get(theirs.removesuffix(f" {KARRAS}").lower())
-    if own is None:
-        if theirs:
-            logger.warning(f"the sampler {theirs!r} has no counterpart here; the model's usual one is taken")
-        return None
-    return f"{own}-karras" if is_karras else own
+    plain = theirs.removesuffix(f" {KARRAS}")
+    schedule = pairs.get("Schedule type", "") if plain == theirs else KARRAS
+    own = {name.lower(): own for own, name in SAMPLERS.items()}.get(plain.lower())
+    if own is None and theirs:
+        logger.warning(f"the sampler {theirs!r} has no counterpart here; the model's usual one is taken")
+    if schedule == KARRAS and f"{own}-karras" in SCHEDULERS:
+        return f"{own}-karras", []
+    return own, [] if schedule in USUAL_SCHEDULES else [f"Schedule type {schedule}"]
 
 
 def user_comment(data: bytes) -> str:

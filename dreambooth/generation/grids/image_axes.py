@@ -14,6 +14,7 @@ from dreambooth.generation.inputs.found_mask import is_words
 from dreambooth.generation.inputs.from_images import FromImages
 from dreambooth.generation.inputs.image_refs import image_ref
 from dreambooth.generation.inputs.init_image import InitImage, checked, init_image, parse_margins, with_margins
+from dreambooth.generation.inputs.style_ref import check_reference
 from dreambooth.generation.inputs.styles import make_styles
 from dreambooth.generation.options import ImageOptions
 
@@ -78,9 +79,10 @@ def _with_control_weight(options: ImageOptions, value: str) -> ImageOptions:
 def _with_style(options: ImageOptions, value: str) -> ImageOptions:
     if value == NONE:
         return options if options.images is None else _with_images(options, style=None)
-    styles = make_styles([value])
+    styles, common = make_styles([value]), _images(options).style
     if styles.reference is not None:
-        options = _with_images(options, style=styles.reference)
+        adapter = None if common is None else common.adapter
+        options = _with_images(options, style=check_reference(replace(styles.reference, adapter=adapter)))
     return styles.apply(options)
 
 

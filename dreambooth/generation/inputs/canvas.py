@@ -54,7 +54,7 @@ def natural_size(init: InitImage, resolution: int, multiple: int) -> tuple[int, 
     Of a part that is redrawn alone, that part's shape at that resolution.
     """
     image, mask = _expanded(init)
-    box = box_around(mask) if init.only_masked and mask is not None else None
+    box = box_around(mask, init.feather) if init.only_masked and mask is not None else None
     if box is not None:
         return fitted_size((box[2] - box[0], box[3] - box[1]), resolution, multiple)
     return image.size if is_usual(image.size, resolution, multiple) else fitted_size(image.size, resolution, multiple)
@@ -79,7 +79,7 @@ def make_canvas(init: InitImage, size: tuple[int, int]) -> Canvas:
     image, mask = _expanded(init)
     if mask is None:
         return Canvas(resize_and_crop(image, size))
-    box = box_around(mask) if init.only_masked else None
+    box = box_around(mask, init.feather) if init.only_masked else None
     if box is None:
         cut = resize_and_crop(mask, size)
         return Canvas(resize_and_crop(image, size), feathered(cut, init.feather))
@@ -150,16 +150,17 @@ def redrawn_pixels(mask: Image.Image) -> Tensor:
     return _levels(mask) > 0
 
 
-def box_around(mask: Image.Image) -> Box | None:
+def box_around(mask: Image.Image, feather: int = 0) -> Box | None:
     """Return the part of an image to redraw for a mask, with a margin; no more than twice as long as wide.
 
-    None for a mask without any white.
+    feather: by which the mask is still to be feathered; the margin takes all of it in. None for a mask without any
+    white.
     """
     inner = mask.getbbox()
     if inner is None:
         return None
     longer = max(inner[2] - inner[0], inner[3] - inner[1])
-    margin = max(MIN_MARGIN, longer // MARGIN_PART)
+    margin = max(MIN_MARGIN, longer // MARGIN_PART, feather + feather % 2)  # an odd one ends a pixel further out
     left, right = _span(inner[0] - margin, inner[2] + margin, (longer + 2 * margin) // 2, mask.width)
     top, bottom = _span(inner[1] - margin, inner[3] + margin, (longer + 2 * margin) // 2, mask.height)
     return left, top, right, bottom

@@ -17,7 +17,7 @@ from dreambooth.generation.inputs.control_ref import ControlRef, make_controls, 
 from dreambooth.generation.inputs.found_mask import is_words
 from dreambooth.generation.inputs.from_images import FromImages
 from dreambooth.generation.inputs.init_image import InitImage, init_image, parse_margins
-from dreambooth.generation.inputs.styles import make_styles
+from dreambooth.generation.inputs.styles import Styles, make_styles
 from dreambooth.generation.options import IMAGE_OPTIONS, ImageOptions, with_options
 
 IMAGE = (str | Path | Image.Image, "an image's file")
@@ -39,17 +39,23 @@ OF_INIT_IMAGE = ("init_image", "strength", "mask", "expand", "feather", "only_ma
 
 def with_all_options(options: ImageOptions, changes: Mapping[str, Any]) -> ImageOptions:
     """Return options with some replaced, by name, those that name images too. Raises UserError for what is none."""
+    found, styles = with_styles_beside(options, changes)
+    return styles.apply(found)
+
+
+def with_styles_beside(options: ImageOptions, changes: Mapping[str, Any]) -> tuple[ImageOptions, Styles]:
+    """Return options as `with_all_options`, but for the named styles, which come beside and are not applied yet."""
     named = {name.replace("-", "_"): value for name, value in changes.items()}
     found = with_options(options, {name: value for name, value in named.items() if name not in IMAGE_OPTIONS})
     own = {name: value for name, value in named.items() if name in IMAGE_OPTIONS}
     if not own:
-        return found
+        return found, Styles()
     for name, value in own.items():
         _check(name, value)
     styles = make_styles(_list(own.get("style")), own.get("ip_adapter"))
     controls = make_controls(_list(own.get("control")), parse_networks(_list(own.get("control_model"))))
     images = FromImages(_init_image(own), controls, styles.reference)
-    return styles.apply(replace(found, images=images))
+    return replace(found, images=images), styles
 
 
 def _check(name: str, value: Any) -> None:

@@ -18,6 +18,7 @@ from dreambooth.files import read_text
 from dreambooth.generation.inputs.image_refs import ImageRef, image_ref
 from dreambooth.generation.inputs.style_ref import StyleRef, check_reference, check_weight
 from dreambooth.generation.options import SETTINGS, ImageOptions
+from dreambooth.generation.prompting.weight_syntax import inside_blend
 from dreambooth.generation.settings import problem_of
 
 if TYPE_CHECKING:
@@ -55,10 +56,13 @@ class Styles:
 
 
 def _in_style(options: ImageOptions, style: NamedStyle) -> ImageOptions:
+    """Return options in a style; of a blend each of its prompts has the style's words."""
     return replace(
         options,
-        prompt=style.prompt.replace(PROMPT, options.prompt),
-        negative_prompt=", ".join(filter(None, [options.negative_prompt, style.negative])),
+        prompt=inside_blend(options.prompt, lambda text: style.prompt.replace(PROMPT, text)),
+        negative_prompt=inside_blend(
+            options.negative_prompt, lambda text: ", ".join(filter(None, [text, style.negative]))
+        ),
         style_negative=", ".join(filter(None, [options.style_negative, style.negative])),
         steps=style.steps if options.steps is None else options.steps,
         guidance_scale=style.guidance_scale if options.guidance_scale is None else options.guidance_scale,

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dreambooth.errors import UserError
 from dreambooth.families import Conditioning, Family
 from dreambooth.families.protocols import ReadsWeights
-from dreambooth.generation.prompting.weight_syntax import parse_weights
+from dreambooth.generation.prompting.weight_syntax import check_blends, parse_weights
 from dreambooth.generation.request import PLAIN, ImageRequest
 from dreambooth.generation.sampler import Encode
 from dreambooth.prompt_weights import Blend
@@ -19,8 +19,11 @@ ESCAPED = re.compile(r"\\([()\[\]])")
 def find_encoding(family: Family, prompts: Iterable[str]) -> str:
     """Return how a model reads these prompts: plain if nothing in them asks for more.
 
-    Raises UserError for weights that are wrong, or that this model cannot read.
+    Raises UserError for weights that are wrong, or that this model cannot read, and for a blend in a longer prompt.
     """
+    prompts = list(prompts)
+    for prompt in prompts:
+        check_blends(prompt)
     if isinstance(family, ReadsWeights):
         needs_more = any(_needs_more(family, prompt) for prompt in prompts)
         return WEIGHTED if needs_more else PLAIN

@@ -2,13 +2,14 @@
 
     (word)        weight 1.1; nested ones multiply         (word:1.3)    weight 1.3
     [word]        weight 1 / 1.1                           \\( \\) \\[ \\]   the character itself
-    ("a dog", "a cat").blend(0.7, 0.3)                     the weighted mean of what two prompts mean
+    ("a dog", "a cat").blend(0.7, 0.3)                     the weighted mean of what two prompts mean; a whole prompt
 
 What a weight does is the text side's (`families/clip_weights.py`).
 """
 
 import math
 import re
+from collections.abc import Callable
 
 from dreambooth.errors import UserError
 from dreambooth.prompt_weights import Blend, Fragment, WeightedPrompt
@@ -19,6 +20,7 @@ TOKEN = re.compile(r"\\[()\[\]\\]|[()\[\]]|[^()\[\]\\]+|\\")
 NUMBER = re.compile(r"(.*):\s*([-+]?(?:\d+\.?\d*|\.\d+))\s*", re.DOTALL)
 NO_NUMBER = re.compile(r".*:([^\s:,]+)", re.DOTALL)
 BLEND = re.compile(r"\(\s*(\"[^\"]*\"(?:\s*,\s*\"[^\"]*\")*)\s*\)\s*\.\s*blend\s*\(([^()]*)\)", re.DOTALL)
+QUOTED = re.compile(r'"([^"]*)"')
 CLOSED_BY = {"(": ")", "[": "]"}
 
 
@@ -31,10 +33,34 @@ def parse_weights(prompt: str) -> Blend:
         match = BLEND.fullmatch(prompt.strip())
         if match is None:
             return Blend((_parse(prompt),))
-        prompts = tuple(_parse(text) for text in re.findall(r'"([^"]*)"', match[1]))
+        prompts = tuple(_parse(text) for text in QUOTED.findall(match[1]))
         return Blend(prompts, _parts(match[2], len(prompts)))
     except ValueError as error:
         raise UserError(f"prompt {prompt!r}: {error}") from error
+
+
+def check_blends(prompt: str) -> None:
+    """Raise UserError for a blend within a longer prompt, which `parse_weights` takes for text, as recipes need it."""
+    match = BLEND.search(prompt)
+    if match is not None and match[0] != prompt.strip():
+        raise UserError(
+            f"prompt {prompt!r}: a blend must be the whole prompt; write the other words inside each of its quotes"
+        )
+
+
+def inside_blend(prompt: str, change: Callable[[str], str]) -> str:
+    """Return a prompt changed, of a blend each of its prompts. Raises UserError for quotes that would end those."""
+    match = BLEND.fullmatch(prompt.strip())
+    if match is None:
+        return change(prompt)
+
+    def changed(quoted: re.Match[str]) -> str:
+        text = change(quoted[1])
+        if '"' in text:
+            raise UserError(f"prompt {prompt!r}: a prompt of a blend cannot hold a double quote, as {text!r} does")
+        return f'"{text}"'
+
+    return prompt.replace(match[1], QUOTED.sub(changed, match[1]), 1)
 
 
 def _parts(text: str, num_prompts: int) -> tuple[float, ...]:
