@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import shutil
+import sqlite3
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -15,9 +17,10 @@ from starlette.testclient import TestClient
 from studio_workspace import SECRET, make_workspace
 
 from dreambooth.generation.request import RECIPE
-from dreambooth.studio import state
+from dreambooth.studio import state, trash
 from dreambooth.studio.app import create_app
 from dreambooth.studio.guard import Access
+from dreambooth.studio.problems import ConflictError
 from dreambooth.studio.token import TokenFile
 from dreambooth.studio.workspace import Workspace
 
@@ -231,6 +234,43 @@ def test_the_photos_of_a_training_that_is_not_over_stay(client: Any, workspace: 
     assert client.delete("subjects/robot").status_code == 200
 
 
+def test_a_run_that_a_terminal_trains_is_not_deleted(client: Any, workspace: Workspace):
+    (workspace.runs / "robot" / "state").mkdir(exist_ok=True)
+    lock = workspace.runs / "robot" / "state" / "lock"
+    lock.write_text(f"here {os.getpid()}")
+    refused = client.delete("runs/robot?confirm=robot")
+    assert (refused.status_code, refused.json()["detail"]) == (409, "robot: a terminal trains there; end it first")
+    assert lock.is_file()
+    lock.unlink()
+    assert client.delete("runs/robot?confirm=robot").status_code == 200
+
+
+@pytest.mark.parametrize("settings", [{}, {"train.max_steps": "auto"}, {"subject.images": "data/second-robot"}])
+def test_the_photos_of_a_fork_that_waits_stay(client: Any, settings: dict[str, Any]):
+    fork = {"kind": "train", "config": "checkpoints/robot/config.yaml", "name": "rex", "settings": settings}
+    assert client.post("jobs", json=fork).status_code == 201
+    needed, other = ("second-robot", "robot") if "subject.images" in settings else ("robot", "second-robot")
+    refused = client.delete(f"subjects/{needed}")
+    assert (refused.status_code, "job 1, which is queued, needs these photos" in refused.text) == (409, True)
+    assert client.delete(f"subjects/{other}").status_code == 200
+
+
+def test_the_photos_in_a_config_that_leaves_its_run_to_the_studio_stay(client: Any, workspace: Workspace):
+    (workspace.root / "configs").mkdir()
+    (workspace.root / "configs" / "rex.yaml").write_text(
+        "model: {base: checkpoints/toyworld}\nsubject: {images: data/robot, class_noun: robot}\noptim: {lr: auto}\n"
+    )
+    assert client.post("jobs", json={"kind": "train", "config": "configs/rex.yaml"}).status_code == 201
+    assert client.delete("subjects/robot").status_code == 409
+
+
+def test_a_job_with_a_wrong_config_keeps_no_photos(client: Any, workspace: Workspace):
+    (workspace.root / "configs").mkdir()
+    (workspace.root / "configs" / "wrong.yaml").write_text("subject: {images: data/robot, no: 1}\n")
+    assert client.post("jobs", json={"kind": "train", "config": "configs/wrong.yaml"}).status_code == 201
+    assert client.delete("subjects/robot").status_code == 200
+
+
 def test_images_come_with_their_recipe(client: Any, workspace: Workspace):
     found = client.get("images").json()
     assert found["total"] == 2
@@ -276,6 +316,62 @@ def test_an_image_whose_folder_went_while_no_server_ran_leaves_the_gallery(works
         with TestClient(create_app(workspace, starts_jobs=False), base_url=f"http://127.0.0.1{API}/") as client:
             assert client.get("images").json()["total"] == number
         shutil.rmtree(workspace.outputs / "job-0", ignore_errors=True)
+
+
+def write_odd_image(folder: Path, kind: str) -> None:
+    """Write what a terminal may leave in outputs/, and no gallery expects."""
+    if kind == "link":
+        (folder / "odd.png").symlink_to("/nowhere/x.png")
+    elif kind == "name":
+        Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.png")).write_bytes(png())
+    elif kind == "folder":
+        Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9")).mkdir()
+    elif kind == "nested":
+        (folder / "odd.png").write_bytes(png(text={RECIPE: "[" * 100_000}))
+    elif kind == "letter":
+        (folder / "odd.png").write_bytes(png(text={RECIPE: json.dumps({"prompt": "\ud800"})}))
+    elif kind == "time":
+        (folder / "odd.png").write_bytes(png())
+        os.utime(folder / "odd.png", ns=(2**63, 2**63))
+    else:
+        (folder / "odd.png").write_bytes(png(text={RECIPE: json.dumps({"prompt": "x", "seed": int(kind)})}))
+
+
+ODD = {"link": 2, "name": 2, "folder": 2, "nested": 3, "letter": 2, "time": 2, str(-(2**70)): 3, str(2**70): 3}
+
+
+@pytest.mark.parametrize(("kind", "total"), ODD.items(), ids=list(ODD))
+def test_what_the_index_cannot_hold_does_not_hide_the_other_images(
+    client: Any, workspace: Workspace, kind: str, total: int
+):
+    try:
+        write_odd_image(workspace.outputs / "job-0", kind)
+    except OSError as error:
+        pytest.skip(f"this file system has no such file: {error}")
+    if kind == "time" and (workspace.outputs / "job-0" / "odd.png").stat().st_mtime_ns < 2**63:
+        pytest.skip("this file system has no such time")
+    assert client.get("images").json()["total"] == total
+    assert all(client.get(f"http://127.0.0.1/{page}").status_code == 200 for page in ("gallery", "generate"))
+
+
+def test_a_look_that_fails_does_not_stop_the_next_one(client: Any, workspace: Workspace):
+    gallery = client.app.state.studio.gallery
+    with sqlite3.connect(workspace.own / "images.sqlite") as other:
+        other.execute("CREATE TRIGGER full BEFORE INSERT ON images BEGIN SELECT RAISE(ABORT, 'full'); END")
+        other.commit()
+        with pytest.raises(sqlite3.IntegrityError, match="full"):
+            gallery.look(at_once=True)
+        other.execute("DROP TRIGGER full")
+    other.close()
+    assert client.get("images").json()["total"] == 2, "no folder counts as looked at that was not"
+
+
+def test_files_go_to_the_trash_all_or_none(client: Any, workspace: Workspace):
+    first, gone = workspace.outputs / "job-0" / "00000.png", workspace.outputs / "job-0" / "gone.png"
+    with pytest.raises(ConflictError, match=r"outputs/job-0/gone.png: cannot be moved to the trash \(No such file"):
+        trash.throw_away(workspace, first, gone)
+    assert first.is_file()
+    assert list((workspace.outputs / ".trash").iterdir()) == []
 
 
 def test_a_job_that_many_newer_ones_follow_is_still_seen(

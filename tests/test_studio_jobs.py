@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -33,6 +34,10 @@ with open(f"{folder}/began", "a") as file:
 if what == "fail":
     print("some line", "error: run.name=x: is wrong", "last line", sep="\\n", flush=True)
     end(2)
+if what == "see":
+    with open(f"{folder}/gpus", "w") as file:
+        file.write(os.environ["CUDA_VISIBLE_DEVICES"])
+    end(0)
 if what == "die":
     os.kill(os.getpid(), signal.SIGKILL)
 if what == "deaf":
@@ -152,6 +157,29 @@ def test_each_gpu_is_a_device_and_none_is_the_cpu(monkeypatch: pytest.MonkeyPatc
     for named, expected in (("0,2", ["cuda:0", "cuda:2"]), ("", ["cpu"]), ("-1", ["cpu"])):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
         assert find_devices() == expected
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert all(re.fullmatch(r"cuda:\d+|auto", each) for each in find_devices()), "the CPU is for who asks for it"
+
+
+@pytest.mark.parametrize(
+    ("devices", "heavy", "light"),
+    [
+        (("cpu",), "", ""),
+        (("cuda:1",), "1", "1"),
+        (("cuda:1", "cuda:0"), "1", "1,0"),
+        (("cpu", "cuda:1"), "", "1"),
+        (("auto",), "as before", "as before"),
+    ],
+)
+def test_a_job_sees_the_gpus_of_its_device_alone(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, devices: tuple[str, ...], heavy: str, light: str
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "as before")
+    server = Server(workspace, devices)
+    for kind, expected in (("train", heavy), ("prepare", light)):
+        made = server.store.add(job("see", kind=kind))
+        server.until(lambda made=made: server.state(made) == "done")
+        assert (server.worker.folder(made).path / "gpus").read_text() == expected
 
 
 def test_a_job_that_fails_says_why(server: Server):

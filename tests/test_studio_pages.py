@@ -339,6 +339,47 @@ def test_photos_become_a_subject_with_findings_captions_and_a_training(client: T
     assert request["settings"] == {"method.rank": 4, "data.mask": None}, "a mask of one photo alone does not count"
 
 
+def test_photos_keep_their_name_where_their_training_is_refused(client: TestClient, place: Path) -> None:
+    client.post("/runs/my-robot/fork", data={"name": "rex"})
+    client.post("/new/photos", files=[("files", ("4.png", photo(4), "image/png"))])
+    client.post("/new/photos-1/mask", data={"photo": "4.png"}, files={"mask": ("mask.png", photo(1), "image/png")})
+    form = {"class_noun": "dog", "base": "checkpoints/toyworld", "name": "rex"}
+    refused = client.post("/new/photos-1/start", data=form, headers={"HX-Request": "true"})
+    assert (refused.status_code, "checkpoints/rex: job 1" in refused.text) == (409, True)
+    assert sorted(path.name for path in (place / "data").iterdir()) == ["photos-1", "photos-1-masks", "robot"]
+    assert client.post("/new/photos-1/start", data=form | {"name": "max"}).headers["hx-redirect"] == "/runs/max"
+    assert sorted(path.name for path in (place / "data").iterdir()) == ["max", "max-masks", "robot"]
+
+
+def test_masks_found_for_one_subject_are_not_offered_to_the_next(client: TestClient, place: Path) -> None:
+    files = [("files", ("4.png", photo(4), "image/png"))]
+    client.post("/new/photos", files=files)
+    client.post("/new/photos-1/masks", data={"model": "CIDAS/clipseg-rd64-refined", "base": "checkpoints/toyworld"})
+    form = {"class_noun": "dog", "base": "checkpoints/toyworld", "name": "rex"}
+    refused = client.post("/new/photos-1/start", data=form, headers={"HX-Request": "true"})
+    assert (refused.status_code, "photos-1: job 1, which is queued, needs" in refused.text) == (409, True)
+    assert (place / "data" / "photos-1").is_dir()
+    studio: Studio = client.app.state.studio  # type: ignore[attr-defined]
+    studio.store.change(1, ("queued",), "done")
+    found = place / "outputs" / "job-1" / "masks" / "4.png"
+    found.parent.mkdir(parents=True)
+    found.write_bytes(photo(7))
+    assert "outputs/job-1/masks/4.png" in client.get("/new?subject=photos-1").text
+    assert client.post("/new/photos-1/start", data=form).headers["hx-redirect"] == "/runs/rex"
+    new = client.post("/new/photos", files=files)
+    assert new.headers["hx-push-url"] == "/new?subject=photos-2"
+    assert "outputs/job-1/masks" not in new.text
+
+
+def test_photos_do_not_take_over_masks_that_lie_under_their_new_name(client: TestClient, place: Path) -> None:
+    (place / "data" / "rex-masks").mkdir()
+    client.post("/new/photos", files=[("files", ("4.png", photo(4), "image/png"))])
+    form = {"class_noun": "dog", "base": "checkpoints/toyworld", "name": "rex"}
+    assert client.post("/new/photos-1/start", data=form).headers["hx-redirect"] == "/runs/rex"
+    assert jobs_of(client)[0]["request"]["subject"] == "photos-1"
+    assert (place / "data" / "photos-1").is_dir()
+
+
 def test_masks_are_proposed_by_a_model_and_accepted_or_not(client: TestClient, place: Path) -> None:
     (place / "models" / "finder").mkdir(parents=True)
     (place / "models" / "finder" / "config.json").write_text('{"model_type": "clipseg"}')
@@ -576,6 +617,11 @@ def test_the_gallery_finds_marks_deletes_and_brings_back(client: TestClient, pla
     client.post(json.loads(said.headers["hx-trigger"])["toast"]["action"]["url"])
     assert (place / first).is_file()
     assert (place / second).is_file()
+    twice = client.post("/images/delete", data={"image": [first, first, second]})  # shown on two pages
+    assert "2 images deleted" in twice.headers["hx-trigger"]
+    client.post(json.loads(twice.headers["hx-trigger"])["toast"]["action"]["url"])
+    assert (place / first).is_file()
+    assert (place / second).is_file()
     belongs = client.post("/images/delete", data={"image": "data/robot/0.png"}, headers={"HX-Request": "true"})
     assert belongs.status_code == 422
     assert (place / "data" / "robot" / "0.png").is_file()
@@ -594,6 +640,12 @@ def test_a_large_gallery_comes_page_by_page(client: TestClient, place: Path) -> 
     assert "/gallery/more" not in rest
 
 
+def exif() -> Image.Exif:
+    found = Image.Exif()
+    found[0x010E] = "secret"  # ImageDescription
+    return found
+
+
 def test_a_shared_folder_opens_without_the_studio(client: TestClient, place: Path) -> None:
     images = ["outputs/earlier/00000.png", "outputs/earlier/00001.png"]
     client.post("/images/share", data={"image": images, "name": "trip", "title": "A <trip>", "recipes": "on"})
@@ -607,6 +659,12 @@ def test_a_shared_folder_opens_without_the_studio(client: TestClient, place: Pat
     bare = place / "shared" / "bare"
     assert RECIPE["prompt"] not in (bare / "index.html").read_text()
     assert Image.open(bare / "001.png").info == {}, "without recipes the files hold pixels alone"
+    for suffix, options in (("jpg", {"comment": b"secret", "exif": exif()}), ("webp", {"exif": exif()})):
+        Image.new("RGB", (SIDE, SIDE)).save(place / "outputs" / "earlier" / f"9.{suffix}", **options)
+        image = f"outputs/earlier/9.{suffix}"
+        client.post("/images/share", data={"image": image, "name": suffix, "title": "x"})
+        assert b"secret" in (place / image).read_bytes()
+        assert b"secret" not in (place / "shared" / suffix / f"001.{suffix}").read_bytes()
     taken = client.post("/images/share", data={"image": images, "name": "trip"}, headers={"HX-Request": "true"})
     assert taken.status_code == 409
 

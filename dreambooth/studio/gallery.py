@@ -118,19 +118,26 @@ class Gallery:
         with self._lock:
             if not at_once and time.monotonic() - self._looked_at < LOOK_S:
                 return
-            self._database.execute("BEGIN")
-            found = set()
-            for folder in self._walk():
-                name, changed = self._workspace.relative(folder), folder.stat().st_mtime_ns
-                found.add(name)
-                if self._folders.get(name) != changed:
-                    self._folders[name] = changed
-                    self._take(folder, name)
-            for gone in self._folders.keys() - found:
-                del self._folders[gone]
-                self._database.execute("UPDATE images SET is_there = 0 WHERE folder = ?", (gone,))
-            self._database.execute("COMMIT")
+            with self._database:  # a look that fails leaves no transaction open
+                self._database.execute("BEGIN")
+                folders = self._take_changed()
+            self._folders = folders
             self._looked_at = time.monotonic()
+
+    def _take_changed(self) -> dict[str, int]:
+        """Take over the folders that have changed; return when each one that is there was."""
+        found = {}
+        for folder in self._walk():
+            try:
+                name, changed = self._workspace.relative(folder), folder.stat().st_mtime_ns
+                if self._folders.get(name) != changed:
+                    self._take(folder, name)
+                found[name] = changed
+            except (OSError, UnicodeEncodeError):  # it has gone meanwhile, or its name is no text
+                continue
+        for gone in self._folders.keys() - found.keys():
+            self._database.execute("UPDATE images SET is_there = 0 WHERE folder = ?", (gone,))
+        return found
 
     def _walk(self) -> Iterator[Path]:
         for place, folders, _ in os.walk(self._workspace.outputs):
@@ -139,15 +146,18 @@ class Gallery:
 
     def _take(self, folder: Path, name: str) -> None:
         """Take over the images of one folder."""
-        there = {path.name: path for path in folder.iterdir() if is_shown(path.name)}
+        there = {path.name: path for path in folder.iterdir() if is_shown(path.name) and os.path.isfile(path)}
         rows = self._database.execute("SELECT image, changed, is_there FROM images WHERE folder = ?", (name,))
         known = {row["image"].rpartition("/")[2]: row for row in rows}
         for gone in known.keys() - there.keys():
             self._database.execute("UPDATE images SET is_there = 0 WHERE image = ?", (known[gone]["image"],))
         for each, path in there.items():
             row = known.get(each)
-            if row is None or not row["is_there"] or row["changed"] != path.stat().st_mtime_ns:
-                self._add(path)
+            try:
+                if row is None or not row["is_there"] or row["changed"] != path.stat().st_mtime_ns:
+                    self._add(path)
+            except (OSError, UnicodeEncodeError, OverflowError):  # it has gone, or has what the index cannot hold
+                continue
 
     def _add(self, path: Path) -> None:
         status = path.stat()
@@ -161,7 +171,7 @@ class Gallery:
             "height": size[1],
             "prompt": str(recipe.get("prompt", "")),
             "model": str(recipe.get("model", "")),
-            "seed": seed if isinstance(seed := recipe.get("seed"), int) and seed < 2**63 else None,
+            "seed": seed if isinstance(seed := recipe.get("seed"), int) and -(2**63) <= seed < 2**63 else None,
             "is_there": 1,
         }
         names = ", ".join(values)
@@ -184,7 +194,7 @@ def _head(path: Path) -> tuple[tuple[int | None, int | None], dict[str, Any]]:
         with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
             recipe = json.loads(image.info.get(RECIPE, "{}"))
             return image.size, recipe if isinstance(recipe, dict) else {}
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except (OSError, ValueError, SyntaxError, RecursionError, Image.DecompressionBombError):
         return (None, None), {}
 
 

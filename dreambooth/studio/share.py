@@ -73,7 +73,9 @@ def _added(path: Path, folder: Path, number: int, keeps_recipes: bool) -> Shared
     with Image.open(path) as image:
         width, height = image.size
         if not keeps_recipes:
-            image.convert("RGB").save(place)  # the pixels alone
+            bare = image.convert("RGB")
+            bare.info.clear()  # a JPEG's comment would be kept
+            bare.save(place)
     if keeps_recipes:
         shutil.copyfile(path, place)
     return SharedImage(place.name, width, height, _prompt(path) if keeps_recipes else "")

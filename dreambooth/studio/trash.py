@@ -7,6 +7,7 @@ import time
 import uuid
 from pathlib import Path
 
+from dreambooth.errors import escaped
 from dreambooth.files import write_text
 from dreambooth.studio.problems import ConflictError, MissingError
 from dreambooth.studio.workspace import Workspace
@@ -16,14 +17,24 @@ KEEP_S = 7 * 24 * 3600.0
 
 
 def throw_away(workspace: Workspace, *paths: Path) -> str:
-    """Move files or folders of one folder of the workspace to its trash; return the name to bring them back by."""
+    """Move files or folders of one folder of the workspace to its trash; return the name to bring them back by.
+
+    Raises ConflictError where one cannot be moved; then all are left where they are.
+    """
     top = next(folder for folder in workspace.shared if paths[0].is_relative_to(folder))
     name = uuid.uuid4().hex
     place = top / FOLDER / name
     place.mkdir(parents=True)
     write_text(place / "from.json", json.dumps([workspace.relative(path) for path in paths]))
     for number, path in enumerate(paths):
-        os.replace(path, place / str(number))
+        try:
+            os.replace(path, place / str(number))
+        except OSError as error:
+            for moved, before in enumerate(paths[:number]):
+                os.replace(place / str(moved), before)
+            shutil.rmtree(place)
+            why = f"cannot be moved to the trash ({error.strerror}); nothing was deleted"
+            raise ConflictError(f"{escaped(workspace.relative(path))}: {why}") from error
     return name
 
 

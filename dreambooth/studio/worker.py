@@ -23,6 +23,7 @@ from dreambooth.studio.workspace import Workspace
 HEAVY: tuple[Kind, ...] = ("train", "generate", "evaluate")  # one at a time on a device
 LIGHT: tuple[Kind, ...] = ("prepare", "export")  # one at a time beside them
 LIGHT_DEVICE = "light"
+ANY_DEVICE = "auto"  # the one that a job finds by itself
 PERIOD_S = 0.25  # between two looks at the processes
 GRACE_S = 300.0  # that a process gets to save its state, before it is killed
 MAX_DEATHS = 3  # processes of one job that may be killed before it counts as failed
@@ -32,13 +33,15 @@ logger = logging.getLogger(__name__)
 
 
 def find_devices() -> list[str]:
-    """Return the devices to work on: each GPU as CUDA_VISIBLE_DEVICES names it, else the CPU; torch is not loaded."""
+    """Return the devices to work on: each GPU as CUDA_VISIBLE_DEVICES names it, the CPU where it names none.
+
+    Without it each NVIDIA GPU, else `auto`: a job may find one of another maker, or in WSL. torch is not loaded.
+    """
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
-        found = [each for each in named.split(",") if each and each != "-1"]
-    else:
-        found = [path.name.removeprefix("nvidia") for path in sorted(Path("/dev").glob("nvidia[0-9]*"))]
-    return [f"cuda:{each}" for each in found] or ["cpu"]
+        return [f"cuda:{each}" for each in named.split(",") if each and each != "-1"] or ["cpu"]
+    found = sorted(Path("/dev").glob("nvidia[0-9]*"))
+    return [f"cuda:{path.name.removeprefix('nvidia')}" for path in found] or [ANY_DEVICE]
 
 
 class Worker:
@@ -110,7 +113,7 @@ class Worker:
                 job.attempts,
                 job.commands,
                 self._workspace.root,
-                _environment(job.device),
+                _environment(self.devices if job.device == LIGHT_DEVICE else (job.device,)),
                 self._runner,
             )
             self._seen.add(job.id)
@@ -188,8 +191,9 @@ class Worker:
         )
 
 
-def _environment(device: str) -> Mapping[str, str]:
-    """Return the variables that bind a process to its device."""
-    if device.startswith("cuda:"):
-        return {"CUDA_VISIBLE_DEVICES": device.removeprefix("cuda:")}
-    return {}
+def _environment(devices: Sequence[str]) -> Mapping[str, str]:
+    """Return the variables that bind a process to its devices; for the CPU they hide every GPU."""
+    if ANY_DEVICE in devices:
+        return {}
+    gpus = [each.removeprefix("cuda:") for each in devices if each.startswith("cuda:")]
+    return {"CUDA_VISIBLE_DEVICES": ",".join(gpus)}

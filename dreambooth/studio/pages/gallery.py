@@ -92,14 +92,15 @@ def tags(
 @router.post("/images/delete")
 def delete(studio: StudioOf, image: Images) -> Response:
     """Move images to the trash, with a way back."""
-    paths = [studio.workspace.find(each) for each in image]
+    images = list(dict.fromkeys(image))  # one that came while pages were turned may be shown on two of them
+    paths = [studio.workspace.find(each) for each in images]
     outside = [
-        each for each, path in zip(image, paths, strict=True) if not path.is_relative_to(studio.workspace.outputs)
+        each for each, path in zip(images, paths, strict=True) if not path.is_relative_to(studio.workspace.outputs)
     ]
     if outside:
         raise UserError(f"{outside[0]}: belongs to a run or a subject; only images in outputs/ are deleted here")
     name = trash.throw_away(studio.workspace, *paths)
-    response = say(f"{_several(image)} deleted.", undo=f"/trash/{name}/restore")
+    response = say(f"{_several(images)} deleted.", undo=f"/trash/{name}/restore")
     response.headers["HX-Trigger-After-Settle"] = "images-gone"
     return response
 

@@ -2,6 +2,7 @@
 
 import re
 import threading
+from collections.abc import Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -89,7 +90,8 @@ async def upload(studio: StudioOf, request: Request, subject: str = "") -> Respo
     """Take photos, into a folder of their own if they are the first ones."""
     is_new = not subject
     if is_new:
-        subject = _free_name(studio.workspace.photos, "photos")
+        used = {str(job.request.get("subject")) for job in studio.store.find(limit=-1)}  # what they found is not for it
+        subject = _free_name(studio.workspace.photos, "photos", used=used)
         subject_routes.create(studio, subject_routes.NewSubject(name=subject))
     try:
         stored = await subject_routes.upload(studio, subject, request)
@@ -149,7 +151,11 @@ def start(
     asked = {"kind": "train", "class_noun": noun, "base": base, "name": name, "settings": settings}
     new_job(studio.workspace, TrainRequest.model_validate({**asked, "subject": subject}))  # or say what is wrong
     named = _named(studio, subject, name)
-    job_routes.create(studio, TrainRequest.model_validate({**asked, "subject": named}))
+    try:
+        job_routes.create(studio, TrainRequest.model_validate({**asked, "subject": named}))
+    except DreamBoothError:
+        _rename(studio.workspace.photos, named, subject)
+        raise
     return say("", go_to=f"/runs/{quote(name)}")
 
 
@@ -169,22 +175,38 @@ def _without_masks(studio: Studio, subject: str) -> dict[str, Any]:
 
 
 def _named(studio: Studio, subject: str, name: str) -> str:
-    """Give a folder of photos that has no name yet that of its run, if it is free; return the folder's name."""
+    """Give a folder of photos that has no name yet that of its run, if it is free; return the folder's name.
+
+    Raises ConflictError where a job needs the photos under the name that they have.
+    """
     photos = studio.workspace.photos
-    if UNNAMED.fullmatch(subject) is None or (photos / name).exists():
+    if UNNAMED.fullmatch(subject) is None or any((photos / each).exists() for each in _folders_of(name)):
         return subject
-    masks = photos / f"{subject}{subject_routes.MASKS}"
-    if masks.is_dir():
-        masks.rename(photos / f"{name}{subject_routes.MASKS}")
-    (photos / subject).rename(photos / name)
+    subject_routes.check_not_needed(studio, photos / subject)
+    _rename(photos, subject, name)
     return name
 
 
-def _free_name(folder: Path, stem: str, first: int = 1) -> str:
-    """Return stem-1, stem-2 ... whichever nothing has yet; with `first` 2 the stem itself if that is free."""
+def _rename(photos: Path, subject: str, name: str) -> None:
+    """Rename a folder of photos, and that of its masks."""
+    for before, after in zip(_folders_of(subject), _folders_of(name), strict=True):
+        if (photos / before).is_dir():
+            (photos / before).rename(photos / after)
+
+
+def _folders_of(subject: str) -> tuple[str, str]:
+    return f"{subject}{subject_routes.MASKS}", subject
+
+
+def _free_name(folder: Path, stem: str, first: int = 1, used: Set[str] = frozenset()) -> str:
+    """Return stem-1, stem-2 ... whichever nothing has yet; with `first` 2 the stem itself if that is free.
+
+    used: names that count as taken, too.
+    """
     if first > 1 and not (folder / stem).exists():
         return stem
-    return next(f"{stem}-{n}" for n in range(first, 10**6) if not (folder / f"{stem}-{n}").exists())
+    names = (f"{stem}-{number}" for number in range(first, 10**6))
+    return next(name for name in names if name not in used and not (folder / name).exists())
 
 
 # -------------------------------------------------------------------------------- what the page shows

@@ -134,6 +134,8 @@ def delete(studio: StudioOf, run: str, confirm: str = "") -> dict[str, str]:
         raise RequestError(f"confirm={escaped(confirm)}: write the run's name, {escaped(run)}, to delete it")
     if job := _job_of(studio, folder):
         raise ConflictError(f"{escaped(run)}: job {job} writes there; cancel it first")
+    if is_trained_elsewhere(folder):
+        raise ConflictError(f"{escaped(run)}: a terminal trains there; end it first")
     return {"undo": trash.throw_away(studio.workspace, folder)}
 
 

@@ -1,6 +1,6 @@
 """Subjects: folders of photos in data/, with captions and masks beside the photos."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,15 +10,16 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import UploadFile
 
-from dreambooth.config import load_config
+from dreambooth.config import as_overrides, default_of, load_config
+from dreambooth.config.values import is_automatic
 from dreambooth.data.captions import SUFFIXES, files_beside, is_caption_file
 from dreambooth.data.masks import masks_folder
-from dreambooth.errors import escaped
+from dreambooth.errors import UserError, escaped
 from dreambooth.files import read_text, write_text
 from dreambooth.studio import pictures, trash
 from dreambooth.studio.jobs import OPEN, Job
 from dreambooth.studio.problems import ConflictError, MissingError, RequestError, TooLargeError
-from dreambooth.studio.state import StudioOf
+from dreambooth.studio.state import Studio, StudioOf
 from dreambooth.studio.workspace import Workspace, check_new_name, is_name
 
 router = APIRouter(prefix="/subjects", tags=["subjects"])
@@ -98,8 +99,7 @@ def show(studio: StudioOf, subject: str) -> dict[str, Any]:
 def delete(studio: StudioOf, subject: str) -> dict[str, str]:
     """Move a subject's photos to the trash; `undo` is the name to bring them back by."""
     folder = _folder(studio.workspace, subject)
-    if any(_needs(studio.workspace, job, folder) for job in studio.store.find(OPEN)):
-        raise ConflictError(f"{escaped(subject)}: a job needs these photos; cancel it first")
+    check_not_needed(studio, folder)
     masks = masks_folder(folder)
     return {"undo": trash.throw_away(studio.workspace, folder, *([masks] if masks.is_dir() else []))}
 
@@ -201,6 +201,16 @@ def delete_mask(studio: StudioOf, subject: str, photo: str) -> dict[str, str]:
     return {"undo": trash.throw_away(studio.workspace, found)}
 
 
+def check_not_needed(studio: Studio, photos: Path) -> None:
+    """Raise ConflictError for a folder of photos that a job needs which is not over."""
+    for job in studio.store.find(OPEN, limit=-1):
+        if _needs(studio.workspace, job, photos):
+            raise ConflictError(
+                f"{escaped(photos.name)}: job {job.id}, which is {job.state}, needs these photos; "
+                "let it end, or cancel it first"
+            )
+
+
 def check_own_mask(photo: Path) -> None:
     """Raise ConflictError for a photo that shares its mask with another one."""
     if twins := _twins(photo):
@@ -261,14 +271,30 @@ def _names(photos: list[Path]) -> set[str]:
 
 
 def _needs(workspace: Workspace, job: Job, photos: Path) -> bool:
-    """Return whether a job that is not over reads a folder of photos, by its request or by the config of its run."""
+    """Return whether a job reads a folder of photos, by its request, the config that it names, or that of its run."""
     if job.request.get("subject") == photos.name:
         return True
-    config = workspace.root / str(job.output) / "config.yaml"
-    if job.kind != "train" or not config.is_file():
+    if job.kind != "train":
         return False
-    subjects = load_config(config).subjects
-    return any((workspace.root / str(each.images)).resolve() == photos.resolve() for each in subjects)
+    configs = (f"{job.output}/config.yaml", job.request.get("config") or "")
+    changes = as_overrides({**job.request.get("settings", {}), "run.name": Path(job.output).name})
+    images = [each for name in configs for each in _images_in(workspace.root / name, changes)]
+    return any((workspace.root / each).resolve() == photos.resolve() for each in images)
+
+
+def _images_in(config: Path, changes: list[str]) -> list[str]:
+    """Return the folders of photos in a config; none where there is no such file, or one that no run can start with."""
+    if not config.is_file():
+        return []
+    try:
+        return [str(each.images) for each in load_config(config, changes, _without_automatic).subjects]
+    except UserError:
+        return []
+
+
+def _without_automatic(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return defaults for the keys that say `auto`, which say nothing of photos."""
+    return {key: default_of(key) for key, value in settings.items() if is_automatic(key, value)}
 
 
 def _captions(photo: Path) -> list[Path]:
