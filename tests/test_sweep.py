@@ -336,6 +336,60 @@ def test_a_cell_is_stopped_after_a_validation_and_goes_on_to_the_same_bits(two_c
     assert_same_run(again.runs / cell.name, two_cells.runs / cell.name)
 
 
+def test_a_cell_goes_on_whatever_its_config_says_of_that(two_cells: Sweep, tmp_path: Path) -> None:
+    config, path = tmp_path / "anew.yaml", tmp_path / "sweep.yaml"
+    config.write_text(Path(two_cells.options.config).read_text().replace("run: {", "run: {resume: never, "))
+    path.write_text(two_cells.path.read_text().replace(two_cells.options.config, str(config)))
+    anew = load_sweep(path)
+    assert {anew.config_of(cell).run.resume for cell in anew.cells(anew.grid())} == {"auto"}
+
+
+def test_editing_the_config_does_not_change_a_session_that_runs(two_cells: Sweep, tmp_path: Path) -> None:
+    from dreambooth.sweep.search import next_tasks
+    from dreambooth.sweep.session import locked
+
+    config, path = tmp_path / "edited.yaml", tmp_path / "sweep.yaml"
+    text = Path(two_cells.options.config).read_text()
+    config.write_text(text)
+    path.write_text(two_cells.path.read_text().replace(two_cells.options.config, str(config)))
+    with locked(load_sweep(path)) as frozen:
+        config.write_text(text.replace("max_steps: 8", "max_steps: 9"))
+        assert next_tasks(frozen) == [], "finished cells are not finished any more"
+    assert len(next_tasks(load_sweep(path))) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("settings: {validate.every_steps: [2, 4]}", "settings.validate.every_steps"),
+        (
+            "variants: {fine: {validate.every_steps: 2}, long: {train.max_steps: 9}}",
+            "variants.fine.validate.every_steps",
+        ),
+    ],
+)
+def test_halving_decides_how_long_a_cell_is_trained(two_cells: Sweep, tmp_path: Path, text: str, told: str) -> None:
+    from dreambooth.sweep import search
+
+    path, config, vit = tmp_path / "sweep.yaml", tmp_path / "run.yaml", ROOT / "checkpoints/toyworld-encoders/vit"
+    own = Path(two_cells.options.config).read_text().replace("dino: null", f"dino: {vit}")
+    config.write_text(own.replace("every_steps: 4", "every_steps: 2"))
+    path.write_text(f"sweep: {{name: h, dir: {tmp_path}, config: {config}}}\nsearch: {{method: halving}}\n{text}\n")
+    sweep = load_sweep(path)
+    with pytest.raises(UserError, match=rf"{told}: search.method=halving decides"):
+        search.check(sweep, sweep.cells(sweep.grid())[0])
+
+
+def test_processes_that_a_cell_would_start_are_refused(
+    two_cells: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "sweep.yaml"
+    text = two_cells.path.read_text().replace("name: s", "name: workers")
+    path.write_text(f"{text}variants: {{two: {{data.num_workers: 2}}}}\n")
+    assert main(["sweep", str(path)]) == 2
+    assert "data.num_workers=2: a cell on this machine starts no processes" in capsys.readouterr().err
+
+
 def test_two_sessions_of_one_sweep_are_not_possible_at_once(sweep: Sweep) -> None:
     from dreambooth.sweep.session import locked
 

@@ -235,6 +235,20 @@ def test_optuna_proposes_points_by_what_the_folder_says(sampler: str, make: Call
     assert [cell.name for cell in cells_of(sweep)] == seen
 
 
+@pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="needs the extra 'search'")
+def test_a_search_goes_on_within_a_narrower_range_and_not_with_a_new_setting(make: Callable[[str], Sweep]) -> None:
+    from dreambooth.sweep.optuna_points import ask
+
+    search, rates = "search: {method: optuna, num_points: 4}", "optim.lr: {{log_range: [{}, 1e-3]}}"
+    first = make(f"settings: {{{rates.format('1e-5')}}}\n{search}")
+    tried = [(point, 0.5) for point in ask(first, [], 4)]
+    narrower = make(f"settings: {{{rates.format('9e-4')}}}\n{search}")
+    assert all(9e-4 <= dict(point.values)["optim.lr"] <= 1e-3 for point in ask(narrower, tried, 2))
+    more = make(f"settings: {{{rates.format('1e-5')}, method.rank: {{range: [2, 16]}}}}\n{search}")
+    with pytest.raises(UserError, match=r"settings\.method\.rank: is new, and the points so far have no value of it"):
+        ask(more, tried, 2)
+
+
 def finish(sweep: Sweep, cell: Cell) -> None:
     """Make a cell count as finished: its model is written, and its config asks for no more steps."""
     folder = sweep.runs / cell.name / "model"

@@ -65,8 +65,8 @@ def train(sweep: Sweep, place: str, num_workers: int | None, only_plan: bool) ->
     prepare(sweep, at_a_time)
     if only_plan:
         return 0
-    with locked(sweep):
-        return Session(sweep, execute).run()
+    with locked(sweep) as frozen:
+        return Session(frozen, execute).run()
 
 
 def _executor(sweep: Sweep, place: str, num_workers: int | None) -> "tuple[Execute, int]":
@@ -74,7 +74,8 @@ def _executor(sweep: Sweep, place: str, num_workers: int | None) -> "tuple[Execu
     from dreambooth import engine
     from dreambooth.sweep import local, search
 
-    train = sweep.config_of(search.planned_cells(sweep)[0]).train
+    config = sweep.config_of(search.planned_cells(sweep)[0])
+    train = config.train
     if train.memory == "auto":
         raise UserError("train.memory=auto: is for a run of its own; in a sweep name the settings that `plan` lists")
     if place == "slurm":
@@ -82,5 +83,9 @@ def _executor(sweep: Sweep, place: str, num_workers: int | None) -> "tuple[Execu
 
         slurm.check(sweep)
         return lambda own, tasks: slurm.run_on_slurm(own, engine.train, tasks), sweep.slurm.parallel
+    if config.data.num_workers:
+        raise UserError(
+            f"data.num_workers={config.data.num_workers}: a cell on this machine starts no processes; set it to 0"
+        )
     workers = local.environments(num_workers, train.device, train.num_threads)
     return lambda own, tasks: local.run_here(own, engine.train, tasks, workers), len(workers)

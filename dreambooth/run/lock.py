@@ -1,5 +1,6 @@
 """The lock of a run's folder: one run at a time writes there. It ends with its process, however that dies."""
 
+import contextlib
 import os
 from types import TracebackType
 
@@ -34,7 +35,7 @@ class RunLock:
         try:
             lock.acquire(blocking=False)
         except Timeout as error:
-            owner = self.run.lock.read_text(encoding="utf-8").strip()
+            owner = self._owner()
             is_one_of_several = num_started(os.environ) > this_process().world_size
             together = "; several processes were started: to train in them together, set train.devices"
             raise UserError(
@@ -44,8 +45,16 @@ class RunLock:
         self._lock = lock
 
     def sign(self) -> None:
-        """Write this process's id into the lock, for whoever finds it taken."""
-        self.run.lock.write_text(f"process {os.getpid()}", encoding="utf-8")
+        """Write this process's id into the lock, for whoever finds it taken. On Windows nobody may write there."""
+        with contextlib.suppress(PermissionError):
+            self.run.lock.write_text(f"process {os.getpid()}", encoding="utf-8")
+
+    def _owner(self) -> str:
+        """Return which process has signed; empty where that cannot be read."""
+        try:
+            return self.run.lock.read_text(encoding="utf-8").strip()
+        except OSError:
+            return ""
 
     def release(self) -> None:
         """Let the folder go."""

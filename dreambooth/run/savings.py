@@ -10,7 +10,7 @@ SAVINGS: tuple[tuple[dict[str, Any], str], ...] = (
     ({"train.micro_batch_size": 1}, "subject and class one after the other: a fifth more time per step"),
     ({"prior.source": "ahead"}, "class images are generated first: the first step comes later"),
     ({"optim.name": "adamw8bit"}, "coarser moments (extra '8bit'; slow on a CPU)"),
-    ({"model.quantize": "int8"}, "frozen weights in a byte each, off by .4 % of the largest in their row at most"),
+    ({"model.quantize": "int8"}, "frozen weights in a byte each, off by 1 % of the largest in their row at most"),
     ({"train.offload": "parts"}, "denoiser and VAE take turns on the GPU: validations take longer"),
     ({"model.quantize": "nf4"}, "frozen weights in half a byte each: a coarser base (extra 'quantize')"),
     (

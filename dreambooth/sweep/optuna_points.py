@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from dreambooth.errors import UserError
+from dreambooth.errors import UserError, escaped
 from dreambooth.sweep.axes import Axis, rounded
 from dreambooth.sweep.cells import Point
 from dreambooth.sweep.reading import Sweep
@@ -20,7 +20,7 @@ VARIANT = "variant"  # the name of that parameter
 def ask(sweep: Sweep, tried: Sequence[tuple[Point, float | None]], num: int) -> list[Point]:
     """Return `num` points to try next. tried: with their qualities; None: it has failed.
 
-    Raises UserError where Optuna is not installed.
+    Raises UserError where Optuna is not installed, and for a setting that the points so far have no value of.
     """
     check_installed()
     import optuna
@@ -40,7 +40,11 @@ def ask(sweep: Sweep, tried: Sequence[tuple[Point, float | None]], num: int) -> 
         failed = optuna.trial.TrialState.FAIL
         state = failed if quality is None else optuna.trial.TrialState.COMPLETE
         params = _params(point, sweep)
-        study.add_trial(optuna.trial.create_trial(params=params, distributions=space, value=quality, state=state))
+        try:
+            trial = optuna.trial.create_trial(params=params, distributions=space, value=quality, state=state)
+        except ValueError:  # outside of what the sweep file asks for now
+            continue
+        study.add_trial(trial)
     return _new_points(sweep, study, space, [point for point, _ in tried], num)
 
 
@@ -78,8 +82,13 @@ def _distribution(axis: Axis) -> Any:
 
 
 def _params(point: Point, sweep: Sweep) -> dict[str, Any]:
-    """Return a point as Optuna has it: a list's value as JSON."""
+    """Return a point as Optuna has it: a list's value as JSON. Raises UserError where it lacks an axis."""
     values = dict(point.values)
+    if missing := [axis.key for axis in sweep.axes if axis.key not in values]:
+        raise UserError(
+            f"{escaped(sweep.path)}: settings.{missing[0]}: is new, and the points so far have no value of it; take it "
+            "away, or choose another sweep.name"
+        )
     params = {axis.key: json.dumps(values[axis.key]) if axis.values else values[axis.key] for axis in sweep.axes}
     return {**params, VARIANT: point.variant.name}
 

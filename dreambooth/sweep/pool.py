@@ -23,6 +23,7 @@ Result = TypeVar("Result")
 Environment = Mapping[str, str]
 ONE_THREAD: Environment = {"OMP_NUM_THREADS": "1"}  # cores are shared out among processes
 PR_SET_PDEATHSIG = 1
+AT_ONCE = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows has no kill
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def run_tasks(
     environments: Sequence[Environment],
     logs: Path,
     may_start: Callable[[], bool] = lambda: True,
-    end_signal: int = signal.SIGKILL,
+    end_signal: int = AT_ONCE,
 ) -> Generator[Done[Task, Result], None, None]:
     """Handle each task in one of several processes; yield each as it is done.
 

@@ -61,6 +61,11 @@ class Sweep:
         """Return the folder of the cells' run folders."""
         return self.folder / "runs"
 
+    def with_config(self, config: Path) -> "Sweep":
+        """Return the same of another config file."""
+        options = dataclasses.replace(self.options, config=str(config))
+        return dataclasses.replace(self, sections={**self.sections, "sweep": options})
+
     def grid(self) -> list[Point]:
         """Return every combination of the settings. Raises UserError for a range that has no values."""
         if open_ranges := [axis.key for axis in self.axes if not axis.values]:
@@ -79,7 +84,7 @@ class Sweep:
 
         Raises UserError for settings that no run takes.
         """
-        own = [f"run.dir={self.runs}", f"run.name={cell.name}"]
+        own = [f"run.dir={self.runs}", f"run.name={cell.name}", "run.resume=auto"]
         return load_run_config(config or Path(self.options.config), [*cell.overrides, *own])
 
 

@@ -59,10 +59,12 @@ def check(sweep: Sweep, cell: Cell) -> None:
         )
     if method == "halving":
         halving.rungs(sweep.config_of(cell), sweep)
-        own = [axis.key for axis in sweep.axes if axis.key in ("train.max_steps", "validate.every_steps")]
+        named = [*(f"settings.{axis.key}" for axis in sweep.axes)]
+        named += [f"variants.{variant.name}.{key}" for variant in sweep.variants for key, _ in variant.settings]
+        own = [each for each in named if each.endswith((".train.max_steps", ".validate.every_steps"))]
         if own:
             raise UserError(
-                f"{escaped(sweep.path)}: settings.{own[0]}: search.method=halving decides how long a cell is trained; "
+                f"{escaped(sweep.path)}: {own[0]}: search.method=halving decides how long a cell is trained; "
                 "set it in the config"
             )
     if method == "optuna":

@@ -101,14 +101,17 @@ def in_a_line(status: CellStatus) -> str:
 
 
 @contextlib.contextmanager
-def locked(sweep: Sweep) -> Generator[None, None, None]:
-    """Hold the sweep for this process, with copies of its files. Raises UserError where another process has it."""
+def locked(sweep: Sweep) -> Generator[Sweep, None, None]:
+    """Hold the sweep for this process; yield it with the copy of its config, which nobody edits meanwhile.
+
+    Raises UserError where another process has it.
+    """
     sweep.folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(sweep.folder / "lock", blocking=False):
             write_text(sweep.folder / "sweep.yaml", read_text(sweep.path))
             write_text(frozen_config(sweep), config_text(sweep))
-            yield
+            yield sweep.with_config(frozen_config(sweep))
     except Timeout as error:
         raise UserError(
             f"{escaped(sweep.folder)}: another process runs this sweep; wait for it, or choose another sweep.name"

@@ -22,6 +22,7 @@ from typing import Any
 from dreambooth.errors import UserError, first_line
 from dreambooth.files import write_text
 from dreambooth.sweep.fields import SlurmSection
+from dreambooth.sweep.folder import note_failure
 from dreambooth.sweep.pool import Done
 from dreambooth.sweep.reading import Sweep
 from dreambooth.sweep.status import has_come_to, status_of
@@ -134,6 +135,8 @@ def submit(sweep: Sweep, train: Train, tasks: Sequence[Task]) -> list[Job]:
     if not tasks:
         return []
     executor = make_executor(sweep)
+    for task in tasks:
+        note_failure(sweep, task.cell, 0)  # an earlier attempt's is not this one's
     size = sweep.slurm.cells_per_job
     parts = [tuple(tasks[first : first + size]) for first in range(0, len(tasks), size)]
     try:

@@ -138,7 +138,7 @@ def is_running(sweep: Sweep, cell: Cell) -> bool:
     owner = _read(path)
     if not owner:
         return False
-    if owner.get("host") == socket.gethostname():
+    if owner.get("host") == socket.gethostname() and os.name != "nt":  # where a signal of 0 is Ctrl-C
         return _is_alive(int(owner.get("pid", 0)))
     try:
         return time.time() - path.stat().st_mtime < SILENT_S
