@@ -244,8 +244,8 @@ class Model:
         prompts: one, several, or a `Path` to a file of them, as `sample --prompts` takes it. {subject} in a prompt
         stands for what the model has learned, {red|blue} and __colours__ are drawn by the seed. One with options of its
         own is a mapping: {"prompt": ..., "seed": 3}. size: (width, height), pixels. What is None is as the run sampled
-        its validation images. wildcards: the folder with colours.txt. attention_maps: give each image `attention`, a
-        sheet that shows where each word acted. on_progress: called with a `Progress` after each sampler step.
+        its validation images. wildcards: the folder with colours.txt, as that of a `Path` is. attention_maps: give each
+        image `attention`, a sheet that shows where each word acted. on_progress: called with a `Progress` after a step.
 
         init_image: a file or PIL image to start from. strength: how much of it is new, 0 to 1 (None: 0.75; 1 where it
         is expanded). mask: redraw its white only; words ("subject", "the hat") are looked for. expand: pixels added
@@ -261,14 +261,14 @@ class Model:
         """
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size}: must be at least 1")
-        height_width = None if size is None else (size[1], size[0])
-        sampled = (steps, guidance_scale, scheduler, height_width)
+        sampled = (steps, guidance_scale, scheduler, None if size is None else (size[1], size[0]))
         usual = ImageOptions("", num_images, seed, negative_prompt, *sampled, upscale, upscale_strength, detail)
         drawn = make_styles(styles, None if ip_adapter is None else str(ip_adapter))
         init = make_init_image(init_image, strength, self._find_mask(init_image, mask), expand, feather, only_masked)
         images = FromImages(init, _controls_of(controls, control_models), drawn.reference)
         wanted = [drawn.apply(each) for each in _options_of(prompts, usual)]
-        requests = make_requests(self._loaded, wanted, Wildcards((Path(wildcards),)), images)
+        folders = (Path(wildcards), prompts.parent) if isinstance(prompts, Path) else (Path(wildcards),)
+        requests = make_requests(self._loaded, wanted, Wildcards(folders), images)
         return list(generate(self._loaded, requests, batch_size, on_progress, attention_maps))
 
     def _find_mask(self, image: Any, mask: Any) -> Any:

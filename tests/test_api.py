@@ -100,6 +100,10 @@ def test_images_carry_the_recipe_that_makes_them_again(model: dreambooth.Model, 
         ("a dog", 6, (64, 48)),
     ]
     assert [each.fraction for each in seen] == [0.5, 1.0]
+    (tmp_path / "prompts.txt").write_text("a __colours__ {class}\n")
+    (tmp_path / "colours.txt").write_text("red\n")
+    (of_file,) = model.generate(tmp_path / "prompts.txt", num_images=1, steps=2, size=(64, 48))
+    assert of_file.recipe["prompt"] == "a red dog"
     images[1].save(tmp_path / "one.png")
     assert read_recipe(tmp_path / "one.png") == images[1].recipe
     for again in (model.reproduce(images[1]), model.reproduce(tmp_path / "one.png")):

@@ -71,6 +71,9 @@ def test_auto_takes_the_rule_and_leaves_what_the_user_set(tmp_path):
     assert (config.train.max_steps, config.train.batch_size) == (240, 3)
     assert (config.optim.lr, config.prior.weight, config.prior.source) == (4e-4, 2, "teacher")
     assert config.optim.identifier_lr is None  # not asked for
+    asked = ["optim.identifier_lr=auto", "method.name=full", "method.start_word=null"]
+    assert load_run_config(path, asked).optim.identifier_lr == 4e-3
+    assert load_run_config(path, [*asked[:2], "method.start_word=red"]).optim.identifier_lr is None
 
 
 def test_auto_looks_at_the_base_the_method_and_the_photos(tmp_path):

@@ -18,7 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--all",
         action="store_true",
-        help="of a finished run also the states: its model stays, but it can no longer be made longer",
+        help="of a finished run also the states, class latents and weights of validations: its model stays, but it can "
+        "no longer be made longer",
     )
 
 

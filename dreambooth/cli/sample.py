@@ -80,8 +80,8 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
         action=_instead_of(model, prompts),
         metavar="IMAGE",
         help="make an image of sample or evaluate again, by the recipe in it: needs no MODEL (unless that lies "
-        "elsewhere now), no PROMPT, no other option; with a MODEL also one by webui, SD.Next and the like, as far as "
-        "their text says how",
+        "elsewhere now), no PROMPT, and no option that the recipe holds; with a MODEL also one by webui, SD.Next and "
+        "the like, as far as their text says how",
     )
     parser.add_argument(
         "--vary",

@@ -19,7 +19,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, seed_help: str) -> N
         "--guidance-scale",
         type=float,
         metavar="G",
-        help="pull towards the prompt; 1 is none (default: the run's validation's, else 7.5)",
+        help="pull towards the prompt; 1 is none, of z_image and krea2 0 (default: the run's validation's, else 7.5)",
     )
     parser.add_argument(
         "--scheduler", metavar="NAME", help=f"{', '.join(SCHEDULERS)} (default: the run's validation's, else ddim)"

@@ -22,7 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--host",
         default=HOST,
         metavar="H",
-        help=f"address to listen on (default {HOST}, this machine alone; any other demands a token, shown once)",
+        help=f"address to listen on (default {HOST}, this machine alone; one that others reach demands a token, which "
+        "is shown once)",
     )
     parser.add_argument("--port", type=int, default=PORT, metavar="P", help=f"default {PORT}")
     parser.add_argument(

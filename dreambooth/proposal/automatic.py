@@ -47,7 +47,8 @@ def case_of(settings: Mapping[str, Any]) -> Case:
     counts = [len(sort_files(with_home(str(folder))).images) for folder in folders]
     optimizer = settings.get("optim.name", default_of("optim.name"))
     kinds = {str(value) for key, value in settings.items() if key.startswith("subject") and key.endswith(".kind")}
-    return Case(base, counts, str(method), bool(trains_text), str(optimizer), not kinds & {"style", "dataset"})
+    has_class, has_start_words = not kinds & {"style", "dataset"}, settings.get("method.start_word") is not None
+    return Case(base, counts, str(method), bool(trains_text), str(optimizer), has_class, has_start_words)
 
 
 def _values_of_run(settings: Mapping[str, Any]) -> dict[str, Any]:

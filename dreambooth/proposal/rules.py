@@ -30,7 +30,10 @@ LAB = "the laboratory"
 
 @dataclass(frozen=True)
 class Case:
-    """Hold what the rules look at. num_photos: of each subject. has_class: a style or a whole set has none."""
+    """Hold what the rules look at. num_photos: of each subject. has_class: a style or a whole set has none.
+
+    has_start_words: whether the identifier starts as words (method.start_word).
+    """
 
     base: BaseFacts
     num_photos: Sequence[int]
@@ -38,6 +41,7 @@ class Case:
     trains_text_encoder: bool = True
     optimizer: str = "adamw"
     has_class: bool = True
+    has_start_words: bool = False
 
 
 def resolution(case: Case) -> Choice:
@@ -101,6 +105,8 @@ def adamw_rate(case: Case) -> Choice:
 def identifier_rate(case: Case) -> Choice:
     if case.optimizer == "prodigy":
         return None, "Prodigy takes one rate for all"
+    if case.has_start_words:
+        return None, f"{LAB}: one that starts as words learns as well at the rate of the rest"
     if case.base.is_toy and case.method in ("full", "pivotal") and case.trains_text_encoder:
         rate = 2.0e-2 if case.method == "pivotal" else 4.0e-3
         return rate, f"{LAB}: without start words the worst learned subjects gain most"
