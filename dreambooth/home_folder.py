@@ -11,9 +11,9 @@ def without_home(path: str) -> str:
 
 
 def hide_home(text: str) -> str:
-    """Return a text in which `~` replaces the home folder wherever a path begins with it."""
+    """Return a text in which `~` replaces the home folder wherever a path begins with it, and nowhere within one."""
     home = os.path.expanduser("~").rstrip(os.sep)
-    return re.sub(re.escape(home) + r"(?![\w.-])", "~", text) if home else text
+    return re.sub(r"(?<![\w.~-])" + re.escape(home) + r"(?![\w.-])", "~", text) if home else text
 
 
 def with_home(path: str) -> str:

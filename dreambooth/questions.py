@@ -64,7 +64,9 @@ def parse_question(text: str) -> Question:
         raise UserError(
             "must be a question with one question mark, and the right answer after it where that is not yes"
         )
-    question = Question(match["text"], match["answer"].strip() or "yes", (match["words"] or "").strip())
+    answer = match["answer"].strip() or "yes"
+    answer = answer.lower() if answer.lower() in OPPOSITES else answer
+    question = Question(match["text"], answer, (match["words"] or "").strip())
     if (match["words"] is not None and not _slug(question.words)) or not _slug(question.answer):
         raise UserError("needs words of prompts before a colon, and a word as the right answer")
     for piece in question._pieces():

@@ -1,5 +1,6 @@
 """The model card of an export, and its way to the hub: its client's real requests, answered by a local server."""
 
+import ast
 import base64
 import json
 import re
@@ -9,14 +10,19 @@ from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
+import torch
 from conftest import CONFIG
+from diffusers import DiffusionPipeline
 from hub_answers import Hub, answering
 from huggingface_hub import ModelCard
 from PIL import Image
 from tiny import run_model_card
 
 from dreambooth.cli import main
-from dreambooth.exporting.model_card import licence_of, metadata
+from dreambooth.exporting.history import History
+from dreambooth.exporting.model_card import licence_of, metadata, write
+from dreambooth.exporting.tools import ExportedFiles
+from dreambooth.families import load_family
 from dreambooth.subject_info import ExportCard, LearnedSubject
 
 QUICK = ["train.max_steps=4", "validate.every_steps=4", "method.name=lora", "method.rank=2", "prior.source=none"]
@@ -69,6 +75,31 @@ def test_the_code_in_it_makes_a_picture(exported: Path) -> None:
     made = run_model_card(exported)
     assert isinstance(made["image"], Image.Image)
     assert made["image"].size == (64, 64)
+
+
+def test_the_code_in_it_loads_the_variant_that_the_base_has(tiny_base: Path, config_file: Path, tmp_path: Path) -> None:
+    half = tmp_path / "half"
+    load_family(str(tiny_base)).pipeline().to(dtype=torch.float16).save_pretrained(half, variant="fp16")
+    assert main(["train", str(config_file), *QUICK, f"model.base={half}", "model.variant=fp16"]) == 0
+    assert main(["export", str(tmp_path / "runs" / "run"), "--format", "lora"]) == 0
+    made = run_model_card(tmp_path / "runs" / "run" / "exports" / "lora", end="image =")
+    assert isinstance(made["pipeline"], DiffusionPipeline)
+
+
+def test_whatever_the_prompt_says_the_code_is_sound_and_the_table_whole(tiny_base: Path, tmp_path: Path) -> None:
+    prompt = 'a "red|blue"\n{subject}'
+    subject = LearnedSubject("sks", "dog", prompt, "a {class}")
+    card = ExportCard(
+        (subject,), 64, 2, 3.0, 8, base="me/base", base_revision="v2", settings={"subject.prompt": prompt}
+    )
+    write(tmp_path, ExportedFiles("lora", "run", card), load_family(str(tiny_base)), card, History("run"), None)
+    text = (tmp_path / "README.md").read_text()
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert code is not None
+    constants = [node.value for node in ast.walk(ast.parse(code[1])) if isinstance(node, ast.Constant)]
+    assert 'a "red|blue"\nsks dog' in constants
+    assert """DiffusionPipeline.from_pretrained("me/base", revision='v2')""" in code[1]
+    assert '| `subject.prompt` | a "red\\|blue" {subject} |\n' in text
 
 
 def test_a_result_that_has_left_its_run_says_that_settings_and_pictures_are_missing(run: Path, tmp_path: Path) -> None:

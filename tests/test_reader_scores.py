@@ -49,6 +49,7 @@ def read_by(encoders: Encoders) -> ReaderScores:
     ("text", "asked", "measure", "told"),
     [
         ("is there a beach?", ("is there a beach?", "yes", ""), "question_is_there_a_beach", "is there a beach?"),
+        ("is there a beach? Yes", ("is there a beach?", "yes", ""), "question_is_there_a_beach", "is there a beach?"),
         ("is it night? no", ("is it night?", "no", ""), "question_is_it_night__no", "is it night? no"),
         (
             "beach: is there  sand?",

@@ -29,8 +29,12 @@ from transformers import (
     SamImageProcessor,
     SamModel,
     SamProcessor,
+    SiglipConfig,
+    SiglipImageProcessor,
+    SiglipModel,
     ViTImageProcessor,
 )
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from dreambooth.cli import main, teaching
 from dreambooth.cli.image_paths import image_paths
@@ -183,6 +187,22 @@ def test_a_segmenter_with_labels_finds_those_that_a_text_names(segformer_model, 
     assert [mask.size for mask in finder(images, ["robot", "dog", "subject"])] == [image.size for image in images]
 
 
+def test_a_label_is_named_whatever_joins_its_words_and_the_background_in_any_case(segformer_model, tmp_path):
+    folder = shutil.copytree(segformer_model, tmp_path / "clothes")
+    config = json.loads((folder / "config.json").read_text())
+    labels = {int(number): label for number, label in config["id2label"].items()}
+    labels |= {0: "Background", 1: "Upper-clothes", 2: "Left-shoe", 3: "帽子"}
+    config |= {"id2label": labels, "label2id": {label: number for number, label in labels.items()}}
+    (folder / "config.json").write_text(json.dumps(config))
+    finder = load_mask_finder(str(folder))
+    assert finder.numbers_of("the upper-clothes") == finder.numbers_of("Upper clothes") == [1]
+    assert finder.numbers_of("the left shoe") == [2]
+    assert finder.numbers_of("帽子") == [3]
+    assert finder.numbers_of("the subject") == list(range(1, 12))
+    with pytest.raises(UserError, match="no label of it"):
+        finder.numbers_of("the shoe")
+
+
 def test_the_background_is_all_but_the_subject(clipseg_model, images):
     finder = load_mask_finder(str(clipseg_model))
     noun = next(word for word in ("robot", "dog", "cat", "subject") if finder(images[:1], [word])[0].getbbox())
@@ -287,10 +307,34 @@ def test_a_box_without_words_is_left_out(phrase, kosmos2_model):
     assert [box.phrase for box in reader._parsed(f"<grounding> An image of{phrase}{boxes}{named}")[1]] == ["a robot"]
 
 
+def test_kosmos2_answers_without_the_question_however_it_is_written(kosmos2_model, images, tmp_path):
+    """Its published tokenizer has one blank where a question has two."""
+    folder = shutil.copytree(kosmos2_model, tmp_path / "kosmos2")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["normalizer"] = {"type": "Replace", "pattern": {"String": "  "}, "content": " "}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    reader = load_reader(ReaderSource(str(folder)))
+    asked = [reader.answer(images, question, SHORT) for question in ("what is it?", "what  is it?")]
+    assert asked[0] == asked[1]
+    assert not any("Question" in text for text in asked[1])
+
+
 def test_any_model_of_images_and_texts_is_asked_through_its_chat_template(chat_model, images):
     reader = load_reader(ReaderSource(str(chat_model)))
     assert len(reader.caption(images, SHORT, "de")) == 3
     assert reader.answer(images, "what is it?", SHORT)[0] == reader.answer(images[:1], "what is it?", SHORT)[0]
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_chat_begins_once_whether_its_template_writes_the_beginning_or_not(begins, chat_model, images, tmp_path):
+    folder = shutil.copytree(chat_model, tmp_path / "llava")
+    if begins:
+        (folder / "chat_template.jinja").write_text("{{ bos_token }}" + CHAT)
+    reader = load_reader(ReaderSource(str(folder)))
+    prompt = reader._prompt("what is it?")
+    assert prompt.startswith(reader.processor.tokenizer.bos_token) == begins
+    ids_BT = reader._inputs(images, prompt)["input_ids"]
+    assert (ids_BT == reader.processor.tokenizer.bos_token_id).sum(1).tolist() == [1, 1, 1]
 
 
 # -------------------------------------------------------------------------------- attention
@@ -402,6 +446,25 @@ def test_images_are_ranked_by_the_text(clip_model, photos):
     assert {each.path for each in found} == set(photos)
 
 
+def test_siglip2_reads_texts_of_the_length_that_it_was_trained_with(images, tmp_path):
+    torch.manual_seed(0)
+    words = build_writer.__wrapped__()
+    words.model_max_length, words.padding_side = VERY_LARGE_INTEGER, "right"
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**shape, "vocab_size": len(words), "max_position_embeddings": 12, "projection_size": 16}
+    vision = {**shape, "image_size": 32, "patch_size": 16}
+    SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).save_pretrained(tmp_path)
+    SiglipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    words.save_pretrained(tmp_path)
+    searcher = load_searcher(ReaderSource(str(tmp_path)))
+    assert searcher.tokenizer.model_max_length > 12
+    found = searcher.likeness(images, "a red robot")
+    words.model_max_length = 12
+    words.save_pretrained(tmp_path)
+    assert found == load_searcher(ReaderSource(str(tmp_path))).likeness(images, "a red robot")
+    assert len(searcher.likeness(images, "a red robot on the beach " * 4)) == 3, "a text that is too long is cut off"
+
+
 def test_blip2_compares_by_the_query_that_fits_best(blip2_model, images):
     searcher = load_searcher(ReaderSource(str(blip2_model / "retrieval")))
     likeness = searcher.likeness(images, "a red robot")
@@ -435,6 +498,16 @@ def test_every_reader_tells_the_probability_of_an_answer(kind, images, request):
     assert written[1] == pytest.approx(
         answer_probability(reader, images[1:2], "where is it?", "on the beach")[0], rel=1e-3
     )
+
+
+def test_yes_and_no_are_weighed_in_any_case_and_a_name_keeps_its_capitals(blip2_reader, images):
+    asked = "is there a robot?"
+    for small, written in (("yes", "Yes"), ("no", "NO")):
+        expected = answer_probability(blip2_reader, images, asked, small)
+        assert answer_probability(blip2_reader, images, asked, written) == expected
+    each = [blip2_reader.likelihood(images, "where is it?", name) for name in ("New York", "new York")]
+    expected = torch.tensor(each, dtype=torch.float64).exp().sum(0).tolist()
+    assert answer_probability(blip2_reader, images, "where is it?", "New York") == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("class_noun", "asked"), [("robot", "is there a robot?"), ("orange", "is there an orange?")])

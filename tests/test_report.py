@@ -5,6 +5,7 @@ import html
 import json
 import re
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from dreambooth.data.images import grid
 from dreambooth.engine import train
 from dreambooth.errors import UserError
 from dreambooth.generation.grids.grid import GridRow, draw_grid, write_grid
+from dreambooth.home_folder import hide_home
 from dreambooth.metrics.selection import Anchors, Quality
 from dreambooth.metrics.validation_log import ValidationLog, ValidationRecord
 from dreambooth.metrics.verdict import TRAIN_LONGER, Verdict
@@ -208,6 +210,20 @@ def test_what_to_do_next_follows_from_the_verdict(finished, outcome, advice, com
     assert go_on.command == "python train.py moved/dog/config.yaml run.dir=moved run.name=dog", (
         "the run has not ended, and was moved"
     )
+
+
+def test_a_shell_finds_a_folder_with_a_blank_in_the_home_folder(finished, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = load_config(finished / "config.yaml", ["run.dir=checkpoints", "run.name=dog"])
+    folder = tmp_path / "my runs" / "dog"
+    (go_on,) = words.next_steps(folder, config, Verdict("learned", "why", ""), None, 30)
+    *_, draw = words.next_steps(folder, config, Verdict("learned", "why", ""), 20, 30)
+    for command, path in ((go_on.command, folder / "config.yaml"), (draw.command, folder)):
+        shown = hide_home(command)
+        assert str(tmp_path) not in shown
+        done = subprocess.run(["sh", "-c", f"printf '%s\\n' {shown}"], capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[2] == str(path)
+    assert hide_home(go_on.command).endswith(" 'run.dir=~/my runs' run.name=dog"), "the config expands it"
 
 
 def test_a_run_that_its_patience_had_ended_goes_on_without(finished):

@@ -114,6 +114,16 @@ def test_a_path_outside_of_home_stays_and_one_inside_comes_back(monkeypatch: pyt
     assert hide_home(text) == "in ~/a, '~' and /home/merlin"
 
 
+def test_the_name_of_the_home_folder_within_another_path_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/root")
+    assert hide_home("/mnt/root/photos and data/root/a, but --out=/root/a") == (
+        "/mnt/root/photos and data/root/a, but --out=~/a"
+    )
+    monkeypatch.setenv("HOME", "/home/anna")
+    assert hide_home("/net/home/anna/photos") == "/net/home/anna/photos"
+    assert hide_home("file:///home/anna/a.png") == "file://~/a.png"
+
+
 def test_a_runs_config_is_the_same_whoever_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("run: {name: x}\nmodel: {base: ~/b}\nsubject: {images: ~/p, class_noun: dog}\n")

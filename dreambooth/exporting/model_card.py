@@ -49,10 +49,12 @@ def write(
         shutil.copyfile(history.grid, folder / SAMPLES_FILE)
     base = None if card.base is None else with_home(card.base)
     licence = licence_of(base)
+    chosen = {"revision": card.base_revision, "variant": card.base_variant}
     text = environment.get_template("model_card.md").render(
         metadata=metadata(form, card, licence).to_yaml(),
         names=[subject_phrase(subject) for subject in card.subjects],
         prompt=instance_prompt(card),
+        prompt_code=repr(instance_prompt(card)),
         files=files,
         instructions=list(instructions(files)),
         kind=f"A {files.factors} under LyCORIS' names" if files.factors else KINDS.get(form, f"An export as {form}"),
@@ -69,6 +71,7 @@ def write(
         base_name=shown_base(base),
         config_name=shown_base(card.base_config and with_home(card.base_config)),
         vae_name=shown_base(card.base_vae and with_home(card.base_vae)),
+        loaded_with="".join(f", {key}={value!r}" for key, value in chosen.items() if value),
         vae_code=None if form in ("diffusers", "single-file") else vae_code(card),
     )
     write_text(folder / "README.md", text)

@@ -1,5 +1,6 @@
 """Instructions for the programs that use an exported file: its folder, and the prompt to type."""
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,7 +70,7 @@ def instructions(files: ExportedFiles) -> Iterator[tuple[str, str]]:
     """Yield the name of a program and what to do there. Of a transformer it is known of ComfyUI alone."""
     if files.form in ("onnx", "openvino"):
         extra = f'pip install "dreambooth[{files.form}]"'
-        yield "dreambooth", f'`{extra}`, then `dreambooth sample FOLDER "{files.prompt()}"`.'
+        yield "dreambooth", f"`{extra}`, then `dreambooth sample FOLDER {shlex.quote(files.prompt())}`."
         return
     if files.form not in IN_DIFFUSERS:
         yield "The program that its plug-in is for", f"Prompt: `{files.prompt()}`."

@@ -61,8 +61,11 @@ class ChatReader:
         return prompt
 
     def _inputs(self, images: Sequence[Image.Image], text: str) -> dict[str, torch.Tensor]:
+        begin = self.processor.tokenizer.bos_token
+        # A template that writes the beginning's token has the tokenizer write no second one.
+        tokens = {"add_special_tokens": False} if begin and text.startswith(begin) else {}
         inputs = self.processor(
-            images=[[image] for image in images], text=[text] * len(images), padding=True, return_tensors="pt"
+            images=[[image] for image in images], text=[text] * len(images), padding=True, return_tensors="pt", **tokens
         )
         return moved(inputs, self.network)
 

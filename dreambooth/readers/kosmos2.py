@@ -36,9 +36,10 @@ class Kosmos2Reader:
         return [text for text, _ in self._write(images, self._opening(language), options)]
 
     def answer(self, images: Sequence[Image.Image], question: str, options: TextOptions) -> list[str]:
-        prompt = QUESTION.format(question=question)
-        found = self._write(images, prompt, options)
-        return [text.removeprefix(prompt.strip()).strip() for text, _ in found]
+        inputs, ids_BT = self._generate(images, QUESTION.format(question=question), options)
+        new_BT = ids_BT[:, inputs["input_ids"].shape[1] :]
+        written = self.processor.batch_decode(new_BT, skip_special_tokens=True)
+        return [self._parsed(text)[0].strip() for text in written]
 
     def ground(
         self, images: Sequence[Image.Image], options: TextOptions, language: str | None = None

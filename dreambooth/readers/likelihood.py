@@ -43,9 +43,11 @@ def _sum_of(logits_BTV: Tensor, ids_BT: Tensor) -> list[float]:
 def answer_probability(reader: Reader, images: Sequence[Image.Image], question: str, answer: str) -> list[float]:
     """Return the probability of an answer, 0 to 1, of each image.
 
-    Of yes against no where it is one of them; else that of writing just this answer. A capital letter at its beginning
-    counts as the same.
+    Of yes against no where it is one of them, in any case; else that of writing just this answer. A capital letter at
+    its beginning counts as the same.
     """
+    if answer.lower() in OPPOSITES:
+        answer = answer.lower()
     right = _either_case(reader, images, question, answer)
     if answer not in OPPOSITES:
         return [math.exp(value) for value in right]
@@ -57,6 +59,7 @@ def answer_probability(reader: Reader, images: Sequence[Image.Image], question: 
 
 def _either_case(reader: Reader, images: Sequence[Image.Image], question: str, answer: str) -> list[float]:
     """Return the log-probability of an answer, written with a small letter or a capital one."""
-    each = [reader.likelihood(images, question, text) for text in dict.fromkeys((answer, answer.capitalize()))]
+    other = answer[:1].swapcase() + answer[1:]
+    each = [reader.likelihood(images, question, text) for text in dict.fromkeys((answer, other))]
     found: list[float] = torch.tensor(each, dtype=torch.float64).logsumexp(0).tolist()
     return [min(value, 0.0) for value in found]

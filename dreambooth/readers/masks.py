@@ -84,13 +84,14 @@ class SegformerFinder:
 
     def numbers_of(self, text: str) -> list[int]:
         """Return the labels that a text names. Raises UserError where it names none."""
-        if text.removeprefix("the ") in ANYTHING and BACKGROUND in self.labels.values():
-            return [number for number, label in self.labels.items() if label != BACKGROUND]
-        words = f" {' '.join(re.findall(r'[a-z]+', text.lower()))} "
+        things = [number for number, label in self.labels.items() if label.lower() != BACKGROUND]
+        if text.removeprefix("the ") in ANYTHING and len(things) < len(self.labels):
+            return things
+        words = _words_alone(text)
         found = [
             number
             for number, label in self.labels.items()
-            if any(f" {name.strip().lower()} " in words for name in re.split("[,;]", label))
+            if any(_words_alone(name) in words for name in re.split("[,;]", label))
         ]
         if not found:
             labels = sorted(self.labels.values())
@@ -145,6 +146,12 @@ class BoxFinder:
         outputs = self.network(**moved(inputs, self.network), multimask_output=False)
         masks_HW = self.processor.post_process_masks(outputs.pred_masks.float().cpu(), *sizes)[0]
         return _as_mask(masks_HW.reshape(-1, image.height, image.width)[0].float(), image.size, 0.5)
+
+
+def _words_alone(text: str) -> str:
+    """Return the words of a text in small letters, a blank around each: `Upper-clothes` are two."""
+    words = re.findall(r"[^\W_]+", text.lower())
+    return f" {' '.join(words)} "
 
 
 def _as_mask(found_hw: torch.Tensor, size: tuple[int, int], threshold: float) -> Image.Image:

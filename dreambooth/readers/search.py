@@ -35,10 +35,14 @@ class ClipSearcher:
         self.network = load_network(source, transformers.AutoModel)
         self.processor = load_part(source.name, transformers.AutoImageProcessor)
         self.tokenizer = load_part(source.name, transformers.AutoTokenizer)
+        # SigLIP 2's tokenizer tells no length of its own, and pads and cuts nothing then.
+        self.num_tokens = min(self.tokenizer.model_max_length, self.network.config.text_config.max_position_embeddings)
 
     @torch.no_grad()
     def likeness(self, images: Sequence[Image.Image], text: str) -> list[float]:
-        tokens = self.tokenizer([text], padding="max_length", truncation=True, return_tensors="pt")
+        tokens = self.tokenizer(
+            [text], padding="max_length", max_length=self.num_tokens, truncation=True, return_tensors="pt"
+        )
         pixels = self.processor(images=list(images), return_tensors="pt")
         text_1D = _embedding(self.network.get_text_features(**moved(tokens, self.network)))
         images_BD = _embedding(self.network.get_image_features(**moved(pixels, self.network)))

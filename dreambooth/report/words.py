@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dreambooth.config import Config
+from dreambooth.home_folder import without_home
 from dreambooth.metrics.validation_log import ValidationLog, ValidationRecord
 from dreambooth.metrics.verdict import TRAIN_LONGER, Verdict
 from dreambooth.prompts import examples
@@ -83,12 +84,13 @@ def next_steps(
     folder: Path, config: Config, verdict: Verdict, model_step: int | None, last_step: int
 ) -> list[NextStep]:
     """Return what to do with a run, the most useful first. model_step: of the weights in model/; None: none yet."""
-    resume = ["python", "train.py", (folder / "config.yaml").as_posix()]
+    resume = ["python", "train.py", _path_argument(folder / "config.yaml")]
     if folder != Path(config.run.dir) / config.run.name:
-        resume += [f"run.dir={folder.parent.as_posix()}", f"run.name={folder.name}"]
+        moved = [f"run.dir={folder.parent.as_posix()}", f"run.name={folder.name}"]
+        resume += map(shlex.quote, moved)
     if model_step is None:
         text = "The run has not ended, and there is no model yet. Go on from where it stopped:"
-        return [NextStep(text, shlex.join(resume))]
+        return [NextStep(text, " ".join(resume))]
     steps = []
     if verdict.outcome != "learned":
         steps.append(NextStep(f"{sentence(verdict.advice)}."))
@@ -96,9 +98,16 @@ def next_steps(
         longer = [*resume, f"train.max_steps={2 * last_step}"]
         if last_step < config.train.max_steps:  # validate.patience had ended it, and would again
             longer.append("validate.patience=0")
-        steps.append(NextStep("Train twice as long, from where it ended:", shlex.join(longer)))
-    sample = f"python sample.py {shlex.quote(folder.as_posix())} {examples(len(config.subjects))}"
+        steps.append(NextStep("Train twice as long, from where it ended:", " ".join(longer)))
+    sample = f"python sample.py {_path_argument(folder)} {examples(len(config.subjects))}"
     return [*steps, NextStep("Draw with it:", sample)]
+
+
+def _path_argument(path: Path) -> str:
+    """Return a path for a shell, with `~/` for the home folder: outside of the quotes, where a shell expands it."""
+    whole = path.as_posix()
+    short = without_home(whole)
+    return shlex.quote(whole) if short == whole else "~/" + shlex.quote(short.removeprefix("~/"))
 
 
 def tone(verdict: Verdict) -> str:
