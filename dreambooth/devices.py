@@ -122,11 +122,16 @@ def precision_of_large_models(device: "torch.device") -> str:
 
     Else float32: most CPUs lose by casts more than they gain (not those with AMX).
     """
-    import torch
-
     if FLOAT16 not in kind_of(device).precisions:
         return FLOAT32
-    return BFLOAT16 if torch.cuda.is_bf16_supported(including_emulation=False) else FLOAT16
+    return BFLOAT16 if has_bfloat16(device) else FLOAT16
+
+
+def has_bfloat16(device: "torch.device") -> bool:
+    """Return whether a GPU computes in bfloat16 itself; of NVIDIA's, those before Ampere do not."""
+    import torch
+
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _module(device: "torch.device") -> Any:

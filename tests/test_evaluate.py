@@ -23,6 +23,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 from dreambooth.cli import main
 from dreambooth.errors import UserError
 from dreambooth.evaluation import paper
+from dreambooth.evaluation.encoders import find_encoders
 from dreambooth.evaluation.prompts import SETS, load_prompts, read_prompts
 from dreambooth.evaluation.protocol import ImageSpec
 from dreambooth.evaluation.scoring import Scored
@@ -638,6 +639,16 @@ def test_a_mistake_is_told_before_anything_is_written(
 
 
 # what need not be there
+
+
+def test_a_run_without_a_validation_is_measured_by_the_encoders_of_its_config(
+    place: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    make_run(tiny_base, tmp_path / "silent" / "model", CARD, seed=5)
+    (tmp_path / "silent" / "config.yaml").write_text(f"validate: {{dino: {place / 'vit'}, clip: null}}")
+    encoders = find_encoders("auto", "none", [str(tmp_path / "silent")], "cpu", lpips=False)
+    assert encoders.dino is not None
+    assert encoders.dino.name == str(place / "vit")
 
 
 def test_a_plain_base_is_measured_by_the_class_noun_alone(place: Path, tiny_base: Path, evaluate: Evaluate) -> None:

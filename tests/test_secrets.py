@@ -122,6 +122,8 @@ def test_the_name_of_the_home_folder_within_another_path_stays(monkeypatch: pyte
     monkeypatch.setenv("HOME", "/home/anna")
     assert hide_home("/net/home/anna/photos") == "/net/home/anna/photos"
     assert hide_home("file:///home/anna/a.png") == "file://~/a.png"
+    for before in ("-I", "\x1b[1m", '"a\\n', "x=", "/usr:"):
+        assert hide_home(f"{before}/home/anna/a") == f"{before}~/a"
 
 
 def test_a_runs_config_is_the_same_whoever_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -385,7 +385,7 @@ def test_processes_that_a_cell_would_start_are_refused(
 ) -> None:
     path = tmp_path / "sweep.yaml"
     text = two_cells.path.read_text().replace("name: s", "name: workers")
-    path.write_text(f"{text}variants: {{two: {{data.num_workers: 2}}}}\n")
+    path.write_text(f"{text}variants: {{none: {{optim.warmup_steps: 1}}, two: {{data.num_workers: 2}}}}\n")
     assert main(["sweep", str(path)]) == 2
     assert "data.num_workers=2: a cell on this machine starts no processes" in capsys.readouterr().err
 

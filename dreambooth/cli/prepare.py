@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 ACCEPTED = ("config", "captions", "masks")
 NUM_DRAWN = 4  # words that are drawn
-TEXT_NOT_READ = "not looked for, mirrored or not: it needs the extra ocr; pip install dreambooth[ocr]"
+TEXT_NOT_READ = "not looked for, mirrored or not: it needs the extra ocr; pip install 'dreambooth[ocr]'"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -33,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--devices",
         metavar="D1,D2",
-        help="cpu, or GPUs as cuda:0,cuda:1: one job at a time on each (default: all GPUs)",
+        help="cpu, or GPUs as cuda:0,cuda:1: one job at a time on each (default: all NVIDIA's GPUs; without one auto, "
+        "what a job finds itself)",
     )
     parser.add_argument(
         "--allowed-host", metavar="NAME", action="append", default=[],
@@ -79,8 +80,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     if not args.workspace.is_dir():
         raise UserError(f"--workspace {args.workspace}: there is no such folder")
     for device in args.devices.split(",") if args.devices else ():
-        if not re.fullmatch(r"cpu|cuda:[\w-]+", device):
-            raise UserError(f"--devices {args.devices}: {device!r} is none; write cpu, or cuda:0,cuda:1")
+        if not re.fullmatch(r"auto|cpu|cuda:[\w-]+", device):
+            raise UserError(f"--devices {args.devices}: {device!r} is none; write auto, cpu, or cuda:0,cuda:1")
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -10,6 +10,9 @@ from dreambooth.sweep import Sweep, load_sweep
 from dreambooth.sweep.reading import describe_sections
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dreambooth.sweep.cells import Cell
     from dreambooth.sweep.session import Execute
 
 
@@ -74,8 +77,8 @@ def _executor(sweep: Sweep, place: str, num_workers: int | None) -> "tuple[Execu
     from dreambooth import engine
     from dreambooth.sweep import local, search
 
-    config = sweep.config_of(search.planned_cells(sweep)[0])
-    train = config.train
+    planned = search.planned_cells(sweep)
+    train = sweep.config_of(planned[0]).train
     if train.memory == "auto":
         raise UserError("train.memory=auto: is for a run of its own; in a sweep name the settings that `plan` lists")
     if place == "slurm":
@@ -83,9 +86,16 @@ def _executor(sweep: Sweep, place: str, num_workers: int | None) -> "tuple[Execu
 
         slurm.check(sweep)
         return lambda own, tasks: slurm.run_on_slurm(own, engine.train, tasks), sweep.slurm.parallel
-    if config.data.num_workers:
-        raise UserError(
-            f"data.num_workers={config.data.num_workers}: a cell on this machine starts no processes; set it to 0"
-        )
+    check_workers(sweep, planned)
     workers = local.environments(num_workers, train.device, train.num_threads)
     return lambda own, tasks: local.run_here(own, engine.train, tasks, workers), len(workers)
+
+
+def check_workers(sweep: Sweep, cells: "Sequence[Cell]") -> None:
+    """Raise UserError where cells that are trained on this machine would start processes, as their own cannot."""
+    key = "data.num_workers"
+    named = [cell.point.settings[key] for cell in cells if key in cell.point.settings]
+    unnamed = [cell for cell in cells if key not in cell.point.settings]
+    numbers = [*named, *(sweep.config_of(cell).data.num_workers for cell in unnamed[:1])]
+    if more := [number for number in numbers if number]:
+        raise UserError(f"{key}={more[0]}: a cell on this machine starts no processes; set it to 0")

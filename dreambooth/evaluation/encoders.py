@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from dreambooth.config import plain_yaml
 from dreambooth.errors import ModelError, UserError
 from dreambooth.generation.models.base_path import find_path
 from dreambooth.generation.models.location import model_folder
@@ -73,13 +74,20 @@ def _of_runs(part: str, models: list[str]) -> list[str]:
     found = []
     for model in models:
         folder = model_folder(model)
-        entries = ValidationLog(folder.parent / "logs" / "scores.jsonl").entries
-        measured_by = (entries[0].measured_by if entries else None) or {}
-        if MEASURES[part] in measured_by:
-            name = find_path(measured_by[MEASURES[part]], folder)
-            if _can_be_had(name):
-                found.append(name)
+        named = _measured_by(part, folder.parent)
+        if named is not None and _can_be_had(name := find_path(named, folder)):
+            found.append(name)
     return list(dict.fromkeys(found))
+
+
+def _measured_by(part: str, run: Path) -> str | None:
+    """Return the encoder that a run has measured with, or that its config names where it has not; None for none."""
+    if entries := ValidationLog(run / "logs" / "scores.jsonl").entries:
+        return (entries[0].measured_by or {}).get(MEASURES[part])
+    raw = plain_yaml.read(run / "config.yaml")[0] if (run / "config.yaml").is_file() else {}
+    named = raw.get("validate") if isinstance(raw, dict) else None
+    name = named.get(part) if isinstance(named, dict) else None
+    return name if isinstance(name, str) and name != AUTO else None
 
 
 def _can_be_had(name: str) -> bool:

@@ -110,9 +110,9 @@ def _about(report: Report) -> str:
 
 def _verdict_lines(report: Report) -> list[str]:
     if not report.verdicts:
-        return [
-            "No verdict: name the untouched base as --base and among the models, and ask for --class-prompt-images."
-        ]
+        missing = [] if report.base is not None else ["name the untouched base as --base and among the models"]
+        missing += [] if report.sampling.num_class_images else ["ask for --class-prompt-images"]
+        return [f"No verdict: {' and '.join(missing) or 'name the untouched base among the models, too'}."]
     return [f"- **{one.model}**, {one.subject}: {one.verdict}." for one in report.verdicts]
 
 

@@ -6,6 +6,7 @@ A new family: one file with a class that follows `protocols.Family`, and one row
 import contextlib
 import copy
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import transformers.utils.logging
 
 from dreambooth.errors import ModelError, UserError
 
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a kernel that nothing here needs
 for library in (diffusers, transformers):  # no bars for every file, no notes on torchvision
     library.utils.logging.set_verbosity_error()
     library.utils.logging.disable_progress_bar()

@@ -55,6 +55,7 @@ class LazyTextEncoder:
         in float32.
         """
         if self.module is None or self.dtype != dtype:
+            self.release()
             self.module, self.dtype = self.load(dtype).requires_grad_(False).eval(), dtype
         return self.module.to(device)
 

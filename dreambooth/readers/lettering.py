@@ -35,7 +35,7 @@ class TextReader:
 
     def __init__(self, num_threads: int = -1) -> None:
         if not is_available():
-            raise UserError("reading text in images needs RapidOCR; pip install dreambooth[ocr]")
+            raise UserError("reading text in images needs RapidOCR; pip install 'dreambooth[ocr]'")
         from rapidocr import RapidOCR
 
         options = {"Global.log_level": "error", "EngineConfig.onnxruntime.intra_op_num_threads": num_threads}

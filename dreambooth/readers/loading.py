@@ -113,7 +113,7 @@ def _quantization(source: ReaderSource) -> Any:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"--quantize {source.quantize}: needs bitsandbytes; pip install dreambooth[8bit], or leave it out"
+            f"--quantize {source.quantize}: needs bitsandbytes; pip install 'dreambooth[8bit]', or leave it out"
         ) from error
     if source.quantize == "int8":
         return transformers.BitsAndBytesConfig(load_in_8bit=True)

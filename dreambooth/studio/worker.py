@@ -91,6 +91,8 @@ class Worker:
         for job in self._store.find(("running",)):
             self._look_after(job)
         busy = {job.device for job in self._store.find(("running",))}
+        if ANY_DEVICE in self.devices and busy - {LIGHT_DEVICE}:
+            busy.add(ANY_DEVICE)  # one that an earlier server began calls it by name
         for device, kinds in [*((each, HEAVY) for each in self.devices), (LIGHT_DEVICE, LIGHT)]:
             waiting = None if device in busy else self._store.take_next(kinds, device)
             if waiting is not None:

@@ -54,7 +54,7 @@ def render(results: Results) -> str:
     environment.filters |= {"quality": quality_text}
     shown = [shown_cell(results, each) for each in results.cells[:MAX_IMAGES]]
     overrides = best_overrides(results)
-    command = command_line("train", results.sweep.options.config, *overrides) if results.best is not None else ""
+    command = command_line("train", str(_config_file(results)), *overrides) if results.best is not None else ""
     return environment.get_template("sweep.html").render(
         sweep=results,
         name=results.sweep.options.name,
@@ -86,8 +86,13 @@ def _photo(results: Results, result: CellResult) -> Image | None:
 
 
 def _config_of(results: Results, result: CellResult) -> Config:
+    return results.sweep.config_of(result.cell, _config_file(results))
+
+
+def _config_file(results: Results) -> Path:
+    """Return the copy of the config that the sweep was started with, or the config itself before that."""
     frozen = results.sweep.folder / "config.yaml"
-    return results.sweep.config_of(result.cell, frozen if frozen.is_file() else None)
+    return frozen if frozen.is_file() else Path(results.sweep.options.config)
 
 
 def shown_cell(results: Results, result: CellResult) -> Shown:

@@ -74,10 +74,8 @@ class ScheduleFreeAverage(WeightAverage):
 
     @torch.no_grad()
     def replace_weights(self) -> None:
-        for group in self._optimizer.param_groups:
-            for weight in group["params"]:
-                if "z" in (state := self._optimizer.state[weight]):
-                    weight.lerp_(state["z"], 1 - 1 / group["betas"][0])
+        for weight, average in self._averages():
+            weight.copy_(average)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
@@ -92,5 +90,15 @@ class ScheduleFreeAverage(WeightAverage):
                     weight.copy_(before)
 
     def save(self, checkpoint: dict[str, Any]) -> None:
-        with self.applied():
-            checkpoint["average"] = {"shadow_params": [weight.detach().clone() for weight in self.weights()]}
+        """Put x into a checkpoint, in main memory: a GPU that trains may have no room for it."""
+        by_weight = {id(weight): average.cpu() for weight, average in self._averages()}
+        averages = [by_weight.get(id(weight), weight.detach().cpu()) for weight in self.weights()]
+        checkpoint["average"] = {"shadow_params": averages}
+
+    @torch.no_grad()
+    def _averages(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield each weight that has been trained with its x."""
+        for group in self._optimizer.param_groups:
+            for weight in group["params"]:
+                if "z" in (state := self._optimizer.state[weight]):
+                    yield weight, weight.lerp(state["z"], 1 - 1 / group["betas"][0])

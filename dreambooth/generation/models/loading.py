@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dreambooth.devices import find_device, kind_of
+from dreambooth.devices import find_device, has_bfloat16, kind_of
 from dreambooth.errors import ModelError, UserError
 from dreambooth.families import Family, ModelSource, half_of, load_family, move
 from dreambooth.families.offload import offload as keep_off_device
@@ -103,7 +103,7 @@ def load_unchanged(model: ModelRef | str, device: str = "auto", offload: str = "
 def usual_dtype(source: ModelSource, device: torch.device) -> str:
     """Return the dtype that a base is sampled in where none is asked for: its family's of 16 bits, or the device's."""
     usual = kind_of(device).dtype
-    if usual != "float16":
+    if usual != "float16" or not has_bfloat16(device):
         return usual
     with contextlib.suppress(ModelError):  # loading tells of a base that is not there
         return half_of(source)

@@ -233,6 +233,8 @@ def _again(studio: Studio, image: str, how: str) -> GenerateRequest:
         if missing := [each for each in form.left_out if each != VARIATION]:
             raise UserError(f"{image}: made with {', '.join(missing)}, which Re-roll cannot repeat; Vary can")
         return request_of(replace(form, seed=drawn_seed(), num_images=4))
+    if how == "upscale" and not form.left_out:
+        return request_of(replace(form, upscale=UPSCALE))
     if how == "upscale":
         size = pictures.size_of(studio.workspace.find(image))
         if size is None:
