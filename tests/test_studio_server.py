@@ -200,7 +200,7 @@ def test_one_workspace_has_one_server(workspace: Workspace, capsys: pytest.Captu
     [
         (["--port", "99999"], "--port 99999: must be 0 to 65535"),
         (["--workspace", "nowhere"], "--workspace nowhere: there is no such folder"),
-        (["--devices", "gpu"], "write cpu, or cuda:0,cuda:1"),
+        (["--devices", "gpu"], "write auto, cpu, or cuda:0,cuda:1"),
         (["--host", "203.0.113.1"], "--host 203.0.113.1 --port 7870: "),
     ],
 )
