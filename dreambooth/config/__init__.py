@@ -13,6 +13,7 @@ from dreambooth.config.reading import (
     as_overrides,
     flatten,
     load_config,
+    raw_value,
     restricted_changes,
     to_dict,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "field_of",
     "flatten",
     "load_config",
+    "raw_value",
     "restricted_changes",
     "subject_key",
     "to_dict",

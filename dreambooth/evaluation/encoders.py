@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from dreambooth.config import plain_yaml
+from dreambooth.config import raw_value
 from dreambooth.errors import ModelError, UserError
 from dreambooth.generation.models.base_path import find_path
 from dreambooth.generation.models.location import model_folder
@@ -84,9 +84,7 @@ def _measured_by(part: str, run: Path) -> str | None:
     """Return the encoder that a run has measured with, or that its config names where it has not; None for none."""
     if entries := ValidationLog(run / "logs" / "scores.jsonl").entries:
         return (entries[0].measured_by or {}).get(MEASURES[part])
-    raw = plain_yaml.read(run / "config.yaml")[0] if (run / "config.yaml").is_file() else {}
-    named = raw.get("validate") if isinstance(raw, dict) else None
-    name = named.get(part) if isinstance(named, dict) else None
+    name = raw_value(run / "config.yaml", f"validate.{part}")
     return name if isinstance(name, str) and name != AUTO else None
 
 

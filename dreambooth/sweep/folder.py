@@ -22,6 +22,12 @@ def frozen_config(sweep: Sweep) -> Path:
     return sweep.folder / "config.yaml"
 
 
+def trained_config(sweep: Sweep) -> Path:
+    """Return the config that cells were trained with: the copy, or the config itself before there is one."""
+    frozen = frozen_config(sweep)
+    return frozen if frozen.is_file() else Path(sweep.options.config)
+
+
 def running_file(sweep: Sweep, cell: Cell) -> Path:
     """Return the file that says who trains a cell; its time is the last sign of life."""
     return sweep.folder / "running" / f"{cell.name}.json"

@@ -16,6 +16,7 @@ from dreambooth.prompts import expand
 from dreambooth.report import page as run_page
 from dreambooth.report import words
 from dreambooth.report.samples import Samples
+from dreambooth.sweep.folder import trained_config
 from dreambooth.sweep.results import CellResult, Results, best_overrides, quality_text, summary
 
 FOLDER = Path(__file__).parent
@@ -54,7 +55,7 @@ def render(results: Results) -> str:
     environment.filters |= {"quality": quality_text}
     shown = [shown_cell(results, each) for each in results.cells[:MAX_IMAGES]]
     overrides = best_overrides(results)
-    command = command_line("train", str(_config_file(results)), *overrides) if results.best is not None else ""
+    command = command_line("train", str(trained_config(results.sweep)), *overrides) if results.best is not None else ""
     return environment.get_template("sweep.html").render(
         sweep=results,
         name=results.sweep.options.name,
@@ -86,13 +87,7 @@ def _photo(results: Results, result: CellResult) -> Image | None:
 
 
 def _config_of(results: Results, result: CellResult) -> Config:
-    return results.sweep.config_of(result.cell, _config_file(results))
-
-
-def _config_file(results: Results) -> Path:
-    """Return the copy of the config that the sweep was started with, or the config itself before that."""
-    frozen = results.sweep.folder / "config.yaml"
-    return frozen if frozen.is_file() else Path(results.sweep.options.config)
+    return results.sweep.config_of(result.cell, trained_config(results.sweep))
 
 
 def shown_cell(results: Results, result: CellResult) -> Shown:

@@ -11,6 +11,7 @@ from dreambooth.metrics.selection import means_of, quality_error
 from dreambooth.metrics.validation_log import ValidationLog
 from dreambooth.report.records import read_sessions
 from dreambooth.sweep.cells import Cell, shown_value
+from dreambooth.sweep.folder import trained_config
 from dreambooth.sweep.reading import Sweep
 from dreambooth.sweep.status import CellStatus, status_of
 
@@ -149,9 +150,7 @@ def best_config(results: Results) -> dict[str, object] | None:
     """Return the config of the best setting's best cell, as a file has it; None where there is no best yet."""
     if results.best is None or results.best.best is None:
         return None
-    frozen = results.sweep.folder / "config.yaml"
-    config = results.sweep.config_of(results.best.best.cell, frozen if frozen.is_file() else None)
-    return to_dict(config)
+    return to_dict(results.sweep.config_of(results.best.best.cell, trained_config(results.sweep)))
 
 
 def setting_texts(result: CellResult, keys: Sequence[str]) -> list[str]:

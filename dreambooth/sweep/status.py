@@ -6,12 +6,11 @@ import socket
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from dreambooth.checkpointing import newest_entry
-from dreambooth.config import default_of, plain_yaml
+from dreambooth.config import raw_value
 from dreambooth.config.values import as_number
 from dreambooth.errors import UserError
 from dreambooth.metrics.validation_log import ValidationLog
@@ -98,23 +97,10 @@ def _value_of(sweep: Sweep, cell: Cell, key: str) -> int:
     What is decided by rules (`auto`) is in the config of the cell's own run.
     """
     config = Path(sweep.options.config)
-    asked = cell.point.settings.get(key, _raw_value(config if config.is_file() else frozen_config(sweep), key))
-    value = _raw_value(sweep.runs / cell.name / "config.yaml", key) if asked == "auto" else asked
+    asked = cell.point.settings.get(key, raw_value(config if config.is_file() else frozen_config(sweep), key))
+    value = raw_value(sweep.runs / cell.name / "config.yaml", key) if asked == "auto" else asked
     number = as_number(int, value)
     return number if isinstance(number, int) else 0
-
-
-def _raw_value(path: Path, key: str) -> Any:
-    """Return the value of a key as a config file has it; its default where the file, or the key, is not there."""
-    section, name = key.split(".")
-    raw = _raw_config(path, path.stat().st_mtime_ns) if path.is_file() else {}
-    return (raw.get(section) or {}).get(name, default_of(key))
-
-
-@cache
-def _raw_config(path: Path, mtime_ns: int) -> dict[str, Any]:
-    found, _ = plain_yaml.read(path)
-    return found if isinstance(found, dict) else {}
 
 
 def quality_of(log: ValidationLog, until: int | None = None) -> tuple[float | None, int | None]:
