@@ -97,6 +97,8 @@ def test_train_alone_asks_for_a_config_and_for_nothing_else(capsys: pytest.Captu
         (["model", "a dog", "--num-images", "two"], "--num-images: invalid int value: 'two'"),
         (["model", "a dog", "--device", "tpu"], "--device: invalid choice: 'tpu' (choose from"),
         (["model"], "the following arguments are required: PROMPT"),
+        (["model", "a dog", "--nmu-images", "2"], "unrecognized arguments: --nmu-images 2; did you mean --num-images?"),
+        (["model", "a dog", "--zzzz=3"], "unrecognized arguments: --zzzz=3 ("),
     ],
 )
 def test_an_argument_that_cannot_be_read_gets_one_line(

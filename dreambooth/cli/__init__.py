@@ -6,6 +6,7 @@ one row in `COMMANDS`. Those of plug-ins come after them.
 
 import argparse
 import contextlib
+import difflib
 import gc
 import importlib
 import signal
@@ -78,7 +79,19 @@ def _main(argv: Sequence[str], prog: str | None) -> int:
         parser, arguments = Parser(prog=prog), list(argv[1:])
         _fill(parser, name)
     with command_output():
-        return _run(parser.parse_args(arguments))
+        args, unknown = parser.parse_known_args(arguments)
+        if unknown:
+            args.parser.error(_unknown(args.parser, unknown))
+        return _run(args)
+
+
+def _unknown(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> str:
+    """Return the message on arguments that a command does not take, with the option that the first is like."""
+    known = [option for action in parser._actions for option in action.option_strings]
+    first = arguments[0].partition("=")[0]
+    near = difflib.get_close_matches(first, known, n=1) if first.startswith("-") else []
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"unrecognized arguments: {' '.join(arguments)}{hint}"
 
 
 def _run(args: argparse.Namespace) -> int:
