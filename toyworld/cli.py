@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreambooth.errors import UserError
+from toyworld.arguments import check_device, check_has, check_processes, positive, positive_minutes
 from toyworld.readers.cli import add_commands as add_readers
 from toyworld.readers.cli import run_blip2, run_kosmos2, run_segmenter
 
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="toyworld_command", metavar="COMMAND", required=True)
     render = commands.add_parser("render", help="write a contact sheet of the toy world")
     render.add_argument("--seed", type=int, default=0, help="of the first image (default: %(default)s)")
-    render.add_argument("--count", type=int, default=96, help="number of images (default: %(default)s)")
+    render.add_argument("--count", type=positive, default=96, help="number of images (default: %(default)s)")
     _add_edition(render, "second")
     render.add_argument("--out", type=Path, default=Path("toyworld.png"), help="file to write (default: %(default)s)")
 
@@ -44,16 +45,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train = commands.add_parser("train", help="train the embedded base from scratch; run again to resume")
     _add_edition(train)
     train.add_argument(
-        "--minutes", type=float, help=f"of all stages together (default: {MINUTES:g}; second edition: steps instead)"
+        "--minutes",
+        type=positive_minutes,
+        help=f"of all stages together (default: {MINUTES:g}; second edition: steps instead)",
     )
     train.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
     train.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="default: all of them")
     train.add_argument("--init-from", type=Path, help="initialize denoiser and text encoder from this pipeline folder")
-    train.add_argument("--batch-size", type=int, default=64, help="of the denoiser (default: %(default)s)")
+    train.add_argument("--batch-size", type=positive, default=64, help="of the denoiser (default: %(default)s)")
     train.add_argument(
-        "--processes", type=int, default=2, help="of the denoiser and its data set, on a CPU (default: %(default)s)"
+        "--processes", type=positive, default=2, help="of denoiser and data set, on a CPU (default: %(default)s)"
     )
-    train.add_argument("--num-samples", type=int, help="in the training set (default: 100000)")
+    train.add_argument("--num-samples", type=positive, help="in the training set (default: 100000)")
     _add_folders(train)
 
     _add_flow(commands)
@@ -94,7 +97,7 @@ def _add_subject(commands: Any) -> None:
     subject.add_argument("--class", dest="class_noun", required=True, help="class noun, e.g. robot or dog")
     subject.add_argument("--seed", type=int, default=0, help="each number is another subject (default: %(default)s)")
     _add_edition(subject, "second")
-    subject.add_argument("--count", type=int, default=5, help="number of photos (default: %(default)s)")
+    subject.add_argument("--count", type=positive, default=5, help="number of photos (default: %(default)s)")
     subject.add_argument(
         "--places", nargs="+", default=["grass", "studio", "city", "snow", "forest"], help="scenes, used in turn"
     )
@@ -115,7 +118,9 @@ def _add_row(commands: Any) -> None:
 
 def _add_encoders(commands: Any) -> None:
     encoders = commands.add_parser("encoders", help="train the metric encoders and measure them; run again to resume")
-    encoders.add_argument("--minutes", type=float, default=40.0, help="of both in equal parts (default: %(default)s)")
+    encoders.add_argument(
+        "--minutes", type=positive_minutes, default=40.0, help="of both in equal parts (default: %(default)s)"
+    )
     encoders.add_argument("--only", choices=ENCODERS, help="train this one, for its part of the minutes")
     _add_edition(encoders)
     encoders.add_argument("--work", type=Path, help="states (default: the folder --out with .work behind its name)")
@@ -134,14 +139,16 @@ def _add_flow(commands: Any) -> None:
         "flow", help="train the embedded flow base, a tiny Z-Image, from scratch; run again to resume"
     )
     flow.add_argument(
-        "--steps", type=int, nargs=3, default=FLOW_STEPS, metavar=("DECODER", "ENCODER", "FLOW"),
+        "--steps", type=positive, nargs=3, default=FLOW_STEPS, metavar=("DECODER", "ENCODER", "FLOW"),
         help="optimizer steps of the VAE's halves, and of text encoder and transformer "
         f"(default: {' '.join(map(str, FLOW_STEPS))})",
     )  # fmt: skip
     flow.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
-    flow.add_argument("--batch-size", type=int, default=64, help="(default: %(default)s)")
-    flow.add_argument("--processes", type=int, default=2, help="on a CPU (default: %(default)s)")
-    flow.add_argument("--num-samples", type=int, default=100_000, help="in the training set (default: %(default)s)")
+    flow.add_argument("--batch-size", type=positive, default=64, help="(default: %(default)s)")
+    flow.add_argument("--processes", type=positive, default=2, help="on a CPU (default: %(default)s)")
+    flow.add_argument(
+        "--num-samples", type=positive, default=100_000, help="in the training set (default: %(default)s)"
+    )
     flow.add_argument("--base", type=Path, default=SHIPPED, help="whose judge it takes (default: %(default)s)")
     flow.add_argument("--work", type=Path, default=Path(f"{FLOW_BASE}.work"), help="states, data set (%(default)s)")
     flow.add_argument("--out", type=Path, default=FLOW_BASE, help="folder to write (default: %(default)s)")
@@ -152,7 +159,7 @@ def _add_controlnet(commands: Any) -> None:
         "controlnet", help="train the base's ControlNet, which reads edges, and measure it; run again to resume"
     )
     controlnet.add_argument(
-        "--steps", type=int, default=CONTROLNET_STEPS, help="optimizer steps in all (default: %(default)s)"
+        "--steps", type=positive, default=CONTROLNET_STEPS, help="optimizer steps in all (default: %(default)s)"
     )
     controlnet.add_argument(
         "--base", type=Path, default=SECOND_BASE, help="what it is held beside (default: %(default)s)"
@@ -210,6 +217,7 @@ def _render(args: argparse.Namespace) -> None:
     from toyworld import world
     from toyworld.editions import EDITIONS as BY_NAME
 
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     images = [BY_NAME[args.edition].image(seed) for seed in range(args.seed, args.seed + args.count)]
     world.contact_sheet(images, columns=12).save(args.out)
     print(args.out)
@@ -230,6 +238,10 @@ def _subject(args: argparse.Namespace) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
+    check_device(args.device)
+    check_processes(args.processes, args.batch_size, args.device)
+    if args.init_from is not None:
+        check_has("--init-from", args.init_from, "unet/config.json", "text_encoder/config.json")
     from toyworld.base import BaseSettings
     from toyworld.editions import EDITIONS as BY_NAME
     from toyworld.stages import train_stages
@@ -241,8 +253,9 @@ def _train(args: argparse.Namespace) -> None:
     else:
         minutes = MINUTES if args.minutes is None else args.minutes
         budgets = {stage: Budget(MINUTES_FRACTION[stage] * minutes) for stage in STAGES}
+    work = _folders(args)[0]
     settings = BaseSettings(
-        _folders(args)[0],
+        work,
         edition,
         num_samples=args.num_samples or edition.num_samples,
         batch_size=args.batch_size,
@@ -251,15 +264,22 @@ def _train(args: argparse.Namespace) -> None:
         init_from=args.init_from,
     )
     train_stages({stage: budgets[stage] for stage in STAGES if stage in args.stages}, settings)
-    _export(args)
+    if (work / "base.pt").is_file():
+        _export(args)
+    else:
+        print(f"no pipeline is written yet: the stage base has not been trained in {work}")
 
 
 def _flow(args: argparse.Namespace) -> None:
+    check_device(args.device)
+    check_processes(args.processes, args.batch_size, args.device)
     from toyworld.base import BaseSettings
     from toyworld.editions import FLOW
     from toyworld.flow_base import export_flow, train_flow_base
+    from toyworld.outcome import load_judge
     from toyworld.training import Budget
 
+    load_judge(args.base / "judge")  # fails before training where there is none to copy
     settings = BaseSettings(
         args.work,
         FLOW,
@@ -305,10 +325,13 @@ def _export(args: argparse.Namespace) -> None:
 def _evaluate(args: argparse.Namespace) -> None:
     if args.per_class < 3:
         raise UserError(f"--per-class {args.per_class}: at least 3; only then do prompts name colour and pattern")
+    check_has("--model", args.model, "model_index.json")
     from toyworld.editions import FIRST, edition_of
     from toyworld.evaluate import measure, refresh_model_card, table
+    from toyworld.outcome import load_judge
     from toyworld.second.evaluate import measure as measure_second
 
+    load_judge(args.model / "judge")  # fails before sampling where there is none
     measure_edition = measure if edition_of(args.model / "judge") is FIRST else measure_second
     text = table(measure_edition(args.model, args.per_class, args.sheet))
     refresh_model_card(args.model / "README.md", text)
@@ -325,6 +348,7 @@ def _outcome(args: argparse.Namespace) -> None:
     if args.num_images < len(outcome.UNSEEN_PLACES):
         least = len(outcome.UNSEEN_PLACES)
         raise UserError(f"--num-images {args.num_images}: at least {least}, one for each unseen place")
+    photos = [] if args.poster is None else [load_image(path) for path in list_images(args.photos)]
     models = {str(folder): load_model(str(folder), "cpu") for folder in args.models}
     folder = args.judge or _judge_of(next(iter(models.values())))
     judge, edition = outcome.load_judge(folder), edition_of(folder)
@@ -332,8 +356,9 @@ def _outcome(args: argparse.Namespace) -> None:
     columns = {name: outcome.measure(model, spec, judge, edition, args.num_images) for name, model in models.items()}
     print(outcome.table(columns))
     if args.poster is not None:
-        photos = [load_image(path) for path in list_images(args.photos)]
-        outcome.poster(photos, next(iter(models.values()))).save(args.poster)
+        first = next(iter(models.values()))
+        args.poster.parent.mkdir(parents=True, exist_ok=True)
+        outcome.poster(photos, first, outcome.number_of(first, args.class_noun)).save(args.poster)
         print(args.poster)
 
 
@@ -369,6 +394,8 @@ def _attention(args: argparse.Namespace) -> None:
 
 
 def _encoders(args: argparse.Namespace) -> None:
+    if args.measure_only and args.only is not None:
+        raise UserError(f"--only {args.only}: --measure-only measures both encoders; leave one of the two out")
     from toyworld import encoder_metrics, encoders
     from toyworld.evaluate import refresh_model_card
 

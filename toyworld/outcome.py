@@ -122,10 +122,13 @@ def number_of(model: Model, class_noun: str) -> int:
     return nouns.index(class_noun) + 1 if class_noun in nouns else 1
 
 
-def poster(photos: list[Image.Image], model: Model) -> Image.Image:
-    """Return a grid: the subject's photos, samples of it in a column for each unseen place, and the class prompt."""
-    rows = [*zip(*draw_subject(model, 3), strict=True)]
-    last = draw(model, "a photo of a {class}", 3)
+def poster(photos: list[Image.Image], model: Model, number: int = 1) -> Image.Image:
+    """Return a grid: the subject's photos, samples of it in a column for each unseen place, and the class prompt.
+
+    number: of the model's subject.
+    """
+    rows = [*zip(*draw_subject(model, 3, number), strict=True)]
+    last = draw(model, f"a photo of a {{class_{number}}}", 3)
     blank = Image.new("RGB", (world.SIZE, world.SIZE), "white")
     top = (photos + [blank] * 5)[:5]
     return world.contact_sheet(

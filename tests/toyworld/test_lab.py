@@ -1,5 +1,6 @@
 """The laboratory: its experiments, what is run again and what is not, and what its metrics mean."""
 
+import contextlib
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,6 +25,7 @@ from toyworld.lab.runs import run_trial
 from toyworld.lab.store import Store
 from toyworld.outcome import UNSEEN_PLACES, places_of
 from toyworld.photos import PLACES, captions, photos
+from toyworld.readers import segmenter
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "toyworld.yaml"
@@ -191,6 +193,44 @@ def test_another_clip_needs_another_training_where_it_chooses_the_words(workspac
         assert (first == second) == is_same
 
 
+@pytest.fixture
+def two_folders(tmp_path: Path) -> list[Path]:
+    """Two folders with another mask finder, ViT and CLIP each, at the same paths within."""
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for width, folder in zip((4, 8), folders, strict=True):
+        size = segmenter.Size((4, 4, 8, 8), (1, 1, 1, 1), width)
+        segmenter.save(segmenter.build_segmenter(size), folder / "finder")
+        encoders.save(encoders.build_vit(encoders.Size(width, 1, 1)), folder / "vit")
+        encoders.save(encoders.build_clip(encoders.Size(width, 1, 1, 8, 1, 8)), folder / "clip")
+    return folders
+
+
+def trainings(variant: Variant, labs: Sequence[Workspace], folders: Sequence[Path]) -> set[str]:
+    """The fingerprints of a variant's training in laboratories that are each run from its own folder."""
+    found = set()
+    for lab, folder in zip(labs, folders, strict=True):
+        with contextlib.chdir(folder):
+            found.add(plan.trials_of("weight", variant, lab)[0].training)
+    return found
+
+
+def test_another_mask_finder_needs_another_training_where_it_finds_the_masks(
+    workspace: Workspace, two_folders: list[Path]
+):
+    for mask, num in (("auto", 2), ("alpha", 1)):
+        variant = Variant("any", (f"data.mask={mask}", "data.mask_model=finder"))
+        assert len(trainings(variant, [workspace, workspace], two_folders)) == num
+
+
+def test_other_encoders_need_another_training_where_it_validates(workspace: Workspace, two_folders: list[Path]):
+    start = "method.start_word=null"  # else CLIP chooses it
+    for validates, num in ((True, 2), (False, 1)):
+        with_vit = Variant("ViT", (start, "validate.dino=vit"), validates=validates)
+        assert len(trainings(with_vit, [workspace, workspace], two_folders)) == num
+        labs = [with_encoders(workspace, folder) for folder in two_folders]
+        assert len(trainings(Variant("CLIP", (start,), validates=validates), labs, two_folders)) == num
+
+
 def test_a_laboratory_without_encoders_says_what_is_missing(workspace: Workspace, tmp_path: Path):
     nowhere = with_encoders(workspace, tmp_path / "none")
     for experiment in ("headline", "weight"):
@@ -256,8 +296,17 @@ def test_the_command_lists_what_it_would_run(
     assert set(listed) <= {"text / frozen / robot 21 / seed 0", "text / frozen / dog 1 / seed 0"}
     assert count == f"{len(listed)} of 2 trials to run"
     assert not (tmp_path / "work").exists()
-    assert main(["lab", "text", "--only", "frosen"]) == 2
-    assert "trained, frozen" in capsys.readouterr().err
+    for names in (["frosen"], ["frozen", "frosen"]):
+        assert main(["lab", "text", "--only", *names, "--dry-run"]) == 2
+        message = capsys.readouterr().err
+        assert "--only=frosen" in message
+        assert "trained, frozen" in message
+
+
+@pytest.mark.parametrize("option", ["--seeds", "--subjects", "--workers"])
+def test_no_seeds_subjects_or_workers_are_reported_by_their_option(option: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["lab", "text", option, "0", "--dry-run"]) == 2
+    assert f"{option}=0: too few" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------ the store

@@ -346,6 +346,23 @@ def test_boxes_come_back_from_their_tokens(clip):
     assert all(parameter.grad is not None for parameter in model.image_to_text_projection.parameters())
 
 
+def test_kosmos2_sees_every_token_of_the_image_in_training_as_it_does_when_used(clip):
+    model = kosmos2.build(clip, kosmos2.Size(num_queries=4, width=16, num_layers=1)).eval()
+    pixels, scenes, _ = batch_of_step("test", 0, 1)
+    pair = ("<grounding> An image of", kosmos2.grounded(scenes[0], "en"))
+    used = kosmos2.build_processor()(
+        images=scenes[0].image, text="".join(pair), num_image_tokens=4, return_tensors="pt"
+    )
+    assert used.attention_mask.all()
+    ids, is_image, labels = kosmos2.token_rows([pair], 4)
+    assert ids[:, :-1].tolist() == used.input_ids.tolist()
+    seen = {"image_embeds_position_mask": is_image, "attention_mask": torch.ones_like(ids)}
+    with torch.no_grad():
+        logits = model(pixel_values=pixels, input_ids=ids, **seen).logits
+        wanted = F.cross_entropy(logits[0, :-1], labels[0, 1:], ignore_index=kosmos2.NOT_COUNTED)
+        assert kosmos2.writing_loss(model, pixels, [pair]).item() == pytest.approx(wanted.item(), rel=1e-6)
+
+
 @pytest.mark.parametrize("side", [4, 8])
 def test_a_cell_shows_the_thing_that_covers_most_of_it(side):
     rng = random.Random(7)

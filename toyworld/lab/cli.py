@@ -46,8 +46,9 @@ def run(args: argparse.Namespace) -> int:
     """Run the missing trials, then write tables and plots. Returns the exit code: 1 where a trial failed."""
     from toyworld.lab.store import Store
 
-    if args.workers < 1:
-        raise UserError(f"--workers={args.workers}: too few; at least 1")
+    for option in ("workers", "seeds", "subjects"):
+        if getattr(args, option) < 1:
+            raise UserError(f"--{option}={getattr(args, option)}: too few; at least 1")
     names, workspace = names_of(args.names), Workspace(work=args.work)
     store = Store(workspace.results)
     if args.table_only:
@@ -56,11 +57,10 @@ def run(args: argparse.Namespace) -> int:
     if not names:
         print(overview(workspace, store))
         return 0
+    known = variants_of(names)
+    if unknown := [name for name in args.only if name not in known]:
+        raise UserError(f"--only={unknown[0]}: no such variant in the experiments; one of {', '.join(known)}")
     trials = plan(names, workspace, args.only, args.subjects, args.seeds)
-    if not trials:
-        raise UserError(
-            f"--only={' '.join(args.only)}: no such variant in the experiments; one of {', '.join(variants_of(names))}"
-        )
     missing = [trial for trial in trials if store.get(trial) is None]
     if args.dry_run:
         print("\n".join([*map(str, missing), f"{len(missing)} of {len(trials)} trials to run"]))

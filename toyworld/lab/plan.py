@@ -1,8 +1,9 @@
 """Plan the trials of experiments: which runs to make, in which order, and what each depends on.
 
 A trial's fingerprint covers everything that its results depend on but subject and seed: settings, weights of the
-base, the encoders and the judge; that of its training the CLIP too where it chooses start words. Stored results with
-another fingerprint are not used.
+base, the encoders and the judge; that of its training the CLIP too where it chooses start words, a mask finder that is
+another than `FORMER_WEIGHTS`, and such encoders where it validates. Stored results with another fingerprint are not
+used.
 """
 
 from __future__ import annotations
@@ -26,6 +27,14 @@ FIXED_STEPS = 150  # what sampling and measuring a trial costs, in training step
 SAME_BASES = {
     "e1e3b287d5ae7608": "7123fb60ec1ed19b"
 }  # the text encoder's names and dtype, as older libraries read them
+# Digests of mask finder, ViTs and CLIPs that fingerprints of trainings leave out, as trials were stored without them.
+FORMER_WEIGHTS = (
+    "69d01f96a24e6ec0",  # toyworld-segmenter
+    "57193f2c2586b86c",  # toyworld-encoders: vit, clip
+    "454c075e2076b2bb",
+    "a9872ea11ee87c7b",  # toyworld-second-encoders: vit, clip
+    "aea2d720481ff69f",
+)
 # Keys that do not change the results, or that other parts of the fingerprint cover.
 IGNORED_KEYS = ("run.", "log.", "subject.images", "subject.class_noun", "model.base", "train.save_every_steps")
 
@@ -94,7 +103,7 @@ def _on_base(workspace: Workspace, base: Base) -> Workspace:
 
 @dataclass(frozen=True)
 class Trial:
-    """Hold one run: a variant on one subject with one seed. training: fingerprint without encoders and judge."""
+    """Hold one run: a variant on one subject with one seed. training: fingerprint without what measures it."""
 
     experiment: str
     variant: Variant
@@ -156,10 +165,25 @@ def settings_of(config: Config) -> dict[str, Any]:
 
 
 @cache
-def _settings(path: Path, overrides: tuple[str, ...]) -> tuple[dict[str, Any], int]:
-    """Return what the fingerprint is made of, and how many steps are trained; reading a config takes .3 s."""
-    config = load_config(path, overrides)
-    return settings_of(config), config.train.max_steps
+def _config(path: Path, overrides: tuple[str, ...]) -> Config:
+    """Return a config, which is not to be changed; reading one takes .3 s."""
+    return load_config(path, overrides)
+
+
+def other_weights(config: Config, workspace: Workspace) -> list[str]:
+    """Return the digests of the weights that a training uses beside its base, but for `FORMER_WEIGHTS`."""
+    names = [config.data.mask_model] if config.data.mask == "auto" else []
+    if config.validate.every_steps:
+        names += [config.validate.dino, str(workspace.encoders / "clip")]
+    # A hub id is no folder; the settings name it.
+    folders = [Path(name).resolve() for name in names if name is not None and Path(name).is_dir()]
+    digests = [_digest_in(folder) for folder in folders]
+    return [digest for digest in digests if digest not in FORMER_WEIGHTS]
+
+
+@cache
+def _digest_in(folder: Path) -> str:
+    return digest_of(weights_in(folder))
 
 
 # Defaults of `config/fields.py` as they were when trials were first measured, where they have changed since.
@@ -184,12 +208,13 @@ def fingerprint(*depends_on: Any) -> str:
 def trials_of(experiment: str, variant: Variant, workspace: Workspace) -> list[Trial]:
     """Return all trials of a variant. Raises UserError where its settings are not allowed."""
     workspace = workspace.of(experiment)
-    settings, num_steps = _settings(workspace.config, tuple(overrides_of(variant, workspace)))
-    chosen_by = [workspace.clip_digest] if settings.get("method.start_word") == "auto" else []
-    training = fingerprint(VERSION, settings, variant.num_photos, variant.noun, workspace.base_digest, *chosen_by)
+    config = _config(workspace.config, tuple(overrides_of(variant, workspace)))
+    used = [workspace.clip_digest] if config.method.start_word == "auto" else []
+    used += other_weights(config, workspace)
+    training = fingerprint(VERSION, settings_of(config), variant.num_photos, variant.noun, workspace.base_digest, *used)
     measured = fingerprint(training, workspace.measure_digest)
     return [
-        Trial(experiment, variant, subject, seed, training, measured, num_steps)
+        Trial(experiment, variant, subject, seed, training, measured, config.train.max_steps)
         for subject in SUBJECTS[: variant.grid[0]]
         for seed in range(variant.grid[1])
     ]

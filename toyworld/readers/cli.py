@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from toyworld.arguments import check_has, positive
+
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
@@ -28,13 +30,14 @@ def add_commands(commands: Any) -> None:
     """Add the commands of the readers to those of `toyworld`."""
     segmenter = commands.add_parser("segmenter", help="train what finds masks, and measure it; run again to resume")
     segmenter.add_argument(
-        "--steps", type=int, default=SEGMENTER_STEPS, help="optimizer steps in all (default: %(default)s)"
+        "--steps", type=positive, default=SEGMENTER_STEPS, help="optimizer steps in all (default: %(default)s)"
     )
     _add_folders(segmenter, SEGMENTER, Path(f"{SEGMENTER}.work"))
 
     blip2 = commands.add_parser("blip2", help="train what describes and answers, and measure it; run again to resume")
     blip2.add_argument(
-        "--steps", type=int, nargs=5, default=BLIP2_STEPS, metavar=("LARGE", "SMALL", "QUERIES", "FIRST", "SECOND"),
+        "--steps", type=positive, nargs=5, default=BLIP2_STEPS,
+        metavar=("LARGE", "SMALL", "QUERIES", "FIRST", "SECOND"),
         help="optimizer steps of the image encoder with large and with small patches, the queries and the two stages "
         f"(default: {' '.join(map(str, BLIP2_STEPS))})",
     )  # fmt: skip
@@ -43,7 +46,7 @@ def add_commands(commands: Any) -> None:
 
     kosmos2 = commands.add_parser("kosmos2", help="train what ties captions to boxes, and measure it; resumable")
     kosmos2.add_argument(
-        "--steps", type=int, nargs=3, default=KOSMOS2_STEPS, metavar=("ENCODER", "QUERIES", "REST"),
+        "--steps", type=positive, nargs=3, default=KOSMOS2_STEPS, metavar=("ENCODER", "QUERIES", "REST"),
         help="optimizer steps of the image encoder, the queries and the rest "
         f"(default: {' '.join(map(str, KOSMOS2_STEPS))})",
     )  # fmt: skip
@@ -81,6 +84,7 @@ def run_blip2(args: argparse.Namespace) -> None:
     from toyworld.readers.figures import table
 
     if not args.measure_only:
+        check_has("--clip", args.clip, "config.json", "model.safetensors")
         clip = lessons.taught_clip(args.clip, args.steps[0], args.work)
         matcher = blip2.Matcher(clip)
         blip2.teach_image_encoder(matcher, args.clip, args.steps[1], args.work, lessons.NUM_RENDERINGS)
@@ -107,6 +111,7 @@ def run_kosmos2(args: argparse.Namespace) -> None:
     from toyworld.readers.figures import table
 
     if not args.measure_only:
+        check_has("--clip", args.clip, "config.json", "model.safetensors")
         clip = lessons.taught_clip(args.clip, args.steps[0], args.work)
         drawn = renderings(NUM_RENDERINGS)
         model = kosmos2.build(clip)

@@ -148,11 +148,13 @@ def token_rows(pairs: Sequence[tuple[str, str]], num_queries: int) -> tuple[Tens
 def writing_loss(model: Any, pixels_BCHW: Tensor, pairs: Sequence[tuple[str, str]]) -> Tensor:
     """Return the mean cross entropy of what is to be written, one (prompt, what follows it) an image."""
     ids_TL, is_image_TL, labels_TL = token_rows(pairs, model.config.latent_query_num)
+    # The image's first token has the id of padding; when the model is used, it is seen.
+    is_seen_TL = (ids_TL != build_processor().tokenizer.pad_token_id) | is_image_TL.bool()
     logits_TLV = model(
         pixel_values=pixels_BCHW,
         input_ids=ids_TL,
         image_embeds_position_mask=is_image_TL,
-        attention_mask=(ids_TL != build_processor().tokenizer.pad_token_id).long(),
+        attention_mask=is_seen_TL.long(),
     ).logits
     return F.cross_entropy(logits_TLV[:, :-1].flatten(0, 1), labels_TL[:, 1:].flatten(), ignore_index=NOT_COUNTED)
 
