@@ -2,10 +2,12 @@
 
 import argparse
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +45,7 @@ def test_help_answers_without_loading_torch(command: list[str]) -> None:
 
 WITHOUT_TORCH = """
 import sys
+import time
 from dreambooth.cli import main
 
 base, photos, config, *mistakes = sys.argv[1:]
@@ -311,3 +314,35 @@ def test_train_through_the_command_equals_train_through_the_engine(config_file: 
     assert main(["train", str(config_file), "run.name=command"]) == train(config) == 0
     texts = [(Path(config.run.dir) / name / "logs" / "metrics.csv").read_text() for name in ("command", "run")]
     assert texts[0] == texts[1]
+
+
+QUICK = ["validate.every_steps=0", "prior.source=none", "optim.warmup_steps=0", "optim.schedule=constant"]
+
+
+def test_the_report_is_of_the_model_that_was_just_made_whatever_the_clock_said_before(config_file: Path) -> None:
+    report = config_file.parent / "runs" / "run" / "report.html"
+    assert main(["train", str(config_file), *QUICK, "train.max_steps=2"]) == 0
+    first = report.read_text()
+    os.utime(report, (time.time() + 1e6,) * 2)
+    assert main(["train", str(config_file), *QUICK, "train.max_steps=2"]) == 0
+    assert report.read_text() == first
+    assert main(["train", str(config_file), *QUICK, "train.max_steps=3"]) == 0
+    assert report.read_text() != first
+
+
+def test_a_finished_run_says_so_and_keeps_its_report_once_its_photos_are_away(
+    config_file: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = shutil.copytree(pictures, tmp_path / "photos")
+    command = ["train", str(config_file), *QUICK, f"subject.images={photos}", "train.max_steps=2", "optim.lr=auto"]
+    assert main(command) == 0
+    report = tmp_path / "runs" / "run" / "report.html"
+    before = report.read_text()
+    shutil.rmtree(photos)
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "run: finished at step 2" in capsys.readouterr().out
+    assert report.read_text() == before
+    for mistake in ("train.max_steps=3", "run.resume=never"):
+        assert main([*command, mistake]) == 2
+        assert f"{photos}: " in capsys.readouterr().err

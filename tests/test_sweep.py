@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dreambooth.cli import main
 from dreambooth.config import load_config
@@ -179,6 +181,11 @@ def test_all_mistakes_are_told_at_once(write: Callable[..., Path]) -> None:
         load_sweep(write("settings: {optim.lr: [-1], train.max_steps: [x]}\nvariants: 3", seeds="[a]"))
     for key in ("optim.lr", "train.max_steps", "variants", "sweep.seeds"):
         assert key in str(error.value)
+
+
+def test_a_seed_that_is_there_twice_is_told(write: Callable[..., Path]) -> None:
+    with pytest.raises(UserError, match=r"sweep\.seeds: 7 is there twice; leave one out"):
+        load_sweep(write("", seeds="[0, 7, 7, 7]"))
 
 
 def test_a_range_without_values_is_no_grid(write: Callable[..., Path]) -> None:
@@ -408,6 +415,60 @@ def test_cells_of_a_config_that_was_made_longer_are_not_finished(two_cells: Swee
     assert len(next_tasks(longer)) == 2
 
 
+@pytest.fixture
+def copied(two_cells: Sweep, tmp_path: Path) -> Path:
+    """The file of a finished sweep in a folder of its own, with its config and photos beside it."""
+    config, path, photos = tmp_path / "edited.yaml", tmp_path / "own.yaml", tmp_path / "photos"
+    text = Path(two_cells.options.config).read_text()
+    shutil.copytree(yaml.safe_load(text)["subject"]["images"], photos)
+    config.write_text(re.sub("subject: {images: [^,]+", f"subject: {{images: {photos}", text))
+    path.write_text(f"sweep: {{name: s, dir: {tmp_path}, config: {config}}}\nsettings: {{optim.lr: [1e-3, 2e-3]}}\n")
+    shutil.copytree(two_cells.folder, tmp_path / "s")
+    return path
+
+
+def test_other_settings_than_finished_cells_were_trained_with_are_told_each_time(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sweep", str(copied)]) == 0
+    assert "finished cells were trained" not in capsys.readouterr().err
+    config = copied.parent / "edited.yaml"
+    config.write_text(config.read_text().replace("optim: {", "optim: {weight_decay: 0.5, "))
+    for _ in range(2):
+        assert main(["sweep", str(copied)]) == 0
+        told = capsys.readouterr()
+        assert "optim.weight_decay: finished cells were trained with other values than the sweep has now" in told.err
+        assert "2 cells: 2 finished." in told.out
+
+
+def test_finished_cells_need_their_photos_no_more(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(copied.parent / "photos")
+    assert main(["sweep", str(copied)]) == 0
+    assert "2 cells: 2 finished." in capsys.readouterr().out
+
+
+def test_a_sweep_is_where_its_folder_was_moved_to(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", str(copied)]) == 0
+    moved, before = copied.parent / "elsewhere" / "moved", copied.parent / "s"
+    shutil.copytree(before, moved)
+    shutil.rmtree(before)
+    (copied.parent / "edited.yaml").unlink()
+    capsys.readouterr()
+    assert main(["sweep", "status", str(moved)]) == 0
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["finished"] * 2
+    for action in (["report"], []):
+        assert main(["sweep", *action, str(moved)]) == 0
+        told = capsys.readouterr().out
+        assert "2 cells: 2 finished." in told
+        assert str(moved / "report.html") in told
+    assert not before.exists()
+
+
+def test_a_folder_that_only_holds_a_sweep_file_is_not_the_sweeps_own(two_cells: Sweep, tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text(two_cells.path.read_text())
+    assert load_sweep(tmp_path).folder == two_cells.folder
+
+
 def test_steps_that_a_rule_decides_are_those_of_the_cells_own_run(sweep: Sweep) -> None:
     cell = sweep.cells(sweep.grid())[0]
     cell = replace(cell, point=replace(cell.point, values=(("train.max_steps", "auto"),)))
@@ -426,6 +487,41 @@ def test_what_a_sweep_takes_is_told_first_and_nothing_is_written(
     assert time.startswith("time: at most ")
     assert disk.startswith("disk: ")
     assert not sweep.folder.exists()
+
+
+def test_a_setting_whose_values_are_lists_is_planned(write: Callable[..., Path]) -> None:
+    text = "variants: {lora: {method.name: lora}}\nsettings: {method.targets: [[attention], [attention, projections]]}"
+    assert main(["sweep", str(write(text)), "--plan"]) == 0
+
+
+@pytest.mark.parametrize("has_section", [True, False])
+def test_a_folder_without_images_is_told_before_a_sweep_starts(
+    has_section: bool, subjects: Path, config_file: Path, write: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for photo in (subjects / "rex").iterdir():
+        photo.unlink()
+    config_file.write_text(re.sub("{images: [^,]+", f"{{images: {subjects / 'rex'}", config_file.read_text()))
+    path = write(f"subjects: {{folder: {subjects}}}\n" if has_section else "")
+    assert main(["sweep", str(path)]) == 2
+    name = "rex" if has_section else "config"
+    assert f"the cell {name} is no run: {subjects / 'rex'}: the folder has no images" in capsys.readouterr().err
+    assert not (path.parent / "sweeps").exists()
+
+
+def test_an_image_that_cannot_be_read_does_not_end_the_sweep(sweep: Sweep) -> None:
+    cell = sweep.cells(sweep.grid())[0]
+    (Path(dict(cell.subject.settings)["images"]) / "1.png").write_text("no image")
+    assert main(["sweep", str(sweep.path), "--plan"]) == 0
+
+
+def test_what_a_rule_chooses_is_told_once_for_all_cells(
+    sweep: Sweep, config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config_file.write_text(config_file.read_text().replace("train: {max_steps: 8", "train: {max_steps: auto"))
+    assert main(["sweep", str(sweep.path), "--plan"]) == 0
+    told = [line for line in "".join(capsys.readouterr()).splitlines() if line.startswith("auto: ")]
+    assert told
+    assert len(told) == len(set(told))
 
 
 def test_a_sweep_does_not_take_the_folder_of_a_run(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ from dreambooth.generation.grids.grid import GridRow, draw_grid, write_grid
 from dreambooth.metrics import selection
 from dreambooth.metrics.selection import Anchors
 from dreambooth.metrics.validation_log import ValidationLog, ValidationRecord
+from dreambooth.run.folder import RunFolder, write_config
 from dreambooth.sweep import Sweep, load_sweep
 from dreambooth.sweep.cells import Cell
 from dreambooth.sweep.folder import note_failure
@@ -126,6 +127,20 @@ def test_the_best_config_is_one_that_trains(sweep: Sweep) -> None:
     assert [path.name for path in paths] == ["table.csv", "table.json", "table.md", "best.yaml", "report.html"]
     best = load_config(sweep.folder / "best.yaml")
     assert (best.optim.lr, best.subjects[0].class_noun) == (0.001, "dog")
+
+
+def test_the_best_config_is_what_the_best_cell_was_trained_with_whatever_the_config_says_now(sweep: Sweep) -> None:
+    for cell in cells_of(sweep):
+        config = sweep.config_of(cell)
+        write_config(RunFolder(config), config)
+    path = Path(sweep.options.config)
+    path.write_text(f"{CONFIG}optim: {{weight_decay: 0.5}}\n")
+    write(read_results(sweep, cells_of(sweep)))
+    best = load_config(sweep.folder / "best.yaml")
+    assert (best.optim.lr, best.optim.weight_decay, best.subjects[0].class_noun) == (0.001, 0.01, "dog")
+    assert best.run.name == "dog,lr=0.001"
+    page = (sweep.folder / "report.html").read_text()
+    assert f"train {path} optim.lr=0.001 optim.weight_decay=0.01</code>" in page
 
 
 def test_the_page_shows_each_cell_with_its_image_and_the_command_of_the_best(sweep: Sweep) -> None:

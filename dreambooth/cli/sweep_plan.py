@@ -1,5 +1,6 @@
 """Estimate what a sweep takes before it starts: cells, time and disk, from the plan of each different kind of cell."""
 
+import logging
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -9,16 +10,19 @@ from pathlib import Path
 from dreambooth.build import disk_need
 from dreambooth.config import Config, flatten, to_dict
 from dreambooth.disk import size_in_words
-from dreambooth.errors import UserError
+from dreambooth.errors import UserError, escaped
+from dreambooth.preflight.inputs import check_folders
 from dreambooth.preflight.memory_plan import Planner
 from dreambooth.preflight.time_plan import durations, in_words
 from dreambooth.sweep import search
-from dreambooth.sweep.cells import Point
+from dreambooth.sweep.cells import Cell
 from dreambooth.sweep.folder import check_folder
 from dreambooth.sweep.reading import Sweep, check_cells
 from dreambooth.sweep.status import read_status
+from dreambooth.sweep.trained import changes_since
 from dreambooth.sweep.worker import Task
 
+logger = logging.getLogger(__name__)
 MAX_PLANNED = 6  # different kinds of cells; a plan takes seconds
 # Keys, or their beginnings, that change the result of a cell and not what it takes.
 OF_NO_COST = (
@@ -58,10 +62,13 @@ class SweepCosts:
 def prepare(sweep: Sweep, num_workers: int) -> None:
     """Check all cells, and say what they take. Raises UserError, ModelError; writes nothing."""
     cells = search.planned_cells(sweep)
-    check_cells(sweep, cells)
+    tried = check_cells(sweep, cells)
     check_folder(sweep)
     search.check(sweep, cells[0])
-    open_cells = [each.cell for each in read_status(sweep, cells) if each.state != "finished"]
+    finished = {each.cell.name for each in read_status(sweep, cells) if each.state == "finished"}
+    open_cells = [cell for cell in cells if cell.name not in finished]
+    check_images(sweep, tried, open_cells)
+    warn_of_changes(sweep, [(cell, config) for cell, config in tried if cell.name in finished])
     print(f"{sweep.folder}: {len(cells)} cells, {len(cells) - len(open_cells)} finished")
     if open_cells:
         needed = costs_of(sweep, search.planned_tasks(sweep, open_cells))
@@ -70,12 +77,37 @@ def prepare(sweep: Sweep, num_workers: int) -> None:
         check_disk(sweep.folder, needed, num_workers)
 
 
+def check_images(sweep: Sweep, tried: Sequence[tuple[Cell, Config]], open_cells: Sequence[Cell]) -> None:
+    """Raise UserError for a folder that is not there or has no images, unless all of its cells are finished.
+
+    Images are not read: one that cannot be ends its own cell alone.
+    """
+    points = {cell.point.name for cell in open_cells}
+    subjects = {cell.subject_name for cell in open_cells}
+    for cell, config in tried:
+        if cell.point.name in points and cell.subject_name in subjects:
+            try:
+                check_folders(config, decode=False)
+            except UserError as error:
+                raise UserError(f"{escaped(sweep.path)}: the cell {cell.name} is no run: {error}") from error
+
+
+def warn_of_changes(sweep: Sweep, finished: Sequence[tuple[Cell, Config]]) -> None:
+    """Warn where finished cells were trained with other settings than the sweep gives them now."""
+    keys = {change.key: None for cell, config in finished for change in changes_since(sweep, cell, config)}
+    if keys:
+        logger.warning(
+            f"{', '.join(keys)}: finished cells were trained with other values than the sweep has now, and stay as "
+            "they are; to train them again choose another sweep.name"
+        )
+
+
 def costs_of(sweep: Sweep, tasks: Sequence[Task]) -> SweepCosts:
     """Plan a cell of each kind, and add up what all take. Raises UserError and ModelError as a run does."""
     kinds: dict[str, list[Task]] = {}
-    by_point: dict[tuple[Point, int | None], str] = {}
+    by_point: dict[tuple[str, int | None], str] = {}
     for task in tasks:
-        key = (task.cell.point, task.until)
+        key = (repr(task.cell.point), task.until)  # a value may be a list, which has no hash
         if key not in by_point:
             by_point[key] = _kind(config_of(sweep, task))
         kinds.setdefault(by_point[key], []).append(task)

@@ -28,27 +28,38 @@ def run(args: argparse.Namespace) -> int:
     from dreambooth.proposal.automatic import load_run_config
 
     config = load_run_config(args.config, args.overrides)
-    check_inputs(config)
+    run = Path(config.run.dir, config.run.name)
+    before = _model_time(run)
+    if before is None or config.run.resume == "never":  # a finished run needs its photos no more: `train` looks first
+        check_inputs(config)
     with loading_libraries():
         from dreambooth.distributed import is_first
         from dreambooth.engine import train
         from dreambooth.preflight.fitting import fit_to_memory
-        from dreambooth.run.folder import RunFolder
 
     config = fit_to_memory(config)
     code = train(config, args.profile, args.accepted_changes)
     if code == 0 and is_first():
-        write_report(RunFolder(config).path)
+        write_report(run, is_new=_model_time(run) != before)
     return code
 
 
-def write_report(run: Path) -> None:
-    """Put report.html beside a model that is newer. The run is done: what prevents it is only logged."""
+def _model_time(run: Path) -> int | None:
+    """Return when a run's model was written, in nanoseconds of its clock then; None where there is none."""
+    card = run / "model" / "dreambooth.json"
+    return card.stat().st_mtime_ns if card.is_file() else None
+
+
+def write_report(run: Path, is_new: bool) -> None:
+    """Put report.html beside a model that is newer. The run is done: what prevents it is only logged.
+
+    is_new: the model was written just now, whatever the clock says of an earlier report.
+    """
     from dreambooth.errors import DreamBoothError
     from dreambooth.report import build
 
-    report, model = run / "report.html", run / "model" / "dreambooth.json"
-    if report.is_file() and report.stat().st_mtime_ns >= model.stat().st_mtime_ns:
+    report, written = run / "report.html", _model_time(run)
+    if not is_new and report.is_file() and (written is None or report.stat().st_mtime_ns >= written):
         return
     try:
         print(f"report: {build(run)}")

@@ -3,7 +3,7 @@
 import os
 
 from dreambooth.config import Config, subject_key
-from dreambooth.data.image_folder import list_images
+from dreambooth.data.image_folder import list_images, sort_files
 from dreambooth.data.masks import AUTO, is_folder
 from dreambooth.errors import UserError, escaped
 from dreambooth.generation.models.location import check_path
@@ -19,12 +19,7 @@ def check_inputs(config: Config) -> None:
     find_facts(config.method.name)
     for section in (config.prior, config.validate):
         SamplerSettings(section.num_inference_steps, section.guidance_scale, section.scheduler)
-    for key, folder in _folders(config):
-        if not os.path.isdir(folder):
-            what = "is a file, not a folder" if os.path.exists(folder) else "there is no such folder"
-            raise UserError(f"{key}: {escaped(folder)}: {what}")
-        if key != "data.mask":
-            list_images(folder)
+    check_folders(config)
     for key, model in (
         ("model.base", config.model.base),
         ("model.vae", config.model.vae),
@@ -34,6 +29,19 @@ def check_inputs(config: Config) -> None:
     ):
         if model is not None:
             check_path(model, f"{key}:")
+
+
+def check_folders(config: Config, decode: bool = True) -> None:
+    """Raise UserError for a folder that is not there or has no images, and for images that cannot be read.
+
+    decode: False: take files for images by their names alone.
+    """
+    for key, folder in _folders(config):
+        if not os.path.isdir(folder):
+            what = "is a file, not a folder" if os.path.exists(folder) else "there is no such folder"
+            raise UserError(f"{key}: {escaped(folder)}: {what}")
+        if key != "data.mask":
+            (list_images if decode else sort_files)(folder)
 
 
 def _folders(config: Config) -> list[tuple[str, str]]:

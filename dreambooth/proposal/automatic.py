@@ -4,7 +4,8 @@ A run that has begun keeps the values that it began with. What the user set is n
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +18,23 @@ from dreambooth.proposal.rules import RULES, Case, choices
 
 logger = logging.getLogger(__name__)
 AUTO = "auto"
+Report = Callable[[str], object]
 
 
-def fill_automatic(settings: Mapping[str, Any]) -> dict[str, Any]:
+def fill_automatic(settings: Mapping[str, Any], report: Report = logger.info) -> dict[str, Any]:
     """Return the values of the keys that say `auto`, and report each with its reason.
 
-    settings: a config's values by key. Raises UserError for photos that are not there.
+    settings: a config's values by key. Raises UserError for photos that are not there, unless the run has all values.
     """
     asked = [key for key in RULES if is_automatic(key, settings.get(key))]
     if not asked:
         return {}
     begun = _values_of_run(settings)
-    chosen = choices(case_of(settings))
+    chosen = {} if all(key in begun for key in asked) else choices(case_of(settings))
     values = {}
     for key in asked:
         values[key], reason = (begun[key], "as the run began") if key in begun else chosen[key]
-        logger.info(f"auto: {key}={values[key]}: {reason}")
+        report(f"auto: {key}={values[key]}: {reason}")
     return values
 
 
@@ -60,6 +62,6 @@ def _values_of_run(settings: Mapping[str, Any]) -> dict[str, Any]:
     return flatten(raw, str(folder / "config.yaml")) if isinstance(raw, dict) else {}
 
 
-def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a run's config as `load_config` does, and fill in what says `auto`. Raises UserError."""
-    return load_config(path, overrides, fill_automatic)
+def load_run_config(path: str | Path, overrides: Sequence[str] = (), report: Report = logger.info) -> Config:
+    """Read a run's config as `load_config` does, and fill in and report what says `auto`. Raises UserError."""
+    return load_config(path, overrides, partial(fill_automatic, report=report))

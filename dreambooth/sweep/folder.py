@@ -18,12 +18,12 @@ def check_folder(sweep: Sweep) -> None:
 
 
 def frozen_config(sweep: Sweep) -> Path:
-    """Return the copy of the config that the sweep was started with: editing the file does not change its cells."""
+    """Return the copy of the config that the last session began with: editing the file does not change its cells."""
     return sweep.folder / "config.yaml"
 
 
 def trained_config(sweep: Sweep) -> Path:
-    """Return the config that cells were trained with: the copy, or the config itself before there is one."""
+    """Return the config that cells start from: the copy, or the config itself before there is one."""
     frozen = frozen_config(sweep)
     return frozen if frozen.is_file() else Path(sweep.options.config)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import jinja2
 from PIL.Image import Image
 
-from dreambooth.config import Config
 from dreambooth.data.image_files import load_image
 from dreambooth.data.image_folder import list_images
 from dreambooth.errors import UserError
@@ -18,6 +17,7 @@ from dreambooth.report import words
 from dreambooth.report.samples import Samples
 from dreambooth.sweep.folder import trained_config
 from dreambooth.sweep.results import CellResult, Results, best_overrides, quality_text, summary
+from dreambooth.sweep.trained import config_of_run
 
 FOLDER = Path(__file__).parent
 MAX_IMAGES = 600  # cells that are shown with an image; each takes some 20 KB
@@ -81,13 +81,10 @@ def _by_subject(results: Results, shown: Sequence[Shown]) -> dict[str, Row]:
 def _photo(results: Results, result: CellResult) -> Image | None:
     """Return the first photo of a cell's subject; None where the photos cannot be read any more."""
     try:
-        return load_image(list_images(_config_of(results, result).subjects[0].images)[0])
+        config = results.sweep.config_of(result.cell, trained_config(results.sweep))
+        return load_image(list_images(config.subjects[0].images)[0])
     except UserError:
         return None
-
-
-def _config_of(results: Results, result: CellResult) -> Config:
-    return results.sweep.config_of(result.cell, trained_config(results.sweep))
 
 
 def shown_cell(results: Results, result: CellResult) -> Shown:
@@ -96,7 +93,7 @@ def shown_cell(results: Results, result: CellResult) -> Shown:
     if not (folder / "samples").is_dir():
         return Shown(result, None, "")
     try:
-        config = _config_of(results, result)
+        config = config_of_run(results.sweep, result.cell)
         prompts = expand(config.validate.prompts, config.subjects)
         samples = Samples(folder / "samples", len(prompts), config.validate.num_images, config.data.resolution)
         number = next((number for number, prompt in enumerate(prompts) if prompt.kind == "subject"), None)

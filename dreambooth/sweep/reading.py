@@ -1,6 +1,7 @@
 """Read a sweep file into a checked sweep. All mistakes are found and reported together, each with its key."""
 
 import dataclasses
+import logging
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,9 +21,11 @@ from dreambooth.sweep.axes import OWN_KEYS, Axis, read_axis
 from dreambooth.sweep.cells import Cell, Point, Subject, Variant, cells_of, grid
 from dreambooth.sweep.fields import SECTIONS, SearchSection, SlurmSection, SweepSection
 
+logger = logging.getLogger(__name__)
 FREE_SECTIONS = ("settings", "variants")
 PATHS = ("sweep.dir", "sweep.config", "subjects.folder", "subjects.table")
 MAX_CELLS = 100_000
+LEFT_BY_SWEEP = ("lock", "running", "workers", "slurm")  # some of these lie in the folder of a sweep that was run
 Read = TypeVar("Read")
 
 
@@ -84,12 +87,25 @@ class Sweep:
 
         Raises UserError for settings that no run takes.
         """
-        own = [f"run.dir={self.runs}", f"run.name={cell.name}", "run.resume=auto"]
-        return load_run_config(config or Path(self.options.config), [*cell.overrides, *own])
+        own = [*cell.overrides, *self.run_overrides(cell)]
+        return load_run_config(config or Path(self.options.config), own, _report_once)
+
+    def run_overrides(self, cell: Cell) -> list[str]:
+        """Return what the sweep sets of a cell's run, as `section.key=value` each: its folder, and to resume."""
+        return [f"run.dir={self.runs}", f"run.name={cell.name}", "run.resume=auto"]
+
+
+@cache
+def _report_once(line: str) -> None:
+    """Report a line once in a process: a sweep reads its config many times."""
+    logger.info(line)
 
 
 def load_sweep(path: Path) -> Sweep:
-    """Read a sweep file, or that of a sweep's folder. Raises UserError that lists every mistake, one a line."""
+    """Read a sweep file, or that of a sweep's folder, which may have been moved or copied.
+
+    Raises UserError that lists every mistake, one a line.
+    """
     file = path / "sweep.yaml" if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"{escaped(file)}: there is no such sweep file; configs/sweeps/ holds examples")
@@ -102,6 +118,9 @@ def load_sweep(path: Path) -> Sweep:
     for name, kind in SECTIONS.items():
         sections[name], wrong = _section(name, kind, raw.get(name))
         problems += wrong
+    if sections["sweep"] is not None:
+        problems += _repeated_seeds(sections["sweep"])
+        sections["sweep"] = _where_it_lies(sections["sweep"], path)
     axes = _each(raw.get("settings"), "settings", read_axis, problems)
     variants = _each(raw.get("variants"), "variants", _read_variant, problems)
     subjects: tuple[Subject, ...] = ()
@@ -118,20 +137,41 @@ def load_sweep(path: Path) -> Sweep:
     return Sweep(file, sections, subjects, tuple(variants) or (Variant(),), tuple(axes))
 
 
-def check_cells(sweep: Sweep, cells: list[Cell]) -> None:
-    """Raise UserError where settings or a subject make a config that no run takes.
+def _repeated_seeds(options: SweepSection) -> list[str]:
+    seeds = options.seeds
+    repeated = [seed for number, seed in enumerate(seeds) if seed in seeds[:number]]
+    return [f"sweep.seeds: {repeated[0]} is there twice; leave one out"] if repeated else []
+
+
+def _where_it_lies(options: SweepSection, path: Path) -> SweepSection:
+    """Return a sweep's options with the folder that it was read from, if that is a sweep's and not only holds a file.
+
+    On another machine the config may not be there: then the folder's copy of it is taken.
+    """
+    if not any((path / name).exists() for name in LEFT_BY_SWEEP):
+        return options
+    folder = path if path.name not in ("", "..") else path.resolve()
+    has_config = Path(options.config).is_file() or not (path / "config.yaml").is_file()
+    config = options.config if has_config else str(path / "config.yaml")
+    return dataclasses.replace(options, dir=str(folder.parent), name=folder.name, config=config)
+
+
+def check_cells(sweep: Sweep, cells: list[Cell]) -> list[tuple[Cell, Config]]:
+    """Return some cells with their configs. Raises UserError where settings or a subject make one that no run takes.
 
     Each point is tried with the first subject, and each subject with the first point: reading a config takes a third
     of a second.
     """
     if len(cells) > MAX_CELLS:
         raise UserError(f"{escaped(sweep.path)}: {len(cells)} cells; at most {MAX_CELLS}")
-    tried: set[object] = set()
+    tried: list[tuple[Cell, Config]] = []
+    points: set[str] = set()
+    subjects: set[str] = set()
     for cell in cells:
-        keys = {cell.point.name, cell.subject_name} - tried
-        if not keys:
+        if cell.point.name in points and cell.subject_name in subjects:
             continue
-        tried |= keys
+        points.add(cell.point.name)
+        subjects.add(cell.subject_name)
         try:
             config = sweep.config_of(cell)
         except UserError as error:
@@ -141,6 +181,8 @@ def check_cells(sweep: Sweep, cells: list[Cell]) -> None:
                 f"{escaped(sweep.path)}: the cell {cell.name} has train.devices={config.train.devices}, "
                 f"train.num_nodes={config.train.num_nodes}; a cell is one process: set both to 1"
             )
+        tried.append((cell, config))
+    return tried
 
 
 def describe_sections() -> str:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dreambooth.config import to_dict
+from dreambooth.config import as_overrides, to_dict
 from dreambooth.errors import UserError
 from dreambooth.metrics.estimates import Estimate, estimate
 from dreambooth.metrics.selection import means_of, quality_error
@@ -14,6 +14,7 @@ from dreambooth.sweep.cells import Cell, shown_value
 from dreambooth.sweep.folder import trained_config
 from dreambooth.sweep.reading import Sweep
 from dreambooth.sweep.status import CellStatus, status_of
+from dreambooth.sweep.trained import changes_since, config_of_run
 
 NORMAL_95 = 1.96  # standard errors on each side of a 95 % interval
 
@@ -139,18 +140,23 @@ def differing_keys(results: Results) -> list[str]:
 
 
 def best_overrides(results: Results) -> list[str]:
-    """Return the best setting as words of a command, `section.key=value` each; none where there is no best yet."""
+    """Return the best setting as words of a command, `section.key=value` each; none where there is no best yet.
+
+    With it go values that its best cell was trained with, and that the sweep's config has no longer.
+    """
     if results.best is None:
         return []
-    point = results.best.cells[0].cell.point
-    return Cell("", point).overrides
+    sweep, cell = results.sweep, results.best.cells[0].cell
+    changes = changes_since(sweep, cell, sweep.config_of(cell, trained_config(sweep)))
+    earlier = {change.key: change.before for change in changes if not change.key.startswith("subject")}
+    return [*Cell("", cell.point).overrides, *as_overrides(earlier)]
 
 
 def best_config(results: Results) -> dict[str, object] | None:
-    """Return the config of the best setting's best cell, as a file has it; None where there is no best yet."""
+    """Return the config that the best setting's best cell was trained with; None where there is no best yet."""
     if results.best is None or results.best.best is None:
         return None
-    return to_dict(results.sweep.config_of(results.best.best.cell, trained_config(results.sweep)))
+    return to_dict(config_of_run(results.sweep, results.best.best.cell))
 
 
 def setting_texts(result: CellResult, keys: Sequence[str]) -> list[str]:
