@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -39,6 +40,7 @@ from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 from dreambooth.cli import main, teaching
 from dreambooth.cli.image_paths import image_paths
 from dreambooth.errors import ModelError, UserError
+from dreambooth.generation.grids.grid_run import PAGE, SHEET
 from dreambooth.generation.inputs.found_mask import find_mask_of, is_words
 from dreambooth.readers.attention import PUNCTUATION, seen_part, word_maps
 from dreambooth.readers.blip2 import Blip2Reader
@@ -55,7 +57,7 @@ from dreambooth.readers.table import load_matcher, load_reader, load_searcher
 from dreambooth.readers.taught import read_taught
 from dreambooth.readers.teach import Example, ExampleDataset, Lesson, image_states, load_pupil, teach, with_name
 from dreambooth.readers.text_options import TextOptions
-from dreambooth.readers.usual import Usual
+from dreambooth.readers.usual import SEARCH, Usual
 from toyworld import encoders
 from toyworld.readers import segmenter
 from toyworld.readers.words import build_writer
@@ -278,6 +280,25 @@ def test_a_drawn_text_follows_from_the_seed(blip2_reader, images):
     assert drawn[0] == drawn[1] != drawn[2]
 
 
+def test_what_the_language_model_has_no_positions_for_is_refused_by_the_option(blip2_model, photos, tmp_path, capsys):
+    most = Blip2Reader(ReaderSource(str(blip2_model))).network.config.text_config.max_position_embeddings
+    command = ["describe", str(photos[0]), "--model", str(blip2_model), "--out", str(tmp_path / "out")]
+    assert main([*command, "--question", "what is it? " * 300]) == 2
+    told = "error: --question 'what is it? what is it? what is it? w...': with the image it takes "
+    assert told in (error := capsys.readouterr().err)
+    assert f"of the {most} tokens that" in error
+    assert main([*command, "--max-tokens", str(10 * most)]) == 2
+    error = capsys.readouterr().err
+    longest = re.search(rf"error: --max-tokens {10 * most}: .* set --max-tokens to (\d+) at most", error)[1]
+    assert main([*command, "--max-tokens", longest, "--min-tokens", longest, "--attention"]) == 0
+    assert main([*command, "--max-tokens", str(int(longest) + 1)]) == 2
+
+
+def test_an_answer_beyond_the_positions_has_no_likelihood(blip2_reader, images):
+    with pytest.raises(UserError, match=r"question 'what is it\? .*\.\.\.': with the image it takes"):
+        answer_probability(blip2_reader, images, "what is it? " * 300, "yes")
+
+
 def test_blip2_tells_what_it_cannot_do(blip2_reader, images):
     with pytest.raises(UserError, match="name a Kosmos-2"):
         blip2_reader.ground(images, SHORT)
@@ -433,6 +454,51 @@ def test_options_out_of_range_are_refused(options):
 
 
 # -------------------------------------------------------------------------------- search
+
+
+@pytest.mark.parametrize("options", [("--language", "de"), ("--beams", "2"), ("--max-tokens", "9")], ids=lambda o: o[0])
+def test_how_texts_are_written_is_refused_where_images_are_ranked_alone(options, clip_model, photos, tmp_path, capsys):
+    command = ["describe", str(photos[0]), "--search", "a dog", "--search-model", str(clip_model), *options]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 2
+    assert f"error: {options[0]}: of what is written, and --search writes nothing" in capsys.readouterr().err
+    assert main([*command, "--out", str(tmp_path / "out"), "--ground", "--model", str(tmp_path)]) == 3, "it is used"
+
+
+@pytest.mark.parametrize("what", ["retrieval", "clip"])
+def test_a_long_text_to_search_for_is_cut(what, blip2_model, clip_model, images):
+    searcher = load_searcher(ReaderSource(str(clip_model if what == "clip" else blip2_model / "retrieval")))
+    long = "a red robot on the beach " * 40
+    assert searcher.likeness(images, long) == searcher.likeness(images, long + "in the snow")
+    assert len(searcher.likeness(images, long)) == len(images)
+
+
+def test_a_long_text_is_cut_where_the_tokenizer_tells_no_length(blip2_model, images, tmp_path):
+    shutil.copytree(blip2_model / "retrieval", tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": VERY_LARGE_INTEGER}))
+    source, long = ReaderSource(str(tmp_path)), "a red robot " * 300
+    assert len(load_matcher(source).match(images, long)) == len(images)
+    assert len(load_searcher(source).likeness(images, long)) == len(images)
+
+
+@pytest.mark.parametrize("quantize", ["int8", "nf4"])
+def test_what_searches_is_quantized_too(quantize, photos, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    command = ["describe", *map(str, photos), "--search", "a red robot", "--search-model", SEARCH.embedded]
+    found = {}
+    for name, options in (("plain", ()), (quantize, ("--quantize", quantize))):
+        assert main([*command, *options, "--out", str(tmp_path / name)]) == 0
+        lines = map(json.loads, (tmp_path / name / "descriptions.jsonl").read_text().splitlines())
+        found[name] = {line["file"]: line["likeness"] for line in lines}
+    apart = [abs(found["plain"][str(path)] - found[quantize][str(path)]) for path in photos]
+    assert 0 < max(apart) < 0.3
+
+
+def test_layers_that_bitsandbytes_cannot_pack_are_refused_by_name(clip_model, monkeypatch):
+    modules = pytest.importorskip("bitsandbytes.nn.modules")
+    monkeypatch.setattr(modules, "has_avx512bf16", lambda: True)
+    with pytest.raises(UserError, match=r"--quantize nf4: .* must be multiples of 64 and 32; use int8"):
+        load_searcher(ReaderSource(str(clip_model), quantize="nf4"))
 
 
 def test_images_are_ranked_by_the_text(clip_model, photos):
@@ -610,6 +676,16 @@ def test_the_grids_of_sample_are_no_images_of_their_own(photos, tmp_path):
         image_paths([tmp_path])
 
 
+def test_the_folder_of_a_grid_is_described_without_its_sheet_and_its_page(photos, tmp_path):
+    for name in ("000-seed-1.png", "001-seed-2.png", SHEET):
+        shutil.copy(photos[0], tmp_path / name)
+    (tmp_path / PAGE).write_text("<html></html>")
+    assert [path.name for path in image_paths([tmp_path])] == ["000-seed-1.png", "001-seed-2.png"]
+    (tmp_path / "000-seed-1.png").write_text("no image")
+    with pytest.raises(UserError, match=r"000-seed-1\.png"):
+        image_paths([tmp_path])
+
+
 def test_a_name_that_is_not_utf8_is_reported(photos, tmp_path):
     path = tmp_path / os.fsdecode(b"dog-\xff.png")
     try:
@@ -645,8 +721,25 @@ def test_boxes_are_told_in_pixels():
         (("--seed", "99999999999999999999"), "--seed 99999999999999999999: must be 0 to"),
         (("--top-p", "2"), "--top-p 2.0: must be"),
         (("--ground", "--attention"), "--attention: not together with --ground"),
+        (("--search", "a dog"), "--model: of what is written, and --search writes nothing; add --caption"),
+        (("--question", "what?", "--language", "de"), "--language de: of captions, and none is asked for"),
+        (("--search-model", "x"), "--search-model x: ranks images by --search, which is not there"),
+        (("--steps", "300"), "--steps: say what is taught; name the photos with --teach"),
     ],
-    ids=("file", "batch", "question", "search", "tokens", "seed", "top-p", "both"),
+    ids=(
+        "file",
+        "batch",
+        "question",
+        "search",
+        "tokens",
+        "seed",
+        "top-p",
+        "both",
+        "unread",
+        "language",
+        "searcher",
+        "steps",
+    ),
 )
 def test_wrong_options_are_reported_before_a_model_is_loaded(arguments, message, photos, tmp_path, capsys):
     given = arguments if len(arguments) == 1 else (str(photos[0]), *arguments)
@@ -763,8 +856,13 @@ def test_the_base_draws_the_others_where_none_are_named(blip2_model, tiny_base, 
             ("--name", "krz", "--out", "taught", "--base", "x", "--ground"),
             "--teach: reads no IMAGES and answers nothing",
         ),
+        (
+            ("--name", "krz", "--out", "taught", "--base", "x", "--caption", "--language", "de", "--search-model", "y"),
+            "--caption, --language, --search-model: not together with --teach",
+        ),
+        (("--name", "krz", "--out", "taught", "--base", "x", "--beams", "2"), "--beams: not together with --teach"),
     ],
-    ids=("name", "out", "others", "both", "same", "steps", "class", "asked"),
+    ids=("name", "out", "others", "both", "same", "steps", "class", "asked", "described", "beams"),
 )
 def test_wrong_options_of_teaching_are_reported_before_a_model_is_loaded(
     options, message, tmp_path, monkeypatch, capsys

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dreambooth.cli import loading_libraries, teaching
+from dreambooth.cli import loading_libraries, teaching, text_options
 from dreambooth.cli.image_paths import image_paths
 from dreambooth.devices import AUTO, NAMES
 from dreambooth.errors import UserError, escaped
@@ -17,7 +17,6 @@ from dreambooth.status_line import STATUS_LINE, ProgressDisplay
 if TYPE_CHECKING:
     from dreambooth.readers.describe import Description
     from dreambooth.readers.request import DescribeRequest
-    from dreambooth.readers.text_options import TextOptions
 
 BATCH_SIZE = 8
 
@@ -26,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", metavar="IMAGES", nargs="*", type=Path, help="image files, or folders of images")
     _add_what(parser)
     _add_model(parser)
-    _add_text_options(parser)
+    text_options.add_arguments(parser)
     teaching.add_arguments(parser)
     parser.add_argument(
         "--out",
@@ -89,37 +88,13 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_text_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("how texts are written")
-    group.add_argument("--max-tokens", type=int, default=40, metavar="N", help="of a text, at most (default 40)")
-    group.add_argument("--min-tokens", type=int, default=0, metavar="N", help="of a text, at least (default 0)")
-    group.add_argument("--beams", type=int, default=1, metavar="N", help="texts followed at once, 1 (default) to 64")
-    group.add_argument(
-        "--temperature",
-        type=float,
-        default=0.0,
-        metavar="T",
-        help="0 writes the likeliest text (default); above, words are drawn, at 1 as likely as the model holds them",
-    )
-    group.add_argument(
-        "--top-p",
-        type=float,
-        default=1.0,
-        metavar="P",
-        help="draw from the likeliest words of this probability (1: all)",
-    )
-    group.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R", help="above 1 repeats less")
-    group.add_argument(
-        "--length-penalty", type=float, default=1.0, metavar="L", help="of --beams: above 1 texts are longer"
-    )
-    group.add_argument("--seed", type=int, default=0, metavar="S", help="of what is drawn (default 0)")
-
-
 def run(args: argparse.Namespace) -> int:
     if args.teach is not None:
         return teaching.run(args)
-    if args.name or args.others or args.base or args.class_noun:
-        raise UserError("--name, --class-noun, --others, --base: say what is taught; name the photos with --teach")
+    if args.name or args.others or args.base or args.class_noun or args.steps is not None:
+        raise UserError(
+            "--name, --class-noun, --others, --base, --steps: say what is taught; name the photos with --teach"
+        )
     from dreambooth.disk import check_writable
 
     if not args.images:
@@ -182,9 +157,8 @@ def _describe(args: argparse.Namespace, request: "DescribeRequest", paths: list[
     size = load_image(paths[0]).size
     name = args.model or (GROUND if request.ground else DESCRIBE).model_for(size)
     search_name = args.search_model or SEARCH.model_for(size)
-    needs_reader = request.captions or request.ground or request.attention or bool(request.questions)
-    reader = load_reader(ReaderSource(name, device, args.dtype, args.quantize)) if needs_reader else None
-    searcher = load_searcher(ReaderSource(search_name, device, args.dtype)) if request.search else None
+    reader = load_reader(ReaderSource(name, device, args.dtype, args.quantize)) if request.is_read else None
+    searcher = load_searcher(ReaderSource(search_name, device, args.dtype, args.quantize)) if request.search else None
     return describe(paths, request, reader, searcher, args.batch_size)
 
 
@@ -201,33 +175,30 @@ def request_of(args: argparse.Namespace) -> "DescribeRequest":
     if args.attention and args.ground:
         raise UserError("--attention: not together with --ground; ask for one, then for the other")
     only_other = bool(args.question or args.search)
-    return DescribeRequest(
+    request = DescribeRequest(
         questions=tuple(dict.fromkeys(args.question)),
         captions=args.caption or not only_other,
         ground=args.ground,
         attention=args.attention,
         language=args.language,
         search=args.search or "",
-        options=text_options(args),
+        options=text_options.text_options(args),
     )
+    _check_effects(args, request)
+    return request
 
 
-def text_options(args: argparse.Namespace) -> "TextOptions":
-    """Return how texts are written. Raises UserError for a value out of its range."""
-    from dreambooth.readers.text_options import TextOptions
-
-    if 1 <= args.max_tokens < args.min_tokens:
-        raise UserError(f"--min-tokens {args.min_tokens}: more than --max-tokens {args.max_tokens}; change one of them")
-    return TextOptions(
-        max_tokens=args.max_tokens,
-        min_tokens=args.min_tokens,
-        beams=args.beams,
-        temperature=args.temperature,
-        top_p=args.top_p,
-        repetition_penalty=args.repetition_penalty,
-        length_penalty=args.length_penalty,
-        seed=args.seed,
-    )
+def _check_effects(args: argparse.Namespace, request: "DescribeRequest") -> None:
+    """Raise UserError for options that nothing that is asked for would use."""
+    if args.search_model and not request.search:
+        raise UserError(f"--search-model {escaped(args.search_model)}: ranks images by --search, which is not there")
+    if not request.is_read and (stray := text_options.given(args, ("model", "language"))):
+        raise UserError(
+            f"{', '.join(stray)}: of what is written, and --search writes nothing; add --caption or leave it out"
+            + ("; --search-model names what searches" if args.model else "")
+        )
+    if args.language and not request.has_captions:
+        raise UserError(f"--language {escaped(args.language)}: of captions, and none is asked for; add --caption")
 
 
 def in_words(found: "Description") -> str:

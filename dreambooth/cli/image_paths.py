@@ -6,7 +6,7 @@ from pathlib import Path
 from dreambooth.errors import UserError, escaped
 from dreambooth.files import check_utf8
 
-ABOUT_OTHERS = re.compile(r"(grid|attention)-\d{5,}\.png")  # what `sample` writes beside its images
+ABOUT_OTHERS = re.compile(r"(grid|attention)-\d{5,}\.png|grid\.(png|html)")  # what `sample` writes beside its images
 
 
 def image_paths(named: list[Path]) -> list[Path]:
@@ -15,13 +15,13 @@ def image_paths(named: list[Path]) -> list[Path]:
     Raises UserError for what is no image, and for a name that the lines could not hold.
     """
     from dreambooth.data.image_files import load_image
-    from dreambooth.data.image_folder import list_images
+    from dreambooth.data.image_folder import sort_files
 
     paths: list[Path] = []
     for path in named:
         if not path.exists():
             raise UserError(f"{escaped(path)}: there is no such image or folder")
-        found = list_images(path) if path.is_dir() else [path]
+        found = sort_files(path).images if path.is_dir() else [path]
         paths += [each for each in found if each == path or not ABOUT_OTHERS.fullmatch(each.name)]
     if not paths:
         raise UserError(f"{escaped(named[0])}: has grids of images alone; name the file of one to have it described")

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dreambooth.cli import loading_libraries
+from dreambooth.cli import loading_libraries, text_options
 from dreambooth.cli.image_paths import image_paths
 from dreambooth.errors import UserError, escaped
 from dreambooth.files import atomic_file, check_utf8
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dreambooth.generation.images import Progress
     from dreambooth.generation.request import GeneratedImage
 
+NUM_STEPS = 300
 NUM_OTHERS = 40  # that a base draws
 BATCH_SIZE = 4  # that it draws at once
 OTHERS = "others"  # the folder of them, in the result
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help=f"what draws the others, as --model of sample (default for the toy world: {DRAW.embedded})",
     )
-    group.add_argument("--steps", type=int, default=300, metavar="N", help="optimizer steps (default 300)")
+    group.add_argument("--steps", type=int, metavar="N", help=f"optimizer steps (default {NUM_STEPS})")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         if new:
             write_images(new, drawn)
         others = others or drawn
-        print(teach(reader, Lesson(args.name, class_noun, photos, others, args.steps), folder))
+        print(teach(reader, Lesson(args.name, class_noun, photos, others, args.steps or NUM_STEPS), folder))
     return 0
 
 
@@ -87,6 +88,8 @@ def check_options(args: argparse.Namespace) -> None:
     args.name = " ".join(args.name.split())
     if args.images or args.question or args.search or args.ground or args.attention:
         raise UserError("--teach: reads no IMAGES and answers nothing; ask the taught reader then, with --model")
+    if stray := text_options.given(args, ("caption", "language", "search_model", "batch_size")):
+        raise UserError(f"{', '.join(stray)}: not together with --teach, which describes nothing; leave it out")
     if not args.name:
         raise UserError("--teach: needs --name, what to call the subject")
     if not args.out:
@@ -95,7 +98,7 @@ def check_options(args: argparse.Namespace) -> None:
         raise UserError("--class-noun: the text is empty; leave it out, or say what the subject is")
     if args.others is not None and args.base is not None:
         raise UserError("--base: not together with --others; name the one that is to count")
-    if args.steps < 1:
+    if args.steps is not None and args.steps < 1:
         raise UserError(f"--steps {args.steps}: must be at least 1")
     check_utf8(args.name, args.out, args.class_noun)
 

@@ -6,13 +6,14 @@
     diffusers, peft   unet.mid_block.attentions.0.proj_in.lora_A.weight, .lora_B.weight, .lora_magnitude_vector
     diffusers, 2023   mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora.down.weight;
                       text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_linear_layer.down.weight
+    peft's own        base_model.model. before the names of one network, and alpha in adapter_config.json
 
-An adapted weight is W + scale * change, scale = alpha / rank, or 1 where the file names no alpha. With a magnitude m
-(DoRA, Liu et al. 2024, arXiv 2402.09353) it is m * W' / |W'| of that sum W', |W'| being the length of each row.
+An adapted weight is W + scale * change, scale = alpha / rank, or 1 where neither the file nor peft's config names an
+alpha. With a magnitude m (DoRA, Liu et al. 2024, arXiv 2402.09353) it is m * W' / |W'| of that sum W', |W'| being the
+length of each row.
 Shapes: O and I outputs and inputs of a module, R rank; of a convolution each tensor has its kernel behind.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from dreambooth.errors import ModelError
 from dreambooth.families import Family, components
 from dreambooth.families.original_names import original_modules
-from dreambooth.methods import joined_files
+from dreambooth.methods import joined_files, peft_config
 from dreambooth.methods.weight_files import read_weights
 
 # The end of a tensor's name, and which tensor of its module that is.
@@ -51,7 +52,6 @@ NEEDED = {
     ),
 }
 TEXT_WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 768 + 1280: "Stable Diffusion XL"}
-PEFT_METADATA = "lora_adapter_metadata"  # the key under which diffusers keeps peft's config
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,6 @@ def _with_core(core: Tensor, a: Tensor, b: Tensor) -> Tensor:
 # -------------------------------------------------------------------------------- reading
 
 
-PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
 Changes = dict[str, dict[str, Change]]  # by the network's name in the pipeline, then by the module's name in it
 
 
@@ -145,11 +144,12 @@ def read_changes(family: Family, path: Path) -> Changes:
         else:
             unknown.add(named)
     if unknown:
+        check_encoders(family, path, unknown)
         raise ModelError(
             f"{path}: adapts {len(unknown) + len(found)} modules, of which this base has {len(found)}, and not "
             f"{min(unknown)}: it was trained on another{trained_on(tensors)}"
         )
-    config = peft_config(metadata)
+    config = peft_config.find_config(path, metadata, map(str, tensors))
     changes: Changes = {}
     for (part, members), joined in found.items():
         for module, own in joined_files.split(path, family, part, members, joined).items():
@@ -171,8 +171,19 @@ def split_name(path: Path, key: str) -> tuple[str, str]:
     """Split a tensor's name into its module's and which tensor it is. Raises ModelError for one of no LoRA."""
     for pattern, leaf in LEAVES:
         if found := re.fullmatch(rf"(.+?)({pattern})", key):
-            return found[1].removeprefix("base_model.model."), leaf
+            return found[1].removeprefix(peft_config.PREFIX), leaf
     raise ModelError(f"{path}: {key} is of no LoRA, LoHa or LoKr; other kinds cannot be read here")
+
+
+def check_encoders(family: Family, path: Path, unknown: set[str]) -> None:
+    """Raise ModelError for the bare name of a module that several text encoders have."""
+    named = bare_text_names(family)
+    for name in sorted(unknown & named.keys()):
+        encoders = [f"{part_name}." for part_name, _ in named[name]]
+        raise ModelError(
+            f"{path}: adapts {name} of a text encoder, and this base has it in {len(encoders)}; write "
+            f"{' or '.join(encoders)} before its names"
+        )
 
 
 def module_names(family: Family) -> dict[str, tuple[str, tuple[str, ...]]]:
@@ -183,6 +194,21 @@ def module_names(family: Family) -> dict[str, tuple[str, tuple[str, ...]]]:
         for name, module in part.named_modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 named |= dict.fromkeys(aliases(part_name, name, originals), (part_name, (name,)))
+    alone = {name: found[0] for name, found in bare_text_names(family).items() if len(found) == 1}
+    return alone | named
+
+
+def bare_text_names(family: Family) -> dict[str, list[tuple[str, tuple[str, ...]]]]:
+    """Return (network, modules) of each text encoder that has a module of this name, as peft's own files write it."""
+    named: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
+    for part_name, part in components(family).items():
+        if not part_name.startswith("text_encoder"):
+            continue
+        for name, module in part.named_modules():
+            if isinstance(module, nn.Linear):
+                inner = name.removeprefix("text_model.")
+                for bare in (inner, f"text_model.{inner}"):
+                    named.setdefault(bare, []).append((part_name, (name,)))
     return named
 
 
@@ -242,7 +268,7 @@ def text_names(part_name: str, name: str) -> Iterator[str]:
 def make_change(path: Path, name: str, own: dict[str, Tensor], config: dict[str, Any]) -> Change:
     """Return what the tensors of one module, "unet.down_blocks.0 ...", mean together.
 
-    config: of peft, by `peft_config`. Raises ModelError where tensors are missing.
+    config: of peft, by `peft_config.find_config`. Raises ModelError where tensors are missing.
     """
     own = dict(own)
     alpha, dora_scale = own.pop("alpha", None), own.pop("dora_scale", None)
@@ -260,41 +286,9 @@ def make_change(path: Path, name: str, own: dict[str, Tensor], config: dict[str,
     lows = ("lora_A", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")
     rank = next((len(own[leaf]) for leaf in lows if leaf in own), None)
     if rank is None:  # its strength is in the matrices; but for peft's own files
-        return Change(kind, own, None if alpha is None else round(float(alpha)), whole_scale(name, config))
-    scale = scale_in_config(name, rank, config) if alpha is None else float(alpha) / rank
+        return Change(kind, own, None if alpha is None else round(float(alpha)), peft_config.whole_scale(name, config))
+    scale = peft_config.scale_in_config(name, rank, config) if alpha is None else float(alpha) / rank
     return Change(kind, own, rank, scale, magnitude_O)
-
-
-def peft_config(metadata: dict[str, str]) -> dict[str, Any]:
-    """Return peft's config by "unet.lora_alpha" ..., as diffusers writes it, and this toolkit once did.
-
-    In this toolkit's own files of LoHa and LoKr each network has a config of its own, in which alpha is `alpha`.
-    """
-    found = dict(json.loads(metadata[PEFT_METADATA])) if PEFT_METADATA in metadata else {}
-    for part in PARTS:
-        if metadata.get(part, "").startswith("{"):
-            config = json.loads(metadata[part])
-            found |= {f"{part}.{key}": value for key, value in (config | {"lora_alpha": config["alpha"]}).items()}
-    return found
-
-
-def whole_scale(name: str, config: dict[str, Any]) -> float:
-    """Return alpha / r of peft's config for a Kronecker product of two whole matrices, 1 where there is none."""
-    part, _, module = name.partition(".")
-    r = (config.get(f"{part}.rank_pattern") or {}).get(module, config.get(f"{part}.r"))
-    return 1.0 if r is None else scale_in_config(name, r, config)
-
-
-def scale_in_config(name: str, rank: int, config: dict[str, Any]) -> float:
-    """Return alpha / rank, with rank stabilization alpha / sqrt(rank); 1 where the file does not say."""
-    part, _, module = name.partition(".")
-    alpha = config.get(f"{part}.lora_alpha")
-    if alpha is None:
-        return 1.0
-    for pattern, own in (config.get(f"{part}.alpha_pattern") or {}).items():
-        if module == pattern or module.endswith(f".{pattern}"):
-            alpha = own
-    return float(alpha) / (rank**0.5 if config.get(f"{part}.use_rslora") else rank)
 
 
 def check_fit(family: Family, path: Path, changes: Changes, other: str = "") -> None:

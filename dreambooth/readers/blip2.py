@@ -16,6 +16,11 @@ from dreambooth.readers.text_options import TextOptions
 QUESTION = "Question: {question} Answer:"  # as the paper asks (section 4.1)
 
 
+def shortened(text: str) -> str:
+    """Return the beginning of a question for a message."""
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
 class Blip2Reader:
     """Describe and answer by Blip2ForConditionalGeneration."""
 
@@ -32,7 +37,7 @@ class Blip2Reader:
         return self._write(images, None, options)
 
     def answer(self, images: Sequence[Image.Image], question: str, options: TextOptions) -> list[str]:
-        return self._write(images, QUESTION.format(question=question), options)
+        return self._write(images, question, options)
 
     def ground(
         self, images: Sequence[Image.Image], options: TextOptions, language: str | None = None
@@ -46,7 +51,30 @@ class Blip2Reader:
             ids_BT = ids_1T.expand(len(images), -1).to(self.network.device)
             return decoder_likelihood(self.network, self._inputs(images, prompt), ids_BT)
         num = num_answer_tokens(words, prompt, written)
-        return end_likelihood(self.network, self._inputs(images, prompt + written), num)
+        inputs = self._inputs(images, prompt + written)
+        self._check_positions(inputs, f"question {shortened(question)!r}")
+        return end_likelihood(self.network, inputs, num)
+
+    def _check_positions(self, inputs: dict[str, torch.Tensor], asked: str, max_tokens: int = 0) -> None:
+        """Raise UserError for more tokens than the language model has positions; a T5 has no number of them.
+
+        asked: the option of the text, with its value. max_tokens: that are written behind it.
+        """
+        config = self.network.config
+        most: int | None = getattr(config.text_config, "max_position_embeddings", None)
+        if config.is_encoder_decoder or most is None:
+            return
+        given, room = inputs["input_ids"].shape[1], most - inputs["input_ids"].shape[1]
+        if room < min(max_tokens, 1):
+            raise UserError(
+                f"{asked}: with the image it takes {given} of the {most} tokens that {self.name} reads and writes "
+                "together; ask in fewer words"
+            )
+        if max_tokens > room:
+            raise UserError(
+                f"max_tokens={max_tokens}: {self.name} reads and writes {most} tokens together, of which its "
+                f"input takes {given}; set --max-tokens to {room} at most"
+            )
 
     def _inputs(self, images: Sequence[Image.Image], text: str) -> dict[str, torch.Tensor]:
         texts = [text] * len(images)
@@ -88,17 +116,18 @@ class Blip2Reader:
         if language not in (None, "en"):
             raise UserError(f"--language {language}: {self.name} writes English alone; name another --model")
 
-    def _write(self, images: Sequence[Image.Image], prompt: str | None, options: TextOptions) -> list[str]:
-        _, ids_BT, begin = self._generate(images, prompt, options)
+    def _write(self, images: Sequence[Image.Image], question: str | None, options: TextOptions) -> list[str]:
+        _, ids_BT, begin = self._generate(images, question, options)
         written = self.processor.batch_decode(ids_BT[:, begin:], skip_special_tokens=True)
         return [text.strip() for text in written]
 
     @torch.no_grad()
     def _generate(
-        self, images: Sequence[Image.Image], prompt: str | None, options: TextOptions
+        self, images: Sequence[Image.Image], question: str | None, options: TextOptions
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor, int]:
         """Return the inputs, all tokens [B, T], and the number of the first that is new."""
         torch.manual_seed(options.seed)
-        inputs = self._inputs(images, prompt or "")
+        inputs = self._inputs(images, "" if question is None else QUESTION.format(question=question))
+        self._check_positions(inputs, f"--question {shortened(question or '')!r}", options.max_tokens)
         ids_BT = self.network.generate(**inputs, **options.as_generation_config())
         return inputs, ids_BT, 0 if self.network.config.is_encoder_decoder else inputs["input_ids"].shape[1]

@@ -1,6 +1,7 @@
 """Load models of transformers that read images, by hub id or folder; only numbers are read from their weights."""
 
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -87,17 +88,36 @@ def load_part(name: str, part_class: Any, **options: Any) -> Any:
         ) from error
 
 
-def load_network(source: ReaderSource, network_class: Any) -> Any:
-    """Load a whole network, ready to be asked. Raises ModelError, UserError without bitsandbytes."""
+def load_network(source: ReaderSource, network_class: Any, never_quantized: Sequence[str] = ()) -> Any:
+    """Load a whole network, ready to be asked. Raises ModelError, UserError for what bitsandbytes cannot hold.
+
+    never_quantized: modules by name, beside those that transformers leaves as they are.
+    """
     options: dict[str, Any] = {"dtype": source.torch_dtype, "output_loading_info": True, "use_safetensors": True}
     if source.quantize is not None:
-        options |= {"quantization_config": _quantization(source), "device_map": {"": source.device}}
+        options |= {"quantization_config": _quantization(source, never_quantized), "device_map": {"": source.device}}
     network, info = load_part(source.name, network_class, **options)
     if info["missing_keys"] or info["mismatched_keys"]:
         missing = ", ".join(sorted(map(str, info["missing_keys"]))[:3]) or "of another shape"
         raise ModelError(f"{source.title}: not a whole {type(network).__name__}: weights are missing: {missing}")
     network = network.eval().requires_grad_(False)
-    return network if source.quantize is not None else network.to(source.device)
+    if source.quantize is None:
+        return network.to(source.device)
+    _check_packing(source, network)
+    return network
+
+
+def load_retrieval(source: ReaderSource) -> tuple[Any, Any]:
+    """Return the network of BLIP-2's first stage and its processor, which can cut texts to the network's length.
+
+    Its last layers are never quantized: transformers gives what goes into them the dtype of their weights.
+    """
+    last = ("vision_projection", "text_projection", "itm_head")
+    network = load_network(source, transformers.Blip2ForImageTextRetrieval, last)
+    processor = load_part(source.name, transformers.AutoProcessor)
+    words, longest = processor.tokenizer, network.config.qformer_config.max_position_embeddings
+    words.model_max_length = min(words.model_max_length, longest)
+    return network, processor
 
 
 def moved(inputs: Any, network: Any) -> dict[str, torch.Tensor]:
@@ -108,7 +128,20 @@ def moved(inputs: Any, network: Any) -> dict[str, torch.Tensor]:
     }
 
 
-def _quantization(source: ReaderSource) -> Any:
+def _check_packing(source: ReaderSource, network: Any) -> None:
+    """Raise UserError for 4-bit layers that bitsandbytes cannot pack on a CPU, 64 inputs and 32 outputs at a time."""
+    if source.device != "cpu":
+        return
+    for name, layer in network.named_modules():
+        packs = getattr(layer, "support_avx512bf16_for_cpu", False)
+        if packs and (layer.in_features % 64 or layer.out_features % 32):
+            raise UserError(
+                f"--quantize {source.quantize}: {source.title}: {name} has {layer.in_features} inputs and "
+                f"{layer.out_features} outputs, on a CPU they must be multiples of 64 and 32; use int8, or leave it out"
+            )
+
+
+def _quantization(source: ReaderSource, never: Sequence[str]) -> Any:
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
@@ -116,7 +149,10 @@ def _quantization(source: ReaderSource) -> Any:
             f"--quantize {source.quantize}: needs bitsandbytes; pip install 'dreambooth[8bit]', or leave it out"
         ) from error
     if source.quantize == "int8":
-        return transformers.BitsAndBytesConfig(load_in_8bit=True)
+        return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(never) or None)
     return transformers.BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=source.torch_dtype
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=source.torch_dtype,
+        llm_int8_skip_modules=list(never) or None,
     )

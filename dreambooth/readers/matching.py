@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 
 import torch
-import transformers
 from PIL import Image
 
-from dreambooth.readers.loading import ReaderSource, load_network, load_part, moved
+from dreambooth.readers.loading import ReaderSource, load_retrieval, moved
 
 
 class Blip2Matcher:
@@ -14,8 +13,7 @@ class Blip2Matcher:
 
     def __init__(self, source: ReaderSource) -> None:
         self.name = source.name
-        self.network = load_network(source, transformers.Blip2ForImageTextRetrieval)
-        self.processor = load_part(source.name, transformers.AutoProcessor)
+        self.network, self.processor = load_retrieval(source)
 
     @torch.no_grad()
     def match(self, images: Sequence[Image.Image], text: str) -> list[float]:

@@ -20,3 +20,13 @@ class DescribeRequest:
     language: str | None = None
     search: str = ""
     options: TextOptions = field(default_factory=TextOptions)
+
+    @property
+    def has_captions(self) -> bool:
+        """Return whether captions are written, plain or with boxes or maps."""
+        return self.captions or self.ground or self.attention
+
+    @property
+    def is_read(self) -> bool:
+        """Return whether anything is written that needs a reader: a search alone does not."""
+        return self.has_captions or bool(self.questions)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 import transformers
 from PIL import Image
 
-from dreambooth.readers.loading import ReaderSource, load_network, load_part, moved
+from dreambooth.readers.loading import ReaderSource, load_network, load_part, load_retrieval, moved
 
 
 class Blip2Searcher:
@@ -16,12 +16,11 @@ class Blip2Searcher:
 
     def __init__(self, source: ReaderSource) -> None:
         self.name = source.name
-        self.network = load_network(source, transformers.Blip2ForImageTextRetrieval)
-        self.processor = load_part(source.name, transformers.AutoProcessor)
+        self.network, self.processor = load_retrieval(source)
 
     @torch.no_grad()
     def likeness(self, images: Sequence[Image.Image], text: str) -> list[float]:
-        inputs = self.processor(images=list(images), text=[text], return_tensors="pt")
+        inputs = self.processor(images=list(images), text=[text], truncation=True, return_tensors="pt")
         found = self.network(**moved(inputs, self.network), use_image_text_matching_head=False)
         values: list[float] = found.logits_per_image.float().reshape(len(images)).tolist()
         return values
