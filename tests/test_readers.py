@@ -280,18 +280,18 @@ def test_a_drawn_text_follows_from_the_seed(blip2_reader, images):
     assert drawn[0] == drawn[1] != drawn[2]
 
 
-def test_what_the_language_model_has_no_positions_for_is_refused_by_the_option(blip2_model, photos, tmp_path, capsys):
+def test_a_text_ends_where_the_language_model_has_no_more_positions(blip2_model, photos, tmp_path, capsys):
     most = Blip2Reader(ReaderSource(str(blip2_model))).network.config.text_config.max_position_embeddings
     command = ["describe", str(photos[0]), "--model", str(blip2_model), "--out", str(tmp_path / "out")]
     assert main([*command, "--question", "what is it? " * 300]) == 2
     told = "error: --question 'what is it? what is it? what is it? w...': with the image it takes "
     assert told in (error := capsys.readouterr().err)
     assert f"of the {most} tokens that" in error
-    assert main([*command, "--max-tokens", str(10 * most)]) == 2
+    assert main([*command, "--max-tokens", str(10 * most), "--min-tokens", str(most)]) == 2
     error = capsys.readouterr().err
-    longest = re.search(rf"error: --max-tokens {10 * most}: .* set --max-tokens to (\d+) at most", error)[1]
-    assert main([*command, "--max-tokens", longest, "--min-tokens", longest, "--attention"]) == 0
-    assert main([*command, "--max-tokens", str(int(longest) + 1)]) == 2
+    given = re.search(rf"error: --min-tokens {most}: with the image it takes (\d+) of the", error)[1]
+    longest = str(most - int(given))
+    assert main([*command, "--max-tokens", str(10 * most), "--min-tokens", longest, "--attention"]) == 0
 
 
 def test_an_answer_beyond_the_positions_has_no_likelihood(blip2_reader, images):

@@ -1,6 +1,7 @@
 """BLIP-2 (Li et al. 2023, arXiv 2301.12597): an image encoder, a Q-Former of a few queries, and a language model."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import transformers
@@ -52,29 +53,26 @@ class Blip2Reader:
             return decoder_likelihood(self.network, self._inputs(images, prompt), ids_BT)
         num = num_answer_tokens(words, prompt, written)
         inputs = self._inputs(images, prompt + written)
-        self._check_positions(inputs, f"question {shortened(question)!r}")
+        self._room(inputs, f"question {shortened(question)!r}")
         return end_likelihood(self.network, inputs, num)
 
-    def _check_positions(self, inputs: dict[str, torch.Tensor], asked: str, max_tokens: int = 0) -> None:
-        """Raise UserError for more tokens than the language model has positions; a T5 has no number of them.
+    def _room(self, inputs: dict[str, torch.Tensor], asked: str, needed: int = 0) -> int | None:
+        """Return how many tokens the language model can write behind its input; None for a T5, which has no limit.
 
-        asked: the option of the text, with its value. max_tokens: that are written behind it.
+        asked: the option of the text, with its value. Raises UserError where that leaves fewer than are needed.
         """
         config = self.network.config
         most: int | None = getattr(config.text_config, "max_position_embeddings", None)
         if config.is_encoder_decoder or most is None:
-            return
-        given, room = inputs["input_ids"].shape[1], most - inputs["input_ids"].shape[1]
-        if room < min(max_tokens, 1):
+            return None
+        given: int = inputs["input_ids"].shape[1]
+        if most - given < needed:
+            behind = f", and {needed} are to be written" if needed > 1 else ""
             raise UserError(
                 f"{asked}: with the image it takes {given} of the {most} tokens that {self.name} reads and writes "
-                "together; ask in fewer words"
+                f"together{behind}; ask for less"
             )
-        if max_tokens > room:
-            raise UserError(
-                f"max_tokens={max_tokens}: {self.name} reads and writes {most} tokens together, of which its "
-                f"input takes {given}; set --max-tokens to {room} at most"
-            )
+        return most - given
 
     def _inputs(self, images: Sequence[Image.Image], text: str) -> dict[str, torch.Tensor]:
         texts = [text] * len(images)
@@ -128,6 +126,10 @@ class Blip2Reader:
         """Return the inputs, all tokens [B, T], and the number of the first that is new."""
         torch.manual_seed(options.seed)
         inputs = self._inputs(images, "" if question is None else QUESTION.format(question=question))
-        self._check_positions(inputs, f"--question {shortened(question or '')!r}", options.max_tokens)
+        needed = max(1, options.min_tokens)
+        asked = f"--min-tokens {needed}" if question is None else f"--question {shortened(question)!r}"
+        room = self._room(inputs, asked, needed)
+        if room is not None:
+            options = replace(options, max_tokens=min(options.max_tokens, room))
         ids_BT = self.network.generate(**inputs, **options.as_generation_config())
         return inputs, ids_BT, 0 if self.network.config.is_encoder_decoder else inputs["input_ids"].shape[1]
