@@ -45,7 +45,6 @@ def test_help_answers_without_loading_torch(command: list[str]) -> None:
 
 WITHOUT_TORCH = """
 import sys
-import time
 from dreambooth.cli import main
 
 base, photos, config, *mistakes = sys.argv[1:]
@@ -120,6 +119,12 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])
     assert "usage: python -m dreambooth" in capsys.readouterr().out
+
+
+def test_an_option_of_a_command_in_a_command_is_guessed_too(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["toyworld", "train", "--minuts", "3"])
+    assert "unrecognized arguments: --minuts 3; did you mean --minutes?" in capsys.readouterr().err
 
 
 def test_train_help_lists_every_config_key(capsys: pytest.CaptureFixture[str]) -> None:
@@ -343,6 +348,7 @@ def test_a_finished_run_says_so_and_keeps_its_report_once_its_photos_are_away(
     assert main(command) == 0
     assert "run: finished at step 2" in capsys.readouterr().out
     assert report.read_text() == before
-    for mistake in ("train.max_steps=3", "run.resume=never"):
-        assert main([*command, mistake]) == 2
-        assert f"{photos}: " in capsys.readouterr().err
+    assert main([*command, "train.max_steps=3"]) == 2
+    assert f"subject.images: {photos}: " in capsys.readouterr().err
+    assert main([*command, "run.resume=never"]) == 2
+    assert f"{photos}: " in capsys.readouterr().err

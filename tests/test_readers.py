@@ -666,6 +666,14 @@ def test_images_of_another_command_are_not_written_over(blip2_model, photos, tmp
     assert f"--out {tmp_path}: has images, but no descriptions.jsonl" in capsys.readouterr().err
 
 
+def test_a_photo_called_grid_is_an_image_where_no_page_of_a_grid_lies_beside_it(photos, tmp_path):
+    for name in ("a.png", SHEET):
+        shutil.copy(photos[0], tmp_path / name)
+    assert image_paths([tmp_path]) == [tmp_path / "a.png", tmp_path / SHEET]
+    (tmp_path / PAGE).write_text("<p>a grid</p>")
+    assert image_paths([tmp_path]) == [tmp_path / "a.png"]
+
+
 def test_the_grids_of_sample_are_no_images_of_their_own(photos, tmp_path):
     for name in ("00000-a-robot.png", "grid-00000.png", "attention-00000.png"):
         shutil.copy(photos[0], tmp_path / name)

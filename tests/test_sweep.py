@@ -469,6 +469,35 @@ def test_a_folder_that_only_holds_a_sweep_file_is_not_the_sweeps_own(two_cells: 
     assert load_sweep(tmp_path).folder == two_cells.folder
 
 
+def test_a_users_folder_with_a_sweep_file_keeps_its_config(two_cells: Sweep, tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text(two_cells.path.read_text())
+    (tmp_path / "config.yaml").write_text("of the user")
+    (tmp_path / "slurm").mkdir()
+    assert load_sweep(tmp_path).folder == two_cells.folder
+
+
+def test_a_finished_cell_whose_config_is_of_another_version_stays_finished(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = next((copied.parent / "s" / "runs").glob("*/config.yaml"))
+    own.write_text(f"{own.read_text()}\nfoo: {{old_key: 3}}\n")
+    assert main(["sweep", str(copied)]) == 0
+    told = capsys.readouterr()
+    assert "2 cells: 2 finished." in told.out
+    assert "what the sweep's config says is taken for it" in told.err
+
+
+def test_a_folder_without_images_is_found_for_a_setting_that_was_added(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sweep", str(copied)]) == 0
+    for photo in (copied.parent / "photos").iterdir():
+        photo.unlink()
+    copied.write_text(copied.read_text().replace("2e-3]", "2e-3, 3e-3]"))
+    assert main(["sweep", str(copied), "--plan"]) == 2
+    assert "lr=0.003 is no run: " in capsys.readouterr().err
+
+
 def test_steps_that_a_rule_decides_are_those_of_the_cells_own_run(sweep: Sweep) -> None:
     cell = sweep.cells(sweep.grid())[0]
     cell = replace(cell, point=replace(cell.point, values=(("train.max_steps", "auto"),)))

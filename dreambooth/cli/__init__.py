@@ -81,14 +81,18 @@ def _main(argv: Sequence[str], prog: str | None) -> int:
     with command_output():
         args, unknown = parser.parse_known_args(arguments)
         if unknown:
-            args.parser.error(_unknown(args.parser, unknown))
+            args.parser.error(_unknown(args, unknown))
         return _run(args)
 
 
-def _unknown(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> str:
+def _unknown(args: argparse.Namespace, arguments: Sequence[str]) -> str:
     """Return the message on arguments that a command does not take, with the option that the first is like."""
-    known = [option for action in parser._actions for option in action.option_strings]
+    actions = list(args.parser._actions)
+    for action in args.parser._actions:  # `toyworld` has commands of its own
+        if isinstance(action, argparse._SubParsersAction):
+            actions += action.choices[getattr(args, action.dest)]._actions
     first = arguments[0].partition("=")[0]
+    known = [option for action in actions for option in action.option_strings]
     near = difflib.get_close_matches(first, known, n=1) if first.startswith("-") else []
     hint = f"; did you mean {near[0]}?" if near else ""
     return f"unrecognized arguments: {' '.join(arguments)}{hint}"

@@ -6,7 +6,14 @@ from pathlib import Path
 from dreambooth.errors import UserError, escaped
 from dreambooth.files import check_utf8
 
-ABOUT_OTHERS = re.compile(r"(grid|attention)-\d{5,}\.png|grid\.(png|html)")  # what `sample` writes beside its images
+ABOUT_OTHERS = re.compile(r"(grid|attention)-\d{5,}\.png")  # what `sample` writes beside its images
+
+
+def is_about_others(path: Path) -> bool:
+    """Return whether a file in a folder is a grid or a map of the images there."""
+    if path.name in ("grid.png", "grid.html"):  # a sheet with its page; else some photo of this name
+        return path.with_name("grid.html").is_file()
+    return ABOUT_OTHERS.fullmatch(path.name) is not None
 
 
 def image_paths(named: list[Path]) -> list[Path]:
@@ -22,7 +29,7 @@ def image_paths(named: list[Path]) -> list[Path]:
         if not path.exists():
             raise UserError(f"{escaped(path)}: there is no such image or folder")
         found = sort_files(path).images if path.is_dir() else [path]
-        paths += [each for each in found if each == path or not ABOUT_OTHERS.fullmatch(each.name)]
+        paths += [each for each in found if each == path or not is_about_others(each)]
     if not paths:
         raise UserError(f"{escaped(named[0])}: has grids of images alone; name the file of one to have it described")
     for path in paths:

@@ -17,7 +17,7 @@ from dreambooth.preflight.time_plan import durations, in_words
 from dreambooth.sweep import search
 from dreambooth.sweep.cells import Cell
 from dreambooth.sweep.folder import check_folder
-from dreambooth.sweep.reading import Sweep, check_cells
+from dreambooth.sweep.reading import Sweep, check_cells, told_apart
 from dreambooth.sweep.status import read_status
 from dreambooth.sweep.trained import changes_since
 from dreambooth.sweep.worker import Task
@@ -67,7 +67,7 @@ def prepare(sweep: Sweep, num_workers: int) -> None:
     search.check(sweep, cells[0])
     finished = {each.cell.name for each in read_status(sweep, cells) if each.state == "finished"}
     open_cells = [cell for cell in cells if cell.name not in finished]
-    check_images(sweep, tried, open_cells)
+    check_images(sweep, open_cells)
     warn_of_changes(sweep, [(cell, config) for cell, config in tried if cell.name in finished])
     print(f"{sweep.folder}: {len(cells)} cells, {len(cells) - len(open_cells)} finished")
     if open_cells:
@@ -77,19 +77,16 @@ def prepare(sweep: Sweep, num_workers: int) -> None:
         check_disk(sweep.folder, needed, num_workers)
 
 
-def check_images(sweep: Sweep, tried: Sequence[tuple[Cell, Config]], open_cells: Sequence[Cell]) -> None:
+def check_images(sweep: Sweep, open_cells: Sequence[Cell]) -> None:
     """Raise UserError for a folder that is not there or has no images, unless all of its cells are finished.
 
     Images are not read: one that cannot be ends its own cell alone.
     """
-    points = {cell.point.name for cell in open_cells}
-    subjects = {cell.subject_name for cell in open_cells}
-    for cell, config in tried:
-        if cell.point.name in points and cell.subject_name in subjects:
-            try:
-                check_folders(config, decode=False)
-            except UserError as error:
-                raise UserError(f"{escaped(sweep.path)}: the cell {cell.name} is no run: {error}") from error
+    for cell in told_apart(open_cells):
+        try:
+            check_folders(sweep.config_of(cell), decode=False)
+        except UserError as error:
+            raise UserError(f"{escaped(sweep.path)}: the cell {cell.name} is no run: {error}") from error
 
 
 def warn_of_changes(sweep: Sweep, finished: Sequence[tuple[Cell, Config]]) -> None:

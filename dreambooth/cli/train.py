@@ -2,10 +2,12 @@
 
 import argparse
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from dreambooth.cli import loading_libraries
-from dreambooth.config import describe_config
+from dreambooth.config import Config, describe_config
+from dreambooth.errors import UserError
 from dreambooth.hints import command_line
 
 
@@ -30,8 +32,11 @@ def run(args: argparse.Namespace) -> int:
     config = load_run_config(args.config, args.overrides)
     run = Path(config.run.dir, config.run.name)
     before = _model_time(run)
-    if before is None or config.run.resume == "never":  # a finished run needs its photos no more: `train` looks first
+    try:
         check_inputs(config)
+    except UserError:  # a run that has taken all its steps needs its photos no more
+        if before is None or not _is_over(config, args.accepted_changes):
+            raise
     with loading_libraries():
         from dreambooth.distributed import is_first
         from dreambooth.engine import train
@@ -42,6 +47,17 @@ def run(args: argparse.Namespace) -> int:
     if code == 0 and is_first():
         write_report(run, is_new=_model_time(run) != before)
     return code
+
+
+def _is_over(config: Config, accepted_changes: Collection[str]) -> bool:
+    """Return whether a run has taken all its steps. Raises UserError for settings that it cannot go on with."""
+    from dreambooth.metrics.validation_log import ValidationLog
+    from dreambooth.run.folder import RunFolder
+    from dreambooth.run.resume import found_state, is_finished
+
+    run = RunFolder(config)
+    state = found_state(run, config, accepted_changes)
+    return state is not None and is_finished(run, state, config, ValidationLog(run.scores, last_step=state.step))
 
 
 def _model_time(run: Path) -> int | None:

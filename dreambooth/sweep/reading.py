@@ -3,8 +3,8 @@
 import dataclasses
 import logging
 import typing
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,19 +25,24 @@ logger = logging.getLogger(__name__)
 FREE_SECTIONS = ("settings", "variants")
 PATHS = ("sweep.dir", "sweep.config", "subjects.folder", "subjects.table")
 MAX_CELLS = 100_000
-LEFT_BY_SWEEP = ("lock", "running", "workers", "slurm")  # some of these lie in the folder of a sweep that was run
+LEFT_BY_SWEEP = ("config.yaml", "lock", "runs")  # lie in the folder of a sweep that was run
 Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Hold a checked sweep file. sections: by name, each of its dataclass in `fields.SECTIONS`."""
+    """Hold a checked sweep file.
+
+    sections: by name, each of its dataclass in `fields.SECTIONS`. reported: what was said of values that a rule
+    decides (`auto`), which is said once though a config is read many times.
+    """
 
     path: Path
     sections: dict[str, Any]
     subjects: tuple[Subject, ...]
     variants: tuple[Variant, ...]
     axes: tuple[Axis, ...]
+    reported: set[str] = field(default_factory=set, compare=False)
 
     @property
     def options(self) -> SweepSection:
@@ -88,17 +93,16 @@ class Sweep:
         Raises UserError for settings that no run takes.
         """
         own = [*cell.overrides, *self.run_overrides(cell)]
-        return load_run_config(config or Path(self.options.config), own, _report_once)
+        return load_run_config(config or Path(self.options.config), own, self._report)
+
+    def _report(self, line: str) -> None:
+        if line not in self.reported:
+            self.reported.add(line)
+            logger.info(line)
 
     def run_overrides(self, cell: Cell) -> list[str]:
         """Return what the sweep sets of a cell's run, as `section.key=value` each: its folder, and to resume."""
         return [f"run.dir={self.runs}", f"run.name={cell.name}", "run.resume=auto"]
-
-
-@cache
-def _report_once(line: str) -> None:
-    """Report a line once in a process: a sweep reads its config many times."""
-    logger.info(line)
 
 
 def load_sweep(path: Path) -> Sweep:
@@ -148,30 +152,19 @@ def _where_it_lies(options: SweepSection, path: Path) -> SweepSection:
 
     On another machine the config may not be there: then the folder's copy of it is taken.
     """
-    if not any((path / name).exists() for name in LEFT_BY_SWEEP):
+    if not all((path / name).exists() for name in LEFT_BY_SWEEP):
         return options
     folder = path if path.name not in ("", "..") else path.resolve()
-    has_config = Path(options.config).is_file() or not (path / "config.yaml").is_file()
-    config = options.config if has_config else str(path / "config.yaml")
+    config = options.config if Path(options.config).is_file() else str(path / "config.yaml")
     return dataclasses.replace(options, dir=str(folder.parent), name=folder.name, config=config)
 
 
 def check_cells(sweep: Sweep, cells: list[Cell]) -> list[tuple[Cell, Config]]:
-    """Return some cells with their configs. Raises UserError where settings or a subject make one that no run takes.
-
-    Each point is tried with the first subject, and each subject with the first point: reading a config takes a third
-    of a second.
-    """
+    """Return some cells with their configs. Raises UserError where settings or a subject make one that no run takes."""
     if len(cells) > MAX_CELLS:
         raise UserError(f"{escaped(sweep.path)}: {len(cells)} cells; at most {MAX_CELLS}")
     tried: list[tuple[Cell, Config]] = []
-    points: set[str] = set()
-    subjects: set[str] = set()
-    for cell in cells:
-        if cell.point.name in points and cell.subject_name in subjects:
-            continue
-        points.add(cell.point.name)
-        subjects.add(cell.subject_name)
+    for cell in told_apart(cells):
         try:
             config = sweep.config_of(cell)
         except UserError as error:
@@ -183,6 +176,17 @@ def check_cells(sweep: Sweep, cells: list[Cell]) -> list[tuple[Cell, Config]]:
             )
         tried.append((cell, config))
     return tried
+
+
+def told_apart(cells: Iterable[Cell]) -> Iterator[Cell]:
+    """Return a cell for each point and for each subject, as reading a config takes a third of a second."""
+    points: set[str] = set()
+    subjects: set[str] = set()
+    for cell in cells:
+        if cell.point.name not in points or cell.subject_name not in subjects:
+            points.add(cell.point.name)
+            subjects.add(cell.subject_name)
+            yield cell
 
 
 def describe_sections() -> str:

@@ -6,7 +6,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -66,7 +66,7 @@ def train_cell(sweep: Sweep, train: Train, task: Task) -> Outcome:
 
 def _outcome(sweep: Sweep, train: Train, task: Task, started: float) -> Outcome:
     try:
-        config = sweep.config_of(task.cell, frozen_config(sweep))
+        config = replace(sweep, reported=set()).config_of(task.cell, frozen_config(sweep))  # its log says all of it
         run = RunFolder(config)
         wait_until_free(run)
         is_there = has_come_to(status_of(sweep, task.cell), task.until)
