@@ -3,7 +3,7 @@
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -67,7 +67,7 @@ def prepare(sweep: Sweep, num_workers: int) -> None:
     search.check(sweep, cells[0])
     finished = {each.cell.name for each in read_status(sweep, cells) if each.state == "finished"}
     open_cells = [cell for cell in cells if cell.name not in finished]
-    check_images(sweep, open_cells)
+    check_images(sweep, open_cells, {cell.name: config for cell, config in tried})
     warn_of_changes(sweep, [(cell, config) for cell, config in tried if cell.name in finished])
     print(f"{sweep.folder}: {len(cells)} cells, {len(cells) - len(open_cells)} finished")
     if open_cells:
@@ -77,14 +77,14 @@ def prepare(sweep: Sweep, num_workers: int) -> None:
         check_disk(sweep.folder, needed, num_workers)
 
 
-def check_images(sweep: Sweep, open_cells: Sequence[Cell]) -> None:
+def check_images(sweep: Sweep, open_cells: Sequence[Cell], configs: Mapping[str, Config]) -> None:
     """Raise UserError for a folder that is not there or has no images, unless all of its cells are finished.
 
-    Images are not read: one that cannot be ends its own cell alone.
+    Images are not read: one that cannot be ends its own cell alone. configs: those that were read, by the cell's name.
     """
     for cell in told_apart(open_cells):
         try:
-            check_folders(sweep.config_of(cell), decode=False)
+            check_folders(configs.get(cell.name) or sweep.config_of(cell), decode=False)
         except UserError as error:
             raise UserError(f"{escaped(sweep.path)}: the cell {cell.name} is no run: {error}") from error
 

@@ -10,6 +10,7 @@ from dreambooth.errors import UserError
 if TYPE_CHECKING:
     from dreambooth.readers.text_options import TextOptions
 
+# The fields of `TextOptions`, whose module is not imported for the help.
 ARGUMENTS = (
     "max_tokens",
     "min_tokens",
@@ -54,16 +55,7 @@ def text_options(args: argparse.Namespace) -> "TextOptions":
 
     if 1 <= args.max_tokens < args.min_tokens:
         raise UserError(f"--min-tokens {args.min_tokens}: more than --max-tokens {args.max_tokens}; change one of them")
-    return TextOptions(
-        max_tokens=args.max_tokens,
-        min_tokens=args.min_tokens,
-        beams=args.beams,
-        temperature=args.temperature,
-        top_p=args.top_p,
-        repetition_penalty=args.repetition_penalty,
-        length_penalty=args.length_penalty,
-        seed=args.seed,
-    )
+    return TextOptions(**{name: getattr(args, name) for name in ARGUMENTS})
 
 
 def given(args: argparse.Namespace, others: Iterable[str] = ()) -> list[str]:
