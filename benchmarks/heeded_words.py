@@ -5,7 +5,7 @@
 Renders of dogs are noised, and denoised by their true caption and by one with a single false word. A base that heeds
 the word predicts better with the true one. The table has by how much the error grows with the false word, in percent of
 the error with the true one; the last line how far the text encoder's output moves, in percent of its length. Then how
-often the judge sees a sampled dog face the way that the prompt names; by chance it is half. One minute.
+often the judge sees a sampled dog face the way that the prompt names; by chance it is half. Some minutes.
 """
 
 import argparse
@@ -38,7 +38,7 @@ WORDS: dict[str, tuple[Any, ...]] = {
     "eyes": NUM_EYES,
     "facing": ("left", "right"),
 }
-TIMESTEPS = (999, 920, 840, 760, 680, 600, 400)  # of 1,000; the last is all noise
+TIMESTEPS = (999, 920, 840, 760, 680, 600, 400)  # of 1,000; 999 is all noise
 
 
 def main() -> None:
