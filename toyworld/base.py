@@ -120,7 +120,7 @@ class DenoiserTask(ABC):
         self.dataset, self.settings = dataset.to(settings.device), settings
         self.no_caption_L = no_caption_L.to(settings.device)
         self.mask_weights_M11 = torch.tensor(settings.edition.mask_weights, device=settings.device)[:, None, None]
-        self.precision = torch.bfloat16 if bfloat16_is_faster(settings.device) else torch.float32
+        self.autocast = autocast_on(settings.device)
 
     @abstractmethod
     def error(self, latents_BChw: Tensor, noise_BChw: Tensor, normal_B: Tensor, tokens_BL: Tensor) -> Tensor:
@@ -128,11 +128,6 @@ class DenoiserTask(ABC):
 
         All are on the training's device. normal_B: of a normal distribution, from which the timesteps follow.
         """
-
-    def autocast(self) -> torch.autocast:
-        enabled = self.precision != torch.float32
-        # Weights are used once a step, so there is nothing to cache, and a CUDA graph could not be recorded.
-        return torch.autocast(self.settings.device, self.precision, enabled=enabled, cache_enabled=False)
 
     def __call__(self, step: int) -> Tensor:
         """Return the mean squared error over one batch, weighted up where the object is."""
@@ -161,7 +156,7 @@ class BaseTask(DenoiserTask):
         tokenizer = build_tokenizer(settings.edition.vocabulary())
         super().__init__(dataset, settings, torch.tensor(tokenizer("", padding="max_length").input_ids))
         self.noise_schedule = DDPMScheduler(**SCHEDULE)
-        self.predict = CaptionedUNet(modules, self.autocast())
+        self.predict = CaptionedUNet(modules, self.autocast)
         if settings.device != "cpu":
             self.predict = self._recorded(self.predict)
 
@@ -196,6 +191,13 @@ class CaptionedUNet(nn.Module):
             text_BLT = self.text_encoder(tokens_BL).last_hidden_state
             predicted_BChw: Tensor = self.unet(noisy_BChw, t_B, text_BLT).sample
         return predicted_BChw
+
+
+def autocast_on(device: str) -> torch.autocast:
+    """Return what runs a forward in bfloat16 where that is faster, else in float32."""
+    enabled = bfloat16_is_faster(device)
+    # Weights are used once a step, so there is nothing to cache, and a CUDA graph could not be recorded.
+    return torch.autocast(device, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
 
 def bfloat16_is_faster(device: str) -> bool:

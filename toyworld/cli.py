@@ -19,12 +19,12 @@ SECOND_BASE = Path("checkpoints/toyworld-second")
 FLOW_BASE = Path("checkpoints/toyworld-flow")
 CONTROLNET = Path("checkpoints/toyworld-controlnet")
 DEMO_SEED = 21  # of the robots in data/second-robot and data/robot
-STAGES = ("decoder", "encoder", "judge", "base")
-# Each stage's fraction of --minutes; the base, which everything waits for, takes most.
+STAGES = ("decoder", "encoder", "judge", "base", "contrast")
+# Each stage's share of --minutes; the base, which everything waits for, takes most.
 MINUTES = 120.0  # of the first edition's training
 FLOW_STAGES, FLOW_STEPS = ("decoder", "encoder", "flow"), (1_800, 900, 2_200)
 CONTROLNET_STEPS = 520
-MINUTES_FRACTION = {"decoder": 0.2, "encoder": 0.05, "judge": 0.08, "base": 0.67}
+MINUTES_SHARE = {"decoder": 0.2, "encoder": 0.05, "judge": 0.08, "base": 0.67, "contrast": 0.2}
 EDITIONS = ("first", "second")  # of the world; the demo is of the second
 ENCODERS = ("vit", "clip")
 SHIPPED_ENCODERS = Path("checkpoints/toyworld-encoders")
@@ -50,7 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"of all stages together (default: {MINUTES:g}; second edition: steps instead)",
     )
     train.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
-    train.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="default: all of them")
+    train.add_argument(
+        "--stages", nargs="+", choices=STAGES, help="default: all of the edition's; contrast is the second's alone"
+    )
     train.add_argument("--init-from", type=Path, help="initialize denoiser and text encoder from this pipeline folder")
     train.add_argument("--batch-size", type=positive, default=64, help="of the denoiser (default: %(default)s)")
     train.add_argument(
@@ -248,11 +250,15 @@ def _train(args: argparse.Namespace) -> None:
     from toyworld.training import Budget
 
     edition = BY_NAME[args.edition]
+    for stage in args.stages or ():
+        if stage not in edition.stages:
+            raise UserError(f"--stages {stage}: the {edition.name} edition has {', '.join(edition.stages)}")
     if edition.steps is not None and args.minutes is None:
-        budgets = {stage: Budget(steps=edition.steps[stage]) for stage in STAGES}
+        budgets = {stage: Budget(steps=edition.steps[stage]) for stage in edition.stages}
     else:
         minutes = MINUTES if args.minutes is None else args.minutes
-        budgets = {stage: Budget(MINUTES_FRACTION[stage] * minutes) for stage in STAGES}
+        whole = sum(MINUTES_SHARE[stage] for stage in edition.stages)
+        budgets = {stage: Budget(minutes * MINUTES_SHARE[stage] / whole) for stage in edition.stages}
     work = _folders(args)[0]
     settings = BaseSettings(
         work,
@@ -263,7 +269,8 @@ def _train(args: argparse.Namespace) -> None:
         num_processes=args.processes,
         init_from=args.init_from,
     )
-    train_stages({stage: budgets[stage] for stage in STAGES if stage in args.stages}, settings)
+    wanted = args.stages or edition.stages
+    train_stages({stage: budget for stage, budget in budgets.items() if stage in wanted}, settings)
     if (work / "base.pt").is_file():
         _export(args)
     else:

@@ -71,6 +71,7 @@ class Edition:
     vae_muon_lr: float = 0.0
     unet_widths: tuple[int, int] = (128, 128)
     text_layers: int = 2
+    stages: tuple[str, ...] = ("decoder", "encoder", "judge", "base")  # of the training, in its order
     steps: dict[str, int] | None = None  # optimizer steps of each stage; None: minutes decide
 
     def show(self, rng: random.Random, spec: Any, place: str | None = None) -> Image.Image:
@@ -104,13 +105,18 @@ NUM_CAPTIONS = 4  # of one image, of which each step of a training takes one
 TELLING_PARTS = ("head", "eye", "face", "ear", "worn")
 
 
-def _second_sample(seed: int) -> Sample:
-    shown = picture.sample(seed)
+def telling_masks(shown: picture.Picture) -> np.ndarray:
+    """Return where a second edition's picture has things, and where parts that tell a creature, float32 [2, 64, 64]."""
     known = truth.truth(shown)
     telling = np.isin(known.parts, [1 + PARTS.index(name) for name in TELLING_PARTS])
+    return np.stack([known.masks.sum(0), telling]).astype(np.float32)
+
+
+def _second_sample(seed: int) -> Sample:
+    shown = picture.sample(seed)
     rng = random.Random(f"captions {seed}")
     texts = tuple(second_captions.caption(rng, shown) for _ in range(NUM_CAPTIONS))
-    return Sample(picture.render(shown), np.stack([known.masks.sum(0), telling]).astype(np.float32), texts)
+    return Sample(picture.render(shown), telling_masks(shown), texts)
 
 
 def _second_image(seed: int) -> Image.Image:
@@ -195,7 +201,8 @@ SECOND = Edition(
     vae_muon_lr=0.02,
     unet_widths=(144, 144),
     text_layers=3,
-    steps={"decoder": 8_000, "encoder": 4_000, "judge": 8_000, "base": 12_000},
+    stages=("decoder", "encoder", "judge", "base", "contrast"),
+    steps={"decoder": 8_000, "encoder": 4_000, "judge": 8_000, "base": 12_000, "contrast": 2_400},
 )
 FLOW = replace(FIRST, name="flow", latent_channels=8, latent_patch=4, vae_widths=(24, 48, 96), vae_muon_lr=0.02)
 EDITIONS = {edition.name: edition for edition in (FIRST, SECOND, FLOW)}

@@ -15,6 +15,7 @@ from toyworld.base import BaseSettings, build_modules, sampling_scheduler
 from toyworld.editions import FIRST, SECOND, Edition
 from toyworld.evaluate import add_model_card
 from toyworld.judge import Judge, JudgeNet
+from toyworld.second.contrast import state_path
 from toyworld.second.judge import Judge as SecondJudge
 from toyworld.second.judge import JudgeNet as SecondJudgeNet
 from toyworld.tokenizer import build_tokenizer
@@ -53,6 +54,7 @@ def trained_pipeline(work: Path, edition: Edition) -> StableDiffusionPipeline:
         raise UserError(f"nothing to export in {work}: base.pt is missing; `toyworld train` makes it")
     modules = build_modules(BaseSettings(work, edition))
     load_average(modules, work / "base.pt")
+    load_average(modules, state_path(work))
     return StableDiffusionPipeline(
         vae=trained_vae(work, edition),
         text_encoder=modules["text_encoder"].eval(),

@@ -102,7 +102,7 @@ class FlowTask(DenoiserTask):
         noisy_BChw = (1 - sigma_B111) * latents_BChw + sigma_B111 * noise_BChw
         length_B = (tokens_BL != self.pad_id).sum(1).cpu()
         tokens_BL = tokens_BL[:, : int(length_B.max())]
-        with self.autocast():
+        with self.autocast:
             read = self.text_encoder(tokens_BL, attention_mask=tokens_BL != self.pad_id, output_hidden_states=True)
             found = predict(self.transformer, noisy_BChw, 1 - sigma_B, read.hidden_states[-2], length_B)
         predicted_BChw = -found.float()

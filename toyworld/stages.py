@@ -15,6 +15,7 @@ from toyworld.editions import FIRST, Edition
 from toyworld.export import trained_vae
 from toyworld.judge import train_judge
 from toyworld.latents import LinearCodec
+from toyworld.second.contrast import train_contrast
 from toyworld.second.judge_training import train_judge as train_second_judge
 from toyworld.training import Budget
 from toyworld.vae import SCALING_FACTOR, train_decoder, train_encoder
@@ -35,6 +36,8 @@ def train_stages(budgets: dict[str, Budget], settings: BaseSettings) -> None:
             train_second_judge(budgets["judge"], softeners(edition, codec, work, device), work, device)
     if "base" in budgets:
         train_base(replace(settings, budget=budgets["base"]))
+    if "contrast" in budgets:
+        train_contrast(replace(settings, budget=budgets["contrast"]))
 
 
 def softeners(

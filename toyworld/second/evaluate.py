@@ -42,7 +42,8 @@ class Question:
 
 
 def questions(per_class: int, seed: int = 0) -> list[Question]:
-    """Return `per_class` prompts of each object alone, four times as many of each creature, then prompts of two things.
+    """Return `per_class` prompts of each object alone, four times as many of each creature, prompts of two things, and
+    `per_class` of each creature with the side that it faces.
 
     The first name, in turn: colour; pattern and colour; and of creatures head and eyes; what they wear.
     """
@@ -50,7 +51,8 @@ def questions(per_class: int, seed: int = 0) -> list[Question]:
     numbers = {noun: per_class * (PROMPTS_OF_CREATURES if noun in CREATURES else 1) for noun in CLASSES}
     singles = [_single(rng, noun, i) for noun, number in numbers.items() for i in range(number)]
     number = round(PAIRS_PER_CLASS * per_class * len(CLASSES))
-    return singles + [_pair(rng, picture.RELATIONS[i % len(picture.RELATIONS)]) for i in range(number)]
+    pairs = [_pair(rng, picture.RELATIONS[i % len(picture.RELATIONS)]) for i in range(number)]
+    return singles + pairs + [_facing(rng, noun, i) for noun in CREATURES for i in range(per_class)]
 
 
 def _single(rng: random.Random, noun: str, i: int) -> Question:
@@ -79,6 +81,12 @@ def _pair(rng: random.Random, relation: str) -> Question:
     first, second = (f"a {colour} {noun}" for colour, noun in zip(colours, nouns, strict=True))
     prompt = f"a photo of {first} {RELATION_PHRASES[relation][0]} {second} {PHRASES[place][0]}"
     return Question(with_articles(prompt), tuple(nouns), place, {}, tuple(colours), relation)
+
+
+def _facing(rng: random.Random, noun: str, i: int) -> Question:
+    place, main, side = rng.choice(picture.PLACES), rng.choice(world.COLOUR_NAMES), ("left", "right")[i % 2]
+    prompt = f"a photo of a {main} {noun} facing {side} {PHRASES[place][0]}"
+    return Question(with_articles(prompt), (noun,), place, {"main": main, "facing": side})
 
 
 def _percent(rights: Sequence[bool]) -> float:
@@ -125,6 +133,7 @@ def measure(folder: Path, per_class: int, sheet: Path | None) -> list[Metric]:
         Metric("head shape right, where named", right["head"], 95),
         Metric("number of eyes right, where named", right["num_eyes"], 95),
         Metric("what is worn right, where named", right["worn"], 95),
+        Metric("side that it faces right, where named", right["facing"], 95),
         Metric("two things: both classes right", right["both"], 92),
         Metric("two things: each in its own colour", right["own colours"], 88),
         Metric("two things: relation right", right["relation"], 85),

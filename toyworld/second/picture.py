@@ -174,7 +174,7 @@ def sample(seed: int) -> Picture:
     rng = random.Random(f"second {seed}")
     number = rng.choices((1, 2, 3), P_NUM_THINGS)[0]
     relation = rng.choices(RELATIONS, P_RELATIONS)[0] if number == 2 else ""
-    return random_picture(rng, [_trained_spec(rng, noun) for noun in random_classes(rng, number, relation)], relation)
+    return random_picture(rng, [trained_spec(rng, noun) for noun in random_classes(rng, number, relation)], relation)
 
 
 def any_picture(rng: random.Random, must_be_held_out: bool = False) -> Picture:
@@ -192,7 +192,8 @@ def _held_out_spec(rng: random.Random, class_noun: str) -> Spec:
     return spec
 
 
-def _trained_spec(rng: random.Random, class_noun: str) -> Spec:
+def trained_spec(rng: random.Random, class_noun: str) -> Spec:
+    """Return a thing of a class that is not held out."""
     spec = random_spec(rng, class_noun)
     while is_held_out(spec):
         spec = random_spec(rng, class_noun)
