@@ -182,6 +182,11 @@ def test_a_run_that_has_moved_nothing_is_told_to_raise_the_rate() -> None:
     assert "train longer" in judge([record(0, 0.0), record(100, 0.2), record(200, 0.4)], SCALE).advice
 
 
+def test_a_run_of_a_few_steps_is_told_to_train_longer_not_to_raise_the_rate() -> None:
+    verdict = judge([record(0, 0.0), record(4, 0.02)], SCALE)
+    assert (verdict.outcome, verdict.advice) == ("not learned", "train longer (train.max_steps): 4 steps are few")
+
+
 def test_the_verdict_says_since_when_prompts_are_ignored_though_an_earlier_step_is_kept() -> None:
     run = [record(0, 0), record(100, 0.8), record(200, 0.95, 0.4), record(300, 0.95, 0.2)]
     verdict = judge(run, SCALE)

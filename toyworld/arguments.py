@@ -48,3 +48,14 @@ def check_has(option: str, folder: Path, *files: str) -> None:
     for name in files:
         if not (folder / name).is_file():
             raise UserError(f"{option} {folder}: {name} is missing there")
+
+
+def check_image(option: str, file: Path | None) -> None:
+    """Raise UserError where Pillow cannot write an image of the file's ending."""
+    from PIL import Image
+
+    if file is None:
+        return
+    Image.init()
+    if Image.registered_extensions().get(file.suffix.lower()) not in Image.SAVE:
+        raise UserError(f"{option} {file}: no image can be written to a file that ends so; end it with .png")

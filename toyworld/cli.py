@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreambooth.errors import UserError
-from toyworld.arguments import check_device, check_has, check_processes, positive, positive_minutes
+from toyworld.arguments import check_device, check_has, check_image, check_processes, positive, positive_minutes
 from toyworld.readers.cli import add_commands as add_readers
 from toyworld.readers.cli import run_blip2, run_kosmos2, run_segmenter
 
@@ -216,6 +216,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _render(args: argparse.Namespace) -> None:
+    check_image("--out", args.out)
     from toyworld import world
     from toyworld.editions import EDITIONS as BY_NAME
 
@@ -333,6 +334,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.per_class < 3:
         raise UserError(f"--per-class {args.per_class}: at least 3; only then do prompts name colour and pattern")
     check_has("--model", args.model, "model_index.json")
+    check_image("--sheet", args.sheet)
     from toyworld.editions import FIRST, edition_of
     from toyworld.evaluate import measure, refresh_model_card, table
     from toyworld.outcome import load_judge
@@ -346,6 +348,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _outcome(args: argparse.Namespace) -> None:
+    check_image("--poster", args.poster)
     from dreambooth.data.image_files import load_image
     from dreambooth.data.image_folder import list_images
     from dreambooth.generation.models.loading import load_model
@@ -377,6 +380,7 @@ def _judge_of(model: Model) -> Path:
 
 
 def _row(args: argparse.Namespace) -> None:
+    check_image("--out", args.out)
     import dreambooth
     from toyworld.from_images import row
 

@@ -45,6 +45,10 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("train --processes 0", "--processes: 0"),
         ("train --processes 3 --batch-size 2", "--batch-size 2: at least 1 for each of the 3 processes"),
         ("train --num-samples 0", "--num-samples: 0"),
+        (
+            "train --stages base contrast",
+            "--stages contrast: the first edition has decoder, encoder, judge, base",
+        ),
         ("train --minutes 0", "--minutes: 0: must be above 0"),
         ("train --minutes nan", "--minutes: nan: must be above 0"),
         ("encoders --minutes -1", "--minutes: -1: must be above 0"),
@@ -95,3 +99,15 @@ def test_stages_before_the_base_are_trained_without_a_pipeline(tmp_path: Path, c
     assert "no pipeline is written yet" in capsys.readouterr().out
     assert (work / "decoder.pt").is_file()
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", ["render --out {file}", "row {none} --out {file}", "outcome {none} --poster {file}"]
+)
+def test_a_file_that_no_image_can_be_written_to_is_told_before_any_work(
+    arguments: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file, none = tmp_path / "sheets" / "sheet.pgn", tmp_path / "none"
+    message = refused([each.format(file=file, none=none) for each in arguments.split()], capsys)
+    assert f"{file}: no image can be written to a file that ends so; end it with .png" in message
+    assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from dreambooth.cli import main
 from dreambooth.errors import UserError
 from toyworld import export
 from toyworld.base import BaseSettings, build_modules
@@ -135,10 +134,3 @@ def test_without_a_base_the_stage_says_what_makes_one(work):
     with pytest.raises(UserError, match=r"base\.pt is missing; the stage base makes it"):
         train_contrast(BaseSettings(work, TINY, Budget(steps=1)))
     assert not list(work.glob("contrast*"))
-
-
-def test_the_first_edition_refuses_the_stage(tmp_path, capsys):
-    work = tmp_path / "work"
-    assert main(["toyworld", "train", "--stages", "contrast", "--work", str(work), "--out", str(tmp_path / "out")]) == 2
-    assert "--stages contrast: the first edition has decoder, encoder, judge, base" in capsys.readouterr().err
-    assert not work.exists()
