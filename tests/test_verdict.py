@@ -185,6 +185,8 @@ def test_a_run_that_has_moved_nothing_is_told_to_raise_the_rate() -> None:
 def test_a_run_of_a_few_steps_is_told_to_train_longer_not_to_raise_the_rate() -> None:
     verdict = judge([record(0, 0.0), record(4, 0.02)], SCALE)
     assert (verdict.outcome, verdict.advice) == ("not learned", "train longer (train.max_steps): 4 steps are few")
+    best_early = [record(0, 0.0), record(50, 0.03), record(500, 0.02)]
+    assert judge(best_early, SCALE).advice == RAISE_RATE, "the run is long, whichever of its steps is the best"
 
 
 def test_the_verdict_says_since_when_prompts_are_ignored_though_an_earlier_step_is_kept() -> None:

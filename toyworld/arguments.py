@@ -8,6 +8,8 @@ from pathlib import Path
 from dreambooth.devices import DEVICES
 from dreambooth.errors import UserError
 
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+
 
 def positive(text: str) -> int:
     """Return a whole number of at least 1. Raises ArgumentTypeError, which the parser reports with the option."""
@@ -51,11 +53,6 @@ def check_has(option: str, folder: Path, *files: str) -> None:
 
 
 def check_image(option: str, file: Path | None) -> None:
-    """Raise UserError where Pillow cannot write an image of the file's ending."""
-    from PIL import Image
-
-    if file is None:
-        return
-    Image.init()
-    if Image.registered_extensions().get(file.suffix.lower()) not in Image.SAVE:
-        raise UserError(f"{option} {file}: no image can be written to a file that ends so; end it with .png")
+    """Raise UserError where the file's ending is none of `IMAGE_ENDINGS`."""
+    if file is not None and file.suffix.lower() not in IMAGE_ENDINGS:
+        raise UserError(f"{option} {file}: an image's file ends with {', '.join(IMAGE_ENDINGS)}")

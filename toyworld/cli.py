@@ -20,10 +20,10 @@ FLOW_BASE = Path("checkpoints/toyworld-flow")
 CONTROLNET = Path("checkpoints/toyworld-controlnet")
 DEMO_SEED = 21  # of the robots in data/second-robot and data/robot
 STAGES = ("decoder", "encoder", "judge", "base", "contrast")
-# Each stage's share of --minutes; the base, which everything waits for, takes most.
 MINUTES = 120.0  # of the first edition's training
 FLOW_STAGES, FLOW_STEPS = ("decoder", "encoder", "flow"), (1_800, 900, 2_200)
 CONTROLNET_STEPS = 520
+# Each stage's share of --minutes; the base, which everything waits for, takes most.
 MINUTES_SHARE = {"decoder": 0.2, "encoder": 0.05, "judge": 0.08, "base": 0.67, "contrast": 0.2}
 EDITIONS = ("first", "second")  # of the world; the demo is of the second
 ENCODERS = ("vit", "clip")

@@ -202,7 +202,7 @@ SECOND = Edition(
     unet_widths=(144, 144),
     text_layers=3,
     stages=("decoder", "encoder", "judge", "base", "contrast"),
-    steps={"decoder": 8_000, "encoder": 4_000, "judge": 8_000, "base": 12_000, "contrast": 2_400},
+    steps={"decoder": 8_000, "encoder": 4_000, "judge": 8_000, "base": 12_000, "contrast": 1_800},
 )
 FLOW = replace(FIRST, name="flow", latent_channels=8, latent_patch=4, vae_widths=(24, 48, 96), vae_muon_lr=0.02)
 EDITIONS = {edition.name: edition for edition in (FIRST, SECOND, FLOW)}

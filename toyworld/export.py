@@ -54,7 +54,7 @@ def trained_pipeline(work: Path, edition: Edition) -> StableDiffusionPipeline:
         raise UserError(f"nothing to export in {work}: base.pt is missing; `toyworld train` makes it")
     modules = build_modules(BaseSettings(work, edition))
     load_average(modules, work / "base.pt")
-    load_average(modules, state_path(work))
+    load_average(modules, state_path(work, modules))
     return StableDiffusionPipeline(
         vae=trained_vae(work, edition),
         text_encoder=modules["text_encoder"].eval(),

@@ -20,7 +20,7 @@ LIMITS = {"fidelity": 0.5, "prompt_fidelity": 0.7, "prior_preservation": 0.65}  
 SPOILED = {"prompt_fidelity": "ignores prompts", "prior_preservation": "forgot its class"}
 LEARNED = 0.7  # fidelity; partly learned from its limit on
 UNMOVED = 0.1  # fidelity of images that are still the base's
-FEW_STEPS = 100  # below which that says nothing of the rate
+FEW_STEPS = 100  # of a run so short that unmoved images say nothing of optim.lr
 
 TRAIN_LONGER = "train longer (train.max_steps) or raise optim.lr"
 RAISE_RATE = "raise optim.lr tenfold, or take a method that trains more (method.name)"
@@ -114,8 +114,8 @@ def _explain(verdict: Verdict, kept: Validation, judged: Sequence[Validation]) -
     """Add what the other validations of the run show: since when, and whether more steps would help."""
     qualities = {each.step: each.quality for each in judged if each.quality is not None}
     if verdict.outcome == "not learned":
-        fidelities = {step: each.fidelity for step, each in qualities.items() if step <= kept.step}
-        return _explain_fidelity(verdict, fidelities)
+        fidelities = [each.fidelity for step, each in qualities.items() if step <= kept.step]
+        return _explain_fidelity(verdict, fidelities, num_steps=judged[-1].step)
     spoiled = {name: step for name in SPOILED if (step := _failed_since(qualities, name)) is not None}
     if verdict.outcome in SPOILED.values():
         (name,) = (name for name, outcome in SPOILED.items() if outcome == verdict.outcome)
@@ -127,12 +127,11 @@ def _explain(verdict: Verdict, kept: Validation, judged: Sequence[Validation]) -
     return replace(verdict, reason=f"{verdict.reason} at step {kept.step}; {later}", advice=advice)
 
 
-def _explain_fidelity(verdict: Verdict, fidelities: Mapping[int, float]) -> Verdict:
-    """Add advice where fidelity never rose. fidelities: of the validations up to the judged one, by step."""
-    if max(fidelities.values()) >= UNMOVED:
+def _explain_fidelity(verdict: Verdict, fidelities: Sequence[float], num_steps: int) -> Verdict:
+    """Add advice where fidelity never rose. fidelities: of the validations up to the judged one."""
+    if max(fidelities) >= UNMOVED:
         return verdict
-    last = max(fidelities)
-    advice = RAISE_RATE if last >= FEW_STEPS else f"train longer (train.max_steps): {last} steps are few"
+    advice = RAISE_RATE if num_steps >= FEW_STEPS else f"train longer (train.max_steps): {num_steps} steps are few"
     return replace(verdict, reason="images of the subject are still the base's", advice=advice)
 
 

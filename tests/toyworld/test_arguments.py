@@ -109,5 +109,5 @@ def test_a_file_that_no_image_can_be_written_to_is_told_before_any_work(
 ):
     file, none = tmp_path / "sheets" / "sheet.pgn", tmp_path / "none"
     message = refused([each.format(file=file, none=none) for each in arguments.split()], capsys)
-    assert f"{file}: no image can be written to a file that ends so; end it with .png" in message
+    assert f"{file}: an image's file ends with .png, .jpg, .jpeg, .webp" in message
     assert list(tmp_path.iterdir()) == []

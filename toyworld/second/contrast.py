@@ -9,6 +9,7 @@ Shapes: B pictures, C latent channels, h/w latent height and width, M masks, L t
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -38,7 +39,6 @@ from toyworld.second.things import CLASSES
 from toyworld.tokenizer import build_tokenizer
 from toyworld.training import Plan, fit, load_average, rank_and_world, run_in_processes
 
-BATCH_SIZE = 48  # pictures a step, over all processes
 BETA = 300.0  # the factor on the errors' differences
 TIMESTEP_SHIFT = 0.3  # t / 1000 = sigmoid(normal + shift): small words count from mid-noise on up
 P_TWO_THINGS = 0.2
@@ -56,7 +56,7 @@ FIELDS: dict[str, tuple[float, tuple[Any, ...]]] = {
 
 
 @dataclass(frozen=True)
-class Contrast:
+class CaptionPair:
     """Hold a picture, a caption that is true of it, and the same with one false word."""
 
     picture: Picture
@@ -73,8 +73,8 @@ class Batch(NamedTuple):
     false_BL: Tensor
 
 
-def contrast(rng: random.Random) -> Contrast:
-    """Return a picture of one or two things, none of them held out, with both captions."""
+def draw_pair(rng: random.Random) -> CaptionPair:
+    """Return a picture of one or two things with both captions, neither of which tells of a held-out thing."""
     number = 2 if rng.random() < P_TWO_THINGS else 1
     weights = [CLASS_WEIGHTS.get(noun, 1.0) for noun in CLASSES]
     nouns = rng.choices(CLASSES, weights) if number == 1 else picture.random_classes(rng, number)
@@ -85,20 +85,20 @@ def contrast(rng: random.Random) -> Contrast:
         changed = with_false(rng, shown, rng.randrange(number), field)
         words = rng.random()  # both captions are worded alike
         true, false = (caption(random.Random(words), each) for each in (shown, changed))
-        if true != false:
-            return Contrast(shown, true, false)
+        if true != false and not any(picture.is_held_out(thing.spec) for thing in changed.things):
+            return CaptionPair(shown, true, false)
 
 
-def with_false(rng: random.Random, shown: Picture, number: int, field: str) -> Picture:
-    """Return the picture with another value in one field of its thing `number`; the same if it has no such value."""
-    thing = shown.things[number]
+def with_false(rng: random.Random, shown: Picture, index: int, field: str) -> Picture:
+    """Return the picture with another value in one field of its thing `index`; the same if it has no such value."""
+    thing = shown.things[index]
     values = FIELDS[field][1]
     now = thing.facing if field == "facing" else getattr(thing.spec, field)
     if now not in values:
         return shown
     others = [value for value in values if value not in (now, thing.spec.second)]
     things = list(shown.things)
-    things[number] = _changed(thing, field, rng.choice(others))
+    things[index] = _changed(thing, field, rng.choice(others))
     return replace(shown, things=tuple(things))
 
 
@@ -111,7 +111,7 @@ def _changed(thing: Thing, field: str, value: Any) -> Thing:
 def make_batch(codec: LinearCodec, size: int, rank: int, world_size: int, step: int) -> Batch:
     """Return the batch of a step and process; it follows from these alone."""
     rng = random.Random(f"contrast {step * world_size + rank}")
-    drawn = [contrast(rng) for _ in range(size)]
+    drawn = [draw_pair(rng) for _ in range(size)]
     masks = torch.from_numpy(np.stack([telling_masks(each.picture) for each in drawn]))
     masks = F.avg_pool2d(masks, SECOND.latent_patch)
     weights = 1 + (torch.tensor(SECOND.mask_weights)[:, None, None] * masks).sum(1, keepdim=True)
@@ -125,76 +125,74 @@ def make_batch(codec: LinearCodec, size: int, rank: int, world_size: int, step: 
 
 
 class ContrastTask:
-    """Compute the loss of one training step from the errors of the model and of the base that it began as."""
+    """Compute the loss of one training step from the errors of the model and of its reference, which stays frozen."""
 
     def __init__(
         self, modules: nn.ModuleDict, reference: nn.ModuleDict, device: str, batch_at: Callable[[int], Batch]
     ) -> None:
-        self.predict = CaptionedUNet(modules, autocast_on(device))
-        self.predict_before = CaptionedUNet(reference.requires_grad_(False).eval(), autocast_on(device))
+        autocast = autocast_on(device)  # the same for both: a difference in rounding would be multiplied by BETA
+        self.predict = CaptionedUNet(modules, autocast)
+        self.predict_reference = CaptionedUNet(reference.requires_grad_(False).eval(), autocast)
         self.device, self.batch_at = device, batch_at
         self.noise_schedule = DDPMScheduler(**SCHEDULE)
 
     def __call__(self, step: int) -> Tensor:
         """Return -log sigmoid(d of the true captions) - log sigmoid(-d of the false), the batch's mean.
 
-        d = BETA * (the error of the base that it began as - the error now).
+        d = BETA * (the reference's error - the model's).
         """
         batch = Batch(*(each.to(self.device) for each in self.batch_at(step)))
+        with torch.no_grad():
+            reference = self.errors(batch, step, self.predict_reference)
+        better_true_B, better_false_B = (BETA * (reference - self.errors(batch, step, self.predict))).chunk(2)
+        return -(F.logsigmoid(better_true_B) + F.logsigmoid(-better_false_B)).mean()
+
+    def errors(self, batch: Batch, step: int, predict: CaptionedUNet) -> Tensor:
+        """Return the errors of B pictures with their true captions, then with the false ones, [2 B].
+
+        Both have the same noise and timestep, which follow from the step and the process.
+        """
         rank, world_size = rank_and_world()
         generator = torch.Generator().manual_seed(7919 * (step * world_size + rank))
         noise = torch.randn(batch.latents_BChw.shape, generator=generator).to(self.device)
         normal_B = torch.randn(len(noise), generator=generator)
         t_B = (torch.sigmoid(normal_B + TIMESTEP_SHIFT) * self.noise_schedule.config["num_train_timesteps"]).long()
         t_B = t_B.to(self.device)
-        noisy = self.noise_schedule.add_noise(batch.latents_BChw, noise, t_B)
-        target = self.noise_schedule.get_velocity(batch.latents_BChw, noise, t_B)
-        tokens = torch.cat([batch.true_BL, batch.false_BL])
-
-        def errors(predict: CaptionedUNet) -> Tensor:
-            predicted = predict(noisy.repeat(2, 1, 1, 1), t_B.repeat(2), tokens).float()
-            error = (predicted - target.repeat(2, 1, 1, 1)) ** 2
-            return (error * batch.weights_B1hw.repeat(2, 1, 1, 1)).mean((1, 2, 3))
-
-        with torch.no_grad():
-            before = errors(self.predict_before)
-        better_true_B, better_false_B = (BETA * (before - errors(self.predict))).chunk(2)
-        return -(F.logsigmoid(better_true_B) + F.logsigmoid(-better_false_B)).mean()
+        noisy = self.noise_schedule.add_noise(batch.latents_BChw, noise, t_B).repeat(2, 1, 1, 1)
+        target = self.noise_schedule.get_velocity(batch.latents_BChw, noise, t_B).repeat(2, 1, 1, 1)
+        predicted = predict(noisy, t_B.repeat(2), torch.cat([batch.true_BL, batch.false_BL])).float()
+        return ((predicted - target) ** 2 * batch.weights_B1hw.repeat(2, 1, 1, 1)).mean((1, 2, 3))
 
 
-def state_path(folder: Path) -> Path:
+def state_path(folder: Path, begun: nn.Module) -> Path:
     """Return the file of this training's state in a working folder.
 
-    It is named after the steps of the base that it begins with: a base that is trained on is a new beginning.
+    begun: the weights that the training begins with. The file is named after them, so that another base is a new
+    beginning.
     """
-    base = folder / "base.pt"
-    steps = torch.load(base, map_location="cpu", mmap=True, weights_only=True)["step"] if base.is_file() else 0
-    return folder / f"contrast-{steps}.pt"
+    digest = hashlib.sha256()
+    for parameter in begun.parameters():
+        digest.update(parameter.detach().cpu().numpy().tobytes())
+    return folder / f"contrast-{digest.hexdigest()[:8]}.pt"
 
 
 def train_contrast(settings: BaseSettings) -> None:
-    """Train the base of `settings.folder` on, or resume.
-
-    Without a base.pt there it begins with `settings.init_from`. Raises UserError if there is neither.
-    """
-    if settings.init_from is None and not (settings.folder / "base.pt").is_file():
+    """Train the base of `settings.folder` on, or resume. Raises UserError where there is no base.pt."""
+    if not (settings.folder / "base.pt").is_file():
         raise UserError(f"no base to train on in {settings.folder}: base.pt is missing; the stage base makes it")
     load_or_make_codec(settings.folder, SECOND)
     run_in_processes(settings.num_processes if settings.device == "cpu" else 1, _train, settings)
 
 
 def _train(settings: BaseSettings) -> None:
-    modules, reference = (_begun(settings) for _ in range(2))
+    modules, reference = (build_modules(settings) for _ in range(2))
+    for each in (modules, reference):
+        load_average(each, settings.folder / "base.pt")
+    path = state_path(settings.folder, reference)
     rank, world_size = rank_and_world()
     codec = load_or_make_codec(settings.folder, SECOND)
-    make = partial(make_batch, codec, BATCH_SIZE // world_size, rank, world_size)
-    plan = Plan("contrast", settings.budget, peak_lr=1e-4, decay_fraction=0.5, ema_decay=0.998, weight_decay=0.0)
+    make = partial(make_batch, codec, settings.batch_size // world_size, rank, world_size)
+    plan = Plan("contrast", settings.budget, peak_lr=3e-5, decay_fraction=0.5, ema_decay=0.998, weight_decay=0.0)
     with Ahead(make, settings.device) as batch_at:
-        task = ContrastTask(modules, reference, settings.device, batch_at)
-        fit(modules, task, plan, state_path(settings.folder))
-
-
-def _begun(settings: BaseSettings) -> nn.ModuleDict:
-    modules = build_modules(settings)
-    load_average(modules, settings.folder / "base.pt")
-    return modules.to(settings.device)
+        task = ContrastTask(modules.to(settings.device), reference.to(settings.device), settings.device, batch_at)
+        fit(modules, task, plan, path)
