@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -73,16 +73,19 @@ class Batch(NamedTuple):
     false_BL: Tensor
 
 
-def draw_pair(rng: random.Random) -> CaptionPair:
-    """Return a picture of one or two things with both captions, neither of which tells of a held-out thing."""
-    number = 2 if rng.random() < P_TWO_THINGS else 1
-    weights = [CLASS_WEIGHTS.get(noun, 1.0) for noun in CLASSES]
+def draw_pair(rng: random.Random, noun: str | None = None, field: str | None = None) -> CaptionPair:
+    """Return a picture of one or two things with both captions, neither of which tells of a held-out thing.
+
+    noun: of one thing alone. field: one of FIELDS, which a thing of that class has; none: any.
+    """
+    number = 2 if noun is None and rng.random() < P_TWO_THINGS else 1
+    weights = [CLASS_WEIGHTS.get(each, 1.0) for each in CLASSES]
     nouns = rng.choices(CLASSES, weights) if number == 1 else picture.random_classes(rng, number)
-    specs = [picture.trained_spec(rng, noun) for noun in nouns]
+    specs = [picture.trained_spec(rng, each) for each in ([noun] if noun else nouns)]
     shown = picture.random_picture(rng, specs, picture.possible_relation(rng, specs))
     while True:
-        (field,) = rng.choices(list(FIELDS), [weight for weight, _ in FIELDS.values()])
-        changed = with_false(rng, shown, rng.randrange(number), field)
+        (drawn,) = rng.choices(list(FIELDS), [weight for weight, _ in FIELDS.values()])
+        changed = with_false(rng, shown, rng.randrange(number), field or drawn)
         words = rng.random()  # both captions are worded alike
         true, false = (caption(random.Random(words), each) for each in (shown, changed))
         if true != false and not any(picture.is_held_out(thing.spec) for thing in changed.things):
@@ -111,16 +114,20 @@ def _changed(thing: Thing, field: str, value: Any) -> Thing:
 def make_batch(codec: LinearCodec, size: int, rank: int, world_size: int, step: int) -> Batch:
     """Return the batch of a step and process; it follows from these alone."""
     rng = random.Random(f"contrast {step * world_size + rank}")
-    drawn = [draw_pair(rng) for _ in range(size)]
-    masks = torch.from_numpy(np.stack([telling_masks(each.picture) for each in drawn]))
+    return encode(codec, [draw_pair(rng) for _ in range(size)])
+
+
+def encode(codec: LinearCodec, pairs: Sequence[CaptionPair]) -> Batch:
+    """Return pictures as latents, with their captions' tokens."""
+    masks = torch.from_numpy(np.stack([telling_masks(each.picture) for each in pairs]))
     masks = F.avg_pool2d(masks, SECOND.latent_patch)
     weights = 1 + (torch.tensor(SECOND.mask_weights)[:, None, None] * masks).sum(1, keepdim=True)
     tokenizer = build_tokenizer(SECOND.vocabulary())
     tokens = [
         torch.tensor(tokenizer(texts, padding="max_length").input_ids)
-        for texts in ([each.true for each in drawn], [each.false for each in drawn])
+        for texts in ([each.true for each in pairs], [each.false for each in pairs])
     ]
-    latents = codec.encode(to_pixels([picture.render(each.picture) for each in drawn]))
+    latents = codec.encode(to_pixels([picture.render(each.picture) for each in pairs]))
     return Batch(latents, weights / weights.mean((1, 2, 3), keepdim=True), *tokens)
 
 
