@@ -42,25 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     _add_subject(commands)
 
-    train = commands.add_parser("train", help="train the embedded base from scratch; run again to resume")
-    _add_edition(train)
-    train.add_argument(
-        "--minutes",
-        type=positive_minutes,
-        help=f"of all stages together (default: {MINUTES:g}; second edition: steps instead)",
-    )
-    train.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
-    train.add_argument(
-        "--stages", nargs="+", choices=STAGES, help="default: all of the edition's; contrast is the second's alone"
-    )
-    train.add_argument("--init-from", type=Path, help="initialize denoiser and text encoder from this pipeline folder")
-    train.add_argument("--batch-size", type=positive, default=64, help="of the denoiser (default: %(default)s)")
-    train.add_argument(
-        "--processes", type=positive, default=2, help="of denoiser and data set, on a CPU (default: %(default)s)"
-    )
-    train.add_argument("--num-samples", type=positive, help="in the training set (default: 100000)")
-    _add_folders(train)
-
+    _add_train(commands)
     _add_flow(commands)
     _add_controlnet(commands)
     add_readers(commands)
@@ -92,6 +74,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_row(commands)
 
     _add_encoders(commands)
+
+
+def _add_train(commands: Any) -> None:
+    train = commands.add_parser("train", help="train the embedded base from scratch; run again to resume")
+    _add_edition(train)
+    train.add_argument(
+        "--minutes",
+        type=positive_minutes,
+        help=f"of all stages together (default: {MINUTES:g}; second edition: steps instead)",
+    )
+    train.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
+    train.add_argument(
+        "--stages", nargs="+", choices=STAGES, help="default: all of the edition's; contrast is the second's alone"
+    )
+    train.add_argument("--init-from", type=Path, help="initialize denoiser and text encoder from this pipeline folder")
+    train.add_argument("--batch-size", type=positive, default=64, help="of the denoiser (default: %(default)s)")
+    train.add_argument(
+        "--processes", type=positive, default=2, help="of denoiser and data set, on a CPU (default: %(default)s)"
+    )
+    train.add_argument("--num-samples", type=positive, help="in the training set (default: 100000)")
+    _add_folders(train)
 
 
 def _add_subject(commands: Any) -> None:
