@@ -42,9 +42,9 @@ class Question:
 
 
 def questions(per_class: int, seed: int = 0) -> list[Question]:
-    """Return `per_class` prompts of each object alone, four times as many of each creature, prompts of two things, and
-    `per_class` of each creature with the side that it faces.
+    """Return prompts of each class alone, of two things, and of creatures that face a side.
 
+    There are `per_class` of each object, four times as many of each creature, and `per_class` of each with a side.
     The first name, in turn: colour; pattern and colour; and of creatures head and eyes; what they wear.
     """
     rng = random.Random(f"second questions {seed}")
