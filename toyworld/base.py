@@ -10,10 +10,11 @@ Shapes: B batch, C latent channels, h/w latent height and width, L tokens, T tex
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -24,14 +25,16 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from dreambooth.errors import UserError
 from toyworld.canvas import SIZE
 from toyworld.dataset import Dataset, load_or_make_dataset
 from toyworld.editions import Edition
 from toyworld.tokenizer import MAX_LENGTH, build_tokenizer
-from toyworld.training import Budget, Plan, fit, rank_and_world, run_in_processes
+from toyworld.training import Budget, Plan, fit, load_average, rank_and_world, run_in_processes
 
 TEXT_WIDTH = 128
 CAPTION_DROPOUT = 0.1
+LATER_STAGES = ("sides", "contrast", "details")  # of the second edition: each trains on what the one before has made
 TIMESTEP_SHIFT = -0.2  # t / 1000 = sigmoid(normal + shift): mid-noise, slightly to the clean side
 SCHEDULE = {
     "num_train_timesteps": 1000,
@@ -232,6 +235,30 @@ def build_modules(settings: BaseSettings) -> nn.ModuleDict:
     unet.set_attn_processor(AttnProcessor())
     text_encoder = CLIPTextModel.from_pretrained(settings.init_from, subfolder="text_encoder").float()
     return nn.ModuleDict({"text_encoder": text_encoder, "unet": unet})
+
+
+def load_trained(modules: nn.ModuleDict, folder: Path, later_stages: Sequence[str] = LATER_STAGES) -> None:
+    """Fill `modules` with the base's averaged weights, as these stages have trained them on where they have begun.
+
+    Raises UserError where there is no base.pt.
+    """
+    if not (folder / "base.pt").is_file():
+        raise UserError(f"no base in {folder}: base.pt is missing; `toyworld train` makes it")
+    load_average(modules, folder / "base.pt")
+    for stage in later_stages:
+        load_average(modules, later_path(folder, stage, modules))
+
+
+def later_path(folder: Path, stage: str, begun: nn.Module) -> Path:
+    """Return the file of a later stage's state in a working folder.
+
+    begun: the weights that the stage begins with. The file is named after them, so that another base is a new
+    beginning.
+    """
+    digest = hashlib.sha256()
+    for parameter in begun.parameters():
+        digest.update(parameter.detach().cpu().numpy().tobytes())
+    return folder / f"{stage}-{digest.hexdigest()[:8]}.pt"
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +20,20 @@ SECOND_BASE = Path("checkpoints/toyworld-second")
 FLOW_BASE = Path("checkpoints/toyworld-flow")
 CONTROLNET = Path("checkpoints/toyworld-controlnet")
 DEMO_SEED = 21  # of the robots in data/second-robot and data/robot
-STAGES = ("decoder", "encoder", "judge", "base", "contrast")
+STAGES = ("decoder", "encoder", "judge", "base", "sides", "contrast", "details")
 MINUTES = 120.0  # of the first edition's training
 FLOW_STAGES, FLOW_STEPS = ("decoder", "encoder", "flow"), (1_800, 900, 2_200)
 CONTROLNET_STEPS = 520
 # Each stage's share of --minutes; the base, which everything waits for, takes most.
-MINUTES_SHARE = {"decoder": 0.2, "encoder": 0.05, "judge": 0.08, "base": 0.67, "contrast": 0.2}
+MINUTES_SHARE = {
+    "decoder": 0.2,
+    "encoder": 0.05,
+    "judge": 0.08,
+    "base": 0.67,
+    "sides": 0.1,
+    "contrast": 0.2,
+    "details": 0.1,
+}
 EDITIONS = ("first", "second")  # of the world; the demo is of the second
 ENCODERS = ("vit", "clip")
 SHIPPED_ENCODERS = Path("checkpoints/toyworld-encoders")
@@ -86,7 +95,10 @@ def _add_train(commands: Any) -> None:
     )
     train.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
     train.add_argument(
-        "--stages", nargs="+", choices=STAGES, help="default: all of the edition's; contrast is the second's alone"
+        "--stages",
+        nargs="+",
+        choices=STAGES,
+        help="default: all of the edition's; sides, contrast and details are the second's alone",
     )
     train.add_argument("--init-from", type=Path, help="initialize denoiser and text encoder from this pipeline folder")
     train.add_argument("--batch-size", type=positive, default=64, help="of the denoiser (default: %(default)s)")
@@ -198,6 +210,8 @@ def _folders(args: argparse.Namespace) -> tuple[Path, Path]:
 
 def run(args: argparse.Namespace) -> int:
     """Run the chosen subcommand. Returns the exit code."""
+    for library in ("DIFFUSERS", "TRANSFORMERS"):  # no notes on torchvision; read when they are imported
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     actions = {
         "render": _render,
         "subject": _subject,

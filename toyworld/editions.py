@@ -201,8 +201,16 @@ SECOND = Edition(
     vae_muon_lr=0.02,
     unet_widths=(144, 144),
     text_layers=3,
-    stages=("decoder", "encoder", "judge", "base", "contrast"),
-    steps={"decoder": 8_000, "encoder": 4_000, "judge": 8_000, "base": 12_000, "contrast": 1_800},
+    stages=("decoder", "encoder", "judge", "base", "sides", "contrast", "details"),
+    steps={
+        "decoder": 8_000,
+        "encoder": 4_000,
+        "judge": 8_000,
+        "base": 12_000,
+        "sides": 1_000,
+        "contrast": 700,
+        "details": 700,
+    },
 )
 FLOW = replace(FIRST, name="flow", latent_channels=8, latent_patch=4, vae_widths=(24, 48, 96), vae_muon_lr=0.02)
 EDITIONS = {edition.name: edition for edition in (FIRST, SECOND, FLOW)}

@@ -9,13 +9,11 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from torch import nn
 
-from dreambooth.errors import UserError
 from dreambooth.exporting.pipeline import save_pipeline
-from toyworld.base import BaseSettings, build_modules, sampling_scheduler
+from toyworld.base import BaseSettings, build_modules, load_trained, sampling_scheduler
 from toyworld.editions import FIRST, SECOND, Edition
 from toyworld.evaluate import add_model_card
 from toyworld.judge import Judge, JudgeNet
-from toyworld.second.contrast import state_path
 from toyworld.second.judge import Judge as SecondJudge
 from toyworld.second.judge import JudgeNet as SecondJudgeNet
 from toyworld.tokenizer import build_tokenizer
@@ -48,13 +46,10 @@ def trained_judge(work: Path, edition: Edition) -> Judge | SecondJudge:
 def trained_pipeline(work: Path, edition: Edition) -> StableDiffusionPipeline:
     """Return the base with the averaged weights of its training so far, in float32.
 
-    Raises UserError if training has not begun.
+    Raises UserError where there is no base.pt.
     """
-    if not (work / "base.pt").is_file():
-        raise UserError(f"nothing to export in {work}: base.pt is missing; `toyworld train` makes it")
     modules = build_modules(BaseSettings(work, edition))
-    load_average(modules, work / "base.pt")
-    load_average(modules, state_path(work, modules))
+    load_trained(modules, work)
     return StableDiffusionPipeline(
         vae=trained_vae(work, edition),
         text_encoder=modules["text_encoder"].eval(),

@@ -15,10 +15,13 @@ from toyworld.editions import FIRST, Edition
 from toyworld.export import trained_vae
 from toyworld.judge import train_judge
 from toyworld.latents import LinearCodec
-from toyworld.second.contrast import train_contrast
+from toyworld.second import contrast, details, sides
 from toyworld.second.judge_training import train_judge as train_second_judge
+from toyworld.second.later import train_later
 from toyworld.training import Budget
 from toyworld.vae import SCALING_FACTOR, train_decoder, train_encoder
+
+LATER = (sides.STAGE, contrast.STAGE, details.STAGE)  # each begins with what the one before has made
 
 
 def train_stages(budgets: dict[str, Budget], settings: BaseSettings) -> None:
@@ -36,8 +39,9 @@ def train_stages(budgets: dict[str, Budget], settings: BaseSettings) -> None:
             train_second_judge(budgets["judge"], softeners(edition, codec, work, device), work, device)
     if "base" in budgets:
         train_base(replace(settings, budget=budgets["base"]))
-    if "contrast" in budgets:
-        train_contrast(replace(settings, budget=budgets["contrast"]))
+    for stage in LATER:
+        if stage.name in budgets:
+            train_later(stage, replace(settings, budget=budgets[stage.name]))
 
 
 def softeners(

@@ -9,35 +9,26 @@ Shapes: B pictures, C latent channels, h/w latent height and width, M masks, L t
 
 from __future__ import annotations
 
-import hashlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler
-from torch import Tensor, nn
+from torch import Tensor
 
-from dreambooth.errors import UserError
 from toyworld import world
-from toyworld.ahead import Ahead
-from toyworld.base import SCHEDULE, BaseSettings, CaptionedUNet, autocast_on, build_modules
+from toyworld.base import CaptionedUNet
 from toyworld.captions import PLURAL_PATTERN
-from toyworld.dataset import load_or_make_codec
-from toyworld.editions import SECOND, telling_masks
-from toyworld.latents import LinearCodec, to_pixels
+from toyworld.latents import LinearCodec
 from toyworld.second import picture
 from toyworld.second.captions import caption
+from toyworld.second.encoding import encode_captions, encode_pictures
+from toyworld.second.later import LaterStage, LaterTask
 from toyworld.second.look import HEADS, NUM_EYES, WORN
 from toyworld.second.picture import Picture, Thing
 from toyworld.second.things import CLASSES
-from toyworld.tokenizer import build_tokenizer
-from toyworld.training import Plan, fit, load_average, rank_and_world, run_in_processes
 
 BETA = 300.0  # the factor on the errors' differences
 TIMESTEP_SHIFT = 0.3  # t / 1000 = sigmoid(normal + shift): small words count from mid-noise on up
@@ -119,87 +110,43 @@ def make_batch(codec: LinearCodec, size: int, rank: int, world_size: int, step: 
 
 def encode(codec: LinearCodec, pairs: Sequence[CaptionPair]) -> Batch:
     """Return pictures as latents, with their captions' tokens."""
-    masks = torch.from_numpy(np.stack([telling_masks(each.picture) for each in pairs]))
-    masks = F.avg_pool2d(masks, SECOND.latent_patch)
-    weights = 1 + (torch.tensor(SECOND.mask_weights)[:, None, None] * masks).sum(1, keepdim=True)
-    tokenizer = build_tokenizer(SECOND.vocabulary())
-    tokens = [
-        torch.tensor(tokenizer(texts, padding="max_length").input_ids)
-        for texts in ([each.true for each in pairs], [each.false for each in pairs])
-    ]
-    latents = codec.encode(to_pixels([picture.render(each.picture) for each in pairs]))
-    return Batch(latents, weights / weights.mean((1, 2, 3), keepdim=True), *tokens)
+    true_BL, false_BL = (encode_captions([getattr(each, name) for each in pairs]) for name in ("true", "false"))
+    return Batch(*encode_pictures(codec, [each.picture for each in pairs]), true_BL, false_BL)
 
 
-class ContrastTask:
-    """Compute the loss of one training step from the errors of the model and of its reference, which stays frozen."""
+class ContrastTask(LaterTask):
+    """Compute the loss from the errors of the model and of its reference."""
 
-    def __init__(
-        self, modules: nn.ModuleDict, reference: nn.ModuleDict, device: str, batch_at: Callable[[int], Batch]
-    ) -> None:
-        autocast = autocast_on(device)  # the same for both: a difference in rounding would be multiplied by BETA
-        self.predict = CaptionedUNet(modules, autocast)
-        self.predict_reference = CaptionedUNet(reference.requires_grad_(False).eval(), autocast)
-        self.device, self.batch_at = device, batch_at
-        self.noise_schedule = DDPMScheduler(**SCHEDULE)
-
-    def __call__(self, step: int) -> Tensor:
+    def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Return -log sigmoid(d of the true captions) - log sigmoid(-d of the false), the batch's mean.
 
         d = BETA * (the reference's error - the model's).
         """
-        batch = Batch(*(each.to(self.device) for each in self.batch_at(step)))
-        with torch.no_grad():
-            reference = self.errors(batch, step, self.predict_reference)
-        better_true_B, better_false_B = (BETA * (reference - self.errors(batch, step, self.predict))).chunk(2)
+        better_true_B, better_false_B = self.better(batch, generator)
         return -(F.logsigmoid(better_true_B) + F.logsigmoid(-better_false_B)).mean()
 
-    def errors(self, batch: Batch, step: int, predict: CaptionedUNet) -> Tensor:
-        """Return the errors of B pictures with their true captions, then with the false ones, [2 B].
-
-        Both have the same noise and timestep, which follow from the step and the process.
-        """
-        rank, world_size = rank_and_world()
-        generator = torch.Generator().manual_seed(7919 * (step * world_size + rank))
-        noise = torch.randn(batch.latents_BChw.shape, generator=generator).to(self.device)
-        normal_B = torch.randn(len(noise), generator=generator)
-        t_B = (torch.sigmoid(normal_B + TIMESTEP_SHIFT) * self.noise_schedule.config["num_train_timesteps"]).long()
-        t_B = t_B.to(self.device)
-        noisy = self.noise_schedule.add_noise(batch.latents_BChw, noise, t_B).repeat(2, 1, 1, 1)
-        target = self.noise_schedule.get_velocity(batch.latents_BChw, noise, t_B).repeat(2, 1, 1, 1)
-        predicted = predict(noisy, t_B.repeat(2), torch.cat([batch.true_BL, batch.false_BL])).float()
-        return ((predicted - target) ** 2 * batch.weights_B1hw.repeat(2, 1, 1, 1)).mean((1, 2, 3))
+    def better(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return d of B pictures with their true captions, and with the false ones, at the same noise."""
+        noise = torch.randn(batch.latents_BChw.shape, generator=generator)
+        t_over_T = torch.sigmoid(torch.randn(len(noise), generator=generator) + TIMESTEP_SHIFT)
+        inputs = self.noised(batch.latents_BChw, t_over_T, noise)
+        with torch.no_grad():
+            reference = errors(self.predict_reference, batch, *inputs)
+        better_true_B, better_false_B = (BETA * (reference - errors(self.predict, batch, *inputs))).chunk(2)
+        return better_true_B, better_false_B
 
 
-def state_path(folder: Path, begun: nn.Module) -> Path:
-    """Return the file of this training's state in a working folder.
-
-    begun: the weights that the training begins with. The file is named after them, so that another base is a new
-    beginning.
-    """
-    digest = hashlib.sha256()
-    for parameter in begun.parameters():
-        digest.update(parameter.detach().cpu().numpy().tobytes())
-    return folder / f"contrast-{digest.hexdigest()[:8]}.pt"
+def errors(predict: CaptionedUNet, batch: Batch, noisy_BChw: Tensor, t_B: Tensor, target_BChw: Tensor) -> Tensor:
+    """Return the errors of B pictures with their true captions, then with the false ones, [2 B]."""
+    tokens = torch.cat([batch.true_BL, batch.false_BL])
+    predicted = predict(noisy_BChw.repeat(2, 1, 1, 1), t_B.repeat(2), tokens).float()
+    squared = (predicted - target_BChw.repeat(2, 1, 1, 1)) ** 2
+    return (squared * batch.weights_B1hw.repeat(2, 1, 1, 1)).mean((1, 2, 3))
 
 
-def train_contrast(settings: BaseSettings) -> None:
-    """Train the base of `settings.folder` on, or resume. Raises UserError where there is no base.pt."""
-    if not (settings.folder / "base.pt").is_file():
-        raise UserError(f"no base to train on in {settings.folder}: base.pt is missing; the stage base makes it")
-    load_or_make_codec(settings.folder, SECOND)
-    run_in_processes(settings.num_processes if settings.device == "cpu" else 1, _train, settings)
-
-
-def _train(settings: BaseSettings) -> None:
-    modules, reference = (build_modules(settings) for _ in range(2))
-    for each in (modules, reference):
-        load_average(each, settings.folder / "base.pt")
-    path = state_path(settings.folder, reference)
-    rank, world_size = rank_and_world()
-    codec = load_or_make_codec(settings.folder, SECOND)
-    make = partial(make_batch, codec, settings.batch_size // world_size, rank, world_size)
-    plan = Plan("contrast", settings.budget, peak_lr=3e-5, decay_fraction=0.5, ema_decay=0.998, weight_decay=0.0)
-    with Ahead(make, settings.device) as batch_at:
-        task = ContrastTask(modules.to(settings.device), reference.to(settings.device), settings.device, batch_at)
-        fit(modules, task, plan, path)
+STAGE = LaterStage(
+    "contrast",
+    make_batch,
+    ContrastTask,
+    {"peak_lr": 3e-5, "decay_fraction": 0.6, "ema_decay": 0.995},
+)
