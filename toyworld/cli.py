@@ -32,7 +32,7 @@ MINUTES_SHARE = {
     "base": 0.67,
     "sides": 0.1,
     "contrast": 0.2,
-    "details": 0.1,
+    "details": 0.2,
 }
 EDITIONS = ("first", "second")  # of the world; the demo is of the second
 ENCODERS = ("vit", "clip")

@@ -209,7 +209,7 @@ SECOND = Edition(
         "base": 12_000,
         "sides": 1_000,
         "contrast": 700,
-        "details": 700,
+        "details": 1_400,
     },
 )
 FLOW = replace(FIRST, name="flow", latent_channels=8, latent_patch=4, vae_widths=(24, 48, 96), vae_muon_lr=0.02)

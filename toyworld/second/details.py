@@ -28,7 +28,7 @@ from toyworld.second.look import WORN
 from toyworld.second.picture import Picture
 from toyworld.second.things import CLASSES
 
-GUIDANCE = 0.75  # how far a prediction moves on, away from that without details; classifier-free guidance multiplies it
+GUIDANCE = 1.0  # how far a prediction moves on, away from that without details; classifier-free guidance multiplies it
 TIMESTEP_SHIFT, TIMESTEP_SPREAD = 0.6, 1.4  # t / 1000 = sigmoid(spread * normal + shift): all, high ones more often
 LOSS_FACTOR = 10.0
 P_DETAILED = 5 / 6  # of a batch; the others have no details, and half of those no caption
