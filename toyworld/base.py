@@ -238,9 +238,10 @@ def build_modules(settings: BaseSettings) -> nn.ModuleDict:
 
 
 def load_trained(modules: nn.ModuleDict, folder: Path, later_stages: Sequence[str] = LATER_STAGES) -> None:
-    """Fill `modules` with the base's averaged weights, as these stages have trained them on where they have begun.
+    """Fill `modules` with the averaged weights of the base or, where later stages have begun, of the last of them.
 
-    Raises UserError where there is no base.pt.
+    later_stages: in order; each counts only if it has begun with the weights that are loaded so far. Raises UserError
+    where there is no base.pt.
     """
     if not (folder / "base.pt").is_file():
         raise UserError(f"no base in {folder}: base.pt is missing; `toyworld train` makes it")

@@ -71,6 +71,14 @@ def test_a_batch_follows_from_step_and_process(codec):
     assert torch.equal(one.tokens_BL[5:], one.plain_BL[5:])
 
 
+def test_without_a_detail_in_the_whole_batch_nothing_moves(codec):
+    modules = random_modules()
+    batch = make_batch(codec, 3, 0, 1, step=0)
+    batch = batch._replace(tokens_BL=batch.plain_BL)
+    task = DetailsTask(modules, copy.deepcopy(modules), "cpu", lambda step: batch)
+    assert task(0).item() == 0
+
+
 def random_modules():
     """Text encoder and denoiser none of whose branches is silent, so that words count from the first step."""
     modules = build_modules(BaseSettings(Path(), TINY))

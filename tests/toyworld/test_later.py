@@ -114,6 +114,12 @@ def test_a_stage_goes_on_with_the_same_bits_after_a_stop(work, stage, monkeypatc
     assert are_equal(again["average"], whole["average"])
 
 
+@EACH
+def test_a_stage_can_train_on_one_picture_a_step(work, stage):
+    train_later(stage, replace(settings_of(work, 2), batch_size=1))
+    assert state_of(work, stage)["step"] == 2
+
+
 def test_another_base_is_a_new_beginning(work):
     train_later(LATER[-1], settings_of(work, 1))
     write_base(work, seed=9)

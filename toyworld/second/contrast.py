@@ -4,13 +4,12 @@ After the base's own training a small word (which head, how many eyes, which sid
 few pixels. Condition contrastive alignment (Chen et al. 2024, arXiv 2410.09347) trains for the difference that the word
 makes: the true caption has to predict better than before, the false one worse.
 
-Shapes: B pictures, C latent channels, h/w latent height and width, M masks, L tokens.
+Shapes: B pictures, C latent channels, h/w latent height and width, L tokens.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -64,19 +63,16 @@ class Batch(NamedTuple):
     false_BL: Tensor
 
 
-def draw_pair(rng: random.Random, noun: str | None = None, field: str | None = None) -> CaptionPair:
-    """Return a picture of one or two things with both captions, neither of which tells of a held-out thing.
-
-    noun: of one thing alone. field: one of FIELDS, which a thing of that class has; none: any.
-    """
-    number = 2 if noun is None and rng.random() < P_TWO_THINGS else 1
+def draw_pair(rng: random.Random) -> CaptionPair:
+    """Return a picture of one or two things with both captions, neither of which tells of a held-out thing."""
+    number = 2 if rng.random() < P_TWO_THINGS else 1
     weights = [CLASS_WEIGHTS.get(each, 1.0) for each in CLASSES]
     nouns = rng.choices(CLASSES, weights) if number == 1 else picture.random_classes(rng, number)
-    specs = [picture.trained_spec(rng, each) for each in ([noun] if noun else nouns)]
+    specs = [picture.trained_spec(rng, each) for each in nouns]
     shown = picture.random_picture(rng, specs, picture.possible_relation(rng, specs))
     while True:
-        (drawn,) = rng.choices(list(FIELDS), [weight for weight, _ in FIELDS.values()])
-        changed = with_false(rng, shown, rng.randrange(number), field or drawn)
+        (field,) = rng.choices(list(FIELDS), [weight for weight, _ in FIELDS.values()])
+        changed = with_false(rng, shown, rng.randrange(number), field)
         words = rng.random()  # both captions are worded alike
         true, false = (caption(random.Random(words), each) for each in (shown, changed))
         if true != false and not any(picture.is_held_out(thing.spec) for thing in changed.things):
@@ -105,11 +101,7 @@ def _changed(thing: Thing, field: str, value: Any) -> Thing:
 def make_batch(codec: LinearCodec, size: int, rank: int, world_size: int, step: int) -> Batch:
     """Return the batch of a step and process; it follows from these alone."""
     rng = random.Random(f"contrast {step * world_size + rank}")
-    return encode(codec, [draw_pair(rng) for _ in range(size)])
-
-
-def encode(codec: LinearCodec, pairs: Sequence[CaptionPair]) -> Batch:
-    """Return pictures as latents, with their captions' tokens."""
+    pairs = [draw_pair(rng) for _ in range(size)]
     true_BL, false_BL = (encode_captions([getattr(each, name) for each in pairs]) for name in ("true", "false"))
     return Batch(*encode_pictures(codec, [each.picture for each in pairs]), true_BL, false_BL)
 

@@ -33,7 +33,7 @@ TIMESTEP_SHIFT, TIMESTEP_SPREAD = 0.6, 1.4  # t / 1000 = sigmoid(spread * normal
 LOSS_FACTOR = 10.0
 P_DETAILED = 5 / 6  # of a batch; the others have no details, and half of those no caption
 P_TWO_THINGS = 0.15
-P_PLAIN = 0.3  # that of things without a pattern a caption is kept that names no detail
+P_PLAIN = 0.3  # of a picture without patterns: that a caption which names no detail is kept
 CLASS_WEIGHTS = {"dog": 4.0, "cat": 3.0, "fish": 4.0, "robot": 3.0}  # of one thing; others: .8
 # Each detail as it stands in a caption. A head may be named alone or with eyes.
 DETAILS = [
@@ -64,7 +64,7 @@ def without_details(text: str) -> str:
 
 
 def draw_detailed(rng: random.Random) -> tuple[Picture, str]:
-    """Return a picture of one or two things, and a caption that names a detail where there is one to name."""
+    """Return a picture of one or two things and a caption, which names a detail; of some without a pattern none."""
     weights = [CLASS_WEIGHTS.get(each, 0.8) for each in CLASSES]
     two = rng.random() < P_TWO_THINGS
     shown = _picture(rng, picture.random_classes(rng, 2) if two else rng.choices(CLASSES, weights))
@@ -110,7 +110,9 @@ class DetailsTask(LaterTask):
     def guided(self, noisy_BChw: Tensor, t_B: Tensor, batch: Batch) -> Tensor:
         """Return what the reference predicts, moved on by GUIDANCE away from what it predicts without the details."""
         predicted = self.predict_reference(noisy_BChw, t_B, batch.tokens_BL).float()
-        has_B = (batch.tokens_BL != batch.plain_BL).any(1)  # where there are none, nothing moves
+        has_B = (batch.tokens_BL != batch.plain_BL).any(1)
+        if not has_B.any():
+            return predicted
         plain = self.predict_reference(noisy_BChw[has_B], t_B[has_B], batch.plain_BL[has_B]).float()
         moved = predicted.clone()
         moved[has_B] += GUIDANCE * (predicted[has_B] - plain)

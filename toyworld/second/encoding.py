@@ -1,6 +1,6 @@
 """Encodes pictures and captions of the second edition for a training that draws them on the way.
 
-Shapes: B pictures, C latent channels, h/w latent height and width, M masks, L tokens.
+Shapes: B pictures, C latent channels, h/w latent height and width, L tokens.
 """
 
 from __future__ import annotations

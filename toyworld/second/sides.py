@@ -35,7 +35,7 @@ OTHER_SIDE = {"left": "right", "right": "left"}
 
 TELLING_STEPS = 80  # of the text encoder alone
 TELLING_BATCH = 32
-APART = 0.4  # how far it has to tell the sides apart, a fraction of its output's length
+APART = 0.4  # how far it has to tell the sides apart, a fraction of its vectors' length
 HOLDING = 20.0  # the weight of the mean of both, which stays as it was
 
 
@@ -83,9 +83,10 @@ def make_batch(codec: LinearCodec, size: int, rank: int, world_size: int, step: 
 
 
 def tell_sides_apart(text_encoder: nn.Module, reference: nn.Module) -> None:
-    """Train the text encoder until it tells the two sides APART; it says of captions otherwise what `reference` says.
+    """Train the text encoder until it tells the two sides APART, and hold the mean of both at what `reference` says.
 
-    With what the base has learned their vectors differ by less than a hundredth, too little to train a UNet on.
+    The base's text encoder gives the two words vectors that differ by a fiftieth of their length, too little to train
+    a UNet on.
     """
     optimizer = torch.optim.AdamW(text_encoder.parameters(), 1e-3, weight_decay=0)
     rng = random.Random("telling sides apart")
@@ -112,8 +113,9 @@ class SidesTask(LaterTask):
         number = round(P_SIDE * size)
         noise = torch.randn(batch.latents_BChw.shape, generator=generator)
         noisy, t_B, target = self.noised(batch.latents_BChw, draw_timesteps(number, size, generator), noise)
-        with torch.no_grad():
-            target[number:] = self.predict_reference(noisy[number:], t_B[number:], batch.tokens_BL[number:]).float()
+        if number < size:
+            with torch.no_grad():
+                target[number:] = self.predict_reference(noisy[number:], t_B[number:], batch.tokens_BL[number:]).float()
         predicted = self.predict(noisy, t_B, batch.tokens_BL).float()
         error_B = ((predicted - target) ** 2 * batch.weights_B1hw).mean((1, 2, 3))
         is_held_B = ~(batch.names_side_B & (t_B >= OPEN_FROM))[number:]
