@@ -28,13 +28,13 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from dreambooth.errors import UserError
 from toyworld.canvas import SIZE
 from toyworld.dataset import Dataset, load_or_make_dataset
-from toyworld.editions import Edition
+from toyworld.editions import SECOND, Edition
 from toyworld.tokenizer import MAX_LENGTH, build_tokenizer
 from toyworld.training import Budget, Plan, fit, load_average, rank_and_world, run_in_processes
 
 TEXT_WIDTH = 128
 CAPTION_DROPOUT = 0.1
-LATER_STAGES = ("sides", "contrast", "details")  # of the second edition: each trains on what the one before has made
+LATER_STAGES = SECOND.stages[SECOND.stages.index("base") + 1 :]  # each trains on what the one before has made
 TIMESTEP_SHIFT = -0.2  # t / 1000 = sigmoid(normal + shift): mid-noise, slightly to the clean side
 SCHEDULE = {
     "num_train_timesteps": 1000,
@@ -243,11 +243,16 @@ def load_trained(modules: nn.ModuleDict, folder: Path, later_stages: Sequence[st
     later_stages: in order; each counts only if it has begun with the weights that are loaded so far. Raises UserError
     where there is no base.pt.
     """
-    if not (folder / "base.pt").is_file():
-        raise UserError(f"no base in {folder}: base.pt is missing; `toyworld train` makes it")
+    check_has_base(folder)
     load_average(modules, folder / "base.pt")
     for stage in later_stages:
         load_average(modules, later_path(folder, stage, modules))
+
+
+def check_has_base(folder: Path) -> None:
+    """Raise UserError where a working folder has no state of the base."""
+    if not (folder / "base.pt").is_file():
+        raise UserError(f"no base in {folder}: base.pt is missing; `toyworld train` makes it")
 
 
 def later_path(folder: Path, stage: str, begun: nn.Module) -> Path:

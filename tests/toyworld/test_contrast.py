@@ -4,29 +4,18 @@ import copy
 import math
 import random
 import re
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from tiny_second import random_modules
 
 from toyworld import world
-from toyworld.base import BaseSettings, build_modules
-from toyworld.dataset import fit_codec
-from toyworld.editions import SECOND
-from toyworld.latents import to_pixels
 from toyworld.second import picture
 from toyworld.second.captions import vocabulary
 from toyworld.second.contrast import ContrastTask, draw_pair, make_batch, with_false
 from toyworld.second.things import CLASSES
 
-TINY = replace(SECOND, unet_widths=(16, 16), text_layers=1)
 SAMPLES = [draw_pair(random.Random(i)) for i in range(300)]
-
-
-@pytest.fixture(scope="module")
-def codec():
-    return fit_codec(to_pixels([picture.render(each.picture) for each in SAMPLES[:60]]), 64, 8)
 
 
 # --- captions
@@ -71,16 +60,6 @@ def test_a_batch_follows_from_step_and_process(codec):
     assert not torch.equal(one.latents_BChw, other.latents_BChw)
     assert one.weights_B1hw.mean((1, 2, 3)).allclose(torch.ones(3))
     assert not torch.equal(one.true_BL, one.false_BL)
-
-
-def random_modules():
-    """Text encoder and denoiser none of whose branches is silent, so that words count from the first step."""
-    modules = build_modules(BaseSettings(Path(), TINY))
-    with torch.no_grad():
-        for name, parameter in modules["unet"].named_parameters():
-            if name.endswith("weight") and parameter.ndim > 1:
-                torch.nn.init.xavier_uniform_(parameter)
-    return modules
 
 
 def test_true_captions_come_to_predict_better_than_the_reference_and_false_ones_worse(codec):

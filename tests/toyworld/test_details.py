@@ -2,29 +2,18 @@
 
 import copy
 import random
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from tiny_second import random_modules
 
-from toyworld.base import BaseSettings, build_modules
-from toyworld.dataset import fit_codec
-from toyworld.editions import SECOND
-from toyworld.latents import to_pixels
 from toyworld.second import details, picture
 from toyworld.second.captions import vocabulary
 from toyworld.second.details import DetailsTask, draw_detailed, draw_plain, make_batch, without_details
 from toyworld.second.look import HEADS, WORN
 
-TINY = replace(SECOND, unet_widths=(16, 16), text_layers=1)
 DETAILED = [draw_detailed(random.Random(i)) for i in range(200)]
 NAMES = {*HEADS, *WORN[1:], "eye", "eyes", "head", "facing", "striped", "stripes", "spotted", "spots", "wearing"}
-
-
-@pytest.fixture(scope="module")
-def codec():
-    return fit_codec(to_pixels([picture.render(shown) for shown, _ in DETAILED[:60]]), 64, 8)
 
 
 @pytest.mark.parametrize(
@@ -77,16 +66,6 @@ def test_without_a_detail_in_the_whole_batch_nothing_moves(codec):
     batch = batch._replace(tokens_BL=batch.plain_BL)
     task = DetailsTask(modules, copy.deepcopy(modules), "cpu", lambda step: batch)
     assert task(0).item() == 0
-
-
-def random_modules():
-    """Text encoder and denoiser none of whose branches is silent, so that words count from the first step."""
-    modules = build_modules(BaseSettings(Path(), TINY))
-    with torch.no_grad():
-        for name, parameter in modules["unet"].named_parameters():
-            if name.endswith("weight") and parameter.ndim > 1:
-                torch.nn.init.xavier_uniform_(parameter)
-    return modules
 
 
 def test_the_model_comes_to_predict_what_guidance_does_and_the_same_without_details(codec):

@@ -1,32 +1,22 @@
 """The stages that train the second edition's base on: where each begins, what it trains, and how it goes on."""
 
-import random
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
+from tiny_second import TINY
 
 from dreambooth.errors import UserError
 from toyworld import export, training
 from toyworld.base import LATER_STAGES, BaseSettings, build_modules
-from toyworld.dataset import fit_codec
 from toyworld.editions import SECOND
-from toyworld.latents import to_pixels
-from toyworld.second import later, picture, sides
+from toyworld.second import later, sides
 from toyworld.second.later import train_later
 from toyworld.stages import LATER
 from toyworld.training import Budget, save_atomically
 
-TINY = replace(SECOND, unet_widths=(16, 16), text_layers=1)
 EACH = pytest.mark.parametrize("stage", LATER, ids=lambda stage: stage.name)
-
-
-@pytest.fixture(scope="module")
-def codec():
-    rng = random.Random(0)
-    pictures = [picture.picture_of(rng, picture.trained_spec(rng, "dog")) for _ in range(60)]
-    return fit_codec(to_pixels([picture.render(each) for each in pictures]), 64, 8)
 
 
 @pytest.fixture

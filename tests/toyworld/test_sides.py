@@ -2,27 +2,18 @@
 
 import copy
 import random
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from tiny_second import TINY
 
 from toyworld.base import BaseSettings, build_modules
-from toyworld.dataset import fit_codec
-from toyworld.editions import SECOND
-from toyworld.latents import to_pixels
 from toyworld.second import picture, sides
 from toyworld.second.encoding import encode_captions
 from toyworld.second.sides import SidesTask, draw_any, draw_sided, make_batch
 
-TINY = replace(SECOND, unet_widths=(16, 16), text_layers=1)
 SIDED = [draw_sided(random.Random(i)) for i in range(100)]
-
-
-@pytest.fixture(scope="module")
-def codec():
-    return fit_codec(to_pixels([picture.render(shown) for shown, _ in SIDED[:60]]), 64, 8)
 
 
 # --- captions

@@ -30,7 +30,7 @@ from toyworld.second.things import CLASSES
 
 GUIDANCE = 1.0  # how far a prediction moves on, away from that without details; classifier-free guidance multiplies it
 TIMESTEP_SHIFT, TIMESTEP_SPREAD = 0.6, 1.4  # t / 1000 = sigmoid(spread * normal + shift): all, high ones more often
-LOSS_FACTOR = 10.0
+LOSS_FACTOR = 10.0  # counts only where gradients are clipped: the optimizers take losses of any scale alike
 P_DETAILED = 5 / 6  # of a batch; the others have no details, and half of those no caption
 P_TWO_THINGS = 0.15
 P_PLAIN = 0.3  # of a picture without patterns: that a caption which names no detail is kept

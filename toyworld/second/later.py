@@ -25,6 +25,7 @@ from toyworld.base import (
     CaptionedUNet,
     autocast_on,
     build_modules,
+    check_has_base,
     later_path,
     load_trained,
 )
@@ -98,7 +99,7 @@ class LaterStage:
 
 def train_later(stage: LaterStage, settings: BaseSettings) -> None:
     """Train the base of `settings.folder` on, or resume. Raises UserError where there is no base.pt."""
-    load_trained(build_modules(settings), settings.folder, stage.before)  # tells what is missing before all else
+    check_has_base(settings.folder)
     load_or_make_codec(settings.folder, SECOND)
     run_in_processes(settings.num_processes if settings.device == "cpu" else 1, _train, stage, settings)
 
