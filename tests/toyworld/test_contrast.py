@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from tiny_second import random_modules
+from tiny_second import random_modules, tiny_codec
 
 from toyworld import world
 from toyworld.second import picture
@@ -16,6 +16,11 @@ from toyworld.second.contrast import ContrastTask, draw_pair, make_batch, with_f
 from toyworld.second.things import CLASSES
 
 SAMPLES = [draw_pair(random.Random(i)) for i in range(300)]
+
+
+@pytest.fixture
+def codec():
+    return tiny_codec()
 
 
 # --- captions

@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from tiny_second import random_modules
+from tiny_second import random_modules, tiny_codec
 
 from toyworld.second import details, picture
 from toyworld.second.captions import vocabulary
@@ -14,6 +14,11 @@ from toyworld.second.look import HEADS, WORN
 
 DETAILED = [draw_detailed(random.Random(i)) for i in range(200)]
 NAMES = {*HEADS, *WORN[1:], "eye", "eyes", "head", "facing", "striped", "stripes", "spotted", "spots", "wearing"}
+
+
+@pytest.fixture
+def codec():
+    return tiny_codec()
 
 
 @pytest.mark.parametrize(

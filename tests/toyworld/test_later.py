@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from tiny_second import TINY
+from tiny_second import TINY, tiny_codec
 
 from dreambooth.errors import UserError
 from toyworld import export, training
@@ -17,6 +17,11 @@ from toyworld.stages import LATER
 from toyworld.training import Budget, save_atomically
 
 EACH = pytest.mark.parametrize("stage", LATER, ids=lambda stage: stage.name)
+
+
+@pytest.fixture
+def codec():
+    return tiny_codec()
 
 
 @pytest.fixture

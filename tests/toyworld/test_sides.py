@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_second import TINY
+from tiny_second import TINY, tiny_codec
 
 from toyworld.base import BaseSettings, build_modules
 from toyworld.second import picture, sides
@@ -14,6 +14,11 @@ from toyworld.second.encoding import encode_captions
 from toyworld.second.sides import SidesTask, draw_any, draw_sided, make_batch
 
 SIDED = [draw_sided(random.Random(i)) for i in range(100)]
+
+
+@pytest.fixture
+def codec():
+    return tiny_codec()
 
 
 # --- captions
