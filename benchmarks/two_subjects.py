@@ -9,8 +9,9 @@ which knows the truth. Prints a Markdown table:
 
 source        learned: what the model draws; rendered: renderings of the same; decoded: those renderings once the base's
               autoencoder has encoded and decoded them, beyond which no training of the denoiser leads
-place         that of the prompt
+image         alone; both: the prompt says who is to the left of whom; and: it joins them by that word alone
 both seen     the two classes are the two that the judge sees first
+place         that of the prompt
 way           likeness by the judge's embedding of each thing: 0 others of its class, 1 renderings of it
 dino          likeness of the thing's own part of the image to its photos, as a share of what it reaches alone
 swapped       images whose thing is nearer to itself in the other's colours and pattern than to itself
@@ -42,7 +43,7 @@ from toyworld.second.picture import Spec
 
 ENCODER = "checkpoints/toyworld-second-encoders/vit"
 NUM_REFERENCES = 60  # renderings of the subject, and of others of its class
-BOTH = "both"
+BOTH, AND = "both", "and"  # side by side as the prompt says, and joined by "and" alone
 STEPS, GUIDANCE = 20, 4.0
 
 
@@ -134,11 +135,13 @@ def cut_out(images: Sequence[Image], verdict: Verdict, noun: str) -> list[Image]
 
 
 def drawn(model: dreambooth.Model, subjects: list[Subject], num_images: int) -> dict[str, Shown]:
-    """Return what the model draws of each subject alone, by class noun, and of both."""
+    """Return what the model draws of each subject alone, by class noun, and of both in two wordings."""
     first, second = subjects
-    both = [f"a photo of {one.words} to the left of {two.words}" for one, two in ((first, second), (second, first))]
-    alone = {one.noun: draw(model, [f"a photo of {one.words}"], num_images) for one in subjects}
-    return {**alone, BOTH: draw(model, both, num_images)}
+    orders, links = ((first, second), (second, first)), {BOTH: "to the left of", AND: "and"}
+    prompts = {one.noun: [f"a photo of {one.words}"] for one in subjects} | {
+        name: [f"a photo of {one.words} {link} {two.words}" for one, two in orders] for name, link in links.items()
+    }
+    return {name: draw(model, own, num_images) for name, own in prompts.items()}
 
 
 def rendered(subjects: list[Subject], number: int) -> dict[str, Shown]:
@@ -170,20 +173,23 @@ def rows(source: str, shown: dict[str, Shown], judge: Judge, subjects: list[Subj
     images = {name: own.images for name, own in shown.items()}
     verdicts = {name: judge(own) for name, own in images.items()}
     nouns = {one.noun for one in subjects}
-    seen = fmean(set(verdicts[BOTH].seen(i)[:2]) == nouns for i in range(len(images[BOTH])))
+    seen = {
+        name: fmean(set(verdicts[name].seen(i)[:2]) == nouns for i in range(len(images[name])))
+        for name in images.keys() - nouns
+    }
     encoders, lines = load_encoders(encoder, None), []
     for one, other in ((first, second), (second, first)):
         likeness = Likeness.of(judge, one.spec, other.spec)
         scorer = SubjectScorer(encoders, cut_out(one.photos, judge(one.photos), one.noun))
-        dino = {}
-        for name in (one.noun, BOTH):
+        dino, own_images = {}, [name for name in images if name != other.noun]
+        for name in own_images:
             squares = cut_out(images[name], verdicts[name], one.noun)
             dino[name] = fmean(scorer.subject(squares, [one.words] * len(squares))["dino"])
-        for name in (one.noun, BOTH):
+        for name in own_images:
             thing_BE = verdicts[name].embedding(one.noun)
             there = fmean(one.noun in verdicts[name].seen(i) for i in range(len(images[name])))
             in_place = fmean(verdicts[name].place(i) == place for i, place in enumerate(shown[name].places))
-            image_of = "alone" if name != BOTH else f"both ({seen:.2f})"
+            image_of = f"{name} ({seen[name]:.2f})" if name in seen else "alone"
             way, swapped = likeness.way(thing_BE), likeness.swapped(thing_BE)
             figures = (there, in_place, way, dino[name], dino[name] / dino[one.noun], swapped)
             lines.append(f"| {one.words} | {source} | {image_of} | {' | '.join(f'{each:.2f}' for each in figures)} |")

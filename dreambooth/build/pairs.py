@@ -19,7 +19,7 @@ from dreambooth.prompt_words import find_words, has_words
 from dreambooth.prompts import subject_phrase
 from dreambooth.randomness import Randomness
 
-RELATIONS = ("{left} to the left of {right}", "{right} to the right of {left}")
+RELATIONS = ("{left} to the left of {right}", "{right} to the right of {left}", "{left} and {right}")
 NUM_SHOWN = 8  # images of cut-mix.png, four in a row
 
 
