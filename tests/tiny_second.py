@@ -19,7 +19,7 @@ TINY = replace(SECOND, unet_widths=(16, 16), text_layers=1)
 
 
 def random_modules() -> nn.ModuleDict:
-    """Text encoder and denoiser none of whose branches is silent, so that words count from the first step."""
+    """Return text encoder and denoiser, none of whose branches is silent: words count from the first step."""
     modules = build_modules(BaseSettings(Path(), TINY))
     with torch.no_grad():
         for name, parameter in modules["unet"].named_parameters():
@@ -30,6 +30,6 @@ def random_modules() -> nn.ModuleDict:
 
 @cache
 def tiny_codec() -> LinearCodec:
-    """Latents of the second edition's shape, fitted to few pictures."""
+    """Return a codec of the second edition's latents, fitted to few pictures."""
     rng = random.Random(0)
     return fit_codec(to_pixels([picture.render(draw_detailed(rng)[0]) for _ in range(60)]), 64, 8)

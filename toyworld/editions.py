@@ -1,6 +1,6 @@
 """List what a training has to know of an edition of the world: its images, its words, the size of its networks.
 
-The first edition shows one thing in each image; the shipped weights were trained on it, and it stays until others ship.
+The first edition shows one thing in each image; `checkpoints/toyworld` and `toyworld-flow` were trained on it.
 The second shows up to three, with more to tell in the same 64 pixels: hence more latent channels, a wider denoiser.
 FLOW is the first edition for the flow base: latents cover fewer pixels, since its transformer joins four to a token.
 """
